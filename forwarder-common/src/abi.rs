@@ -1,0 +1,327 @@
+//! What the programs and the agent share: the maps, their names, sizes, keys and values.
+//!
+//! No padding, no `bool`, `enum` or `Option`; addresses and ports in wire order, everything else
+//! (device indexes, counters, ticks) in the machine's. [`LAYOUT`] names the layout; pins live
+//! under it, so that no program ever reads another layout's bytes.
+
+use core::cell::Cell;
+
+use crate::family::{Be16, Family, V4};
+use crate::timeouts::Ticks;
+
+/// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
+pub const LAYOUT: u32 = 1;
+
+/// Names of maps as the programs declare them.
+pub mod name {
+    /// `Array<Settings>` of one.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// `PerCpuArray<u64>`, one per [`Reason`](crate::reason::Reason).
+    pub const REASONS: &str = "REASONS";
+    /// `HashMap<u32, Device>` by device index.
+    pub const DEVICES: &str = "DEVICES";
+    /// `DevMapHash` by device index: where XDP may redirect to.
+    pub const PORTS: &str = "PORTS";
+    /// `HashMap<u32, Network<V4>>` by the bridge's device index.
+    pub const NETWORKS: &str = "NETWORKS";
+    /// `LpmTrie<Addr, u32>`: subnet to its bridge's device index.
+    pub const SUBNETS: &str = "SUBNETS";
+    /// `HashMap<Addr, u32>`: the host's own addresses.
+    pub const LOCALS: &str = "LOCALS";
+    /// `LpmTrie<SourceKey, Addr>`: masquerade address by device and next hop.
+    pub const SOURCES: &str = "SOURCES";
+    /// `HashMap<Addr, u32>`: container address to endpoint slot.
+    pub const ENDPOINT_SLOTS: &str = "ENDPOINT_SLOTS";
+    /// `Array<Endpoint<V4>>` by slot.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// `HashMap<PortKey<V4>, Published<V4>>`.
+    pub const PUBLISHED: &str = "PUBLISHED";
+    /// `Array<u32>`: a mapping slot's incarnation.
+    pub const MAPPINGS: &str = "MAPPINGS";
+    /// `HashMap<Tuple<V4>, FlowRef>`: both tuples of a flow.
+    pub const FLOW_INDEX: &str = "FLOW_INDEX";
+    /// `Array<Flow<V4>>` by index.
+    pub const FLOWS: &str = "FLOWS";
+    /// `Queue<u32>`: indexes of free records.
+    pub const FREE: &str = "FREE";
+    /// `Array<FlowRef>`: the ring of flows that are not assured.
+    pub const RING: &str = "RING";
+    /// `Array<Cursors>` of one.
+    pub const CURSORS: &str = "CURSORS";
+    /// `Array<Hint<V4>>`: the port that a source already has.
+    pub const HINTS: &str = "HINTS";
+}
+
+/// Capacities that the object declares; those of the flow tables are the loader's to override.
+pub mod capacity {
+    /// Flows of one family, by default.
+    pub const FLOWS: u32 = 262_144;
+    /// Of [`FLOWS`], how many may be unassured at once: one in this many.
+    pub const UNASSURED_SHARE: u32 = 4;
+    /// Devices: outside devices, bridges and container veths.
+    pub const DEVICES: u32 = 8_192;
+    /// Docker networks.
+    pub const NETWORKS: u32 = 1_024;
+    /// The host's own addresses.
+    pub const LOCALS: u32 = 4_096;
+    /// Endpoints: containers' and one per network.
+    pub const ENDPOINTS: u32 = 16_384;
+    /// Published ports.
+    pub const PUBLISHED: u32 = 32_768;
+    /// Remembered ports of sources whose own was taken: a power of two.
+    pub const HINTS: u32 = 4_096;
+}
+
+/// Endpoint slot 0: everything outside.
+pub const OUTSIDE: u32 = 0;
+
+/// A conversation's end-to-end names as one direction's packets carry them.
+///
+/// ICMP echo has its identifier in `sport` of the request and in `dport` of the reply; the other
+/// port is zero.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Tuple<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+    /// IP protocol number, host order.
+    pub proto: u32,
+}
+
+impl<F: Family> Tuple<F> {
+    /// The tuple of an answer.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto: self.proto }
+    }
+}
+
+/// A flow's record and the life of it that a key belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowRef {
+    /// Index into the array of records.
+    pub index: u32,
+    /// The record's id when the key was made.
+    pub id: u32,
+}
+
+/// Where one direction's packets go.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Leg<F: Family> {
+    /// The endpoint's slot, or [`OUTSIDE`].
+    pub slot: Cell<u32>,
+    /// The endpoint's incarnation when the flow was made; 0 outside.
+    pub incarnation: Cell<u32>,
+    /// Outside: the device, as of `route_generation`.
+    pub ifindex: Cell<u32>,
+    /// Outside: the settings' route generation that the route was looked up in; 0 is never.
+    pub route_generation: Cell<u32>,
+    /// Outside: the next hop.
+    pub next_hop: Cell<F::Addr>,
+    /// Outside: the route's MTU in octets, network header included.
+    pub mtu: Cell<u32>,
+}
+
+/// A flow: both directions of one conversation, as one unit.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Flow<F: Family> {
+    /// Id, phase and state in one word, changed by compare-and-swap only: see
+    /// [`Gate`](crate::flow::Gate).
+    pub gate: Cell<u64>,
+    /// Packets by direction.
+    pub packets: [Cell<u64>; 2],
+    /// Octets by direction, network header included.
+    pub bytes: [Cell<u64>; 2],
+    /// What the opener's packets carry when they reach us, and what the answers carry. A packet of
+    /// direction `d` leaves as the reverse of `tuples[1 - d]`.
+    pub tuples: [Cell<Tuple<F>>; 2],
+    /// Where the packets of each direction go.
+    pub legs: [Leg<F>; 2],
+    /// When the flow ends unless a packet comes.
+    pub expires: Cell<Ticks>,
+    /// When the last packet came.
+    pub seen: Cell<Ticks>,
+    /// When the flow was made.
+    pub created: Cell<Ticks>,
+    /// The published port's slot in `MAPPINGS`, or 0.
+    pub mapping: Cell<u32>,
+    /// That mapping's incarnation when the flow was made.
+    pub mapping_incarnation: Cell<u32>,
+    /// By direction, the checksum delta of the changed addresses.
+    pub address_delta: [Cell<u16>; 2],
+    /// By direction, the checksum delta of the changed ports.
+    pub port_delta: [Cell<u16>; 2],
+    /// The MAC address that frames from outside are sent to: XDP compares it.
+    pub uplink_mac: Cell<[u8; 6]>,
+    /// Zero.
+    pub reserved: Cell<[u8; 6]>,
+}
+
+/// What the agent tells all programs.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// Moves on whenever a route, an address or a device changes; never 0 once the agent ran.
+    pub route_generation: u32,
+    /// When the agent was last alive, in ticks.
+    pub heartbeat: Ticks,
+    /// How many entries the ring of unassured flows has.
+    pub ring: u32,
+    /// How many flow records there are.
+    pub flows: u32,
+    /// 1 if XDP may also forward TCP.
+    pub xdp_tcp: u32,
+}
+
+/// What a device is to us.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Device {
+    /// One of [`device`].
+    pub kind: u32,
+    /// The bridge's device index: the device's own for a bridge, the master for a veth, else 0.
+    pub bridge: u32,
+    /// The MAC address that frames for this host carry here: the device's own, or for a veth its
+    /// bridge's. All zero without Ethernet.
+    pub mac: [u8; 6],
+    /// 1 if frames have an Ethernet header.
+    pub ethernet: u16,
+}
+
+/// Kinds of [`Device`].
+pub mod device {
+    /// An uplink, a VPN, somebody's bridge: everything that is neither loopback nor Docker's.
+    pub const OUTSIDE: u32 = 1;
+    /// `docker0` or a `br-*` of Docker's.
+    pub const BRIDGE: u32 = 2;
+    /// The host's end of a container's veth.
+    pub const VETH: u32 = 3;
+}
+
+/// A Docker bridge network.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Network<F: Family> {
+    /// Bits of [`network`].
+    pub flags: u32,
+    /// The slot of the network's own endpoint, which stands in for containers not known yet.
+    pub floor: u32,
+    /// The bridge's own address: the source that a hairpin shows.
+    pub gateway: F::Addr,
+}
+
+/// Flags of [`Network`].
+pub mod network {
+    /// What leaves takes the outgoing device's address.
+    pub const MASQUERADE: u32 = 1;
+    /// Nothing leaves, nothing enters.
+    pub const INTERNAL: u32 = 2;
+    /// Containers of the network do not reach each other.
+    pub const NO_PEERS: u32 = 4;
+}
+
+/// A container's place in a network.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Endpoint<F: Family> {
+    /// Tells this endpoint from all that had the slot before; 0 is nobody.
+    pub incarnation: u32,
+    /// The host's end of its veth, or 0: only the bridge reaches it.
+    pub ifindex: u32,
+    /// The bridge.
+    pub bridge: u32,
+    /// MTU of the container's device, in octets, network header included.
+    pub mtu: u32,
+    /// Its address; [`ANY`](crate::family::Address::ANY) for a network's own endpoint.
+    pub addr: F::Addr,
+    /// The container's MAC address, then its bridge's: an Ethernet header's first 12 octets.
+    pub macs: [u8; 12],
+}
+
+/// A published port: what a client asks for.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct PortKey<F: Family> {
+    /// The host's address, or any.
+    pub addr: F::Addr,
+    /// The host's port.
+    pub port: Be16,
+    /// IP protocol number, host order.
+    pub proto: u16,
+}
+
+/// A published port: what it gets.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Published<F: Family> {
+    /// The mapping's slot.
+    pub mapping: u32,
+    /// The container's address.
+    pub addr: F::Addr,
+    /// The container's port.
+    pub port: Be16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Key of the masquerade addresses: the device wholly, the next hop by prefix.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct SourceKey<F: Family> {
+    /// Device index, in the machine's order.
+    pub ifindex: u32,
+    /// The next hop.
+    pub next_hop: F::Addr,
+}
+
+/// Where the ring and the sweep stand.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cursors {
+    /// The next place in the ring of unassured flows.
+    pub ring: u64,
+    /// The next record that the sweep looks at.
+    pub sweep: u64,
+}
+
+/// The port that a source got when its own was taken.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Hint<F: Family> {
+    /// The container's address.
+    pub src: F::Addr,
+    /// The container's port.
+    pub sport: Be16,
+    /// The masquerade port.
+    pub port: Be16,
+    /// IP protocol number, host order.
+    pub proto: u32,
+}
+
+/// No padding: each structure is exactly the sum of its fields, which is what lets the agent and
+/// the kernel see it as plain bytes.
+const _: () = {
+    assert!(size_of::<Tuple<V4>>() == 4 + 4 + 2 + 2 + 4);
+    assert!(size_of::<FlowRef>() == 8);
+    assert!(size_of::<Leg<V4>>() == 4 * 6);
+    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 6 + 6);
+    assert!(size_of::<Settings>() == 4 * 5);
+    assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
+    assert!(size_of::<Network<V4>>() == 12);
+    assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
+    assert!(size_of::<PortKey<V4>>() == 8);
+    assert!(size_of::<Published<V4>>() == 12);
+    assert!(size_of::<SourceKey<V4>>() == 8);
+    assert!(size_of::<Cursors>() == 16);
+    assert!(size_of::<Hint<V4>>() == 12);
+};

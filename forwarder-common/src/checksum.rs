@@ -1,0 +1,51 @@
+//! The Internet checksum and its incremental update (RFC 1071, RFC 1624).
+//!
+//! A *delta* is the folded ones' complement difference `new - old` of the words that change. It
+//! is computed once per flow and added to the checksum of every packet. Words are taken as they
+//! lie in memory: the ones' complement sum does not care about byte order (RFC 1071 section 2).
+
+use crate::family::Be16;
+
+/// Folds a sum of 16-bit words to 16 bits, with end-around carry.
+#[inline(always)]
+#[must_use]
+pub const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// The delta that turns a sum with `old` words in it into one with `new` words: both are unfolded
+/// sums of at most 2^15 words. Zero, never its twin 0xffff, where nothing changes.
+#[inline(always)]
+#[must_use]
+pub const fn delta(old: u32, new: u32) -> u16 {
+    let delta = fold(new + (!fold(old) as u32));
+    if delta == 0xffff { 0 } else { delta }
+}
+
+/// Adds two deltas.
+#[inline(always)]
+#[must_use]
+pub const fn add(a: u16, b: u16) -> u16 {
+    fold(a as u32 + b as u32)
+}
+
+/// A checksum field after its data changed by `delta`: `HC' = ~(~HC + m' - m)` (RFC 1624, eqn. 3).
+#[inline(always)]
+#[must_use]
+pub const fn update(field: Be16, delta: u16) -> Be16 {
+    Be16::from_word(!fold((!field.word()) as u32 + delta as u32))
+}
+
+/// [`update`] for UDP: zero means "no checksum" and stays, a computed zero becomes 0xffff
+/// (RFC 768).
+#[inline(always)]
+#[must_use]
+pub const fn update_udp(field: Be16, delta: u16) -> Be16 {
+    if field.word() == 0 {
+        return field;
+    }
+    let new = update(field, delta);
+    if new.word() == 0 { Be16::from_word(0xffff) } else { new }
+}

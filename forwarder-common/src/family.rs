@@ -1,0 +1,182 @@
+//! The address family as a type parameter, and the integers that stay in wire order.
+
+use core::fmt::Debug;
+use core::hash::Hash;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::frame::Frame;
+use crate::parse::Header;
+use crate::reason::Reason;
+
+/// A 16-bit integer in wire order: a port, an ICMP identifier, a checksum.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Pod, Zeroable)]
+pub struct Be16(u16);
+
+impl Be16 {
+    /// From a host-order value.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(value: u16) -> Self {
+        Self(value.to_be())
+    }
+
+    /// The host-order value.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// The 16 bits as they lie in memory, for checksum arithmetic (RFC 1071 is order-neutral).
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u16 {
+        self.0
+    }
+
+    /// From 16 bits as they lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u16) -> Self {
+        Self(word)
+    }
+}
+
+/// A 32-bit integer in wire order: an IPv4 address.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Pod, Zeroable)]
+pub struct Be32(u32);
+
+impl Be32 {
+    /// From a host-order value.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(value: u32) -> Self {
+        Self(value.to_be())
+    }
+
+    /// From four octets as they stand on the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_octets(octets: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(octets))
+    }
+
+    /// The four octets as they stand on the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn octets(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+
+    /// The host-order value.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        u32::from_be(self.0)
+    }
+
+    /// The 32 bits as they lie in memory, for checksums and kernel structures.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// From 32 bits as they lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+}
+
+/// What the packet brain asks of an address.
+pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
+    /// `0.0.0.0` or `::`, which in a published port stands for any local address.
+    const ANY: Self;
+
+    /// The unfolded ones' complement sum of the address's 16-bit words (RFC 1071).
+    fn sum(self) -> u32;
+
+    /// In 127.0.0.0/8, or `::1`.
+    fn is_loopback(self) -> bool;
+
+    /// Multicast, limited broadcast or unspecified: never anybody's source behind a NAT.
+    fn is_unroutable(self) -> bool;
+
+    /// In the address pools that dockerd takes networks from by default (libnetwork's
+    /// `ipamutils.localScopeDefaultNetworks`).
+    fn is_pooled(self) -> bool;
+
+    /// A hash of the address for small tables; not for anything that an attacker must not guess.
+    fn mix(self) -> u32;
+}
+
+impl Address for Be32 {
+    const ANY: Self = Self(0);
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        (self.0 & 0xffff) + (self.0 >> 16)
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        self.get() >> 24 == 127
+    }
+
+    #[inline(always)]
+    fn is_unroutable(self) -> bool {
+        self.0 == 0 || self.get() >> 28 >= 0xe
+    }
+
+    /// 172.17.0.0/16 to 172.31.0.0/16, 192.168.0.0/16.
+    #[inline(always)]
+    fn is_pooled(self) -> bool {
+        let high = self.get() >> 16;
+        (0xac11..=0xac1f).contains(&high) || high == 0xc0a8
+    }
+
+    #[inline(always)]
+    fn mix(self) -> u32 {
+        self.0.wrapping_mul(0x9e37_79b1)
+    }
+}
+
+/// An address family: how its header reads and is rewritten. One instantiation of the whole
+/// pipeline each.
+pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
+    /// The family's address.
+    type Addr: Address;
+
+    /// The Ethernet type in host order.
+    const ETHERTYPE: u16;
+
+    /// The protocol number of its control messages (ICMP or ICMPv6).
+    const ICMP: u8;
+
+    /// Reads the network header at `l3`.
+    ///
+    /// # Errors
+    /// [`Reason::Truncated`] where the bytes are not in the window, [`Reason::Malformed`] where
+    /// they are no such header.
+    fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason>;
+
+    /// Writes new addresses into the network header at `l3`, one hop fewer if `hop`, and brings
+    /// the header's own checksum along. `false` if the bytes are not in the window, with nothing
+    /// written.
+    fn readdress(
+        frame: &mut Frame<'_>,
+        l3: usize,
+        src: Self::Addr,
+        dst: Self::Addr,
+        hop: bool,
+    ) -> bool;
+}
+
+/// IPv4 (RFC 791).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct V4;

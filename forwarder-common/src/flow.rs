@@ -1,0 +1,394 @@
+//! A flow's life: found, checked, made, promoted, ended. Both keys and the record are one unit.
+//!
+//! Records are reused at once, without a grace period. What makes that safe is the [`Gate`]: a
+//! key names the record *and* its id, whoever ends a flow first wins a compare-and-swap and alone
+//! removes its keys, and what was read from a record counts only if the gate still says the same.
+
+use crate::abi::{Flow, FlowRef, Leg, OUTSIDE, Tuple};
+use crate::checksum;
+use crate::family::{Address, Family};
+use crate::parse::{Packet, proto};
+use crate::tables::Tables;
+use crate::tcp::{self, State, Step};
+use crate::timeouts::{self, Ticks, reached};
+
+/// A direction: of the opener's packets, or of the answers.
+pub type Direction = usize;
+
+/// The opener's packets.
+pub const ORIGINAL: Direction = 0;
+/// The answers.
+pub const REPLY: Direction = 1;
+
+/// A record's phase.
+mod phase {
+    pub(super) const FREE: u8 = 0;
+    pub(super) const LIVE: u8 = 1;
+}
+
+/// A record's id, phase, state and flags in one word, so that one compare-and-swap decides.
+///
+/// From the low end: 32 bits of id, 8 of TCP state, 8 of phase, 8 of flags, 8 of zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Gate(pub u64);
+
+const SEEN_REPLY: u8 = 1;
+const ASSURED: u8 = 2;
+
+impl Gate {
+    #[inline(always)]
+    fn new(id: u32, phase: u8, state: u8, flags: u8) -> Self {
+        Self(id as u64 | (state as u64) << 32 | (phase as u64) << 40 | (flags as u64) << 48)
+    }
+
+    /// Which life of the record this is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The TCP state's number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
+    #[inline(always)]
+    const fn phase(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
+    #[inline(always)]
+    const fn flags(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+
+    /// In use.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        self.phase() == phase::LIVE
+    }
+
+    /// Immune against a flood of new flows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_assured(self) -> bool {
+        self.flags() & ASSURED != 0
+    }
+
+    /// An answer was seen.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_replied(self) -> bool {
+        self.flags() & SEEN_REPLY != 0
+    }
+
+    #[inline(always)]
+    fn with(self, state: u8, flags: u8) -> Self {
+        Self::new(self.id(), self.phase(), state, self.flags() | flags)
+    }
+
+    #[inline(always)]
+    fn freed(self) -> Self {
+        Self::new(self.id().wrapping_add(1), phase::FREE, 0, 0)
+    }
+}
+
+/// A flow that a packet belongs to.
+pub struct Hit<'a, F: Family> {
+    /// The record.
+    pub flow: &'a Flow<F>,
+    /// Its index.
+    pub index: u32,
+    /// Its gate when it was found.
+    pub gate: Gate,
+    /// The packet's direction.
+    pub dir: Direction,
+}
+
+/// The live flow of a tuple. Neither its age nor its generations are checked: see [`is_current`].
+#[inline(always)]
+pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Option<Hit<'a, F>> {
+    let reference = tables.flow_ref(tuple)?;
+    let flow = tables.flow(reference.index)?;
+    let gate = tables.gate(flow);
+    if gate.id() != reference.id || !gate.is_live() {
+        return None;
+    }
+    let dir = if flow.tuples[ORIGINAL].get() == *tuple {
+        ORIGINAL
+    } else if flow.tuples[REPLY].get() == *tuple {
+        REPLY
+    } else {
+        return None;
+    };
+    Some(Hit { flow, index: reference.index, gate, dir })
+}
+
+/// Whether the flow has neither expired nor outlived its endpoints or its mapping.
+#[inline(always)]
+pub fn is_current<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, now: Ticks) -> bool {
+    if reached(flow.expires.get(), now) {
+        return false;
+    }
+    let mapping = flow.mapping.get();
+    if mapping != 0 && tables.mapping(mapping) != flow.mapping_incarnation.get() {
+        return false;
+    }
+    is_same(tables, &flow.legs[ORIGINAL]) && is_same(tables, &flow.legs[REPLY])
+}
+
+#[inline(always)]
+fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg<F>) -> bool {
+    leg.slot.get() == OUTSIDE
+        || tables
+            .endpoint(leg.slot.get())
+            .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
+}
+
+/// Moves the flow's state and timeout on by a packet, and counts it; `false`, with nothing
+/// changed, if the packet does not fit the state.
+#[inline(always)]
+pub fn track<F: Family, T: Tables<F>>(
+    tables: &T,
+    hit: &Hit<'_, F>,
+    packet: &Packet<F>,
+    now: Ticks,
+) -> bool {
+    let flow = hit.flow;
+    let reply = hit.dir == REPLY;
+    let mut next = hit.gate;
+    let mut lifetime = 0;
+    if packet.tuple.proto == proto::TCP {
+        let state = State::from_u8(hit.gate.state());
+        match tcp::step(state, packet.flags, reply) {
+            Step::Invalid => return false,
+            Step::Ignore => {}
+            Step::To(to) => {
+                let mut flags = if reply { SEEN_REPLY } else { 0 };
+                // The opener's ACK after the SYN-ACK: both ends proved that they are there. A
+                // picked-up connection has proved it by its first answer.
+                if to == State::Established && (state == State::SynReceived || reply) {
+                    flags |= ASSURED;
+                }
+                next = hit.gate.with(to as u8, flags);
+                // A SYN seen again does not buy more time.
+                if !(to == state && packet.flags & tcp::SYN != 0) {
+                    lifetime = timeouts::tcp(to);
+                    if !next.is_replied() && to == State::Established {
+                        lifetime = timeouts::TCP_UNACKNOWLEDGED;
+                    }
+                }
+            }
+        }
+    } else if packet.tuple.proto == proto::UDP {
+        lifetime = timeouts::UDP;
+        if reply {
+            next = hit.gate.with(0, SEEN_REPLY);
+        }
+        let age = now.wrapping_sub(flow.created.get());
+        if next.is_replied() && age > timeouts::UDP_STREAM_AFTER {
+            next = next.with(0, ASSURED);
+            lifetime = timeouts::UDP_STREAM;
+        }
+    } else {
+        lifetime = timeouts::ICMP;
+        if reply {
+            next = hit.gate.with(0, SEEN_REPLY);
+        }
+    }
+    // Lost against another CPU's change: its word stands, this packet goes through all the same.
+    if next != hit.gate {
+        let _ = tables.swap_gate(flow, hit.gate, next);
+    }
+    if lifetime != 0 {
+        flow.expires.set(now.wrapping_add(lifetime));
+    }
+    flow.seen.set(now);
+    let dir = hit.dir & 1;
+    flow.packets[dir].set(flow.packets[dir].get().wrapping_add(1));
+    flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(packet.len as u64));
+    true
+}
+
+/// One end of a flow about to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct End {
+    /// The endpoint's slot, or [`OUTSIDE`].
+    pub slot: u32,
+    /// Its incarnation.
+    pub incarnation: u32,
+}
+
+/// What a new flow is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<F: Family> {
+    /// The opener's tuple as it came.
+    pub original: Tuple<F>,
+    /// Where the opener's packets go.
+    pub to: End,
+    /// Where they come from.
+    pub from: End,
+    /// The mapping's slot, or 0.
+    pub mapping: u32,
+    /// The mapping's incarnation.
+    pub mapping_incarnation: u32,
+    /// The uplink's MAC address, where the flow has an outside end.
+    pub uplink_mac: [u8; 6],
+}
+
+/// Takes a record for a flow that is not assured yet, and fills it. No key leads to it yet.
+#[inline(always)]
+pub fn reserve<F: Family, T: Tables<F>>(tables: &T, plan: &Plan<F>) -> Option<FlowRef> {
+    let reference = tables.take_record()?;
+    fill(tables.flow(reference.index)?, plan, tables.now());
+    Some(reference)
+}
+
+/// Takes a record: the oldest unassured flow's if the ring is full of them, else a free one.
+/// Whatever the sweep finds on its way is collected first.
+#[inline(always)]
+pub fn take_record<F: Family, T: Tables<F>>(tables: &T) -> Option<FlowRef> {
+    let now = tables.now();
+    for _ in 0..SWEEP {
+        sweep(tables, now);
+    }
+    let place = tables.next_ring();
+    let index = match evict_unassured(tables, tables.ring(place)) {
+        Some(index) => index,
+        None => tables.take_free()?,
+    };
+    let reference = FlowRef { index, id: tables.gate(tables.flow(index)?).id() };
+    tables.set_ring(place, reference);
+    Some(reference)
+}
+
+/// How many records each new flow looks at to collect what has expired: the table is swept once
+/// in `flows / SWEEP` insertions, without an agent and without a timer.
+const SWEEP: usize = 2;
+
+#[inline(always)]
+fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Option<u32> {
+    let flow = tables.flow(reference.index)?;
+    let gate = tables.gate(flow);
+    if gate.id() != reference.id || !gate.is_live() || gate.is_assured() {
+        return None;
+    }
+    tables.claim(reference.index, gate).then_some(reference.index)
+}
+
+#[inline(always)]
+fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
+    for dir in [ORIGINAL, REPLY] {
+        flow.packets[dir].set(0);
+        flow.bytes[dir].set(0);
+        let leg = &flow.legs[dir];
+        let end = if dir == ORIGINAL { plan.to } else { plan.from };
+        leg.slot.set(end.slot);
+        leg.incarnation.set(end.incarnation);
+        leg.route_generation.set(0);
+        leg.ifindex.set(0);
+    }
+    flow.tuples[ORIGINAL].set(plan.original);
+    flow.seen.set(now);
+    flow.created.set(now);
+    flow.mapping.set(plan.mapping);
+    flow.mapping_incarnation.set(plan.mapping_incarnation);
+    flow.uplink_mac.set(plan.uplink_mac);
+    flow.reserved.set([0; 6]);
+}
+
+/// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
+#[inline(never)]
+pub fn end_if_over<F: Family, T: Tables<F>>(tables: &T, tuple: &Tuple<F>) -> bool {
+    let Some(hit) = find(tables, tuple) else { return false };
+    let over = !is_current(tables, hit.flow, tables.now());
+    if over {
+        end(tables, &hit);
+    }
+    over
+}
+
+/// Opens a reserved record whose reply key is in place: from here on packets find it.
+#[inline(always)]
+pub fn commit<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef, reply: &Tuple<F>) {
+    if let Some(flow) = tables.flow(reference.index) {
+        flow.tuples[REPLY].set(*reply);
+        tables.publish(reference);
+    }
+}
+
+/// The second half of [`commit`]: the deltas, the gate, the original key. If another CPU made a
+/// flow of the same tuple first, everything is undone.
+#[inline(always)]
+pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
+    let Some(flow) = tables.flow(reference.index) else { return };
+    let original = flow.tuples[ORIGINAL].get();
+    let reply = flow.tuples[REPLY].get();
+    // A packet of direction `d` leaves as the reverse of the other direction's tuple.
+    for (dir, old, new) in [(ORIGINAL, &original, &reply), (REPLY, &reply, &original)] {
+        let addresses =
+            checksum::delta(old.src.sum() + old.dst.sum(), new.src.sum() + new.dst.sum());
+        let ports = checksum::delta(
+            old.sport.word() as u32 + old.dport.word() as u32,
+            new.sport.word() as u32 + new.dport.word() as u32,
+        );
+        flow.address_delta[dir].set(addresses);
+        flow.port_delta[dir].set(ports);
+    }
+    flow.expires.set(tables.now().wrapping_add(timeouts::UNTRACKED));
+    let free = Gate::new(reference.id, phase::FREE, 0, 0);
+    let live = Gate::new(reference.id, phase::LIVE, 0, 0);
+    let open = tables.swap_gate(flow, free, live);
+    // Without translation both directions' keys are each other's reverse, never the same.
+    if open && tables.insert(&original, reference) {
+        return;
+    }
+    if !open || tables.swap_gate(flow, live, live.freed()) {
+        tables.remove(&reply);
+        tables.give_free(reference.index);
+    }
+}
+
+/// Gives up a reserved record for which no reply tuple was free.
+#[inline(always)]
+pub fn release<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
+    tables.give_free(reference.index);
+}
+
+/// Ends a flow: both keys and the record, once, however many CPUs try.
+#[inline(always)]
+pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
+    let gate = tables.gate(hit.flow);
+    if gate.id() == hit.gate.id() && gate.is_live() && tables.claim(hit.index, gate) {
+        tables.give_free(hit.index);
+    }
+}
+
+/// Looks at the next record of the sweep and frees it if its time is over.
+#[inline(always)]
+fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
+    let index = tables.next_sweep();
+    let Some(flow) = tables.flow(index) else { return };
+    let gate = tables.gate(flow);
+    if gate.is_live() && reached(flow.expires.get(), now) && tables.claim(index, gate) {
+        tables.give_free(index);
+    }
+}
+
+/// Wins a record and removes both of its keys; whether it won: the caller owns the record then.
+#[inline(always)]
+pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate) -> bool {
+    let Some(flow) = tables.flow(index) else { return false };
+    let original = flow.tuples[ORIGINAL].get();
+    let reply = flow.tuples[REPLY].get();
+    if !tables.swap_gate(flow, gate, gate.freed()) {
+        return false;
+    }
+    tables.remove(&original);
+    tables.remove(&reply);
+    true
+}

@@ -1,0 +1,163 @@
+//! ICMP errors: reading the packet that they quote, and restoring it to what its sender sent.
+//!
+//! RFC 5508 REQ-4 and REQ-5: the quoted headers are translated back, with all the checksums that
+//! cover them; type, code, MTU and extensions (RFC 4884) stay.
+
+use crate::abi::Tuple;
+use crate::checksum;
+use crate::family::{Address, Be16, Family};
+use crate::frame::Frame;
+use crate::parse::{ECHO_REPLY, ECHO_REQUEST, IcmpHeader, Packet, Ports, REDIRECT, proto};
+
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug)]
+pub struct Quote<F: Family> {
+    /// Its tuple, as the error's sender saw it.
+    pub tuple: Tuple<F>,
+    /// It is an echo reply.
+    answer: bool,
+    l3: u8,
+    l4: u8,
+    /// Where the quote ends, by the error's own length.
+    end: u16,
+}
+
+/// Whether the error is a redirect, which must not cross a translation.
+#[inline(always)]
+#[must_use]
+pub fn is_redirect<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> bool {
+    frame.read::<u8>(packet.l4 as usize) == Some(REDIRECT)
+}
+
+/// Reads the quoted packet: `None` if there is not enough of it to tell its flow.
+#[inline(always)]
+pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F>> {
+    let l3 = packet.l4 as usize + size_of::<IcmpHeader>();
+    let header = F::header(frame, l3).ok()?;
+    if header.tail {
+        return None;
+    }
+    let l4 = header.l4;
+    let mut tuple = Tuple {
+        src: header.src,
+        dst: header.dst,
+        sport: Be16::default(),
+        dport: Be16::default(),
+        proto: header.proto,
+    };
+    let mut answer = false;
+    match header.proto {
+        proto::TCP | proto::UDP => {
+            let ports: Ports = frame.read(l4)?;
+            let _: Ports = frame.read(l4 + 4)?;
+            tuple.sport = ports.src;
+            tuple.dport = ports.dst;
+        }
+        icmp if icmp == F::ICMP as u32 => {
+            let echo: IcmpHeader = frame.read(l4)?;
+            match echo.kind {
+                ECHO_REQUEST => tuple.sport = echo.id,
+                ECHO_REPLY => {
+                    tuple.dport = echo.id;
+                    answer = true;
+                }
+                _ => return None,
+            }
+        }
+        _ => return None,
+    }
+    let end = packet.len.saturating_add(packet.l3 as u16);
+    Some(Quote { tuple, answer, l3: l3 as u8, l4: l4 as u8, end })
+}
+
+/// The error's own header as it will be.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// One hop fewer.
+    pub hop: bool,
+}
+
+/// Rewrites the quoted packet to `inner` and the error's own header to `outer`.
+///
+/// The ICMP checksum covers the quote: it absorbs every change in there that does not cancel
+/// itself out. `false` if the frame is shorter than what was read, which cannot be.
+#[inline(never)]
+pub fn restore<F: Family>(
+    frame: &mut Frame<'_>,
+    packet: &Packet<F>,
+    quote: &Quote<F>,
+    inner: &Tuple<F>,
+    outer: &Outer<F>,
+) -> bool {
+    let Some(icmp) = frame.read::<IcmpHeader>(packet.l4 as usize) else { return false };
+    let old = &quote.tuple;
+    let addresses = checksum::delta(
+        old.src.sum() + old.dst.sum(),
+        inner.src.sum() + inner.dst.sum(),
+    );
+    let ports = checksum::delta(
+        old.sport.word() as u32 + old.dport.word() as u32,
+        inner.sport.word() as u32 + inner.dport.word() as u32,
+    );
+    // The quoted header's own checksum cancels its addresses out; ports are left to absorb.
+    let mut absorb = ports;
+    let written = match old.proto {
+        proto::TCP => {
+            frame.write(quote.l4 as usize, Ports { src: inner.sport, dst: inner.dport })
+                && match checksum_at(frame, quote, 16) {
+                    Some((at, field)) => {
+                        let new = checksum::update(field, checksum::add(addresses, ports));
+                        absorb = checksum::add(absorb, change(field, new));
+                        frame.write(at, new)
+                    }
+                    None => true,
+                }
+        }
+        proto::UDP => {
+            frame.write(quote.l4 as usize, Ports { src: inner.sport, dst: inner.dport })
+                && match checksum_at(frame, quote, 6) {
+                    Some((at, field)) => {
+                        let new = checksum::update_udp(field, checksum::add(addresses, ports));
+                        absorb = checksum::add(absorb, change(field, new));
+                        frame.write(at, new)
+                    }
+                    None => true,
+                }
+        }
+        _ => {
+            let id = if quote.answer { inner.dport } else { inner.sport };
+            frame.write(quote.l4 as usize + 4, id)
+                && match checksum_at(frame, quote, 2) {
+                    Some((at, field)) => {
+                        let new = checksum::update(field, ports);
+                        absorb = checksum::add(absorb, change(field, new));
+                        frame.write(at, new)
+                    }
+                    None => true,
+                }
+        }
+    };
+    written
+        && F::readdress(frame, quote.l3 as usize, inner.src, inner.dst, false)
+        && frame.write(packet.l4 as usize + 2, checksum::update(icmp.checksum, absorb))
+        && F::readdress(frame, packet.l3 as usize, outer.src, outer.dst, outer.hop)
+}
+
+/// The quoted transport checksum, where the quote reaches that far.
+#[inline(always)]
+fn checksum_at<F: Family>(frame: &Frame<'_>, quote: &Quote<F>, offset: usize) -> Option<(usize, Be16)> {
+    let at = quote.l4 as usize + offset;
+    if at + 2 > quote.end as usize {
+        return None;
+    }
+    Some((at, frame.read(at)?))
+}
+
+#[inline(always)]
+fn change(old: Be16, new: Be16) -> u16 {
+    checksum::delta(old.word() as u32, new.word() as u32)
+}

@@ -1,0 +1,276 @@
+//! Reading a packet: from a frame to a tuple and the few facts that the pipeline asks about.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::abi::Tuple;
+use crate::family::{Address, Be16, Be32, Family, V4};
+use crate::frame::Frame;
+use crate::reason::Reason;
+use crate::{checksum, tcp};
+
+/// IP protocol numbers, host order.
+pub mod proto {
+    /// ICMP.
+    pub const ICMP: u32 = 1;
+    /// TCP.
+    pub const TCP: u32 = 6;
+    /// UDP.
+    pub const UDP: u32 = 17;
+}
+
+/// A network header, whatever its family.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// The transport's protocol number.
+    pub proto: u32,
+    /// Where the transport header begins, from the frame's start.
+    pub l4: usize,
+    /// The packet's length from its network header on.
+    pub len: u16,
+    /// Hops left.
+    pub hops: u8,
+    /// Options or extension headers are there.
+    pub options: bool,
+    /// Part of a fragmented datagram.
+    pub fragment: bool,
+    /// A fragment that begins in the middle, without a transport header.
+    pub tail: bool,
+}
+
+/// What a packet is to the pipeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Class {
+    /// TCP, UDP or ICMP echo with all of its transport header: has a tuple.
+    Flow,
+    /// A fragment; its tuple is whole only if it is the first.
+    Fragment,
+    /// An ICMP error that quotes another packet.
+    IcmpError,
+    /// Any other protocol.
+    #[default]
+    Other,
+}
+
+/// A packet, read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Packet<F: Family> {
+    /// Names of both ends. Ports are zero where there are none.
+    pub tuple: Tuple<F>,
+    /// What it is.
+    pub class: Class,
+    /// Where the network header begins, from the frame's start. An octet: the BPF stack is small,
+    /// and the verifier knows an octet's bounds.
+    pub l3: u8,
+    /// Where the transport header begins, from the frame's start.
+    pub l4: u8,
+    /// Length from the network header on, as the header says.
+    pub len: u16,
+    /// Network and transport header together, in octets.
+    pub headers: u16,
+    /// Hops left.
+    pub hops: u8,
+    /// TCP's flag octet; 0 for others.
+    pub flags: u8,
+    /// IP options are there.
+    pub options: bool,
+    /// A fragment without a transport header.
+    pub tail: bool,
+    /// An echo reply: never opens a flow.
+    pub answer: bool,
+}
+
+/// IPv4 header (RFC 791 section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Ipv4Header {
+    version_ihl: u8,
+    tos: u8,
+    len: Be16,
+    id: Be16,
+    fragment: Be16,
+    ttl: u8,
+    proto: u8,
+    checksum: Be16,
+    src: Be32,
+    dst: Be32,
+}
+
+const IPV4_SRC: usize = 12;
+const IPV4_DST: usize = 16;
+const IPV4_TTL: usize = 8;
+const IPV4_CHECKSUM: usize = 10;
+/// "More fragments" and the fragment offset; not "don't fragment".
+const IPV4_FRAGMENT: u16 = 0x3fff;
+const IPV4_OFFSET: u16 = 0x1fff;
+
+impl Family for V4 {
+    type Addr = Be32;
+    const ETHERTYPE: u16 = 0x0800;
+    const ICMP: u8 = 1;
+
+    #[inline(always)]
+    fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason> {
+        let header: Ipv4Header = frame.read(l3).ok_or(Reason::Truncated)?;
+        let octets = ((header.version_ihl & 0x0f) as usize) * 4;
+        if header.version_ihl >> 4 != 4 || octets < 20 || (header.len.get() as usize) < octets {
+            return Err(Reason::Malformed);
+        }
+        let fragment = header.fragment.get();
+        Ok(Header {
+            src: header.src,
+            dst: header.dst,
+            proto: header.proto as u32,
+            l4: l3 + octets,
+            len: header.len.get(),
+            hops: header.ttl,
+            options: octets != 20,
+            fragment: fragment & IPV4_FRAGMENT != 0,
+            tail: fragment & IPV4_OFFSET != 0,
+        })
+    }
+
+    #[inline(always)]
+    fn readdress(frame: &mut Frame<'_>, l3: usize, src: Be32, dst: Be32, hop: bool) -> bool {
+        let Some(old) = frame.read::<Ipv4Header>(l3) else { return false };
+        let mut delta = checksum::delta(old.src.sum() + old.dst.sum(), src.sum() + dst.sum());
+        let mut ttl = old.ttl;
+        if hop {
+            // TTL and protocol share a word; one less in its high octet.
+            let before = Be16::new((ttl as u16) << 8).word();
+            ttl = ttl.wrapping_sub(1);
+            let after = Be16::new((ttl as u16) << 8).word();
+            delta = checksum::add(delta, checksum::delta(before as u32, after as u32));
+        }
+        frame.write(l3 + IPV4_TTL, ttl)
+            && frame.write(l3 + IPV4_CHECKSUM, checksum::update(old.checksum, delta))
+            && frame.write(l3 + IPV4_SRC, src)
+            && frame.write(l3 + IPV4_DST, dst)
+    }
+}
+
+/// Source and destination port, the first octets of TCP and UDP.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct Ports {
+    pub(crate) src: Be16,
+    pub(crate) dst: Be16,
+}
+
+/// The TCP header's fixed part after the ports (RFC 9293 section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TcpTail {
+    sequence: Be32,
+    acknowledgement: Be32,
+    offset: u8,
+    flags: u8,
+    window: Be16,
+    checksum: Be16,
+    urgent: Be16,
+}
+
+/// ICMP's first eight octets (RFC 792).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct IcmpHeader {
+    pub(crate) kind: u8,
+    pub(crate) code: u8,
+    pub(crate) checksum: Be16,
+    pub(crate) id: Be16,
+    pub(crate) sequence: Be16,
+}
+
+pub(crate) const ECHO_REPLY: u8 = 0;
+pub(crate) const ECHO_REQUEST: u8 = 8;
+pub(crate) const REDIRECT: u8 = 5;
+
+/// Reads the packet whose network header is at `l3`.
+///
+/// # Errors
+/// [`Reason::Truncated`] where a header is not wholly in the frame, [`Reason::Malformed`] where
+/// it contradicts itself.
+#[inline(always)]
+pub fn parse<F: Family>(frame: &Frame<'_>, l3: usize) -> Result<Packet<F>, Reason> {
+    let header = F::header(frame, l3)?;
+    let l4 = header.l4;
+    let ip = (l4 - l3) as u16;
+    let mut packet = Packet {
+        tuple: Tuple {
+            src: header.src,
+            dst: header.dst,
+            sport: Be16::default(),
+            dport: Be16::default(),
+            proto: header.proto,
+        },
+        class: Class::Other,
+        l3: l3 as u8,
+        l4: l4 as u8,
+        len: header.len,
+        headers: ip,
+        hops: header.hops,
+        flags: 0,
+        options: header.options,
+        tail: header.tail,
+        answer: false,
+    };
+    if header.tail {
+        packet.class = Class::Fragment;
+        return Ok(packet);
+    }
+    match header.proto {
+        proto::TCP => {
+            let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
+            let tail: TcpTail = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
+            let octets = ((tail.offset >> 4) as u16) * 4;
+            if octets < 20 || (!header.fragment && header.len < ip + octets) {
+                return Err(Reason::Malformed);
+            }
+            packet.tuple.sport = ports.src;
+            packet.tuple.dport = ports.dst;
+            packet.flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+            packet.headers = ip + octets;
+            packet.class = Class::Flow;
+        }
+        proto::UDP => {
+            let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
+            // Length and checksum must be there too: the rewrite touches the latter.
+            let _: Ports = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
+            if header.len < ip + 8 {
+                return Err(Reason::Malformed);
+            }
+            packet.tuple.sport = ports.src;
+            packet.tuple.dport = ports.dst;
+            packet.headers = ip + 8;
+            packet.class = Class::Flow;
+        }
+        icmp if icmp == F::ICMP as u32 => {
+            let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;
+            if header.len < ip + 8 {
+                return Err(Reason::Malformed);
+            }
+            packet.headers = ip + 8;
+            match icmp.kind {
+                ECHO_REQUEST => {
+                    packet.tuple.sport = icmp.id;
+                    packet.class = Class::Flow;
+                }
+                ECHO_REPLY => {
+                    packet.tuple.dport = icmp.id;
+                    packet.answer = true;
+                    packet.class = Class::Flow;
+                }
+                3 | 4 | REDIRECT | 11 | 12 => packet.class = Class::IcmpError,
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+    if header.fragment {
+        packet.class = Class::Fragment;
+    }
+    Ok(packet)
+}

@@ -1,0 +1,869 @@
+//! A packet's story, top to bottom: one function per hook, then the steps that they share.
+//!
+//! ```text
+//! parse ─ look up flow ─ hit ───────────────► steer ─ track ─ edit ─ redirect
+//!               │ miss                          │ cannot
+//!               ▼                               ▼
+//!         classify ─ admit (make flow) ─┐   hand on: destination rewritten, marked, to the kernel;
+//!               │ no             again ◄┘   the source follows on the way out (`complete`)
+//!               ▼
+//!         Reason: to the kernel, or dropped
+//! ```
+//!
+//! **Invariants.** A source is rewritten at ingress only together with a redirect: a packet that
+//! is passed up with a rewritten source dies as a martian. A packet that is refused is unchanged.
+//! Every packet ends in exactly one [`Reason`].
+
+use crate::abi::{Endpoint, Flow, Network, OUTSIDE, Tuple, device, network};
+use crate::checksum;
+use crate::family::{Address, Family};
+use crate::flow::{self, Direction, End, Hit, ORIGINAL, Plan, REPLY};
+use crate::frame::Frame;
+use crate::icmp::{self, Outer};
+use crate::nat::{self, Owner};
+use crate::parse::{Class, Packet, parse, proto};
+use crate::reason::{Path, Reason};
+use crate::rewrite::{Edit, Exit};
+use crate::tables::{Route, Tables};
+use crate::tcp::{self, Opening, State};
+use crate::timeouts::{self, Ticks};
+
+/// What a hook knows of a packet beside its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Meta {
+    /// The device that the hook is on.
+    pub ifindex: u32,
+    /// Egress hooks: the device that the packet came by, 0 for the host's own.
+    pub came_by: u32,
+    /// Where the network header begins: 14 behind Ethernet, 0 without.
+    pub l3: u8,
+    /// Transport payload per segment of a GSO packet, 0 for others.
+    pub segment: u32,
+    /// The socket buffer's mark.
+    pub mark: u32,
+}
+
+/// The mark that a packet carries on the kernel's path from one of our hooks to the next.
+///
+/// Never leaves the network namespace, cannot be set from a container (the kernel clears marks
+/// between namespaces), and survives `ip_fragment`: the tails of a datagram find their flow by it.
+pub mod mark {
+    use crate::flow::Direction;
+
+    /// The bits that say it is ours.
+    pub const MASK: u32 = 0xf000_0000;
+    /// Ours.
+    pub const TAG: u32 = 0xb000_0000;
+    const REPLY: u32 = 0x0800_0000;
+    const INDEX: u32 = 0x07ff_ffff;
+    /// Checked at a veth, for the host: the bridge's hook has nothing to add.
+    pub const HOST: u32 = TAG | INDEX;
+    /// Translated: the outgoing device's hook has nothing to add.
+    pub const DONE: u32 = TAG | (INDEX - 1);
+
+    /// Of a flow handed on.
+    #[inline(always)]
+    pub(super) const fn flow(index: u32, dir: Direction) -> u32 {
+        TAG | (index & INDEX) | if dir == 0 { 0 } else { REPLY }
+    }
+
+    /// Whether it is ours.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_ours(mark: u32) -> bool {
+        mark & MASK == TAG
+    }
+
+    /// The flow handed on, and the packet's direction.
+    #[inline(always)]
+    pub(super) const fn handed_on(mark: u32) -> (u32, Direction) {
+        (mark & INDEX, (mark & REPLY != 0) as usize)
+    }
+}
+
+/// Which side of us a hook is on.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// An outside device.
+    Outside,
+    /// The host's end of a container's veth.
+    Veth,
+    /// The bridge, behind veths without a hook.
+    Bridge,
+}
+
+/// The larger steps of a passage. The kernel's side makes functions of their own of them, which
+/// the verifier proves once: it proves what is inlined again on every path that leads there.
+pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
+    /// [`Passage::carry`].
+    fn carry(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::carry_error`].
+    fn carry_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::admit`].
+    fn admit(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::complete`].
+    fn complete(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::restore_own_error`].
+    fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+}
+
+/// tcx ingress of an outside device: from outside to published ports and to flows' containers.
+#[inline(always)]
+pub fn outside_in<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+) -> Reason {
+    match parse(&frame, meta.l3 as usize) {
+        Ok(parsed) => *packet = parsed,
+        Err(reason) => return reason,
+    }
+    let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet };
+    passage.carry_or_admit()
+}
+
+/// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
+#[inline(always)]
+pub fn uplink<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+) -> Option<Reason> {
+    let packet = parse::<F>(&frame, meta.l3 as usize).ok()?;
+    if packet.class != Class::Flow
+        || packet.tuple.proto != proto::UDP
+            && (packet.tuple.proto != proto::TCP || tables.settings().xdp_tcp == 0)
+    {
+        return None;
+    }
+    let hit = flow::find(tables, &packet.tuple)?;
+    let now = tables.now();
+    let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet: &packet };
+    if passage.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
+        || !flow::is_current(tables, hit.flow, now)
+        || tcp::reopens(State::from_u8(hit.gate.state()), packet.flags)
+        || !passage.comes_from(&hit)
+    {
+        return None;
+    }
+    let Way::Peer(endpoint) = passage.steer(&hit, now) else { return None };
+    if !tables.takes_frames(endpoint.ifindex) {
+        return None;
+    }
+    if !flow::track(tables, &hit, &packet, now) {
+        return None;
+    }
+    let translation = passage.translate(&hit);
+    if tables.gate(hit.flow).id() != hit.gate.id() {
+        return None;
+    }
+    Some(passage.deliver(translation, endpoint))
+}
+
+/// tcx ingress of a container's veth, at the host's end.
+#[inline(always)]
+pub fn container_in<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+) -> Reason {
+    from_container(frame, meta, tables, packet, Side::Veth)
+}
+
+/// tcx ingress of a bridge: what veths passed up, and the floor for veths without a hook.
+#[inline(always)]
+pub fn bridge_in<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+) -> Reason {
+    if meta.mark == mark::HOST {
+        tables.mark(0);
+        return Reason::Admitted;
+    }
+    if mark::is_ours(meta.mark) {
+        return Reason::Admitted;
+    }
+    from_container(frame, meta, tables, packet, Side::Bridge)
+}
+
+/// tcx egress of a container's veth: what the bridge itself switches.
+#[inline(always)]
+pub fn container_out<F: Family, T: Steps<F>>(
+    _frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    _packet: &mut Packet<F>,
+) -> Reason {
+    // From the host, or by way of it: not switched.
+    if meta.came_by == 0 || mark::is_ours(meta.mark) {
+        return Reason::FromHost;
+    }
+    let blocked = tables.device(meta.came_by).is_some_and(|from| {
+        from.kind == device::VETH
+            && tables.network(from.bridge).is_some_and(|net| net.flags & network::NO_PEERS != 0)
+    });
+    if blocked { Reason::PeerBlocked } else { Reason::Bridged }
+}
+
+/// tcx egress of an outside device: the kernel path's other half, and the last guard.
+#[inline(always)]
+pub fn outside_out<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+) -> Reason {
+    if meta.mark == mark::DONE {
+        tables.mark(0);
+        return Reason::Admitted;
+    }
+    match parse(&frame, meta.l3 as usize) {
+        Ok(parsed) => *packet = parsed,
+        Err(reason) => return reason,
+    }
+    let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet };
+    if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
+        return tables.complete(&mut passage).unwrap_or(Reason::Untranslated);
+    }
+    let src = passage.packet.tuple.src;
+    if tables.subnet(src).is_some() {
+        return Reason::Untranslated;
+    }
+    if meta.came_by == 0 {
+        let restored = match passage.packet.class {
+            Class::IcmpError => tables.restore_own_error(&mut passage),
+            _ => None,
+        };
+        return restored.unwrap_or(Reason::FromHost);
+    }
+    if tables.device(meta.came_by).is_none() && src.is_pooled() {
+        return Reason::UnknownNetwork;
+    }
+    Reason::FromHost
+}
+
+/// tcx egress of a bridge: the hairpin's source on the kernel's path, and the direct-routing guard.
+#[inline(always)]
+pub fn bridge_out<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+) -> Reason {
+    if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
+        return match parse(&frame, meta.l3 as usize) {
+            Ok(parsed) => {
+                *packet = parsed;
+                let mut passage = Passage { frame, meta, tables, side: Side::Bridge, packet };
+                tables.complete(&mut passage).unwrap_or(Reason::Untranslated)
+            }
+            Err(reason) => reason,
+        };
+    }
+    // The host reaches its own containers; what it forwards has passed an ingress hook of ours.
+    if meta.came_by == 0 { Reason::FromHost } else { Reason::DirectRouting }
+}
+
+/// Everything that a container sends and that does not stay on its bridge.
+#[inline(always)]
+fn from_container<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+    side: Side,
+) -> Reason {
+    match parse(&frame, meta.l3 as usize) {
+        Ok(parsed) => *packet = parsed,
+        Err(reason) => return reason,
+    }
+    let mut passage = Passage { frame, meta, tables, side, packet };
+    passage.carry_or_admit()
+}
+
+/// A packet's passage by one of our hooks: what every step below asks about.
+///
+/// The larger steps ([`Steps`]) are called by the hook and not by each other: BPF has 512 octets of
+/// stack for a whole chain of calls.
+pub struct Passage<'a, F: Family, T: Steps<F>> {
+    /// The packet's bytes.
+    pub frame: Frame<'a>,
+    /// What the hook knows beside.
+    pub meta: &'a Meta,
+    /// Everything else.
+    pub tables: &'a T,
+    /// Where the hook is.
+    pub side: Side,
+    /// What was parsed.
+    pub packet: &'a Packet<F>,
+}
+
+/// Which way a flow's packet goes.
+enum Way<'a, F: Family> {
+    Peer(&'a Endpoint<F>),
+    Neighbour(u32, F::Addr),
+    HandOn(Reason),
+    Refuse(Reason),
+}
+
+/// The carrying steps: all that a flow's packet meets.
+impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
+    /// A flow's packet goes its way; one without a flow makes one if it may, and then goes its
+    /// way as any other: so does the one that loses the race to make it.
+    #[inline(always)]
+    fn carry_or_admit(&mut self) -> Reason {
+        let carried = match self.packet.class {
+            Class::Flow => self.tables.carry(self),
+            Class::IcmpError => self.tables.carry_error(self),
+            Class::Fragment | Class::Other => None,
+        };
+        if let Some(reason) = carried {
+            return reason;
+        }
+        if let Some(reason) = self.tables.admit(self) {
+            return reason;
+        }
+        self.tables.carry(self).unwrap_or(Reason::TableFull)
+    }
+
+    /// The packet's flow, if it has one that is not over; one that is, ends here.
+    #[inline(always)]
+    fn current(&self, now: Ticks) -> Option<Hit<'a, F>> {
+        let hit = flow::find(self.tables, &self.packet.tuple)?;
+        let over = !flow::is_current(self.tables, hit.flow, now)
+            || self.packet.tuple.proto == proto::TCP
+                && tcp::reopens(State::from_u8(hit.gate.state()), self.packet.flags);
+        if over {
+            flow::end(self.tables, &hit);
+            return None;
+        }
+        Some(hit)
+    }
+
+    /// Carries a packet along its flow: `None` if it has none.
+    #[inline(always)]
+    pub fn carry(&mut self) -> Option<Reason> {
+        let now = self.tables.now();
+        let hit = self.current(now)?;
+        if !self.comes_from(&hit) {
+            return Some(Reason::SpoofedSource);
+        }
+        let way = self.steer(&hit, now);
+        if let Way::Refuse(reason) = way {
+            return Some(reason);
+        }
+        if !flow::track(self.tables, &hit, self.packet, now) {
+            return Some(Reason::TcpState);
+        }
+        // Read first, checked after: the record may have gone to another flow in between, and then
+        // nothing that was read counts.
+        let translation = self.translate(&hit);
+        if self.tables.gate(hit.flow).id() != hit.gate.id() {
+            return Some(Reason::FlowGone);
+        }
+        Some(match way {
+            Way::Peer(endpoint) => self.deliver(translation, endpoint),
+            Way::Neighbour(ifindex, next_hop) => {
+                self.tables.edit(&mut self.frame, &translation);
+                self.tables.to_neighbour(ifindex, next_hop);
+                Reason::Forwarded
+            }
+            Way::HandOn(reason) => self.hand_on(&hit, translation, reason),
+            Way::Refuse(reason) => reason,
+        })
+    }
+
+    /// Whether the packet came by the device that its flow's other end is behind.
+    #[inline(always)]
+    fn comes_from(&self, hit: &Hit<'_, F>) -> bool {
+        let slot = hit.flow.legs[(hit.dir ^ 1) & 1].slot.get();
+        if self.side == Side::Outside || slot == OUTSIDE {
+            return self.side == Side::Outside && slot == OUTSIDE;
+        }
+        self.tables.endpoint(slot).is_some_and(|endpoint| self.is_behind(endpoint))
+    }
+
+    /// Whether an endpoint is behind the device that the hook is on.
+    #[inline(always)]
+    fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
+        let ifindex = self.meta.ifindex;
+        if endpoint.ifindex != 0 {
+            return self.side == Side::Veth && endpoint.ifindex == ifindex;
+        }
+        match self.side {
+            Side::Bridge => endpoint.bridge == ifindex,
+            _ => self.tables.device(ifindex).is_some_and(|device| device.bridge == endpoint.bridge),
+        }
+    }
+
+    /// Chooses the way of a flow's packet: fast where the fast path can finish it.
+    #[inline(always)]
+    fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
+        let leg = &hit.flow.legs[hit.dir & 1];
+        let slot = leg.slot.get();
+        if slot != OUTSIDE {
+            let Some(endpoint) = self.tables.endpoint(slot) else {
+                return Way::Refuse(Reason::NoEndpoint);
+            };
+            if endpoint.ifindex == 0 {
+                return Way::HandOn(Reason::NotHooked);
+            }
+            return match self.kernel_needed(endpoint.mtu) {
+                None => Way::Peer(endpoint),
+                Some(_) if !self.tables.exists(endpoint.ifindex) => Way::Refuse(Reason::TargetGone),
+                Some(reason) => Way::HandOn(reason),
+            };
+        }
+        let settings = self.tables.settings();
+        let stale = now.wrapping_sub(settings.heartbeat) > timeouts::HEARTBEAT;
+        if stale || leg.route_generation.get() != settings.route_generation {
+            match renew_route(self.tables, hit.flow, hit.dir, settings.route_generation) {
+                None => {}
+                Some(reason) if reason.path() as u8 == Path::Drop as u8 => {
+                    return Way::Refuse(reason);
+                }
+                Some(reason) => return Way::HandOn(reason),
+            }
+        }
+        let mtu = leg.mtu.get();
+        if mtu == 0 {
+            return Way::HandOn(Reason::NoEthernet);
+        }
+        match self.kernel_needed(mtu) {
+            None => Way::Neighbour(leg.ifindex.get(), leg.next_hop.get()),
+            Some(reason) => Way::HandOn(reason),
+        }
+    }
+
+    /// Why the kernel has to finish a packet that would go to a device of this MTU.
+    #[inline(always)]
+    fn kernel_needed(&self, mtu: u32) -> Option<Reason> {
+        let packet = self.packet;
+        let segment = self.meta.segment;
+        let size =
+            if segment == 0 { packet.len as u32 } else { packet.headers as u32 + segment };
+        if packet.hops <= 1 {
+            Some(Reason::HopLimit)
+        } else if packet.options {
+            Some(Reason::Options)
+        } else if size > mtu {
+            Some(Reason::TooBig)
+        } else if self.meta.l3 == 0 {
+            Some(Reason::NoEthernet)
+        } else {
+            None
+        }
+    }
+
+    /// The whole translation of a flow's packet, with the flow's own deltas.
+    #[inline(always)]
+    fn translate(&self, hit: &Hit<'_, F>) -> Edit<F> {
+        let to = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
+        Edit {
+            src: to.dst,
+            dst: to.src,
+            sport: to.dport,
+            dport: to.sport,
+            address_delta: hit.flow.address_delta[hit.dir & 1].get(),
+            port_delta: hit.flow.port_delta[hit.dir & 1].get(),
+            hop: true,
+            ..Edit::of(self.packet)
+        }
+    }
+
+    /// Into the container.
+    #[inline(always)]
+    fn deliver(&mut self, translation: Edit<F>, endpoint: &Endpoint<F>) -> Reason {
+        let _ = self.frame.write(0, endpoint.macs);
+        self.tables.edit(&mut self.frame, &translation);
+        self.tables.to_peer(endpoint.ifindex);
+        Reason::Forwarded
+    }
+
+    /// To the kernel, in the state in which it expects the packet: the destination is rewritten,
+    /// the source stays, and the mark leads the hook on the way out to the flow.
+    #[inline(always)]
+    fn hand_on(&mut self, hit: &Hit<'_, F>, translation: Edit<F>, reason: Reason) -> Reason {
+        let old = self.packet.tuple;
+        let Edit { dst, dport, .. } = translation;
+        if dst != old.dst || dport != old.dport {
+            let edit = Edit {
+                dst,
+                dport,
+                address_delta: checksum::delta(old.dst.sum(), dst.sum()),
+                port_delta: checksum::delta(old.dport.word() as u32, dport.word() as u32),
+                ..Edit::of(self.packet)
+            };
+            self.tables.edit(&mut self.frame, &edit);
+        }
+        self.tables.mark(mark::flow(hit.index, hit.dir));
+        reason
+    }
+
+    /// The other half of [`hand_on`](Self::hand_on), on the way out: the source.
+    #[inline(always)]
+    pub fn complete(&mut self) -> Option<Reason> {
+        let (index, dir) = mark::handed_on(self.meta.mark);
+        let packet = self.packet;
+        let old = &packet.tuple;
+        let flow = self.tables.flow(index)?;
+        let before = flow.tuples[dir & 1].get();
+        let after = flow.tuples[(dir ^ 1) & 1].get();
+        let fits = self.tables.gate(flow).is_live()
+            && before.src == old.src
+            && after.src == old.dst
+            && before.proto == old.proto
+            && (packet.tail || before.sport == old.sport && after.sport == old.dport);
+        if !fits {
+            // The host's answer to a marked packet carries no container's source.
+            let leaks = self.tables.subnet(old.src).is_some();
+            return Some(if leaks { Reason::Untranslated } else { Reason::FromHost });
+        }
+        if after.dst == old.src && (packet.tail || after.dport == old.sport) {
+            self.tables.mark(0);
+            return Some(Reason::Admitted);
+        }
+        let sport = if packet.tail { old.sport } else { after.dport };
+        let edit = Edit {
+            src: after.dst,
+            sport,
+            address_delta: checksum::delta(old.src.sum(), after.dst.sum()),
+            port_delta: checksum::delta(old.sport.word() as u32, sport.word() as u32),
+            ..Edit::of(packet)
+        };
+        self.tables.edit(&mut self.frame, &edit);
+        self.tables.mark(0);
+        Some(Reason::Completed)
+    }
+}
+
+/// Looks a flow's way out up anew and keeps it in the flow; the reason, if there is none. A device
+/// without Ethernet header is kept with MTU 0: only the kernel sends there. Where the way has
+/// another source address now, the flow ends, as in nf_nat.
+#[inline(never)]
+fn renew_route<F: Family, T: Tables<F>>(
+    tables: &T,
+    flow: &Flow<F>,
+    dir: Direction,
+    generation: u32,
+) -> Option<Reason> {
+    let leg = &flow.legs[dir & 1];
+    let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot.get()) else {
+        return Some(Reason::NoEndpoint);
+    };
+    let tuple = flow.tuples[dir & 1].get();
+    let Route::Forward { ifindex, next_hop, mtu } = tables.route(endpoint.bridge, &tuple) else {
+        return Some(Reason::NoRoute);
+    };
+    let Some(device) = tables.device(ifindex) else { return Some(Reason::DeviceUnknown) };
+    if device.kind != device::OUTSIDE {
+        return Some(Reason::Isolated);
+    }
+    let seen_as = flow.tuples[REPLY].get().dst;
+    if dir == ORIGINAL
+        && seen_as != tuple.src
+        && tables.source(ifindex, next_hop) != Some(seen_as)
+    {
+        flow.expires.set(tables.now());
+        return Some(Reason::RouteMoved);
+    }
+    leg.ifindex.set(ifindex);
+    leg.next_hop.set(next_hop);
+    leg.mtu.set(if device.ethernet != 0 { mtu } else { 0 });
+    leg.route_generation.set(generation);
+    None
+}
+
+/// ICMP errors: about our flows from either side, and the host's own.
+impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+    /// Carries an ICMP error to the one who sent the packet that it quotes: `None` if no flow did.
+    #[inline(always)]
+    pub fn carry_error(&mut self) -> Option<Reason> {
+        let quote = icmp::quote(&self.frame, self.packet)?;
+        let hit = flow::find(self.tables, &quote.tuple.reversed())?;
+        let now = self.tables.now();
+        if !flow::is_current(self.tables, hit.flow, now) {
+            return None;
+        }
+        let answers = hit.flow.tuples[hit.dir & 1].get();
+        let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
+        let from = self.packet.tuple.src;
+        let fits = self.packet.tuple.dst == quote.tuple.src
+            && self.comes_from(&hit)
+            && (self.side == Side::Outside || from == answers.src)
+            && !icmp::is_redirect(&self.frame, self.packet);
+        if !fits {
+            return Some(Reason::IcmpStray);
+        }
+        let src = if from == answers.src { sent.dst } else { from };
+        let way = self.steer(&hit, now);
+        let hop = match way {
+            Way::Peer(_) | Way::Neighbour(..) => true,
+            // With a source of its own it can go by the kernel: only the destination changes.
+            Way::HandOn(_) if src == from => false,
+            Way::HandOn(_) | Way::Refuse(_) => return Some(Reason::IcmpStray),
+        };
+        let outer = Outer { src, dst: sent.src, hop };
+        icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
+        match way {
+            Way::Peer(endpoint) => {
+                let _ = self.frame.write(0, endpoint.macs);
+                self.tables.to_peer(endpoint.ifindex);
+                Some(Reason::IcmpError)
+            }
+            Way::Neighbour(ifindex, next_hop) => {
+                self.tables.to_neighbour(ifindex, next_hop);
+                Some(Reason::IcmpError)
+            }
+            Way::HandOn(reason) => {
+                self.tables.mark(mark::flow(hit.index, hit.dir));
+                Some(reason)
+            }
+            Way::Refuse(_) => None,
+        }
+    }
+
+    /// The host's own error about a packet that it was handed: its quote shows a translated one.
+    #[inline(always)]
+    pub fn restore_own_error(&mut self) -> Option<Reason> {
+        let quote = icmp::quote(&self.frame, self.packet)?;
+        let hit = flow::find(self.tables, &quote.tuple.reversed())?;
+        let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
+        let Tuple { src, dst, .. } = self.packet.tuple;
+        let outer = Outer { src, dst, hop: false };
+        icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer)
+            .then_some(Reason::HostError)
+    }
+}
+
+/// Where a packet of a container's that belongs to no flow is bound for.
+enum Origin<F: Family> {
+    /// Decided: for the host, for a neighbour, or refused.
+    Settled(Reason),
+    /// Out of the network.
+    Leaves(Leaving<F>),
+}
+
+/// A packet that may leave its network.
+struct Leaving<F: Family> {
+    /// The endpoint that it comes from.
+    end: End,
+    bridge: u32,
+    network: Network<F>,
+    /// To an address of the host's that has the port published.
+    local: bool,
+}
+
+/// The admitting steps: all that a packet without a flow meets.
+impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+    /// Makes a flow for the packet, if it may have one: `None`, or what becomes of it otherwise.
+    #[inline(always)]
+    pub fn admit(&self) -> Option<Reason> {
+        let refusal = match self.side {
+            Side::Outside => self.admit_inward(),
+            Side::Veth | Side::Bridge => match self.originates() {
+                Origin::Settled(reason) => Err(reason),
+                Origin::Leaves(_) if self.packet.class != Class::Flow => {
+                    Err(self.untranslatable())
+                }
+                Origin::Leaves(leaving) if leaving.local => self.admit_hairpin(&leaving),
+                Origin::Leaves(leaving) => self.admit_outward(&leaving),
+            },
+        };
+        refusal.err()
+    }
+
+    /// Why a packet that would have to be translated cannot be.
+    #[inline(always)]
+    fn untranslatable(&self) -> Reason {
+        match self.packet.class {
+            Class::IcmpError => Reason::IcmpStray,
+            Class::Fragment => Reason::Fragment,
+            Class::Flow | Class::Other => Reason::Protocol,
+        }
+    }
+
+    /// From outside to a published port.
+    #[inline(always)]
+    fn admit_inward(&self) -> Result<(), Reason> {
+        let packet = self.packet;
+        let dst = packet.tuple.dst;
+        // A fragment of a flow or for a published port: the host must not piece it together.
+        let translated = |tuple: &Tuple<F>| {
+            flow::find(self.tables, tuple).is_some()
+                || nat::published(self.tables, dst, tuple.dport, tuple.proto).is_some()
+        };
+        if !self.tables.is_local(dst) {
+            let ours = self.tables.subnet(dst).is_some();
+            return Err(if ours { Reason::DirectRouting } else { Reason::NotOurs });
+        }
+        match packet.class {
+            Class::Flow => {}
+            Class::Fragment if !packet.tail && translated(&packet.tuple) => {
+                return Err(Reason::Fragment);
+            }
+            _ => return Err(Reason::ToHost),
+        }
+        let outside = End { slot: OUTSIDE, incarnation: 0 };
+        let mac = self.tables.device(self.meta.ifindex).map_or([0; 6], |device| device.mac);
+        self.admit_published(outside, None, mac)
+    }
+
+    /// From a container to a published port of this host's.
+    #[inline(always)]
+    fn admit_hairpin(&self, leaving: &Leaving<F>) -> Result<(), Reason> {
+        self.admit_published(leaving.end, Some(()), [0; 6])
+    }
+
+    /// To a published port: the destination becomes the container. A container as client is seen
+    /// as the gateway of the server's network, as with Docker 29 (and with docker-proxy).
+    #[inline(always)]
+    fn admit_published(
+        &self,
+        from: End,
+        hairpin: Option<()>,
+        uplink_mac: [u8; 6],
+    ) -> Result<(), Reason> {
+        let tables = self.tables;
+        let tuple = &self.packet.tuple;
+        let published = nat::published(tables, tuple.dst, tuple.dport, tuple.proto)
+            .ok_or(Reason::ToHost)?;
+        if !self.may_open() {
+            return Err(Reason::NoFlow);
+        }
+        let slot = tables.endpoint_slot(published.addr).ok_or(Reason::NoEndpoint)?;
+        let endpoint = tables.endpoint(slot).ok_or(Reason::NoEndpoint)?;
+        let (client, owner) = match hairpin {
+            None => (tuple.src, Owner::Remote),
+            Some(()) => {
+                let network = tables.network(endpoint.bridge).ok_or(Reason::NoEndpoint)?;
+                (network.gateway, Owner::Host)
+            }
+        };
+        let plan = Plan {
+            original: *tuple,
+            to: End { slot, incarnation: endpoint.incarnation },
+            from,
+            mapping: published.mapping,
+            mapping_incarnation: tables.mapping(published.mapping),
+            uplink_mac,
+        };
+        let reply = Tuple {
+            src: published.addr,
+            dst: client,
+            sport: published.port,
+            dport: tuple.sport,
+            proto: tuple.proto,
+        };
+        self.make(&plan, reply, owner)
+    }
+
+    /// From a container outwards.
+    #[inline(always)]
+    fn admit_outward(&self, leaving: &Leaving<F>) -> Result<(), Reason> {
+        let tables = self.tables;
+        let tuple = &self.packet.tuple;
+        if !self.may_open() {
+            return Err(Reason::NoFlow);
+        }
+        let Route::Forward { ifindex, next_hop, .. } = tables.route(leaving.bridge, tuple) else {
+            return Err(Reason::NoRoute);
+        };
+        let device = tables.device(ifindex).ok_or(Reason::DeviceUnknown)?;
+        if device.kind != device::OUTSIDE {
+            return Err(Reason::Isolated);
+        }
+        let (source, owner) = if leaving.network.flags & network::MASQUERADE != 0 {
+            (tables.source(ifindex, next_hop).ok_or(Reason::NoSource)?, Owner::Host)
+        } else {
+            (tuple.src, Owner::Remote)
+        };
+        let plan = Plan {
+            original: *tuple,
+            to: End { slot: OUTSIDE, incarnation: 0 },
+            from: leaving.end,
+            mapping: 0,
+            mapping_incarnation: 0,
+            uplink_mac: device.mac,
+        };
+        self.make(&plan, Tuple { dst: source, ..tuple.reversed() }, owner)
+    }
+
+    /// Makes a flow: record, reply key (the lock), original key. A lost race is no error: the
+    /// packet finds the winner's flow.
+    #[inline(always)]
+    fn make(&self, plan: &Plan<F>, reply: Tuple<F>, owner: Owner) -> Result<(), Reason> {
+        let reference = flow::reserve(self.tables, plan).ok_or(Reason::TableFull)?;
+        let inside = (plan.original.src, plan.original.sport);
+        let Some(reply) = nat::draw(self.tables, reference, reply, inside, owner) else {
+            flow::release(self.tables, reference);
+            return Err(Reason::PortsExhausted);
+        };
+        flow::commit(self.tables, reference, &reply);
+        Ok(())
+    }
+
+    /// Whether the packet may make a flow.
+    #[inline(always)]
+    fn may_open(&self) -> bool {
+        if self.packet.tuple.proto == proto::TCP {
+            tcp::opening(self.packet.flags) != Opening::Refuse
+        } else {
+            !self.packet.answer
+        }
+    }
+
+    /// Checks a container's packet: its source, and whether it may leave its network at all.
+    #[inline(always)]
+    fn originates(&self) -> Origin<F> {
+        let tables = self.tables;
+        let packet = self.packet;
+        let (src, dst) = (packet.tuple.src, packet.tuple.dst);
+        if src.is_loopback() || dst.is_loopback() {
+            return Origin::Settled(Reason::Loopback);
+        }
+        let Some(device) = tables.device(self.meta.ifindex) else { return Origin::Settled(Reason::NotOurs) };
+        if self.side == Side::Veth && self.frame.read::<[u8; 6]>(0) != Some(device.mac) {
+            return Origin::Settled(Reason::Bridged);
+        }
+        if dst.is_unroutable() {
+            return Origin::Settled(Reason::ToHost);
+        }
+        let Some(network) = tables.network(device.bridge) else { return Origin::Settled(Reason::NotOurs) };
+        let slot = match tables.endpoint_slot(src) {
+            Some(slot) => slot,
+            None if tables.subnet(src) == Some(device.bridge) => network.floor,
+            None => return Origin::Settled(Reason::ForeignSource),
+        };
+        let Some(endpoint) = tables.endpoint(slot) else { return Origin::Settled(Reason::NoEndpoint) };
+        if !self.is_behind(endpoint) {
+            return Origin::Settled(Reason::SpoofedSource);
+        }
+        let end = End { slot, incarnation: endpoint.incarnation };
+        let internal = network.flags & network::INTERNAL != 0;
+        let leaving =
+            |local| Origin::Leaves(Leaving { end, bridge: device.bridge, network, local });
+        if tables.is_local(dst) {
+            let published = !packet.tail
+                && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto).is_some();
+            if published && !internal {
+                return leaving(true);
+            }
+            if self.side == Side::Veth {
+                tables.mark(mark::HOST);
+            }
+            return Origin::Settled(Reason::ToHost);
+        }
+        match tables.subnet(dst) {
+            Some(bridge) if bridge == device.bridge => Origin::Settled(Reason::Bridged),
+            Some(_) => Origin::Settled(Reason::Isolated),
+            None if internal => Origin::Settled(Reason::Internal),
+            None => leaving(false),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Why a packet went the way it went: each reason is a counter, a label and a row of the README.
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Path {
+    /// Rewritten and redirected by our programs alone.
+    Fast,
+    /// Handed to the kernel's stack, perhaps rewritten.
+    Kernel,
+    /// Dropped.
+    Drop,
+    /// On the kernel's path past a further hook of ours: the first one has counted it.
+    Again,
+}
+
+impl Path {
+    /// The path's name in the CLI.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Kernel => "kernel",
+            Self::Drop => "drop",
+            Self::Again => "again",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($name:ident = $path:ident $label:literal $text:literal;)+) => {
+        /// Why a packet went the way it went.
+        #[repr(u8)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Reason {
+            $(#[doc = $text] $name,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their counters.
+            pub const ALL: [Self; [$(Self::$name),+].len()] = [$(Self::$name),+];
+
+            /// The reason of a number.
+            #[inline(always)]
+            #[must_use]
+            pub const fn from_u8(number: u8) -> Option<Self> {
+                $(if number == Self::$name as u8 {
+                    return Some(Self::$name);
+                })+
+                None
+            }
+
+            /// What becomes of a packet for this reason.
+            #[inline(always)]
+            #[must_use]
+            pub const fn path(self) -> Path {
+                match self { $(Self::$name => Path::$path,)+ }
+            }
+
+            /// The reason's name in the CLI and the README.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// One sentence for a person.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    Forwarded = Fast "forwarded" "A flow's packet, rewritten and redirected.";
+    IcmpError = Fast "icmp-error" "An ICMP error about a flow, its inner header restored and redirected.";
+
+    ToHost = Kernel "to-host" "For the host itself.";
+    FromHost = Kernel "from-host" "From the host itself, or forwarded for others.";
+    Bridged = Kernel "bridged" "Between two containers of one network: the bridge switches it.";
+    NotOurs = Kernel "not-ours" "Neither from nor for a container.";
+    NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag.";
+    NotIp = Kernel "not-ip" "Not IPv4: ARP, IPv6 and others.";
+    Malformed = Kernel "malformed" "No valid header: the kernel's stack drops it.";
+    Truncated = Kernel "truncated" "The headers are not all there.";
+    NoRoute = Kernel "no-route" "No route forwards it: the kernel answers.";
+    HopLimit = Kernel "hop-limit" "TTL at its end: the kernel answers with time exceeded.";
+    TooBig = Kernel "too-big" "Over the next device's MTU: the kernel fragments it, or answers with fragmentation needed.";
+    Options = Kernel "options" "IP options: the kernel handles them.";
+    NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
+    NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
+    HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
+
+    Completed = Again "completed" "The kernel path's other half: the source rewritten on the way out.";
+    Admitted = Again "admitted" "Admitted by an earlier hook, nothing left to rewrite.";
+
+    SpoofedSource = Drop "spoofed-source" "A container's packet with another endpoint's address.";
+    ForeignSource = Drop "foreign-source" "A container's packet with a source outside of its network.";
+    Loopback = Drop "loopback" "127.0.0.0/8 on a wire.";
+    Isolated = Drop "isolated" "From one Docker network to another one.";
+    Internal = Drop "internal" "Out of, or into, an internal network.";
+    PeerBlocked = Drop "peer-blocked" "Between containers of a network without inter-container communication.";
+    DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
+    Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
+    UnknownNetwork = Drop "unknown-network" "Forwarded from Docker's address pools by a device that the agent does not know yet.";
+    Fragment = Drop "fragment" "A fragment of a datagram that would have to be translated.";
+    Protocol = Drop "protocol" "Neither TCP, UDP nor ICMP echo, and would have to be translated.";
+    IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
+    NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
+    TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";
+    TableFull = Drop "table-full" "No flow record is free.";
+    PortsExhausted = Drop "ports-exhausted" "No port is free for a translation.";
+    NoEndpoint = Drop "no-endpoint" "A published port whose container is not there.";
+    TargetGone = Drop "target-gone" "The container's device has gone.";
+    RouteMoved = Drop "route-moved" "The way out has another source address now: the flow has ended.";
+    FlowGone = Drop "flow-gone" "The flow ended while its packet was at hand.";
+    DeviceUnknown = Drop "device-unknown" "Would leave by a device that is not hooked yet.";
+    NoSource = Drop "no-source" "The outgoing device has no address to masquerade with.";
+}
+
+/// How many reasons there are.
+pub const COUNT: usize = Reason::ALL.len();

@@ -1,0 +1,133 @@
+//! Writing: an edit, applied to a frame, and the ways out of a hook.
+//!
+//! All but the transport checksum is the same everywhere and stands in [`headers`]. The checksum
+//! is done twice: [`checksum`] by RFC 1624 for XDP and hosts, and by the kernel's helper for tcx,
+//! which alone knows whether the packet's checksum is still to be finished
+//! (`CHECKSUM_PARTIAL`). The twin test holds the two equal.
+
+use crate::checksum;
+use crate::family::{Be16, Family};
+use crate::frame::Frame;
+use crate::parse::{Packet, Ports, proto};
+
+/// The ways out of a hook, beside "pass" and "drop", which the reason alone says. Nothing reads
+/// the packet after any of them.
+pub trait Exit<F: Family> {
+    /// Writes an edit into the packet.
+    fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<F>);
+    /// Sets the packet's mark.
+    fn mark(&self, mark: u32);
+    /// Into the namespace of the veth at this index (`bpf_redirect_peer`; XDP: its device map).
+    fn to_peer(&self, ifindex: u32);
+    /// Out by a device to a next hop (`bpf_redirect_neigh`), marked as done.
+    fn to_neighbour(&self, ifindex: u32, next_hop: F::Addr);
+}
+
+/// What to write into a packet. Addresses and ports that do not change stand here as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit<F: Family> {
+    /// Where the network header begins.
+    pub l3: u8,
+    /// Where the transport header begins.
+    pub l4: u8,
+    /// IP protocol number.
+    pub proto: u8,
+    /// New source address.
+    pub src: F::Addr,
+    /// New destination address.
+    pub dst: F::Addr,
+    /// New source port, or the identifier of an echo request.
+    pub sport: Be16,
+    /// New destination port, or the identifier of an echo reply.
+    pub dport: Be16,
+    /// An echo reply.
+    pub answer: bool,
+    /// The packet has a transport header: not so in the tail of a fragmented datagram.
+    pub transport: bool,
+    /// Checksum delta of the addresses.
+    pub address_delta: u16,
+    /// Checksum delta of the ports.
+    pub port_delta: u16,
+    /// One hop fewer.
+    pub hop: bool,
+}
+
+impl<F: Family> Edit<F> {
+    /// An edit that changes nothing of `packet` yet.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(packet: &Packet<F>) -> Self {
+        Self {
+            l3: packet.l3,
+            l4: packet.l4,
+            proto: packet.tuple.proto as u8,
+            src: packet.tuple.src,
+            dst: packet.tuple.dst,
+            sport: packet.tuple.sport,
+            dport: packet.tuple.dport,
+            answer: packet.answer,
+            transport: !packet.tail,
+            address_delta: 0,
+            port_delta: 0,
+            hop: false,
+        }
+    }
+
+    /// Where the transport checksum is, in the protocols that have one.
+    #[inline(always)]
+    #[must_use]
+    pub fn checksum_at(&self) -> Option<usize> {
+        match self.proto as u32 {
+            proto::TCP => Some(self.l4 as usize + 16),
+            proto::UDP => Some(self.l4 as usize + 6),
+            _ => None,
+        }
+    }
+}
+
+const ICMP_CHECKSUM: usize = 2;
+const ICMP_ID: usize = 4;
+
+/// Writes network and transport header, but not the TCP or UDP checksum. ICMP's checksum
+/// has no pseudo header and is never left to a device: it is finished here.
+///
+/// `false` if the frame is shorter than the packet that was parsed, which cannot be.
+#[inline(always)]
+pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
+    if !F::readdress(frame, edit.l3 as usize, edit.src, edit.dst, edit.hop) {
+        return false;
+    }
+    if !edit.transport {
+        return true;
+    }
+    let l4 = edit.l4 as usize;
+    match edit.proto as u32 {
+        proto::TCP | proto::UDP => {
+            frame.write(l4, Ports { src: edit.sport, dst: edit.dport })
+        }
+        // Only echo has ports; other protocols are never translated.
+        _ => {
+            let id = if edit.answer { edit.dport } else { edit.sport };
+            let Some(old) = frame.read::<Be16>(l4 + ICMP_CHECKSUM) else { return false };
+            frame.write(l4 + ICMP_ID, id)
+                && frame.write(l4 + ICMP_CHECKSUM, checksum::update(old, edit.port_delta))
+        }
+    }
+}
+
+/// Brings the TCP or UDP checksum along, for a packet whose checksum is finished.
+#[inline(always)]
+pub fn checksum<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
+    if !edit.transport {
+        return true;
+    }
+    let Some(at) = edit.checksum_at() else { return true };
+    let Some(old) = frame.read::<Be16>(at) else { return false };
+    let delta = checksum::add(edit.address_delta, edit.port_delta);
+    let new = if edit.proto as u32 == proto::UDP {
+        checksum::update_udp(old, delta)
+    } else {
+        checksum::update(old, delta)
+    };
+    frame.write(at, new)
+}

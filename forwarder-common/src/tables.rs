@@ -1,0 +1,116 @@
+//! The door to everything outside the packet: maps, the clock, routes, sockets.
+//!
+//! The kernel side implements it over BPF maps and helpers, a host over plain memory: the twin
+//! test holds both to the same decisions.
+
+use crate::abi::{Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, Tuple};
+use crate::family::{Be16, Family};
+use crate::flow::Gate;
+use crate::timeouts::Ticks;
+
+/// What the kernel's routing says of a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route<F: Family> {
+    /// Forwarded by this device to this next hop.
+    Forward {
+        /// Outgoing device.
+        ifindex: u32,
+        /// The gateway, or the destination itself.
+        next_hop: F::Addr,
+        /// The route's MTU in octets.
+        mtu: u32,
+    },
+    /// The host's own, a broadcast, unreachable, prohibited: the kernel's to answer.
+    Kernel,
+}
+
+/// Everything the pipeline reads and changes beside the packet. Records are shared with other
+/// CPUs: hence `&self` and cells, and a gate that only compare-and-swap changes.
+pub trait Tables<F: Family> {
+    /// What the agent tells all programs.
+    fn settings(&self) -> Settings;
+    /// A device by its index.
+    fn device(&self, ifindex: u32) -> Option<Device>;
+    /// A network by its bridge.
+    fn network(&self, bridge: u32) -> Option<Network<F>>;
+    /// The bridge whose subnet `addr` is in.
+    fn subnet(&self, addr: F::Addr) -> Option<u32>;
+    /// Whether `addr` is one of the host's own.
+    fn is_local(&self, addr: F::Addr) -> bool;
+    /// What is published under exactly this key.
+    fn published(&self, key: &PortKey<F>) -> Option<Published<F>>;
+    /// The slot of the endpoint with this address.
+    fn endpoint_slot(&self, addr: F::Addr) -> Option<u32>;
+    /// The endpoint in a slot.
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint<F>>;
+    /// The incarnation of a mapping's slot.
+    fn mapping(&self, slot: u32) -> u32;
+    /// The masquerade address of a device towards a next hop.
+    fn source(&self, ifindex: u32, next_hop: F::Addr) -> Option<F::Addr>;
+
+    /// The flow that a tuple belongs to.
+    fn flow_ref(&self, tuple: &Tuple<F>) -> Option<FlowRef>;
+    /// A record by its index.
+    fn flow(&self, index: u32) -> Option<&Flow<F>>;
+    /// Inserts a tuple's key unless it is there; whether it did.
+    fn insert(&self, tuple: &Tuple<F>, flow: FlowRef) -> bool;
+    /// Removes a tuple's key.
+    fn remove(&self, tuple: &Tuple<F>);
+    /// The gate as it is now, however often it was read before.
+    fn gate(&self, flow: &Flow<F>) -> Gate;
+    /// Changes the gate from one value to another; whether it did.
+    fn swap_gate(&self, flow: &Flow<F>, from: Gate, to: Gate) -> bool;
+    /// Takes the index of a free record.
+    fn take_free(&self) -> Option<u32>;
+    /// Gives a record's index back.
+    fn give_free(&self, index: u32);
+    /// The ring's next place: moves on at each call.
+    fn next_ring(&self) -> u32;
+    /// What is in a place of the ring.
+    fn ring(&self, place: u32) -> FlowRef;
+    /// Puts a flow into a place of the ring.
+    fn set_ring(&self, place: u32, flow: FlowRef);
+    /// The next record to sweep: moves on at each call.
+    fn next_sweep(&self) -> u32;
+    /// The remembered port in a place of the hints.
+    fn hint(&self, place: u32) -> Option<Hint<F>>;
+    /// Remembers a port.
+    fn set_hint(&self, place: u32, hint: Hint<F>);
+
+    /// [`crate::flow::take_record`]. This and the next two are methods so that the kernel's side can make
+    /// functions of their own of them, which the verifier proves once, whoever calls them.
+    fn take_record(&self) -> Option<FlowRef>;
+    /// [`crate::flow::publish`].
+    fn publish(&self, flow: FlowRef);
+    /// [`crate::flow::claim`].
+    fn claim(&self, index: u32, gate: Gate) -> bool;
+
+    /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
+    fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;
+    /// Whether a socket of the host would take a packet with this tuple.
+    fn socket(&self, tuple: &Tuple<F>) -> bool;
+    /// Whether XDP may redirect into the veth at this index: its far end takes frames.
+    fn takes_frames(&self, ifindex: u32) -> bool;
+    /// Whether a device exists.
+    fn exists(&self, ifindex: u32) -> bool;
+    /// The coarse monotonic clock.
+    fn now(&self) -> Ticks;
+    /// 32 random bits, not predictable from outside.
+    fn random(&self) -> u32;
+    /// Tries until a try succeeds, at most so many times. The verifier looks at one try, not at
+    /// all of them (`bpf_loop`).
+    fn attempt<A: Attempt>(&self, times: u32, attempt: &mut A);
+}
+
+/// Something to try more than once.
+pub trait Attempt {
+    /// Tries once; whether it succeeded.
+    fn once(&mut self) -> bool;
+}
+
+/// A port out of a range by a random number, without division by a variable.
+#[inline(always)]
+pub(crate) fn scale(random: u32, low: u16, count: u32) -> Be16 {
+    let offset = ((random as u64 * count as u64) >> 32) as u32;
+    Be16::new((low as u32 + offset) as u16)
+}

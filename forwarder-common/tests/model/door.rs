@@ -1,0 +1,248 @@
+//! The model's side of the door: [`Tables`], [`Exit`] and [`Steps`] over plain memory.
+
+use forwarder_common::abi::{
+    Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, Tuple,
+};
+use forwarder_common::family::{Be32, V4};
+use forwarder_common::flow::{self, Gate};
+use forwarder_common::frame::Frame;
+use forwarder_common::pipeline::{Passage, Steps, mark};
+use forwarder_common::reason::Reason;
+use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::tables::{Attempt, Route, Tables};
+use forwarder_common::timeouts::Ticks;
+
+use super::{Host, Target};
+
+/// The most specific of the prefixes that `addr` is in.
+fn longest<V: Copy>(
+    prefixes: impl Iterator<Item = ((Be32, u8), V)>,
+    addr: Be32,
+) -> Option<V> {
+    let mask = |len: u8| u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+    prefixes
+        .filter(|&((base, len), _)| (base.get() ^ addr.get()) & mask(len) == 0)
+        .max_by_key(|&((_, len), _)| len)
+        .map(|(_, value)| value)
+}
+
+impl Tables<V4> for Host {
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.devices.get(&ifindex).copied()
+    }
+
+    fn network(&self, bridge: u32) -> Option<Network<V4>> {
+        self.networks.get(&bridge).copied()
+    }
+
+    fn subnet(&self, addr: Be32) -> Option<u32> {
+        longest(self.subnets.iter().map(|(&key, &value)| (key, value)), addr)
+    }
+
+    fn is_local(&self, addr: Be32) -> bool {
+        self.locals.contains(&addr)
+    }
+
+    fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
+        self.published.get(key).copied()
+    }
+
+    fn endpoint_slot(&self, addr: Be32) -> Option<u32> {
+        self.endpoint_slots.get(&addr).copied()
+    }
+
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint<V4>> {
+        self.endpoints.get(slot as usize)
+    }
+
+    fn mapping(&self, slot: u32) -> u32 {
+        self.mappings.get(&slot).copied().unwrap_or_default()
+    }
+
+    fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
+        let device = self.sources.iter().filter(|((device, ..), _)| *device == ifindex);
+        longest(device.map(|(&(_, base, len), &source)| ((base, len), source)), next_hop)
+    }
+
+    fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
+        self.index.borrow().get(tuple).copied()
+    }
+
+    fn flow(&self, index: u32) -> Option<&Flow<V4>> {
+        self.flows.get(index as usize)
+    }
+
+    fn insert(&self, tuple: &Tuple<V4>, flow: FlowRef) -> bool {
+        let mut index = self.index.borrow_mut();
+        let free = !index.contains_key(tuple) && index.len() < self.flows.len() * 2;
+        if free {
+            index.insert(*tuple, flow);
+        }
+        free
+    }
+
+    fn remove(&self, tuple: &Tuple<V4>) {
+        self.index.borrow_mut().remove(tuple);
+    }
+
+    fn gate(&self, flow: &Flow<V4>) -> Gate {
+        let deed = {
+            let mut meddler = self.meddler.borrow_mut();
+            match &mut *meddler {
+                Some((0, _)) => meddler.take().map(|(_, deed)| deed),
+                Some((looks, _)) => {
+                    *looks -= 1;
+                    None
+                }
+                None => None,
+            }
+        };
+        if let Some(deed) = deed {
+            deed(self);
+        }
+        Gate(flow.gate.get())
+    }
+
+    fn swap_gate(&self, flow: &Flow<V4>, from: Gate, to: Gate) -> bool {
+        let same = flow.gate.get() == from.0;
+        if same {
+            flow.gate.set(to.0);
+        }
+        same
+    }
+
+    fn take_free(&self) -> Option<u32> {
+        self.free.borrow_mut().pop_front()
+    }
+
+    fn give_free(&self, index: u32) {
+        self.free.borrow_mut().push_back(index);
+    }
+
+    fn next_ring(&self) -> u32 {
+        let mut cursors = self.cursors.get();
+        let place = (cursors.ring % u64::from(self.settings.ring)) as u32;
+        cursors.ring += 1;
+        self.cursors.set(cursors);
+        place
+    }
+
+    fn ring(&self, place: u32) -> FlowRef {
+        self.ring.borrow()[place as usize]
+    }
+
+    fn set_ring(&self, place: u32, flow: FlowRef) {
+        self.ring.borrow_mut()[place as usize] = flow;
+    }
+
+    fn next_sweep(&self) -> u32 {
+        let mut cursors = self.cursors.get();
+        let place = (cursors.sweep % u64::from(self.settings.flows)) as u32;
+        cursors.sweep += 1;
+        self.cursors.set(cursors);
+        place
+    }
+
+    fn hint(&self, place: u32) -> Option<Hint<V4>> {
+        Some(self.hints.borrow().get(&place).copied().unwrap_or_default())
+    }
+
+    fn set_hint(&self, place: u32, hint: Hint<V4>) {
+        self.hints.borrow_mut().insert(place, hint);
+    }
+
+    fn take_record(&self) -> Option<FlowRef> {
+        flow::take_record(self)
+    }
+
+    fn publish(&self, flow: FlowRef) {
+        flow::publish(self, flow);
+    }
+
+    fn claim(&self, index: u32, gate: Gate) -> bool {
+        flow::claim(self, index, gate)
+    }
+
+    fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
+        let routes = self.routes.iter().map(|(&key, &route)| (key, route));
+        match longest(routes, tuple.dst) {
+            Some(Route::Forward { ifindex, next_hop, mtu }) if next_hop == Be32::default() => {
+                Route::Forward { ifindex, next_hop: tuple.dst, mtu }
+            }
+            Some(route) => route,
+            None => Route::Kernel,
+        }
+    }
+
+    fn socket(&self, tuple: &Tuple<V4>) -> bool {
+        let proto = tuple.proto as u16;
+        self.sockets.contains(&PortKey { addr: tuple.dst, port: tuple.dport, proto })
+    }
+
+    fn takes_frames(&self, ifindex: u32) -> bool {
+        self.ports.contains(&ifindex)
+    }
+
+    fn exists(&self, ifindex: u32) -> bool {
+        self.nics.contains_key(&ifindex)
+    }
+
+    fn now(&self) -> Ticks {
+        self.clock.get()
+    }
+
+    fn random(&self) -> u32 {
+        let drawn = (self.drawn.borrow_mut())(&self.at_hand.get());
+        drawn.unwrap_or_else(|| self.dice.borrow_mut().roll() as u32)
+    }
+
+    fn attempt<A: Attempt>(&self, times: u32, attempt: &mut A) {
+        let _ = (0..times).any(|_| attempt.once());
+    }
+}
+
+impl Exit<V4> for Host {
+    fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
+        let whole = rewrite::headers(frame, edit) && rewrite::checksum(frame, edit);
+        assert!(whole, "half a packet written: {edit:?}");
+    }
+
+    fn mark(&self, mark: u32) {
+        self.mark.set(mark);
+    }
+
+    fn to_peer(&self, ifindex: u32) {
+        self.target.set(Some(Target::Peer(ifindex)));
+    }
+
+    fn to_neighbour(&self, ifindex: u32, next_hop: Be32) {
+        self.mark.set(mark::DONE);
+        self.target.set(Some(Target::Neighbour(ifindex, next_hop)));
+    }
+}
+
+impl Steps<V4> for Host {
+    fn carry(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.carry()
+    }
+
+    fn carry_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.carry_error()
+    }
+
+    fn admit(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.admit()
+    }
+
+    fn complete(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.complete()
+    }
+
+    fn restore_own_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.restore_own_error()
+    }
+}

@@ -1,0 +1,212 @@
+//! Frames, built field by field, and checksums by full recomputation: the oracle.
+
+use forwarder_common::abi::Tuple;
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::parse::proto;
+
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+
+pub(crate) const ECHO_REPLY: u8 = 0;
+pub(crate) const UNREACHABLE: u8 = 3;
+pub(crate) const ECHO_REQUEST: u8 = 8;
+pub(crate) const TIME_EXCEEDED: u8 = 11;
+
+/// An address.
+pub(crate) const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
+    Be32::from_octets([a, b, c, d])
+}
+
+/// What a frame is to look like.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) tuple: Tuple<V4>,
+    pub(crate) macs: [u8; 12],
+    pub(crate) flags: u8,
+    pub(crate) kind: u8,
+    pub(crate) hops: u8,
+    pub(crate) options: Vec<u8>,
+    /// The header's fragment word: flags and offset.
+    pub(crate) fragment: u16,
+    pub(crate) payload: Vec<u8>,
+    /// UDP without checksum.
+    pub(crate) unsummed: bool,
+}
+
+impl Spec {
+    fn new(proto: u32, src: (Be32, u16), dst: (Be32, u16)) -> Self {
+        let (sport, dport) = (Be16::new(src.1), Be16::new(dst.1));
+        Self {
+            tuple: Tuple { src: src.0, dst: dst.0, sport, dport, proto },
+            macs: [0; 12],
+            flags: 0,
+            kind: 0,
+            hops: 64,
+            options: Vec::new(),
+            fragment: 0x4000,
+            payload: b"payload.".to_vec(),
+            unsummed: false,
+        }
+    }
+
+    pub(crate) fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Self {
+        Self { flags, ..Self::new(proto::TCP, src, dst) }
+    }
+
+    pub(crate) fn udp(src: (Be32, u16), dst: (Be32, u16)) -> Self {
+        Self::new(proto::UDP, src, dst)
+    }
+
+    pub(crate) fn ping(src: Be32, dst: Be32, id: u16) -> Self {
+        Self { kind: ECHO_REQUEST, ..Self::new(proto::ICMP, (src, id), (dst, 0)) }
+    }
+
+    pub(crate) fn pong(src: Be32, dst: Be32, id: u16) -> Self {
+        Self { kind: ECHO_REPLY, ..Self::new(proto::ICMP, (src, 0), (dst, id)) }
+    }
+
+    /// An ICMP error that quotes the first `octets` of a packet.
+    pub(crate) fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
+        let quoted = packet[..octets.min(packet.len())].to_vec();
+        Self { kind, payload: quoted, ..Self::new(proto::ICMP, (src, 0), (dst, 0)) }
+    }
+
+    /// A packet of a tuple, whatever its protocol; TCP with `flags`.
+    pub(crate) fn of(tuple: Tuple<V4>, flags: u8) -> Self {
+        let kind = if tuple.sport == Be16::new(0) { ECHO_REPLY } else { ECHO_REQUEST };
+        Self { tuple, flags, kind, ..Self::new(tuple.proto, (tuple.src, 0), (tuple.dst, 0)) }
+    }
+
+    /// To and from these stations.
+    pub(crate) fn between(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
+        self.macs[..6].copy_from_slice(&dst);
+        self.macs[6..].copy_from_slice(&src);
+        self
+    }
+
+    /// With so many hops left.
+    pub(crate) fn hops(self, hops: u8) -> Self {
+        Self { hops, ..self }
+    }
+
+    /// With a record-route option.
+    pub(crate) fn options(self) -> Self {
+        Self { options: vec![7, 7, 4, 0, 0, 0, 0, 0], ..self }
+    }
+
+    /// With this fragment word.
+    pub(crate) fn fragment(self, fragment: u16) -> Self {
+        Self { fragment, ..self }
+    }
+
+    /// With so many octets of payload.
+    pub(crate) fn payload(self, octets: usize) -> Self {
+        Self { payload: (0..octets).map(|n| (n * 7) as u8).collect(), ..self }
+    }
+
+    /// The packet from its network header on.
+    pub(crate) fn packet(&self) -> Vec<u8> {
+        let Tuple { src, dst, sport, dport, proto } = self.tuple;
+        let ports = [sport.get().to_be_bytes(), dport.get().to_be_bytes()].concat();
+        let tail = self.fragment & 0x1fff != 0;
+        let mut transport = match proto {
+            _ if tail => Vec::new(),
+            proto::TCP => {
+                let fixed = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x10, 0, 0, 0, 0, 0];
+                [&ports[..], &fixed].concat()
+            }
+            proto::UDP => {
+                let len = (8 + self.payload.len()) as u16;
+                [&ports[..], &len.to_be_bytes(), &[0, 0]].concat()
+            }
+            proto::ICMP => {
+                let id = if self.kind == ECHO_REPLY { dport } else { sport };
+                let id = id.get().to_be_bytes();
+                vec![self.kind, 0, 0, 0, id[0], id[1], 0, 1]
+            }
+            _ => Vec::new(),
+        };
+        transport.extend_from_slice(&self.payload);
+        let octets = 20 + self.options.len();
+        let len = ((octets + transport.len()) as u16).to_be_bytes();
+        let fragment = self.fragment.to_be_bytes();
+        let mut packet = vec![
+            0x40 | (octets / 4) as u8, 0, len[0], len[1], 0x12, 0x34, fragment[0], fragment[1],
+            self.hops, proto as u8, 0, 0,
+        ];
+        packet.extend_from_slice(&src.octets());
+        packet.extend_from_slice(&dst.octets());
+        packet.extend_from_slice(&self.options);
+        let header = finish(sum(&packet));
+        packet[10..12].copy_from_slice(&header.to_be_bytes());
+        packet.extend_from_slice(&transport);
+        if !tail && !(self.unsummed && proto == proto::UDP) {
+            seal(&mut packet);
+        }
+        packet
+    }
+
+    /// The frame, Ethernet header included.
+    pub(crate) fn build(&self) -> Vec<u8> {
+        [&self.macs[..], &[0x08, 0x00], &self.packet()].concat()
+    }
+}
+
+/// The ones' complement sum of 16-bit words, folded.
+fn sum(octets: &[u8]) -> u32 {
+    let words = octets.chunks(2).map(|word| {
+        u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default())
+    });
+    let mut sum: u64 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u32
+}
+
+fn finish(sum: u32) -> u16 {
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// Where the transport checksum is, and what is summed up with it beside the transport's octets.
+fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
+    let l4 = usize::from(packet[0] & 15) * 4;
+    let len = ((packet.len() - l4) as u16).to_be_bytes();
+    let pseudo = [&packet[12..20], &[0, packet[9]], &len].concat();
+    Some(match u32::from(packet[9]) {
+        proto::TCP => (l4 + 16, pseudo),
+        proto::UDP => (l4 + 6, pseudo),
+        proto::ICMP => (l4 + 2, Vec::new()),
+        _ => return None,
+    })
+}
+
+/// Writes the transport checksum.
+pub(crate) fn seal(packet: &mut [u8]) {
+    let Some((at, pseudo)) = place(packet) else { return };
+    packet[at..at + 2].fill(0);
+    let l4 = usize::from(packet[0] & 15) * 4;
+    let mut checksum = finish(sum(&[&pseudo, &packet[l4..]].concat()));
+    if checksum == 0 && u32::from(packet[9]) == proto::UDP {
+        checksum = 0xffff;
+    }
+    packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Whether every checksum of a whole packet is right, by full recomputation.
+pub(crate) fn sums_up(packet: &[u8]) -> bool {
+    let l4 = usize::from(packet[0] & 15) * 4;
+    if sum(&packet[..l4]) != 0xffff {
+        return false;
+    }
+    // A fragment's transport checksum covers what is not here.
+    if u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
+        return true;
+    }
+    let Some((at, pseudo)) = place(packet) else { return true };
+    let unsummed = u32::from(packet[9]) == proto::UDP && packet[at..at + 2] == [0, 0];
+    unsummed || sum(&[&pseudo, &packet[l4..]].concat()) == 0xffff
+}

@@ -1,0 +1,137 @@
+//! Filling the model's tables as an agent would: devices, networks, containers, ports, routes.
+
+use forwarder_common::abi::{Device, Endpoint, Network, PortKey, Published, device, network};
+use forwarder_common::family::{Be16, Be32};
+use forwarder_common::tables::Route;
+
+use super::Host;
+use super::frames::ip;
+
+/// The cast of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
+pub(crate) const UPLINK: u32 = 2;
+pub(crate) const SECOND: u32 = 3;
+pub(crate) const VPN: u32 = 4;
+pub(crate) const BRIDGE: u32 = 10;
+pub(crate) const OTHER_BRIDGE: u32 = 11;
+pub(crate) const WEB_VETH: u32 = 20;
+pub(crate) const APP_VETH: u32 = 21;
+pub(crate) const FAR_VETH: u32 = 22;
+
+/// The host's address on its uplink.
+pub(crate) const HOST: Be32 = ip(198, 18, 1, 1);
+/// A client on the LAN, the default gateway too.
+pub(crate) const CLIENT: Be32 = ip(198, 18, 1, 2);
+/// Somebody behind the gateway.
+pub(crate) const REMOTE: Be32 = ip(198, 19, 1, 2);
+pub(crate) const GATEWAY: Be32 = ip(172, 17, 0, 1);
+/// A container with a published port.
+pub(crate) const WEB: Be32 = ip(172, 17, 0, 2);
+/// Another container of its network.
+pub(crate) const APP: Be32 = ip(172, 17, 0, 3);
+/// One whose veth has no hook yet.
+pub(crate) const BARE: Be32 = ip(172, 17, 0, 4);
+/// A container of the other network.
+pub(crate) const FAR: Be32 = ip(172, 18, 0, 2);
+
+/// The MAC address of a device of the host's.
+pub(crate) const fn mac(ifindex: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 0, ifindex as u8]
+}
+
+/// The MAC address of whoever is at the other end.
+pub(crate) const fn far_mac(ifindex: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 1, ifindex as u8]
+}
+
+impl Host {
+    /// The usual cast: `WEB` is published as 8080, TCP and UDP, on any address.
+    pub(crate) fn usual(flows: u32) -> Self {
+        let mut host = Self::new(flows);
+        host.outside(UPLINK, HOST, 24, 1500);
+        host.outside(SECOND, ip(198, 18, 2, 1), 24, 1280);
+        host.outside(VPN, ip(198, 18, 3, 1), 24, 1400);
+        host.devices.insert(VPN, Device { kind: device::OUTSIDE, ..Device::default() });
+        host.bridge(BRIDGE, GATEWAY, 16, network::MASQUERADE);
+        host.bridge(OTHER_BRIDGE, ip(172, 18, 0, 1), 16, network::MASQUERADE);
+        host.container(BRIDGE, WEB_VETH, WEB);
+        host.container(BRIDGE, APP_VETH, APP);
+        host.container(BRIDGE, 0, BARE);
+        host.container(OTHER_BRIDGE, FAR_VETH, FAR);
+        for proto in [6, 17] {
+            host.publish((Be32::default(), 8080, proto), (WEB, 80));
+            host.publish((Be32::default(), 8081, proto), (BARE, 80));
+        }
+        host.route((Be32::default(), 0), UPLINK, CLIENT, 1500);
+        host.ports.insert(WEB_VETH);
+        host.wait(1_000);
+        host
+    }
+
+    /// An outside device with its address, subnet and MTU.
+    pub(crate) fn outside(&mut self, ifindex: u32, addr: Be32, len: u8, mtu: u32) {
+        let mac = mac(ifindex);
+        let device = Device { kind: device::OUTSIDE, bridge: 0, mac, ethernet: 1 };
+        self.devices.insert(ifindex, device);
+        self.nics.insert(ifindex, mac);
+        self.locals.insert(addr);
+        self.sources.insert((ifindex, Be32::default(), 0), addr);
+        self.route((addr, len), ifindex, Be32::default(), mtu);
+    }
+
+    /// A Docker network.
+    pub(crate) fn bridge(&mut self, ifindex: u32, gateway: Be32, len: u8, flags: u32) {
+        let mac = mac(ifindex);
+        let device = Device { kind: device::BRIDGE, bridge: ifindex, mac, ethernet: 1 };
+        self.devices.insert(ifindex, device);
+        self.nics.insert(ifindex, mac);
+        let floor = self.endpoint(Endpoint { bridge: ifindex, mtu: 1500, ..Endpoint::default() });
+        self.networks.insert(ifindex, Network { flags, floor, gateway });
+        self.subnets.insert((gateway, len), ifindex);
+        self.locals.insert(gateway);
+        self.route((gateway, len), ifindex, Be32::default(), 1500);
+    }
+
+    /// A container of a network, and its slot. A veth of 0 is one without hooks.
+    pub(crate) fn container(&mut self, bridge: u32, veth: u32, addr: Be32) -> u32 {
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&far_mac(veth));
+        macs[6..].copy_from_slice(&mac(bridge));
+        let endpoint = Endpoint { ifindex: veth, bridge, mtu: 1500, addr, macs, incarnation: 0 };
+        let slot = self.endpoint(endpoint);
+        self.endpoint_slots.insert(addr, slot);
+        if veth != 0 {
+            let device = Device { kind: device::VETH, bridge, mac: mac(bridge), ethernet: 1 };
+            self.devices.insert(veth, device);
+            self.nics.insert(veth, mac(veth));
+        }
+        slot
+    }
+
+    fn endpoint(&mut self, endpoint: Endpoint<forwarder_common::family::V4>) -> u32 {
+        let unused = |endpoint: &Endpoint<_>| endpoint.incarnation == 0;
+        // Slot 0 is the outside.
+        let slot = 1 + self.endpoints[1..].iter().position(unused).unwrap();
+        self.endpoints[slot] = Endpoint { incarnation: 100 + slot as u32, ..endpoint };
+        slot as u32
+    }
+
+    /// A published port, and its mapping's slot.
+    pub(crate) fn publish(&mut self, at: (Be32, u16, u16), to: (Be32, u16)) -> u32 {
+        let mapping = self.mappings.len() as u32 + 1;
+        let key = PortKey { addr: at.0, port: Be16::new(at.1), proto: at.2 };
+        let published = Published { mapping, addr: to.0, port: Be16::new(to.1), reserved: 0 };
+        self.published.insert(key, published);
+        self.mappings.insert(mapping, 7);
+        mapping
+    }
+
+    /// A route; through the gateway 0 it is on the link.
+    pub(crate) fn route(&mut self, to: (Be32, u8), ifindex: u32, next_hop: Be32, mtu: u32) {
+        self.routes.insert(to, Route::Forward { ifindex, next_hop, mtu });
+    }
+
+    /// A socket of the host.
+    pub(crate) fn socket(&mut self, addr: Be32, port: u16, proto: u16) {
+        self.sockets.insert(PortKey { addr, port: Be16::new(port), proto });
+    }
+}

@@ -1,0 +1,291 @@
+//! A host in plain memory: the tables, the clock and the ways out that the packet brain asks for,
+//! under a test's control. The twin test holds it to what the kernel's programs do.
+
+mod door;
+pub(crate) mod frames;
+mod host;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use forwarder_common::abi::{
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, Network, PortKey, Published, Settings,
+    Tuple, capacity,
+};
+use forwarder_common::family::{Be32, V4};
+use forwarder_common::flow::{self, Gate};
+use forwarder_common::frame::Frame;
+use forwarder_common::parse::Packet;
+use forwarder_common::pipeline::{self, Meta};
+use forwarder_common::reason::{Path, Reason};
+use forwarder_common::tables::Route;
+use forwarder_common::timeouts::Ticks;
+
+/// A program's place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hook {
+    OutsideIn,
+    OutsideInRaw,
+    OutsideOut,
+    OutsideOutRaw,
+    ContainerIn,
+    ContainerOut,
+    BridgeIn,
+    BridgeOut,
+    Uplink,
+}
+
+/// How a packet arrives at a hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Arrival {
+    pub(crate) ifindex: u32,
+    pub(crate) came_by: u32,
+    pub(crate) mark: u32,
+    pub(crate) segment: u32,
+}
+
+/// Where a redirect leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Target {
+    Peer(u32),
+    Neighbour(u32, Be32),
+}
+
+/// What became of a packet: no reason where XDP left it alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) reason: Option<Reason>,
+    pub(crate) mark: u32,
+    pub(crate) target: Option<Target>,
+}
+
+impl Outcome {
+    /// Whether the packet goes on to the kernel's stack.
+    pub(crate) fn passes(&self) -> bool {
+        self.reason.is_none_or(|reason| reason.path() == Path::Kernel)
+    }
+}
+
+/// What somebody else does while a packet is under way.
+type Meddler = Box<dyn FnOnce(&Host)>;
+
+/// The host.
+pub(crate) struct Host {
+    pub(crate) settings: Settings,
+    pub(crate) devices: HashMap<u32, Device>,
+    pub(crate) networks: HashMap<u32, Network<V4>>,
+    pub(crate) subnets: HashMap<(Be32, u8), u32>,
+    pub(crate) locals: HashSet<Be32>,
+    pub(crate) published: HashMap<PortKey<V4>, Published<V4>>,
+    pub(crate) endpoint_slots: HashMap<Be32, u32>,
+    pub(crate) endpoints: Vec<Endpoint<V4>>,
+    pub(crate) mappings: HashMap<u32, u32>,
+    pub(crate) sources: HashMap<(u32, Be32, u8), Be32>,
+    /// Devices that exist, and the MAC address that each answers to.
+    pub(crate) nics: HashMap<u32, [u8; 6]>,
+    /// Veths whose far ends take frames from XDP.
+    pub(crate) ports: HashSet<u32>,
+    /// The kernel's routes by destination prefix.
+    pub(crate) routes: HashMap<(Be32, u8), Route<V4>>,
+    /// Where sockets of the host would take a packet: what its destination is.
+    pub(crate) sockets: HashSet<PortKey<V4>>,
+    pub(crate) clock: Cell<Ticks>,
+    pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
+    pub(crate) flows: Vec<Flow<V4>>,
+    pub(crate) free: RefCell<VecDeque<u32>>,
+    /// What `random` says next, before it falls back on the generator.
+    pub(crate) drawn: RefCell<Box<dyn FnMut(&Tuple<V4>) -> Option<u32>>>,
+    ring: RefCell<Vec<FlowRef>>,
+    cursors: Cell<Cursors>,
+    hints: RefCell<HashMap<u32, Hint<V4>>>,
+    dice: RefCell<Dice>,
+    mark: Cell<u32>,
+    target: Cell<Option<Target>>,
+    /// The tuple of the packet at hand.
+    at_hand: Cell<Tuple<V4>>,
+    meddler: RefCell<Option<(u32, Meddler)>>,
+}
+
+impl Host {
+    /// A host that knows nothing, with room for so many flows.
+    pub(crate) fn new(flows: u32) -> Self {
+        let ring = flows / capacity::UNASSURED_SHARE;
+        Self {
+            settings: Settings { route_generation: 1, ring, flows, ..Settings::default() },
+            devices: HashMap::new(),
+            networks: HashMap::new(),
+            subnets: HashMap::new(),
+            locals: HashSet::new(),
+            published: HashMap::new(),
+            endpoint_slots: HashMap::new(),
+            endpoints: vec![Endpoint::default(); 256],
+            mappings: HashMap::new(),
+            sources: HashMap::new(),
+            nics: HashMap::new(),
+            ports: HashSet::new(),
+            routes: HashMap::new(),
+            sockets: HashSet::new(),
+            clock: Cell::default(),
+            index: RefCell::default(),
+            flows: (0..flows).map(|_| empty_flow()).collect(),
+            // Record 0 is nobody's: an empty place of the ring names it.
+            free: RefCell::new((1..flows).collect()),
+            drawn: RefCell::new(Box::new(|_| None)),
+            ring: RefCell::new(vec![FlowRef::default(); ring as usize]),
+            cursors: Cell::default(),
+            hints: RefCell::default(),
+            dice: RefCell::new(Dice::new(1)),
+            mark: Cell::default(),
+            target: Cell::default(),
+            at_hand: Cell::default(),
+            meddler: RefCell::default(),
+        }
+    }
+
+    /// Lets so many ticks pass, with the agent alive.
+    pub(crate) fn wait(&mut self, ticks: Ticks) {
+        self.clock.set(self.clock.get().wrapping_add(ticks));
+        self.settings.heartbeat = self.clock.get();
+    }
+
+    /// Does something at the packets' `nth` look at a gate from now on, counted from 0: what
+    /// another CPU might do then.
+    pub(crate) fn meddle(&self, nth: u32, deed: impl FnOnce(&Self) + 'static) {
+        *self.meddler.borrow_mut() = Some((nth, Box::new(deed)));
+    }
+
+    /// Runs a hook on a frame, which it may change.
+    pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
+        self.mark.set(arrival.mark);
+        self.target.set(None);
+        let reason = self.decide(hook, bytes, arrival);
+        Outcome { reason, mark: self.mark.get(), target: self.target.get() }
+    }
+
+    fn decide(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Option<Reason> {
+        let raw = matches!(hook, Hook::OutsideInRaw | Hook::OutsideOutRaw);
+        if !raw {
+            if bytes.get(12..14) != Some(&[0x08, 0x00]) {
+                return (hook != Hook::Uplink).then_some(Reason::NotIp);
+            }
+            let nic = self.nics.get(&arrival.ifindex);
+            let addressed = matches!(hook, Hook::OutsideIn | Hook::BridgeIn);
+            if addressed && nic.is_none_or(|mac| bytes[..6] != *mac) {
+                return Some(Reason::NotForUs);
+            }
+        }
+        let l3 = if raw { 0 } else { 14 };
+        let Arrival { ifindex, came_by, mark, segment } = arrival;
+        let meta = Meta { ifindex, came_by, l3, segment, mark };
+        let frame = Frame::new(bytes);
+        self.at_hand.set(match forwarder_common::parse::parse::<V4>(&frame, l3 as usize) {
+            Ok(packet) => packet.tuple,
+            Err(_) => Tuple::default(),
+        });
+        let packet = &mut Packet::default();
+        Some(match hook {
+            Hook::OutsideIn | Hook::OutsideInRaw => {
+                pipeline::outside_in(frame, &meta, self, packet)
+            }
+            Hook::OutsideOut | Hook::OutsideOutRaw => {
+                pipeline::outside_out(frame, &meta, self, packet)
+            }
+            Hook::ContainerIn => pipeline::container_in(frame, &meta, self, packet),
+            Hook::ContainerOut => pipeline::container_out(frame, &meta, self, packet),
+            Hook::BridgeIn => pipeline::bridge_in(frame, &meta, self, packet),
+            Hook::BridgeOut => pipeline::bridge_out(frame, &meta, self, packet),
+            Hook::Uplink => return pipeline::uplink(frame, &meta, self),
+        })
+    }
+
+    /// The live flow that a tuple leads to, and its gate.
+    pub(crate) fn flow_of(&self, tuple: &Tuple<V4>) -> Option<(&Flow<V4>, Gate)> {
+        flow::find(self, tuple).map(|hit| (hit.flow, hit.gate))
+    }
+
+    /// What must hold between two packets: every key names a live record that has it, every live
+    /// record has both of its keys, and a free record is free once.
+    pub(crate) fn check(&self) {
+        let index = self.index.borrow();
+        for (tuple, reference) in index.iter() {
+            let flow = &self.flows[reference.index as usize];
+            let gate = Gate(flow.gate.get());
+            assert!(gate.is_live() && gate.id() == reference.id, "a key without a flow: {tuple:?}");
+            assert!(flow.tuples.iter().any(|own| own.get() == *tuple), "a stranger's key: {tuple:?}");
+        }
+        let live = self.flows.iter().filter(|flow| Gate(flow.gate.get()).is_live());
+        let keys: usize = live
+            .map(|flow| {
+                for tuple in &flow.tuples {
+                    assert!(index.contains_key(&tuple.get()), "half a flow: {flow:?}");
+                }
+                2
+            })
+            .sum();
+        assert_eq!(index.len(), keys, "two flows share a key");
+        let free = self.free.borrow();
+        assert_eq!(free.len(), free.iter().collect::<HashSet<_>>().len(), "freed twice");
+        assert_eq!(free.len() + keys / 2 + 1, self.flows.len(), "a record is lost");
+    }
+}
+
+fn empty_flow() -> Flow<V4> {
+    let leg = || Leg {
+        slot: Cell::default(),
+        incarnation: Cell::default(),
+        ifindex: Cell::default(),
+        route_generation: Cell::default(),
+        next_hop: Cell::default(),
+        mtu: Cell::default(),
+    };
+    Flow {
+        gate: Cell::default(),
+        packets: Default::default(),
+        bytes: Default::default(),
+        tuples: Default::default(),
+        legs: [leg(), leg()],
+        expires: Cell::default(),
+        seen: Cell::default(),
+        created: Cell::default(),
+        mapping: Cell::default(),
+        mapping_incarnation: Cell::default(),
+        address_delta: Default::default(),
+        port_delta: Default::default(),
+        uplink_mac: Cell::default(),
+        reserved: Cell::default(),
+    }
+}
+
+/// A generator of random numbers (SplitMix64) that a seed repeats.
+#[derive(Clone, Debug)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// 64 random bits.
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    /// A number below `bound`.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.roll() % bound as u64) as usize
+    }
+
+    /// True once in so many times.
+    pub(crate) fn once_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+
+    /// One of several.
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+}

@@ -1,0 +1,315 @@
+//! The brain's door to the kernel: maps, clock, routes and sockets through helpers.
+
+use core::ffi::c_void;
+use core::mem::zeroed;
+use core::ptr;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::helpers::{
+    bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
+    bpf_loop,     bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+};
+use aya_ebpf::maps::lpm_trie::Key;
+use forwarder_common::abi::{
+    Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, SourceKey, Tuple,
+};
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::flow::Gate;
+use forwarder_common::parse::proto;
+use forwarder_common::reason::Reason;
+use forwarder_common::tables::{Attempt, Route, Tables};
+use forwarder_common::timeouts::{self, Ticks};
+
+use crate::atomic;
+use crate::steps;
+use crate::maps::{
+    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, LOCALS, MAPPINGS,
+    NETWORKS, PORTS, PUBLISHED, REASONS, RING, SETTINGS, SOURCES, SUBNETS,
+};
+
+const AF_INET: u8 = 2;
+const ENODEV: i64 = -19;
+/// `BPF_F_CURRENT_NETNS`.
+const THIS_NAMESPACE: u64 = -1_i32 as u32 as u64;
+
+/// The tables of the running kernel, seen from one program's run.
+pub struct Kernel<C> {
+    /// The program's context.
+    pub ctx: C,
+}
+
+/// Counts a packet under its reason.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own element; a program is not preempted by another of its kind.
+        unsafe { *counter += 1 };
+    }
+}
+
+impl<C: EbpfContext> Tables<V4> for Kernel<C> {
+    #[inline(always)]
+    fn settings(&self) -> Settings {
+        SETTINGS.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        // SAFETY: the element is read at once; the agent replaces elements whole.
+        unsafe { DEVICES.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn network(&self, bridge: u32) -> Option<Network<V4>> {
+        // SAFETY: as for devices.
+        unsafe { NETWORKS.get(bridge) }.copied()
+    }
+
+    #[inline(always)]
+    fn subnet(&self, addr: Be32) -> Option<u32> {
+        SUBNETS.get(Key::new(32, addr)).copied()
+    }
+
+    #[inline(always)]
+    fn is_local(&self, addr: Be32) -> bool {
+        LOCALS.get_ptr(addr).is_some()
+    }
+
+    #[inline(always)]
+    fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
+        // SAFETY: as for devices.
+        unsafe { PUBLISHED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint_slot(&self, addr: Be32) -> Option<u32> {
+        // SAFETY: as for devices.
+        unsafe { ENDPOINT_SLOTS.get(addr) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint<V4>> {
+        ENDPOINTS.get(slot)
+    }
+
+    #[inline(always)]
+    fn mapping(&self, slot: u32) -> u32 {
+        MAPPINGS.get(slot).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
+        SOURCES.get(Key::new(64, SourceKey { ifindex, next_hop })).copied()
+    }
+
+    #[inline(always)]
+    fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
+        // SAFETY: copied at once; what it says is checked against the record.
+        unsafe { FLOW_INDEX.get(tuple) }.copied()
+    }
+
+    #[inline(always)]
+    fn flow(&self, index: u32) -> Option<&Flow<V4>> {
+        FLOWS.get(index).map(|record| &record.0)
+    }
+
+    #[inline(always)]
+    fn insert(&self, tuple: &Tuple<V4>, flow: FlowRef) -> bool {
+        FLOW_INDEX.insert(tuple, flow, BPF_NOEXIST as u64).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove(&self, tuple: &Tuple<V4>) {
+        let _ = FLOW_INDEX.remove(tuple);
+    }
+
+    #[inline(always)]
+    fn gate(&self, flow: &Flow<V4>) -> Gate {
+        // SAFETY: a live reference; volatile, since another CPU may have changed the word.
+        Gate(unsafe { ptr::read_volatile(flow.gate.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn swap_gate(&self, flow: &Flow<V4>, from: Gate, to: Gate) -> bool {
+        // SAFETY: an aligned 64-bit word of a map's element, changed by this operation only.
+        unsafe { atomic::compare_and_swap(flow.gate.as_ptr(), from.0, to.0) }
+    }
+
+    #[inline(always)]
+    fn take_free(&self) -> Option<u32> {
+        FREE.pop().ok().flatten()
+    }
+
+    #[inline(always)]
+    fn give_free(&self, index: u32) {
+        let _ = FREE.push(index, 0);
+    }
+
+    #[inline(always)]
+    fn next_ring(&self) -> u32 {
+        let Some(cursors) = CURSORS.get_ptr_mut(0) else { return 0 };
+        // SAFETY: an aligned 64-bit word of a map's element.
+        let cursor = unsafe { atomic::increment(&raw mut (*cursors).ring) };
+        wrap(cursor, self.settings().ring)
+    }
+
+    #[inline(always)]
+    fn ring(&self, place: u32) -> FlowRef {
+        RING.get(place).copied().unwrap_or(FlowRef { index: u32::MAX, id: 0 })
+    }
+
+    #[inline(always)]
+    fn set_ring(&self, place: u32, flow: FlowRef) {
+        if let Some(entry) = RING.get_ptr_mut(place) {
+            // SAFETY: a live element; whoever reads it checks it against the record.
+            unsafe { *entry = flow };
+        }
+    }
+
+    #[inline(always)]
+    fn next_sweep(&self) -> u32 {
+        let Some(cursors) = CURSORS.get_ptr_mut(0) else { return 0 };
+        // SAFETY: an aligned 64-bit word of a map's element.
+        let cursor = unsafe { atomic::increment(&raw mut (*cursors).sweep) };
+        wrap(cursor, self.settings().flows)
+    }
+
+    #[inline(always)]
+    fn hint(&self, place: u32) -> Option<Hint<V4>> {
+        HINTS.get(place).copied()
+    }
+
+    #[inline(always)]
+    fn set_hint(&self, place: u32, hint: Hint<V4>) {
+        if let Some(entry) = HINTS.get_ptr_mut(place) {
+            // SAFETY: a live element; a torn hint only costs a try.
+            unsafe { *entry = hint };
+        }
+    }
+
+    #[inline(always)]
+    fn take_record(&self) -> Option<FlowRef> {
+        match steps::take_record() {
+            steps::NONE => None,
+            packed => Some(FlowRef { index: packed as u32, id: (packed >> 32) as u32 }),
+        }
+    }
+
+    #[inline(always)]
+    fn publish(&self, flow: FlowRef) {
+        steps::publish(flow.index, flow.id);
+    }
+
+    #[inline(always)]
+    fn claim(&self, index: u32, gate: Gate) -> bool {
+        steps::claim(index, gate.0) != 0
+    }
+
+    #[inline(always)]
+    fn route(&self, ifindex: u32, tuple: &Tuple<V4>) -> Route<V4> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut params: bpf_fib_lookup = unsafe { zeroed() };
+        params.family = AF_INET;
+        params.l4_protocol = tuple.proto as u8;
+        params.sport = tuple.sport.word();
+        params.dport = tuple.dport.word();
+        params.ifindex = ifindex;
+        // Any length makes the kernel report the route's MTU instead of the device's.
+        params.__bindgen_anon_1.tot_len = 1;
+        params.__bindgen_anon_3.ipv4_src = tuple.src.word();
+        params.__bindgen_anon_4.ipv4_dst = tuple.dst.word();
+        // SAFETY: the context is this program's, the structure is as long as stated.
+        let outcome = unsafe {
+            fib_lookup(self.ctx.as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
+        };
+        // 0 is success; 7 (no neighbour yet) is as good: the kernel resolves it on the way out.
+        if outcome != 0 && outcome != 7 {
+            return Route::Kernel;
+        }
+        // SAFETY: the kernel filled both unions with what is read here.
+        let (next_hop, mtu) =
+            unsafe { (params.__bindgen_anon_4.ipv4_dst, params.__bindgen_anon_1.mtu_result) };
+        Route::Forward {
+            ifindex: params.ifindex,
+            next_hop: Be32::from_word(next_hop),
+            mtu: mtu as u32,
+        }
+    }
+
+    #[inline(always)]
+    fn socket(&self, tuple: &Tuple<V4>) -> bool {
+        // SAFETY: plain integers.
+        let mut name: bpf_sock_tuple = unsafe { zeroed() };
+        name.__bindgen_anon_1.ipv4.saddr = tuple.src.word();
+        name.__bindgen_anon_1.ipv4.daddr = tuple.dst.word();
+        name.__bindgen_anon_1.ipv4.sport = tuple.sport.word();
+        name.__bindgen_anon_1.ipv4.dport = tuple.dport.word();
+        let length = (2 * size_of::<Be32>() + 2 * size_of::<Be16>()) as u32;
+        // SAFETY: the context is this program's; a socket that is found is released.
+        unsafe {
+            let socket = match tuple.proto {
+                proto::TCP => {
+                    bpf_skc_lookup_tcp(self.ctx.as_ptr(), &raw mut name, length, THIS_NAMESPACE, 0)
+                }
+                proto::UDP => {
+                    bpf_sk_lookup_udp(self.ctx.as_ptr(), &raw mut name, length, THIS_NAMESPACE, 0)
+                }
+                _ => return false,
+            };
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket.cast());
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn takes_frames(&self, ifindex: u32) -> bool {
+        PORTS.get_ifindex(ifindex).is_some()
+    }
+
+    #[inline(always)]
+    fn exists(&self, ifindex: u32) -> bool {
+        let mut mtu = 0;
+        // SAFETY: the context is this program's.
+        unsafe { bpf_check_mtu(self.ctx.as_ptr(), ifindex, &raw mut mtu, 0, 0) != ENODEV }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Ticks {
+        // SAFETY: no arguments.
+        timeouts::ticks(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn attempt<A: Attempt>(&self, times: u32, attempt: &mut A) {
+        let callback: unsafe extern "C" fn(u64, *mut A) -> i64 = once::<A>;
+        // SAFETY: the callback has the helper's signature, and `attempt` outlives the call.
+        unsafe {
+            bpf_loop(times, callback as *mut c_void, ptr::from_mut(attempt).cast(), 0);
+        }
+    }
+}
+
+/// `bpf_loop`'s callback: 1 ends the loop.
+///
+/// # Safety
+/// `attempt` is what [`Tables::attempt`] was given.
+unsafe extern "C" fn once<A: Attempt>(_: u64, attempt: *mut A) -> i64 {
+    // SAFETY: as above.
+    i64::from(unsafe { &mut *attempt }.once())
+}
+
+/// A cursor's place in a table of `size` elements.
+#[inline(always)]
+fn wrap(cursor: u64, size: u32) -> u32 {
+    if size == 0 { 0 } else { (cursor % size as u64) as u32 }
+}

@@ -1,0 +1,107 @@
+//! The programs: one line per hook. What happens to a packet stands in
+//! `forwarder_common::pipeline`.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// The BPF target has compare-and-swap (from -mcpu=v3 on), but `core` does not offer it there.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        unsafe_code,
+        unreachable_pub,
+        reason = "maps, helpers and contexts are raw pointers, and the object's only reader is a loader"
+    )
+)]
+
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod kernel;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod steps;
+#[cfg(target_arch = "bpf")]
+mod tc;
+#[cfg(target_arch = "bpf")]
+mod xdp;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::macros::{classifier, xdp};
+    use aya_ebpf::programs::{TcContext, XdpContext};
+    use forwarder_common::pipeline;
+
+    use crate::tc::{ETHERNET, RAW, run};
+
+    /// tcx ingress of an outside device.
+    #[classifier]
+    pub fn outside_in(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet))
+    }
+
+    /// tcx ingress of an outside device without Ethernet header.
+    #[classifier]
+    pub fn outside_in_raw(ctx: TcContext) -> i32 {
+        run::<RAW>(&ctx, true, |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet))
+    }
+
+    /// tcx egress of an outside device.
+    #[classifier]
+    pub fn outside_out(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet))
+    }
+
+    /// tcx egress of an outside device without Ethernet header.
+    #[classifier]
+    pub fn outside_out_raw(ctx: TcContext) -> i32 {
+        run::<RAW>(&ctx, false, |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet))
+    }
+
+    /// tcx ingress of a container's veth, at the host's end.
+    #[classifier]
+    pub fn container_in(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::container_in(frame, meta, kernel, packet))
+    }
+
+    /// tcx egress of the same.
+    #[classifier]
+    pub fn container_out(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::container_out(frame, meta, kernel, packet))
+    }
+
+    /// tcx ingress of a bridge.
+    #[classifier]
+    pub fn bridge_in(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| pipeline::bridge_in(frame, meta, kernel, packet))
+    }
+
+    /// tcx egress of a bridge.
+    #[classifier]
+    pub fn bridge_out(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::bridge_out(frame, meta, kernel, packet))
+    }
+
+    /// XDP on an uplink.
+    #[xdp]
+    pub fn uplink(ctx: XdpContext) -> u32 {
+        crate::xdp::run(&ctx)
+    }
+}
+
+/// The verifier proves that no panic is reached.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers that only GPL-compatible programs may call (`bpf_ktime_get_coarse_ns`, …).
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("the programs are built for bpfel-unknown-none: use `cargo xtask build`");
+}

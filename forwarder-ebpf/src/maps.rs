@@ -1,0 +1,83 @@
+//! The maps. Their meaning and their layout stand in `forwarder_common::abi`; nothing but
+//! `kernel.rs` touches them.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::xdp::DevMapHash;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, Queue};
+use forwarder_common::abi::{
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings,
+    SourceKey, Tuple, capacity,
+};
+use forwarder_common::family::{Be32, V4};
+use forwarder_common::parse::Packet;
+use forwarder_common::pipeline::Side;
+use forwarder_common::reason;
+
+/// A flow as a map's element.
+#[repr(transparent)]
+pub struct Record(pub Flow<V4>);
+
+// SAFETY: all CPUs share map elements; what that means for a flow stands in
+// `forwarder_common::flow`.
+unsafe impl Sync for Record {}
+
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(reason::COUNT as u32, 0);
+#[map]
+pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(capacity::DEVICES, 0);
+#[map]
+pub static PORTS: DevMapHash = DevMapHash::with_max_entries(capacity::DEVICES, 0);
+#[map]
+pub static NETWORKS: HashMap<u32, Network<V4>> = HashMap::with_max_entries(capacity::NETWORKS, 0);
+#[map]
+pub static SUBNETS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
+#[map]
+pub static LOCALS: HashMap<Be32, u32> = HashMap::with_max_entries(capacity::LOCALS, 0);
+#[map]
+pub static SOURCES: LpmTrie<SourceKey<V4>, Be32> =
+    LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);
+#[map]
+pub static ENDPOINT_SLOTS: HashMap<Be32, u32> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, 0);
+#[map]
+pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::ENDPOINTS, 0);
+#[map]
+pub static PUBLISHED: HashMap<PortKey<V4>, Published<V4>> =
+    HashMap::with_max_entries(capacity::PUBLISHED, 0);
+#[map]
+pub static MAPPINGS: Array<u32> = Array::with_max_entries(capacity::PUBLISHED, 0);
+#[map]
+pub static FLOW_INDEX: HashMap<Tuple<V4>, FlowRef> =
+    HashMap::with_max_entries(capacity::FLOWS * 2, 0);
+#[map]
+pub static FLOWS: Array<Record> = Array::with_max_entries(capacity::FLOWS, 0);
+#[map]
+pub static FREE: Queue<u32> = Queue::with_max_entries(capacity::FLOWS, 0);
+#[map]
+pub static RING: Array<FlowRef> =
+    Array::with_max_entries(capacity::FLOWS / capacity::UNASSURED_SHARE, 0);
+#[map]
+pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
+#[map]
+pub static HINTS: Array<Hint<V4>> = Array::with_max_entries(capacity::HINTS, 0);
+
+/// A passage, as far as it crosses a call of a global function.
+#[repr(C)]
+pub struct Passing {
+    /// The packet, parsed.
+    pub packet: Packet<V4>,
+    /// Where the hook is.
+    pub side: Side,
+    /// Where the network header begins.
+    pub l3: u8,
+}
+
+/// The passage at hand. A map and not the stack: the stack is small, and what the verifier knows of
+/// a value on the stack, it tells apart on every path.
+#[map]
+pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
+
+/// `BPF_F_NO_PREALLOC`: a trie has no other way.
+const NO_PREALLOC: u32 = 1;

@@ -1,0 +1,48 @@
+//! Steps of a flow's life as global BPF functions: the verifier proves each once, by itself, and
+//! not again on every path that leads to a call. They take and return plain numbers.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::EbpfContext;
+use forwarder_common::abi::FlowRef;
+use forwarder_common::flow::{self, Gate};
+
+use crate::kernel::Kernel;
+
+/// No program's context: these steps touch maps only.
+struct Nowhere;
+
+impl EbpfContext for Nowhere {
+    fn as_ptr(&self) -> *mut c_void {
+        ptr::null_mut()
+    }
+}
+
+/// What [`take_record`] returns for none.
+pub const NONE: u64 = u64::MAX;
+
+/// [`flow::take_record`]: the index in the low half, the id in the high one, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_record() -> u64 {
+    match flow::take_record(&Kernel { ctx: Nowhere }) {
+        Some(FlowRef { index, id }) => (id as u64) << 32 | index as u64,
+        None => NONE,
+    }
+}
+
+/// [`flow::publish`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn publish(index: u32, id: u32) -> u64 {
+    flow::publish(&Kernel { ctx: Nowhere }, FlowRef { index, id });
+    0
+}
+
+/// [`flow::claim`]: 1 if it won.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim(index: u32, gate: u64) -> u64 {
+    flow::claim(&Kernel { ctx: Nowhere }, index, Gate(gate)) as u64
+}

@@ -1,0 +1,216 @@
+//! A tcx (or clsact) program's run: context in, pipeline, verdict out.
+
+use core::mem::zeroed;
+
+use aya_ebpf::bindings::{
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    __sk_buff, bpf_redir_neigh,
+};
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::programs::TcContext;
+use forwarder_common::family::{Be32, Family, V4};
+use forwarder_common::frame::Frame;
+use forwarder_common::parse::{Packet, proto};
+use forwarder_common::pipeline::{Meta, Passage, Steps, mark};
+use forwarder_common::reason::{Path, Reason};
+use forwarder_common::rewrite::{self, Edit, Exit};
+
+use crate::kernel::{Kernel, count};
+use crate::maps::{PASSING, Passing};
+
+/// Network header's place behind an Ethernet header.
+pub const ETHERNET: usize = 14;
+/// Network header's place without one.
+pub const RAW: usize = 0;
+
+const AF_INET: u32 = 2;
+const PACKET_HOST: u32 = 0;
+/// Enough for an ICMP error's headers and those that it quotes, options included.
+const QUOTE: u32 = 192;
+/// Enough for any header that the pipeline reads otherwise.
+const HEADERS: u32 = 54;
+
+/// Runs a hook of the pipeline on a packet whose network header is at `L3`. With `addressed`,
+/// only frames that are for this station are looked at.
+#[inline(always)]
+pub fn run<const L3: usize>(
+    ctx: &TcContext,
+    addressed: bool,
+    hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
+) -> i32 {
+    let reason = decide::<L3>(ctx, addressed, hook);
+    count(reason);
+    match reason.path() {
+        Path::Fast => TC_ACT_REDIRECT,
+        Path::Kernel | Path::Again => TC_ACT_UNSPEC,
+        Path::Drop => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn decide<const L3: usize>(
+    ctx: &TcContext,
+    addressed: bool,
+    hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
+) -> Reason {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context's fields, read-only here.
+    let (protocol, vlan, kind) =
+        unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).pkt_type) };
+    if protocol != V4::ETHERTYPE.to_be() as u32 {
+        return Reason::NotIp;
+    }
+    if vlan != 0 || (addressed && kind != PACKET_HOST) {
+        return Reason::NotForUs;
+    }
+    let Some(passing) = PASSING.get_ptr_mut(0) else { return Reason::Truncated };
+    // SAFETY: this CPU's own element, and programs of a kind do not interrupt each other.
+    let passing = unsafe { &mut *passing };
+    passing.l3 = L3 as u8;
+    pull::<L3>(ctx);
+    let kernel = Kernel { ctx: TcContext::new(skb) };
+    hook(frame(ctx), &meta(ctx, L3 as u8), &kernel, &mut passing.packet)
+}
+
+#[inline(always)]
+fn meta(ctx: &TcContext, l3: u8) -> Meta {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context's fields, read-only here.
+    unsafe {
+        Meta {
+            ifindex: (*skb).ifindex,
+            came_by: (*skb).ingress_ifindex,
+            l3,
+            segment: (*skb).gso_size,
+            mark: (*skb).mark,
+        }
+    }
+}
+
+type TcPassage<'a> = Passage<'a, V4, Kernel<TcContext>>;
+
+/// A step of a passage as a global function: see [`Steps`].
+macro_rules! steps {
+    ($($step:ident = $global:ident)+) => {
+        $(
+            #[doc = concat!("[`Passage::", stringify!($step), "`]: the reason's number, or [`NONE`].")]
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            pub extern "C" fn $global(skb: *mut __sk_buff) -> u32 {
+                anew(skb, |passage| passage.$step())
+            }
+        )+
+
+        impl Steps<V4> for Kernel<TcContext> {
+            $(
+                #[inline(always)]
+                fn $step(&self, passage: &mut TcPassage<'_>) -> Option<Reason> {
+                    if let Some(passing) = PASSING.get_ptr_mut(0) {
+                        // SAFETY: this CPU's own element.
+                        unsafe { (*passing).side = passage.side };
+                    }
+                    Reason::from_u8($global(self.ctx.skb.skb) as u8)
+                }
+            )+
+        }
+    };
+}
+
+steps! {
+    carry = tc_carry
+    carry_error = tc_carry_error
+    admit = tc_admit
+    complete = tc_complete
+    restore_own_error = tc_restore_own_error
+}
+
+const NONE: u32 = 0xff;
+
+/// Takes a passage up again, inside a global function: nothing of it crosses the call but the
+/// context and what its map holds.
+#[inline(always)]
+fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> Option<Reason>) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some(passing) = PASSING.get_ptr(0) else { return NONE };
+    // SAFETY: this CPU's own element, written by the hook that called.
+    let Passing { packet, side, l3 } = unsafe { &*passing };
+    let meta = meta(&ctx, *l3);
+    let kernel = Kernel { ctx: TcContext::new(skb) };
+    let mut passage =
+        Passage { frame: frame(&ctx), meta: &meta, tables: &kernel, side: *side, packet };
+    step(&mut passage).map_or(NONE, |reason| reason as u32)
+}
+
+/// Makes the headers linear where they are not: only then is a frame called truncated.
+#[inline(always)]
+fn pull<const L3: usize>(ctx: &TcContext) {
+    let linear = (ctx.data_end() - ctx.data()) as u32;
+    let len = ctx.len();
+    if linear >= len {
+        return;
+    }
+    let icmp = frame(ctx).read::<u8>(L3 + 9) == Some(V4::ICMP);
+    if linear < HEADERS || icmp {
+        let _ = ctx.pull_data(if len < QUOTE { len } else { QUOTE });
+    }
+}
+
+#[inline(always)]
+fn frame(ctx: &TcContext) -> Frame<'_> {
+    // SAFETY: the context's own bounds; every helper that moves packet data comes before or after.
+    unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
+}
+
+impl Exit<V4> for Kernel<TcContext> {
+    /// The kernel brings the transport checksum along, since only it knows whether the checksum
+    /// is finished. Last: the helper invalidates the frame.
+    #[inline(always)]
+    fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
+        if !rewrite::headers(frame, edit) || !edit.transport {
+            return;
+        }
+        let Some(at) = edit.checksum_at() else { return };
+        let udp = edit.proto as u32 == proto::UDP;
+        let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is this program's; the kernel checks the offset.
+        unsafe {
+            if edit.address_delta != 0 {
+                let flags = mangled | BPF_F_PSEUDO_HDR as u64;
+                bpf_l4_csum_replace(skb, at as u32, 0, edit.address_delta as u64, flags);
+            }
+            if edit.port_delta != 0 {
+                bpf_l4_csum_replace(skb, at as u32, 0, edit.port_delta as u64, mangled);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn mark(&self, mark: u32) {
+        self.ctx.set_mark(mark);
+    }
+
+    #[inline(always)]
+    fn to_peer(&self, ifindex: u32) {
+        // The bridge's MAC is not the veth's: to the veth it was another station's frame.
+        // SAFETY: the context's field.
+        if unsafe { (*self.ctx.skb.skb).pkt_type } != PACKET_HOST {
+            let _ = self.ctx.change_type(PACKET_HOST);
+        }
+        // SAFETY: no pointers.
+        unsafe { bpf_redirect_peer(ifindex, 0) };
+    }
+
+    #[inline(always)]
+    fn to_neighbour(&self, ifindex: u32, next_hop: Be32) {
+        self.ctx.set_mark(mark::DONE);
+        // SAFETY: plain integers, for which zero is a value.
+        let mut params: bpf_redir_neigh = unsafe { zeroed() };
+        params.nh_family = AF_INET;
+        params.__bindgen_anon_1.ipv4_nh = next_hop.word();
+        // SAFETY: the structure is as long as stated.
+        unsafe {
+            bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0)
+        };
+    }
+}

@@ -1,0 +1,69 @@
+//! The XDP program's run: known flows only, before a socket buffer exists.
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::programs::XdpContext;
+use forwarder_common::family::{Be16, Be32, Family, V4};
+use forwarder_common::frame::Frame;
+use forwarder_common::pipeline::{self, Meta, Passage, Steps};
+use forwarder_common::reason::Reason;
+use forwarder_common::rewrite::{self, Edit, Exit};
+
+use crate::kernel::{Kernel, count};
+use crate::maps::PORTS;
+use crate::tc::ETHERNET;
+
+const ETHERTYPE: usize = 12;
+
+/// Redirects a known flow's frame into its container; all others pass untouched.
+#[inline(always)]
+pub fn run(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context's own bounds; no helper below moves packet data.
+    let frame = unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) };
+    if frame.read(ETHERTYPE) != Some(Be16::new(V4::ETHERTYPE)) {
+        return xdp_action::XDP_PASS;
+    }
+    let ifindex = ctx.ingress_ifindex() as u32;
+    let meta = Meta { ifindex, came_by: 0, l3: ETHERNET as u8, segment: 0, mark: 0 };
+    match pipeline::uplink(frame, &meta, &Kernel { ctx: XdpContext::new(ctx.ctx) }) {
+        Some(reason) => {
+            count(reason);
+            xdp_action::XDP_REDIRECT
+        }
+        None => xdp_action::XDP_PASS,
+    }
+}
+
+/// XDP sees finished checksums only, and forwards into containers only.
+impl Exit<V4> for Kernel<XdpContext> {
+    #[inline(always)]
+    fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
+        let _ = rewrite::headers(frame, edit) && rewrite::checksum(frame, edit);
+    }
+
+    #[inline(always)]
+    fn mark(&self, _: u32) {}
+
+    #[inline(always)]
+    fn to_peer(&self, ifindex: u32) {
+        let _ = PORTS.redirect(ifindex, 0);
+    }
+
+    #[inline(always)]
+    fn to_neighbour(&self, _: u32, _: Be32) {}
+}
+
+/// XDP takes one step only, which its program is.
+macro_rules! no_steps {
+    ($($step:ident)+) => {
+        impl Steps<V4> for Kernel<XdpContext> {
+            $(
+                #[inline(always)]
+                fn $step(&self, _: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+                    None
+                }
+            )+
+        }
+    };
+}
+
+no_steps!(carry carry_error admit complete restore_own_error);

@@ -1,0 +1,95 @@
+//! `forwarder cleanup`: everything of ours out of the kernel, also after an agent was killed.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::output;
+use crate::config::Config;
+use crate::control::{self, AskError, Verb};
+use crate::datapath;
+use crate::lock::{Lock, LockError};
+
+/// How long an agent may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Stop the agent first if one runs
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
+    // Held to the end, so that no agent starts in between.
+    let _lock = match Lock::acquire() {
+        Err(LockError::Held(pid)) if args.force => stop(pid)?,
+        Err(held @ LockError::Held(_)) => {
+            return Err(held).context("stop it first, or use cleanup --force");
+        }
+        other => other?,
+    };
+    // Its lock may be in another network namespace, where this one's has no say.
+    let socket = control::socket(&config.state_dir);
+    match control::ask(&socket, Verb::Status) {
+        Err(AskError::Absent { .. }) => {}
+        _ => bail!(
+            "an agent answers at {} from another network namespace: run this there",
+            socket.display()
+        ),
+    }
+    let dirs = [&config.bpffs_dir, &config.state_dir];
+    if dirs.iter().all(|dir| !dir.exists()) {
+        return output::text("nothing to clean up\n");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("cannot start")?
+        .block_on(datapath::remove_all(&config.bpffs_dir, &config.state_dir))?;
+    for file in [socket.with_extension("new"), socket] {
+        missing_is_fine(fs::remove_file(&file), &file)?;
+    }
+    for dir in dirs {
+        missing_is_fine(fs::remove_dir(dir), dir)?;
+    }
+    output::text("removed: programs, maps, pins and files of the forwarder's\n")
+}
+
+/// Ends the agent and takes its lock: one that went on would put everything back.
+fn stop(pid: Option<i32>) -> Result<Lock> {
+    let held = LockError::Held(pid);
+    // What is there under the id must still be what took the lock.
+    let process = pid.and_then(Pid::from_raw).filter(|pid| {
+        fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()))
+            .is_ok_and(|name| name.trim_end() == "forwarder")
+    });
+    let Some(process) = process else {
+        return Err(held).context("cannot tell its process, so stop it first");
+    };
+    kill_process(process, Signal::TERM).with_context(|| held.to_string())?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Lock::acquire() {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held(_)) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(error).context("it does not stop"),
+        }
+    }
+}
+
+fn missing_is_fine(done: std::io::Result<()>, path: &Path) -> Result<()> {
+    match done {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,40 @@
+//! `forwarder doctor`: what this kernel, host and Docker offer, and what is missing.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::output::{self, Format};
+use crate::config::Config;
+use crate::preflight::{self, Finding, Level};
+
+pub(super) fn doctor(config: &Config, format: Format) -> Result<ExitCode> {
+    let findings = preflight::examine(config);
+    match format {
+        Format::Json => output::json(&findings)?,
+        Format::Table => output::text(&render(&findings))?,
+    }
+    let fatal = findings.iter().any(|finding| finding.level == Level::Fatal);
+    Ok(if fatal {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// One line for each finding, and under it what to do: commands stay in one piece.
+fn render(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { level, what, todo } in findings {
+        let mark = match level {
+            Level::Ok => "ok   ",
+            Level::Warn => "warn ",
+            Level::Fatal => "FATAL",
+        };
+        text += &format!("{mark}  {what}\n");
+        if let Some(todo) = todo {
+            text += &format!("       {todo}\n");
+        }
+    }
+    text
+}

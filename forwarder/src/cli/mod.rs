@@ -1,0 +1,164 @@
+//! The command line: settings, verbs, and how an error looks.
+
+mod cleanup;
+mod doctor;
+mod endpoints;
+mod flows;
+mod networks;
+mod output;
+mod ports;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::config::{Config, Settings};
+use crate::control;
+use crate::datapath::View;
+
+/// Docker's bridge networking on BPF: bridge mode's isolation at host mode's speed.
+#[derive(Parser)]
+#[command(name = "forwarder", version, disable_help_subcommand = true)]
+#[command(args_override_self = true)]
+#[command(
+    after_help = "Each setting is a flag, else an environment variable, else a key of the \
+                        file, else its default."
+)]
+struct Cli {
+    /// File of settings [default: /etc/forwarder/forwarder.toml, if it is there]
+    #[arg(long, global = true, env = "FORWARDER_CONFIG")]
+    #[arg(value_name = "FILE", hide_env_values = true)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Be the agent of this network namespace, until SIGTERM; traffic goes on without it
+    Run,
+    /// The agent, what is attached, packets by path and reason, how full the maps are
+    Status(output::Args),
+    /// Docker's bridge networks
+    Networks(output::Args),
+    /// Containers on bridge networks
+    Endpoints(output::Args),
+    /// Published ports
+    Ports(output::Args),
+    /// Live flows; needs no agent
+    Flows(output::Args),
+    /// Take everything of the forwarder's out of the kernel; ends its flows
+    Cleanup(cleanup::Args),
+    /// What this kernel, host and Docker offer, and what is missing
+    Doctor(output::Args),
+}
+
+/// Runs the command line; an error is one line on stderr and exit status 1.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli {
+        config,
+        settings,
+        verb,
+    } = Cli::parse();
+    let variable = |name: &str| std::env::var(name).ok();
+    let done = settings
+        .resolve(config.as_deref(), variable)
+        .and_then(|config| perform(&verb, config));
+    done.unwrap_or_else(|error| {
+        eprintln!("forwarder: {}", one_line(&error));
+        ExitCode::FAILURE
+    })
+}
+
+fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
+    match verb {
+        Verb::Run => run::run(config)?,
+        Verb::Status(args) => status::status(&config, args.output)?,
+        Verb::Networks(args) => networks::networks(&config, args.output)?,
+        Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
+        Verb::Ports(args) => ports::ports(&config, args.output)?,
+        Verb::Flows(args) => flows::flows(&config, args.output)?,
+        Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
+        Verb::Doctor(args) => return doctor::doctor(&config, args.output),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An error and its causes, whatever line breaks they have.
+fn one_line(error: &anyhow::Error) -> String {
+    let chain = format!("{error:#}");
+    let lines = chain.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+/// Asks the agent of these settings.
+fn ask<T: DeserializeOwned>(config: &Config, verb: control::Verb) -> Result<T> {
+    let path = control::socket(&config.state_dir);
+    let value = control::ask(&path, verb)?;
+    if value == Value::Null {
+        bail!("the agent is not ready yet: it waits for the first lists of Docker's (see its log)");
+    }
+    serde_json::from_value(value)
+        .with_context(|| format!("the agent at {} is of another version", path.display()))
+}
+
+/// Opens what is pinned under these settings.
+fn view(config: &Config) -> Result<View> {
+    let dir = &config.bpffs_dir;
+    View::open(dir).with_context(|| {
+        let dir = dir.display();
+        format!("nothing of this version is to be had below {dir} (did `forwarder run` run there?)")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_are_taken_before_and_after_the_verb() {
+        for line in [
+            ["forwarder", "--state-dir", "/s", "ports", "-o", "json"],
+            ["forwarder", "ports", "-o", "json", "--state-dir", "/s"],
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            let config = cli.settings.resolve(None, |_| None).unwrap();
+            assert_eq!(config.state_dir, PathBuf::from("/s"));
+            let Verb::Ports(args) = cli.verb else {
+                panic!("another verb")
+            };
+            assert_eq!(args.output, output::Format::Json);
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_flag_counts() {
+        let line = ["forwarder", "run", "--state-dir=/a", "--state-dir=/b"];
+        let config = Cli::try_parse_from(line)
+            .unwrap()
+            .settings
+            .resolve(None, |_| None);
+        assert_eq!(config.unwrap().state_dir, PathBuf::from("/b"));
+    }
+
+    #[test]
+    fn an_error_is_one_line() {
+        let error = anyhow::anyhow!("inner\n  more\n").context("outer");
+        assert_eq!(one_line(&error), "outer: inner more");
+    }
+}

@@ -1,0 +1,114 @@
+//! What a verb prints: a table for people or JSON for programs, on stdout and nothing else there.
+
+use std::io::{self, ErrorKind, Write};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+/// The form of a verb's output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub(super) enum Format {
+    /// Columns
+    #[default]
+    Table,
+    /// JSON and nothing else
+    Json,
+}
+
+/// The flags of every verb that shows something.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Form of the output
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(super) output: Format,
+}
+
+/// Something with a line in a table.
+pub(super) trait Row: Serialize {
+    /// The columns' headings.
+    const COLUMNS: &'static [&'static str];
+
+    /// The line's cells, one for each column.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Prints rows.
+pub(super) fn rows<T: Row>(format: Format, rows: &[T]) -> Result<()> {
+    match format {
+        Format::Json => json(rows),
+        Format::Table => text(&table(T::COLUMNS, rows.iter().map(Row::cells))),
+    }
+}
+
+/// Lays out columns.
+pub(super) fn table(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    if !columns.is_empty() {
+        table.set_header(columns);
+    }
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
+    lines.collect()
+}
+
+/// Prints a value as JSON.
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
+    let mut line = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    line.push('\n');
+    text(&line)
+}
+
+/// Prints text; a reader that has seen enough is no error.
+pub(super) fn text(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stdout")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A cell that may be empty.
+pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+/// A yes or no.
+pub(super) fn yes(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+/// A span of time, in its two largest units.
+pub(super) fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_have_no_tail() {
+        let rows = [["a", "b"], ["long", "c"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&["X", "Y"], rows), "X     Y\na     b\nlong  c\n");
+    }
+
+    #[test]
+    fn spans_have_two_units() {
+        for (seconds, text) in [(5, "5s"), (61, "1m1s"), (7_260, "2h1m"), (90_000, "1d1h")] {
+            assert_eq!(span(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `forwarder run`: log, lock, look at the host, then be the agent.
+
+use std::fs;
+use std::io;
+
+use anyhow::{Context, Result, anyhow};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::Config;
+use crate::lock::Lock;
+use crate::{daemon, preflight};
+
+/// More than one, since the kernel's answers are waited for in place.
+const THREADS: usize = 2;
+/// What whoever starts us would like to add for those whom we refuse.
+const HINT: &str = "FORWARDER_HINT";
+
+pub(super) fn run(config: Config) -> Result<()> {
+    start_log(&config.log)?;
+    let _lock = Lock::acquire()?;
+    preflight::prepare(&config).map_err(|error| match std::env::var(HINT) {
+        Ok(hint) if !hint.is_empty() => anyhow!("{error:#} ({hint})"),
+        _ => error,
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the agent's threads")?;
+    let (state_dir, bpffs_dir) = (config.state_dir.clone(), config.bpffs_dir.clone());
+    let ended = runtime.block_on(daemon::run(config));
+    if ended.is_err() {
+        // An agent that did not come to work leaves no directories; those of one that did are not
+        // empty and stay.
+        for dir in [state_dir, bpffs_dir] {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+    ended
+}
+
+/// Logs to stderr.
+fn start_log(filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(directives(filter))
+        .with_context(|| format!("--log {filter} is neither a level nor a filter"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .try_init()
+        .map_err(|error| anyhow!("cannot start the log: {error}"))
+}
+
+/// A bare level is ours; libraries stay at warnings.
+fn directives(filter: &str) -> String {
+    match filter.parse::<LevelFilter>() {
+        Ok(level) => format!("{},forwarder={level}", level.min(LevelFilter::WARN)),
+        Err(_) => filter.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_level_is_ours_alone() {
+        assert_eq!(directives("debug"), "warn,forwarder=debug");
+        assert_eq!(directives("error"), "error,forwarder=error");
+        assert_eq!(directives("off"), "off,forwarder=off");
+        assert_eq!(
+            directives("forwarder=trace,bollard=debug"),
+            "forwarder=trace,bollard=debug"
+        );
+    }
+}

@@ -1,0 +1,383 @@
+//! What the agent is told: by flag, else environment, else file, else default.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use clap::ValueEnum;
+use clap::builder::BoolishValueParser;
+use forwarder_common::abi::capacity;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// The file that is read when none is named; it may be missing.
+pub const FILE: &str = "/etc/forwarder/forwarder.toml";
+
+/// How many flows there may be at most: what a machine's memory and the kernel's maps bear.
+const FLOWS_MAX: u32 = 16 << 20;
+/// And at least: below that the pool of unassured flows is too small to be of use.
+const FLOWS_MIN: u32 = 1024;
+
+/// Whether and how XDP runs on uplinks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native on physical devices, off on all others
+    #[default]
+    Auto,
+    /// In the driver of every uplink
+    Native,
+    /// After the socket buffer is made: for tests of the logic, not for speed
+    Generic,
+    /// Nowhere
+    Off,
+}
+
+/// How the other programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// By tcx links where the kernel has them (6.6 and later), else by clsact filters
+    #[default]
+    Auto,
+    /// By tcx links
+    Tcx,
+    /// By filters of a clsact qdisc
+    Clsact,
+}
+
+/// What the agent is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Docker's address, `unix:///PATH`.
+    pub docker: String,
+    /// Devices on which XDP may run, by name; empty means those of the default routes.
+    pub uplinks: Vec<String>,
+    /// Directory of the control socket and of what cannot be pinned.
+    pub state_dir: PathBuf,
+    /// Directory of the pins, on a bpffs.
+    pub bpffs_dir: PathBuf,
+    /// Whether and how XDP runs on uplinks.
+    pub xdp: XdpMode,
+    /// Whether XDP forwards TCP too.
+    pub xdp_tcp: bool,
+    /// How many flows there may be.
+    pub flows: u32,
+    /// How the other programs are attached.
+    pub attach: Attach,
+    /// How much is logged: a level, or directives of tracing's `EnvFilter`.
+    pub log: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            docker: "unix:///var/run/docker.sock".into(),
+            uplinks: Vec::new(),
+            state_dir: "/run/forwarder".into(),
+            bpffs_dir: "/sys/fs/bpf/forwarder".into(),
+            xdp: XdpMode::default(),
+            xdp_tcp: false,
+            flows: capacity::FLOWS,
+            attach: Attach::default(),
+            log: "info".into(),
+        }
+    }
+}
+
+/// Each setting once: its flag, its variable and its key in the file (the flag without dashes).
+#[derive(Clone, PartialEq, Eq, Debug, Default, clap::Args, Deserialize)]
+#[command(next_help_heading = "Settings (also keys of the configuration file)")]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Docker's address; without it DOCKER_HOST [default: unix:///var/run/docker.sock]
+    #[arg(long, global = true, env = "FORWARDER_DOCKER")]
+    #[arg(value_name = "ADDRESS", hide_env_values = true)]
+    docker: Option<String>,
+    /// Device on which XDP may run, once for each [default: those of the default routes]
+    #[arg(long, global = true, env = "FORWARDER_UPLINK")]
+    #[arg(value_name = "IF", hide_env_values = true, value_delimiter = ',')]
+    uplink: Option<Vec<String>>,
+    /// Directory of the control socket [default: /run/forwarder]
+    #[arg(long, global = true, env = "FORWARDER_STATE_DIR")]
+    #[arg(value_name = "DIR", hide_env_values = true)]
+    state_dir: Option<PathBuf>,
+    /// Directory of the pins, on a bpffs [default: /sys/fs/bpf/forwarder]
+    #[arg(long, global = true, env = "FORWARDER_BPFFS_DIR")]
+    #[arg(value_name = "DIR", hide_env_values = true)]
+    bpffs_dir: Option<PathBuf>,
+    /// XDP on uplinks: physical devices only, native, generic, off [default: auto]
+    #[arg(long, global = true, env = "FORWARDER_XDP")]
+    #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
+    #[arg(value_name = "auto|native|generic|off")]
+    xdp: Option<XdpMode>,
+    /// Let XDP forward TCP too, which loses the device's GRO [default: false]
+    #[arg(long, global = true, env = "FORWARDER_XDP_TCP")]
+    #[arg(
+        value_name = "BOOL",
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = BoolishValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    xdp_tcp: Option<bool>,
+    /// How many flows there may be, 1024 to 16777216 [default: 262144]
+    #[arg(long, global = true, env = "FORWARDER_FLOWS")]
+    #[arg(value_name = "N", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(FLOWS_MIN as i64..=FLOWS_MAX as i64))]
+    #[serde(default, deserialize_with = "flows")]
+    flows: Option<u32>,
+    /// Attach by tcx links where the kernel has them, by tcx, by clsact [default: auto]
+    #[arg(long, global = true, env = "FORWARDER_ATTACH")]
+    #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
+    #[arg(value_name = "auto|tcx|clsact")]
+    attach: Option<Attach>,
+    /// How much is logged: error, warn, info, debug, trace; without it RUST_LOG [default: info]
+    #[arg(long, global = true, env = "FORWARDER_LOG")]
+    #[arg(value_name = "LEVEL", hide_env_values = true)]
+    log: Option<String>,
+}
+
+impl Settings {
+    /// Completes flags and variables by the conventional variables, the file and the defaults.
+    ///
+    /// `variable` looks into the environment; `file` has to exist, [`FILE`] may be missing.
+    ///
+    /// # Errors
+    /// The file cannot be read, has an unknown key or a wrong value: names file, line and key.
+    pub fn resolve(
+        self,
+        file: Option<&Path>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Config> {
+        let set = |name| variable(name).filter(|value| !value.is_empty());
+        let conventional = Self {
+            docker: set("DOCKER_HOST"),
+            log: set("RUST_LOG"),
+            ..Self::default()
+        };
+        let file = read(file)?;
+        let Self {
+            docker,
+            uplink,
+            state_dir,
+            bpffs_dir,
+            xdp,
+            xdp_tcp,
+            flows,
+            attach,
+            log,
+        } = self.or(conventional).or(file);
+        let default = Config::default();
+        Ok(Config {
+            docker: docker.unwrap_or(default.docker),
+            uplinks: uplink.unwrap_or(default.uplinks),
+            state_dir: state_dir.unwrap_or(default.state_dir),
+            bpffs_dir: bpffs_dir.unwrap_or(default.bpffs_dir),
+            xdp: xdp.unwrap_or(default.xdp),
+            xdp_tcp: xdp_tcp.unwrap_or(default.xdp_tcp),
+            flows: flows.unwrap_or(default.flows),
+            attach: attach.unwrap_or(default.attach),
+            log: log.unwrap_or(default.log),
+        })
+    }
+
+    /// What `self` leaves open is taken from `lower`.
+    fn or(self, lower: Self) -> Self {
+        Self {
+            docker: self.docker.or(lower.docker),
+            uplink: self.uplink.or(lower.uplink),
+            state_dir: self.state_dir.or(lower.state_dir),
+            bpffs_dir: self.bpffs_dir.or(lower.bpffs_dir),
+            xdp: self.xdp.or(lower.xdp),
+            xdp_tcp: self.xdp_tcp.or(lower.xdp_tcp),
+            flows: self.flows.or(lower.flows),
+            attach: self.attach.or(lower.attach),
+            log: self.log.or(lower.log),
+        }
+    }
+}
+
+fn read(file: Option<&Path>) -> Result<Settings> {
+    let path = file.unwrap_or(Path::new(FILE));
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text).with_context(|| path.display().to_string()),
+        Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => {
+            Ok(Settings::default())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Reads a file's text; an error says in one line which line and key it is about.
+fn parse(text: &str) -> Result<Settings> {
+    toml::from_str(text).map_err(|error| {
+        let message = error.message().replace('\n', " ");
+        let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+            return anyhow!(message);
+        };
+        let number = before.lines().count().max(1) + usize::from(before.ends_with('\n'));
+        match key(text, number) {
+            Some(key) => anyhow!("line {number}: {key}: {message}"),
+            None => anyhow!("line {number}: {message}"),
+        }
+    })
+}
+
+/// The key that the line of this number, from 1 on, belongs to: its own, or that of the list which
+/// it goes on with.
+fn key(text: &str, number: usize) -> Option<&str> {
+    let lines = text.lines().take(number).collect::<Vec<_>>();
+    let mut keys = lines.iter().rev().filter_map(|line| line.split_once('='));
+    keys.next().map(|(key, _)| key.trim())
+}
+
+fn flows<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let flows = u32::deserialize(from)?;
+    if (FLOWS_MIN..=FLOWS_MAX).contains(&flows) {
+        return Ok(Some(flows));
+    }
+    let bounds = format!("{flows} is not in {FLOWS_MIN}..={FLOWS_MAX}");
+    Err(de::Error::custom(bounds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, Command, FromArgMatches};
+
+    fn flags(arguments: &[&str]) -> Settings {
+        let command = Settings::augment_args(Command::new("forwarder").no_binary_name(true));
+        Settings::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+    }
+
+    /// A file of its own for each test.
+    fn file(name: &str, text: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("forwarder-{name}-{}", std::process::id()));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn refused(text: &str) -> String {
+        format!("{:#}", parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn a_flag_comes_before_a_variable_a_file_and_the_default() {
+        let path = file(
+            "order",
+            "docker = 'unix:///file'\nxdp = 'native'\nlog = 'warn'\nxdp-tcp = true\n",
+        );
+        let docker_host = |name: &str| (name == "DOCKER_HOST").then(|| "unix:///host".to_owned());
+        let resolve = |arguments: &[&str], host: bool| {
+            let variable = |name: &str| docker_host(name).filter(|_| host);
+            flags(arguments).resolve(Some(&path), variable).unwrap()
+        };
+        let by_flag = resolve(&["--docker", "unix:///flag", "--xdp-tcp=no"], true);
+        assert_eq!(by_flag.docker, "unix:///flag");
+        assert!(
+            !by_flag.xdp_tcp,
+            "a flag can switch off what the file switches on"
+        );
+        assert_eq!(resolve(&[], true).docker, "unix:///host");
+        let by_file = resolve(&["--log", "debug"], false);
+        assert_eq!(by_file.docker, "unix:///file");
+        assert_eq!((by_file.xdp, by_file.xdp_tcp), (XdpMode::Native, true));
+        assert_eq!(by_file.log, "debug");
+        assert_eq!(by_file.state_dir, Config::default().state_dir);
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn an_empty_variable_says_nothing() {
+        let config = Settings::default().resolve(None, |_| Some(String::new()));
+        assert_eq!(config.unwrap().docker, Config::default().docker);
+    }
+
+    #[test]
+    fn a_file_that_was_named_has_to_exist() {
+        let missing = Settings::default().resolve(Some(Path::new("/nowhere/f.toml")), |_| None);
+        let error = format!("{:#}", missing.unwrap_err());
+        assert!(
+            error.starts_with("cannot read /nowhere/f.toml: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_key_is_accepted_by_a_file() {
+        let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
+            bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
+            log = 'trace'\n";
+        let settings = parse(text).unwrap();
+        let same = flags(&[
+            "--docker=unix:///d",
+            "--uplink=eth0",
+            "--uplink=eth1",
+            "--state-dir=/s",
+            "--bpffs-dir=/b",
+            "--xdp=off",
+            "--xdp-tcp",
+            "--flows=1024",
+            "--attach=clsact",
+            "--log=trace",
+        ]);
+        assert_eq!(settings, same);
+        let command = Settings::augment_args(Command::new("forwarder"));
+        for argument in command.get_arguments() {
+            let key = argument.get_long().unwrap();
+            assert!(text.contains(&format!("{key} = ")), "{key} is not tested");
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_line_and_key() {
+        for (text, parts) in [
+            ("\nxpd = 'off'\n", ["line 2: xpd", "unknown field"]),
+            (
+                "log = 'info'\nxdp = 'fast'\n",
+                ["line 2: xdp", "unknown variant `fast`"],
+            ),
+            (
+                "flows = 5\n",
+                ["line 1: flows", "5 is not in 1024..=16777216"],
+            ),
+            ("flows = 'many'\n", ["line 1: flows", "invalid type"]),
+            (
+                "uplink = [\n 'eth0',\n 3,\n]\n",
+                ["line 3: uplink", "expected a string"],
+            ),
+            ("xdp-tcp = 1\n", ["line 1: xdp-tcp", "expected a boolean"]),
+            ("log = 'a'\nlog = 'b'\n", ["line 2: log", "duplicate key"]),
+            ("log =\n", ["line 1: log", ""]),
+        ] {
+            let error = refused(text);
+            assert!(error.starts_with(parts[0]), "{error}");
+            assert!(error.contains(parts[1]), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_the_defaults() {
+        let default = Config::default();
+        let mut command = Settings::augment_args(Command::new("forwarder").term_width(500));
+        let help = command.render_help().to_string();
+        for value in [
+            default.docker,
+            default.state_dir.display().to_string(),
+            default.bpffs_dir.display().to_string(),
+            "auto".into(),
+            default.xdp_tcp.to_string(),
+            default.flows.to_string(),
+            default.log,
+        ] {
+            let default = format!("[default: {value}]");
+            assert!(help.contains(&default), "{default} is not in {help}");
+        }
+        assert!(
+            help.contains(&format!("{FLOWS_MIN} to {FLOWS_MAX}")),
+            "{help}"
+        );
+    }
+}

@@ -1,0 +1,304 @@
+//! The control socket: a question and its answer, one line of JSON each.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, unix};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// No question is longer, in bytes.
+const QUESTION: u64 = 1024;
+
+/// What the agent can be asked. Flows are not among it: they are read from the pins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// [`report::agent`](crate::report::agent).
+    Status,
+    /// [`report::networks`](crate::report::networks).
+    Networks,
+    /// [`report::endpoints`](crate::report::endpoints).
+    Endpoints,
+    /// [`report::ports`](crate::report::ports).
+    Ports,
+}
+
+/// A question on its way to the agent's loop.
+#[derive(Debug)]
+pub struct Query {
+    /// What is asked.
+    pub verb: Verb,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Value>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    verb: Verb,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Answer {
+    Ok(Value),
+    Error(String),
+}
+
+/// The socket's path in a state directory.
+#[must_use]
+pub fn socket(state_dir: &Path) -> PathBuf {
+    state_dir.join("forwarder.sock")
+}
+
+/// The serving side; dropped, it ends and its file goes.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        // It can only be missing.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Answers at `path` (mode 0600) from now on, each question by way of `queries`. A dead agent's
+/// file is replaced. Needs a tokio runtime.
+///
+/// # Errors
+/// A living agent answers there, or the file cannot be made.
+pub fn serve(path: &Path, queries: mpsc::Sender<Query>) -> Result<Server> {
+    if UnixStream::connect(path).is_ok() {
+        bail!(
+            "another agent answers at {}: give this one a --state-dir of its own",
+            path.display()
+        );
+    }
+    let listener =
+        bind(path).with_context(|| format!("cannot make the socket {}", path.display()))?;
+    Ok(Server {
+        path: path.to_owned(),
+        task: tokio::spawn(accept(listener, queries)),
+    })
+}
+
+/// Under another name first: what is seen at `path` always has its mode and listens.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let new = path.with_extension("new");
+    if let Err(error) = fs::remove_file(&new)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let listener = UnixListener::bind(&new)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o600))?;
+    fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>) {
+    let mut callers = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((caller, _)) => {
+                    let queries = queries.clone();
+                    callers.spawn(async move {
+                        // A caller that does not hear us out is its own loss.
+                        let _ = timeout(2 * PATIENCE, converse(caller, &queries)).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("the control socket: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = callers.join_next() => {}
+            () = queries.closed() => return,
+        }
+    }
+}
+
+async fn converse(caller: tokio::net::UnixStream, queries: &mpsc::Sender<Query>) -> Result<()> {
+    let (from, mut to) = caller.into_split();
+    let answer = match answer(from, queries).await {
+        Ok(value) => Answer::Ok(value),
+        Err(error) => Answer::Error(format!("{error:#}")),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    Ok(to.write_all(&line).await?)
+}
+
+async fn answer(from: unix::OwnedReadHalf, queries: &mpsc::Sender<Query>) -> Result<Value> {
+    let mut line = String::new();
+    tokio::io::BufReader::new(from.take(QUESTION))
+        .read_line(&mut line)
+        .await?;
+    let Question { verb } = serde_json::from_str(&line).context("not a question")?;
+    let (reply, answer) = oneshot::channel();
+    let ending = "the agent is about to end";
+    queries.send(Query { verb, reply }).await.context(ending)?;
+    answer.await.context(ending)
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("no agent answers at {} ({why}): is `forwarder run` running?", path.display())]
+    Absent {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel says.
+        why: io::Error,
+    },
+    /// Somebody listens but gives no answer, or may not be asked.
+    #[error("the agent at {} gives no answer: {why}", path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// For a person.
+        why: String,
+    },
+}
+
+/// Asks the agent at `path`, and waits for the answer for a few seconds.
+///
+/// # Errors
+/// See [`AskError`].
+pub fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
+    let stream = UnixStream::connect(path).map_err(|why| match why.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Absent {
+            path: path.to_owned(),
+            why,
+        },
+        _ => silent(path, &why),
+    })?;
+    let answer = exchange(&stream, verb).map_err(|why| match why.kind() {
+        ErrorKind::WouldBlock => silent(path, &"it takes too long"),
+        _ => silent(path, &why),
+    })?;
+    match answer {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(why) => Err(silent(path, &why)),
+    }
+}
+
+fn silent(path: &Path, why: &dyn ToString) -> AskError {
+    AskError::Silent {
+        path: path.to_owned(),
+        why: why.to_string(),
+    }
+}
+
+fn exchange(mut stream: &UnixStream, verb: Verb) -> io::Result<Answer> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut question = serde_json::to_vec(&Question { verb })?;
+    question.push(b'\n');
+    stream.write_all(&question)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("forwarder-{name}-{}.sock", std::process::id()))
+    }
+
+    async fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || super::ask(&path, verb))
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_question_reaches_the_loop_and_its_answer_comes_back() {
+        let path = path("asked");
+        let (to, mut queries) = mpsc::channel(1);
+        let server = serve(&path, to).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        tokio::spawn(async move {
+            while let Some(Query { verb, reply }) = queries.recv().await {
+                let _ = reply.send(json!({ "asked": verb }));
+            }
+        });
+        let value = ask(&path, Verb::Ports).await.unwrap();
+        assert_eq!(value, json!({ "asked": "ports" }));
+        drop(server);
+        assert!(!path.exists(), "the file goes with the server");
+    }
+
+    #[tokio::test]
+    async fn a_bad_question_gets_an_error() {
+        let path = path("bad");
+        let (to, _queries) = mpsc::channel(1);
+        let _server = serve(&path, to).unwrap();
+        let asked = path.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = UnixStream::connect(asked).unwrap();
+            stream.write_all(b"{\"verb\":\"dance\"}\n").unwrap();
+            std::io::read_to_string(stream).unwrap()
+        });
+        let answer = answer.await.unwrap();
+        assert!(
+            answer.starts_with("{\"error\":\"not a question"),
+            "{answer}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_dead_agents_file_is_replaced_and_a_living_ones_is_not() {
+        let path = path("stale");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let refused = ask(&path, Verb::Status).await.unwrap_err();
+        assert!(matches!(refused, AskError::Absent { .. }), "{refused}");
+        assert!(
+            refused.to_string().starts_with("no agent answers at "),
+            "{refused}"
+        );
+
+        let (to, _queries) = mpsc::channel(1);
+        let server = serve(&path, to.clone()).unwrap();
+        let second = serve(&path, to).unwrap_err().to_string();
+        assert!(second.contains("--state-dir"), "{second}");
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_ends_says_so() {
+        let path = path("ending");
+        let (to, mut queries) = mpsc::channel(1);
+        let _server = serve(&path, to).unwrap();
+        tokio::spawn(async move { drop(queries.recv().await) });
+        let refused = ask(&path, Verb::Status).await.unwrap_err().to_string();
+        assert!(
+            refused.ends_with("the agent is about to end: channel closed"),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,310 @@
+//! The control story: one event enum, one loop. THEN HERE.
+//!
+//! Facts change the World; a changed World is synced: what the kernel holds is observed, what it
+//! should hold is derived, and the difference is carried out. Crash recovery, drift and the steady
+//! state are this one path. Nothing is removed before every source has given a full list, and
+//! nothing because Docker is away.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use forwarder_common::abi::device;
+use forwarder_common::family::Be32;
+use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::config::{Attach, Config};
+use crate::control::{self, Query, Verb};
+use crate::datapath::{self, Datapath, Setup};
+use crate::desired::{Policy, desired};
+use crate::diff::{Op, diff};
+use crate::tables::{Hook, Tables};
+use crate::uplinks::{self, Choice};
+use crate::world::{Fact, World};
+use crate::{report, watch};
+
+/// How often the programs are told that the agent is alive; they trust it for five times as long.
+const BEAT: Duration = Duration::from_secs(1);
+/// How often the kernel is compared with what it should hold though nothing was heard.
+const RESYNC: Duration = Duration::from_secs(10);
+
+/// Everything that can happen.
+enum Event {
+    /// A source says something.
+    Fact(Fact),
+    /// The command line asks something.
+    Query(Query),
+    /// Time to say that we are alive, and to try again what failed.
+    Beat,
+    /// Time to compare.
+    Resync,
+    /// Asked to stop: everything stays in place and goes on without us.
+    Stop,
+    /// A source has ended for a reason that waiting cannot repair.
+    Broken(anyhow::Error),
+}
+
+/// Runs the agent until it is asked to stop.
+///
+/// # Errors
+/// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable, an
+/// uplink that was named does not exist.
+pub async fn run(config: Config) -> Result<()> {
+    let mut sources = Sources::start(&config)?;
+    let mut world = World::default();
+    while !world.is_complete() {
+        match sources.next().await {
+            Event::Fact(fact) => _ = world.apply(fact),
+            Event::Query(query) => _ = query.reply.send(Value::Null),
+            Event::Beat | Event::Resync => {}
+            Event::Stop => return Ok(()),
+            Event::Broken(error) => return Err(error),
+        }
+    }
+    if let Some(name) = uplinks::missing(&world, &config.uplinks) {
+        bail!("there is no device {name} to be an uplink: see `ip link`, then --uplink");
+    }
+    let mut agent = Agent::start(config, &world)?;
+    agent.sync(&world).await?;
+    announce(&world, &agent.tables)?;
+    loop {
+        let mut event = sources.next().await;
+        let mut changed = false;
+        while let Event::Fact(fact) = event {
+            changed |= world.apply(fact);
+            match sources.waiting() {
+                Some(next) => event = Event::Fact(next),
+                None => {
+                    event = Event::Beat;
+                    break;
+                }
+            }
+        }
+        match event {
+            Event::Fact(_) => {}
+            Event::Query(Query { verb, reply }) => {
+                // Nobody to tell if the asker has gone.
+                let _ = reply.send(agent.answer(&world, verb));
+            }
+            Event::Beat => {
+                agent.datapath.beat()?;
+                changed |= agent.failing;
+            }
+            Event::Resync => changed = true,
+            Event::Stop => return Ok(()),
+            Event::Broken(error) => return Err(error),
+        }
+        if changed {
+            agent.sync(&world).await?;
+        }
+    }
+}
+
+/// The `ready` line: the first sync is in the kernel.
+fn announce(world: &World, tables: &Tables) -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(
+        out,
+        "ready: {} networks, {} published ports, {} devices, Docker {}",
+        tables.networks.len(),
+        tables.published.len(),
+        tables.devices.len(),
+        world.docker.as_deref().unwrap_or("away"),
+    )
+    .and_then(|()| out.flush())
+    .context("cannot write to stdout")
+}
+
+/// Where events come from.
+struct Sources {
+    facts: mpsc::Receiver<Fact>,
+    queries: mpsc::Receiver<Query>,
+    watchers: JoinSet<Result<()>>,
+    beat: Interval,
+    resync: Interval,
+    terminate: Signal,
+    interrupt: Signal,
+    /// Answers the command line as long as it is held.
+    _server: control::Server,
+}
+
+impl Sources {
+    fn start(config: &Config) -> Result<Self> {
+        let (facts_in, facts) = mpsc::channel(1024);
+        let (queries_in, queries) = mpsc::channel(16);
+        let server = control::serve(&control::socket(&config.state_dir), queries_in)?;
+        let every = |period| {
+            let mut interval = interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        Ok(Self {
+            facts,
+            queries,
+            watchers: watch::spawn(config.docker.clone(), facts_in),
+            beat: every(BEAT),
+            resync: every(RESYNC),
+            terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
+            _server: server,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            Some(fact) = self.facts.recv() => Event::Fact(fact),
+            Some(query) = self.queries.recv() => Event::Query(query),
+            Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
+            _ = self.beat.tick() => Event::Beat,
+            _ = self.resync.tick() => Event::Resync,
+            _ = self.terminate.recv() => Event::Stop,
+            _ = self.interrupt.recv() => Event::Stop,
+        }
+    }
+
+    /// A fact that is already there.
+    fn waiting(&mut self) -> Option<Fact> {
+        self.facts.try_recv().ok()
+    }
+}
+
+fn why(ended: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(Ok(())) => anyhow::anyhow!("a source of facts has ended"),
+        Ok(Err(error)) => error,
+        Err(panic) => anyhow::Error::new(panic).context("a source of facts died"),
+    }
+}
+
+/// What flows keep of routes: whenever it changes, they look again.
+#[derive(PartialEq, Eq)]
+struct Routing {
+    generation: u32,
+    sources: BTreeMap<(u32, Be32, u8), Be32>,
+    /// MTU of every device that packets may leave by.
+    devices: BTreeMap<u32, u32>,
+}
+
+impl Routing {
+    fn of(world: &World, tables: &Tables) -> Self {
+        let outside = tables.devices.iter().filter(|(_, device)| device.kind == device::OUTSIDE);
+        let mtu = |index: &u32| world.links.get(index).map_or(0, |link| link.mtu);
+        Self {
+            generation: world.route_generation,
+            sources: tables.sources.clone(),
+            devices: outside.map(|(index, _)| (*index, mtu(index))).collect(),
+        }
+    }
+}
+
+/// The agent's own state, all of it derived anew when it starts.
+struct Agent {
+    config: Config,
+    datapath: Datapath,
+    since: Instant,
+    /// What the kernel should hold, as of the last sync.
+    tables: Tables,
+    uplinks: Vec<Choice>,
+    /// Uplinks whose driver refused XDP, and why.
+    refused: BTreeMap<u32, String>,
+    route_generation: u32,
+    /// What `route_generation` stands for.
+    routing: Option<Routing>,
+    /// Some operation failed in the last sync: it is tried again with the next beat.
+    failing: bool,
+}
+
+impl Agent {
+    fn start(config: Config, world: &World) -> Result<Self> {
+        let setup = Setup {
+            bpffs_dir: config.bpffs_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            flows: config.flows,
+            clsact: match config.attach {
+                Attach::Tcx => false,
+                Attach::Clsact => true,
+                Attach::Auto => !datapath::has_tcx(),
+            },
+        };
+        let name_of = |index: u32| world.links.get(&index).map(|link| link.name.clone());
+        let mut datapath = Datapath::open(&setup, name_of)?;
+        datapath.beat()?;
+        // Whatever an earlier agent cached of routes may have moved while nobody watched.
+        let route_generation = datapath.observe()?.tables.route_generation;
+        Ok(Self {
+            config,
+            datapath,
+            since: Instant::now(),
+            tables: Tables::default(),
+            uplinks: Vec::new(),
+            refused: BTreeMap::new(),
+            route_generation,
+            routing: None,
+            failing: false,
+        })
+    }
+
+    /// Makes the kernel hold what it should. Failures are logged and tried again.
+    async fn sync(&mut self, world: &World) -> Result<()> {
+        self.uplinks =
+            uplinks::choose(world, &self.config.uplinks, self.config.xdp, uplinks::driver);
+        for choice in &mut self.uplinks {
+            if let Some(why) = self.refused.get(&choice.ifindex) {
+                choice.xdp = None;
+                choice.why.clone_from(why);
+            }
+        }
+        let policy = Policy {
+            xdp: self.uplinks.iter().filter_map(|u| Some((u.ifindex, u.xdp?))).collect(),
+            xdp_tcp: self.config.xdp_tcp,
+        };
+        let mut tables = desired(world, &policy, self.route_generation);
+        let routing = Routing::of(world, &tables);
+        if self.routing.as_ref() != Some(&routing) {
+            self.route_generation = self.route_generation.wrapping_add(1).max(1);
+            tables.route_generation = self.route_generation;
+            self.routing = Some(routing);
+        }
+        self.tables = tables;
+        let observed = self.datapath.observe()?;
+        let names = world.links.values().map(|link| (link.index, link.name.clone())).collect();
+        self.failing = false;
+        for op in diff(&observed, &self.tables) {
+            match self.datapath.apply(&op, &names).await {
+                Ok(()) => tracing::debug!("{op:?}"),
+                Err(error) => self.failed(&op, &error),
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, op: &Op, error: &anyhow::Error) {
+        if let Op::Attach { ifindex, hook: Hook::Uplink, .. } = *op {
+            let why = format!("the driver refuses XDP: {error:#}");
+            tracing::warn!("device {ifindex}: {why}");
+            self.refused.insert(ifindex, why);
+        } else {
+            tracing::warn!("{op:?}: {error:#}");
+        }
+        self.failing = true;
+    }
+
+    fn answer(&self, world: &World, verb: Verb) -> Value {
+        let answer = match verb {
+            Verb::Status => {
+                let uptime = self.since.elapsed().as_secs();
+                let uplinks = self.uplinks.iter().map(Choice::report).collect();
+                serde_json::to_value(report::agent(world, &self.tables, uplinks, uptime))
+            }
+            Verb::Networks => serde_json::to_value(report::networks(world, &self.tables)),
+            Verb::Endpoints => serde_json::to_value(report::endpoints(world, &self.tables)),
+            Verb::Ports => serde_json::to_value(report::ports(world, &self.tables)),
+        };
+        answer.unwrap_or(Value::Null)
+    }
+}

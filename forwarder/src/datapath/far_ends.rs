@@ -1,0 +1,70 @@
+//! The far ends of veths: prepared to take the frames that XDP redirects, and put back as they were.
+//!
+//! A veth accepts redirected frames only while its peer polls for them (`veth_xdp_xmit`): with an
+//! XDP program there, or with GRO on. The latter costs nothing and is what containers get.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::pins;
+use crate::tables::FarEnd;
+use crate::watch::sandbox;
+
+/// What is remembered of a far end, to put it back.
+#[derive(Serialize, Deserialize)]
+struct Before {
+    sandbox_key: String,
+    pid: u32,
+    index: u32,
+    gro: bool,
+}
+
+/// Far ends by their veths' indexes, remembered in a directory.
+pub(super) struct FarEnds {
+    dir: PathBuf,
+}
+
+impl FarEnds {
+    pub(super) fn remembered_in(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Lets a far end take frames.
+    pub(super) async fn prepare(&self, veth: u32, far_end: &FarEnd) -> Result<()> {
+        let FarEnd { sandbox_key, pid, index } = far_end.clone();
+        let namespace = sandbox::open(&sandbox_key, pid)?;
+        let gro = sandbox::set_gro(namespace, index, true).await?;
+        let path = self.dir.join(veth.to_string());
+        // Prepared by an earlier agent: what was before it is what counts.
+        if !path.exists() {
+            fs::create_dir_all(&self.dir)?;
+            let before = Before { sandbox_key, pid, index, gro };
+            fs::write(&path, serde_json::to_vec(&before)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a far end that has gone with its container.
+    pub(super) fn forget(&self, veth: u32) {
+        let _ = fs::remove_file(self.dir.join(veth.to_string()));
+    }
+}
+
+/// Puts all remembered far ends back as they were; those that have gone need nothing.
+pub(super) async fn restore_all(dir: &Path) -> Result<()> {
+    for name in pins::entries(dir)? {
+        let bytes = fs::read(dir.join(&name))?;
+        let Ok(before) = serde_json::from_slice::<Before>(&bytes) else { continue };
+        if before.gro {
+            continue;
+        }
+        if let Ok(namespace) = sandbox::open(&before.sandbox_key, before.pid) {
+            let _ = sandbox::set_gro(namespace, before.index, false).await;
+        }
+    }
+    pins::remove_tree(dir)
+}

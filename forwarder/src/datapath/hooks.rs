@@ -1,0 +1,226 @@
+//! Programs on devices: attached by pinned tcx links, or by clsact filters where the kernel has no
+//! tcx, and replaced in place.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle, qdisc_add_clsact,
+    qdisc_detach_program,
+};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{SchedClassifier, Xdp, XdpMode};
+
+use super::pins::{self, Pins};
+use crate::tables::{Hook, XdpKind};
+
+/// Priority of our clsact filters: behind everybody who chose one.
+const PRIORITY: u16 = 0xc000;
+/// Handle of our clsact filters.
+const HANDLE: u16 = 1;
+
+/// The programs of one object and their places.
+pub(super) struct Hooks {
+    ebpf: Ebpf,
+    loaded: BTreeSet<Hook>,
+    pins: Pins,
+    /// Where clsact filters are remembered, if the kernel has no tcx: nothing else tells whose a
+    /// qdisc is.
+    clsact: Option<PathBuf>,
+}
+
+impl Hooks {
+    pub(super) fn new(ebpf: Ebpf, pins: Pins, clsact: Option<PathBuf>) -> Result<Self> {
+        if let Some(dir) = &clsact {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        Ok(Self { ebpf, loaded: BTreeSet::new(), pins, clsact })
+    }
+
+    /// The hooks that are in place, whoever put them there.
+    pub(super) fn observe(&self) -> Result<BTreeSet<(u32, Hook)>> {
+        let mut hooks = self.pins.hooks()?;
+        if let Some(dir) = &self.clsact {
+            hooks.extend(pins::entries(dir)?.iter().filter_map(|name| pins::parse(name)));
+        }
+        Ok(hooks)
+    }
+
+    /// Puts this object's programs in the place of an earlier agent's, link by link.
+    pub(super) fn adopt(&mut self, name_of: impl Fn(u32) -> Option<String>) -> Result<()> {
+        for (ifindex, hook) in self.observe()? {
+            if let Err(error) = self.replace(ifindex, hook, &name_of) {
+                // The device has gone meanwhile, or the link is broken: made anew if still wanted.
+                tracing::debug!("{} on device {ifindex}: {error:#}", hook.program());
+                self.forget(ifindex, hook);
+            }
+        }
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        ifindex: u32,
+        hook: Hook,
+        name_of: impl Fn(u32) -> Option<String>,
+    ) -> Result<()> {
+        let path = self.pins.link(ifindex, hook);
+        if !path.exists() {
+            let name = name_of(ifindex).context("no such device")?;
+            let program = self.classifier(hook)?;
+            let (kind, handle) = (direction(hook), TcHandle::new(0, HANDLE));
+            let link = SchedClassifierLink::attached(&name, kind, PRIORITY, handle, None)?;
+            let id = program.attach_to_link(link)?;
+            std::mem::forget(program.take_link(id)?);
+            return Ok(());
+        }
+        let link = FdLink::from(PinnedLink::from_pin(&path)?);
+        if hook == Hook::Uplink {
+            let program = self.xdp()?;
+            let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+            // Dropped here, kept by its pin.
+            drop(program.take_link(id)?);
+        } else {
+            let program = self.classifier(hook)?;
+            let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            drop(program.take_link(id)?);
+        }
+        Ok(())
+    }
+
+    /// Puts a program on a device.
+    pub(super) fn attach(
+        &mut self,
+        ifindex: u32,
+        device: &str,
+        hook: Hook,
+        xdp: Option<XdpKind>,
+    ) -> Result<()> {
+        let path = self.pins.link(ifindex, hook);
+        if hook == Hook::Uplink {
+            let mode = match xdp {
+                Some(XdpKind::Generic) => XdpMode::Skb,
+                Some(XdpKind::Native) | None => XdpMode::Driver,
+            };
+            let program = self.xdp()?;
+            let id = program.attach_to_if_index(ifindex, mode)?;
+            let link = FdLink::try_from(program.take_link(id)?)?;
+            link.pin(&path)?;
+            return Ok(());
+        }
+        if let Some(dir) = self.clsact.clone() {
+            return self.attach_filter(&dir, ifindex, device, hook);
+        }
+        let program = self.classifier(hook)?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program.attach_with_options(device, direction(hook), options)?;
+        let link = FdLink::try_from(program.take_link(id)?)?;
+        link.pin(&path)?;
+        Ok(())
+    }
+
+    fn attach_filter(&mut self, dir: &Path, ifindex: u32, device: &str, hook: Hook) -> Result<()> {
+        // Remembered before it is made: a kill in between leaves nothing that cleanup misses.
+        let qdisc = dir.join(format!("{ifindex}-qdisc"));
+        fs::write(dir.join(pins::file_name(ifindex, hook)), device)?;
+        fs::write(&qdisc, device)?;
+        if let Err(error) = qdisc_add_clsact(device) {
+            let error = anyhow::Error::from(error);
+            if !already_there(&error) {
+                return Err(error.context(format!("cannot add a clsact qdisc to {device}")));
+            }
+            let ours = pins::entries(dir)?.iter().filter_map(|name| pins::parse(name)).any(|(index, other)| index == ifindex && other != hook);
+            if !ours {
+                // Somebody else's: it stays when we go.
+                fs::remove_file(&qdisc)?;
+            }
+        }
+        let program = self.classifier(hook)?;
+        let options = NlOptions { priority: PRIORITY, handle: TcHandle::new(0, HANDLE), classid: None };
+        let id = program.attach_with_options(device, direction(hook), TcAttachOptions::Netlink(options))?;
+        // Dropping the link would take the filter off.
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
+    }
+
+    /// Takes a program off a device.
+    pub(super) fn detach(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
+        if let Some(dir) = &self.clsact {
+            remove_filter(dir, ifindex, hook)?;
+        }
+        self.forget(ifindex, hook);
+        Ok(())
+    }
+
+    fn forget(&self, ifindex: u32, hook: Hook) {
+        let _ = fs::remove_file(self.pins.link(ifindex, hook));
+        if let Some(dir) = &self.clsact {
+            let _ = fs::remove_file(dir.join(pins::file_name(ifindex, hook)));
+        }
+    }
+
+    pub(super) fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        let program = self.ebpf.program_mut(hook.program()).context("not in the object")?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        if self.loaded.insert(hook) {
+            program.load().with_context(|| format!("the kernel refuses the program {}", hook.program()))?;
+        }
+        Ok(program)
+    }
+
+    pub(super) fn xdp(&mut self) -> Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(Hook::Uplink.program()).context("not in the object")?;
+        let program: &mut Xdp = program.try_into()?;
+        if self.loaded.insert(Hook::Uplink) {
+            program.load().context("the kernel refuses the program uplink")?;
+        }
+        Ok(program)
+    }
+}
+
+/// Takes all remembered clsact filters off, and the qdiscs that were made for them.
+pub(super) fn remove_filters(dir: &Path) -> Result<()> {
+    let names = pins::entries(dir)?;
+    for (ifindex, hook) in names.iter().filter_map(|name| pins::parse(name)) {
+        remove_filter(dir, ifindex, hook)?;
+    }
+    for name in names.iter().filter(|name| name.ends_with("-qdisc")) {
+        let device = fs::read_to_string(dir.join(name))?;
+        // No library call takes a qdisc off; `tc` is where clsact is.
+        let removed = std::process::Command::new("tc")
+            .args(["qdisc", "del", "dev", &device, "clsact"])
+            .stderr(std::process::Stdio::null())
+            .status();
+        if removed.is_err() {
+            bail!("cannot take the clsact qdisc off {device}: the program tc is missing");
+        }
+    }
+    pins::remove_tree(dir)
+}
+
+fn remove_filter(dir: &Path, ifindex: u32, hook: Hook) -> Result<()> {
+    let path = dir.join(pins::file_name(ifindex, hook));
+    let device = match fs::read_to_string(&path) {
+        Ok(device) => device,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    // A device that has gone took its filters along.
+    let _ = qdisc_detach_program(&device, direction(hook), hook.program());
+    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+fn already_there(error: &anyhow::Error) -> bool {
+    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.into_iter().any(|error| error.kind() == ErrorKind::AlreadyExists)
+        || format!("{error:#}").contains("File exists")
+}
+
+fn direction(hook: Hook) -> TcAttachType {
+    if hook.is_ingress() { TcAttachType::Ingress } else { TcAttachType::Egress }
+}

@@ -1,0 +1,212 @@
+//! Typed handles on the pinned maps: the one place where bytes of a map become values.
+#![expect(unsafe_code, reason = "vouches that the ABI's structures are plain bytes")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::Pod;
+use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue};
+use forwarder_common::abi::{
+    Device, Endpoint, Flow, Network, PortKey, Published, Settings, SourceKey, Tuple, name,
+};
+use forwarder_common::abi::{FlowRef, capacity};
+use forwarder_common::family::{Be32, V4};
+use forwarder_common::flow::{Gate, ORIGINAL, REPLY};
+use forwarder_common::timeouts::{Ticks, reached};
+
+/// A structure of the ABI as a map's key or value.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Wire<T>(pub(super) T);
+
+macro_rules! plain {
+    ($($name:ty),+ $(,)?) => {
+        // SAFETY: `forwarder_common::abi` asserts that none of these has padding, and all are made
+        // of integers and arrays of them.
+        $(unsafe impl Pod for Wire<$name> {})+
+    };
+}
+
+plain!(
+    Be32,
+    Device,
+    Endpoint<V4>,
+    FlowRef,
+    Network<V4>,
+    PortKey<V4>,
+    Published<V4>,
+    Settings,
+    SourceKey<V4>,
+    Tuple<V4>,
+);
+
+/// A flow record's bytes: its fields are cells, which are not `Copy`.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct Record([u64; size_of::<Flow<V4>>() / 8]);
+
+// SAFETY: an array of integers.
+unsafe impl Pod for Record {}
+
+/// A flow as it was when it was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowSnapshot {
+    /// What the opener's packets carry when they reach us.
+    pub original: Tuple<V4>,
+    /// What the answers carry.
+    pub reply: Tuple<V4>,
+    /// Id and state.
+    pub gate: Gate,
+    /// Packets by direction.
+    pub packets: [u64; 2],
+    /// Octets by direction, network header included.
+    pub bytes: [u64; 2],
+    /// When the last packet came.
+    pub seen: Ticks,
+    /// When it ends unless a packet comes.
+    pub expires: Ticks,
+}
+
+impl Record {
+    fn snapshot(self) -> FlowSnapshot {
+        // SAFETY: `Flow` is as long as this array and less aligned, without padding, and any bytes
+        // are one: integers in cells.
+        let flow = unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) };
+        FlowSnapshot {
+            original: flow.tuples[ORIGINAL].get(),
+            reply: flow.tuples[REPLY].get(),
+            gate: Gate(flow.gate.get()),
+            packets: [flow.packets[ORIGINAL].get(), flow.packets[REPLY].get()],
+            bytes: [flow.bytes[ORIGINAL].get(), flow.bytes[REPLY].get()],
+            seen: flow.seen.get(),
+            expires: flow.expires.get(),
+        }
+    }
+}
+
+/// The maps, by their pins.
+pub(super) struct Maps {
+    pub(super) settings: Array<MapData, Wire<Settings>>,
+    pub(super) reasons: PerCpuArray<MapData, u64>,
+    pub(super) devices: HashMap<MapData, u32, Wire<Device>>,
+    pub(super) ports: DevMapHash<MapData>,
+    pub(super) networks: HashMap<MapData, u32, Wire<Network<V4>>>,
+    pub(super) subnets: LpmTrie<MapData, Wire<Be32>, u32>,
+    pub(super) locals: HashMap<MapData, Wire<Be32>, u32>,
+    pub(super) sources: LpmTrie<MapData, Wire<SourceKey<V4>>, Wire<Be32>>,
+    pub(super) endpoint_slots: HashMap<MapData, Wire<Be32>, u32>,
+    pub(super) endpoints: Array<MapData, Wire<Endpoint<V4>>>,
+    pub(super) published: HashMap<MapData, Wire<PortKey<V4>>, Wire<Published<V4>>>,
+    pub(super) mappings: Array<MapData, u32>,
+    pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
+    pub(super) flows: Array<MapData, Record>,
+    free: Queue<MapData, u32>,
+}
+
+/// Every map and how large it is for a table of `flows` flows; `None` where the object says.
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 18] {
+    [
+        (name::SETTINGS, None),
+        (name::REASONS, None),
+        (name::DEVICES, None),
+        (name::PORTS, None),
+        (name::NETWORKS, None),
+        (name::SUBNETS, None),
+        (name::LOCALS, None),
+        (name::SOURCES, None),
+        (name::ENDPOINT_SLOTS, None),
+        (name::ENDPOINTS, None),
+        (name::PUBLISHED, None),
+        (name::MAPPINGS, None),
+        (name::FLOW_INDEX, Some(flows * 2)),
+        (name::FLOWS, Some(flows)),
+        (name::FREE, Some(flows)),
+        (name::RING, Some(flows / capacity::UNASSURED_SHARE)),
+        (name::CURSORS, None),
+        (name::HINTS, None),
+    ]
+}
+
+impl Maps {
+    /// Opens the maps that are pinned in `dir`.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        Ok(Self {
+            settings: pinned(dir, name::SETTINGS)?,
+            reasons: pinned(dir, name::REASONS)?,
+            devices: pinned(dir, name::DEVICES)?,
+            ports: pinned(dir, name::PORTS)?,
+            networks: pinned(dir, name::NETWORKS)?,
+            subnets: pinned(dir, name::SUBNETS)?,
+            locals: pinned(dir, name::LOCALS)?,
+            sources: pinned(dir, name::SOURCES)?,
+            endpoint_slots: pinned(dir, name::ENDPOINT_SLOTS)?,
+            endpoints: pinned(dir, name::ENDPOINTS)?,
+            published: pinned(dir, name::PUBLISHED)?,
+            mappings: pinned(dir, name::MAPPINGS)?,
+            flow_index: pinned(dir, name::FLOW_INDEX)?,
+            flows: pinned(dir, name::FLOWS)?,
+            free: pinned(dir, name::FREE)?,
+        })
+    }
+
+    /// The settings as the programs see them.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        Ok(self.settings.get(&0, 0).context("cannot read the settings")?.0)
+    }
+
+    /// Writes the settings.
+    pub(super) fn set_settings(&mut self, settings: Settings) -> Result<()> {
+        self.settings.set(0, Wire(settings), 0).context("cannot write the settings")
+    }
+
+    /// Makes fresh tables usable: every record free. What an earlier, killed attempt pushed is
+    /// taken out first; the settings say when it is complete.
+    pub(super) fn fill(&mut self, flows: u32) -> Result<()> {
+        let settings = self.settings()?;
+        if settings.flows != 0 {
+            ensure!(
+                settings.flows == flows,
+                "the pinned flow table has {} records, the configuration says {flows}: run `forwarder cleanup` to start over, or set flows to {}",
+                settings.flows,
+                settings.flows,
+            );
+            return Ok(());
+        }
+        while self.free.pop(0).is_ok() {}
+        for index in 0..flows {
+            self.free.push(index, 0).context("cannot fill the list of free flow records")?;
+        }
+        let ring = flows / capacity::UNASSURED_SHARE;
+        self.set_settings(Settings { flows, ring, ..settings })
+    }
+
+    /// Live flows whose time is not over, each once: a walk starts over where its key vanishes.
+    pub(super) fn snapshots(&self, now: Ticks) -> Vec<FlowSnapshot> {
+        let mut snapshots = BTreeMap::new();
+        for entry in &self.flow_index {
+            let Ok((Wire(tuple), Wire(reference))) = entry else { continue };
+            let Ok(record) = self.flows.get(&reference.index, 0) else { continue };
+            let flow = record.snapshot();
+            let live = flow.gate.is_live() && flow.gate.id() == reference.id;
+            if live && !reached(flow.expires, now) && flow.original == tuple {
+                snapshots.insert(tuple, flow);
+            }
+        }
+        snapshots.into_values().collect()
+    }
+}
+
+fn pinned<T>(dir: &Path, name: &str) -> Result<T>
+where
+    T: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let path = dir.join(name);
+    let data = MapData::from_pin(&path)
+        .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    let map = Map::from_map_data(data).with_context(|| format!("{name} is no map we know"))?;
+    match T::try_from(map) {
+        Ok(map) => Ok(map),
+        Err(error) => bail!("the pinned map {} has another type: {error}", path.display()),
+    }
+}

@@ -1,0 +1,257 @@
+//! The kernel's side of the agent: maps and programs, read and changed. The only place that names
+//! aya.
+
+mod far_ends;
+mod hooks;
+mod maps;
+mod pins;
+mod simulate;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use aya::EbpfLoader;
+use aya::maps::lpm_trie::Key;
+use aya::util::KernelVersion;
+use forwarder_common::abi::{Endpoint, Network, Published, Settings, SourceKey};
+use forwarder_common::family::{Be32, V4};
+use forwarder_common::timeouts::{Ticks, ticks};
+
+use crate::diff::Op;
+use crate::tables::{EndpointKey, FarEnd, NetworkRow, Observed, Target};
+use far_ends::FarEnds;
+use hooks::Hooks;
+use maps::{Maps, Wire};
+pub use maps::FlowSnapshot;
+use pins::Pins;
+pub use simulate::{Arrival, Fate};
+pub use view::{MapFill, View};
+
+/// The programs, as `cargo xtask build` made them; empty in a build without them.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwarder-ebpf.o"));
+
+/// Where and how the datapath is set up.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// A directory on a bpffs.
+    pub bpffs_dir: PathBuf,
+    /// A directory for what cannot be pinned.
+    pub state_dir: PathBuf,
+    /// How many flows there may be.
+    pub flows: u32,
+    /// Attach by clsact filters instead of tcx links.
+    pub clsact: bool,
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    maps: Maps,
+    hooks: Hooks,
+    far_ends: FarEnds,
+}
+
+impl Datapath {
+    /// Loads the programs over the maps that are pinned, or over new ones, and puts them in the
+    /// place of an earlier agent's: its flows and its traffic go on.
+    ///
+    /// # Errors
+    /// The kernel refuses a program or a map; another layout is pinned; the flow table that is
+    /// pinned has another size. What this call has made new is removed again.
+    pub fn open(setup: &Setup, name_of: impl Fn(u32) -> Option<String>) -> Result<Self> {
+        ensure!(!OBJECT.is_empty(), "built without its programs: use `cargo xtask build`");
+        let pins = Pins::below(&setup.bpffs_dir);
+        pins.make()?;
+        let opened = Self::open_pinned(setup, &pins, name_of);
+        if opened.is_err() && pins.hooks().is_ok_and(|hooks| hooks.is_empty()) {
+            let _ = pins::remove_all(&setup.bpffs_dir);
+        }
+        opened
+    }
+
+    fn open_pinned(
+        setup: &Setup,
+        pins: &Pins,
+        name_of: impl Fn(u32) -> Option<String>,
+    ) -> Result<Self> {
+        let dir = pins.maps();
+        let mut loader = EbpfLoader::new();
+        for (map, size) in maps::sizes(setup.flows) {
+            loader.map_pin_path(map, dir.join(map));
+            if let Some(size) = size {
+                loader.map_max_entries(map, size);
+            }
+        }
+        let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
+        let mut maps = Maps::open(&dir)?;
+        maps.fill(setup.flows)?;
+        let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
+        let mut hooks = Hooks::new(ebpf, pins.clone(), clsact)?;
+        hooks.adopt(name_of)?;
+        let far_ends = FarEnds::remembered_in(setup.state_dir.join(FAR_ENDS));
+        Ok(Self { maps, hooks, far_ends })
+    }
+
+    /// What the kernel holds.
+    pub fn observe(&self) -> Result<Observed> {
+        let maps = &self.maps;
+        let settings = maps.settings()?;
+        let mut observed = Observed::default();
+        let tables = &mut observed.tables;
+        tables.route_generation = settings.route_generation;
+        tables.xdp_tcp = settings.xdp_tcp != 0;
+        for entry in &maps.devices {
+            let (index, Wire(device)) = entry?;
+            tables.devices.insert(index, device);
+        }
+        for entry in &maps.networks {
+            let (bridge, Wire(network)) = entry?;
+            let Network { flags, floor, gateway } = network;
+            tables.networks.insert(bridge, NetworkRow { flags, gateway });
+            let key = EndpointKey::Floor(bridge);
+            observed.endpoint_slots.insert(key, floor);
+            tables.endpoints.insert(key, maps.endpoints.get(&floor, 0)?.0);
+        }
+        for entry in &maps.endpoint_slots {
+            let (Wire(address), slot) = entry?;
+            let key = EndpointKey::Address(address);
+            observed.endpoint_slots.insert(key, slot);
+            tables.endpoints.insert(key, maps.endpoints.get(&slot, 0)?.0);
+        }
+        for entry in &maps.subnets {
+            let (key, bridge) = entry?;
+            tables.subnets.insert((key.data().0, key.prefix_len() as u8), bridge);
+        }
+        for key in maps.locals.keys() {
+            tables.locals.insert(key?.0);
+        }
+        for entry in &maps.sources {
+            let (key, Wire(source)) = entry?;
+            let Wire(SourceKey { ifindex, next_hop }) = key.data();
+            tables.sources.insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
+        }
+        for entry in &maps.published {
+            let (Wire(key), Wire(published)) = entry?;
+            observed.mapping_slots.insert(key, published.mapping);
+            let incarnation = maps.mappings.get(&published.mapping, 0)?;
+            let Published { addr, port, .. } = published;
+            tables.published.insert(key, Target { addr, port, incarnation });
+        }
+        for veth in maps.ports.keys() {
+            tables.ports.insert(veth?, nobody());
+        }
+        tables.hooks = self.hooks.observe()?;
+        Ok(observed)
+    }
+
+    /// Carries out one operation. `names` are the devices' names by index.
+    ///
+    /// # Errors
+    /// The kernel refuses it. Nothing is half done that a repetition would not complete.
+    pub async fn apply(&mut self, op: &Op, names: &BTreeMap<u32, String>) -> Result<()> {
+        let maps = &mut self.maps;
+        match *op {
+            Op::Settings { route_generation, xdp_tcp } => {
+                let settings = maps.settings()?;
+                let xdp_tcp = u32::from(xdp_tcp);
+                maps.set_settings(Settings { route_generation, xdp_tcp, ..settings })?;
+            }
+            Op::PutDevice(index, device) => maps.devices.insert(index, Wire(device), 0)?,
+            Op::DropDevice(index) => maps.devices.remove(&index)?,
+            Op::PutEndpoint { key, slot, endpoint } => {
+                maps.endpoints.set(slot, Wire(endpoint), 0)?;
+                if let EndpointKey::Address(address) = key {
+                    maps.endpoint_slots.insert(Wire(address), slot, 0)?;
+                }
+            }
+            Op::DropEndpoint { key, slot } => {
+                if let EndpointKey::Address(address) = key {
+                    maps.endpoint_slots.remove(&Wire(address))?;
+                }
+                maps.endpoints.set(slot, Wire(Endpoint::<V4>::default()), 0)?;
+            }
+            Op::PutNetwork { bridge, row, floor } => {
+                let NetworkRow { flags, gateway } = row;
+                maps.networks.insert(bridge, Wire(Network { flags, floor, gateway }), 0)?;
+            }
+            Op::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
+            Op::PutSubnet(subnet, bridge) => maps.subnets.insert(&subnet_key(subnet), bridge, 0)?,
+            Op::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
+            Op::PutLocal(address) => maps.locals.insert(Wire(address), 1, 0)?,
+            Op::DropLocal(address) => maps.locals.remove(&Wire(address))?,
+            Op::PutSource(key, source) => {
+                maps.sources.insert(&source_key(key), Wire(source), 0)?;
+            }
+            Op::DropSource(key) => maps.sources.remove(&source_key(key))?,
+            Op::PutPublished { key, slot, target } => {
+                let Target { addr, port, incarnation } = target;
+                maps.mappings.set(slot, incarnation, 0)?;
+                let published = Published { mapping: slot, addr, port, reserved: 0 };
+                maps.published.insert(Wire(key), Wire(published), 0)?;
+            }
+            Op::DropPublished { key, slot } => {
+                maps.published.remove(&Wire(key))?;
+                maps.mappings.set(slot, 0, 0)?;
+            }
+            Op::PutPort(veth, ref far_end) => {
+                self.far_ends.prepare(veth, far_end).await?;
+                maps.ports.insert(veth, veth, None, 0)?;
+            }
+            Op::DropPort(veth) => {
+                self.far_ends.forget(veth);
+                maps.ports.remove(veth)?;
+            }
+            Op::Attach { ifindex, hook, xdp } => {
+                let device = names.get(&ifindex).context("the device has gone")?;
+                self.hooks.attach(ifindex, device, hook, xdp)?;
+            }
+            Op::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
+        }
+        Ok(())
+    }
+
+    /// Tells the programs that the agent is alive.
+    pub fn beat(&mut self) -> Result<()> {
+        let settings = self.maps.settings()?;
+        self.maps.set_settings(Settings { heartbeat: now(), ..settings })
+    }
+}
+
+const CLSACT: &str = "clsact";
+const FAR_ENDS: &str = "far-ends";
+
+/// Takes everything of ours out of the kernel: programs, maps, pins, filters, and what was changed
+/// in containers. Works with the agent dead, and with nothing there.
+pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
+    hooks::remove_filters(&state_dir.join(CLSACT))?;
+    pins::remove_all(bpffs_dir)?;
+    far_ends::restore_all(&state_dir.join(FAR_ENDS)).await
+}
+
+/// Whether the kernel attaches programs by tcx links (6.6); else by clsact filters.
+#[must_use]
+pub fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+/// The coarse monotonic clock that the datapath counts in.
+#[must_use]
+pub fn now() -> Ticks {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
+    Key::new(u32::from(len), Wire(address))
+}
+
+fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<SourceKey<V4>>> {
+    Key::new(32 + u32::from(len), Wire(SourceKey { ifindex, next_hop }))
+}
+
+/// A far end of which only the veth is known.
+fn nobody() -> FarEnd {
+    FarEnd { sandbox_key: String::new(), pid: 0, index: 0 }
+}

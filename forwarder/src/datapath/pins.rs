@@ -1,0 +1,116 @@
+//! Where things are pinned: directories below the bpffs, one per layout, and files in the state
+//! directory for what has no pin.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use forwarder_common::abi::LAYOUT;
+
+use crate::tables::Hook;
+
+/// The pins of this layout.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below `bpffs_dir`; makes nothing.
+    pub(super) fn below(bpffs_dir: &Path) -> Self {
+        Self { root: bpffs_dir.join(format!("v{LAYOUT}")) }
+    }
+
+    /// Makes the directories, 0700.
+    ///
+    /// # Errors
+    /// Another layout's pins are there, or the directory cannot be made.
+    pub(super) fn make(&self) -> Result<()> {
+        let parent = self.root.parent().unwrap_or(Path::new("/"));
+        let own = self.root.file_name().unwrap_or_default();
+        if let Some(other) = entries(parent)?.into_iter().find(|name| **name != *own) {
+            bail!(
+                "{} holds pins of another version ({other}): run `forwarder cleanup`, which ends its flows, or the version that made them",
+                parent.display(),
+            );
+        }
+        for dir in [self.maps(), self.links()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The maps' directory.
+    pub(super) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    /// The links' directory.
+    pub(super) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// A link's pin.
+    pub(super) fn link(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.links().join(file_name(ifindex, hook))
+    }
+
+    /// The hooks whose links are pinned.
+    pub(super) fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
+        Ok(entries(&self.links())?.iter().filter_map(|name| parse(name)).collect())
+    }
+}
+
+/// A hook's file name: `<device index>-<program>`.
+pub(super) fn file_name(ifindex: u32, hook: Hook) -> String {
+    format!("{ifindex}-{}", hook.program())
+}
+
+/// The hook that a file name names.
+pub(super) fn parse(name: &str) -> Option<(u32, Hook)> {
+    let (ifindex, program) = name.split_once('-')?;
+    Some((ifindex.parse().ok()?, Hook::named(program)?))
+}
+
+/// The names in a directory; none where there is no such directory.
+pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
+    let listing = match fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", dir.display())),
+    };
+    let mut names = Vec::new();
+    for entry in listing {
+        let entry = entry.with_context(|| format!("cannot read {}", dir.display()))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// Removes all pins below `bpffs_dir`, of every layout, and the directory: with the last pin of a
+/// link its program is off the device.
+pub(super) fn remove_all(bpffs_dir: &Path) -> Result<()> {
+    // Links first: a program never runs on maps that were taken from it, it only runs on.
+    for layout in entries(bpffs_dir)? {
+        for kind in ["links", "maps"] {
+            remove_tree(&bpffs_dir.join(&layout).join(kind))?;
+        }
+    }
+    remove_tree(bpffs_dir)
+}
+
+/// Removes a directory and what is in it; fine if there is none.
+pub(super) fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+    }
+}

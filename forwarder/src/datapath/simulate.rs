@@ -1,0 +1,121 @@
+//! What the loaded programs would do with a packet: run once in the kernel, outside of any device
+//! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are made for real.
+
+use anyhow::{Context, Result};
+use aya::programs::{TestRun, TestRunOptions};
+
+use super::Datapath;
+use crate::tables::Hook;
+
+/// How a packet arrives at a hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Arrival {
+    /// The device that the hook is on; it must exist in this network namespace.
+    pub ifindex: u32,
+    /// Egress: the device that the packet came by, 0 for the host's own.
+    pub came_by: u32,
+    /// The packet's mark.
+    pub mark: u32,
+    /// Transport payload per segment of a GSO packet, 0 for others.
+    pub segment: u32,
+}
+
+/// What became of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fate {
+    /// The program's verdict: `TC_ACT_*` as an `i32`, or `XDP_*`.
+    pub code: i32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// The mark afterwards.
+    pub mark: u32,
+    /// Nanoseconds that one run took, by the kernel's clock.
+    pub nanoseconds: u64,
+}
+
+/// Offsets in `struct __sk_buff` (`linux/bpf.h`).
+mod skb {
+    pub(super) const SIZE: usize = 192;
+    pub(super) const MARK: usize = 8;
+    pub(super) const INGRESS_IFINDEX: usize = 36;
+    pub(super) const IFINDEX: usize = 40;
+    pub(super) const GSO_SIZE: usize = 176;
+}
+
+/// Offsets in `struct xdp_md`.
+mod xdp {
+    pub(super) const SIZE: usize = 24;
+    pub(super) const DATA_END: usize = 4;
+    pub(super) const INGRESS_IFINDEX: usize = 12;
+}
+
+impl Datapath {
+    /// Runs a hook's program on a frame, `repeat` times.
+    ///
+    /// # Errors
+    /// The kernel refuses: a frame of fewer than 14 octets, a device that does not exist.
+    pub fn simulate(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        arrival: Arrival,
+        repeat: u32,
+    ) -> Result<Fate> {
+        let mut out = vec![0; frame.len() + 64];
+        let mut context = Vec::new();
+        let mut put = |size: usize, offset: usize, value: u32| {
+            context.resize(size, 0);
+            context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        };
+        if hook == Hook::Uplink {
+            put(xdp::SIZE, xdp::DATA_END, frame.len() as u32);
+            put(xdp::SIZE, xdp::INGRESS_IFINDEX, arrival.ifindex);
+        } else {
+            put(skb::SIZE, skb::MARK, arrival.mark);
+            put(skb::SIZE, skb::INGRESS_IFINDEX, arrival.came_by);
+            put(skb::SIZE, skb::IFINDEX, arrival.ifindex);
+            put(skb::SIZE, skb::GSO_SIZE, arrival.segment);
+        }
+        let mut context_out = vec![0; context.len()];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let run = if hook == Hook::Uplink {
+            self.hooks.xdp()?.test_run(options)
+        } else {
+            self.hooks.classifier(hook)?.test_run(options)
+        };
+        let run = run.with_context(|| format!("cannot run {}", hook.program()))?;
+        out.truncate(run.data_size_out as usize);
+        let mark = match context_out.get(skb::MARK..skb::MARK + 4) {
+            Some(&[a, b, c, d]) if hook != Hook::Uplink => u32::from_ne_bytes([a, b, c, d]),
+            _ => arrival.mark,
+        };
+        Ok(Fate {
+            code: run.return_value as i32,
+            frame: out,
+            mark,
+            nanoseconds: run.duration.as_nanos() as u64,
+        })
+    }
+
+    /// What the verifier made of a hook's program: instructions that it walked through, and
+    /// octets that it became.
+    ///
+    /// # Errors
+    /// The kernel refuses the program, or does not tell.
+    pub fn verified(&mut self, hook: Hook) -> Result<(u32, u32)> {
+        let info = if hook == Hook::Uplink {
+            self.hooks.xdp()?.info()?
+        } else {
+            self.hooks.classifier(hook)?.info()?
+        };
+        let walked = info.verified_instruction_count().context("the kernel does not say")?;
+        Ok((walked, info.size_translated().unwrap_or_default()))
+    }
+}

@@ -1,0 +1,80 @@
+//! The datapath as it can be read from outside, also when no agent runs.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::Result;
+use forwarder_common::abi::{capacity, name};
+use forwarder_common::reason::Reason;
+use forwarder_common::timeouts::Ticks;
+
+use super::maps::{FlowSnapshot, Maps};
+use super::pins::Pins;
+use crate::tables::Hook;
+
+/// How full a map is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapFill {
+    /// The map's name.
+    pub name: &'static str,
+    /// How many entries it can have.
+    pub size: u32,
+    /// How many it has.
+    pub fill: u32,
+}
+
+/// A view of the pinned maps and links.
+pub struct View {
+    maps: Maps,
+    pins: Pins,
+}
+
+impl View {
+    /// Opens what is pinned below `bpffs_dir`.
+    ///
+    /// # Errors
+    /// Nothing of this layout is pinned there.
+    pub fn open(bpffs_dir: &Path) -> Result<Self> {
+        let pins = Pins::below(bpffs_dir);
+        Ok(Self { maps: Maps::open(&pins.maps())?, pins })
+    }
+
+    /// Live flows whose time is not over.
+    #[must_use]
+    pub fn flows(&self, now: Ticks) -> Vec<FlowSnapshot> {
+        self.maps.snapshots(now)
+    }
+
+    /// Packets by reason, over all CPUs.
+    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
+        let count = |reason: Reason| -> Result<u64> {
+            Ok(self.maps.reasons.get(&(reason as u32), 0)?.iter().sum())
+        };
+        Reason::ALL.into_iter().map(|reason| Ok((reason, count(reason)?))).collect()
+    }
+
+    /// How full the maps are.
+    pub fn maps(&self) -> Result<Vec<MapFill>> {
+        let maps = &self.maps;
+        let fill = |name, size, fill: usize| MapFill { name, size, fill: fill as u32 };
+        let keys = maps.flow_index.keys().count();
+        let flows = maps.settings()?.flows;
+        Ok(vec![
+            fill(name::DEVICES, capacity::DEVICES, maps.devices.keys().count()),
+            fill(name::ENDPOINT_SLOTS, capacity::ENDPOINTS, maps.endpoint_slots.keys().count()),
+            fill(name::FLOWS, flows, keys / 2),
+            fill(name::FLOW_INDEX, flows * 2, keys),
+            fill(name::LOCALS, capacity::LOCALS, maps.locals.keys().count()),
+            fill(name::NETWORKS, capacity::NETWORKS, maps.networks.keys().count()),
+            fill(name::PORTS, capacity::DEVICES, maps.ports.keys().count()),
+            fill(name::PUBLISHED, capacity::PUBLISHED, maps.published.keys().count()),
+            fill(name::SOURCES, capacity::LOCALS, maps.sources.keys().count()),
+            fill(name::SUBNETS, capacity::NETWORKS, maps.subnets.keys().count()),
+        ])
+    }
+
+    /// Programs in place, by device index. Those by clsact filters are not seen from here.
+    pub fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
+        self.pins.hooks()
+    }
+}

@@ -1,0 +1,249 @@
+//! What the kernel should hold, derived from the World: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use forwarder_common::abi::{Device, Endpoint, PortKey, device, network};
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::parse::proto;
+
+use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Tables, Target, XdpKind};
+use crate::world::{Container, Family, Link, LinkLayer, Network, PortBinding, Proto, World};
+
+/// What the configuration decides about the tables.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// How the XDP program runs on each uplink that has one.
+    pub xdp: BTreeMap<u32, XdpKind>,
+    /// Whether XDP forwards TCP too.
+    pub xdp_tcp: bool,
+}
+
+/// Derives all tables and hooks.
+#[must_use]
+pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables {
+    let mut tables =
+        Tables { route_generation, xdp_tcp: policy.xdp_tcp, ..Tables::default() };
+    let bridges = bridges(world);
+    for (&index, &(network, bridge)) in &bridges {
+        add_network(&mut tables, world, network, bridge);
+        tables.devices.insert(index, row(device::BRIDGE, index, bridge));
+        tables.hooks.extend([(index, Hook::BridgeIn), (index, Hook::BridgeOut)]);
+    }
+    for link in world.links.values() {
+        match link.master.and_then(|master| bridges.get(&master)) {
+            Some(&(_, bridge)) if link.kind == "veth" => {
+                tables.devices.insert(link.index, row(device::VETH, bridge.index, bridge));
+                tables.hooks.extend([(link.index, Hook::ContainerIn), (link.index, Hook::ContainerOut)]);
+            }
+            None if is_outside(world, link) && !bridges.contains_key(&link.index) => {
+                add_outside(&mut tables, world, policy, link);
+            }
+            _ => {}
+        }
+    }
+    tables.locals = locals(world);
+    add_published(&mut tables, world);
+    if !tables.xdp.is_empty() {
+        add_far_ends(&mut tables, world);
+    }
+    tables
+}
+
+/// Docker's bridge networks whose bridge exists, by the bridge's index.
+fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
+    let of_networks = world.networks.values().filter(|network| network.driver == "bridge");
+    of_networks
+        .filter_map(|network| world.bridge(network).map(|link| (link.index, (network, link))))
+        .collect()
+}
+
+/// Whether packets come and go by this device at the network layer: not a port of a bridge or a
+/// bond, not loopback, not swarm's overlay plumbing. A device that is down carries nothing; one of
+/// Docker's veths is down until it has its bridge.
+#[must_use]
+pub fn is_outside(world: &World, link: &Link) -> bool {
+    let master_routes = |index| world.links.get(&index).is_some_and(|master| master.kind == "vrf");
+    link.up
+        && link.master.is_none_or(master_routes)
+        && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
+        && !link.name.starts_with("ov-")
+        && !link.name.starts_with("vx-")
+}
+
+fn row(kind: u32, bridge: u32, station: &Link) -> Device {
+    Device { kind, bridge, mac: station.mac.unwrap_or_default(), ethernet: 1 }
+}
+
+fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &Link) {
+    let mut flags = 0;
+    let mut set = |on: bool, flag: u32| flags |= if on { flag } else { 0 };
+    set(network.masquerade, network::MASQUERADE);
+    set(network.internal, network::INTERNAL);
+    set(!network.icc, network::NO_PEERS);
+    let gateway = match world.gateway(network, Family::V4) {
+        Some(IpAddr::V4(gateway)) => be32(gateway),
+        _ => Be32::default(),
+    };
+    tables.networks.insert(bridge.index, NetworkRow { flags, gateway });
+    for subnet in &network.subnets {
+        if let IpAddr::V4(address) = subnet.address {
+            let prefix_len = subnet.prefix_len.min(32);
+            tables.subnets.insert((prefix(address, prefix_len), prefix_len), bridge.index);
+        }
+    }
+    // The network's own endpoint stands in for containers not known yet. Whenever one comes or
+    // goes it is another: flows made in somebody's name before do not pass on to the next.
+    let names = network.endpoints.keys().map(|id| id.0.as_str());
+    let floor = Endpoint {
+        incarnation: incarnation(std::iter::once(network.id.0.as_str()).chain(names)),
+        bridge: bridge.index,
+        mtu: bridge.mtu,
+        ..Endpoint::default()
+    };
+    tables.endpoints.insert(EndpointKey::Floor(bridge.index), floor);
+    for (id, at) in &network.endpoints {
+        let Some(address) = at.ipv4 else { continue };
+        let veth = world
+            .veths
+            .get(id)
+            .and_then(|index| world.links.get(index))
+            .filter(|link| link.master == Some(bridge.index));
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&at.mac.unwrap_or_default());
+        macs[6..].copy_from_slice(&bridge.mac.unwrap_or_default());
+        let endpoint: Endpoint<V4> = Endpoint {
+            incarnation: incarnation([id.0.as_str()]),
+            ifindex: veth.map_or(0, |link| link.index),
+            bridge: bridge.index,
+            mtu: veth.map_or(bridge.mtu, |link| link.mtu),
+            addr: be32(address),
+            macs,
+        };
+        tables.endpoints.insert(EndpointKey::Address(be32(address)), endpoint);
+    }
+}
+
+fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link) {
+    let ethernet = link.layer == LinkLayer::Ethernet;
+    let mac = link.mac.filter(|_| ethernet).unwrap_or_default();
+    let device = Device { kind: device::OUTSIDE, bridge: 0, mac, ethernet: u16::from(ethernet) };
+    tables.devices.insert(link.index, device);
+    let hooks = if ethernet {
+        [Hook::OutsideIn, Hook::OutsideOut]
+    } else {
+        [Hook::OutsideInRaw, Hook::OutsideOutRaw]
+    };
+    tables.hooks.extend(hooks.map(|hook| (link.index, hook)));
+    if let Some(&kind) = policy.xdp.get(&link.index) {
+        tables.hooks.insert((link.index, Hook::Uplink));
+        tables.xdp.insert(link.index, kind);
+    }
+    for (address, prefix_len, source) in sources(world, link.index) {
+        tables.sources.entry((link.index, address, prefix_len)).or_insert(source);
+    }
+}
+
+/// Masquerade addresses of a device by the next hop's subnet, as `inet_select_addr` chooses them:
+/// the primary address whose subnet the next hop is in, else the device's first, else the first of
+/// any device's.
+fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
+    let primary = |device: &u32| {
+        let own = world.addresses.get(device).into_iter().flatten();
+        own.filter(|address| !address.secondary && address.scope == 0)
+            .filter_map(|address| match address.address {
+                IpAddr::V4(v4) if !v4.is_loopback() => Some((v4, address.prefix_len.min(32))),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    let own = primary(&index);
+    let first = own
+        .first()
+        .copied()
+        .or_else(|| world.addresses.keys().find_map(|other| primary(other).first().copied()));
+    let by_subnet = own.iter().map(|&(v4, len)| (prefix(v4, len), len, be32(v4)));
+    by_subnet.chain(first.map(|(v4, _)| (Be32::default(), 0, be32(v4)))).collect()
+}
+
+/// The host's own addresses. Loopback's never appear on a wire.
+fn locals(world: &World) -> BTreeSet<Be32> {
+    let all = world.addresses.values().flatten();
+    all.filter_map(|address| match address.address {
+        IpAddr::V4(v4) if !v4.is_loopback() => Some(be32(v4)),
+        _ => None,
+    })
+    .collect()
+}
+
+fn add_published(tables: &mut Tables, world: &World) {
+    for container in world.containers.values().filter(|container| container.running) {
+        let Some((_, endpoint)) = container.gateway_endpoint(Family::V4, &world.networks) else {
+            continue;
+        };
+        let Some(address) = endpoint.ipv4 else { continue };
+        for binding in &container.ports {
+            let Some(key) = port_key(binding) else { continue };
+            let name = format!("{key:?} {}", binding.container_port);
+            let target = Target {
+                addr: be32(address),
+                port: Be16::new(binding.container_port),
+                incarnation: incarnation([endpoint.id.0.as_str(), &name]),
+            };
+            tables.published.insert(key, target);
+        }
+    }
+}
+
+/// The key of a published port in the datapath, if it is one of IPv4's.
+#[must_use]
+pub fn port_key(binding: &PortBinding) -> Option<PortKey<V4>> {
+    let IpAddr::V4(host) = binding.host_ip else { return None };
+    let proto = match binding.proto {
+        Proto::Tcp => proto::TCP,
+        Proto::Udp => proto::UDP,
+        Proto::Sctp => return None,
+    };
+    Some(PortKey { addr: be32(host), port: Be16::new(binding.host_port), proto: proto as u16 })
+}
+
+/// The far ends of the veths of containers that run: what XDP may redirect into.
+fn add_far_ends(tables: &mut Tables, world: &World) {
+    let running = |container: &&Container| container.running && container.pid != 0;
+    for container in world.containers.values().filter(running) {
+        for endpoint in container.endpoints.values() {
+            let Some(&veth) = world.veths.get(&endpoint.id) else { continue };
+            let peer = world.links.get(&veth).and_then(|link| link.peer.as_ref());
+            let Some(peer) = peer else { continue };
+            let far_end = FarEnd {
+                sandbox_key: container.sandbox_key.clone(),
+                pid: container.pid,
+                index: peer.index,
+            };
+            tables.ports.insert(veth, far_end);
+        }
+    }
+}
+
+/// A number that tells one life of an endpoint or mapping from all others: never 0. FNV-1a over
+/// Docker's own random ids.
+fn incarnation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    let folded = (hash ^ (hash >> 32)) as u32;
+    folded.max(1)
+}
+
+/// An address in wire order.
+#[must_use]
+pub fn be32(address: Ipv4Addr) -> Be32 {
+    Be32::from_octets(address.octets())
+}
+
+/// An address's first `len` bits.
+fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
+    let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+    Be32::new(address.to_bits() & mask)
+}

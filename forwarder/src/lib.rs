@@ -1,0 +1,21 @@
+//! The agent: keeps the BPF maps and programs equal to what Docker and the kernel say.
+//!
+//! Start reading in [`daemon`]: one event enum, one loop. `watch` brings facts in, [`world`] holds
+//! them, [`desired`] says what the kernel should hold, [`diff`] what is missing, [`datapath`]
+//! makes it so. `world`, `desired`, `diff` and `tables` are pure; `watch` and `datapath` do the
+//! I/O, and only `datapath` names aya.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod datapath;
+pub mod desired;
+pub mod diff;
+pub mod lock;
+pub mod preflight;
+pub mod report;
+pub mod tables;
+pub mod uplinks;
+pub mod watch;
+pub mod world;

@@ -1,0 +1,298 @@
+//! Whether this kernel, host and Docker bear the forwarder: findings for `doctor`, and the gate
+//! that `run` passes. What is seen is a [`Probe`]; what it means is judged by pure functions.
+
+mod firewall;
+mod probe;
+#[cfg(test)]
+mod tests;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Attach, Config};
+use probe::{Bpffs, Docker, Probe};
+
+/// The first kernel that has all that is needed.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// How bad a finding is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, but.
+    Warn,
+    /// `run` refuses.
+    Fatal,
+}
+
+/// Something about the host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What is so, in plain words.
+    pub what: String,
+    /// What to do about it.
+    pub todo: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: impl Into<String>) -> Self {
+        Self {
+            level: Level::Ok,
+            what: what.into(),
+            todo: None,
+        }
+    }
+
+    fn warn(what: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self {
+            level: Level::Warn,
+            what: what.into(),
+            todo: Some(todo.into()),
+        }
+    }
+
+    fn fatal(what: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self {
+            level: Level::Fatal,
+            what: what.into(),
+            todo: Some(todo.into()),
+        }
+    }
+
+    /// All in one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match &self.todo {
+            Some(todo) => format!("{}: {todo}", self.what),
+            None => self.what.clone(),
+        }
+    }
+}
+
+/// Looks at everything, changes nothing.
+#[must_use]
+pub fn examine(config: &Config) -> Vec<Finding> {
+    judge(&Probe::take(config), config)
+}
+
+/// Makes the host ready for an agent: refuses at the first fatal finding, tells the log of what
+/// merely could be better, mounts a bpffs where one is missing, and makes the directories (0700).
+///
+/// # Errors
+/// The fatal finding, in one line that says what to do.
+pub fn prepare(config: &Config) -> Result<()> {
+    let probe = Probe::take(config);
+    let findings = judge(&probe, config);
+    // First of all the refusal: it is one line, alone.
+    if let Some(fatal) = findings
+        .iter()
+        .find(|finding| finding.level == Level::Fatal)
+    {
+        bail!(fatal.line());
+    }
+    for finding in findings
+        .iter()
+        .filter(|finding| finding.level == Level::Warn)
+    {
+        tracing::warn!("{}", finding.line());
+    }
+    if let Bpffs::Mountable(point) = &probe.bpffs {
+        mount(point)?;
+    }
+    make(&config.state_dir)?;
+    make(&config.bpffs_dir)
+}
+
+fn mount(point: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("bpf", point, "bpf", flags, None).with_context(|| {
+        let point = point.display();
+        format!("cannot mount a bpffs on {point} (mount -t bpf bpf {point})")
+    })?;
+    tracing::info!("mounted a bpffs on {}", point.display());
+    Ok(())
+}
+
+fn make(dir: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make the directory {}", dir.display()))
+}
+
+/// Says what a probe means, worst causes first.
+fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
+    let mut findings = vec![
+        privileges(probe),
+        kernel(probe),
+        attach(probe, config),
+        bpffs(&probe.bpffs),
+        docker(&probe.docker, config),
+    ];
+    findings.extend(comfort(probe));
+    findings.extend(uplinks(probe, config));
+    findings.extend(firewall::judge(&probe.firewall));
+    findings.push(forwarding(probe));
+    findings.extend(proxies(probe));
+    findings
+}
+
+fn privileges(probe: &Probe) -> Finding {
+    if probe.privileged {
+        Finding::ok("may load BPF programs and change the network")
+    } else {
+        Finding::fatal(
+            "not root",
+            "run as root (or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN)",
+        )
+    }
+}
+
+fn kernel(probe: &Probe) -> Finding {
+    let release = &probe.kernel;
+    let (major, minor) = OLDEST_KERNEL;
+    if version(release).is_none_or(|version| version < OLDEST_KERNEL) {
+        return Finding::fatal(
+            format!("Linux {release} is too old"),
+            format!("{major}.{minor} or later is needed"),
+        );
+    }
+    if !probe.bpf {
+        return Finding::fatal(
+            format!("Linux {release} is built without BPF"),
+            "a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_BPF_JIT is needed",
+        );
+    }
+    Finding::ok(format!("Linux {release} has BPF"))
+}
+
+fn attach(probe: &Probe, config: &Config) -> Finding {
+    match config.attach {
+        Attach::Auto | Attach::Tcx if probe.tcx => {
+            Finding::ok("programs are attached by tcx links")
+        }
+        Attach::Tcx => Finding::fatal(
+            format!("Linux {} has no tcx", probe.kernel),
+            "use --attach auto, or a kernel from 6.6 on",
+        ),
+        Attach::Auto | Attach::Clsact if probe.tc => {
+            Finding::ok("programs are attached by clsact filters")
+        }
+        Attach::Auto | Attach::Clsact => Finding::fatal(
+            "the program tc is missing, which takes clsact qdiscs off again",
+            "install it (Debian: iproute2)",
+        ),
+    }
+}
+
+fn bpffs(bpffs: &Bpffs) -> Finding {
+    match bpffs {
+        Bpffs::Mounted(point) => Finding::ok(format!("a bpffs is mounted: {}", point.display())),
+        Bpffs::Mountable(point) => Finding::warn(
+            format!("no bpffs is mounted on {}", point.display()),
+            "run mounts one",
+        ),
+        Bpffs::Private(point) => {
+            let point = point.display();
+            Finding::fatal(
+                format!(
+                    "no bpffs is mounted on {point}, and one mounted by the agent would go with the \
+                     agent's own mount namespace, and all pins with it"
+                ),
+                format!(
+                    "mount -t bpf bpf {point} in the host's (or enter with nsenter --net instead \
+                     of ip netns exec)"
+                ),
+            )
+        }
+        Bpffs::Absent(point) => {
+            let point = point.display();
+            Finding::fatal(
+                format!("no bpffs is mounted on {point}"),
+                format!(
+                    "name a directory on one with --bpffs-dir, or make one: mkdir -p {point} && \
+                     mount -t bpf bpf {point}"
+                ),
+            )
+        }
+    }
+}
+
+fn docker(docker: &Docker, config: &Config) -> Finding {
+    match docker {
+        Docker::Answers(version) => Finding::ok(format!("Docker {version} answers")),
+        Docker::Absent(why) => Finding::warn(
+            format!("no Docker answers at {} ({why})", config.docker),
+            "start it, or name its socket with --docker; run waits for it",
+        ),
+        Docker::Unfit { what, todo } => Finding::fatal(what, todo),
+    }
+}
+
+fn comfort(probe: &Probe) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !probe.jit {
+        findings.push(Finding::warn(
+            "BPF programs are interpreted, which is slow",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ));
+    }
+    if !probe.btf {
+        findings.push(Finding::ok("no BTF of the kernel (not needed)"));
+    }
+    findings
+}
+
+fn uplinks(probe: &Probe, config: &Config) -> Vec<Finding> {
+    let unknown = config
+        .uplinks
+        .iter()
+        .filter(|&name| !probe.devices.contains(name));
+    unknown
+        .map(|name| {
+            Finding::fatal(
+                format!("unknown uplink {name}"),
+                "no such device in this network namespace (see ip link)",
+            )
+        })
+        .collect()
+}
+
+fn forwarding(probe: &Probe) -> Finding {
+    if probe.forwarding {
+        Finding::ok("the host forwards IPv4")
+    } else {
+        Finding::warn(
+            "the host does not forward IPv4, so what the fast path hands on is lost",
+            "sysctl -w net.ipv4.ip_forward=1 (dockerd does it at its start)",
+        )
+    }
+}
+
+fn proxies(probe: &Probe) -> Option<Finding> {
+    (probe.proxies > 0).then(|| {
+        Finding::warn(
+            format!(
+                "dockerd runs docker-proxy for published ports ({} of them)",
+                probe.proxies
+            ),
+            "set \"userland-proxy\": false in /etc/docker/daemon.json and restart docker",
+        )
+    })
+}
+
+/// Major and minor of a release such as `6.1.0-13-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}

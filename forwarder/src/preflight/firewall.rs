@@ -1,0 +1,241 @@
+//! What netfilter's rules would do to containers' traffic: read from `iptables-save` and
+//! `nft list ruleset`, judged without touching them.
+//!
+//! Behind the fast path must be nothing: rules of Docker's would translate or drop a second time,
+//! and a forward policy of drop would lose what is handed on.
+
+use std::collections::BTreeSet;
+
+use super::Finding;
+
+/// How dockerd is kept from making rules.
+const DISABLE: &str = "set \"iptables\": false, \"ip6tables\": false and \"userland-proxy\": false \
+                       in /etc/docker/daemon.json, restart docker, and remove the rules, which \
+                       outlive the restart:";
+
+/// The rules of a host.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Firewall {
+    /// Those that could be read.
+    pub(super) rulesets: Vec<Ruleset>,
+    /// Programs that would not show theirs.
+    pub(super) unread: Vec<String>,
+}
+
+/// The rules that one program shows.
+#[derive(Clone, Debug)]
+pub(super) struct Ruleset {
+    /// `nft`, or the iptables whose `-save` printed it.
+    pub(super) tool: &'static str,
+    /// What it printed.
+    pub(super) text: String,
+}
+
+/// What a ruleset comes to.
+#[derive(Default)]
+struct Summary {
+    /// A rule of Docker's that acts, as printed.
+    docker: Option<String>,
+    /// Whether chains of Docker's are there at all.
+    chains: bool,
+    /// Chains that drop whatever nobody accepted before, with the command that ends it.
+    drops: BTreeSet<(String, String)>,
+    /// Commands that remove Docker's rules.
+    remove: BTreeSet<String>,
+}
+
+/// Says what the rules mean.
+pub(super) fn judge(firewall: &Firewall) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    // What iptables shows of its own tables in nft needs no second reading; it shows none of those
+    // that nft itself has changed beyond its understanding.
+    let iptables_nft = firewall
+        .rulesets
+        .iter()
+        .any(|rules| rules.tool == "iptables-nft" && !rules.text.contains("incompatible"));
+    for Ruleset { tool, text } in &firewall.rulesets {
+        let summary = if *tool == "nft" {
+            nft(text, iptables_nft)
+        } else {
+            iptables(tool, text)
+        };
+        findings.extend(findings_of(tool, summary));
+    }
+    if !firewall.unread.is_empty() {
+        findings.push(Finding::warn(
+            format!(
+                "cannot read the rules of netfilter ({})",
+                firewall.unread.join(", ")
+            ),
+            "run as root",
+        ));
+    } else if firewall.rulesets.is_empty() {
+        findings.push(Finding::warn(
+            "cannot look for rules of netfilter: neither iptables nor nft is here",
+            "install one of them, or make sure that dockerd runs with \"iptables\": false",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("no rules of netfilter are in the way"));
+    }
+    findings
+}
+
+fn findings_of(tool: &str, summary: Summary) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let remove = || {
+        summary
+            .remove
+            .iter()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(" && ")
+    };
+    if let Some(rule) = &summary.docker {
+        findings.push(Finding::fatal(
+            format!("dockerd's own rules are in place ({tool}: {rule})"),
+            format!("{DISABLE} {}", remove()),
+        ));
+    } else if summary.chains {
+        findings.push(Finding::warn(
+            format!("chains of dockerd's are left, without rules that act ({tool})"),
+            remove(),
+        ));
+    }
+    for (chain, todo) in summary.drops {
+        findings.push(Finding::fatal(
+            format!("{chain} would drop what the fast path hands on ({tool})"),
+            todo,
+        ));
+    }
+    findings
+}
+
+/// Reads what `iptables-save` prints: `*table`, `:CHAIN POLICY`, `-A CHAIN rule`.
+fn iptables(tool: &str, text: &str) -> Summary {
+    let mut summary = Summary::default();
+    let mut table = "";
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(chain) = line.strip_prefix(':') {
+            summary.chains |= chain.starts_with("DOCKER");
+            if chain.starts_with("FORWARD DROP") {
+                summary.drops.insert((
+                    format!("the policy of {table} FORWARD"),
+                    format!("{tool} -t {table} -P FORWARD ACCEPT"),
+                ));
+            }
+        } else if let Some((chain, rule)) = line
+            .strip_prefix("-A ")
+            .and_then(|line| line.split_once(' '))
+        {
+            if is_dockers(table, chain, rule) {
+                summary
+                    .docker
+                    .get_or_insert_with(|| format!("{table} {chain} {rule}"));
+            }
+            if chain == "FORWARD" && (rule == "-j DROP" || rule.starts_with("-j REJECT")) {
+                summary.drops.insert((
+                    format!("the rule {table} FORWARD {rule}"),
+                    format!("{tool} -t {table} -D FORWARD {rule}"),
+                ));
+            }
+        }
+    }
+    if summary.chains || summary.docker.is_some() {
+        // Chains, jumps, and what names a bridge of Docker's, all at once.
+        summary.remove.insert(format!(
+            "{tool}-save | grep -vE 'DOCKER|docker0|br-[0-9a-f]{{12}}' | {tool}-restore"
+        ));
+    }
+    summary
+}
+
+/// Whether a rule is dockerd's and does more than to jump or to return.
+fn is_dockers(table: &str, chain: &str, rule: &str) -> bool {
+    let words = rule.split(' ').collect::<Vec<_>>();
+    let after = |flag: &str| {
+        words
+            .windows(2)
+            .find(|pair| pair[0] == flag)
+            .map(|pair| pair[1])
+    };
+    let Some(target) = after("-j") else {
+        return false;
+    };
+    let not_by = |flag: &str| {
+        let device = words
+            .windows(3)
+            .find(|three| three[0] == "!" && three[1] == flag);
+        device.is_some_and(|three| three[2] == "docker0" || three[2].starts_with("br-"))
+    };
+    match (table, chain) {
+        ("nat", "POSTROUTING") => target == "MASQUERADE" && not_by("-o"),
+        ("raw", "PREROUTING") => target == "DROP" && not_by("-i"),
+        _ => chain.starts_with("DOCKER") && target != "RETURN" && !target.starts_with("DOCKER"),
+    }
+}
+
+/// Reads what `nft list ruleset` prints; `iptables_read` says that iptables has shown its tables.
+fn nft(text: &str, iptables_read: bool) -> Summary {
+    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
+    let mut summary = Summary::default();
+    let (mut family, mut table, mut chain, mut forward) = ("", "", "", false);
+    for line in text.lines().map(str::trim) {
+        let words = line.split_whitespace().collect::<Vec<_>>();
+        match words[..] {
+            ["table", f, t, "{"] => (family, table, chain) = (f, t, ""),
+            ["chain", name, "{"] => (chain, forward) = (name, false),
+            ["}"] => chain = "",
+            _ => {}
+        }
+        let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
+        if chain.is_empty() || shown || !["ip", "inet"].contains(&family) {
+            continue;
+        }
+        let here = format!("{family} {table} {chain}");
+        summary.chains |= chain.starts_with("DOCKER");
+        if line.starts_with("type ") {
+            forward = line.contains(" hook forward ");
+            if forward && line.contains("policy drop") {
+                summary.drops.insert((
+                    format!("the policy of {here}"),
+                    format!("nft chain {here} '{{ policy accept; }}'"),
+                ));
+            }
+        } else if forward && (uncounted(&words) == ["drop"] || line.starts_with("reject")) {
+            summary.drops.insert((
+                format!("the rule {here} {line}"),
+                format!("nft -a list chain {here}, then nft delete rule {here} handle N"),
+            ));
+        }
+        let acts = ["dnat", "masquerade", "drop", "reject"]
+            .iter()
+            .any(|verb| words.contains(verb));
+        let owned = chain.starts_with("DOCKER") || table.starts_with("docker-");
+        let masquerade = words.contains(&"masquerade")
+            && (line.contains("oifname != \"docker0\"") || line.contains("oifname != \"br-"));
+        if acts && (owned || masquerade) {
+            summary
+                .docker
+                .get_or_insert_with(|| format!("{here} {line}"));
+            summary.remove.insert(if table.starts_with("docker-") {
+                format!("nft delete table {family} {table}")
+            } else {
+                format!("nft flush chain {here}")
+            });
+        } else if chain.starts_with("DOCKER") {
+            summary.remove.insert(format!("nft flush chain {here}"));
+        }
+    }
+    summary
+}
+
+/// A rule's words without its counter.
+fn uncounted<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    match words {
+        ["counter", "packets", _, "bytes", _, rest @ ..] => rest.to_vec(),
+        all => all.to_vec(),
+    }
+}

@@ -1,0 +1,275 @@
+//! What is seen of the host, as plain data; judges nothing and changes nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::FsWord;
+use rustix::thread::CapabilitySet;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
+use tracing::subscriber::NoSubscriber;
+
+use super::firewall::{Firewall, Ruleset};
+use crate::config::Config;
+use crate::world::Fact;
+use crate::{datapath, watch};
+
+/// `BPF_FS_MAGIC` of linux/magic.h.
+const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
+/// How long a daemon that lets us connect may take to say who it is.
+const GREETING: Duration = Duration::from_secs(3);
+
+/// What is seen of the host.
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    /// May load programs and change the network.
+    pub(super) privileged: bool,
+    /// The kernel's release.
+    pub(super) kernel: String,
+    /// Whether it is built with BPF.
+    pub(super) bpf: bool,
+    /// Whether it compiles programs.
+    pub(super) jit: bool,
+    /// Whether it describes its types.
+    pub(super) btf: bool,
+    /// Whether it has tcx.
+    pub(super) tcx: bool,
+    /// Whether the program `tc` is there.
+    pub(super) tc: bool,
+    pub(super) bpffs: Bpffs,
+    pub(super) docker: Docker,
+    pub(super) firewall: Firewall,
+    /// `docker-proxy` processes in our network namespace.
+    pub(super) proxies: usize,
+    /// `net.ipv4.ip_forward`.
+    pub(super) forwarding: bool,
+    /// Names of the devices in our network namespace.
+    pub(super) devices: BTreeSet<String>,
+}
+
+/// The file system that pins live in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Bpffs {
+    /// There is one.
+    Mounted(PathBuf),
+    /// An empty directory waits for it.
+    Mountable(PathBuf),
+    /// So it does, but in a mount namespace that ends with us.
+    Private(PathBuf),
+    /// There is no place for it, or other things are in it.
+    Absent(PathBuf),
+}
+
+/// Docker's daemon.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Docker {
+    /// With this version.
+    Answers(String),
+    /// It may come.
+    Absent(String),
+    /// It will never do.
+    Unfit { what: String, todo: String },
+}
+
+impl Probe {
+    /// Looks at everything.
+    pub(super) fn take(config: &Config) -> Self {
+        let lists = |path: &str, wanted: &str| {
+            read(path)
+                .lines()
+                .any(|line| line.split_whitespace().any(|word| word == wanted))
+        };
+        Self {
+            privileged: privileged(),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            bpf: lists("/proc/filesystems", "bpf"),
+            jit: read("/proc/sys/net/core/bpf_jit_enable").trim() != "0",
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            tcx: datapath::has_tcx(),
+            tc: program("tc").is_some(),
+            bpffs: bpffs(&config.bpffs_dir),
+            docker: docker(&config.docker),
+            firewall: firewall(),
+            proxies: proxies(),
+            forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",
+            devices: devices(&read("/proc/self/net/dev")),
+        }
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn privileged() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| {
+        sets.effective.contains(CapabilitySet::NET_ADMIN)
+            && sets
+                .effective
+                .intersects(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN)
+    })
+}
+
+fn bpffs(dir: &Path) -> Bpffs {
+    let here = dir
+        .ancestors()
+        .find(|dir| dir.is_dir())
+        .unwrap_or(Path::new("/"));
+    if rustix::fs::statfs(here).is_ok_and(|fs| fs.f_type == BPF_FS_MAGIC) {
+        return Bpffs::Mounted(here.to_owned());
+    }
+    let point = dir.parent().unwrap_or(dir).to_owned();
+    let empty = fs::read_dir(&point).is_ok_and(|mut entries| entries.next().is_none());
+    if !empty {
+        Bpffs::Absent(point)
+    } else if is_private() {
+        Bpffs::Private(point)
+    } else {
+        Bpffs::Mountable(point)
+    }
+}
+
+/// Whether our mount namespace is ours alone, as `ip netns exec`, service managers and containers
+/// make it: then our parent has another one.
+fn is_private() -> bool {
+    let namespace = |process: String| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid().to_string());
+    namespace("self".into()) != parent.and_then(namespace)
+}
+
+/// Asks the source of Docker's facts itself, so that what is fit is decided in one place.
+fn docker(address: &str) -> Docker {
+    if let Some(path) = address.strip_prefix("unix://")
+        && let Err(error) = UnixStream::connect(path)
+        && error.kind() != std::io::ErrorKind::PermissionDenied
+    {
+        return Docker::Absent(error.to_string());
+    }
+    // What it has to say is for the agent's own log, later.
+    let _quiet = tracing::subscriber::set_default(NoSubscriber::new());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(greet(address)),
+        Err(error) => Docker::Absent(error.to_string()),
+    }
+}
+
+async fn greet(address: &str) -> Docker {
+    let (facts, mut news) = mpsc::channel(1);
+    let renumber = Notify::new();
+    tokio::select! {
+        ended = watch::docker::watch(address, &renumber, &facts) => match ended {
+            Ok(()) => Docker::Absent("no answer".into()),
+            Err(error) => {
+                let line = format!("{error:#}");
+                let (what, todo) = line.split_once(": ").unwrap_or((&line, "choose another one"));
+                Docker::Unfit { what: what.into(), todo: todo.into() }
+            }
+        },
+        Some(Fact::DockerUp { version }) = news.recv() => Docker::Answers(version),
+        () = sleep(GREETING) => Docker::Absent("no answer".into()),
+    }
+}
+
+/// Reads the rules by what programs there are: both kinds of iptables may have some.
+fn firewall() -> Firewall {
+    let mut firewall = Firewall::default();
+    let mut save = |name: &str, arguments: &[&str], tool| {
+        let Some(path) = program(name) else {
+            return false;
+        };
+        match output(&path, arguments) {
+            Some(text) => firewall.rulesets.push(Ruleset { tool, text }),
+            None => firewall.unread.push(name.to_owned()),
+        }
+        true
+    };
+    let legacy = save("iptables-legacy-save", &[], "iptables-legacy");
+    let nft = save("iptables-nft-save", &[], "iptables-nft");
+    if !legacy && !nft {
+        save("iptables-save", &[], "iptables");
+    }
+    save("nft", &["list", "ruleset"], "nft");
+    firewall
+}
+
+/// A program on the path, or where programs for root are.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = std::env::split_paths(&path);
+    own.chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+}
+
+fn output(program: &Path, arguments: &[&str]) -> Option<String> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let done = command.output().ok().filter(|done| done.status.success())?;
+    Some(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+fn proxies() -> usize {
+    let Ok(ours) = fs::read_link("/proc/self/ns/net") else {
+        return 0;
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .map(|entry| entry.path())
+        .filter(|process| {
+            fs::read_to_string(process.join("comm")).is_ok_and(|name| name == "docker-proxy\n")
+                && fs::read_link(process.join("ns/net")).is_ok_and(|theirs| theirs == ours)
+        })
+        .count()
+}
+
+/// The names in `/proc/net/dev`: two lines of headings, then `NAME: numbers`.
+fn devices(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().skip(2).filter_map(|line| line.split_once(':'));
+    rows.map(|(name, _)| name.trim().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_are_read() {
+        let text = "Inter-|   Receive\n face |bytes\n    lo: 0 0\n  eth0:12 3\n";
+        assert_eq!(devices(text), BTreeSet::from(["lo".into(), "eth0".into()]));
+    }
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_no_mount_point() {
+        let dir = std::env::temp_dir().join(format!("forwarder-bpffs-{}", std::process::id()));
+        fs::create_dir_all(dir.join("other")).unwrap();
+        assert_eq!(bpffs(&dir.join("forwarder")), Bpffs::Absent(dir.clone()));
+        let empty = dir.join("other");
+        let seen = bpffs(&empty.join("forwarder"));
+        assert!(matches!(seen, Bpffs::Mountable(p) | Bpffs::Private(p) if p == empty));
+        let nowhere = dir.join("nowhere");
+        assert_eq!(bpffs(&nowhere.join("forwarder")), Bpffs::Absent(nowhere));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_is_no_socket_is_unfit_and_a_missing_one_may_come() {
+        assert!(matches!(
+            docker("tcp://198.18.0.1:2375"),
+            Docker::Unfit { .. }
+        ));
+        assert!(matches!(
+            docker("unix:///nowhere/docker.sock"),
+            Docker::Absent(_)
+        ));
+    }
+}

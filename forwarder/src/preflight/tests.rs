@@ -1,0 +1,373 @@
+//! Judgements of hosts that were, on hosts that are not.
+
+use super::firewall::{Firewall, Ruleset};
+use super::*;
+
+/// A host on which all is well.
+fn good() -> Probe {
+    let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+    Probe {
+        privileged: true,
+        kernel: "6.12.9+bpo-amd64".into(),
+        bpf: true,
+        jit: true,
+        btf: true,
+        tcx: true,
+        tc: true,
+        bpffs: Bpffs::Mounted("/sys/fs/bpf".into()),
+        docker: Docker::Answers("20.10.24".into()),
+        firewall: rules_of("iptables-nft", rules),
+        proxies: 0,
+        forwarding: true,
+        devices: ["lo".into(), "eth0".into()].into(),
+    }
+}
+
+fn rules_of(tool: &'static str, text: &str) -> Firewall {
+    Firewall {
+        rulesets: vec![Ruleset {
+            tool,
+            text: text.into(),
+        }],
+        unread: Vec::new(),
+    }
+}
+
+/// The findings of a level, as lines.
+fn lines(level: Level, probe: &Probe, config: &Config) -> Vec<String> {
+    let findings = judge(probe, config)
+        .into_iter()
+        .filter(|finding| finding.level == level);
+    findings.map(|finding| finding.line()).collect()
+}
+
+/// The only fatal finding of a host.
+fn fatal(probe: &Probe) -> String {
+    let mut all = lines(Level::Fatal, probe, &Config::default());
+    assert_eq!(all.len(), 1, "{all:?}");
+    let line = all.remove(0);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+/// The only warning of a host without a fatal finding.
+fn warning(probe: &Probe) -> String {
+    assert_eq!(lines(Level::Fatal, probe, &Config::default()), [""; 0]);
+    let mut all = lines(Level::Warn, probe, &Config::default());
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+fn firewalled(tool: &'static str, text: &str) -> Probe {
+    Probe {
+        firewall: rules_of(tool, text),
+        ..good()
+    }
+}
+
+#[test]
+fn nothing_is_wrong_with_a_good_host() {
+    let findings = judge(&good(), &Config::default());
+    assert!(
+        findings.iter().all(|finding| finding.level == Level::Ok),
+        "{findings:?}"
+    );
+}
+
+#[test]
+fn a_host_that_cannot_is_refused_with_what_to_do() {
+    let root = fatal(&Probe {
+        privileged: false,
+        ..good()
+    });
+    assert!(root.starts_with("not root: run as root"), "{root}");
+    let old = fatal(&Probe {
+        kernel: "5.10.0-28-amd64".into(),
+        ..good()
+    });
+    assert_eq!(
+        old,
+        "Linux 5.10.0-28-amd64 is too old: 6.1 or later is needed"
+    );
+    let without = fatal(&Probe {
+        bpf: false,
+        ..good()
+    });
+    assert!(without.contains("CONFIG_BPF_SYSCALL"), "{without}");
+    let absent = fatal(&Probe {
+        bpffs: Bpffs::Absent("/x/bpf".into()),
+        ..good()
+    });
+    assert!(
+        absent.contains("mkdir -p /x/bpf && mount -t bpf bpf /x/bpf"),
+        "{absent}"
+    );
+    let private = fatal(&Probe {
+        bpffs: Bpffs::Private("/sys/fs/bpf".into()),
+        ..good()
+    });
+    assert!(private.contains("nsenter --net"), "{private}");
+    let unfit = Docker::Unfit {
+        what: "may not open it".into(),
+        todo: "run as root".into(),
+    };
+    assert_eq!(
+        fatal(&Probe {
+            docker: unfit,
+            ..good()
+        }),
+        "may not open it: run as root"
+    );
+}
+
+#[test]
+fn what_run_can_do_or_wait_for_is_a_warning() {
+    let mountable = warning(&Probe {
+        bpffs: Bpffs::Mountable("/sys/fs/bpf".into()),
+        ..good()
+    });
+    assert!(mountable.ends_with("run mounts one"), "{mountable}");
+    let docker = warning(&Probe {
+        docker: Docker::Absent("no such file".into()),
+        ..good()
+    });
+    assert!(
+        docker.contains("unix:///var/run/docker.sock (no such file)"),
+        "{docker}"
+    );
+    let deaf = warning(&Probe {
+        forwarding: false,
+        ..good()
+    });
+    assert!(deaf.contains("net.ipv4.ip_forward=1"), "{deaf}");
+    let proxies = warning(&Probe {
+        proxies: 2,
+        ..good()
+    });
+    assert!(proxies.contains("\"userland-proxy\": false"), "{proxies}");
+}
+
+#[test]
+fn programs_are_attached_as_the_kernel_can() {
+    let with = |attach, tcx, tc| {
+        let probe = Probe { tcx, tc, ..good() };
+        lines(
+            Level::Fatal,
+            &probe,
+            &Config {
+                attach,
+                ..Config::default()
+            },
+        )
+    };
+    assert!(with(Attach::Auto, true, false).is_empty());
+    assert!(with(Attach::Auto, false, true).is_empty());
+    assert!(with(Attach::Clsact, true, true).is_empty());
+    assert!(with(Attach::Tcx, false, true)[0].contains("no tcx: use --attach auto"));
+    assert!(with(Attach::Clsact, true, false)[0].contains("iproute2"));
+    assert!(with(Attach::Auto, false, false)[0].contains("iproute2"));
+}
+
+#[test]
+fn an_unknown_uplink_is_named() {
+    let uplinks = vec!["eth0".into(), "eth9".into()];
+    let config = Config {
+        uplinks,
+        ..Config::default()
+    };
+    let fatal = lines(Level::Fatal, &good(), &config);
+    assert_eq!(fatal.len(), 1);
+    assert!(fatal[0].starts_with("unknown uplink eth9: "), "{fatal:?}");
+}
+
+/// What a stock Docker 20.10 leaves, as iptables-save prints it.
+const STOCK: &str = "\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-USER -j RETURN
+COMMIT
+*nat
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+COMMIT
+";
+
+#[test]
+fn rules_of_dockers_and_a_policy_of_drop_are_refused() {
+    let all = lines(
+        Level::Fatal,
+        &firewalled("iptables-legacy", STOCK),
+        &Config::default(),
+    );
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(
+        all[0].starts_with("dockerd's own rules are in place (iptables-legacy: "),
+        "{all:?}"
+    );
+    assert!(all[0].contains("\"iptables\": false"), "{all:?}");
+    assert!(
+        all[0].contains("iptables-legacy-save | grep -vE"),
+        "{all:?}"
+    );
+    assert!(
+        all[1].ends_with(": iptables-legacy -t filter -P FORWARD ACCEPT"),
+        "{all:?}"
+    );
+}
+
+#[test]
+fn each_kind_of_rule_of_dockers_is_enough() {
+    for rule in [
+        "*nat\n-A POSTROUTING -s 172.18.0.0/16 ! -o br-0123456789ab -j MASQUERADE",
+        "*nat\n-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 1.2.3.4:80",
+        "*filter\n-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP",
+        "*raw\n-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP",
+    ] {
+        let line = fatal(&firewalled("iptables", rule));
+        assert!(
+            line.starts_with("dockerd's own rules are in place"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn chains_without_rules_that_act_are_only_mentioned() {
+    let text = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
+                -A DOCKER -i docker0 -j RETURN\n";
+    let line = warning(&firewalled("iptables", text));
+    assert!(line.starts_with("chains of dockerd's are left"), "{line}");
+}
+
+#[test]
+fn other_peoples_rules_are_theirs() {
+    let text = "*nat\n-A POSTROUTING -s 10.0.0.0/8 -o eth0 -j MASQUERADE\n*filter\n\
+                :FORWARD ACCEPT [0:0]\n-A FORWARD -s 198.18.0.9/32 -j DROP\n-A INPUT -j DROP\n";
+    assert!(
+        lines(
+            Level::Fatal,
+            &firewalled("iptables", text),
+            &Config::default()
+        )
+        .is_empty()
+    );
+}
+
+#[test]
+fn a_rule_that_rejects_all_that_is_forwarded_is_refused() {
+    let text = "*filter\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n";
+    let line = fatal(&firewalled("iptables", text));
+    assert!(
+        line.contains("-D FORWARD -j REJECT --reject-with icmp-host-prohibited"),
+        "{line}"
+    );
+}
+
+const NFT: &str = "\
+table inet firewall {
+	chain input {
+		type filter hook input priority filter; policy drop;
+	}
+
+	chain passing {
+		type filter hook forward priority filter; policy drop;
+		ct state established accept
+	}
+}
+";
+
+#[test]
+fn nft_is_read_too() {
+    let line = fatal(&firewalled("nft", NFT));
+    assert!(
+        line.ends_with(": nft chain inet firewall passing '{ policy accept; }'"),
+        "{line}"
+    );
+    let unconditional = NFT
+        .replace("drop;", "accept;")
+        .replace("ct state", "counter packets 1 bytes 2 drop #");
+    assert!(
+        lines(
+            Level::Fatal,
+            &firewalled("nft", &unconditional),
+            &Config::default()
+        )
+        .is_empty()
+    );
+    let unconditional = NFT.replace("policy drop;", "policy accept;").replace(
+        "ct state established accept",
+        "counter packets 1 bytes 2 drop",
+    );
+    let line = fatal(&firewalled("nft", &unconditional));
+    assert!(
+        line.starts_with("the rule inet firewall passing counter"),
+        "{line}"
+    );
+
+    let docker = "table ip docker-bridges {\n\tchain nat-postrouting-out__docker0 {\n\
+                  \t\toifname != \"docker0\" ip saddr 172.17.0.0/16 counter packets 0 bytes 0 masquerade\n\t}\n}\n";
+    let line = fatal(&firewalled("nft", docker));
+    assert!(
+        line.ends_with("nft delete table ip docker-bridges"),
+        "{line}"
+    );
+}
+
+#[test]
+fn tables_that_iptables_has_shown_are_read_once() {
+    let nft = "table ip filter {\n\tchain FORWARD {\n\
+               \t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
+    let both = |iptables: &str| {
+        let mut firewall = rules_of("iptables-nft", iptables);
+        firewall.rulesets.push(Ruleset {
+            tool: "nft",
+            text: nft.into(),
+        });
+        fatal(&Probe { firewall, ..good() })
+    };
+    assert!(both("*filter\n:FORWARD DROP [0:0]\n").contains("iptables-nft -t filter"));
+    assert!(both("# Table `filter' is incompatible, use 'nft' tool.\n").contains("nft chain ip"));
+}
+
+#[test]
+fn rules_that_cannot_be_read_are_no_good_news() {
+    let unread = Firewall {
+        rulesets: Vec::new(),
+        unread: vec!["nft".into()],
+    };
+    assert!(
+        warning(&Probe {
+            firewall: unread,
+            ..good()
+        })
+        .ends_with("(nft): run as root")
+    );
+    let no_program = Probe {
+        firewall: Firewall::default(),
+        ..good()
+    };
+    assert!(warning(&no_program).contains("neither iptables nor nft"));
+}
+
+#[test]
+fn releases_are_read_as_versions() {
+    for (release, expected) in [
+        ("6.1.0-13-amd64", Some((6, 1))),
+        ("6.18.0", Some((6, 18))),
+        ("6.6-rc1", Some((6, 6))),
+        ("", None),
+        ("linux", None),
+    ] {
+        assert_eq!(version(release), expected, "{release}");
+    }
+}

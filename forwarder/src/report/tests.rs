@@ -1,0 +1,218 @@
+//! Reports of a small host: one network, one container, one published port.
+
+use forwarder_common::abi::PortKey;
+use forwarder_common::family::Be16;
+use serde_json::json;
+
+use super::*;
+use crate::tables::{NetworkRow as Programmed, Target};
+use crate::world::{Container, Link, Network, NetworkEndpoint};
+
+fn be(octets: [u8; 4]) -> Be32 {
+    Be32::from_octets(octets)
+}
+
+fn world() -> World {
+    let mut world = World {
+        docker: Some("20.10.24".into()),
+        ..World::default()
+    };
+    let mut network = Network {
+        id: "0123456789abcdef".into(),
+        name: "web".into(),
+        driver: "bridge".into(),
+        bridge: Some("br-0123456789ab".into()),
+        icc: true,
+        masquerade: true,
+        ..Network::default()
+    };
+    let endpoint = NetworkEndpoint {
+        container: "c1".into(),
+        ipv4: Some([172, 18, 0, 2].into()),
+        mac: Some([2, 0x42, 0xac, 0x12, 0, 2]),
+        ..NetworkEndpoint::default()
+    };
+    network.endpoints.insert("e1".into(), endpoint);
+    let other = Network {
+        id: "h".into(),
+        name: "host".into(),
+        driver: "host".into(),
+        ..Network::default()
+    };
+    world.networks = [network, other]
+        .map(|network| (network.id.clone(), network))
+        .into();
+    let container = Container {
+        id: "c1".into(),
+        name: "shop".into(),
+        running: true,
+        ..Container::default()
+    };
+    world.containers.insert(container.id.clone(), container);
+    let link = |index, name: &str| Link {
+        index,
+        name: name.into(),
+        ..Link::default()
+    };
+    world.links = [link(3, "br-0123456789ab"), link(4, "veth1")]
+        .map(|link| (link.index, link))
+        .into();
+    world.veths.insert("e1".into(), 4);
+    world
+}
+
+fn tables() -> Tables {
+    let mut tables = Tables::default();
+    tables.networks.insert(3, Programmed::default());
+    tables.hooks = [
+        (4, Hook::ContainerIn),
+        (4, Hook::ContainerOut),
+        (9, Hook::OutsideIn),
+    ]
+    .into();
+    let key = PortKey {
+        addr: Be32::default(),
+        port: Be16::new(8080),
+        proto: proto::TCP as u16,
+    };
+    let target = Target {
+        addr: be([172, 18, 0, 2]),
+        port: Be16::new(80),
+        incarnation: 1,
+    };
+    tables.published.insert(key, target);
+    tables
+}
+
+#[test]
+fn ports_name_the_container_behind_the_address() {
+    let rows = ports(&world(), &tables());
+    let expected = json!([{
+        "proto": "tcp", "host_ip": "0.0.0.0", "host_port": 8080,
+        "container": "shop", "container_ip": "172.18.0.2", "container_port": 80,
+    }]);
+    assert_eq!(serde_json::to_value(rows).unwrap(), expected);
+    let nobody = ports(&World::default(), &tables());
+    assert_eq!(nobody[0].container, None);
+}
+
+#[test]
+fn networks_are_those_with_a_bridge() {
+    let rows = networks(&world(), &tables());
+    assert_eq!(rows.len(), 1);
+    assert_eq!(
+        (rows[0].name.as_str(), rows[0].id.as_str()),
+        ("web", "0123456789ab")
+    );
+    assert_eq!((rows[0].endpoints, rows[0].programmed), (1, true));
+    assert!(!networks(&world(), &Tables::default())[0].programmed);
+}
+
+#[test]
+fn endpoints_say_whether_both_programs_are_there() {
+    let rows = endpoints(&world(), &tables());
+    assert_eq!(rows[0].container, "shop");
+    assert_eq!(rows[0].mac.as_deref(), Some("02:42:ac:12:00:02"));
+    assert_eq!(
+        (rows[0].veth.as_deref(), rows[0].hooked),
+        (Some("veth1"), true)
+    );
+    let mut half = tables();
+    half.hooks.remove(&(4, Hook::ContainerOut));
+    assert!(!endpoints(&world(), &half)[0].hooked);
+}
+
+fn snapshot(protocol: u32, gate: Gate) -> FlowSnapshot {
+    let original = Tuple {
+        src: be([198, 18, 1, 2]),
+        dst: be([198, 18, 1, 1]),
+        sport: Be16::new(40000),
+        dport: Be16::new(8080),
+        proto: protocol,
+    };
+    let reply = Tuple {
+        src: be([172, 18, 0, 2]),
+        dst: be([198, 18, 1, 2]),
+        sport: Be16::new(80),
+        dport: Be16::new(40000),
+        proto: protocol,
+    };
+    FlowSnapshot {
+        original,
+        reply,
+        gate,
+        packets: [3, 2],
+        bytes: [180, 120],
+        seen: 1000,
+        expires: 5000,
+    }
+}
+
+#[test]
+fn a_flow_has_both_directions_and_their_sum() {
+    let established = Gate((State::Established as u64) << 32);
+    let now = 1000 + forwarder_common::timeouts::seconds(61);
+    let rows = flows(&[snapshot(proto::TCP, established)], now);
+    let expected = json!([{
+        "proto": "tcp",
+        "original": { "src": "198.18.1.2", "sport": 40000, "dst": "198.18.1.1", "dport": 8080 },
+        "reply": { "src": "172.18.0.2", "sport": 80, "dst": "198.18.1.2", "dport": 40000 },
+        "state": "ESTABLISHED", "packets": 5, "bytes": 300, "idle_s": 60,
+    }]);
+    assert_eq!(serde_json::to_value(rows).unwrap(), expected);
+}
+
+#[test]
+fn a_packet_newer_than_the_clock_is_not_idle() {
+    assert_eq!(flows(&[snapshot(proto::TCP, Gate(0))], 999)[0].idle_s, 0);
+}
+
+#[test]
+fn flows_without_a_state_machine_tell_whether_they_were_answered() {
+    // Flags of `Gate`: answered, assured.
+    let udp = |flags: u64| flow_row(&snapshot(proto::UDP, Gate(flags << 48)), 1000).state;
+    assert_eq!(
+        [udp(0), udp(1), udp(3)],
+        ["UNREPLIED", "REPLIED", "ASSURED"]
+    );
+    let icmp = flow_row(&snapshot(proto::ICMP, Gate(0)), 1000);
+    assert_eq!(
+        (icmp.proto.as_str(), icmp.state.as_str()),
+        ("icmp", "UNREPLIED")
+    );
+}
+
+#[test]
+fn the_status_is_whole_with_and_without_an_agent() {
+    let told = agent(&world(), &tables(), Vec::new(), 5);
+    assert_eq!(told.hooks["veth1"], ["container_in", "container_out"]);
+    assert_eq!(told.hooks["#9"], ["outside_in"]);
+    assert_eq!((told.docker.networks, told.docker.running), (2, 1));
+
+    let counters = [
+        (Reason::Forwarded, 7),
+        (Reason::ToHost, 2),
+        (Reason::NotIp, 1),
+        (Reason::Loopback, 0),
+    ];
+    let maps = [MapFill {
+        name: "FLOWS",
+        size: 10,
+        fill: 3,
+    }];
+    let pinned: Hooks = [("up0".to_owned(), vec!["outside_in".to_owned()])].into();
+    let alive = status(Some(told.clone()), pinned.clone(), &counters, &maps);
+    assert_eq!(alive.hooks, told.hooks);
+    let dead = status(None, pinned.clone(), &counters, &maps);
+    assert_eq!((dead.agent, dead.docker, dead.hooks), (None, None, pinned));
+    let value = serde_json::to_value(alive).unwrap();
+    assert_eq!(
+        value["packets"],
+        json!({ "fast": 7, "kernel": 3, "drop": 0 })
+    );
+    assert_eq!(
+        value["reasons"],
+        json!({ "forwarded": 7, "to-host": 2, "not-ip": 1 })
+    );
+    assert_eq!(value["maps"], json!({ "FLOWS": { "size": 10, "fill": 3 } }));
+}

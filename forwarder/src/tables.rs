@@ -1,0 +1,169 @@
+//! What the kernel holds, or should hold, as plain data: the common language of `desired`, `diff`
+//! and `datapath`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use forwarder_common::abi::{Device, Endpoint, PortKey};
+use forwarder_common::family::{Be16, Be32, V4};
+
+/// A program's place on a device.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Hook {
+    /// Ingress of an outside device.
+    OutsideIn,
+    /// Ingress of an outside device without Ethernet header.
+    OutsideInRaw,
+    /// Egress of an outside device.
+    OutsideOut,
+    /// Egress of an outside device without Ethernet header.
+    OutsideOutRaw,
+    /// Ingress of the host's end of a container's veth.
+    ContainerIn,
+    /// Egress of the same.
+    ContainerOut,
+    /// Ingress of a bridge.
+    BridgeIn,
+    /// Egress of a bridge.
+    BridgeOut,
+    /// XDP of an uplink.
+    Uplink,
+}
+
+impl Hook {
+    /// Every hook.
+    pub const ALL: [Self; 9] = [
+        Self::OutsideIn,
+        Self::OutsideInRaw,
+        Self::OutsideOut,
+        Self::OutsideOutRaw,
+        Self::ContainerIn,
+        Self::ContainerOut,
+        Self::BridgeIn,
+        Self::BridgeOut,
+        Self::Uplink,
+    ];
+
+    /// The program's name in the object, in pins and in the CLI.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::OutsideIn => "outside_in",
+            Self::OutsideInRaw => "outside_in_raw",
+            Self::OutsideOut => "outside_out",
+            Self::OutsideOutRaw => "outside_out_raw",
+            Self::ContainerIn => "container_in",
+            Self::ContainerOut => "container_out",
+            Self::BridgeIn => "bridge_in",
+            Self::BridgeOut => "bridge_out",
+            Self::Uplink => "uplink",
+        }
+    }
+
+    /// The hook whose program has this name.
+    #[must_use]
+    pub fn named(program: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.program() == program)
+    }
+
+    /// Whether the hook is on the device's way in (XDP included).
+    #[must_use]
+    pub const fn is_ingress(self) -> bool {
+        matches!(
+            self,
+            Self::OutsideIn
+                | Self::OutsideInRaw
+                | Self::ContainerIn
+                | Self::BridgeIn
+                | Self::Uplink
+        )
+    }
+}
+
+/// How an uplink's XDP program runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum XdpKind {
+    /// In the driver.
+    Native,
+    /// After the socket buffer is made: for tests of the logic, not for speed.
+    Generic,
+}
+
+/// What names an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum EndpointKey {
+    /// A container's address.
+    Address(Be32),
+    /// A network's own endpoint, by its bridge's device index.
+    Floor(u32),
+}
+
+/// A network as far as it does not depend on slots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NetworkRow {
+    /// Bits of [`forwarder_common::abi::network`].
+    pub flags: u32,
+    /// The bridge's own address.
+    pub gateway: Be32,
+}
+
+/// Where a published port leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Target {
+    /// The container's address.
+    pub addr: Be32,
+    /// The container's port.
+    pub port: Be16,
+    /// Tells this mapping from all that had its slot before; never 0.
+    pub incarnation: u32,
+}
+
+/// A veth into whose far end XDP may redirect once its far end takes frames.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FarEnd {
+    /// The container's network namespace.
+    pub sandbox_key: String,
+    /// A process in it.
+    pub pid: u32,
+    /// The device's index in there.
+    pub index: u32,
+}
+
+/// All tables and hooks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tables {
+    /// Moves on with every change of routes, addresses or devices.
+    pub route_generation: u32,
+    /// Whether XDP may forward TCP.
+    pub xdp_tcp: bool,
+    /// Devices by index.
+    pub devices: BTreeMap<u32, Device>,
+    /// Networks by their bridge's index.
+    pub networks: BTreeMap<u32, NetworkRow>,
+    /// Subnets, as address and prefix length, to their bridge's index.
+    pub subnets: BTreeMap<(Be32, u8), u32>,
+    /// The host's own addresses.
+    pub locals: BTreeSet<Be32>,
+    /// Masquerade addresses by device index and the next hop's subnet.
+    pub sources: BTreeMap<(u32, Be32, u8), Be32>,
+    /// Endpoints.
+    pub endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
+    /// Published ports.
+    pub published: BTreeMap<PortKey<V4>, Target>,
+    /// Programs by device index and place.
+    pub hooks: BTreeSet<(u32, Hook)>,
+    /// How the XDP programs in `hooks` run, by device index.
+    pub xdp: BTreeMap<u32, XdpKind>,
+    /// Veths that XDP may redirect into, by index.
+    pub ports: BTreeMap<u32, FarEnd>,
+}
+
+/// What the kernel holds, with the slots that it holds it in.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Observed {
+    /// The tables themselves. Of `ports` only the keys are known.
+    pub tables: Tables,
+    /// Slots of endpoints.
+    pub endpoint_slots: BTreeMap<EndpointKey, u32>,
+    /// Slots of mappings.
+    pub mapping_slots: BTreeMap<PortKey<V4>, u32>,
+}

@@ -1,0 +1,134 @@
+//! Which uplinks run XDP, and how.
+
+use std::fs;
+use std::path::Path;
+
+use crate::config::XdpMode;
+use crate::report;
+use crate::tables::XdpKind;
+use crate::world::{Link, LinkLayer, World};
+
+/// An uplink and what was decided about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// Its device index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// How XDP runs there, if it does.
+    pub xdp: Option<XdpKind>,
+    /// Why, for a person.
+    pub why: String,
+}
+
+impl Choice {
+    /// As the status shows it.
+    #[must_use]
+    pub fn report(&self) -> report::Uplink {
+        let xdp = match self.xdp {
+            Some(XdpKind::Native) => XdpMode::Native,
+            Some(XdpKind::Generic) => XdpMode::Generic,
+            None => XdpMode::Off,
+        };
+        report::Uplink { name: self.name.clone(), xdp, why: self.why.clone() }
+    }
+}
+
+/// Chooses for each uplink: those that are named, else those of the default routes.
+#[must_use]
+pub fn choose(
+    world: &World,
+    named: &[String],
+    mode: XdpMode,
+    driver: impl Fn(&str) -> Option<String>,
+) -> Vec<Choice> {
+    let is_uplink = |link: &&Link| {
+        if named.is_empty() {
+            world.default_devices.contains(&link.index)
+        } else {
+            named.contains(&link.name)
+        }
+    };
+    let of = |link: &Link| {
+        let (xdp, why) = decide(link, mode, || driver(&link.name));
+        Choice { ifindex: link.index, name: link.name.clone(), xdp, why }
+    };
+    world.links.values().filter(is_uplink).map(of).collect()
+}
+
+/// The first uplink that is named and not there.
+#[must_use]
+pub fn missing<'a>(world: &World, named: &'a [String]) -> Option<&'a String> {
+    named.iter().find(|name| world.links.values().all(|link| link.name != **name))
+}
+
+fn decide(
+    link: &Link,
+    mode: XdpMode,
+    driver: impl FnOnce() -> Option<String>,
+) -> (Option<XdpKind>, String) {
+    let off = |why: &str| (None, why.to_owned());
+    match mode {
+        XdpMode::Off => off("off by configuration"),
+        _ if link.layer != LinkLayer::Ethernet => off("no Ethernet header"),
+        XdpMode::Native => (Some(XdpKind::Native), "native by configuration".to_owned()),
+        XdpMode::Generic => (Some(XdpKind::Generic), "generic by configuration".to_owned()),
+        XdpMode::Auto if !link.kind.is_empty() => {
+            // XDP there costs more than it brings: it takes offloads away from the other end.
+            (None, format!("auto: a {} is no physical device", link.kind))
+        }
+        XdpMode::Auto => match driver() {
+            None => off("auto: no driver known"),
+            Some(driver) if driver == "virtio_net" => off("auto: virtio would lose its offloads"),
+            Some(driver) => (Some(XdpKind::Native), format!("auto: a physical device ({driver})")),
+        },
+    }
+}
+
+/// The driver of a device, from sysfs; none for devices that are made of software.
+#[must_use]
+pub fn driver(name: &str) -> Option<String> {
+    let link = fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic(kind: &str) -> Link {
+        Link { index: 2, name: "eth0".into(), kind: kind.into(), up: true, ..Link::default() }
+    }
+
+    #[test]
+    fn auto_takes_physical_devices_only() {
+        let driver = |name: &str| move || Some(name.to_owned());
+        assert_eq!(decide(&nic(""), XdpMode::Auto, driver("mlx5_core")).0, Some(XdpKind::Native));
+        assert_eq!(decide(&nic(""), XdpMode::Auto, driver("virtio_net")).0, None);
+        assert_eq!(decide(&nic(""), XdpMode::Auto, || None).0, None);
+        for kind in ["veth", "bridge", "bond", "vlan"] {
+            assert_eq!(decide(&nic(kind), XdpMode::Auto, driver("mlx5_core")).0, None, "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_done_where_it_can_be() {
+        assert_eq!(decide(&nic("veth"), XdpMode::Native, || None).0, Some(XdpKind::Native));
+        assert_eq!(decide(&nic("veth"), XdpMode::Generic, || None).0, Some(XdpKind::Generic));
+        assert_eq!(decide(&nic(""), XdpMode::Off, || None).0, None);
+        let tun = Link { layer: LinkLayer::Raw, ..nic("tun") };
+        assert_eq!(decide(&tun, XdpMode::Native, || None).0, None);
+    }
+
+    #[test]
+    fn uplinks_are_those_named_or_those_of_default_routes() {
+        let mut world = World::default();
+        world.links.insert(2, nic(""));
+        assert!(choose(&world, &[], XdpMode::Off, |_| None).is_empty());
+        world.default_devices.insert(2);
+        assert_eq!(choose(&world, &[], XdpMode::Off, |_| None)[0].name, "eth0");
+        let named = ["eth1".to_owned()];
+        assert!(choose(&world, &named, XdpMode::Off, |_| None).is_empty());
+        assert_eq!(missing(&world, &named), Some(&named[0]));
+    }
+}

@@ -1,0 +1,392 @@
+//! Docker's networks and containers, from its socket.
+//!
+//! An event only says where to look: each one leads to a fresh read of the object it names, and an object that is not
+//! found is gone. So a lost, doubled or reordered event does no harm, and there is one way for news to come in.
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use bollard::Docker;
+use bollard::models::{EventMessage, EventMessageTypeEnum};
+use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder};
+use futures_util::{StreamExt, stream};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::Sender;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::sandbox::{self, Namespaces};
+use super::{dial, inspect};
+use crate::world::{Container, ContainerId, Fact, Listing, NetworkId};
+
+/// Everything is read anew this often, for what no event told.
+const RESYNC: Duration = Duration::from_secs(30);
+/// How long the first list waits for an object: the daemon holds a container locked while it starts it.
+const LOCKED: Duration = Duration::from_secs(1);
+/// How soon a read that failed is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Requests at a time while all is read.
+const PARALLEL: usize = 16;
+
+/// Follows the daemon at `address` (`unix:///…`) until `facts` is closed, through all its restarts.
+///
+/// Errors are those that waiting does not repair: an address of another kind, a socket that may not be opened, a
+/// daemon that is too old. A socket that is missing or refuses is waited for. `renumber` asks for everything to be
+/// read once more: what was known of the numbers of namespaces may be wrong.
+pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Result<()> {
+    let Some(path) = address
+        .strip_prefix("unix://")
+        .filter(|path| path.starts_with('/'))
+    else {
+        bail!(
+            "Docker's address {address} is not a unix:///path: the forwarder runs on the Docker host itself"
+        );
+    };
+    let namespaces = Namespaces::open()?;
+    loop {
+        let (docker, version) = tokio::select! {
+            connected = dial::dial(path) => connected?,
+            () = facts.closed() => return Ok(()),
+        };
+        tracing::info!(version, "Docker answers");
+        if facts.send(Fact::DockerUp { version }).await.is_err() {
+            return Ok(());
+        }
+        let mut session = Session {
+            docker,
+            namespaces: &namespaces,
+            facts,
+            renumber,
+            known: BTreeSet::new(),
+            reads: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        };
+        let Err(lost) = session.follow().await else {
+            return Ok(());
+        };
+        if facts.is_closed() {
+            return Ok(());
+        }
+        let why = format!("{lost:#}");
+        tracing::warn!(why, "Docker is away; everything stays as it is");
+        if facts.send(Fact::DockerDown { why }).await.is_err() {
+            return Ok(());
+        }
+        // Not at once: a daemon whose answers cannot be read would keep both of us busy.
+        sleep(RETRY).await;
+    }
+}
+
+/// What an event names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Object {
+    Network(NetworkId),
+    Container(ContainerId),
+}
+
+/// A read that is under way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// Its answer will do.
+    Asked,
+    /// Something happened since: ask once more.
+    Outdated,
+}
+
+const CLOSED: &str = "the daemon closed its stream of events";
+
+type Answer = Result<Fact, bollard::errors::Error>;
+
+/// One connection to one daemon.
+struct Session<'a> {
+    docker: Docker,
+    namespaces: &'a Namespaces,
+    facts: &'a Sender<Fact>,
+    renumber: &'a Notify,
+    /// What this daemon has shown: what it no longer lists is asked for by name.
+    known: BTreeSet<Object>,
+    /// One at a time per object, so that an old answer never comes after a newer one.
+    reads: BTreeMap<Object, Read>,
+    tasks: JoinSet<(Object, Answer)>,
+}
+
+impl Session<'_> {
+    /// Reads everything, then follows the events. An error is the end of the connection; Ok: nobody listens any more.
+    async fn follow(&mut self) -> Result<()> {
+        // What happens while the lists are read is looked at after them. The daemon subscribes us a moment after it
+        // has answered: hence it is asked also for what was a moment ago.
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let kinds = [("type", vec!["container", "network", "daemon"])].into();
+        let options = EventsOptionsBuilder::new()
+            .since(&since.saturating_sub(1).to_string())
+            .filters(&kinds)
+            .build();
+        let docker = self.docker.clone();
+        let mut events = Box::pin(docker.events(Some(options)));
+        let mut early = Vec::new();
+        {
+            let mut lists = Box::pin(self.read_all());
+            loop {
+                tokio::select! {
+                    done = &mut lists => break done?,
+                    event = events.next() => early.push(event.context(CLOSED)??),
+                }
+            }
+        }
+        for event in early {
+            self.happened(event).await?;
+        }
+        let mut resync = interval(RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        resync.reset();
+        loop {
+            tokio::select! {
+                event = events.next() => self.happened(event.context(CLOSED)??).await?,
+                Some(done) = self.tasks.join_next() => {
+                    let (object, answer) = done.context("a read of Docker's state died")?;
+                    self.answered(object, answer).await;
+                }
+                _ = resync.tick() => self.resync().await?,
+                () = self.renumber.notified() => self.resync().await?,
+                () = self.facts.closed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn happened(&mut self, event: EventMessage) -> Result<()> {
+        if event.typ == Some(EventMessageTypeEnum::DAEMON) {
+            return self.resync().await;
+        }
+        concerns(event)
+            .into_iter()
+            .for_each(|object| self.look(object));
+        Ok(())
+    }
+
+    /// The first, full lists. What cannot be read yet comes later.
+    async fn read_all(&mut self) -> Result<()> {
+        let listed = self.list().await?;
+        let (mut networks, mut containers) = (Listing::default(), Listing::default());
+        let mut answers = stream::iter(listed.clone())
+            .map(|object| {
+                let docker = self.docker.clone();
+                async move {
+                    let answer = timeout(LOCKED, read(&docker, &object)).await;
+                    (object, answer)
+                }
+            })
+            .buffer_unordered(PARALLEL);
+        let mut unread = Vec::new();
+        while let Some((object, answer)) = answers.next().await {
+            match answer {
+                Ok(Ok(Fact::Network(network))) => networks.list.push(network),
+                Ok(Ok(Fact::Container(container))) => {
+                    containers.list.push(self.numbered(*container).await);
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(?object, %error, "cannot read");
+                    unread.push(object);
+                }
+                Err(_) => unread.push(object),
+            }
+        }
+        drop(answers);
+        for object in &unread {
+            match object.clone() {
+                Object::Network(id) => networks.unread.push(id),
+                Object::Container(id) => containers.unread.push(id),
+            }
+        }
+        self.facts.send(Fact::Networks(networks)).await?;
+        self.facts.send(Fact::Containers(containers)).await?;
+        self.known.extend(listed);
+        unread.into_iter().for_each(|object| self.look(object));
+        Ok(())
+    }
+
+    /// What the daemon lists (both lists come without its locks).
+    async fn list(&self) -> Result<BTreeSet<Object>> {
+        let everything = ListContainersOptionsBuilder::new().all(true).build();
+        let lists = async {
+            tokio::try_join!(
+                self.docker.list_networks(None),
+                self.docker.list_containers(Some(everything))
+            )
+        };
+        let (networks, containers) = timeout(10 * LOCKED, lists)
+            .await
+            .context("Docker does not answer")??;
+        let networks = networks
+            .into_iter()
+            .filter_map(|n| Some(Object::Network(NetworkId(n.id?))));
+        let containers = containers
+            .into_iter()
+            .filter_map(|c| Some(Object::Container(ContainerId(c.id?))));
+        Ok(networks.chain(containers).collect())
+    }
+
+    /// Looks at everything that is listed or was.
+    async fn resync(&mut self) -> Result<()> {
+        let all = &self.list().await? | &self.known;
+        all.into_iter().for_each(|object| self.look(object));
+        Ok(())
+    }
+
+    /// Has `object` read: now, or again if that is under way.
+    fn look(&mut self, object: Object) {
+        if let Some(read) = self.reads.get_mut(&object) {
+            *read = Read::Outdated;
+        } else {
+            self.ask(object, Duration::ZERO);
+        }
+    }
+
+    fn ask(&mut self, object: Object, delay: Duration) {
+        let docker = self.docker.clone();
+        self.reads.insert(object.clone(), Read::Asked);
+        self.tasks.spawn(async move {
+            sleep(delay).await;
+            let answer = read(&docker, &object).await;
+            (object, answer)
+        });
+    }
+
+    async fn answered(&mut self, object: Object, answer: Answer) {
+        let outdated = self.reads.remove(&object) == Some(Read::Outdated);
+        let delay = match answer {
+            Ok(fact) => {
+                let fact = match fact {
+                    Fact::Container(container) => {
+                        Fact::Container(Box::new(self.numbered(*container).await))
+                    }
+                    fact => fact,
+                };
+                if matches!(fact, Fact::NetworkGone(_) | Fact::ContainerGone(_)) {
+                    self.known.remove(&object);
+                } else {
+                    self.known.insert(object.clone());
+                }
+                // A closed channel ends the loop.
+                let _ = self.facts.send(fact).await;
+                outdated.then_some(Duration::ZERO)
+            }
+            Err(error) => {
+                tracing::debug!(?object, %error, "cannot read, trying again");
+                Some(RETRY)
+            }
+        };
+        if let Some(delay) = delay {
+            self.ask(object, delay);
+        }
+    }
+
+    /// Adds the number of the container's network namespace.
+    async fn numbered(&self, mut container: Container) -> Container {
+        if container.running
+            && let Ok(namespace) = sandbox::open(&container.sandbox_key, container.pid)
+        {
+            container.netns = self.namespaces.id(&namespace).await;
+        }
+        container
+    }
+}
+
+/// Reads one object. Networks answer at once, a container only when the daemon is not just starting it.
+async fn read(docker: &Docker, object: &Object) -> Answer {
+    let fact = match object {
+        Object::Network(id) => docker
+            .inspect_network(&id.0, None)
+            .await
+            .map(|json| inspect::network(json).map(Fact::Network)),
+        Object::Container(id) => docker.inspect_container(&id.0, None).await.map(|json| {
+            inspect::container(json).map(|container| Fact::Container(Box::new(container)))
+        }),
+    };
+    let gone = || match object.clone() {
+        Object::Network(id) => Fact::NetworkGone(id),
+        Object::Container(id) => Fact::ContainerGone(id),
+    };
+    match fact {
+        Ok(fact) => Ok(fact.unwrap_or_else(gone)),
+        Err(bollard::errors::Error::DockerResponseServerError {
+            status_code: 404, ..
+        }) => Ok(gone()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What an event asks to be looked at.
+fn concerns(event: EventMessage) -> Vec<Object> {
+    let (Some(actor), Some(action)) = (event.actor, event.action) else {
+        return Vec::new();
+    };
+    let Some(id) = actor.id else {
+        return Vec::new();
+    };
+    match event.typ {
+        Some(EventMessageTypeEnum::NETWORK) => {
+            let container = actor
+                .attributes
+                .and_then(|mut attributes| attributes.remove("container"));
+            let mut objects = vec![Object::Network(NetworkId(id))];
+            objects.extend(container.map(|id| Object::Container(ContainerId(id))));
+            objects
+        }
+        Some(EventMessageTypeEnum::CONTAINER) => match action.as_str() {
+            "create" | "start" | "restart" | "die" | "stop" | "kill" | "oom" | "pause"
+            | "unpause" | "rename" | "update" | "destroy" => {
+                vec![Object::Container(ContainerId(id))]
+            }
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects(event: &str) -> Vec<Object> {
+        concerns(serde_json::from_str(event).unwrap())
+    }
+
+    #[test]
+    fn a_network_event_concerns_both_ends() {
+        let event = r#"{"Type":"network","Action":"connect","Actor":{"ID":"f711d44070ae","Attributes":
+            {"container":"160dfb9e92fc","name":"web","type":"bridge"}},"scope":"local","time":1764017699}"#;
+        let both = [
+            Object::Network("f711d44070ae".into()),
+            Object::Container("160dfb9e92fc".into()),
+        ];
+        assert_eq!(objects(event), both);
+        let event = r#"{"Type":"network","Action":"destroy","Actor":{"ID":"f711d44070ae","Attributes":{"name":"web"}}}"#;
+        assert_eq!(objects(event), both[..1]);
+    }
+
+    #[test]
+    fn a_container_event_concerns_it_when_it_can_matter() {
+        let event = |action: &str| {
+            format!(
+                r#"{{"status":"{action}","id":"160dfb9e92fc","from":"web:1","Type":"container","Action":"{action}",
+                    "Actor":{{"ID":"160dfb9e92fc","Attributes":{{"image":"web:1","name":"c1"}}}}}}"#
+            )
+        };
+        for action in [
+            "create", "start", "die", "pause", "unpause", "rename", "destroy", "kill", "update",
+        ] {
+            assert_eq!(
+                objects(&event(action)),
+                [Object::Container("160dfb9e92fc".into())],
+                "{action}"
+            );
+        }
+        for action in ["exec_start: sh", "health_status: healthy", "attach", "top"] {
+            assert!(objects(&event(action)).is_empty(), "{action}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Devices, addresses and routes of our network namespace, from the kernel's netlink notices.
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::nsid::NsidAttribute;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::Sender;
+
+use super::sandbox::Namespaces;
+use crate::world::{Address, Fact, Link, LinkLayer, Mac, Peer};
+
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Nsid,
+];
+
+/// Follows the kernel until `facts` is closed. Errors: netlink itself is unusable.
+///
+/// When the kernel drops notices because we were slow, all starts over on a new socket: what waits in the old one is
+/// older than what was lost and must not be believed after a dump.
+///
+/// `subscribed` is notified each time: the numbers of namespaces that others read before may have lost their meaning
+/// unseen.
+pub async fn watch(subscribed: &Notify, facts: &Sender<Fact>) -> Result<()> {
+    let namespaces = Namespaces::open()?;
+    loop {
+        follow(&namespaces, subscribed, facts).await?;
+        tracing::warn!(
+            "netlink: the kernel dropped notices, reading all devices and addresses again"
+        );
+        if facts.send(Fact::Overrun).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// What notices ask for beyond themselves; answered once no further notice waits.
+#[derive(Default)]
+struct Due {
+    addresses: bool,
+    routes: bool,
+}
+
+/// Subscribes, reads everything, then follows; returns when notices were lost or nobody listens any more.
+async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fact>) -> Result<()> {
+    let (connection, _handle, mut notices) = new_multicast_connection(&GROUPS)
+        .context("cannot subscribe to the kernel's netlink notices")?;
+    let _reader = super::sandbox::Background::spawn(connection);
+    let mut links = Vec::new();
+    let mut dump = Box::pin(namespaces.handle().link().get().execute());
+    while let Some(message) = dump
+        .try_next()
+        .await
+        .context("cannot list the network devices")?
+    {
+        links.push(complete(namespaces, link(&message)).await);
+    }
+    let mut due = Due {
+        addresses: true,
+        routes: true,
+    };
+    let mut closed = facts.send(Fact::Links(links)).await.is_err();
+    subscribed.notify_one();
+    while !closed && !facts.is_closed() {
+        // The next notice, but what is due as soon as none waits.
+        let next = match notices.next().now_or_never() {
+            Some(next) => next,
+            None => {
+                closed = settle(namespaces, facts, std::mem::take(&mut due)).await?;
+                tokio::select! {
+                    next = notices.next() => next,
+                    () = facts.closed() => return Ok(()),
+                }
+            }
+        };
+        let Some((message, _)) = next else {
+            return Ok(());
+        };
+        let fact = match message.payload {
+            NetlinkPayload::Overrun(_) => return Ok(()),
+            NetlinkPayload::InnerMessage(notice) => read(namespaces, notice, &mut due).await,
+            _ => None,
+        };
+        if let Some(fact) = fact {
+            closed |= facts.send(fact).await.is_err();
+        }
+    }
+    Ok(())
+}
+
+/// Sends what is due; returns whether nobody listens any more.
+async fn settle(namespaces: &Namespaces, facts: &Sender<Fact>, due: Due) -> Result<bool> {
+    let mut closed = false;
+    if due.addresses {
+        let dump = namespaces.handle().address().get().execute();
+        let messages: Vec<_> = dump
+            .try_collect()
+            .await
+            .context("cannot list the addresses")?;
+        let list = messages.iter().filter_map(address).collect();
+        closed |= facts.send(Fact::Addresses(list)).await.is_err();
+    }
+    if due.routes {
+        let defaults = default_devices(namespaces).await?;
+        closed |= facts.send(Fact::RouteChanged { defaults }).await.is_err();
+    }
+    Ok(closed)
+}
+
+/// The devices that the IPv4 default routes lead to: the uplinks, unless others are named.
+async fn default_devices(namespaces: &Namespaces) -> Result<BTreeSet<u32>> {
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let mut dump = namespaces.handle().route().get(all).execute();
+    let mut devices = BTreeSet::new();
+    while let Some(route) = dump.try_next().await.context("cannot list the routes")? {
+        if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
+            devices.extend(route.attributes.iter().filter_map(|attribute| match attribute {
+                RouteAttribute::Oif(device) => Some(*device),
+                _ => None,
+            }));
+        }
+    }
+    Ok(devices)
+}
+
+async fn read(namespaces: &Namespaces, notice: RouteNetlinkMessage, due: &mut Due) -> Option<Fact> {
+    match notice {
+        // Other families are notices of the bridge about its ports: "deleted" means unplugged there.
+        RouteNetlinkMessage::NewLink(message)
+            if message.header.interface_family == AddressFamily::Unspec =>
+        {
+            Some(Fact::Link(complete(namespaces, link(&message)).await))
+        }
+        RouteNetlinkMessage::DelLink(message)
+            if message.header.interface_family == AddressFamily::Unspec =>
+        {
+            Some(Fact::LinkGone(message.header.index))
+        }
+        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+            due.addresses = true;
+            None
+        }
+        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+            due.routes |= leads_away(&message);
+            None
+        }
+        RouteNetlinkMessage::DelNsId(message) => {
+            message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    NsidAttribute::Id(id) if *id >= 0 => Some(Fact::NetnsGone(*id)),
+                    _ => None,
+                })
+        }
+        _ => None,
+    }
+}
+
+/// Whether a route can carry forwarded packets: not those to IPv6 link-local and multicast addresses, which come with
+/// every device and go with it.
+fn leads_away(message: &RouteMessage) -> bool {
+    !message.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(to)) => {
+            to.is_unicast_link_local() || to.is_multicast()
+        }
+        _ => false,
+    })
+}
+
+/// Adds what only the far end of a veth can tell.
+async fn complete(namespaces: &Namespaces, mut link: Link) -> Link {
+    if let Some(Peer {
+        index,
+        netns: Some(netns),
+        ..
+    }) = link.peer
+        && let Some(far) = namespaces.link(netns, index).await
+    {
+        // The number may by now be another namespace's: believe a device only if it says it is our far end.
+        let far = self::link(&far);
+        if far.peer.is_some_and(|back| back.index == link.index) {
+            link.peer = Some(Peer {
+                index,
+                netns: Some(netns),
+                name: Some(far.name),
+                mac: far.mac,
+            });
+        }
+    }
+    link
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        layer: layer(message.header.link_layer_type),
+        ..Link::default()
+    };
+    let (mut far, mut netns) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(master) => link.master = Some(*master).filter(|&m| m != 0),
+            LinkAttribute::Address(bytes) => link.mac = Mac::try_from(bytes.as_slice()).ok(),
+            LinkAttribute::Link(index) => far = Some(*index).filter(|&i| i != 0),
+            LinkAttribute::LinkNetNsId(id) => netns = Some(*id).filter(|&id| id >= 0),
+            LinkAttribute::LinkInfo(infos) => {
+                let kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+                link.kind = kind.unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    if link.kind == "veth" {
+        link.peer = far.map(|index| Peer {
+            index,
+            netns,
+            ..Peer::default()
+        });
+    }
+    link
+}
+
+/// As the kernel's own `dev_is_mac_header_xmit` decides what a redirect does.
+fn layer(kind: LinkLayerType) -> LinkLayer {
+    match kind {
+        LinkLayerType::Ether => LinkLayer::Ethernet,
+        LinkLayerType::Loopback => LinkLayer::Loopback,
+        LinkLayerType::None
+        | LinkLayerType::Void
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => LinkLayer::Raw,
+        other => LinkLayer::Other(other.into()),
+    }
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let find = |local: bool| {
+        message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) if local => Some(*address),
+                AddressAttribute::Address(address) if !local => Some(*address),
+                _ => None,
+            })
+    };
+    let address: IpAddr = find(true).or_else(|| find(false))?;
+    Some(Address {
+        link: message.header.index,
+        address,
+        prefix_len: message.header.prefix_len,
+        scope: message.header.scope.into(),
+        secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::address::AddressScope;
+    use rtnetlink::packet_route::link::InfoKind;
+
+    fn link_message(layer: LinkLayerType, attributes: &[LinkAttribute]) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = 6;
+        message.header.link_layer_type = layer;
+        message.header.flags = LinkFlags::Up | LinkFlags::Running;
+        message.attributes = attributes.to_vec();
+        message
+    }
+
+    #[test]
+    fn the_host_end_of_a_containers_veth() {
+        let message = link_message(
+            LinkLayerType::Ether,
+            &[
+                LinkAttribute::IfName("veth376f2ed".to_owned()),
+                LinkAttribute::Mtu(1500),
+                LinkAttribute::Address(vec![2, 0x42, 0, 0, 0, 1]),
+                LinkAttribute::Link(5),
+                LinkAttribute::LinkNetNsId(0),
+                LinkAttribute::Controller(3),
+                LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
+            ],
+        );
+        let expected = Link {
+            index: 6,
+            name: "veth376f2ed".to_owned(),
+            kind: "veth".to_owned(),
+            master: Some(3),
+            up: true,
+            mtu: 1500,
+            mac: Some([2, 0x42, 0, 0, 0, 1]),
+            layer: LinkLayer::Ethernet,
+            peer: Some(Peer {
+                index: 5,
+                netns: Some(0),
+                name: None,
+                mac: None,
+            }),
+        };
+        assert_eq!(link(&message), expected);
+    }
+
+    #[test]
+    fn only_a_veth_has_a_far_end() {
+        let kind = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+        let vlan = link_message(
+            LinkLayerType::Ether,
+            &[LinkAttribute::Link(2), kind(InfoKind::Vlan)],
+        );
+        assert_eq!(link(&vlan).peer, None, "IFLA_LINK is the device below");
+        let loose = link_message(
+            LinkLayerType::Ether,
+            &[LinkAttribute::Link(0), kind(InfoKind::Veth)],
+        );
+        assert_eq!(link(&loose).peer, None);
+    }
+
+    #[test]
+    fn framing() {
+        for (kind, expected) in [
+            (LinkLayerType::Ether, LinkLayer::Ethernet),
+            (LinkLayerType::Loopback, LinkLayer::Loopback),
+            (LinkLayerType::None, LinkLayer::Raw),
+            (LinkLayerType::Tunnel, LinkLayer::Raw),
+            (LinkLayerType::Infiniband, LinkLayer::Other(32)),
+        ] {
+            assert_eq!(link(&link_message(kind, &[])).layer, expected);
+        }
+    }
+
+    #[test]
+    fn the_local_end_of_a_point_to_point_link_is_ours() {
+        let (ours, theirs) = (IpAddr::from([198, 18, 0, 1]), IpAddr::from([198, 18, 0, 2]));
+        let mut message = AddressMessage::default();
+        message.header.index = 9;
+        message.header.prefix_len = 32;
+        message.header.scope = AddressScope::Link;
+        message.header.flags = AddressHeaderFlags::Secondary;
+        message.attributes = vec![
+            AddressAttribute::Address(theirs),
+            AddressAttribute::Local(ours),
+        ];
+        let expected = Address {
+            link: 9,
+            address: ours,
+            prefix_len: 32,
+            scope: 253,
+            secondary: true,
+        };
+        assert_eq!(address(&message), Some(expected));
+        message.attributes.pop();
+        assert_eq!(
+            address(&message).map(|a| a.address),
+            Some(theirs),
+            "IPv6 names only the address"
+        );
+    }
+
+    #[test]
+    fn routes_that_come_with_every_device_say_nothing() {
+        let to = |to: &str| {
+            let mut message = RouteMessage::default();
+            message.attributes.push(RouteAttribute::Destination(
+                to.parse::<IpAddr>().unwrap().into(),
+            ));
+            message
+        };
+        assert!(
+            leads_away(&to("198.18.0.0"))
+                && leads_away(&to("2001:db8::"))
+                && leads_away(&RouteMessage::default())
+        );
+        assert!(!leads_away(&to("fe80::")) && !leads_away(&to("ff00::")));
+    }
+}

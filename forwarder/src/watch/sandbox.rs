@@ -1,0 +1,145 @@
+//! Other network namespaces, seen from ours: a container's number, the far end of its veth, its GRO switch.
+//!
+//! A link that leads to another namespace makes the kernel number that namespace. With the number the far end can be
+//! read through a socket of ours, so nothing has to enter a container, except to turn its GRO on or off.
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
+use rtnetlink::{Handle, new_connection};
+use rustix::fs::FsWord;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::task::JoinHandle;
+
+use super::ethtool::Ethtool;
+use crate::world::NetnsId;
+
+/// A task that ends with its owner.
+pub(super) struct Background(JoinHandle<()>);
+
+impl Background {
+    pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A netlink socket of the namespace that the agent lives in, for questions.
+pub struct Namespaces {
+    handle: Handle,
+    _answers: Background,
+}
+
+impl Namespaces {
+    /// Opens the socket; needs a tokio runtime.
+    pub fn open() -> Result<Self> {
+        let (connection, handle, _) = new_connection().context("cannot open a netlink socket")?;
+        Ok(Self {
+            handle,
+            _answers: Background::spawn(connection),
+        })
+    }
+
+    /// For dumps of our own namespace.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The kernel's number for a namespace; none while no link of ours leads there.
+    pub async fn id(&self, namespace: &impl AsFd) -> Option<NetnsId> {
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(
+            u32::try_from(namespace.as_fd().as_raw_fd()).ok()?,
+        ));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = self.handle.clone().request(request).ok()?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(message)) =
+                answer.payload
+            {
+                return message
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+                        _ => None,
+                    });
+            }
+        }
+        None
+    }
+
+    /// A device of another namespace; none if it (or the namespace) has gone.
+    pub(super) async fn link(&self, netns: NetnsId, index: u32) -> Option<LinkMessage> {
+        let mut request = self.handle.link().get().match_index(index);
+        request
+            .message_mut()
+            .attributes
+            .push(LinkAttribute::IfNetnsId(netns));
+        let mut answers = Box::pin(request.execute());
+        answers.try_next().await.ok().flatten()
+    }
+}
+
+/// Opens a container's network namespace: by the sandbox's file, else by the container's first process.
+///
+/// The file is preferred because a process id may be another's by now. It is of no use where the agent does not share
+/// Docker's mounts.
+pub fn open(sandbox_key: &str, pid: u32) -> Result<OwnedFd> {
+    if let Some(file) = Some(sandbox_key)
+        .filter(|key| !key.is_empty())
+        .and_then(|key| File::open(key).ok())
+        && rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
+    {
+        return Ok(file.into());
+    }
+    if pid == 0 {
+        bail!("the container is not running");
+    }
+    let path = format!("/proc/{pid}/ns/net");
+    Ok(File::open(&path)
+        .with_context(|| format!("cannot open {path}"))?
+        .into())
+}
+
+/// `NSFS_MAGIC` of linux/magic.h: what tells a namespace's file from the empty one below an unseen mount.
+const NSFS_MAGIC: FsWord = 0x6e73_6673;
+
+/// Turns GRO of a device inside `namespace` on or off (a veth takes redirected XDP frames only while it is on);
+/// returns what it was before.
+pub async fn set_gro(namespace: OwnedFd, index: u32, on: bool) -> Result<bool> {
+    inside(namespace, move || Ethtool::open()?.set_gro(index, on)).await
+}
+
+/// Runs `work` on a thread of its own inside `namespace`. The thread ends with the work: none of tokio's may come
+/// back from there.
+async fn inside<T: Send + 'static>(
+    namespace: OwnedFd,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (answer, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("netns".into())
+        .spawn(move || {
+            let entered =
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                    .context("cannot enter the container's network namespace (CAP_SYS_ADMIN?)");
+            // Nobody to tell if the asker has gone.
+            let _ = answer.send(entered.and_then(|()| work()));
+        })
+        .context("cannot start a thread")?;
+    result
+        .await
+        .context("the thread in the container's network namespace died")?
+}

@@ -1,0 +1,470 @@
+//! The World's laws: facts in any order, gateway choice, veth matching.
+use super::*;
+
+const BRIDGE: u32 = 3;
+
+fn net(name: &str) -> Network {
+    Network {
+        id: name.into(),
+        name: name.to_owned(),
+        driver: "bridge".to_owned(),
+        bridge: Some(format!("br-{name}")),
+        ..Network::default()
+    }
+}
+
+/// A network with one endpoint of container `container` whose device's address ends in `mac`.
+fn net_with(name: &str, container: &str, mac: u8) -> Network {
+    let endpoint = NetworkEndpoint {
+        container: container.into(),
+        mac: Some([2, 0, 0, 0, 0, mac]),
+        ..Default::default()
+    };
+    Network {
+        endpoints: [(format!("{name}-{container}").as_str().into(), endpoint)].into(),
+        ..net(name)
+    }
+}
+
+fn container(id: &str, netns: Option<NetnsId>) -> Fact {
+    Fact::Container(Box::new(Container {
+        id: id.into(),
+        running: true,
+        netns,
+        ..Container::default()
+    }))
+}
+
+fn bridge(name: &str, index: u32) -> Fact {
+    Fact::Link(Link {
+        index,
+        name: format!("br-{name}"),
+        kind: "bridge".to_owned(),
+        ..Link::default()
+    })
+}
+
+fn veth(index: u32, netns: Option<NetnsId>, mac: u8) -> Fact {
+    let peer = Peer {
+        index: 2,
+        netns,
+        name: None,
+        mac: Some([2, 0, 0, 0, 0, mac]),
+    };
+    Fact::Link(Link {
+        index,
+        name: format!("veth{index}"),
+        kind: "veth".to_owned(),
+        master: Some(BRIDGE),
+        peer: Some(peer),
+        ..Link::default()
+    })
+}
+
+fn world(facts: impl IntoIterator<Item = Fact>) -> World {
+    let mut world = World::default();
+    for fact in facts {
+        world.apply(fact);
+    }
+    world
+}
+
+#[test]
+fn a_fact_that_says_nothing_new_changes_nothing() {
+    let mut world = World::default();
+    for fact in [
+        Fact::DockerUp {
+            version: "20.10.24".to_owned(),
+        },
+        Fact::Networks(vec![net("web")].into()),
+        Fact::Network(net("db")),
+        Fact::Containers(Listing::default()),
+        container("c1", Some(4)),
+        Fact::Links(Vec::new()),
+        bridge("web", BRIDGE),
+        Fact::Addresses(Vec::new()),
+    ] {
+        assert!(world.apply(fact.clone()), "{fact:?} is news");
+        assert!(!world.apply(fact.clone()), "{fact:?} is old");
+    }
+    for fact in [
+        Fact::NetworkGone("db".into()),
+        Fact::ContainerGone("c1".into()),
+        Fact::LinkGone(BRIDGE),
+    ] {
+        assert!(world.apply(fact.clone()));
+        assert!(!world.apply(fact));
+    }
+    assert!(!world.apply(Fact::NetnsGone(9)));
+}
+
+#[test]
+fn it_is_complete_once_every_list_has_come_even_an_empty_one() {
+    let lists = [
+        Fact::Networks(Listing::default()),
+        Fact::Containers(Listing::default()),
+        Fact::Links(Vec::new()),
+        Fact::Addresses(Vec::new()),
+    ];
+    for missing in 0..lists.len() {
+        let others = lists
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i != missing)
+            .map(|(_, fact)| fact.clone());
+        assert!(!world(others).is_complete());
+    }
+    assert!(world(lists).is_complete());
+}
+
+#[test]
+fn a_daemon_that_is_away_takes_nothing_with_it() {
+    let mut world = world([
+        Fact::DockerUp {
+            version: "1".to_owned(),
+        },
+        Fact::Network(net("web")),
+        container("c1", None),
+    ]);
+    let before = world.clone();
+    assert!(world.apply(Fact::DockerDown {
+        why: "restart".to_owned()
+    }));
+    assert_eq!(
+        World {
+            docker: before.docker.clone(),
+            ..world
+        },
+        before
+    );
+}
+
+#[test]
+fn full_lists_replace_but_keep_what_could_not_be_read() {
+    let mut world = world([
+        Fact::Network(net("old")),
+        Fact::Network(net("broken")),
+        container("locked", Some(1)),
+        container("gone", None),
+    ]);
+    world.apply(Fact::Networks(Listing {
+        list: vec![net("web")],
+        unread: vec!["broken".into()],
+    }));
+    assert_eq!(
+        world
+            .networks
+            .keys()
+            .map(|id| id.0.as_str())
+            .collect::<Vec<_>>(),
+        ["broken", "web"]
+    );
+    let list = vec![Container {
+        id: "new".into(),
+        ..Container::default()
+    }];
+    world.apply(Fact::Containers(Listing {
+        list,
+        unread: vec!["locked".into(), "unheard".into()],
+    }));
+    assert_eq!(
+        world
+            .containers
+            .keys()
+            .map(|id| id.0.as_str())
+            .collect::<Vec<_>>(),
+        ["locked", "new"]
+    );
+}
+
+#[test]
+fn addresses_keep_the_kernels_order_and_go_with_their_link() {
+    let address = |link, last, secondary| Address {
+        link,
+        address: [198, 18, 0, last].into(),
+        prefix_len: 24,
+        scope: 0,
+        secondary,
+    };
+    let list = vec![
+        address(7, 9, false),
+        address(8, 1, false),
+        address(7, 2, true),
+    ];
+    let mut world = world([Fact::Addresses(list)]);
+    assert_eq!(
+        world.addresses[&7]
+            .iter()
+            .map(|a| a.address.to_string())
+            .collect::<Vec<_>>(),
+        ["198.18.0.9", "198.18.0.2"]
+    );
+    assert!(world.apply(Fact::LinkGone(7)));
+    assert_eq!(world.addresses.keys().collect::<Vec<_>>(), [&8]);
+}
+
+#[test]
+fn the_gateway_is_ipams_else_the_bridges_own_address() {
+    let subnet = |gateway| Subnet {
+        address: [172, 17, 0, 0].into(),
+        prefix_len: 16,
+        gateway,
+    };
+    let mut network = Network {
+        subnets: vec![subnet(None)],
+        ..net("web")
+    };
+    let own = |address: [u8; 4]| Address {
+        link: BRIDGE,
+        address: address.into(),
+        prefix_len: 16,
+        scope: 0,
+        secondary: false,
+    };
+    let world = world([
+        bridge("web", BRIDGE),
+        Fact::Addresses(vec![own([169, 254, 1, 1]), own([172, 17, 0, 1])]),
+    ]);
+    assert_eq!(
+        world.gateway(&network, Family::V4),
+        Some([172, 17, 0, 1].into())
+    );
+    assert_eq!(world.gateway(&network, Family::V6), None);
+    network.subnets = vec![subnet(Some([172, 17, 255, 254].into()))];
+    assert_eq!(
+        world.gateway(&network, Family::V4),
+        Some([172, 17, 255, 254].into())
+    );
+}
+
+#[test]
+fn subnets_contain_their_own() {
+    let subnet = |address: &str, prefix_len| Subnet {
+        address: address.parse().unwrap(),
+        prefix_len,
+        gateway: None,
+    };
+    let inside = |s: &Subnet, address: &str| s.contains(address.parse().unwrap());
+    let v4 = subnet("172.17.0.0", 16);
+    assert!(
+        inside(&v4, "172.17.255.255")
+            && !inside(&v4, "172.18.0.0")
+            && !inside(&v4, "::ffff:172.17.0.1")
+    );
+    assert!(
+        inside(&subnet("0.0.0.0", 0), "255.255.255.255")
+            && !inside(&subnet("10.0.0.1", 32), "10.0.0.2")
+    );
+    let v6 = subnet("2001:db8:0:1::", 64);
+    assert!(
+        inside(&v6, "2001:db8:0:1::2")
+            && !inside(&v6, "2001:db8:0:2::2")
+            && inside(&subnet("::", 0), "ff::")
+    );
+}
+
+/// Which of the networks (name, v4 gateway, v6 gateway, priority, internal) is the gateway of `family`.
+fn chosen(family: Family, attached: &[(&str, bool, bool, i64, bool)]) -> Option<String> {
+    let mut container = Container::default();
+    let mut networks = BTreeMap::new();
+    for &(name, v4, v6, gateway_priority, internal) in attached {
+        let endpoint = Endpoint {
+            network_name: name.to_owned(),
+            gateway_v4: v4.then_some([172, 17, 0, 1].into()),
+            gateway_v6: v6.then_some([0xfd00, 0, 0, 0, 0, 0, 0, 1].into()),
+            gateway_priority,
+            ..Endpoint::default()
+        };
+        // Ids in the reverse order of names: the order must not come from them.
+        let id = NetworkId(
+            name.bytes()
+                .map(|b| char::from(b'z' + b'a' - b.clamp(b'a', b'z')))
+                .collect(),
+        );
+        networks.insert(
+            id.clone(),
+            Network {
+                internal,
+                ..net(name)
+            },
+        );
+        container.endpoints.insert(id, endpoint);
+    }
+    container
+        .gateway_endpoint(family, &networks)
+        .map(|(_, endpoint)| endpoint.network_name.clone())
+}
+
+#[test]
+fn the_gateway_endpoint_follows_dockers_order() {
+    use Family::{V4, V6};
+    let expect = |family, attached: &[_], name: &str| {
+        assert_eq!(chosen(family, attached).as_deref(), Some(name));
+    };
+    expect(
+        V4,
+        &[
+            ("web", true, false, 0, false),
+            ("db", true, false, 0, false),
+        ],
+        "db",
+    );
+    expect(
+        V4,
+        &[("web", true, true, 0, false), ("db", true, false, 0, false)],
+        "web",
+    );
+    expect(
+        V4,
+        &[("web", true, false, 1, false), ("db", true, true, 0, false)],
+        "web",
+    );
+    expect(
+        V4,
+        &[
+            ("web", true, false, 0, false),
+            ("db", true, true, -1, false),
+        ],
+        "web",
+    );
+    expect(
+        V4,
+        &[("web", true, false, 0, false), ("db", true, true, 9, true)],
+        "web",
+    );
+    expect(
+        V4,
+        &[
+            ("web", true, false, 0, false),
+            ("docker_gwbridge", true, true, 0, false),
+        ],
+        "web",
+    );
+    expect(
+        V4,
+        &[("docker_gwbridge", true, false, 0, false)],
+        "docker_gwbridge",
+    );
+    // Each family for itself.
+    let split = [
+        ("six", false, true, 0, false),
+        ("four", true, false, 0, false),
+    ];
+    expect(V4, &split, "four");
+    expect(V6, &split, "six");
+    // Nothing is published on an internal network, and where there is no gateway.
+    assert_eq!(chosen(V4, &[("int", true, false, 0, true)]), None);
+    assert_eq!(chosen(V6, &[("web", true, false, 0, false)]), None);
+    assert_eq!(chosen(V4, &[]), None);
+}
+
+#[test]
+fn a_gateway_on_a_network_that_is_not_known_yet_counts() {
+    let endpoint = Endpoint {
+        gateway_v4: Some([172, 17, 0, 1].into()),
+        ..Endpoint::default()
+    };
+    let container = Container {
+        endpoints: [("web".into(), endpoint)].into(),
+        ..Container::default()
+    };
+    assert!(
+        container
+            .gateway_endpoint(Family::V4, &BTreeMap::new())
+            .is_some()
+    );
+}
+
+#[test]
+fn an_endpoints_veth_is_found_whatever_comes_first() {
+    let facts = [
+        Fact::Network(net_with("web", "c1", 7)),
+        bridge("web", BRIDGE),
+        veth(10, Some(4), 7),
+        container("c1", Some(4)),
+    ];
+    for first in 0..facts.len() {
+        let mut order = facts.to_vec();
+        order.rotate_left(first);
+        let world = world(order);
+        assert_eq!(
+            world.veths,
+            [("web-c1".into(), 10)].into(),
+            "starting with fact {first}"
+        );
+    }
+}
+
+#[test]
+fn a_veth_is_found_by_address_until_the_containers_namespace_is_known() {
+    let mut world = world([
+        Fact::Network(net_with("web", "c1", 7)),
+        bridge("web", BRIDGE),
+    ]);
+    world.apply(veth(10, None, 7));
+    assert!(
+        world.veths.is_empty(),
+        "both ends are still here: the container cannot use it"
+    );
+    world.apply(veth(10, Some(4), 7));
+    assert_eq!(world.veths, [("web-c1".into(), 10)].into());
+    world.apply(container("c1", Some(5)));
+    assert!(world.veths.is_empty(), "it was another's");
+    world.apply(Fact::Link(Link {
+        index: 10,
+        ..Link::default()
+    }));
+    world.apply(veth(11, Some(5), 8));
+    assert_eq!(
+        world.veths,
+        [("web-c1".into(), 11)].into(),
+        "the namespace decides, whatever address is set in there"
+    );
+}
+
+#[test]
+fn a_known_container_cannot_pose_as_a_newcomer() {
+    let mut network = net_with("web", "c1", 7);
+    network.endpoints.extend(net_with("web", "c2", 8).endpoints);
+    let mut world = world([
+        Fact::Network(network),
+        bridge("web", BRIDGE),
+        container("c1", Some(4)),
+    ]);
+    world.apply(veth(10, Some(4), 8));
+    assert_eq!(world.veths, [("web-c1".into(), 10)].into());
+    world.apply(veth(12, Some(5), 8));
+    assert_eq!(
+        world.veths,
+        [("web-c1".into(), 10), ("web-c2".into(), 12)].into()
+    );
+}
+
+#[test]
+fn a_namespaces_number_that_is_used_again_leads_to_nobody_old() {
+    let mut world = world([
+        Fact::Network(net_with("web", "c1", 7)),
+        bridge("web", BRIDGE),
+        container("c1", Some(4)),
+        veth(10, Some(4), 7),
+    ]);
+    assert_eq!(world.veths.len(), 1);
+    assert!(world.apply(Fact::NetnsGone(4)));
+    assert!(world.veths.is_empty());
+    world.apply(veth(12, Some(4), 9));
+    assert!(
+        world.veths.is_empty(),
+        "number 4 is another container's now"
+    );
+}
+
+#[test]
+fn a_veth_of_another_bridge_is_no_match() {
+    let world = world([
+        Fact::Network(net_with("web", "c1", 7)),
+        bridge("web", BRIDGE + 1),
+        container("c1", Some(4)),
+        veth(10, Some(4), 7),
+    ]);
+    assert!(world.veths.is_empty());
+}

@@ -1,0 +1,258 @@
+//! What the kernel should hold, for Worlds that say it all in a few lines.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use forwarder::desired::{Policy, be32, desired, is_outside};
+use forwarder::tables::{EndpointKey, Hook, Tables, XdpKind};
+use forwarder::world::{
+    Address, Container, Endpoint, Link, LinkLayer, Network, NetworkEndpoint, PortBinding, Proto,
+    Subnet, World,
+};
+use forwarder_common::abi::{device, network};
+use forwarder_common::family::Be32;
+
+const UPLINK: u32 = 2;
+const BRIDGE: u32 = 3;
+const VETH: u32 = 5;
+
+fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn link(index: u32, name: &str, kind: &str, master: Option<u32>) -> Link {
+    let mac = Some([2, 0, 0, 0, 0, index as u8]);
+    let (name, kind) = (name.into(), kind.into());
+    Link { index, name, kind, master, mac, up: true, mtu: 1500, ..Link::default() }
+}
+
+fn address(link: u32, address: &str, prefix_len: u8) -> Address {
+    Address { link, address: IpAddr::V4(ip(address)), prefix_len, scope: 0, secondary: false }
+}
+
+/// One uplink, docker0, and a running container at 172.17.0.2 that publishes 8080/tcp.
+fn world() -> World {
+    let mut world = World::default();
+    for link in [
+        link(1, "lo", "", None),
+        link(UPLINK, "eth0", "", None),
+        link(BRIDGE, "docker0", "bridge", None),
+        link(VETH, "veth1", "veth", Some(BRIDGE)),
+    ] {
+        world.links.insert(link.index, link);
+    }
+    world.links.get_mut(&1).unwrap().layer = LinkLayer::Loopback;
+    world.addresses.insert(1, vec![address(1, "127.0.0.1", 8)]);
+    world.addresses.insert(UPLINK, vec![address(UPLINK, "198.18.1.1", 24)]);
+    world.addresses.insert(BRIDGE, vec![address(BRIDGE, "172.17.0.1", 16)]);
+    let at = NetworkEndpoint {
+        container: "c1".into(),
+        ipv4: Some(ip("172.17.0.2")),
+        mac: Some([2, 0x42, 172, 17, 0, 2]),
+        ..NetworkEndpoint::default()
+    };
+    let docker0 = Network {
+        id: "n1".into(),
+        name: "bridge".into(),
+        driver: "bridge".into(),
+        bridge: Some("docker0".into()),
+        subnets: vec![Subnet {
+            address: IpAddr::V4(ip("172.17.0.0")),
+            prefix_len: 16,
+            gateway: None,
+        }],
+        icc: true,
+        masquerade: true,
+        endpoints: [("e1".into(), at)].into(),
+        ..Network::default()
+    };
+    world.networks.insert("n1".into(), docker0);
+    let endpoint = Endpoint {
+        id: "e1".into(),
+        network_name: "bridge".into(),
+        ipv4: Some(ip("172.17.0.2")),
+        gateway_v4: Some(ip("172.17.0.1")),
+        ..Endpoint::default()
+    };
+    let container = Container {
+        id: "c1".into(),
+        running: true,
+        pid: 4242,
+        endpoints: [("n1".into(), endpoint)].into(),
+        ports: vec![PortBinding {
+            proto: Proto::Tcp,
+            host_ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            host_port: 8080,
+            container_port: 80,
+        }],
+        ..Container::default()
+    };
+    world.containers.insert("c1".into(), container);
+    world.veths.insert("e1".into(), VETH);
+    world
+}
+
+fn derive(world: &World) -> Tables {
+    desired(world, &Policy::default(), 1)
+}
+
+fn at(text: &str) -> EndpointKey {
+    EndpointKey::Address(be32(ip(text)))
+}
+
+#[test]
+fn every_device_is_what_it_is() {
+    let tables = derive(&world());
+    assert_eq!(tables.devices[&UPLINK].kind, device::OUTSIDE);
+    assert_eq!(tables.devices[&BRIDGE].kind, device::BRIDGE);
+    assert_eq!(tables.devices[&VETH].kind, device::VETH);
+    assert_eq!(tables.devices[&VETH].bridge, BRIDGE);
+    assert_eq!(
+        tables.devices[&VETH].mac,
+        [2, 0, 0, 0, 0, BRIDGE as u8],
+        "frames for the host carry the bridge's address"
+    );
+    assert!(!tables.devices.contains_key(&1), "loopback is nobody's");
+    let hooks: Vec<_> = tables.hooks.iter().map(|&(device, hook)| (device, hook.program())).collect();
+    assert_eq!(
+        hooks,
+        [
+            (UPLINK, "outside_in"),
+            (UPLINK, "outside_out"),
+            (BRIDGE, "bridge_in"),
+            (BRIDGE, "bridge_out"),
+            (VETH, "container_in"),
+            (VETH, "container_out"),
+        ]
+    );
+}
+
+#[test]
+fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
+    let mut world = world();
+    let foreign = link(7, "virbr0", "bridge", None);
+    let port = link(8, "tap0", "tun", Some(7));
+    world.links.extend([(7, foreign.clone()), (8, port.clone())]);
+    assert!(is_outside(&world, &foreign) && !is_outside(&world, &port));
+    let down = Link { up: false, ..link(9, "eth1", "", None) };
+    assert!(!is_outside(&world, &down));
+    assert!(!is_outside(&world, &link(10, "ov-000", "bridge", None)), "swarm's");
+    world.links.insert(11, link(11, "red", "vrf", None));
+    assert!(is_outside(&world, &link(12, "eth2", "", Some(11))), "a VRF's device routes");
+}
+
+#[test]
+fn a_device_without_ethernet_header_has_programs_of_its_own() {
+    let mut world = world();
+    let tun = Link { layer: LinkLayer::Raw, mac: None, ..link(7, "tun0", "tun", None) };
+    world.links.insert(7, tun);
+    let tables = derive(&world);
+    assert_eq!(tables.devices[&7].ethernet, 0);
+    assert!(tables.hooks.contains(&(7, Hook::OutsideInRaw)));
+    assert!(tables.hooks.contains(&(7, Hook::OutsideOutRaw)));
+}
+
+#[test]
+fn masquerade_takes_the_address_that_inet_select_addr_would() {
+    let mut world = world();
+    let secondary = Address { secondary: true, ..address(UPLINK, "198.18.1.9", 24) };
+    world.addresses.insert(
+        UPLINK,
+        vec![address(UPLINK, "198.18.1.1", 24), secondary, address(UPLINK, "198.18.7.1", 24)],
+    );
+    let sources = derive(&world).sources;
+    let of = |net: &str, len| sources.get(&(UPLINK, be32(ip(net)), len)).copied();
+    assert_eq!(of("198.18.1.0", 24), Some(be32(ip("198.18.1.1"))), "the primary, not the secondary");
+    assert_eq!(of("198.18.7.0", 24), Some(be32(ip("198.18.7.1"))), "of the next hop's subnet");
+    assert_eq!(of("0.0.0.0", 0), Some(be32(ip("198.18.1.1"))), "else the first");
+}
+
+#[test]
+fn a_device_without_address_borrows_one() {
+    let mut world = world();
+    world.links.insert(7, link(7, "eth1", "", None));
+    let sources = derive(&world).sources;
+    assert_eq!(sources.get(&(7, Be32::default(), 0)), Some(&be32(ip("198.18.1.1"))));
+}
+
+#[test]
+fn a_container_is_delivered_to_by_its_veth_once_that_is_known() {
+    let mut world = world();
+    let endpoint = derive(&world).endpoints[&at("172.17.0.2")];
+    assert_eq!(endpoint.ifindex, VETH);
+    assert_eq!(&endpoint.macs[..6], &[2, 0x42, 172, 17, 0, 2]);
+    world.veths.clear();
+    assert_eq!(derive(&world).endpoints[&at("172.17.0.2")].ifindex, 0, "only the bridge reaches it");
+}
+
+#[test]
+fn another_life_is_another_incarnation() {
+    let mut world = world();
+    let before = derive(&world);
+    let network = world.networks.get_mut(&"n1".into()).unwrap();
+    let at_old = network.endpoints.remove(&"e1".into()).unwrap();
+    network.endpoints.insert("e2".into(), at_old);
+    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    container.endpoints.get_mut(&"n1".into()).unwrap().id = "e2".into();
+    let after = derive(&world);
+    let key = at("172.17.0.2");
+    assert_ne!(before.endpoints[&key].incarnation, after.endpoints[&key].incarnation);
+    let port = before.published.keys().next().unwrap();
+    assert_ne!(before.published[port].incarnation, after.published[port].incarnation);
+    let floor = EndpointKey::Floor(BRIDGE);
+    assert_ne!(
+        before.endpoints[&floor].incarnation,
+        after.endpoints[&floor].incarnation,
+        "flows made before anybody was known are nobody's"
+    );
+}
+
+#[test]
+fn only_running_containers_publish() {
+    let mut world = world();
+    assert_eq!(derive(&world).published.len(), 1);
+    world.containers.get_mut(&"c1".into()).unwrap().running = false;
+    assert_eq!(derive(&world).published.len(), 0);
+}
+
+#[test]
+fn options_of_a_network_are_flags() {
+    let mut world = world();
+    let flags = |world: &World| derive(world).networks[&BRIDGE].flags;
+    assert_eq!(flags(&world), network::MASQUERADE);
+    assert_eq!(derive(&world).networks[&BRIDGE].gateway, be32(ip("172.17.0.1")));
+    let docker0 = world.networks.get_mut(&"n1".into()).unwrap();
+    (docker0.internal, docker0.icc, docker0.masquerade) = (true, false, false);
+    assert_eq!(flags(&world), network::INTERNAL | network::NO_PEERS);
+}
+
+#[test]
+fn other_drivers_and_missing_bridges_are_left_alone() {
+    let mut world = world();
+    let mut overlay = world.networks[&"n1".into()].clone();
+    (overlay.id, overlay.driver) = ("n2".into(), "overlay".into());
+    world.networks.insert("n2".into(), overlay);
+    assert_eq!(derive(&world).networks.len(), 1);
+    world.networks.get_mut(&"n1".into()).unwrap().bridge = Some("br-none".into());
+    assert_eq!(derive(&world).networks.len(), 0);
+}
+
+#[test]
+fn loopback_is_never_local_on_a_wire() {
+    let locals = derive(&world()).locals;
+    assert!(locals.contains(&be32(ip("198.18.1.1"))) && locals.contains(&be32(ip("172.17.0.1"))));
+    assert!(!locals.contains(&be32(ip("127.0.0.1"))));
+}
+
+#[test]
+fn xdp_runs_where_the_policy_says() {
+    let mut world = world();
+    world.links.get_mut(&VETH).unwrap().peer = Some(forwarder::world::Peer {
+        index: 4,
+        ..forwarder::world::Peer::default()
+    });
+    let policy = Policy { xdp: [(UPLINK, XdpKind::Native)].into(), xdp_tcp: false };
+    let tables = desired(&world, &policy, 1);
+    assert!(tables.hooks.contains(&(UPLINK, Hook::Uplink)));
+    assert_eq!(tables.ports[&VETH].index, 4, "the far end is prepared");
+    assert!(derive(&world).ports.is_empty(), "and left alone where no XDP runs");
+}

@@ -1,0 +1,223 @@
+//! UDP: a flood of live frames out of the client's device, and what counts it where it arrives.
+
+use std::env;
+use std::io::IoSliceMut;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{Array, PerCpuArray};
+use aya::programs::tc::SchedClassifierLinkId;
+use aya::programs::{
+    Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs,
+    TestRunOptions, Xdp,
+};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
+
+use crate::arms::Route;
+use crate::cpu::Cpu;
+use crate::frame;
+
+/// The receiver's port, the same in a container and published.
+pub(crate) const PORT: u16 = 9000;
+/// The sender's port.
+const FROM: u16 = 40_000;
+
+/// Names the compiled programs; beside this binary's folder they lie under `OBJECT`.
+const VARIABLE: &str = "FORWARDER_TESTS_BPF_OBJECT";
+const OBJECT: &str = "../bpf/forwarder-tests-ebpf.o";
+
+/// Frames per batch, and per call: short enough to end soon, long enough to forget the call.
+const BATCH: u32 = 64;
+const CALL: u32 = 1 << 16;
+/// For neighbours, a flow, and caches to settle.
+const WARM_UP: Duration = Duration::from_millis(300);
+/// How long is counted.
+const COUNTED: Duration = Duration::from_secs(1);
+/// Datagrams that the receiver takes at once, and room for them.
+const DATAGRAMS: usize = 64;
+const BUFFER: usize = 4 << 20;
+/// How long the receiver waits before it looks whether it is over.
+const POLL: Duration = Duration::from_millis(50);
+
+/// The bench's own programs, loaded.
+pub(crate) struct Flood {
+    ebpf: Ebpf,
+}
+
+impl Flood {
+    /// Loads the programs.
+    ///
+    /// # Errors
+    /// When they were not built or the kernel refuses them.
+    pub(crate) fn load() -> Result<Self> {
+        let path = object()?;
+        let mut ebpf = Ebpf::load_file(&path).with_context(|| {
+            format!(
+                "cannot load {}: run `cargo xtask build`, as root",
+                path.display()
+            )
+        })?;
+        program::<Xdp>(&mut ebpf, "generator")?.load()?;
+        program::<SchedClassifier>(&mut ebpf, "door")?.load()?;
+        Ok(Self { ebpf })
+    }
+
+    /// What a socket of the server receives, in million packets per second.
+    ///
+    /// # Errors
+    /// When the flood or the socket fails.
+    pub(crate) fn socket(&mut self, route: &Route) -> Result<f64> {
+        self.aim(route)?;
+        let (count, over) = (AtomicU64::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let receiver = scope.spawn(|| route.server.enter(|| receive(&count, &over))?);
+            let rate = self.run(route, || Ok(count.load(Ordering::Relaxed)));
+            over.store(true, Ordering::Relaxed);
+            let received = receiver
+                .join()
+                .map_err(|_| anyhow!("the receiver panicked"))?;
+            received.and(rate)
+        })
+    }
+
+    /// What comes as far as the server's device, in million packets per second.
+    ///
+    /// # Errors
+    /// When the flood fails or the door cannot be attached.
+    pub(crate) fn door(&mut self, route: &Route) -> Result<f64> {
+        self.aim(route)?;
+        let door = program::<SchedClassifier>(&mut self.ebpf, "door")?;
+        let link = route
+            .server
+            .enter(|| door.attach(&route.door, TcAttachType::Ingress))?
+            .with_context(|| format!("cannot attach the door to {}", route.door))?;
+        let map = self
+            .ebpf
+            .map("DROPPED")
+            .context("the object has no map DROPPED")?;
+        let dropped = PerCpuArray::<_, u64>::try_from(map)?;
+        let rate = self.run(route, || Ok(dropped.get(&0, 0)?.iter().sum()));
+        self.close(link).and(rate)
+    }
+
+    fn close(&mut self, link: SchedClassifierLinkId) -> Result<()> {
+        Ok(program::<SchedClassifier>(&mut self.ebpf, "door")?.detach(link)?)
+    }
+
+    /// Floods a route and gives the rate at which `count` grows, in millions per second.
+    fn run(&self, route: &Route, count: impl Fn() -> Result<u64>) -> Result<f64> {
+        let entry = &route.entry;
+        // Redirected frames enter a veth only where its far end polls, which GRO brings about.
+        // Not for long: TCP is measured on devices as they come.
+        entry.space.ethtool(&entry.name, "gro on")?;
+        let over = AtomicBool::new(false);
+        let rate = thread::scope(|scope| {
+            let sender = scope.spawn(|| route.client.enter(|| self.send(route, &over))?);
+            let rate = rate(count);
+            over.store(true, Ordering::Relaxed);
+            let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))?;
+            sent.and(rate)
+        });
+        entry.space.ethtool(&entry.name, "gro off").and(rate)
+    }
+
+    /// Tells the generator what to send, and by which device.
+    fn aim(&mut self, route: &Route) -> Result<()> {
+        let index = route.client.enter(|| if_nametoindex(route.exit.as_str()))?;
+        let index = index.with_context(|| format!("no device {}", route.exit))?;
+        // As the program's `Load`: the frame, then the device.
+        let mut load = [0; frame::LENGTH + size_of::<u32>()];
+        load[..frame::LENGTH].copy_from_slice(&datagram(route));
+        load[frame::LENGTH..].copy_from_slice(&index.to_ne_bytes());
+        let map = self
+            .ebpf
+            .map_mut("LOAD")
+            .context("the object has no map LOAD")?;
+        Ok(Array::<_, [u8; frame::LENGTH + size_of::<u32>()]>::try_from(map)?.set(0, load, 0)?)
+    }
+
+    /// Sends until it is over; runs in the client's namespace, whose devices the program means.
+    /// What the flood sets off, up to the receiver's socket, runs on this CPU, too.
+    fn send(&self, route: &Route, over: &AtomicBool) -> Result<()> {
+        Cpu::First.keep()?;
+        let generator = self
+            .ebpf
+            .program("generator")
+            .context("no program generator")?;
+        let generator: &Xdp = generator.try_into()?;
+        let frame = datagram(route);
+        while !over.load(Ordering::Relaxed) {
+            generator.test_run(TestRunOptions {
+                data_in: Some(&frame),
+                repeat: CALL,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                ..TestRunOptions::new()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn datagram(route: &Route) -> [u8; frame::LENGTH] {
+    frame::udp(route.macs, (route.source, FROM), (route.address, PORT))
+}
+
+/// The rate at which a count grows once all has settled, in millions per second.
+fn rate(count: impl Fn() -> Result<u64>) -> Result<f64> {
+    thread::sleep(WARM_UP);
+    let (start, before) = (Instant::now(), count()?);
+    thread::sleep(COUNTED);
+    let (grown, elapsed) = (count()? - before, start.elapsed());
+    Ok(grown as f64 / elapsed.as_secs_f64() / 1e6)
+}
+
+/// Counts what a socket receives until it is over; runs in the server's namespace.
+fn receive(count: &AtomicU64, over: &AtomicBool) -> Result<()> {
+    Cpu::Last.keep()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
+    socket.set_read_timeout(Some(POLL))?;
+    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+    let snmp=|| { let t=std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap(); t.lines().filter(|l| l.starts_with("Udp:")).nth(1).unwrap().to_owned() };
+    eprintln!("DBG {}", snmp());
+    let mut room = [[0; frame::LENGTH]; DATAGRAMS];
+    let mut headers = MultiHeaders::<()>::preallocate(DATAGRAMS, None);
+    while !over.load(Ordering::Relaxed) {
+        let mut slices = room.each_mut().map(|room| [IoSliceMut::new(room)]);
+        let flags = MsgFlags::MSG_WAITFORONE;
+        match recvmmsg(socket.as_raw_fd(), &mut headers, &mut slices, flags, None) {
+            Ok(received) => {
+                count.fetch_add(received.count() as u64, Ordering::Relaxed);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => return Err(error).context("cannot receive"),
+        }
+    }
+    eprintln!("DBG {}", snmp());
+    Ok(())
+}
+
+fn program<'ebpf, P>(ebpf: &'ebpf mut Ebpf, name: &str) -> Result<&'ebpf mut P>
+where
+    &'ebpf mut P: TryFrom<&'ebpf mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn object() -> Result<PathBuf> {
+    let default = || {
+        let folder = env::current_exe()?;
+        let folder = folder.parent().context("this binary lies nowhere")?;
+        Ok(folder.join(OBJECT))
+    };
+    env::var_os(VARIABLE).map_or_else(default, |path| Ok(path.into()))
+}

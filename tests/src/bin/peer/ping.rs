@@ -1,0 +1,95 @@
+//! `ping`: ICMP echo over IPv4, with the ICMP errors that come back instead of a reply.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::net::sockopt::{Timeout, set_ip_ttl, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, ipproto, recvfrom, sendto,
+    socket_with,
+};
+
+use crate::Options;
+
+const ECHO_REPLY: u8 = 0;
+const UNREACHABLE: u8 = 3;
+const ECHO_REQUEST: u8 = 8;
+const TIME_EXCEEDED: u8 = 11;
+/// Bytes of an ICMP header.
+const HEADER: usize = 8;
+
+pub(crate) fn ping(to: Ipv4Addr, count: u16, options: &Options) -> Result<()> {
+    let icmp = Some(ipproto::ICMP);
+    let fd = socket_with(
+        AddressFamily::INET,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        icmp,
+    )
+    .context("cannot open a raw socket: run as root")?;
+    set_socket_timeout(&fd, Timeout::Recv, Some(options.timeout))?;
+    if let Some(ttl) = options.ttl {
+        set_ip_ttl(&fd, ttl)?;
+    }
+    if let Some(from) = options.bind {
+        bind(&fd, &from)?;
+    }
+    // Two pings in one namespace must not take each other's replies.
+    let id = (std::process::id() % 0xffff) as u16;
+    for sequence in 1..=count {
+        let request = echo(id, sequence);
+        sendto(&fd, &request, SendFlags::empty(), &SocketAddrV4::new(to, 0))?;
+        let deadline = Instant::now() + options.timeout;
+        let answer = loop {
+            let mut buffer = [0; 2048];
+            let (length, _, from) = recvfrom(&fd, &mut buffer[..], RecvFlags::empty())
+                .with_context(|| format!("no reply to number {sequence}"))?;
+            let from = from.and_then(|from| SocketAddrV4::try_from(from).ok());
+            let from = from.context("an answer from nobody")?;
+            if let Some(answer) = classify(&buffer[..length], id, sequence) {
+                break format!("{answer} from {}", from.ip());
+            }
+            ensure!(Instant::now() < deadline, "no reply to number {sequence}");
+        };
+        println!("{answer}");
+        ensure!(answer.starts_with("reply"), "not a reply: {answer}");
+    }
+    Ok(())
+}
+
+fn echo(id: u16, sequence: u16) -> Vec<u8> {
+    let mut packet = vec![ECHO_REQUEST, 0, 0, 0];
+    packet.extend(id.to_be_bytes());
+    packet.extend(sequence.to_be_bytes());
+    packet.extend(b"the forwarder's tests");
+    packet.push(0);
+    let sum = packet
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    packet[2..4].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
+
+/// What an IP packet says about our request, if anything.
+fn classify(packet: &[u8], id: u16, sequence: u16) -> Option<&'static str> {
+    let message = without_ip_header(packet)?;
+    let ours = |echo: &[u8]| {
+        echo.get(4..HEADER)
+            .is_some_and(|ids| ids == [id.to_be_bytes(), sequence.to_be_bytes()].concat())
+    };
+    let about_ours = || without_ip_header(message.get(HEADER..)?).map(ours);
+    match *message.first()? {
+        ECHO_REPLY if ours(message) => Some("reply"),
+        UNREACHABLE if about_ours()? => Some("unreachable"),
+        TIME_EXCEEDED if about_ours()? => Some("time exceeded"),
+        _ => None,
+    }
+}
+
+fn without_ip_header(packet: &[u8]) -> Option<&[u8]> {
+    packet.get(usize::from(packet.first()? & 0xf) * 4..)
+}

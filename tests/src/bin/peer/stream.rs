@@ -1,0 +1,69 @@
+//! A long transfer whose every byte the receiver knows, at a rate that leaves time to disturb it.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{Options, socket};
+
+/// At most this much in one write.
+const CHUNK: usize = 16 * 1024;
+/// At least this long between two lines of progress.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+/// The byte at a position: a pattern whose period is prime, so that no lost or doubled packet fits.
+fn byte_at(position: u64) -> u8 {
+    // The remainder is below 251.
+    (position % 251) as u8
+}
+
+/// Sends a stream at no more than `rate` bytes per second.
+pub(crate) fn send(to: &mut TcpStream, bytes: u64, rate: u64) -> Result<()> {
+    let start = Instant::now();
+    let mut sent = 0;
+    while sent < bytes {
+        let length = (bytes - sent).min(CHUNK as u64);
+        let chunk: Vec<u8> = (sent..sent + length).map(byte_at).collect();
+        to.write_all(&chunk)?;
+        sent += length;
+        let due = Duration::from_secs_f64(sent as f64 / rate as f64);
+        sleep(due.saturating_sub(start.elapsed()));
+    }
+    Ok(())
+}
+
+/// Asks a server for a stream and checks it.
+pub(crate) fn fetch(to: SocketAddr, bytes: u64, rate: u64, options: &Options) -> Result<()> {
+    let mut stream = socket::tcp(to, options)?;
+    writeln!(stream, "SEND {bytes} {rate}")?;
+    let mut buffer = vec![0; CHUNK];
+    let mut received = 0;
+    let mut told = Instant::now();
+    loop {
+        let length = stream
+            .read(&mut buffer)
+            .with_context(|| format!("stuck at {received}"))?;
+        if length == 0 {
+            break;
+        }
+        for byte in &buffer[..length] {
+            if *byte != byte_at(received) {
+                bail!("byte {received} is wrong");
+            }
+            received += 1;
+        }
+        if told.elapsed() >= PROGRESS {
+            println!("at {received}");
+            told = Instant::now();
+        }
+    }
+    anyhow::ensure!(
+        received == bytes,
+        "the stream ended at {received} of {bytes}"
+    );
+    println!("done {received}");
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! What a device sent and received, complete at the moment of asking.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, spawn};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::netns::Space;
+use crate::packet::PacketSocket;
+use crate::process::succeed;
+
+/// How often the reader looks whether the capture was dropped.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+/// Frames shown at the end.
+const SHOWN: usize = 30;
+/// Link types of the pcap format: Ethernet, and packets that begin with their IP header.
+const ETHERNET: u32 = 1;
+const RAW: u32 = 101;
+
+/// One frame, link header included, as it passed the device. A frame that this machine made may
+/// still lack its checksum (`ethtool` tx offload) and be larger than the MTU (segmentation).
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Whether the device's own namespace sent it.
+    pub outgoing: bool,
+    /// When it was read.
+    pub at: SystemTime,
+}
+
+impl Frame {
+    /// Source and destination, when it is IPv4 in Ethernet without a VLAN tag.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        let ethertype = self.bytes.get(12..14)?;
+        let address = |at: usize| {
+            let octets: [u8; 4] = self.bytes.get(at..at + 4)?.try_into().ok()?;
+            Some(Ipv4Addr::from(octets))
+        };
+        if ethertype == [0x08, 0x00] {
+            Some((address(26)?, address(30)?))
+        } else {
+            None
+        }
+    }
+}
+
+/// A capture on one device. It goes on until it is dropped; its first frames are shown then: a
+/// test's output is seen only if the test fails.
+pub struct Capture {
+    what: String,
+    shared: Arc<Shared>,
+    reader: Option<JoinHandle<()>>,
+    link_type: u32,
+    scratch: PathBuf,
+}
+
+struct Shared {
+    taken: Mutex<Taken>,
+    over: AtomicBool,
+}
+
+struct Taken {
+    socket: PacketSocket,
+    frames: Vec<Frame>,
+}
+
+impl Shared {
+    /// Locks after taking in everything that waits in the socket.
+    fn drained(&self) -> Result<MutexGuard<'_, Taken>> {
+        let mut guard = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let Taken { socket, frames } = &mut *guard;
+        while let Some((bytes, outgoing)) = socket.receive()? {
+            frames.push(Frame {
+                bytes: bytes.to_vec(),
+                outgoing,
+                at: SystemTime::now(),
+            });
+        }
+        Ok(guard)
+    }
+}
+
+impl Capture {
+    pub(crate) fn start(space: &Space, device: &str) -> Result<Self> {
+        let socket = space.enter(|| PacketSocket::open(device))??;
+        let what = format!("{device} of {}", space.name());
+        let link_type = if socket.has_link_header() {
+            ETHERNET
+        } else {
+            RAW
+        };
+        let wake = rustix::io::dup(&socket)?;
+        let taken = Mutex::new(Taken {
+            socket,
+            frames: Vec::new(),
+        });
+        let shared = Arc::new(Shared {
+            taken,
+            over: AtomicBool::new(false),
+        });
+        let reader = Arc::clone(&shared);
+        let reader = spawn(move || {
+            while !reader.over.load(Ordering::Relaxed) {
+                let mut ready = [PollFd::new(&wake, PollFlags::IN)];
+                // A device that has gone fails here and there: frames() tells.
+                if poll(&mut ready, Some(&LOOK)).is_err() || reader.drained().is_err() {
+                    return;
+                }
+            }
+        });
+        let (reader, scratch) = (Some(reader), space.scratch().to_owned());
+        Ok(Self {
+            what,
+            shared,
+            reader,
+            link_type,
+            scratch,
+        })
+    }
+
+    /// All frames until now. What passed the device before the call is in it.
+    ///
+    /// # Errors
+    /// When the device has gone.
+    pub fn frames(&self) -> Result<Vec<Frame>> {
+        let taken = self
+            .shared
+            .drained()
+            .with_context(|| format!("capture on {}", self.what))?;
+        Ok(taken.frames.clone())
+    }
+
+    /// How many frames until now satisfy the closure.
+    ///
+    /// # Errors
+    /// When the device has gone.
+    pub fn count(&self, wanted: impl Fn(&Frame) -> bool) -> Result<usize> {
+        Ok(self.frames()?.iter().filter(|frame| wanted(frame)).count())
+    }
+
+    /// `tcpdump`'s lines (numeric, with link headers) of the frames until now that match a filter
+    /// in its language, as in `"src net 172.16.0.0/12"`; all with an empty one.
+    ///
+    /// # Errors
+    /// When tcpdump is not installed or does not understand the filter.
+    pub fn lines(&self, filter: &str) -> Result<Vec<String>> {
+        self.dump(&self.frames()?, filter)
+    }
+
+    fn dump(&self, frames: &[Frame], filter: &str) -> Result<Vec<String>> {
+        let file = self.write_pcap(frames)?;
+        let mut command = Command::new("tcpdump");
+        let text = succeed(command.args(["-nnevv", "-tt", "-r"]).arg(&file).arg(filter));
+        std::fs::remove_file(&file)?;
+        // With -v a packet's line goes on in indented ones.
+        Ok(text?
+            .replace("\n    ", " ")
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    }
+
+    fn write_pcap(&self, frames: &[Frame]) -> Result<PathBuf> {
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
+        let path = self.scratch.join(format!("capture-{number}.pcap"));
+        std::fs::write(&path, pcap(frames, self.link_type)?)?;
+        Ok(path)
+    }
+
+    fn show(&self) -> Result<()> {
+        let mut frames = self.frames()?;
+        eprintln!("captured on {}: {} frames", self.what, frames.len());
+        frames.truncate(SHOWN);
+        for line in self.dump(&frames, "")? {
+            eprintln!("  | {line}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if let Err(error) = self.show() {
+            eprintln!("the capture on {} is lost: {error:#}", self.what);
+        }
+        self.shared.over.store(true, Ordering::Relaxed);
+        if let Some(reader) = self.reader.take() {
+            // A reader that panicked has said so.
+            let _ = reader.join();
+        }
+    }
+}
+
+/// The frames in the classic pcap format, microseconds, little endian.
+fn pcap(frames: &[Frame], link_type: u32) -> Result<Vec<u8>> {
+    let mut file = Vec::new();
+    let snap_length = 0x4_0000_u32;
+    for word in [0xa1b2_c3d4, 0x0004_0002, 0, 0, snap_length, link_type] {
+        file.extend(u32::to_le_bytes(word));
+    }
+    for frame in frames {
+        let at = frame.at.duration_since(UNIX_EPOCH)?;
+        let length = u32::try_from(frame.bytes.len())?;
+        let seconds = u32::try_from(at.as_secs())?;
+        for word in [seconds, at.subsec_micros(), length, length] {
+            file.extend(u32::to_le_bytes(word));
+        }
+        file.extend(&frame.bytes);
+    }
+    Ok(file)
+}

@@ -1,0 +1,62 @@
+//! Waiting for a state instead of sleeping, and the checks every test begins with.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Tries until `attempt` succeeds and hands back its value.
+///
+/// # Errors
+/// The last error of `attempt`, when none succeeded `within` the time.
+pub fn eventually<T>(within: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() >= within => {
+                return Err(error.context(format!("still so after {within:?}")));
+            }
+            Err(_) => sleep(POLL),
+        }
+    }
+}
+
+/// Checks over and over that `check` goes on succeeding for the whole time.
+///
+/// # Errors
+/// The first error of `check`.
+pub fn holds(throughout: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < throughout {
+        check().with_context(|| format!("no longer so after {:?}", start.elapsed()))?;
+        sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Ends the test unless it runs as root: a skipped test would look like a passed one.
+///
+/// # Panics
+/// When the effective user is not root.
+pub fn require_root() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests make network namespaces and start dockerd: run them as root (cargo xtask test)"
+    );
+}
+
+/// The last lines of a log, indented, for an error message; says so when there are none.
+pub(crate) fn tail(log: &Path, lines: usize) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<_> = text.lines().collect();
+    if all.is_empty() {
+        return format!("  ({} is empty)", log.display());
+    }
+    let last = &all[all.len().saturating_sub(lines)..];
+    last.iter().map(|line| format!("  | {line}\n")).collect()
+}

@@ -1,0 +1,277 @@
+//! A Docker host: a namespace, its uplink to the LAN, its own dockerd, and the agent's folders.
+
+use std::net::Ipv4Addr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use rustix::mount::{MountFlags, mount};
+use serde_json::Value;
+
+use crate::agent::{AgentBuilder, forwarder_bin};
+use crate::container::{Container, Peer};
+use crate::dockerd::{Docker, DockerCli, Dockerd};
+use crate::image::IMAGE;
+use crate::lab::Site;
+use crate::netns::{Netns, Space, veth};
+use crate::process::{Finished, finish};
+use crate::teardown;
+
+/// A host's device towards the LAN.
+const UPLINK: &str = "up0";
+
+/// A Docker host. What can be done in its namespace it can do as a [`Space`]. Dropped, all of it
+/// is taken down, containers included.
+pub struct Host {
+    number: u8,
+    netns: Netns,
+    folder: PathBuf,
+    dockerd: Mutex<Dockerd>,
+    // Keeps the lab's folder, in which this host's lies.
+    _site: Arc<Site>,
+}
+
+impl Host {
+    /// Host number N of a lab: 198.18.N.1/24, its gateway the LAN's 198.18.N.2.
+    pub(crate) fn start(
+        site: &Arc<Site>,
+        lan: &Space,
+        number: u8,
+        options: Docker,
+    ) -> Result<Self> {
+        let archive = site.image()?;
+        let folder = site.folder().join(format!("h{number}"));
+        std::fs::create_dir(&folder)?;
+        let netns = site.netns(&format!("h{number}"), &folder)?;
+        let dockerd = Mutex::new(Dockerd::new(&netns, &folder, options));
+        let host = Self {
+            number,
+            netns,
+            folder,
+            dockerd,
+            _site: Arc::clone(site),
+        };
+        let (here, there) = (host.address(), host.gateway());
+        veth(
+            (&host, UPLINK, &format!("{here}/24")),
+            (lan, &host.lan_device(), &format!("{there}/24")),
+        )?;
+        host.ip(&format!("route add default via {there}"))?;
+        host.mount_bpffs()?;
+        host.start_docker()?;
+        let archive = archive
+            .to_str()
+            .context("the temporary folder's path is not UTF-8")?;
+        host.docker(&["import", archive, IMAGE])?;
+        Ok(host)
+    }
+
+    /// A BPF file system of the host's own: with it all pins go.
+    fn mount_bpffs(&self) -> Result<()> {
+        let point = self.folder.join("bpf");
+        std::fs::create_dir(&point)?;
+        mount(
+            "bpf",
+            &point,
+            "bpf",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            None,
+        )
+        .with_context(|| format!("cannot mount a bpffs on {}", point.display()))
+    }
+
+    /// Its address on the LAN, 198.18.N.1.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(198, 18, self.number, 1)
+    }
+
+    /// The LAN's address next to it, 198.18.N.2.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::new(198, 18, self.number, 2)
+    }
+
+    /// Its device towards the LAN.
+    #[must_use]
+    pub fn uplink(&self) -> &'static str {
+        UPLINK
+    }
+
+    /// The other end of its uplink, a device of the LAN.
+    #[must_use]
+    pub fn lan_device(&self) -> String {
+        format!("h{}", self.number)
+    }
+
+    /// Its command line of Docker.
+    #[must_use]
+    pub fn docker_cli(&self) -> DockerCli {
+        self.dockerd().cli()
+    }
+
+    /// Runs a docker command that has to succeed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn docker(&self, arguments: &[&str]) -> Result<String> {
+        self.docker_cli().cmd(arguments)
+    }
+
+    /// `docker run -d --name NAME OPTIONS peer …`; waits until a [server](Peer::serve) serves.
+    ///
+    /// # Errors
+    /// When docker refuses or the server does not come up.
+    pub fn run(&self, name: &str, options: &[&str], program: &Peer) -> Result<Container> {
+        let container = self.container(name);
+        container.run(options, program)?;
+        Ok(container)
+    }
+
+    /// The handle of a container that exists or will.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Container {
+        Container::named(name, self.docker_cli(), self.folder.clone())
+    }
+
+    /// `docker exec`: a program of the image in a container.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn exec(&self, container: &str, argv: &[&str]) -> Result<String> {
+        self.container(container).exec(argv)
+    }
+
+    /// Starts a stopped or killed dockerd on the data it left.
+    ///
+    /// # Errors
+    /// When it does not come up; the error shows its log.
+    pub fn start_docker(&self) -> Result<()> {
+        self.dockerd().start()
+    }
+
+    /// Stops dockerd in good order (SIGTERM).
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_docker(&self) -> Result<()> {
+        self.dockerd().stop()
+    }
+
+    /// Kills dockerd (SIGKILL); the containers go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill_docker(&self) -> Result<()> {
+        self.dockerd().kill()
+    }
+
+    /// Stops and starts dockerd.
+    ///
+    /// # Errors
+    /// As [`Self::stop_docker`] and [`Self::start_docker`].
+    pub fn restart_docker(&self) -> Result<()> {
+        self.stop_docker()?;
+        self.start_docker()
+    }
+
+    /// An agent for this host, to be started.
+    pub fn agent(&self) -> AgentBuilder<'_> {
+        AgentBuilder::new(self)
+    }
+
+    /// Runs `forwarder VERB…` with this host's folders, whatever its exit status.
+    ///
+    /// # Errors
+    /// When there is no binary or it hangs.
+    pub fn forwarder(&self, arguments: &[&str]) -> Result<Finished> {
+        finish(
+            self.forwarder_command(&forwarder_bin()?)?
+                .args(arguments)
+                .args(self.folders("")),
+        )
+    }
+
+    /// Runs `forwarder VERB…`, which has to succeed, and hands back its output.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let done = self.forwarder(arguments).and_then(Finished::success);
+        done.with_context(|| format!("forwarder {}", arguments.join(" ")))
+    }
+
+    /// `forwarder VERB -o json`, parsed.
+    ///
+    /// # Errors
+    /// When it fails or its standard output is anything but JSON.
+    pub fn json(&self, verb: &str) -> Result<Value> {
+        let text = self.cli(&[verb, "-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| format!("forwarder {verb} -o json: {text}"))
+    }
+
+    /// `forwarder VERB…` on this host as a line for a person's shell.
+    ///
+    /// # Errors
+    /// When there is no binary.
+    pub fn forwarder_line(&self, arguments: &[&str]) -> Result<String> {
+        let enter = format!("nsenter --net={}", self.path().display());
+        let (binary, words) = (forwarder_bin()?, arguments.join(" "));
+        Ok(format!(
+            "{enter} {} {words} {}",
+            binary.display(),
+            self.folders("").join(" ")
+        ))
+    }
+
+    /// A forwarder inside that sees none of the caller's settings.
+    pub(crate) fn forwarder_command(&self, binary: &Path) -> Result<Command> {
+        let mut command = self.command(binary.to_str().context("FORWARDER_BIN is not UTF-8")?);
+        for (name, _) in std::env::vars_os() {
+            let name_text = name.to_string_lossy();
+            if name_text.starts_with("FORWARDER_") || name_text.starts_with("DOCKER_") {
+                command.env_remove(&name);
+            }
+        }
+        Ok(command)
+    }
+
+    /// The forwarder's flags for this host; a suffix gives another agent folders of its own.
+    pub(crate) fn folders(&self, suffix: &str) -> [String; 6] {
+        let below = |name: &str| {
+            self.folder
+                .join(format!("{name}{suffix}"))
+                .display()
+                .to_string()
+        };
+        let flag = |name: &str| format!("--{name}");
+        [
+            flag("docker"),
+            self.docker_cli().address(),
+            flag("state-dir"),
+            below("run"),
+            flag("bpffs-dir"),
+            below("bpf/forwarder"),
+        ]
+    }
+
+    fn dockerd(&self) -> MutexGuard<'_, Dockerd> {
+        self.dockerd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Host {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.netns
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        teardown::remove_host(self.netns.name(), &self.folder);
+    }
+}

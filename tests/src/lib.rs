@@ -1,0 +1,45 @@
+//! The harness: Docker hosts in network namespaces, a LAN beside them, and what tests do with both.
+//!
+//! ```no_run
+//! use harness::{Docker, Lab, Peer};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::new("published")?;
+//! let host = lab.host(Docker::replace())?;
+//! let agent = host.agent().arg("--xdp=off").start()?;
+//! let web = host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+//! let seen = lab.lan().peer(&["get", "198.18.1.1:8080"])?;
+//! assert!(seen.starts_with("198.18.1.2:"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Host`] takes about half a second to start, so each test has a [`Lab`] of its own and any
+//! number of them run side by side. Dropping a handle takes down what it stands for, also while a
+//! test panics; what a killed test leaves behind is swept by the next [`Lab::new`].
+
+mod agent;
+mod capture;
+mod check;
+mod container;
+mod dockerd;
+mod host;
+mod image;
+mod lab;
+mod netns;
+mod packet;
+mod process;
+mod teardown;
+
+pub use agent::{Agent, AgentBuilder, forwarder_bin};
+pub use capture::{Capture, Frame};
+pub use check::{eventually, holds, require_root};
+pub use container::{Container, Peer};
+pub use dockerd::{Docker, DockerCli};
+pub use host::Host;
+pub use image::{IMAGE, peer_bin};
+pub use lab::{Far, Lab, Lan};
+pub use netns::{Netns, Space, veth};
+pub use packet::PacketSocket;
+pub use process::{Finished, Process, finish};
+pub use teardown::sweep;

@@ -1,0 +1,247 @@
+//! Network namespaces: made, entered, wired together and deleted.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::os::fd::AsFd as _;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::capture::Capture;
+use crate::image::peer_bin;
+use crate::packet::PacketSocket;
+use crate::process::{Finished, Process, finish, succeed};
+use crate::teardown;
+
+/// Where `ip netns` keeps its namespaces.
+pub(crate) const NETNS_DIR: &str = "/run/netns";
+
+/// A network namespace in which things can be done; it belongs to someone else.
+#[derive(Debug, Clone)]
+pub struct Space {
+    name: String,
+    path: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Space {
+    pub(crate) fn new(name: &str, path: PathBuf, scratch: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            path,
+            scratch: scratch.to_owned(),
+        }
+    }
+
+    /// Its name in messages; for a namespace of ours also the one that `ip -n` takes.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder for logs and captures.
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// A command that will run inside. `/sys` and the mounts stay those outside: unlike
+    /// `ip netns exec`, so that dockerd finds its cgroups.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.path.display()))
+            .arg(program);
+        command
+    }
+
+    /// Runs a program inside to its end, whatever its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be started or hangs.
+    pub fn output(&self, argv: &[&str]) -> Result<Finished> {
+        let (program, arguments) = argv.split_first().context("an empty command")?;
+        finish(self.command(program).args(arguments))
+    }
+
+    /// Runs a program inside that has to succeed, and hands back its output.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn cmd(&self, argv: &[&str]) -> Result<String> {
+        let done = self.output(argv).and_then(Finished::success);
+        done.with_context(|| format!("in {}: {}", self.name, argv.join(" ")))
+    }
+
+    /// `ip WORDS` inside, as in `lan.ip("address add 198.18.1.9/24 dev h1")`.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        let argv: Vec<_> = std::iter::once("ip")
+            .chain(words.split_whitespace())
+            .collect();
+        self.cmd(&argv)
+    }
+
+    /// Switches features of a device, as in `lan.ethtool("h1", "tx off gro on")`.
+    ///
+    /// # Errors
+    /// When `ethtool` refuses.
+    pub fn ethtool(&self, device: &str, features: &str) -> Result<()> {
+        let argv: Vec<_> = ["ethtool", "-K", device]
+            .into_iter()
+            .chain(features.split(' '))
+            .collect();
+        self.cmd(&argv).map(drop)
+    }
+
+    /// Sets a value below `/proc/sys`, as in `lan.sysctl("net/ipv4/ip_forward", "1")`.
+    ///
+    /// # Errors
+    /// When there is no such key or the value is refused.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key);
+        self.enter(|| std::fs::write(&path, value))?
+            .with_context(|| format!("cannot set {key} to {value} in {}", self.name))
+    }
+
+    /// Runs the static peer inside as a client, and hands back what it printed.
+    ///
+    /// # Errors
+    /// When it fails (no answer, a refused connection…), with what it said.
+    pub fn peer(&self, arguments: &[&str]) -> Result<String> {
+        let program = peer_bin()?;
+        self.cmd(
+            &[
+                &[program.to_str().context("PEER_BIN is not UTF-8")?],
+                arguments,
+            ]
+            .concat(),
+        )
+    }
+
+    /// Starts the static peer inside and leaves it running.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_peer(&self, arguments: &[&str]) -> Result<Process> {
+        let program = peer_bin()?;
+        let mut command = self.command(program.to_str().context("PEER_BIN is not UTF-8")?);
+        let log = self.scratch.join(format!("{}-peer.log", self.name));
+        Process::spawn(
+            &format!("peer {}", arguments.join(" ")),
+            command.args(arguments),
+            &log,
+        )
+    }
+
+    /// Runs a closure on a thread inside: sockets that it opens belong to the namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered. A panic of the closure goes on in the caller.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let file = File::open(&self.path).with_context(|| format!("no namespace {}", self.name))?;
+        let inside = || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok::<_, rustix::io::Errno>(work())
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .unwrap_or_else(|panic| resume_unwind(panic))
+            .with_context(|| format!("cannot enter {}: run as root", self.name))
+    }
+
+    /// Begins to capture what a device inside sends and receives.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn capture(&self, device: &str) -> Result<Capture> {
+        Capture::start(self, device)
+    }
+
+    /// Sends one frame, link header included, out of a device inside.
+    ///
+    /// # Errors
+    /// When there is no such device or it does not take the frame.
+    pub fn send_frame(&self, device: &str, frame: &[u8]) -> Result<()> {
+        self.enter(|| PacketSocket::open(device)?.send(frame))?
+    }
+
+    /// The hardware address of a device inside.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
+        let text = self.ip(&format!("-br link show dev {device}"))?;
+        let octets = text.split_whitespace().nth(2).map(|mac| {
+            mac.split(':')
+                .map(|octet| u8::from_str_radix(octet, 16))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let octets = octets.with_context(|| format!("{device} has no hardware address"))??;
+        octets
+            .try_into()
+            .map_err(|_| anyhow!("{device} is no Ethernet device: {text}"))
+    }
+}
+
+/// A network namespace of ours. Dropped, its processes are killed and it is deleted.
+#[derive(Debug)]
+pub struct Netns(Space);
+
+impl Netns {
+    pub(crate) fn create(name: &str, scratch: &Path) -> Result<Self> {
+        // The first `ip netns add` on a machine mounts the folder; two at once would do so twice.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        succeed(Command::new("ip").args(["netns", "add", name]))
+            .context("cannot make a network namespace: is iproute2 installed?")?;
+        drop(guard);
+        let netns = Self(Space::new(name, Path::new(NETNS_DIR).join(name), scratch));
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+}
+
+impl Deref for Netns {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.0
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        teardown::remove_netns(self.name());
+    }
+}
+
+/// Joins two named namespaces by a veth pair, a device name and an address with prefix length at
+/// each end, and brings both ends up. MTU 1500.
+///
+/// # Errors
+/// When a name is taken.
+pub fn veth(a: (&Space, &str, &str), b: (&Space, &str, &str)) -> Result<()> {
+    let peer = format!("peer name {} netns {}", b.1, b.0.name());
+    a.0.ip(&format!(
+        "link add {} mtu 1500 type veth {peer} mtu 1500",
+        a.1
+    ))?;
+    for (space, device, address) in [a, b] {
+        space.ip(&format!("address add {address} dev {device}"))?;
+        space.ip(&format!("link set {device} up"))?;
+    }
+    Ok(())
+}

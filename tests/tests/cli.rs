@@ -1,0 +1,452 @@
+//! The command line on good and bad hosts: what it refuses, in which words, and what it leaves.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::chown;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Docker, Finished, Host, Lab, Netns, Peer, eventually, finish, forwarder_bin, holds};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A namespace without Docker, with folders and a bpffs for an agent that will refuse.
+struct Bare {
+    netns: Netns,
+    folder: PathBuf,
+    _lab: Lab,
+}
+
+impl Bare {
+    fn new(label: &str) -> Result<Self> {
+        let lab = Lab::new(label)?;
+        let netns = lab.netns("bare")?;
+        let folder = std::env::temp_dir().join(format!("{}-folder", netns.name()));
+        fs::create_dir_all(folder.join("bpf"))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("bpf", folder.join("bpf"), "bpf", flags, None)?;
+        Ok(Self {
+            netns,
+            folder,
+            _lab: lab,
+        })
+    }
+
+    fn below(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A file in the folder.
+    fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.below(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    fn flags(&self) -> [String; 3] {
+        [
+            format!("--docker=unix://{}", self.below("docker.sock").display()),
+            format!("--state-dir={}", self.below("run").display()),
+            format!("--bpffs-dir={}", self.below("bpf/forwarder").display()),
+        ]
+    }
+
+    /// `setpriv OPTIONS forwarder VERB ARGUMENTS`, to its end.
+    fn setpriv(&self, options: &[&str], verb: &str, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.netns.command("setpriv");
+        command.args(options).arg(forwarder_bin()?).arg(verb);
+        finish(command.args(self.flags()).args(arguments))
+    }
+
+    /// What `forwarder run ARGUMENTS` says when it refuses.
+    fn refused(&self, arguments: &[&str]) -> Result<String> {
+        self.refusal(self.setpriv(&[], "run", arguments)?)
+    }
+
+    /// The one line of a refusal that left nothing behind.
+    fn refusal(&self, done: Finished) -> Result<String> {
+        let line = one_line(&done)?;
+        for dir in ["run", "bpf/forwarder"] {
+            ensure!(!self.below(dir).exists(), "{dir} is left");
+        }
+        Ok(line)
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        for point in ["bpf", "empty"] {
+            // It is not mounted when a test did not come so far.
+            let _ = unmount(self.below(point), UnmountFlags::DETACH);
+        }
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("cannot remove {}: {error}", self.folder.display());
+        }
+    }
+}
+
+/// The single line on standard error of a forwarder that ended with 1 and printed nothing.
+fn one_line(done: &Finished) -> Result<String> {
+    ensure!(
+        done.status.code() == Some(1) && done.stdout.is_empty(),
+        "not refused: {done:?}"
+    );
+    let text = done.stderr.strip_suffix('\n').unwrap_or_default();
+    let line = text.strip_prefix("forwarder: ");
+    let line = line.with_context(|| format!("not a line of ours: {done:?}"))?;
+    ensure!(!line.contains('\n'), "more than one line: {line}");
+    Ok(line.to_owned())
+}
+
+#[track_caller]
+fn assert_has(line: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+}
+
+#[test]
+fn not_root_is_refused() -> Result<()> {
+    let bare = Bare::new("notroot")?;
+    let done = bare.setpriv(&["--bounding-set=-all", "--inh-caps=-all"], "run", &[])?;
+    assert_has(&bare.refusal(done)?, &["not root: run as root", "CAP_BPF"]);
+    Ok(())
+}
+
+#[test]
+fn a_missing_bpffs_is_mounted_or_explained() -> Result<()> {
+    let bare = Bare::new("bpffs")?;
+    let nowhere = bare.below("nowhere/forwarder").display().to_string();
+    let line = bare.refused(&["--bpffs-dir", &nowhere])?;
+    assert_has(&line, &["no bpffs is mounted on ", "mount -t bpf bpf "]);
+
+    let point = bare.below("empty");
+    fs::create_dir(&point)?;
+    // A daemon that is not there is waited for: by then a bpffs is there.
+    let mut command = bare.netns.command("timeout");
+    command.args(["--signal=KILL", "3"]).arg(forwarder_bin()?);
+    command
+        .arg("run")
+        .args(bare.flags())
+        .arg("--bpffs-dir")
+        .arg(point.join("forwarder"));
+    finish(&mut command)?;
+    let magic = rustix::fs::statfs(&point)?.f_type;
+    assert_eq!(magic, 0xcafe_4a11, "a bpffs");
+    Ok(())
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() -> Result<()> {
+    let bare = Bare::new("settings")?;
+    let line = bare.refused(&["--uplink=nope0"])?;
+    assert_has(&line, &["unknown uplink nope0", "ip link"]);
+    let line = bare.refused(&["--docker=tcp://198.18.1.1:2375"])?;
+    assert_has(&line, &["tcp://198.18.1.1:2375 is not a unix:///path"]);
+    let line = bare.refused(&["--log=forwarder=loud"])?;
+    assert_has(&line, &["--log forwarder=loud"]);
+
+    let unknown = bare.file("unknown.toml", "log = 'info'\n\nxpd = 'off'\n")?;
+    let line = bare.refused(&["--config", &unknown])?;
+    assert_has(&line, &[&unknown, "line 3: xpd: unknown field"]);
+    let wrong = bare.file("wrong.toml", "flows = 7\n")?;
+    let line = bare.refused(&["--config", &wrong])?;
+    assert_has(&line, &[&wrong, "line 1: flows: 7 is not in 1024..="]);
+    let line = bare.refused(&["--config", "/nowhere/f.toml"])?;
+    assert_has(&line, &["cannot read /nowhere/f.toml"]);
+
+    let done = bare.setpriv(&[], "run", &["--xdp=fast"])?;
+    assert_eq!(done.status.code(), Some(2), "usage: {done:?}");
+    Ok(())
+}
+
+#[test]
+fn environment_comes_before_the_file_and_flags_before_both() -> Result<()> {
+    let bare = Bare::new("settings-order")?;
+    let file = bare.file("f.toml", "uplink = ['file0']\n")?;
+    let seen = |variable: Option<&str>, arguments: &[&str]| {
+        let mut command = bare.netns.command("env");
+        command.args(variable).arg(forwarder_bin()?).arg("run");
+        one_line(&finish(command.args(bare.flags()).args(arguments))?)
+    };
+    let config = ["--config", file.as_str()];
+    assert_has(&seen(None, &config)?, &["unknown uplink file0"]);
+    let env = Some("FORWARDER_UPLINK=env0,env1");
+    assert_has(&seen(env, &config)?, &["unknown uplink env0"]);
+    let flags = ["--config", &file, "--uplink=flag0"];
+    assert_has(&seen(env, &flags)?, &["unknown uplink flag0"]);
+    let by_variable = format!("FORWARDER_CONFIG={file}");
+    assert_has(&seen(Some(&by_variable), &[])?, &["unknown uplink file0"]);
+    Ok(())
+}
+
+#[test]
+fn a_docker_that_will_never_do_is_refused() -> Result<()> {
+    let bare = Bare::new("unfit")?;
+    let socket = bare.below("docker.sock");
+    let _daemon = old_daemon(&socket)?;
+    assert_eq!(
+        bare.refused(&[])?,
+        "Docker 19.03.15 (API 1.40) is too old: 20.10 (API 1.41) or later is needed"
+    );
+
+    // Root that may not pass over modes: as in a container with few capabilities.
+    chown(&socket, Some(65534), Some(65534))?;
+    fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let done = bare.setpriv(&["--bounding-set=-dac_override"], "run", &[])?;
+    assert_has(&bare.refusal(done)?, &["may not open ", "run as root"]);
+    Ok(())
+}
+
+/// A daemon of another age, on a thread that ends with the test's process.
+fn old_daemon(socket: &Path) -> Result<thread::JoinHandle<()>> {
+    let listener = UnixListener::bind(socket)?;
+    Ok(thread::spawn(move || {
+        let body = r#"{"Version":"19.03.15","ApiVersion":"1.40"}"#;
+        for caller in listener.incoming() {
+            let Ok(mut caller) = caller else { return };
+            // Who only knocks gets nothing.
+            if caller.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                let _ = write!(
+                    caller,
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\
+                     Content-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+            }
+        }
+    }))
+}
+
+#[test]
+fn verbs_without_an_agent_say_so() -> Result<()> {
+    let bare = Bare::new("noagent")?;
+    for verb in ["networks", "endpoints", "ports", "status"] {
+        let line = bare.refusal(bare.setpriv(&[], verb, &[])?)?;
+        assert_has(&line, &["no agent answers at "]);
+    }
+    let line = bare.refusal(bare.setpriv(&[], "flows", &["-o", "json"])?)?;
+    assert_has(&line, &["forwarder run"]);
+
+    let done = bare.setpriv(&[], "cleanup", &[])?;
+    assert_eq!(done.success()?, "nothing to clean up");
+    Ok(())
+}
+
+#[test]
+fn pins_of_another_version_are_refused_and_cleaned_up() -> Result<()> {
+    let lab = Lab::new("layout")?;
+    let host = lab.host(Docker::replace())?;
+    let [.., dir] = folders(&host)?;
+    let old = dir.join("v0");
+    fs::create_dir_all(old.join("maps"))?;
+    let line = one_line(&host.agent().arg("--log=error").finish()?)?;
+    assert_has(&line, &["another version (v0)", "forwarder cleanup"]);
+    ensure!(old.exists(), "the pins of a version are not ours to remove");
+    host.cli(&["cleanup"])?;
+    ensure!(!dir.exists(), "cleanup leaves {}", dir.display());
+    Ok(())
+}
+
+#[test]
+fn dockers_own_rules_are_refused_with_what_to_do() -> Result<()> {
+    let lab = Lab::new("stock")?;
+    let host = lab.host(Docker::stock())?;
+    let hint = "or try the sandbox";
+    let line = one_line(&host.agent().env("FORWARDER_HINT", hint).finish()?)?;
+    let parts = [
+        "dockerd's own rules are in place",
+        "\"iptables\": false",
+        "-restore",
+        "(or try the sandbox)",
+    ];
+    assert_has(&line, &parts);
+
+    let done = host.forwarder(&["doctor", "-o", "json"])?;
+    assert_eq!(done.status.code(), Some(1));
+    let findings: Value = serde_json::from_str(&done.stdout)?;
+    let fatal = findings.as_array().into_iter().flatten();
+    let fatal: Vec<_> = fatal
+        .filter(|finding| finding["level"] == "fatal")
+        .collect();
+    let text = format!("{fatal:?}");
+    assert_has(&text, &["dockerd's own rules", "FORWARD ACCEPT"]);
+
+    // What it says does it: dockerd starts again without rules, and the rest goes by the commands.
+    for finding in fatal {
+        let todo = finding["todo"].as_str().unwrap_or_default();
+        let command = todo
+            .rsplit_once("restart: ")
+            .map_or(todo, |(_, command)| command);
+        host.cmd(&["sh", "-c", command])?;
+    }
+    let findings = host.forwarder(&["doctor"])?;
+    ensure!(findings.status.success(), "{findings:?}");
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
+    let lab = Lab::new("second")?;
+    let host = lab.host(Docker::replace())?;
+    let agent = host.agent().start()?;
+    let start = Instant::now();
+    let second = host.agent().apart("2").finish()?;
+    assert!(start.elapsed() < Duration::from_secs(5));
+    // The harness enters the namespace by replacing the process: the child is the agent itself.
+    let pid = format!("(pid {})", agent.pid());
+    assert_has(
+        &one_line(&second)?,
+        &["another agent runs in this network namespace", &pid],
+    );
+
+    let other = lab.host(Docker::replace())?;
+    other.agent().start().context("another namespace")?;
+    Ok(())
+}
+
+#[test]
+fn stdout_is_json_and_nothing_else() -> Result<()> {
+    let lab = Lab::new("json")?;
+    let host = lab.host(Docker::replace())?;
+    let web = host.run(
+        "web",
+        &["-p", "8080:80", "-p", "9053:53/udp"],
+        &Peer::serve(80),
+    )?;
+    let mut agent = host.agent().arg("--log=debug").start()?;
+    eventually(SOON, || lab.lan().peer(&["get", "198.18.1.1:8080"]))?;
+
+    let address = web.ip()?.to_string();
+    let row = |proto: &str, host_port: u16, container_port: u16| {
+        serde_json::json!({
+            "proto": proto, "host_ip": "0.0.0.0", "host_port": host_port,
+            "container": "web", "container_ip": address, "container_port": container_port,
+        })
+    };
+    let ports = host.json("ports")?;
+    assert_eq!(
+        ports,
+        Value::from(vec![row("tcp", 8080, 80), row("udp", 9053, 53)])
+    );
+    let networks = host.json("networks")?;
+    assert_eq!(
+        (&networks[0]["name"], &networks[0]["programmed"]),
+        (&"bridge".into(), &true.into())
+    );
+    let endpoints = host.json("endpoints")?;
+    assert_eq!(endpoints[0]["container"], "web");
+    assert_eq!(endpoints[0]["hooked"], true, "{endpoints}");
+
+    let status = host.json("status")?;
+    assert_eq!(status["agent"]["pid"], agent.pid());
+    assert!(status["packets"]["fast"].is_u64(), "{status}");
+    assert!(status["reasons"].is_object(), "{status}");
+    assert_eq!(
+        status["hooks"]["up0"],
+        serde_json::json!(["outside_in", "outside_out"])
+    );
+    assert!(status["maps"]["FLOWS"]["size"].is_u64(), "{status}");
+    let flow = |flows: &Value| -> Result<Value> {
+        let all = flows.as_array().context("no list")?;
+        let ours = all.iter().find(|flow| flow["original"]["dport"] == 8080);
+        ours.cloned()
+            .with_context(|| format!("no flow to port 8080 in {flows}"))
+    };
+    let seen = flow(&host.json("flows")?)?;
+    assert_eq!(
+        (&seen["proto"], &seen["original"]["src"]),
+        (&"tcp".into(), &"198.18.1.2".into())
+    );
+    assert_eq!(
+        (&seen["reply"]["src"], &seen["reply"]["sport"]),
+        (&address.as_str().into(), &80.into())
+    );
+    assert!(seen["packets"].as_u64() > Some(3), "{seen}");
+
+    agent.kill()?;
+    let status = host.json("status")?;
+    assert_eq!(status["agent"], Value::Null);
+    assert!(status["hooks"]["up0"].is_array(), "{status}");
+    flow(&host.json("flows")?).context("flows need no agent")?;
+    Ok(())
+}
+
+#[test]
+fn cleanup_spares_a_running_agent_unless_it_is_forced() -> Result<()> {
+    let lab = Lab::new("cleanup")?;
+    let host = lab.host(Docker::replace())?;
+    host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+    let [state, pins] = folders(&host)?;
+    let mut agent = host.agent().start()?;
+
+    let line = one_line(&host.forwarder(&["cleanup"])?)?;
+    assert_has(&line, &["another agent runs", "--force"]);
+    lab.lan().peer(&["get", "198.18.1.1:8080"])?;
+
+    // By its folders alone it is found too, from where its lock is not seen.
+    let flags = [
+        format!("--state-dir={}", state.display()),
+        format!("--bpffs-dir={}", pins.display()),
+    ];
+    let mut elsewhere = Command::new(forwarder_bin()?);
+    let line = one_line(&finish(elsewhere.args(["cleanup", "--force"]).args(flags))?)?;
+    assert_has(&line, &["another network namespace"]);
+    assert_eq!(agent.ended()?, None);
+
+    host.cli(&["cleanup", "--force"])?;
+    ensure!(agent.ended()?.is_some(), "the agent goes first");
+    for dir in [&state, &pins] {
+        ensure!(!dir.exists(), "cleanup leaves {}", dir.display());
+    }
+    assert_eq!(host.cli(&["cleanup"])?, "nothing to clean up");
+
+    // A killed one leaves more, and it goes as well.
+    let mut agent = host.agent().start()?;
+    agent.kill()?;
+    host.cli(&["cleanup"])?;
+    for dir in [&state, &pins] {
+        ensure!(!dir.exists(), "cleanup leaves {}", dir.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn docker_is_waited_for_and_that_is_said_once() -> Result<()> {
+    let lab = Lab::new("waits")?;
+    let host = lab.host(Docker::replace())?;
+    host.stop_docker()?;
+    let mut agent = host.agent().spawn()?;
+    let waiting = |agent: &harness::Agent| agent.log().matches("waiting for Docker").count();
+    eventually(SOON, || {
+        ensure!(waiting(&agent) > 0, "it does not say so: {}", agent.log());
+        Ok(())
+    })?;
+    holds(Duration::from_secs(2), || {
+        ensure!(waiting(&agent) == 1, "more than once: {}", agent.log());
+        Ok(())
+    })?;
+    host.start_docker()?;
+    agent.ready()?;
+    Ok(())
+}
+
+/// The state directory and the pins' directory of a host's agent.
+fn folders(host: &Host) -> Result<[PathBuf; 2]> {
+    let line = host.forwarder_line(&[])?;
+    let words = line.split(' ').collect::<Vec<_>>();
+    let after = |flag: &str| {
+        let place = words.iter().position(|word| *word == flag);
+        let value = place.and_then(|place| words.get(place + 1));
+        value
+            .map(PathBuf::from)
+            .with_context(|| format!("no {flag} in {line}"))
+    };
+    Ok([after("--state-dir")?, after("--bpffs-dir")?])
+}

@@ -1,0 +1,185 @@
+//! Debian packages: what is missing, and its installation without removing anything of the user's.
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    step::step,
+    workspace::{find_program, is_root},
+};
+
+/// A package, and the program by which the need for it is met whoever installed that.
+pub(crate) struct Need {
+    package: &'static str,
+    /// `None`: only this very package will do.
+    program: Option<&'static str>,
+}
+
+impl Need {
+    /// `package` is needed for the sake of `program`.
+    pub(crate) const fn program(package: &'static str, program: &'static str) -> Self {
+        Self {
+            package,
+            program: Some(program),
+        }
+    }
+
+    /// `package` itself is needed.
+    pub(crate) const fn package(package: &'static str) -> Self {
+        Self {
+            package,
+            program: None,
+        }
+    }
+
+    fn is_met(&self) -> bool {
+        self.program
+            .is_some_and(|program| find_program(program).is_some())
+    }
+}
+
+/// Packages that may go when another comes in their place: the static busybox is a busybox.
+const REPLACEABLE: [&str; 1] = ["busybox"];
+
+/// Installs whatever of `needs` is missing.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    let unmet: Vec<_> = needs
+        .iter()
+        .filter(|need| !need.is_met())
+        .map(|need| need.package)
+        .collect();
+    install(&missing(&unmet))
+}
+
+/// Whether this system installs its software with apt.
+pub(crate) fn is_there() -> bool {
+    find_program("apt-get").is_some() && find_program("dpkg-query").is_some()
+}
+
+/// Those of `packages` that dpkg does not hold as installed.
+pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    if packages.is_empty() {
+        return Vec::new();
+    }
+    // A failing exit status only says that some package is unknown: the others are listed.
+    let listing = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
+        .args(packages)
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    let is_installed = |package: &str| {
+        listing
+            .lines()
+            .any(|line| line.strip_prefix(package) == Some(" installed"))
+    };
+    packages
+        .iter()
+        .copied()
+        .filter(|package| !is_installed(package))
+        .collect()
+}
+
+/// Installs packages; refuses if that would remove others.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    if !is_there() {
+        bail!("install what this system calls {names}: there is no apt-get here to do it");
+    }
+    if !is_root() {
+        bail!("missing here: run apt-get install --no-install-recommends {names} as root");
+    }
+    let mut plan = simulate(packages)?;
+    if !plan.status.success() {
+        update()?;
+        plan = simulate(packages)?;
+    }
+    if !plan.status.success() {
+        bail!(
+            "apt-get finds no way to install {names}: {}",
+            last_line(&plan.stderr)
+        );
+    }
+    let plan = String::from_utf8_lossy(&plan.stdout);
+    let lost = removals(&plan);
+    if !lost.is_empty() {
+        bail!(
+            "installing {names} would remove {}: install them by hand if you agree",
+            lost.join(" ")
+        );
+    }
+
+    let what = format!("install {names}");
+    if step(&what, apt_get(packages)).is_err() {
+        // Package lists can be there and name files that the mirror no longer has.
+        update()?;
+        step(&what, apt_get(packages))?;
+    }
+    Ok(())
+}
+
+fn update() -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(["update", "-q"]);
+    step("update the package lists", command)
+}
+
+fn simulate(packages: &[&str]) -> Result<Output> {
+    apt_get(packages)
+        .arg("--simulate")
+        .output()
+        .context("cannot run apt-get")
+}
+
+fn apt_get(packages: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        // A fresh machine often upgrades itself at this moment: wait for its lock.
+        .args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
+    command
+}
+
+/// The packages that a simulated run would remove, less those whose successor comes with it.
+fn removals(simulation: &str) -> Vec<&str> {
+    simulation
+        .lines()
+        .filter_map(|line| line.strip_prefix("Remv ")?.split_whitespace().next())
+        .filter(|package| !REPLACEABLE.contains(package))
+        .collect()
+}
+
+fn last_line(output: &[u8]) -> String {
+    String::from_utf8_lossy(output)
+        .lines()
+        .last()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removal_is_noticed_unless_it_is_a_replacement() {
+        let simulation = "Inst busybox-static [1.0]\n\
+                          Remv busybox [1:1.35.0-4]\n\
+                          Remv docker-ce [5:27.0]\n\
+                          Conf busybox-static (1:1.35.0-4)\n";
+        assert_eq!(removals(simulation), ["docker-ce"]);
+    }
+
+    #[test]
+    fn a_program_that_is_there_meets_the_need_for_its_package() {
+        assert!(Need::program("no-such-package", "sh").is_met());
+        assert!(!Need::program("no-such-package", "no-such-program").is_met());
+        assert!(!Need::package("dash").is_met());
+    }
+}

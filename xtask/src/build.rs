@@ -1,0 +1,148 @@
+//! `cargo xtask build`: the BPF object, the release binaries that embed it, what the tests need.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{setup, step::step, toolchain::Toolchain, workspace::Workspace};
+
+/// The package that holds the test harness and its binaries.
+pub(crate) const TESTS: &str = "forwarder-tests";
+
+/// The package of the product's BPF programs, and that of the bench's own.
+const PROGRAMS: &str = "forwarder-ebpf";
+const TEST_PROGRAMS: &str = "forwarder-tests-ebpf";
+
+const BPF_TARGET: &str = "bpfel-unknown-none";
+
+/// Flags for every crate of the BPF object.
+const BPF_FLAGS: [&str; 3] = [
+    // BTF is made from debug info; without it maps and programs have no types.
+    "-Cdebuginfo=2",
+    "-Clink-arg=--btf",
+    // The kernel's third instruction set (5.12): 32-bit registers, and atomic operations that
+    // return what they found (compare-and-swap, fetch-and-add), which v1 and v2 lack.
+    "-Ctarget-cpu=v3",
+];
+
+/// Builds everything that the other tasks start.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    let toolchain = setup::ensure(workspace)?;
+    object(workspace, &toolchain, PROGRAMS, &workspace.object())?;
+    release(workspace, "forwarder", "forwarder")?;
+    // A tree without its tests, as a package of the product may be, still builds.
+    if workspace.has_binary(TESTS, "peer") {
+        peer(workspace)?;
+    }
+    if workspace.has_binary(TEST_PROGRAMS, TEST_PROGRAMS) {
+        object(
+            workspace,
+            &toolchain,
+            TEST_PROGRAMS,
+            &tests_object(workspace),
+        )?;
+    }
+    Ok(())
+}
+
+/// Builds a release binary with the BPF object at hand.
+pub(crate) fn release(workspace: &Workspace, package: &str, binary: &str) -> Result<()> {
+    if !workspace.has_binary(package, binary) {
+        bail!("this tree has no {binary} (a binary of {package})");
+    }
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--package", package, "--bin", binary]);
+    step(
+        &format!("compile {binary}"),
+        with_artifacts(cargo, workspace),
+    )
+}
+
+/// Tells a command where the built programs lie.
+pub(crate) fn with_artifacts(mut command: Command, workspace: &Workspace) -> Command {
+    command.envs(workspace.artifacts());
+    command
+}
+
+/// The compiled BPF object of the bench.
+pub(crate) fn tests_object(workspace: &Workspace) -> PathBuf {
+    workspace
+        .target
+        .join("bpf")
+        .join(TEST_PROGRAMS)
+        .with_extension("o")
+}
+
+fn object(workspace: &Workspace, toolchain: &Toolchain, package: &str, place: &Path) -> Result<()> {
+    // A target folder of its own: another compiler's artefacts would throw out the host's.
+    let folder = workspace.target.join("bpf");
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(&workspace.root)
+        .args(["build", "--package", package, "--release"])
+        .args(["-Zbuild-std=core", "--target", BPF_TARGET, "--target-dir"])
+        .arg(&folder)
+        .env("CARGO_ENCODED_RUSTFLAGS", BPF_FLAGS.join("\x1f"))
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
+        // The workspace's release profile is made for the host.
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
+    step(&format!("compile the BPF object of {package}"), cargo)?;
+    publish(
+        &folder.join(BPF_TARGET).join("release").join(package),
+        place,
+    )
+}
+
+fn peer(workspace: &Workspace) -> Result<()> {
+    let folder = workspace.target.join("static");
+    let host = host_triple(workspace)?;
+    let mut cargo = workspace.cargo();
+    cargo
+        .args([
+            "build",
+            "--package",
+            TESTS,
+            "--bin",
+            "peer",
+            "--release",
+            "--target",
+            &host,
+            "--target-dir",
+        ])
+        .arg(&folder)
+        // Containers of the tests hold nothing else, no C library either.
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    step("compile the tests' static peer", cargo)?;
+    publish(&folder.join(&host).join("release/peer"), &workspace.peer())
+}
+
+/// Copies a built file to where others look for it. One that is the same stays untouched,
+/// since cargo goes by times and would embed it anew.
+fn publish(built: &Path, place: &Path) -> Result<()> {
+    let bytes = fs::read(built).with_context(|| format!("cargo left no {}", built.display()))?;
+    if fs::read(place).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
+    // Renamed into place: a program that runs cannot be written to, but it can be replaced.
+    let draft = place.with_extension("new");
+    fs::copy(built, &draft)
+        .and_then(|_| fs::rename(&draft, place))
+        .with_context(|| format!("cannot write {}", place.display()))
+}
+
+fn host_triple(workspace: &Workspace) -> Result<String> {
+    let output = workspace
+        .cargo()
+        .arg("-vV")
+        .output()
+        .context("cannot run cargo -vV")?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .map(str::to_owned)
+        .context("cargo -vV names no host")
+}

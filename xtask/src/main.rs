@@ -1,0 +1,60 @@
+//! The project's tasks: `cargo xtask setup | build | run | test | bench | lint`, one file each.
+//!
+//! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
+mod apt;
+mod bench;
+mod build;
+mod lint;
+mod run;
+mod setup;
+mod step;
+mod test;
+mod toolchain;
+mod totals;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// The project's tasks. Each one does what it needs before: `run`, `test` and `bench` build,
+/// `build` sets up.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install the compilers of the BPF object, and say which
+    Setup,
+    /// Compile the BPF object and the release binaries that embed it
+    Build,
+    /// Build, then run the forwarder on this host's Docker, or in a sandbox
+    Run(run::Args),
+    /// Run every test, unprivileged tiers first
+    Test(test::Args),
+    /// Build, then measure against a stock Docker host and a bare veth
+    Bench(bench::Args),
+    /// Check format, clippy and documentation
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = Workspace::load().and_then(|workspace| match Cli::parse().task {
+        Task::Setup => setup::ensure(&workspace).map(|_| ExitCode::SUCCESS),
+        Task::Build => build::build(&workspace).map(|()| ExitCode::SUCCESS),
+        Task::Run(args) => run::run(&workspace, &args),
+        Task::Test(args) => Ok(test::run(&workspace, &args)),
+        Task::Bench(args) => bench::run(&workspace, &args),
+        Task::Lint => lint::run(&workspace).map(|()| ExitCode::SUCCESS),
+    });
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

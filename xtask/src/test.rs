@@ -1,0 +1,257 @@
+//! `cargo xtask test`: every tier of tests, the unprivileged first, and their totals.
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    process::{Command, ExitCode, Stdio},
+    thread::available_parallelism,
+};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::{
+    apt::{self, Need},
+    build::{self, TESTS},
+    lint::{CLIPPY, Check, DOC, FORMAT},
+    totals::Totals,
+    workspace::{Workspace, require_root},
+};
+
+/// What the privileged tiers stand on.
+const NEEDS: [Need; 11] = [
+    Need::program("docker.io", "dockerd"),
+    Need::package("busybox-static"),
+    Need::program("iproute2", "ip"),
+    Need::program("iptables", "iptables"),
+    Need::program("nftables", "nft"),
+    Need::program("tcpdump", "tcpdump"),
+    Need::program("ethtool", "ethtool"),
+    Need::program("bpftool", "bpftool"),
+    Need::program("curl", "curl"),
+    Need::program("socat", "socat"),
+    Need::program("conntrack", "conntrack"),
+];
+
+/// The integration tests of the program tier, by how their names begin; all others are host tests.
+const PROGRAM_TESTS: [&str; 3] = ["program", "twin", "budget"];
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which tier to run
+    #[arg(long, value_enum, default_value_t = Tier::All)]
+    tier: Tier,
+    /// Only tests whose name contains this, and no format, clippy or documentation check
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// Format, clippy, documentation, and the tests that need no privilege
+    Unit,
+    /// Loaded programs, run on test frames (root)
+    Program,
+    /// Docker hosts in network namespaces (root, Docker)
+    Host,
+    /// Everything
+    All,
+}
+
+impl Tier {
+    fn includes(self, tier: Self) -> bool {
+        self == Self::All || self == tier
+    }
+}
+
+/// What every runner so far reported, in order.
+struct Report(Vec<(&'static str, Totals)>);
+
+impl Report {
+    /// Runs one runner; one that fails does not keep the next from running.
+    fn run(&mut self, name: &'static str, runner: impl FnOnce() -> Result<Totals>) {
+        println!("== {name}");
+        let totals = runner().unwrap_or_else(|error| {
+            eprintln!("xtask: {error:#}");
+            Totals::ONE_FAILED
+        });
+        self.0.push((name, totals));
+    }
+
+    /// Prints one line per runner and the sum as the last line.
+    fn close(&self) -> ExitCode {
+        println!("== totals");
+        for (name, totals) in &self.0 {
+            println!("{name}: {totals}, {} ignored", totals.ignored);
+        }
+        let sum = self
+            .0
+            .iter()
+            .fold(Totals::default(), |sum, (_, totals)| sum + *totals);
+        println!("{sum}");
+        if sum.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the tiers; success only if nothing failed.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
+    let filter = args.filter.as_deref();
+    let mut report = Report(Vec::new());
+    if args.tier.includes(Tier::Unit) {
+        unprivileged(workspace, filter, &mut report);
+    }
+    if args.tier != Tier::Unit {
+        privileged(workspace, args.tier, filter, &mut report);
+    }
+    report.close()
+}
+
+fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report) {
+    let check = |report: &mut Report, check: &Check| {
+        // A check is no test: it counts when it fails, and adds nothing when it passes.
+        report.run(check.name, || {
+            check.run(workspace).map(|()| Totals::default())
+        });
+    };
+    if filter.is_none() {
+        check(report, &FORMAT);
+        check(report, &CLIPPY);
+    }
+    report.run("unit", || {
+        let mut cargo = workspace.cargo();
+        cargo.args([
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "forwarder-common",
+            "-p",
+            "forwarder",
+            "-p",
+            "xtask",
+        ]);
+        cargo.args(filter);
+        watch(cargo)
+    });
+    if filter.is_none() {
+        check(report, &DOC);
+    }
+}
+
+fn privileged(workspace: &Workspace, tier: Tier, filter: Option<&str>, report: &mut Report) {
+    let prepared = prepare(workspace);
+    if prepared.is_err() {
+        report.run("prepare", || prepared.map(|()| Totals::default()));
+        return;
+    }
+    let tests = workspace.integration_tests(TESTS);
+    let is_program = |test: &&str| PROGRAM_TESTS.iter().any(|prefix| test.starts_with(prefix));
+    let (program, host): (Vec<_>, Vec<_>) = tests.into_iter().partition(is_program);
+    if tier.includes(Tier::Program) && !program.is_empty() {
+        report.run("program", || {
+            watch(test_command(workspace, select(&program), filter))
+        });
+    }
+    if tier.includes(Tier::Host) {
+        report.run("host", || {
+            // The harness has tests of its own beside the integration tests.
+            let selection = ["--lib", "--bins"].into_iter().chain(select(&host));
+            watch(test_command(workspace, selection, filter))
+        });
+    }
+}
+
+/// Installs and builds what the privileged tiers start.
+fn prepare(workspace: &Workspace) -> Result<()> {
+    require_root("the program and host tier")?;
+    apt::ensure(&NEEDS)?;
+    build::build(workspace)
+}
+
+/// Cargo's arguments that select integration tests.
+fn select<'a>(tests: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    tests.iter().flat_map(|test| ["--test", test])
+}
+
+fn test_command<'a>(
+    workspace: &Workspace,
+    selection: impl IntoIterator<Item = &'a str>,
+    filter: Option<&str>,
+) -> Command {
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--release", "--no-fail-fast", "-p", TESTS]);
+    cargo.args(selection);
+    // A host test is a dockerd and its containers: many at once only wait for each other.
+    let threads = available_parallelism().map_or(1, |cores| cores.get().min(4));
+    cargo
+        .args(filter)
+        .args(["--", "--test-threads"])
+        .arg(threads.to_string());
+    build::with_artifacts(cargo, workspace)
+}
+
+/// Runs a test command with its output shown as it comes, and sums its results.
+fn watch(cargo: Command) -> Result<Totals> {
+    sum(cargo, &mut io::stdout())
+}
+
+fn sum(mut cargo: Command, shown: &mut impl Write) -> Result<Totals> {
+    let mut child = cargo
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo test")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let mut line = line.context("cannot read what cargo test prints")?;
+        if let Some(result) = Totals::parse(&String::from_utf8_lossy(&line)) {
+            totals += result;
+        }
+        line.push(b'\n');
+        shown.write_all(&line)?;
+    }
+    let status = child.wait()?;
+    if !status.success() && totals.failed == 0 {
+        totals += Totals::ONE_FAILED;
+    }
+    Ok(totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Totals {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        // Not to stdout: what is shown there counts in the run that this test is part of.
+        sum(command, &mut io::sink()).unwrap()
+    }
+
+    #[test]
+    fn results_of_several_binaries_are_summed() {
+        let result = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured";
+        let expected = Totals {
+            passed: 4,
+            failed: 0,
+            ignored: 2,
+        };
+        assert_eq!(
+            shell(&format!("echo '{result}'; echo noise; echo '{result}'")),
+            expected
+        );
+    }
+
+    #[test]
+    fn a_runner_that_ends_without_a_result_counts_as_failed() {
+        assert_eq!(shell("exit 101"), Totals::ONE_FAILED);
+        let failed = "test result: FAILED. 0 passed; 3 failed; 0 ignored; 0 measured";
+        assert_eq!(shell(&format!("echo '{failed}'; exit 101")).failed, 3);
+    }
+
+    #[test]
+    fn tiers_include_each_other_as_their_help_says() {
+        assert!(Tier::All.includes(Tier::Host) && Tier::All.includes(Tier::Unit));
+        assert!(Tier::Host.includes(Tier::Host) && !Tier::Host.includes(Tier::Program));
+    }
+}

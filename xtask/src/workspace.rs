@@ -1,0 +1,149 @@
+//! The workspace as cargo sees it: where things lie, what can be built, and cargo itself.
+use std::{
+    env,
+    ffi::OsStr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// Names the BPF object, to `forwarder/build.rs` which embeds it and to the tests which load it.
+const OBJECT_VARIABLE: &str = "FORWARDER_BPF_OBJECT";
+
+/// What `cargo metadata` says about this workspace.
+#[derive(Deserialize)]
+pub(crate) struct Workspace {
+    /// The folder of the root manifest.
+    #[serde(rename = "workspace_root")]
+    pub(crate) root: PathBuf,
+    /// The build folder, wherever the user's configuration puts it.
+    #[serde(rename = "target_directory")]
+    pub(crate) target: PathBuf,
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+impl Workspace {
+    /// Asks cargo about the workspace that this binary belongs to.
+    pub(crate) fn load() -> Result<Self> {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let output = cargo(here)
+            .args(["metadata", "--no-deps", "--format-version=1"])
+            .output()
+            .context("cannot start cargo: put it on PATH")?;
+        if !output.status.success() {
+            bail!(
+                "cargo metadata failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        serde_json::from_slice(&output.stdout).context("cargo metadata gave something unreadable")
+    }
+
+    /// The cargo that compiled this binary, to be run in the workspace's root.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = cargo(&self.root);
+        command.env("CARGO_TARGET_DIR", &self.target);
+        command
+    }
+
+    /// Where `cargo build --release` puts a binary.
+    pub(crate) fn release(&self, binary: &str) -> PathBuf {
+        self.target.join("release").join(binary)
+    }
+
+    /// The compiled BPF object.
+    pub(crate) fn object(&self) -> PathBuf {
+        self.target.join("bpf/forwarder-ebpf.o")
+    }
+
+    /// The tests' helper that runs inside containers, hence linked statically.
+    pub(crate) fn peer(&self) -> PathBuf {
+        self.target.join("static/peer")
+    }
+
+    /// What the forwarder's build script and the programs of `tests/` learn from their environment.
+    pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            ("FORWARDER_BIN", self.release("forwarder")),
+            ("PEER_BIN", self.peer()),
+            (OBJECT_VARIABLE, self.object()),
+        ]
+    }
+
+    /// Whether a package has a binary of that name.
+    pub(crate) fn has_binary(&self, package: &str, binary: &str) -> bool {
+        self.targets(package, "bin").any(|name| name == binary)
+    }
+
+    /// The integration tests of a package.
+    pub(crate) fn integration_tests(&self, package: &str) -> Vec<&str> {
+        self.targets(package, "test").collect()
+    }
+
+    fn targets<'a>(&'a self, package: &str, kind: &str) -> impl Iterator<Item = &'a str> {
+        self.packages
+            .iter()
+            .filter(move |candidate| candidate.name == package)
+            .flat_map(|package| &package.targets)
+            .filter(move |target| target.kind.iter().any(|candidate| candidate == kind))
+            .map(|target| target.name.as_str())
+    }
+}
+
+/// Removes what the outer cargo told this binary about the package `xtask`: build scripts
+/// that watch such a variable would run again for nothing.
+pub(crate) fn forget_package(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// A program found on `PATH`, or in the folders which an unprivileged `PATH` often lacks.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Whether this process may install packages and load programs.
+pub(crate) fn is_root() -> bool {
+    Path::new("/proc/self")
+        .metadata()
+        .is_ok_and(|owner| owner.uid() == 0)
+}
+
+/// One clear line unless root runs this; `what` names the task.
+pub(crate) fn require_root(what: &str) -> Result<()> {
+    if !is_root() {
+        bail!("{what} needs root: it loads BPF programs and installs what is missing");
+    }
+    Ok(())
+}
+
+fn cargo(folder: &Path) -> Command {
+    let cargo = env::var_os("CARGO");
+    let mut command = Command::new(cargo.as_deref().unwrap_or(OsStr::new("cargo")));
+    command.current_dir(folder);
+    forget_package(&mut command);
+    command
+}
