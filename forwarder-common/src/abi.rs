@@ -75,6 +75,9 @@ pub mod capacity {
 /// Endpoint slot 0: everything outside.
 pub const OUTSIDE: u32 = 0;
 
+/// The slot that stands for the host itself: no endpoint, its packets go to and come from the stack.
+pub const HOST: u32 = u32::MAX;
+
 /// A conversation's end-to-end names as one direction's packets carry them.
 ///
 /// ICMP echo has its identifier in `sport` of the request and in `dport` of the reply; the other
@@ -117,7 +120,7 @@ pub struct FlowRef {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Leg<F: Family> {
-    /// The endpoint's slot, or [`OUTSIDE`].
+    /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     pub slot: Cell<u32>,
     /// The endpoint's incarnation when the flow was made; 0 outside.
     pub incarnation: Cell<u32>,

@@ -4,7 +4,7 @@
 //! key names the record *and* its id, whoever ends a flow first wins a compare-and-swap and alone
 //! removes its keys, and what was read from a record counts only if the gate still says the same.
 
-use crate::abi::{Flow, FlowRef, Leg, OUTSIDE, Tuple};
+use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Tuple};
 use crate::checksum;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
@@ -143,7 +143,7 @@ pub fn is_current<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, now: Tick
 
 #[inline(always)]
 fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg<F>) -> bool {
-    leg.slot.get() == OUTSIDE
+    matches!(leg.slot.get(), OUTSIDE | HOST)
         || tables
             .endpoint(leg.slot.get())
             .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
@@ -217,7 +217,7 @@ pub fn track<F: Family, T: Tables<F>>(
 /// One end of a flow about to be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct End {
-    /// The endpoint's slot, or [`OUTSIDE`].
+    /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     pub slot: u32,
     /// Its incarnation.
     pub incarnation: u32,
@@ -272,6 +272,10 @@ const SWEEP: usize = 2;
 
 #[inline(always)]
 fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Option<u32> {
+    // A place that was never used names record 0 in its first life, which it must not end.
+    if reference == FlowRef::default() {
+        return None;
+    }
     let flow = tables.flow(reference.index)?;
     let gate = tables.gate(flow);
     if gate.id() != reference.id || !gate.is_live() || gate.is_assured() {

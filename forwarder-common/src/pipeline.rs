@@ -14,7 +14,7 @@
 //! is passed up with a rewritten source dies as a martian. A packet that is refused is unchanged.
 //! Every packet ends in exactly one [`Reason`].
 
-use crate::abi::{Endpoint, Flow, Network, OUTSIDE, Tuple, device, network};
+use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, Tuple, device, network};
 use crate::checksum;
 use crate::family::{Address, Family};
 use crate::flow::{self, Direction, End, Hit, ORIGINAL, Plan, REPLY};
@@ -104,6 +104,8 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn admit(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::complete`].
     fn complete(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::give_way`].
+    fn give_way(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::restore_own_error`].
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
 }
@@ -224,7 +226,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     }
     match parse(&frame, meta.l3 as usize) {
         Ok(parsed) => *packet = parsed,
-        Err(reason) => return reason,
+        Err(reason) => return unread(frame, meta, tables, reason),
     }
     let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet };
     if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
@@ -235,16 +237,36 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         return Reason::Untranslated;
     }
     if meta.came_by == 0 {
-        let restored = match passage.packet.class {
+        let translated = match passage.packet.class {
+            Class::Flow => tables.give_way(&mut passage),
             Class::IcmpError => tables.restore_own_error(&mut passage),
-            _ => None,
+            Class::Fragment | Class::Other => None,
         };
-        return restored.unwrap_or(Reason::FromHost);
+        return translated.unwrap_or(Reason::FromHost);
     }
     if tables.device(meta.came_by).is_none() && src.is_pooled() {
         return Reason::UnknownNetwork;
     }
     Reason::FromHost
+}
+
+/// What becomes of a packet on its way out that cannot be read, and so not be translated: the
+/// kernel forwards by the network header alone, so a container's must be stopped here.
+#[inline(always)]
+fn unread<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    reason: Reason,
+) -> Reason {
+    let Ok(header) = F::header(&frame, meta.l3 as usize) else { return reason };
+    if tables.subnet(header.src).is_some() {
+        Reason::Untranslated
+    } else if meta.came_by != 0 && tables.device(meta.came_by).is_none() && header.src.is_pooled() {
+        Reason::UnknownNetwork
+    } else {
+        reason
+    }
 }
 
 /// tcx egress of a bridge: the hairpin's source on the kernel's path, and the direct-routing guard.
@@ -406,6 +428,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
         let leg = &hit.flow.legs[hit.dir & 1];
         let slot = leg.slot.get();
+        if slot == HOST {
+            return Way::HandOn(Reason::HostFlow);
+        }
         if slot != OUTSIDE {
             let Some(endpoint) = self.tables.endpoint(slot) else {
                 return Way::Refuse(Reason::NoEndpoint);
@@ -501,7 +526,10 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             };
             self.tables.edit(&mut self.frame, &edit);
         }
-        self.tables.mark(mark::flow(hit.index, hit.dir));
+        // To the host itself: no further hook of ours is on the way.
+        if reason as u8 != Reason::HostFlow as u8 {
+            self.tables.mark(mark::flow(hit.index, hit.dir));
+        }
         reason
     }
 
@@ -539,6 +567,46 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         self.tables.edit(&mut self.frame, &edit);
         self.tables.mark(0);
         Some(Reason::Completed)
+    }
+}
+
+/// The host's own flows.
+impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+    /// A packet of the host's whose answers a container's flow would take: the host's flow gives
+    /// way and is translated to another port, as nf_nat does with whoever comes later. `None` for
+    /// all others.
+    #[inline(always)]
+    pub fn give_way(&mut self) -> Option<Reason> {
+        let now = self.tables.now();
+        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot.get() == HOST;
+        let hit = match self.current(now).filter(|hit| hit.dir == ORIGINAL && is_hosts(hit)) {
+            Some(hit) => hit,
+            None => {
+                let answers = self.packet.tuple.reversed();
+                let holder = flow::find(self.tables, &answers)?;
+                if holder.dir != REPLY || !flow::is_current(self.tables, holder.flow, now) {
+                    return None;
+                }
+                let plan = Plan {
+                    original: self.packet.tuple,
+                    to: End { slot: OUTSIDE, incarnation: 0 },
+                    from: End { slot: HOST, incarnation: 0 },
+                    mapping: 0,
+                    mapping_incarnation: 0,
+                    uplink_mac: [0; 6],
+                };
+                if let Err(reason) = self.make(&plan, answers, Owner::Host) {
+                    return Some(reason);
+                }
+                flow::find(self.tables, &self.packet.tuple)?
+            }
+        };
+        if !flow::track(self.tables, &hit, self.packet, now) {
+            return Some(Reason::TcpState);
+        }
+        let edit = Edit { hop: false, ..self.translate(&hit) };
+        self.tables.edit(&mut self.frame, &edit);
+        Some(Reason::HostFlow)
     }
 }
 
@@ -693,6 +761,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     fn admit_inward(&self) -> Result<(), Reason> {
         let packet = self.packet;
         let dst = packet.tuple.dst;
+        // The kernel's own check comes too late for what is redirected past it.
+        if packet.tuple.src.is_loopback() || dst.is_loopback() {
+            return Err(Reason::Loopback);
+        }
         // A fragment of a flow or for a published port: the host must not piece it together.
         let translated = |tuple: &Tuple<F>| {
             flow::find(self.tables, tuple).is_some()
@@ -837,6 +909,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let Some(network) = tables.network(device.bridge) else { return Origin::Settled(Reason::NotOurs) };
         let slot = match tables.endpoint_slot(src) {
             Some(slot) => slot,
+            // The bridge's own address.
+            None if tables.is_local(src) => return Origin::Settled(Reason::SpoofedSource),
             None if tables.subnet(src) == Some(device.bridge) => network.floor,
             None => return Origin::Settled(Reason::ForeignSource),
         };

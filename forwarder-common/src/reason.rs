@@ -89,6 +89,7 @@ reasons! {
     Options = Kernel "options" "IP options: the kernel handles them.";
     NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
+    HostFlow = Kernel "host-flow" "The host's own, of a flow whose port a container's flow had: translated.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
 
     Completed = Again "completed" "The kernel path's other half: the source rewritten on the way out.";

@@ -5,7 +5,10 @@ use core::mem::zeroed;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_fib_lookup,
+    bpf_sock_tuple,
+};
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
     bpf_loop,     bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
@@ -30,6 +33,7 @@ use crate::maps::{
 
 const AF_INET: u8 = 2;
 const ENODEV: i64 = -19;
+const EINVAL: i64 = -22;
 /// `BPF_F_CURRENT_NETNS`.
 const THIS_NAMESPACE: u64 = -1_i32 as u32 as u64;
 
@@ -45,6 +49,25 @@ pub fn count(reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own element; a program is not preempted by another of its kind.
         unsafe { *counter += 1 };
+    }
+}
+
+impl<C: EbpfContext> Kernel<C> {
+    /// Looks a route up in the kernel's tables.
+    #[inline(always)]
+    fn look_up(&self, params: &mut bpf_fib_lookup, flags: u32) -> i64 {
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: the context is this program's, the structure is as long as stated.
+        unsafe { fib_lookup(self.ctx.as_ptr(), ptr::from_mut(params), size, flags) as i64 }
+    }
+
+    /// A device's MTU, if there is such a device.
+    #[inline(always)]
+    fn mtu(&self, ifindex: u32) -> Option<u32> {
+        let mut mtu = 0;
+        // SAFETY: the context is this program's.
+        let outcome = unsafe { bpf_check_mtu(self.ctx.as_ptr(), ifindex, &raw mut mtu, 0, 0) };
+        (outcome != ENODEV).then_some(mtu)
     }
 }
 
@@ -219,12 +242,15 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         params.__bindgen_anon_1.tot_len = 1;
         params.__bindgen_anon_3.ipv4_src = tuple.src.word();
         params.__bindgen_anon_4.ipv4_dst = tuple.dst.word();
-        // SAFETY: the context is this program's, the structure is as long as stated.
-        let outcome = unsafe {
-            fib_lookup(self.ctx.as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
-        };
-        // 0 is success; 7 (no neighbour yet) is as good: the kernel resolves it on the way out.
-        if outcome != 0 && outcome != 7 {
+        // Whether the neighbour is known does not matter, the kernel resolves it on the way out; but
+        // a lookup that stops there has no MTU.
+        let mut outcome = self.look_up(&mut params, BPF_FIB_LOOKUP_SKIP_NEIGH);
+        if outcome == EINVAL {
+            // A kernel before 6.3 does not know the flag.
+            outcome = self.look_up(&mut params, 0);
+        }
+        let stopped = outcome == BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+        if outcome != 0 && !stopped {
             return Route::Kernel;
         }
         // SAFETY: the kernel filled both unions with what is read here.
@@ -233,7 +259,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         Route::Forward {
             ifindex: params.ifindex,
             next_hop: Be32::from_word(next_hop),
-            mtu: mtu as u32,
+            mtu: if stopped { self.mtu(params.ifindex).unwrap_or_default() } else { mtu as u32 },
         }
     }
 
@@ -272,9 +298,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn exists(&self, ifindex: u32) -> bool {
-        let mut mtu = 0;
-        // SAFETY: the context is this program's.
-        unsafe { bpf_check_mtu(self.ctx.as_ptr(), ifindex, &raw mut mtu, 0, 0) != ENODEV }
+        self.mtu(ifindex).is_some()
     }
 
     #[inline(always)]

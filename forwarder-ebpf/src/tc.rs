@@ -121,6 +121,7 @@ steps! {
     carry_error = tc_carry_error
     admit = tc_admit
     complete = tc_complete
+    give_way = tc_give_way
     restore_own_error = tc_restore_own_error
 }
 

@@ -3,13 +3,14 @@
 //! Facts change the World; a changed World is synced: what the kernel holds is observed, what it
 //! should hold is derived, and the difference is carried out. Crash recovery, drift and the steady
 //! state are this one path. Nothing is removed before every source has given a full list, and
-//! nothing because Docker is away.
+//! nothing because Docker is away. The guard of the outside devices needs no Docker: dockerd starts
+//! its containers before it answers, and they find it in place.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use forwarder_common::abi::device;
 use forwarder_common::family::Be32;
 use serde_json::Value;
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::config::{Attach, Config};
+use crate::config::{Attach, Config, XdpMode};
 use crate::control::{self, Query, Verb};
 use crate::datapath::{self, Datapath, Setup};
 use crate::desired::{Policy, desired};
@@ -52,55 +53,47 @@ enum Event {
 /// Runs the agent until it is asked to stop.
 ///
 /// # Errors
-/// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable, an
-/// uplink that was named does not exist.
+/// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable.
 pub async fn run(config: Config) -> Result<()> {
     let mut sources = Sources::start(&config)?;
     let mut world = World::default();
-    while !world.is_complete() {
-        match sources.next().await {
-            Event::Fact(fact) => _ = world.apply(fact),
-            Event::Query(query) => _ = query.reply.send(Value::Null),
-            Event::Beat | Event::Resync => {}
-            Event::Stop => return Ok(()),
-            Event::Broken(error) => return Err(error),
-        }
-    }
-    if let Some(name) = uplinks::missing(&world, &config.uplinks) {
-        bail!("there is no device {name} to be an uplink: see `ip link`, then --uplink");
-    }
-    let mut agent = Agent::start(config, &world)?;
-    agent.sync(&world).await?;
-    announce(&world, &agent.tables)?;
+    let mut agent: Option<Agent> = None;
+    let mut ready = false;
     loop {
         let mut event = sources.next().await;
         let mut changed = false;
         while let Event::Fact(fact) = event {
             changed |= world.apply(fact);
-            match sources.waiting() {
-                Some(next) => event = Event::Fact(next),
-                None => {
-                    event = Event::Beat;
-                    break;
-                }
-            }
+            event = sources.waiting().map_or(Event::Beat, Event::Fact);
         }
         match event {
             Event::Fact(_) => {}
             Event::Query(Query { verb, reply }) => {
+                let answer = agent.as_ref().map(|agent| agent.answer(&world, verb));
                 // Nobody to tell if the asker has gone.
-                let _ = reply.send(agent.answer(&world, verb));
+                let _ = reply.send(answer.unwrap_or_default());
             }
             Event::Beat => {
-                agent.datapath.beat()?;
-                changed |= agent.failing;
+                if let Some(agent) = &mut agent {
+                    agent.datapath.beat()?;
+                    changed |= agent.failing;
+                }
             }
             Event::Resync => changed = true,
             Event::Stop => return Ok(()),
             Event::Broken(error) => return Err(error),
         }
-        if changed {
-            agent.sync(&world).await?;
+        if !changed || !world.is_host_known() {
+            continue;
+        }
+        if agent.is_none() {
+            agent = Some(Agent::start(config.clone(), &world)?);
+        }
+        let Some(agent) = &mut agent else { continue };
+        agent.sync(&world).await?;
+        if !ready && world.is_complete() {
+            announce(&world, &agent.tables)?;
+            ready = true;
         }
     }
 }
@@ -233,6 +226,7 @@ impl Agent {
         };
         let name_of = |index: u32| world.links.get(&index).map(|link| link.name.clone());
         let mut datapath = Datapath::open(&setup, name_of)?;
+        datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
         datapath.beat()?;
         // Whatever an earlier agent cached of routes may have moved while nobody watched.
         let route_generation = datapath.observe()?.tables.route_generation;
@@ -270,11 +264,21 @@ impl Agent {
             tables.route_generation = self.route_generation;
             self.routing = Some(routing);
         }
-        self.tables = tables;
         let observed = self.datapath.observe()?;
+        if !world.is_complete() {
+            // What an earlier agent knew to be Docker's is not outside because Docker is silent.
+            let dockers = |index: &u32| {
+                let known = observed.tables.devices.get(index);
+                known.is_some_and(|device| device.kind != device::OUTSIDE)
+            };
+            tables.devices.retain(|index, _| !dockers(index));
+            tables.hooks.retain(|(index, _)| !dockers(index));
+        }
+        self.tables = tables;
         let names = world.links.values().map(|link| (link.index, link.name.clone())).collect();
         self.failing = false;
-        for op in diff(&observed, &self.tables) {
+        let ops = diff(&observed, &self.tables);
+        for op in ops.into_iter().filter(|op| world.is_complete() || op.adds()) {
             match self.datapath.apply(&op, &names).await {
                 Ok(()) => tracing::debug!("{op:?}"),
                 Err(error) => self.failed(&op, &error),

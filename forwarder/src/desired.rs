@@ -59,8 +59,8 @@ fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
 }
 
 /// Whether packets come and go by this device at the network layer: not a port of a bridge or a
-/// bond, not loopback, not swarm's overlay plumbing. A device that is down carries nothing; one of
-/// Docker's veths is down until it has its bridge.
+/// bond, not loopback, not swarm's overlay plumbing, not what Docker names as it names its bridges.
+/// A device that is down carries nothing; one of Docker's veths is down until it has its bridge.
 #[must_use]
 pub fn is_outside(world: &World, link: &Link) -> bool {
     let master_routes = |index| world.links.get(&index).is_some_and(|master| master.kind == "vrf");
@@ -69,6 +69,13 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
         && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
         && !link.name.starts_with("ov-")
         && !link.name.starts_with("vx-")
+        && !is_named_as_dockers(&link.name)
+}
+
+/// Docker may be away, or be about to list the bridge: what it forwards is not to be trusted then.
+fn is_named_as_dockers(name: &str) -> bool {
+    let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    matches!(name, "docker0" | "docker_gwbridge") || name.strip_prefix("br-").is_some_and(is_id)
 }
 
 fn row(kind: u32, bridge: u32, station: &Link) -> Device {

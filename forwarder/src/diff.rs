@@ -35,6 +35,26 @@ pub enum Op {
     Detach { ifindex: u32, hook: Hook },
 }
 
+impl Op {
+    /// Whether it only adds or changes: what an incomplete World may ask for, in which an absence
+    /// says nothing.
+    #[must_use]
+    pub const fn adds(&self) -> bool {
+        !matches!(
+            self,
+            Self::DropDevice(_)
+                | Self::DropEndpoint { .. }
+                | Self::DropNetwork(_)
+                | Self::DropSubnet(_)
+                | Self::DropLocal(_)
+                | Self::DropSource(_)
+                | Self::DropPublished { .. }
+                | Self::DropPort(_)
+                | Self::Detach { .. }
+        )
+    }
+}
+
 /// The operations that turn `observed` into `desired`.
 #[must_use]
 pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {

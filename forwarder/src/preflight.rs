@@ -1,5 +1,5 @@
 //! Whether this kernel, host and Docker bear the forwarder: findings for `doctor`, and the gate
-//! that `run` passes. What is seen is a [`Probe`]; what it means is judged by pure functions.
+//! that `run` passes. What is seen is a `Probe`; what it means is judged by pure functions.
 
 mod firewall;
 mod probe;
@@ -26,6 +26,8 @@ const OLDEST_KERNEL: (u32, u32) = (6, 1);
 pub enum Level {
     /// As it should be.
     Ok,
+    /// Not so, but `run` takes care of it.
+    Note,
     /// It works, but.
     Warn,
     /// `run` refuses.
@@ -49,6 +51,14 @@ impl Finding {
             level: Level::Ok,
             what: what.into(),
             todo: None,
+        }
+    }
+
+    fn note(what: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self {
+            level: Level::Note,
+            what: what.into(),
+            todo: Some(todo.into()),
         }
     }
 
@@ -198,7 +208,7 @@ fn attach(probe: &Probe, config: &Config) -> Finding {
 fn bpffs(bpffs: &Bpffs) -> Finding {
     match bpffs {
         Bpffs::Mounted(point) => Finding::ok(format!("a bpffs is mounted: {}", point.display())),
-        Bpffs::Mountable(point) => Finding::warn(
+        Bpffs::Mountable(point) => Finding::note(
             format!("no bpffs is mounted on {}", point.display()),
             "run mounts one",
         ),
@@ -231,7 +241,7 @@ fn bpffs(bpffs: &Bpffs) -> Finding {
 fn docker(docker: &Docker, config: &Config) -> Finding {
     match docker {
         Docker::Answers(version) => Finding::ok(format!("Docker {version} answers")),
-        Docker::Absent(why) => Finding::warn(
+        Docker::Absent(why) => Finding::note(
             format!("no Docker answers at {} ({why})", config.docker),
             "start it, or name its socket with --docker; run waits for it",
         ),

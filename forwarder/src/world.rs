@@ -60,6 +60,11 @@ impl World {
         networks && containers && links && addresses
     }
 
+    /// Whether the host's own devices and addresses are known, which does not need Docker.
+    pub fn is_host_known(&self) -> bool {
+        self.seen.links && self.seen.addresses
+    }
+
     /// Takes in one fact; returns whether anything is different now.
     pub fn apply(&mut self, fact: Fact) -> bool {
         let changed = match fact {

@@ -136,6 +136,9 @@ fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
     let down = Link { up: false, ..link(9, "eth1", "", None) };
     assert!(!is_outside(&world, &down));
     assert!(!is_outside(&world, &link(10, "ov-000", "bridge", None)), "swarm's");
+    let unlisted = link(13, "br-0123456789ab", "bridge", None);
+    assert!(!is_outside(&world, &unlisted), "a bridge of Docker's that Docker has not listed yet");
+    assert!(is_outside(&world, &link(14, "br-lan", "bridge", None)));
     world.links.insert(11, link(11, "red", "vrf", None));
     assert!(is_outside(&world, &link(12, "eth2", "", Some(11))), "a VRF's device routes");
 }

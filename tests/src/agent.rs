@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 
 use crate::check::tail;
 use crate::host::Host;
@@ -169,6 +170,14 @@ impl Agent {
     /// When it does not end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.process.stop(STOP)
+    }
+
+    /// Sends a signal, as SIGSTOP and SIGCONT to make it deaf for a while.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Kills it (SIGKILL).

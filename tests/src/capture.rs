@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::netns::Space;
 use crate::packet::PacketSocket;
 use crate::process::succeed;
+use crate::wire::Packet;
 
 /// How often the reader looks whether the capture was dropped.
 const LOOK: Timespec = Timespec {
@@ -156,6 +157,15 @@ impl Capture {
     /// When tcpdump is not installed or does not understand the filter.
     pub fn lines(&self, filter: &str) -> Result<Vec<String>> {
         self.dump(&self.frames()?, filter)
+    }
+
+    /// The IPv4 packet of a frame that was captured here.
+    pub(crate) fn packet(&self, frame: &Frame) -> Option<Packet> {
+        if self.link_type == ETHERNET {
+            Packet::of(frame)
+        } else {
+            Packet::read(&frame.bytes)
+        }
     }
 
     fn dump(&self, frames: &[Frame], filter: &str) -> Result<Vec<String>> {

@@ -106,6 +106,18 @@ impl Host {
         format!("h{}", self.number)
     }
 
+    /// The folder of the pins of an agent with the usual folders.
+    #[must_use]
+    pub fn bpffs_dir(&self) -> PathBuf {
+        self.folder.join("bpf/forwarder")
+    }
+
+    /// The folder of the state of an agent with the usual folders.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
     /// Its command line of Docker.
     #[must_use]
     pub fn docker_cli(&self) -> DockerCli {

@@ -178,6 +178,17 @@ impl Space {
         self.enter(|| PacketSocket::open(device)?.send(frame))?
     }
 
+    /// Sends many frames one after the other out of a device inside.
+    ///
+    /// # Errors
+    /// As [`Self::send_frame`].
+    pub fn send_frames(&self, device: &str, frames: &[Vec<u8>]) -> Result<()> {
+        self.enter(|| {
+            let socket = PacketSocket::open(device)?;
+            frames.iter().try_for_each(|frame| socket.send(frame))
+        })?
+    }
+
     /// The hardware address of a device inside.
     ///
     /// # Errors

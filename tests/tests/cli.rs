@@ -5,12 +5,13 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Docker, Finished, Host, Lab, Netns, Peer, eventually, finish, forwarder_bin, holds};
+use harness::{
+    Docker, Finished, Host, Lab, Netns, Peer, Space, eventually, finish, forwarder_bin, holds,
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 
@@ -66,12 +67,12 @@ impl Bare {
 
     /// What `forwarder run ARGUMENTS` says when it refuses.
     fn refused(&self, arguments: &[&str]) -> Result<String> {
-        self.refusal(self.setpriv(&[], "run", arguments)?)
+        self.refusal(&self.setpriv(&[], "run", arguments)?)
     }
 
     /// The one line of a refusal that left nothing behind.
-    fn refusal(&self, done: Finished) -> Result<String> {
-        let line = one_line(&done)?;
+    fn refusal(&self, done: &Finished) -> Result<String> {
+        let line = one_line(done)?;
         for dir in ["run", "bpf/forwarder"] {
             ensure!(!self.below(dir).exists(), "{dir} is left");
         }
@@ -115,7 +116,7 @@ fn assert_has(line: &str, parts: &[&str]) {
 fn not_root_is_refused() -> Result<()> {
     let bare = Bare::new("notroot")?;
     let done = bare.setpriv(&["--bounding-set=-all", "--inh-caps=-all"], "run", &[])?;
-    assert_has(&bare.refusal(done)?, &["not root: run as root", "CAP_BPF"]);
+    assert_has(&bare.refusal(&done)?, &["not root: run as root", "CAP_BPF"]);
     Ok(())
 }
 
@@ -200,7 +201,7 @@ fn a_docker_that_will_never_do_is_refused() -> Result<()> {
     chown(&socket, Some(65534), Some(65534))?;
     fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     let done = bare.setpriv(&["--bounding-set=-dac_override"], "run", &[])?;
-    assert_has(&bare.refusal(done)?, &["may not open ", "run as root"]);
+    assert_has(&bare.refusal(&done)?, &["may not open ", "run as root"]);
     Ok(())
 }
 
@@ -228,10 +229,10 @@ fn old_daemon(socket: &Path) -> Result<thread::JoinHandle<()>> {
 fn verbs_without_an_agent_say_so() -> Result<()> {
     let bare = Bare::new("noagent")?;
     for verb in ["networks", "endpoints", "ports", "status"] {
-        let line = bare.refusal(bare.setpriv(&[], verb, &[])?)?;
+        let line = bare.refusal(&bare.setpriv(&[], verb, &[])?)?;
         assert_has(&line, &["no agent answers at "]);
     }
-    let line = bare.refusal(bare.setpriv(&[], "flows", &["-o", "json"])?)?;
+    let line = bare.refusal(&bare.setpriv(&[], "flows", &["-o", "json"])?)?;
     assert_has(&line, &["forwarder run"]);
 
     let done = bare.setpriv(&[], "cleanup", &[])?;
@@ -390,14 +391,25 @@ fn cleanup_spares_a_running_agent_unless_it_is_forced() -> Result<()> {
     assert_has(&line, &["another agent runs", "--force"]);
     lab.lan().peer(&["get", "198.18.1.1:8080"])?;
 
-    // By its folders alone it is found too, from where its lock is not seen.
-    let flags = [
-        format!("--state-dir={}", state.display()),
-        format!("--bpffs-dir={}", pins.display()),
-    ];
-    let mut elsewhere = Command::new(forwarder_bin()?);
-    let line = one_line(&finish(elsewhere.args(["cleanup", "--force"]).args(flags))?)?;
-    assert_has(&line, &["another network namespace"]);
+    // By its folders alone it is found too, from where its lock is not seen; and with other
+    // folders it is not the one that is meant.
+    let pins_flag = format!("--bpffs-dir={}", pins.display());
+    let force = |space: &Space, state: &Path| {
+        let mut command = space.command("env");
+        command
+            .arg(forwarder_bin()?)
+            .args(["cleanup", "--force", &pins_flag]);
+        one_line(&finish(command.arg("--state-dir").arg(state))?)
+    };
+    assert_has(
+        &force(lab.lan(), &state).context("from elsewhere")?,
+        &["another network namespace"],
+    );
+    let other = state.with_extension("other");
+    assert_has(
+        &force(&host, &other).context("other folders")?,
+        &["does not answer at ", "--state-dir"],
+    );
     assert_eq!(agent.ended()?, None);
 
     host.cli(&["cleanup", "--force"])?;

@@ -61,11 +61,13 @@ fn host(workspace: &Workspace, args: &[OsString]) -> Result<ExitCode> {
         );
     }
     build::build(workspace)?;
-    eprintln!("» forwarder run (on a Docker of its own instead: cargo xtask run --sandbox)");
+    eprintln!("» forwarder run");
     become_program(
         Command::new(workspace.release("forwarder"))
             .arg("run")
-            .args(args),
+            .args(args)
+            // What the forwarder adds to its one line where this host's Docker will not do.
+            .env("FORWARDER_HINT", "on a Docker of its own: cargo xtask run --sandbox"),
     )
 }
 

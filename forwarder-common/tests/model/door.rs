@@ -15,10 +15,7 @@ use forwarder_common::timeouts::Ticks;
 use super::{Host, Target};
 
 /// The most specific of the prefixes that `addr` is in.
-fn longest<V: Copy>(
-    prefixes: impl Iterator<Item = ((Be32, u8), V)>,
-    addr: Be32,
-) -> Option<V> {
+fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32) -> Option<V> {
     let mask = |len: u8| u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
     prefixes
         .filter(|&((base, len), _)| (base.get() ^ addr.get()) & mask(len) == 0)
@@ -64,8 +61,14 @@ impl Tables<V4> for Host {
     }
 
     fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
-        let device = self.sources.iter().filter(|((device, ..), _)| *device == ifindex);
-        longest(device.map(|(&(_, base, len), &source)| ((base, len), source)), next_hop)
+        let device = self
+            .sources
+            .iter()
+            .filter(|((device, ..), _)| *device == ifindex);
+        longest(
+            device.map(|(&(_, base, len), &source)| ((base, len), source)),
+            next_hop,
+        )
     }
 
     fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
@@ -102,7 +105,12 @@ impl Tables<V4> for Host {
             }
         };
         if let Some(deed) = deed {
+            let (mark, target) = (self.mark.get(), self.target.get());
+            self.meddling.set(true);
             deed(self);
+            self.meddling.set(false);
+            self.mark.set(mark);
+            self.target.set(target);
         }
         Gate(flow.gate.get())
     }
@@ -170,9 +178,15 @@ impl Tables<V4> for Host {
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
         let routes = self.routes.iter().map(|(&key, &route)| (key, route));
         match longest(routes, tuple.dst) {
-            Some(Route::Forward { ifindex, next_hop, mtu }) if next_hop == Be32::default() => {
-                Route::Forward { ifindex, next_hop: tuple.dst, mtu }
-            }
+            Some(Route::Forward {
+                ifindex,
+                next_hop,
+                mtu,
+            }) if next_hop == Be32::default() => Route::Forward {
+                ifindex,
+                next_hop: tuple.dst,
+                mtu,
+            },
             Some(route) => route,
             None => Route::Kernel,
         }
@@ -180,7 +194,11 @@ impl Tables<V4> for Host {
 
     fn socket(&self, tuple: &Tuple<V4>) -> bool {
         let proto = tuple.proto as u16;
-        self.sockets.contains(&PortKey { addr: tuple.dst, port: tuple.dport, proto })
+        self.sockets.contains(&PortKey {
+            addr: tuple.dst,
+            port: tuple.dport,
+            proto,
+        })
     }
 
     fn takes_frames(&self, ifindex: u32) -> bool {
@@ -196,7 +214,7 @@ impl Tables<V4> for Host {
     }
 
     fn random(&self) -> u32 {
-        let drawn = (self.drawn.borrow_mut())(&self.at_hand.get());
+        let drawn = self.drawn.get();
         drawn.unwrap_or_else(|| self.dice.borrow_mut().roll() as u32)
     }
 
@@ -240,6 +258,10 @@ impl Steps<V4> for Host {
 
     fn complete(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
         passage.complete()
+    }
+
+    fn give_way(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.give_way()
     }
 
     fn restore_own_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {

@@ -40,7 +40,13 @@ impl Spec {
     fn new(proto: u32, src: (Be32, u16), dst: (Be32, u16)) -> Self {
         let (sport, dport) = (Be16::new(src.1), Be16::new(dst.1));
         Self {
-            tuple: Tuple { src: src.0, dst: dst.0, sport, dport, proto },
+            tuple: Tuple {
+                src: src.0,
+                dst: dst.0,
+                sport,
+                dport,
+                proto,
+            },
             macs: [0; 12],
             flags: 0,
             kind: 0,
@@ -53,7 +59,10 @@ impl Spec {
     }
 
     pub(crate) fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Self {
-        Self { flags, ..Self::new(proto::TCP, src, dst) }
+        Self {
+            flags,
+            ..Self::new(proto::TCP, src, dst)
+        }
     }
 
     pub(crate) fn udp(src: (Be32, u16), dst: (Be32, u16)) -> Self {
@@ -61,23 +70,42 @@ impl Spec {
     }
 
     pub(crate) fn ping(src: Be32, dst: Be32, id: u16) -> Self {
-        Self { kind: ECHO_REQUEST, ..Self::new(proto::ICMP, (src, id), (dst, 0)) }
+        Self {
+            kind: ECHO_REQUEST,
+            ..Self::new(proto::ICMP, (src, id), (dst, 0))
+        }
     }
 
     pub(crate) fn pong(src: Be32, dst: Be32, id: u16) -> Self {
-        Self { kind: ECHO_REPLY, ..Self::new(proto::ICMP, (src, 0), (dst, id)) }
+        Self {
+            kind: ECHO_REPLY,
+            ..Self::new(proto::ICMP, (src, 0), (dst, id))
+        }
     }
 
     /// An ICMP error that quotes the first `octets` of a packet.
     pub(crate) fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
         let quoted = packet[..octets.min(packet.len())].to_vec();
-        Self { kind, payload: quoted, ..Self::new(proto::ICMP, (src, 0), (dst, 0)) }
+        Self {
+            kind,
+            payload: quoted,
+            ..Self::new(proto::ICMP, (src, 0), (dst, 0))
+        }
     }
 
     /// A packet of a tuple, whatever its protocol; TCP with `flags`.
     pub(crate) fn of(tuple: Tuple<V4>, flags: u8) -> Self {
-        let kind = if tuple.sport == Be16::new(0) { ECHO_REPLY } else { ECHO_REQUEST };
-        Self { tuple, flags, kind, ..Self::new(tuple.proto, (tuple.src, 0), (tuple.dst, 0)) }
+        let kind = if tuple.sport == Be16::new(0) {
+            ECHO_REPLY
+        } else {
+            ECHO_REQUEST
+        };
+        Self {
+            tuple,
+            flags,
+            kind,
+            ..Self::new(tuple.proto, (tuple.src, 0), (tuple.dst, 0))
+        }
     }
 
     /// To and from these stations.
@@ -94,7 +122,10 @@ impl Spec {
 
     /// With a record-route option.
     pub(crate) fn options(self) -> Self {
-        Self { options: vec![7, 7, 4, 0, 0, 0, 0, 0], ..self }
+        Self {
+            options: vec![7, 7, 4, 0, 0, 0, 0, 0],
+            ..self
+        }
     }
 
     /// With this fragment word.
@@ -104,18 +135,29 @@ impl Spec {
 
     /// With so many octets of payload.
     pub(crate) fn payload(self, octets: usize) -> Self {
-        Self { payload: (0..octets).map(|n| (n * 7) as u8).collect(), ..self }
+        Self {
+            payload: (0..octets).map(|n| (n * 7) as u8).collect(),
+            ..self
+        }
     }
 
     /// The packet from its network header on.
     pub(crate) fn packet(&self) -> Vec<u8> {
-        let Tuple { src, dst, sport, dport, proto } = self.tuple;
+        let Tuple {
+            src,
+            dst,
+            sport,
+            dport,
+            proto,
+        } = self.tuple;
         let ports = [sport.get().to_be_bytes(), dport.get().to_be_bytes()].concat();
         let tail = self.fragment & 0x1fff != 0;
         let mut transport = match proto {
             _ if tail => Vec::new(),
             proto::TCP => {
-                let fixed = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x10, 0, 0, 0, 0, 0];
+                let fixed = [
+                    0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x10, 0, 0, 0, 0, 0,
+                ];
                 [&ports[..], &fixed].concat()
             }
             proto::UDP => {
@@ -123,7 +165,11 @@ impl Spec {
                 [&ports[..], &len.to_be_bytes(), &[0, 0]].concat()
             }
             proto::ICMP => {
-                let id = if self.kind == ECHO_REPLY { dport } else { sport };
+                let id = if self.kind == ECHO_REPLY {
+                    dport
+                } else {
+                    sport
+                };
                 let id = id.get().to_be_bytes();
                 vec![self.kind, 0, 0, 0, id[0], id[1], 0, 1]
             }
@@ -134,8 +180,18 @@ impl Spec {
         let len = ((octets + transport.len()) as u16).to_be_bytes();
         let fragment = self.fragment.to_be_bytes();
         let mut packet = vec![
-            0x40 | (octets / 4) as u8, 0, len[0], len[1], 0x12, 0x34, fragment[0], fragment[1],
-            self.hops, proto as u8, 0, 0,
+            0x40 | (octets / 4) as u8,
+            0,
+            len[0],
+            len[1],
+            0x12,
+            0x34,
+            fragment[0],
+            fragment[1],
+            self.hops,
+            proto as u8,
+            0,
+            0,
         ];
         packet.extend_from_slice(&src.octets());
         packet.extend_from_slice(&dst.octets());
@@ -143,7 +199,7 @@ impl Spec {
         let header = finish(sum(&packet));
         packet[10..12].copy_from_slice(&header.to_be_bytes());
         packet.extend_from_slice(&transport);
-        if !tail && !(self.unsummed && proto == proto::UDP) {
+        if !(tail || self.unsummed && proto == proto::UDP) {
             seal(&mut packet);
         }
         packet
@@ -157,9 +213,9 @@ impl Spec {
 
 /// The ones' complement sum of 16-bit words, folded.
 fn sum(octets: &[u8]) -> u32 {
-    let words = octets.chunks(2).map(|word| {
-        u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default())
-    });
+    let words = octets
+        .chunks(2)
+        .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()));
     let mut sum: u64 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -186,7 +242,9 @@ fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
 
 /// Writes the transport checksum.
 pub(crate) fn seal(packet: &mut [u8]) {
-    let Some((at, pseudo)) = place(packet) else { return };
+    let Some((at, pseudo)) = place(packet) else {
+        return;
+    };
     packet[at..at + 2].fill(0);
     let l4 = usize::from(packet[0] & 15) * 4;
     let mut checksum = finish(sum(&[&pseudo, &packet[l4..]].concat()));
@@ -206,7 +264,9 @@ pub(crate) fn sums_up(packet: &[u8]) -> bool {
     if u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
         return true;
     }
-    let Some((at, pseudo)) = place(packet) else { return true };
+    let Some((at, pseudo)) = place(packet) else {
+        return true;
+    };
     let unsummed = u32::from(packet[9]) == proto::UDP && packet[at..at + 2] == [0, 0];
     unsummed || sum(&[&pseudo, &packet[l4..]].concat()) == 0xffff
 }

@@ -1,11 +1,12 @@
 //! Filling the model's tables as an agent would: devices, networks, containers, ports, routes.
 
 use forwarder_common::abi::{Device, Endpoint, Network, PortKey, Published, device, network};
-use forwarder_common::family::{Be16, Be32};
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::reason::Path;
 use forwarder_common::tables::Route;
 
-use super::Host;
-use super::frames::ip;
+use super::frames::{Spec, ip};
+use super::{Arrival, Hook, Host, Outcome};
 
 /// The cast of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
 pub(crate) const UPLINK: u32 = 2;
@@ -50,7 +51,13 @@ impl Host {
         host.outside(UPLINK, HOST, 24, 1500);
         host.outside(SECOND, ip(198, 18, 2, 1), 24, 1280);
         host.outside(VPN, ip(198, 18, 3, 1), 24, 1400);
-        host.devices.insert(VPN, Device { kind: device::OUTSIDE, ..Device::default() });
+        host.devices.insert(
+            VPN,
+            Device {
+                kind: device::OUTSIDE,
+                ..Device::default()
+            },
+        );
         host.bridge(BRIDGE, GATEWAY, 16, network::MASQUERADE);
         host.bridge(OTHER_BRIDGE, ip(172, 18, 0, 1), 16, network::MASQUERADE);
         host.container(BRIDGE, WEB_VETH, WEB);
@@ -70,7 +77,12 @@ impl Host {
     /// An outside device with its address, subnet and MTU.
     pub(crate) fn outside(&mut self, ifindex: u32, addr: Be32, len: u8, mtu: u32) {
         let mac = mac(ifindex);
-        let device = Device { kind: device::OUTSIDE, bridge: 0, mac, ethernet: 1 };
+        let device = Device {
+            kind: device::OUTSIDE,
+            bridge: 0,
+            mac,
+            ethernet: 1,
+        };
         self.devices.insert(ifindex, device);
         self.nics.insert(ifindex, mac);
         self.locals.insert(addr);
@@ -81,11 +93,27 @@ impl Host {
     /// A Docker network.
     pub(crate) fn bridge(&mut self, ifindex: u32, gateway: Be32, len: u8, flags: u32) {
         let mac = mac(ifindex);
-        let device = Device { kind: device::BRIDGE, bridge: ifindex, mac, ethernet: 1 };
+        let device = Device {
+            kind: device::BRIDGE,
+            bridge: ifindex,
+            mac,
+            ethernet: 1,
+        };
         self.devices.insert(ifindex, device);
         self.nics.insert(ifindex, mac);
-        let floor = self.endpoint(Endpoint { bridge: ifindex, mtu: 1500, ..Endpoint::default() });
-        self.networks.insert(ifindex, Network { flags, floor, gateway });
+        let floor = self.seat(Endpoint {
+            bridge: ifindex,
+            mtu: 1500,
+            ..Endpoint::default()
+        });
+        self.networks.insert(
+            ifindex,
+            Network {
+                flags,
+                floor,
+                gateway,
+            },
+        );
         self.subnets.insert((gateway, len), ifindex);
         self.locals.insert(gateway);
         self.route((gateway, len), ifindex, Be32::default(), 1500);
@@ -96,30 +124,54 @@ impl Host {
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&far_mac(veth));
         macs[6..].copy_from_slice(&mac(bridge));
-        let endpoint = Endpoint { ifindex: veth, bridge, mtu: 1500, addr, macs, incarnation: 0 };
-        let slot = self.endpoint(endpoint);
+        let endpoint = Endpoint {
+            ifindex: veth,
+            bridge,
+            mtu: 1500,
+            addr,
+            macs,
+            incarnation: 0,
+        };
+        let slot = self.seat(endpoint);
         self.endpoint_slots.insert(addr, slot);
         if veth != 0 {
-            let device = Device { kind: device::VETH, bridge, mac: mac(bridge), ethernet: 1 };
+            let device = Device {
+                kind: device::VETH,
+                bridge,
+                mac: mac(bridge),
+                ethernet: 1,
+            };
             self.devices.insert(veth, device);
             self.nics.insert(veth, mac(veth));
         }
         slot
     }
 
-    fn endpoint(&mut self, endpoint: Endpoint<forwarder_common::family::V4>) -> u32 {
+    fn seat(&mut self, endpoint: Endpoint<V4>) -> u32 {
         let unused = |endpoint: &Endpoint<_>| endpoint.incarnation == 0;
         // Slot 0 is the outside.
         let slot = 1 + self.endpoints[1..].iter().position(unused).unwrap();
-        self.endpoints[slot] = Endpoint { incarnation: 100 + slot as u32, ..endpoint };
+        self.endpoints[slot] = Endpoint {
+            incarnation: 100 + slot as u32,
+            ..endpoint
+        };
         slot as u32
     }
 
     /// A published port, and its mapping's slot.
     pub(crate) fn publish(&mut self, at: (Be32, u16, u16), to: (Be32, u16)) -> u32 {
         let mapping = self.mappings.len() as u32 + 1;
-        let key = PortKey { addr: at.0, port: Be16::new(at.1), proto: at.2 };
-        let published = Published { mapping, addr: to.0, port: Be16::new(to.1), reserved: 0 };
+        let key = PortKey {
+            addr: at.0,
+            port: Be16::new(at.1),
+            proto: at.2,
+        };
+        let published = Published {
+            mapping,
+            addr: to.0,
+            port: Be16::new(to.1),
+            reserved: 0,
+        };
         self.published.insert(key, published);
         self.mappings.insert(mapping, 7);
         mapping
@@ -127,11 +179,122 @@ impl Host {
 
     /// A route; through the gateway 0 it is on the link.
     pub(crate) fn route(&mut self, to: (Be32, u8), ifindex: u32, next_hop: Be32, mtu: u32) {
-        self.routes.insert(to, Route::Forward { ifindex, next_hop, mtu });
+        self.routes.insert(
+            to,
+            Route::Forward {
+                ifindex,
+                next_hop,
+                mtu,
+            },
+        );
     }
 
     /// A socket of the host.
     pub(crate) fn socket(&mut self, addr: Be32, port: u16, proto: u16) {
-        self.sockets.insert(PortKey { addr, port: Be16::new(port), proto });
+        self.sockets.insert(PortKey {
+            addr,
+            port: Be16::new(port),
+            proto,
+        });
+    }
+
+    /// Sends a packet in by the uplink: what became of it, and the packet afterwards.
+    pub(crate) fn by_uplink(&self, spec: &Spec) -> (Outcome, Vec<u8>) {
+        let macs = (mac(UPLINK), far_mac(UPLINK));
+        self.send(
+            Hook::OutsideIn,
+            spec,
+            macs,
+            Arrival {
+                ifindex: UPLINK,
+                ..Arrival::default()
+            },
+        )
+    }
+
+    /// Sends a packet out of a container, by its veth.
+    pub(crate) fn by_veth(&self, veth: u32, spec: &Spec) -> (Outcome, Vec<u8>) {
+        let macs = (self.devices[&veth].mac, far_mac(veth));
+        self.send(
+            Hook::ContainerIn,
+            spec,
+            macs,
+            Arrival {
+                ifindex: veth,
+                ..Arrival::default()
+            },
+        )
+    }
+
+    /// Sends a packet out of a bridge, behind any veth: what its own hook sees.
+    pub(crate) fn by_bridge(&self, bridge: u32, mark: u32, spec: &Spec) -> (Outcome, Vec<u8>) {
+        let arrival = Arrival {
+            ifindex: bridge,
+            mark,
+            ..Arrival::default()
+        };
+        self.send(
+            Hook::BridgeIn,
+            spec,
+            (mac(bridge), far_mac(bridge)),
+            arrival,
+        )
+    }
+
+    /// Lets the kernel send a packet out by the uplink that came by `came_by`.
+    pub(crate) fn to_outside(&self, came_by: u32, mark: u32, packet: &[u8]) -> (Outcome, Vec<u8>) {
+        let arrival = Arrival {
+            ifindex: UPLINK,
+            came_by,
+            mark,
+            segment: 0,
+        };
+        self.raw(Hook::OutsideOut, packet, arrival)
+    }
+
+    /// Lets the kernel send a packet out by a bridge that came by `came_by`.
+    pub(crate) fn to_bridge(
+        &self,
+        bridge: u32,
+        came_by: u32,
+        mark: u32,
+        packet: &[u8],
+    ) -> (Outcome, Vec<u8>) {
+        let arrival = Arrival {
+            ifindex: bridge,
+            came_by,
+            mark,
+            segment: 0,
+        };
+        self.raw(Hook::BridgeOut, packet, arrival)
+    }
+
+    /// Runs a hook on a packet behind an Ethernet header: afterwards, without it.
+    pub(crate) fn raw(&self, hook: Hook, packet: &[u8], arrival: Arrival) -> (Outcome, Vec<u8>) {
+        let mut frame = [&[0; 12][..], &[0x08, 0x00], packet].concat();
+        frame[..6].copy_from_slice(&mac(arrival.ifindex));
+        let outcome = self.run(hook, &mut frame, arrival);
+        self.check();
+        (outcome, frame.split_off(14))
+    }
+
+    fn send(
+        &self,
+        hook: Hook,
+        spec: &Spec,
+        (to, from): ([u8; 6], [u8; 6]),
+        arrival: Arrival,
+    ) -> (Outcome, Vec<u8>) {
+        let mut frame = spec.clone().between(to, from).build();
+        let before = frame.clone();
+        let outcome = self.run(hook, &mut frame, arrival);
+        self.check();
+        if outcome
+            .reason
+            .is_some_and(|reason| reason.path() == Path::Drop)
+        {
+            assert_eq!(frame, before, "refused, but changed: {outcome:?}");
+        }
+        (outcome, frame.split_off(14))
     }
 }

@@ -3,7 +3,7 @@
 
 mod door;
 pub(crate) mod frames;
-mod host;
+pub(crate) mod host;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -62,7 +62,8 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Whether the packet goes on to the kernel's stack.
     pub(crate) fn passes(&self) -> bool {
-        self.reason.is_none_or(|reason| reason.path() == Path::Kernel)
+        self.reason
+            .is_none_or(|reason| matches!(reason.path(), Path::Kernel | Path::Again))
     }
 }
 
@@ -93,17 +94,16 @@ pub(crate) struct Host {
     pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
     pub(crate) flows: Vec<Flow<V4>>,
     pub(crate) free: RefCell<VecDeque<u32>>,
-    /// What `random` says next, before it falls back on the generator.
-    pub(crate) drawn: RefCell<Box<dyn FnMut(&Tuple<V4>) -> Option<u32>>>,
+    /// What `random` says instead of the generator's next number.
+    pub(crate) drawn: Cell<Option<u32>>,
     ring: RefCell<Vec<FlowRef>>,
     cursors: Cell<Cursors>,
     hints: RefCell<HashMap<u32, Hint<V4>>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
     target: Cell<Option<Target>>,
-    /// The tuple of the packet at hand.
-    at_hand: Cell<Tuple<V4>>,
     meddler: RefCell<Option<(u32, Meddler)>>,
+    meddling: Cell<bool>,
 }
 
 impl Host {
@@ -111,7 +111,12 @@ impl Host {
     pub(crate) fn new(flows: u32) -> Self {
         let ring = flows / capacity::UNASSURED_SHARE;
         Self {
-            settings: Settings { route_generation: 1, ring, flows, ..Settings::default() },
+            settings: Settings {
+                route_generation: 1,
+                ring,
+                flows,
+                ..Settings::default()
+            },
             devices: HashMap::new(),
             networks: HashMap::new(),
             subnets: HashMap::new(),
@@ -128,17 +133,16 @@ impl Host {
             clock: Cell::default(),
             index: RefCell::default(),
             flows: (0..flows).map(|_| empty_flow()).collect(),
-            // Record 0 is nobody's: an empty place of the ring names it.
-            free: RefCell::new((1..flows).collect()),
-            drawn: RefCell::new(Box::new(|_| None)),
+            free: RefCell::new((0..flows).collect()),
+            drawn: Cell::default(),
             ring: RefCell::new(vec![FlowRef::default(); ring as usize]),
             cursors: Cell::default(),
             hints: RefCell::default(),
             dice: RefCell::new(Dice::new(1)),
             mark: Cell::default(),
             target: Cell::default(),
-            at_hand: Cell::default(),
             meddler: RefCell::default(),
+            meddling: Cell::default(),
         }
     }
 
@@ -159,7 +163,11 @@ impl Host {
         self.mark.set(arrival.mark);
         self.target.set(None);
         let reason = self.decide(hook, bytes, arrival);
-        Outcome { reason, mark: self.mark.get(), target: self.target.get() }
+        Outcome {
+            reason,
+            mark: self.mark.get(),
+            target: self.target.get(),
+        }
     }
 
     fn decide(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Option<Reason> {
@@ -175,13 +183,24 @@ impl Host {
             }
         }
         let l3 = if raw { 0 } else { 14 };
-        let Arrival { ifindex, came_by, mark, segment } = arrival;
-        let meta = Meta { ifindex, came_by, l3, segment, mark };
+        let Arrival {
+            ifindex,
+            came_by,
+            mark,
+            segment,
+        } = arrival;
+        let mut meta = Meta {
+            ifindex,
+            came_by,
+            l3,
+            segment,
+            mark,
+        };
+        if hook == Hook::Uplink {
+            // A frame is no socket buffer yet.
+            (meta.segment, meta.mark) = (0, 0);
+        }
         let frame = Frame::new(bytes);
-        self.at_hand.set(match forwarder_common::parse::parse::<V4>(&frame, l3 as usize) {
-            Ok(packet) => packet.tuple,
-            Err(_) => Tuple::default(),
-        });
         let packet = &mut Packet::default();
         Some(match hook {
             Hook::OutsideIn | Hook::OutsideInRaw => {
@@ -206,14 +225,27 @@ impl Host {
     /// What must hold between two packets: every key names a live record that has it, every live
     /// record has both of its keys, and a free record is free once.
     pub(crate) fn check(&self) {
+        if self.meddling.get() {
+            // A packet is still under way.
+            return;
+        }
         let index = self.index.borrow();
         for (tuple, reference) in index.iter() {
             let flow = &self.flows[reference.index as usize];
             let gate = Gate(flow.gate.get());
-            assert!(gate.is_live() && gate.id() == reference.id, "a key without a flow: {tuple:?}");
-            assert!(flow.tuples.iter().any(|own| own.get() == *tuple), "a stranger's key: {tuple:?}");
+            assert!(
+                gate.is_live() && gate.id() == reference.id,
+                "a key without a flow: {tuple:?}"
+            );
+            assert!(
+                flow.tuples.iter().any(|own| own.get() == *tuple),
+                "a stranger's key: {tuple:?}"
+            );
         }
-        let live = self.flows.iter().filter(|flow| Gate(flow.gate.get()).is_live());
+        let live = self
+            .flows
+            .iter()
+            .filter(|flow| Gate(flow.gate.get()).is_live());
         let keys: usize = live
             .map(|flow| {
                 for tuple in &flow.tuples {
@@ -224,8 +256,12 @@ impl Host {
             .sum();
         assert_eq!(index.len(), keys, "two flows share a key");
         let free = self.free.borrow();
-        assert_eq!(free.len(), free.iter().collect::<HashSet<_>>().len(), "freed twice");
-        assert_eq!(free.len() + keys / 2 + 1, self.flows.len(), "a record is lost");
+        assert_eq!(
+            free.len(),
+            free.iter().collect::<HashSet<_>>().len(),
+            "freed twice"
+        );
+        assert_eq!(free.len() + keys / 2, self.flows.len(), "a record is lost");
     }
 }
 

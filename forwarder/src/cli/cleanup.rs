@@ -25,23 +25,25 @@ pub(super) struct Args {
 }
 
 pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
+    let socket = control::socket(&config.state_dir);
+    let answers = !matches!(
+        control::ask(&socket, Verb::Status),
+        Err(AskError::Absent { .. })
+    );
     // Held to the end, so that no agent starts in between.
     let _lock = match Lock::acquire() {
-        Err(LockError::Held(pid)) if args.force => stop(pid)?,
-        Err(held @ LockError::Held(_)) => {
-            return Err(held).context("stop it first, or use cleanup --force");
-        }
-        other => other?,
-    };
-    // Its lock may be in another network namespace, where this one's has no say.
-    let socket = control::socket(&config.state_dir);
-    match control::ask(&socket, Verb::Status) {
-        Err(AskError::Absent { .. }) => {}
-        _ => bail!(
+        Ok(_) if answers => bail!(
             "an agent answers at {} from another network namespace: run this there",
             socket.display()
         ),
-    }
+        Err(LockError::Held(pid)) if args.force && answers => stop(pid)?,
+        Err(held @ LockError::Held(_)) if args.force => {
+            let socket = socket.display();
+            bail!("{held} and does not answer at {socket}: name its --state-dir, or stop it first")
+        }
+        Err(held @ LockError::Held(_)) => bail!("{held}: stop it first, or use cleanup --force"),
+        other => other?,
+    };
     let dirs = [&config.bpffs_dir, &config.state_dir];
     if dirs.iter().all(|dir| !dir.exists()) {
         return output::text("nothing to clean up\n");
@@ -67,10 +69,10 @@ fn stop(pid: Option<i32>) -> Result<Lock> {
     // What is there under the id must still be what took the lock.
     let process = pid.and_then(Pid::from_raw).filter(|pid| {
         fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()))
-            .is_ok_and(|name| name.trim_end() == "forwarder")
+            .is_ok_and(|name| name.starts_with("forwarder"))
     });
     let Some(process) = process else {
-        return Err(held).context("cannot tell its process, so stop it first");
+        bail!("{held}, and it cannot be told which process it is: stop it first");
     };
     kill_process(process, Signal::TERM).with_context(|| held.to_string())?;
     let deadline = Instant::now() + PATIENCE;

@@ -28,6 +28,7 @@ fn render(findings: &[Finding]) -> String {
     for Finding { level, what, todo } in findings {
         let mark = match level {
             Level::Ok => "ok   ",
+            Level::Note => "note ",
             Level::Warn => "warn ",
             Level::Fatal => "FATAL",
         };

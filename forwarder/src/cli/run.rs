@@ -1,7 +1,7 @@
 //! `forwarder run`: log, lock, look at the host, then be the agent.
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result, anyhow};
 use tracing_subscriber::EnvFilter;
@@ -30,12 +30,9 @@ pub(super) fn run(config: Config) -> Result<()> {
         .context("cannot start the agent's threads")?;
     let (state_dir, bpffs_dir) = (config.state_dir.clone(), config.bpffs_dir.clone());
     let ended = runtime.block_on(daemon::run(config));
-    if ended.is_err() {
-        // An agent that did not come to work leaves no directories; those of one that did are not
-        // empty and stay.
-        for dir in [state_dir, bpffs_dir] {
-            let _ = fs::remove_dir(dir);
-        }
+    for dir in [state_dir, bpffs_dir] {
+        // Only if it is empty: an agent that did not come to work leaves nothing.
+        let _ = fs::remove_dir(dir);
     }
     ended
 }
@@ -47,6 +44,7 @@ fn start_log(filter: &str) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .try_init()
         .map_err(|error| anyhow!("cannot start the log: {error}"))

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
@@ -15,6 +16,7 @@ use aya::programs::tc::{
 };
 use aya::programs::xdp::XdpLink;
 use aya::programs::{SchedClassifier, Xdp, XdpMode};
+use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
 use crate::tables::{Hook, XdpKind};
@@ -61,6 +63,11 @@ impl Hooks {
             }
         }
         Ok(())
+    }
+
+    /// [`Pins::settle_xdp`].
+    pub(super) fn settle_xdp(&self, generic: bool) -> Result<()> {
+        self.pins.settle_xdp(generic)
     }
 
     fn replace(
@@ -127,6 +134,7 @@ impl Hooks {
     fn attach_filter(&mut self, dir: &Path, ifindex: u32, device: &str, hook: Hook) -> Result<()> {
         // Remembered before it is made: a kill in between leaves nothing that cleanup misses.
         let qdisc = dir.join(format!("{ifindex}-qdisc"));
+        let ours = qdisc.exists();
         fs::write(dir.join(pins::file_name(ifindex, hook)), device)?;
         fs::write(&qdisc, device)?;
         if let Err(error) = qdisc_add_clsact(device) {
@@ -134,7 +142,6 @@ impl Hooks {
             if !already_there(&error) {
                 return Err(error.context(format!("cannot add a clsact qdisc to {device}")));
             }
-            let ours = pins::entries(dir)?.iter().filter_map(|name| pins::parse(name)).any(|(index, other)| index == ifindex && other != hook);
             if !ours {
                 // Somebody else's: it stays when we go.
                 fs::remove_file(&qdisc)?;
@@ -190,28 +197,44 @@ pub(super) fn remove_filters(dir: &Path) -> Result<()> {
         remove_filter(dir, ifindex, hook)?;
     }
     for name in names.iter().filter(|name| name.ends_with("-qdisc")) {
-        let device = fs::read_to_string(dir.join(name))?;
-        // No library call takes a qdisc off; `tc` is where clsact is.
-        let removed = std::process::Command::new("tc")
-            .args(["qdisc", "del", "dev", &device, "clsact"])
-            .stderr(std::process::Stdio::null())
-            .status();
-        if removed.is_err() {
-            bail!("cannot take the clsact qdisc off {device}: the program tc is missing");
+        let index = name.split('-').next().and_then(|index| index.parse().ok());
+        if let Some(device) = index.and_then(name_of) {
+            remove_qdisc(&device)?;
         }
     }
     pins::remove_tree(dir)
 }
 
+/// Takes a clsact qdisc off a device, unless somebody has filters there by now.
+fn remove_qdisc(device: &str) -> Result<()> {
+    // No library call takes a qdisc off; `tc` is where clsact is.
+    let tc = |words: &[&str]| {
+        let done = Command::new("tc").args(words).output();
+        done.with_context(|| format!("cannot take the clsact qdisc off {device}: is tc installed?"))
+    };
+    for direction in ["ingress", "egress"] {
+        if !tc(&["filter", "show", "dev", device, direction])?.stdout.is_empty() {
+            return Ok(());
+        }
+    }
+    tc(&["qdisc", "del", "dev", device, "clsact"]).map(drop)
+}
+
+/// The present name of a device; it may have been renamed since.
+fn name_of(index: u32) -> Option<String> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
+    netdevice::index_to_name(socket, index).ok()
+}
+
 fn remove_filter(dir: &Path, ifindex: u32, hook: Hook) -> Result<()> {
     let path = dir.join(pins::file_name(ifindex, hook));
-    let device = match fs::read_to_string(&path) {
-        Ok(device) => device,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
+    if !path.exists() {
+        return Ok(());
+    }
     // A device that has gone took its filters along.
-    let _ = qdisc_detach_program(&device, direction(hook), hook.program());
+    if let Some(device) = name_of(ifindex) {
+        let _ = qdisc_detach_program(&device, direction(hook), hook.program());
+    }
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 

@@ -94,6 +94,14 @@ impl Datapath {
         Ok(Self { maps, hooks, far_ends })
     }
 
+    /// Says in which mode XDP programs are going to run: none that runs in the other one stays.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn settle_xdp(&self, generic: bool) -> Result<()> {
+        self.hooks.settle_xdp(generic)
+    }
+
     /// What the kernel holds.
     pub fn observe(&self) -> Result<Observed> {
         let maps = &self.maps;

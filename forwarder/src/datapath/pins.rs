@@ -62,6 +62,20 @@ impl Pins {
         self.links().join(file_name(ifindex, hook))
     }
 
+    /// Takes off XDP programs that an earlier agent attached in the other mode, which an update of
+    /// their links cannot change: they are attached anew. A directory remembers the mode.
+    pub(super) fn settle_xdp(&self, generic: bool) -> Result<()> {
+        let marker = self.root.join("generic-xdp");
+        if marker.is_dir() == generic {
+            return Ok(());
+        }
+        for (ifindex, _) in self.hooks()?.iter().filter(|(_, hook)| *hook == Hook::Uplink) {
+            fs::remove_file(self.link(*ifindex, Hook::Uplink))?;
+        }
+        if generic { fs::create_dir(&marker) } else { fs::remove_dir(&marker) }
+            .with_context(|| format!("cannot change {}", marker.display()))
+    }
+
     /// The hooks whose links are pinned.
     pub(super) fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
         Ok(entries(&self.links())?.iter().filter_map(|name| parse(name)).collect())

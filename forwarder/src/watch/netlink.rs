@@ -39,6 +39,9 @@ pub async fn watch(subscribed: &Notify, facts: &Sender<Fact>) -> Result<()> {
     let namespaces = Namespaces::open()?;
     loop {
         follow(&namespaces, subscribed, facts).await?;
+        if facts.is_closed() {
+            return Ok(());
+        }
         tracing::warn!(
             "netlink: the kernel dropped notices, reading all devices and addresses again"
         );

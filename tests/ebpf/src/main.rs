@@ -29,7 +29,15 @@ mod programs {
         frame: [u32; WORDS],
         /// The device by which it leaves, one of the namespace that runs the program.
         ifindex: u32,
+        /// How many flows there are, less one: a mask of the low bits of the source port.
+        flows: u32,
+        /// Counts frames.
+        turn: u32,
     }
+
+    /// Where the UDP source port and the checksum stand in a frame.
+    const SOURCE_PORT: usize = 34;
+    const CHECKSUM: usize = 40;
 
     #[map]
     pub static LOAD: Array<Load> = Array::with_max_entries(1, 0);
@@ -44,11 +52,23 @@ mod programs {
         if start + size_of::<[u32; WORDS]>() > end {
             return xdp_action::XDP_ABORTED;
         }
-        let Some(load) = LOAD.get(0) else {
+        let Some(load) = LOAD.get_ptr_mut(0) else {
             return xdp_action::XDP_ABORTED;
         };
+        // SAFETY: the map's one element, of which only this program, on one CPU, writes `turn`.
+        let load = unsafe { &mut *load };
+        let turn = (load.turn & load.flows) as u16;
+        load.turn = load.turn.wrapping_add(1);
         // SAFETY: the comparison above leaves room for the frame.
-        unsafe { (start as *mut [u32; WORDS]).write_unaligned(load.frame) };
+        unsafe {
+            (start as *mut [u32; WORDS]).write_unaligned(load.frame);
+            let port = (start + SOURCE_PORT) as *mut [u8; 2];
+            *port = (u16::from_be_bytes(*port) + turn).to_be_bytes();
+            // Raised by as much, the port lowers the checksum, with the carry to the other end.
+            let sum = (start + CHECKSUM) as *mut [u8; 2];
+            let (less, borrow) = u16::from_be_bytes(*sum).overflowing_sub(turn);
+            *sum = (less - u16::from(borrow)).to_be_bytes();
+        }
         // SAFETY: the helper takes numbers only.
         unsafe { bpf_redirect(load.ifindex, 0) as u32 }
     }

@@ -22,13 +22,15 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
 
 use crate::arms::Route;
-use crate::cpu::Cpu;
-use crate::frame;
+use crate::{cpu, frame};
 
 /// The receiver's port, the same in a container and published.
 pub(crate) const PORT: u16 = 9000;
-/// The sender's port.
-const FROM: u16 = 40_000;
+/// The first of the sender's ports, and how many flows there can be with the ports above.
+const FROM: u16 = 1 << 15;
+pub(crate) const MAX_FLOWS: u32 = 1 << 15;
+/// The words of what the generator is told.
+const WORDS: usize = frame::LENGTH / 4 + 3;
 
 /// Names the compiled programs; beside this binary's folder they lie under `OBJECT`.
 const VARIABLE: &str = "FORWARDER_TESTS_BPF_OBJECT";
@@ -50,14 +52,15 @@ const POLL: Duration = Duration::from_millis(50);
 /// The bench's own programs, loaded.
 pub(crate) struct Flood {
     ebpf: Ebpf,
+    flows: u32,
 }
 
 impl Flood {
-    /// Loads the programs.
+    /// Loads the programs. The frames will belong to so many flows, a power of two, in turn.
     ///
     /// # Errors
     /// When they were not built or the kernel refuses them.
-    pub(crate) fn load() -> Result<Self> {
+    pub(crate) fn load(flows: u32) -> Result<Self> {
         let path = object()?;
         let mut ebpf = Ebpf::load_file(&path).with_context(|| {
             format!(
@@ -67,7 +70,7 @@ impl Flood {
         })?;
         program::<Xdp>(&mut ebpf, "generator")?.load()?;
         program::<SchedClassifier>(&mut ebpf, "door")?.load()?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, flows })
     }
 
     /// What a socket of the server receives, in million packets per second.
@@ -133,21 +136,21 @@ impl Flood {
     fn aim(&mut self, route: &Route) -> Result<()> {
         let index = route.client.enter(|| if_nametoindex(route.exit.as_str()))?;
         let index = index.with_context(|| format!("no device {}", route.exit))?;
-        // As the program's `Load`: the frame, then the device.
-        let mut load = [0; frame::LENGTH + size_of::<u32>()];
-        load[..frame::LENGTH].copy_from_slice(&datagram(route));
-        load[frame::LENGTH..].copy_from_slice(&index.to_ne_bytes());
-        let map = self
-            .ebpf
-            .map_mut("LOAD")
-            .context("the object has no map LOAD")?;
-        Ok(Array::<_, [u8; frame::LENGTH + size_of::<u32>()]>::try_from(map)?.set(0, load, 0)?)
+        // The program's `Load`: the frame, the device, the mask of the flows, the first turn.
+        let mut load = [0; WORDS];
+        let frame = datagram(route);
+        for (word, bytes) in load.iter_mut().zip(frame.as_chunks().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        load[WORDS - 3..].copy_from_slice(&[index, self.flows - 1, 0]);
+        let map = self.ebpf.map_mut("LOAD");
+        let map = map.context("the object has no map LOAD")?;
+        Ok(Array::<_, [u32; WORDS]>::try_from(map)?.set(0, load, 0)?)
     }
 
     /// Sends until it is over; runs in the client's namespace, whose devices the program means.
-    /// What the flood sets off, up to the receiver's socket, runs on this CPU, too.
     fn send(&self, route: &Route, over: &AtomicBool) -> Result<()> {
-        Cpu::First.keep()?;
+        cpu::keep()?;
         let generator = self
             .ebpf
             .program("generator")
@@ -181,12 +184,10 @@ fn rate(count: impl Fn() -> Result<u64>) -> Result<f64> {
 
 /// Counts what a socket receives until it is over; runs in the server's namespace.
 fn receive(count: &AtomicU64, over: &AtomicBool) -> Result<()> {
-    Cpu::Last.keep()?;
+    cpu::keep()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
     socket.set_read_timeout(Some(POLL))?;
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
-    let snmp=|| { let t=std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap(); t.lines().filter(|l| l.starts_with("Udp:")).nth(1).unwrap().to_owned() };
-    eprintln!("DBG {}", snmp());
     let mut room = [[0; frame::LENGTH]; DATAGRAMS];
     let mut headers = MultiHeaders::<()>::preallocate(DATAGRAMS, None);
     while !over.load(Ordering::Relaxed) {
@@ -200,7 +201,6 @@ fn receive(count: &AtomicU64, over: &AtomicBool) -> Result<()> {
             Err(error) => return Err(error).context("cannot receive"),
         }
     }
-    eprintln!("DBG {}", snmp());
     Ok(())
 }
 

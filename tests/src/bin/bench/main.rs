@@ -33,6 +33,9 @@ use crate::work::{Arm, Direction, Work};
 /// The least part of the packets that has to take the path which an arm stands for.
 const SHARE: f64 = 0.9;
 
+/// The niceness of everything here.
+const PRIORITY: i32 = -19;
+
 /// Measures the forwarder against a stock Docker host and a bare veth, all of them made of network
 /// namespaces: nothing of this machine's Docker or network is touched or loaded.
 #[derive(Parser)]
@@ -50,6 +53,9 @@ struct Args {
     /// Fail when a target is missed
     #[arg(long)]
     check: bool,
+    /// Into how many flows the UDP frames are divided, a power of two
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = flows)]
+    flows: u32,
     /// Only these arms; all ratios are to stock
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     arms: Vec<Arm>,
@@ -59,6 +65,16 @@ struct Args {
     /// Only these directions
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     directions: Vec<Direction>,
+}
+
+fn flows(text: &str) -> Result<u32> {
+    let flows: u32 = text.parse()?;
+    ensure!(
+        flows.is_power_of_two() && flows <= flood::MAX_FLOWS,
+        "1, 2, 4, … or {}",
+        flood::MAX_FLOWS
+    );
+    Ok(flows)
 }
 
 fn main() -> ExitCode {
@@ -76,6 +92,8 @@ fn run(args: &Args) -> Result<ExitCode> {
         rustix::process::geteuid().is_root(),
         "run as root: it makes network namespaces and loads BPF programs"
     );
+    // Inherited by all that is started: what else the machine does disturbs less.
+    rustix::process::setpriority_process(None, PRIORITY)?;
     // A flag, looked at between measurements: what stands is taken down in order. Blocking the
     // signals instead would pass on to every child.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -88,7 +106,7 @@ fn run(args: &Args) -> Result<ExitCode> {
             true => error.context("interrupted; all is taken down"),
             false => error,
         })?;
-    let report = Report::new(samples, args.rounds)?;
+    let report = Report::new(samples, args.rounds, args.flows)?;
     report.print();
     if let Some(file) = &args.json {
         report.write(file)?;
@@ -115,7 +133,7 @@ struct Bench<'args> {
 
 impl<'args> Bench<'args> {
     fn build(args: &'args Args, interrupted: &'args AtomicBool) -> Result<Self> {
-        let flood = Flood::load()?;
+        let flood = Flood::load(args.flows)?;
         let folder = Folder::new()?;
         let lab = Lab::new("bench")?;
         let lan = Servers::start(lab.lan(), &folder.0.join("lan"))?;

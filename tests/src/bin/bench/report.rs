@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub(crate) struct Report {
     cpu: String,
     cpus: usize,
     rounds: u32,
+    /// Into how many flows UDP was divided.
+    flows: u32,
     summaries: Vec<Summary>,
     verdicts: Vec<Verdict>,
     samples: Vec<Sample>,
@@ -40,7 +43,7 @@ impl Report {
     ///
     /// # Errors
     /// When the machine does not say what it is.
-    pub(crate) fn new(samples: Vec<Sample>, rounds: u32) -> Result<Self> {
+    pub(crate) fn new(samples: Vec<Sample>, rounds: u32, flows: u32) -> Result<Self> {
         let read =
             |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
         let date = Command::new("date").args(["-u", "+%FT%TZ"]).output();
@@ -58,6 +61,7 @@ impl Report {
                 .to_owned(),
             cpus: std::thread::available_parallelism()?.get(),
             rounds,
+            flows,
             summaries,
             verdicts,
             samples,
@@ -76,9 +80,11 @@ impl Report {
             kernel,
             cpus,
             rounds,
+            flows,
             ..
         } = self;
-        println!("{date}, kernel {kernel}, {cpus} CPUs, {rounds} rounds.");
+        println!("{date}, kernel {kernel}, {rounds} rounds. One of {cpus} CPUs does all of it:");
+        println!("clients, hosts and servers. UDP is divided into {flows} flows.");
         println!("Median (min to max) and, pair by pair, how many times as good as stock.\n");
         println!("{}\n", table(&self.summaries));
         for Verdict {
@@ -116,7 +122,7 @@ impl Report {
 fn summaries(samples: &[Sample]) -> Vec<Summary> {
     let mut all = Vec::new();
     for (work, direction) in rows(samples) {
-        let arms = arms(samples.iter().map(|sample| sample.arm));
+        let arms = arms(|arm| samples.iter().any(|sample| sample.arm == arm));
         all.extend(
             arms.into_iter()
                 .filter_map(|arm| summary(samples, work, direction, arm)),
@@ -137,16 +143,15 @@ fn rows(samples: &[Sample]) -> Vec<(Work, Direction)> {
     rows
 }
 
-/// The arms among these, each once, in the order in which they are declared.
-fn arms(among: impl Iterator<Item = Arm> + Clone) -> Vec<Arm> {
-    let there = |arm: &Arm| among.clone().any(|other| other == *arm);
-    let all = [Arm::Stock, Arm::Ours, Arm::OursXdp, Arm::Against, Arm::Bare];
-    all.into_iter().filter(there).collect()
+/// The arms that pass, in the order in which they are declared.
+fn arms(there: impl Fn(Arm) -> bool) -> Vec<Arm> {
+    let all = Arm::value_variants().iter().copied();
+    all.filter(|arm| there(*arm)).collect()
 }
 
 /// A row per work and direction, a column per arm; Markdown, to be pasted.
 fn table(summaries: &[Summary]) -> Table {
-    let arms = arms(summaries.iter().map(|summary| summary.arm));
+    let arms = arms(|arm| summaries.iter().any(|summary| summary.arm == arm));
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
     let columns = arms.iter().map(|arm| arm.title());

@@ -9,8 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use harness::{Finished, Process, Space, eventually, finish};
 
 use crate::arms::Route;
-use crate::cpu::Cpu;
-use crate::parse;
+use crate::{cpu, parse};
 
 /// The ports of the servers, the same in a container and published.
 pub(crate) const HTTP: u16 = 8080;
@@ -23,9 +22,6 @@ const START: Duration = Duration::from_secs(10);
 const CONNECTIONS: &str = "8";
 /// How long each client works.
 const SECONDS: &str = "1";
-/// Where the servers run, and the clients whose rate is measured.
-const SERVER: Cpu = Cpu::First;
-const CLIENT: Cpu = Cpu::First;
 
 /// The servers in one namespace. Dropped, they are killed.
 pub(crate) struct Servers(#[expect(dead_code, reason = "held until it is dropped")] [Process; 3]);
@@ -39,7 +35,7 @@ impl Servers {
         fs::create_dir_all(folder)?;
         let spawn = |argv: &[&str], port: u16| {
             let log = folder.join(format!("{}.log", argv[0]));
-            let mut command = command(space, SERVER, argv)?;
+            let mut command = command(space, argv)?;
             let mut server = Process::spawn(argv[0], &mut command, &log)?;
             let up = eventually(START, || listens(space, port));
             up.with_context(|| {
@@ -105,30 +101,24 @@ fn listening(table: &str, port: u16) -> bool {
     })
 }
 
-/// A command inside, kept on a CPU.
-fn command(space: &Space, cpu: Cpu, argv: &[&str]) -> Result<Command> {
+/// A command inside, kept on the CPU.
+fn command(space: &Space, argv: &[&str]) -> Result<Command> {
     let mut command = space.command("taskset");
-    let set = if std::env::var_os("FREE").is_some() && argv[0] != "sockperf" {
-        "0,1".to_owned()
-    } else {
-        cpu.number()?.to_string()
-    };
-    command.arg("-c").arg(set).args(argv);
+    command.arg("-c").arg(cpu::number()?.to_string()).args(argv);
     Ok(command)
 }
 
-/// Runs a client on a CPU and hands back what it printed.
-fn client(route: &Route, cpu: Cpu, argv: &[&str]) -> Result<Finished> {
-    finish(&mut command(&route.client, cpu, argv)?)
+/// Runs a client to its end and hands back what it printed.
+fn client(route: &Route, argv: &[&str]) -> Result<Finished> {
+    finish(&mut command(&route.client, argv)?)
 }
 
-/// Half a round trip, in µs. Both ends share a CPU: across two, a virtual machine's wake-up of
-/// the other costs more than any path.
+/// Half a round trip, in µs.
 pub(crate) fn ping_pong(route: &Route) -> Result<f64> {
     let (address, port) = (route.address.to_string(), LATENCY.to_string());
     let (to, what) = (["-i", &address, "-p", &port], ["-m", "14", "-t", SECONDS]);
     let argv = [&["sockperf", "ping-pong", "--tcp"], &to[..], &what].concat();
-    parse::sockperf(&client(route, SERVER, &argv)?.stdout)
+    parse::sockperf(&client(route, &argv)?.stdout)
 }
 
 /// Requests per second, each on a connection of its own.
@@ -145,7 +135,7 @@ fn wrk(route: &Route, options: &[&str]) -> Result<f64> {
     let url = format!("http://{}:{HTTP}/", route.address);
     let fixed = ["wrk", "-t", "1", "-c", CONNECTIONS, "-d", SECONDS];
     let argv = [&fixed[..], options, &[&url]].concat();
-    parse::wrk(&client(route, CLIENT, &argv)?.success()?)
+    parse::wrk(&client(route, &argv)?.success()?)
 }
 
 /// What one stream carries, in Gbit/s.
@@ -154,7 +144,7 @@ pub(crate) fn stream(route: &Route) -> Result<f64> {
     let to = ["-c", &address, "-p", &port];
     let argv = [&["iperf3", "-J", "-t", SECONDS], &to[..]].concat();
     // With -J what failed stands in the JSON, too.
-    parse::iperf3(&client(route, CLIENT, &argv)?.stdout)
+    parse::iperf3(&client(route, &argv)?.stdout)
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context as _, Result};
-use rustix::net::sockopt::{Timeout, set_ip_ttl, set_ipv6_unicast_hops, set_socket_timeout};
+use rustix::net::sockopt::{
+    Timeout, set_ip_ttl, set_ipv6_unicast_hops, set_socket_reuseaddr, set_socket_timeout,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::Options;
@@ -24,6 +26,8 @@ pub(crate) fn tcp(to: SocketAddr, options: &Options) -> Result<TcpStream> {
         None => {}
     }
     if let Some(from) = options.bind {
+        // One local port towards many remotes, and again at once after an end.
+        set_socket_reuseaddr(&fd, true)?;
         bind(&fd, &from).with_context(|| format!("cannot bind to {from}"))?;
     }
     connect(&fd, &to).with_context(|| format!("cannot connect to {to}"))?;

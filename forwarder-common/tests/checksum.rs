@@ -1,0 +1,125 @@
+//! Checksums: whatever is updated by difference equals what a full recomputation gives.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use forwarder_common::checksum::{add, delta, fold, update, update_udp};
+use forwarder_common::family::Be16;
+use forwarder_common::reason::Reason;
+use model::Host;
+use model::frames::{ACK, SYN, Spec, ip, sums_up};
+use model::host::{APP, APP_VETH, HOST, REMOTE, WEB, WEB_VETH};
+use proptest::prelude::*;
+
+fn total(words: &[u16]) -> u32 {
+    words.iter().map(|&word| u32::from(word)).sum()
+}
+
+/// The checksum field of these words.
+fn field(words: &[u16]) -> Be16 {
+    Be16::from_word(!fold(total(words)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_update_is_a_recomputation(
+        kept in prop::collection::vec(any::<u16>(), 1..20),
+        old in prop::collection::vec(any::<u16>(), 0..6),
+        new in prop::collection::vec(any::<u16>(), 0..6),
+    ) {
+        // A header is never all zeros.
+        prop_assume!(total(&kept) != 0);
+        let difference = delta(total(&old), total(&new));
+        let before = field(&[&kept[..], &old].concat());
+        let after = field(&[&kept[..], &new].concat());
+        prop_assert_eq!(update(before, difference), after);
+        let udp = |sum: Be16| if sum.word() == 0 { Be16::from_word(0xffff) } else { sum };
+        prop_assert_eq!(update_udp(udp(before), difference), udp(after));
+    }
+
+    #[test]
+    fn deltas_add_up_and_take_back(sum in 0..600_000_u32, other in 0..600_000_u32, word in any::<u16>()) {
+        prop_assert_eq!(delta(sum, sum), 0);
+        prop_assert!(delta(sum, other) != 0xffff);
+        let word = Be16::from_word(word);
+        let there = update(word, delta(sum, other));
+        let back = update(there, delta(other, sum));
+        // Zero has two names, and a sum that comes back from a change has the second.
+        prop_assert_eq!(back.word() % 0xffff, word.word() % 0xffff);
+        let both = add(delta(sum, other), delta(other, sum));
+        prop_assert!(both == 0 || both == 0xffff);
+    }
+
+    #[test]
+    fn udp_without_checksum_stays_without(difference in any::<u16>()) {
+        prop_assert_eq!(update_udp(Be16::new(0), difference), Be16::new(0));
+    }
+
+    #[test]
+    fn no_udp_checksum_becomes_none(word in 1..=u16::MAX, difference in any::<u16>()) {
+        prop_assert!(update_udp(Be16::from_word(word), difference).word() != 0);
+    }
+
+    #[test]
+    fn whole_packets_sum_up_after_translation(
+        proto in 0..3, sport in 1..=u16::MAX, remote in any::<u32>(), octets in 0..70_usize,
+        hops in 1..=255_u8, options in any::<bool>(), dport in 1..=u16::MAX,
+    ) {
+        let host = Host::usual(64);
+        let remote = ip(198, 19, (remote >> 8) as u8, remote as u8);
+        let out = match proto {
+            0 => Spec::tcp((APP, sport), (remote, dport), SYN),
+            1 => Spec::udp((APP, sport), (remote, dport)),
+            _ => Spec::ping(APP, remote, sport),
+        };
+        let out = if options { out.options() } else { out };
+        let (went, packet) = host.by_veth(APP_VETH, &out.payload(octets).hops(hops));
+        prop_assert!(sums_up(&packet));
+        // Handed on, it is completed on the way out.
+        let packet = if went.reason == Some(Reason::Forwarded) { packet } else {
+            let (out, packet) = host.to_outside(10, went.mark, &packet);
+            prop_assert_eq!(out.reason, Some(Reason::Completed));
+            packet
+        };
+        prop_assert!(sums_up(&packet));
+        prop_assert_eq!(&packet[12..16], &HOST.octets());
+
+        let back = match proto {
+            0 => Spec::tcp((remote, dport), (HOST, sport), SYN | ACK),
+            1 => Spec::udp((remote, dport), (HOST, sport)),
+            _ => Spec::pong(remote, HOST, sport),
+        };
+        let (came, packet) = host.by_uplink(&back.payload(octets));
+        prop_assert_eq!(came.reason, Some(Reason::Forwarded));
+        prop_assert!(sums_up(&packet));
+        prop_assert_eq!(&packet[16..20], &APP.octets());
+    }
+
+    #[test]
+    fn hairpins_sum_up_both_ways(sport in 1..=u16::MAX, octets in 0..70_usize, udp in any::<bool>()) {
+        let host = Host::usual(64);
+        let make = |src, dst, flags| if udp { Spec::udp(src, dst) } else { Spec::tcp(src, dst, flags) };
+        let out = make((APP, sport), (HOST, 8080), SYN).payload(octets);
+        let (went, packet) = host.by_veth(APP_VETH, &out);
+        prop_assert_eq!(went.reason, Some(Reason::Forwarded));
+        prop_assert!(sums_up(&packet));
+        prop_assert_eq!(&packet[12..20], &[172, 17, 0, 1, 172, 17, 0, 2]);
+        let back = make((WEB, 80), (ip(172, 17, 0, 1), sport), SYN | ACK).payload(octets);
+        let (came, packet) = host.by_veth(WEB_VETH, &back);
+        prop_assert_eq!(came.reason, Some(Reason::Forwarded));
+        prop_assert!(sums_up(&packet));
+        prop_assert_eq!(&packet[12..20], &[198, 18, 1, 1, 172, 17, 0, 3]);
+    }
+
+    #[test]
+    fn a_udp_packet_without_checksum_is_translated_without(sport in 1..=u16::MAX) {
+        let host = Host::usual(64);
+        let bare = Spec { unsummed: true, ..Spec::udp((APP, sport), (REMOTE, 53)) };
+        let (went, packet) = host.by_veth(APP_VETH, &bare);
+        prop_assert_eq!(went.reason, Some(Reason::Forwarded));
+        prop_assert_eq!(&packet[26..28], &[0, 0]);
+        prop_assert!(sums_up(&packet));
+    }
+}

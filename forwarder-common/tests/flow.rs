@@ -1,0 +1,336 @@
+//! A flow's life: made, found, promoted, expired, swept, pushed out. Both keys go together, and
+//! what was a flow's is never taken for another's.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use forwarder_common::flow::{ORIGINAL, REPLY};
+use forwarder_common::parse::proto;
+use forwarder_common::reason::Reason;
+use forwarder_common::tcp::State;
+use forwarder_common::timeouts;
+use model::Host;
+use model::frames::{ACK, SYN, Spec, ip};
+use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
+use proptest::prelude::*;
+
+/// Enough for a ring of 16.
+const FLOWS: u32 = 64;
+
+fn query(port: u16) -> Spec {
+    Spec::udp((APP, port), (REMOTE, 53))
+}
+
+fn answer(port: u16) -> Spec {
+    Spec::udp((REMOTE, 53), (HOST, port))
+}
+
+fn lives(host: &Host, spec: &Spec) -> bool {
+    host.flow_of(&spec.tuple).is_some()
+}
+
+/// Makes a flow that no flood ends: UDP, answered and in use for long enough.
+fn assure(host: &mut Host, port: u16) {
+    host.by_veth(APP_VETH, &query(port));
+    host.wait(timeouts::UDP_STREAM_AFTER + 1);
+    host.by_uplink(&answer(port));
+    assert!(host.flow_of(&query(port).tuple).unwrap().1.is_assured());
+}
+
+#[test]
+fn both_directions_find_the_flow_that_one_packet_made() {
+    let host = Host::usual(FLOWS);
+    host.by_veth(APP_VETH, &query(5000).payload(100));
+    host.by_uplink(&answer(5000).payload(300));
+    let (flow, gate) = host.flow_of(&query(5000).tuple).unwrap();
+    assert_eq!(host.flow_of(&answer(5000).tuple).unwrap().1, gate);
+    assert_eq!(flow.tuples[ORIGINAL].get(), query(5000).tuple);
+    assert_eq!(flow.tuples[REPLY].get(), answer(5000).tuple);
+    assert_eq!(flow.packets.each_ref().map(std::cell::Cell::get), [1, 1]);
+    assert_eq!(flow.bytes.each_ref().map(std::cell::Cell::get), [128, 328]);
+    assert!(gate.is_live() && gate.is_replied() && !gate.is_assured());
+}
+
+#[test]
+fn udp_becomes_a_stream_as_in_nf_conntrack() {
+    let mut host = Host::usual(FLOWS);
+    let left = |host: &Host| {
+        host.flow_of(&query(1).tuple)
+            .unwrap()
+            .0
+            .expires
+            .get()
+            .wrapping_sub(host.clock.get())
+    };
+    let assured = |host: &Host| host.flow_of(&query(1).tuple).unwrap().1.is_assured();
+    host.by_veth(APP_VETH, &query(1));
+    assert_eq!(left(&host), timeouts::UDP);
+    host.wait(timeouts::UDP_STREAM_AFTER + 1);
+    host.by_veth(APP_VETH, &query(1));
+    assert!(!assured(&host), "nobody answered");
+    host.by_uplink(&answer(1));
+    assert!(assured(&host));
+    assert_eq!(left(&host), timeouts::UDP_STREAM);
+
+    // Question and answer within two seconds are no stream.
+    host.by_veth(APP_VETH, &query(2));
+    host.by_uplink(&answer(2));
+    assert!(!host.flow_of(&query(2).tuple).unwrap().1.is_assured());
+}
+
+#[test]
+fn a_flow_ends_when_its_time_is_over_and_not_before() {
+    let mut host = Host::usual(FLOWS);
+    host.by_veth(APP_VETH, &query(1));
+    host.wait(timeouts::UDP - 1);
+    assert_eq!(
+        host.by_veth(APP_VETH, &query(1)).0.reason,
+        Some(Reason::Forwarded)
+    );
+    host.wait(timeouts::UDP);
+    // No sweep came by: the packet itself finds that it is late, and ends the flow.
+    assert_eq!(host.by_uplink(&answer(1)).0.reason, Some(Reason::ToHost));
+    assert!(!lives(&host, &query(1)) && !lives(&host, &answer(1)));
+}
+
+#[test]
+fn new_flows_sweep_up_old_ones() {
+    let mut host = Host::usual(FLOWS);
+    assure(&mut host, 1);
+    for port in 10..18 {
+        host.by_veth(APP_VETH, &query(port));
+    }
+    host.wait(timeouts::UDP_STREAM);
+    // Two records a flow: as many flows as half the table walk all of it.
+    for port in 100..100 + FLOWS as u16 / 2 {
+        host.by_veth(APP_VETH, &query(port));
+    }
+    for port in [1, 10, 13, 17] {
+        assert!(!lives(&host, &query(port)), "port {port}");
+    }
+}
+
+#[test]
+fn a_flood_pushes_out_the_oldest_unassured_and_nobody_else() {
+    let mut host = Host::usual(FLOWS);
+    let ring = FLOWS as u16 / 4;
+    assure(&mut host, 1);
+    assure(&mut host, 2);
+    for port in 0..ring {
+        host.by_veth(APP_VETH, &query(1000 + port));
+    }
+    for more in 0..3 * ring {
+        host.by_veth(APP_VETH, &query(2000 + more));
+        if more < ring {
+            for port in 0..ring {
+                // First in, first out.
+                let gone = port <= more;
+                assert_eq!(
+                    lives(&host, &query(1000 + port)),
+                    !gone,
+                    "{port} after {more}"
+                );
+            }
+        }
+    }
+    assert!(lives(&host, &query(1)) && lives(&host, &query(2)));
+    let unassured = host.index.borrow().len() / 2 - 2;
+    assert_eq!(unassured, usize::from(ring));
+}
+
+#[test]
+fn a_full_table_refuses_and_loses_nothing() {
+    let mut host = Host::usual(FLOWS);
+    let open = |port, flags| Spec::tcp((CLIENT, port), (HOST, 8080), flags);
+    for port in 1..=FLOWS as u16 {
+        host.by_uplink(&open(port, SYN));
+        host.by_veth(WEB_VETH, &Spec::tcp((WEB, 80), (CLIENT, port), SYN | ACK));
+        host.by_uplink(&open(port, ACK));
+    }
+    assert_eq!(
+        host.by_uplink(&open(9999, SYN)).0.reason,
+        Some(Reason::TableFull)
+    );
+    assert!((1..=FLOWS as u16).all(|port| lives(&host, &open(port, ACK))));
+    host.wait(timeouts::tcp(State::Established));
+    assert_eq!(
+        host.by_uplink(&open(9999, SYN)).0.reason,
+        Some(Reason::Forwarded)
+    );
+}
+
+#[test]
+fn the_first_flow_survives_the_second() {
+    // An empty place of the ring must name nobody.
+    let host = Host::usual(FLOWS);
+    for port in 1..=u16::from(FLOWS as u8 / 4) {
+        host.by_veth(APP_VETH, &query(port));
+        assert!((1..=port).all(|earlier| lives(&host, &query(earlier))));
+    }
+}
+
+/// What happens to a host's tables.
+type Change = fn(&mut Host);
+
+#[test]
+fn no_flow_outlives_its_container_or_its_mapping() {
+    let request = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
+    let again = Spec {
+        flags: ACK,
+        ..request.clone()
+    };
+    let change: [(&str, Change, Reason); 4] = [
+        (
+            "restarted",
+            |host| {
+                let slot = host.endpoint_slots[&WEB];
+                host.endpoints[slot as usize].incarnation += 1;
+            },
+            Reason::Forwarded,
+        ),
+        (
+            "gone",
+            |host| {
+                let slot = host.endpoint_slots.remove(&WEB).unwrap();
+                host.endpoints[slot as usize] = Default::default();
+            },
+            Reason::NoEndpoint,
+        ),
+        (
+            "published anew",
+            |host| host.mappings.values_mut().for_each(|it| *it += 1),
+            Reason::Forwarded,
+        ),
+        (
+            "no more published",
+            |host| {
+                host.published.clear();
+                host.mappings.clear();
+            },
+            Reason::ToHost,
+        ),
+    ];
+    for (name, deed, then) in change {
+        let mut host = Host::usual(FLOWS);
+        host.by_uplink(&request);
+        let (record, old) = host.flow_of(&request.tuple).unwrap();
+        let record: *const _ = record;
+        deed(&mut host);
+        assert_eq!(host.by_uplink(&again).0.reason, Some(then), "{name}");
+        if let Some((flow, new)) = host.flow_of(&request.tuple) {
+            assert!(
+                !std::ptr::eq(flow, record) || new.id() != old.id(),
+                "{name}: the old flow"
+            );
+            assert_eq!(flow.packets[ORIGINAL].get(), 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_masquerade_address_that_moves_ends_the_flow() {
+    let mut host = Host::usual(FLOWS);
+    host.by_veth(APP_VETH, &query(1));
+    host.settings.route_generation += 1;
+    assert_eq!(
+        host.by_veth(APP_VETH, &query(1)).0.reason,
+        Some(Reason::Forwarded)
+    );
+    host.sources
+        .values_mut()
+        .for_each(|source| *source = ip(198, 18, 1, 9));
+    assert_eq!(
+        host.by_veth(APP_VETH, &query(1)).0.reason,
+        Some(Reason::Forwarded)
+    );
+    host.settings.route_generation += 1;
+    assert_eq!(
+        host.by_veth(APP_VETH, &query(1)).0.reason,
+        Some(Reason::RouteMoved)
+    );
+    assert_eq!(
+        host.by_veth(APP_VETH, &query(1)).0.reason,
+        Some(Reason::Forwarded)
+    );
+    let reply = host.flow_of(&query(1).tuple).unwrap().0.tuples[REPLY].get();
+    assert_eq!(reply.dst, ip(198, 18, 1, 9));
+}
+
+#[test]
+fn without_its_agent_a_route_is_looked_up_anew() {
+    let mut host = Host::usual(FLOWS);
+    host.by_veth(APP_VETH, &query(1));
+    let elsewhere = ip(198, 18, 1, 77);
+    host.route((ip(0, 0, 0, 0), 0), model::host::UPLINK, elsewhere, 1500);
+    let hop = |host: &Host| match host.by_veth(APP_VETH, &query(1)).0.target {
+        Some(model::Target::Neighbour(_, hop)) => hop,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(hop(&host), CLIENT, "the agent is alive and said nothing");
+    host.clock.set(host.clock.get() + timeouts::HEARTBEAT + 1);
+    assert_eq!(hop(&host), elsewhere);
+}
+
+/// Something that happens.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Query(u16),
+    Answer(u16),
+    Request(u16, u8),
+    Reply(u16, u8),
+    Wait(u32),
+    Restart,
+    Republish,
+}
+
+fn deeds() -> impl Strategy<Value = Vec<Deed>> {
+    let deed = prop_oneof![
+        8 => (0..40_u16).prop_map(Deed::Query),
+        8 => (0..40_u16).prop_map(Deed::Answer),
+        8 => (0..20_u16, 0..32_u8).prop_map(|(port, flags)| Deed::Request(port, flags)),
+        8 => (0..20_u16, 0..32_u8).prop_map(|(port, flags)| Deed::Reply(port, flags)),
+        2 => (0..9_000_u32).prop_map(Deed::Wait),
+        1 => Just(Deed::Restart),
+        1 => Just(Deed::Republish),
+    ];
+    prop::collection::vec(deed, 1..150)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens: after each packet, keys and records are whole (`Host::check`), and no
+    /// packet is forwarded by a flow that is over.
+    #[test]
+    fn tables_stay_whole(deeds in deeds()) {
+        let mut host = Host::usual(FLOWS);
+        for deed in deeds {
+            match deed {
+                Deed::Query(port) => drop(host.by_veth(APP_VETH, &query(port))),
+                Deed::Answer(port) => {
+                    let before = host.flow_of(&answer(port).tuple).map(|(flow, _)| {
+                        timeouts::reached(flow.expires.get(), host.clock.get())
+                    });
+                    let (outcome, _) = host.by_uplink(&answer(port));
+                    if outcome.reason == Some(Reason::Forwarded) {
+                        prop_assert_eq!(before, Some(false));
+                    }
+                }
+                Deed::Request(port, flags) => {
+                    host.by_uplink(&Spec::tcp((CLIENT, 40_000 + port), (HOST, 8080), flags));
+                }
+                Deed::Reply(port, flags) => {
+                    host.by_veth(WEB_VETH, &Spec::tcp((WEB, 80), (CLIENT, 40_000 + port), flags));
+                }
+                Deed::Wait(ticks) => host.wait(ticks),
+                Deed::Restart => {
+                    let slot = host.endpoint_slots[&WEB];
+                    host.endpoints[slot as usize].incarnation += 1;
+                }
+                Deed::Republish => host.mappings.values_mut().for_each(|it| *it += 1),
+            }
+            host.check();
+        }
+        prop_assert!(host.index.borrow().keys().all(|tuple| tuple.proto != proto::ICMP));
+    }
+}

@@ -1,0 +1,185 @@
+//! ICMP errors: the quoted packet is restored to what its sender sent, as far as it is quoted.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use forwarder_common::reason::Reason;
+use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip, sums_up};
+use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
+use model::{Host, Target};
+use proptest::prelude::*;
+
+const ROUTER: forwarder_common::family::Be32 = ip(198, 19, 200, 1);
+
+fn quoted(packet: &[u8]) -> &[u8] {
+    &packet[28..]
+}
+
+/// A container's packet out, and how it left.
+fn out(host: &Host, spec: &Spec) -> Vec<u8> {
+    let (outcome, packet) = host.by_veth(APP_VETH, spec);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    packet
+}
+
+#[test]
+fn an_error_from_the_way_reaches_the_container_with_its_own_packet_inside() {
+    for spec in [
+        Spec::udp((APP, 5000), (REMOTE, 53)),
+        Spec::tcp((APP, 5000), (REMOTE, 80), SYN),
+        Spec::ping(APP, REMOTE, 77),
+    ] {
+        let host = Host::usual(64);
+        let left = out(&host, &spec);
+        let sent = spec.clone().hops(63).packet();
+        for octets in [28, 40, 100] {
+            let error = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, octets);
+            let (outcome, packet) = host.by_uplink(&error);
+            assert_eq!(outcome.reason, Some(Reason::IcmpError));
+            assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
+            assert!(sums_up(&packet), "{octets} of {spec:?}");
+            assert_eq!(
+                packet[12..16],
+                ROUTER.octets(),
+                "the router stays the sender"
+            );
+            assert_eq!(packet[16..20], APP.octets());
+            assert_eq!(packet[8], 63, "one hop fewer");
+            let quote = quoted(&packet);
+            assert_eq!(quote, &sent[..quote.len()], "{octets} of {spec:?}");
+        }
+    }
+}
+
+#[test]
+fn a_containers_error_about_a_request_seems_the_hosts() {
+    let host = Host::usual(64);
+    let request = Spec::udp((CLIENT, 40_000), (HOST, 8080));
+    let (_, delivered) = host.by_uplink(&request);
+    let error = Spec::error(UNREACHABLE, WEB, CLIENT, &delivered, 100);
+    let (outcome, packet) = host.by_veth(WEB_VETH, &error);
+    assert_eq!(outcome.reason, Some(Reason::IcmpError));
+    assert!(sums_up(&packet));
+    assert_eq!(packet[12..20], [HOST.octets(), CLIENT.octets()].concat());
+    assert_eq!(quoted(&packet), request.clone().hops(63).packet());
+}
+
+#[test]
+fn a_quote_without_udp_checksum_keeps_it_so() {
+    let host = Host::usual(64);
+    let spec = Spec {
+        unsummed: true,
+        ..Spec::udp((APP, 5000), (REMOTE, 53))
+    };
+    let left = out(&host, &spec);
+    let (outcome, packet) = host.by_uplink(&Spec::error(UNREACHABLE, ROUTER, HOST, &left, 100));
+    assert_eq!(outcome.reason, Some(Reason::IcmpError));
+    assert!(sums_up(&packet));
+    assert_eq!(quoted(&packet)[26..28], [0, 0]);
+}
+
+#[test]
+fn what_tells_no_flow_goes_no_further() {
+    let host = Host::usual(64);
+    let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
+    let reason = |spec: &Spec| host.by_uplink(spec).0.reason;
+    // Too short for ports: the host's to look at, no container's.
+    for octets in [0, 8, 19, 20, 24, 27] {
+        let error = Spec::error(UNREACHABLE, ROUTER, HOST, &left, octets);
+        assert_eq!(reason(&error), Some(Reason::ToHost), "{octets} octets");
+    }
+    // A redirect must not cross a translation.
+    assert_eq!(
+        reason(&Spec::error(5, ROUTER, HOST, &left, 28)),
+        Some(Reason::IcmpStray)
+    );
+    // About somebody else's flow.
+    let strange = Spec::udp((HOST, 5001), (REMOTE, 53)).packet();
+    assert_eq!(
+        reason(&Spec::error(3, ROUTER, HOST, &strange, 28)),
+        Some(Reason::ToHost)
+    );
+    // Out of a container, about nothing.
+    let error = Spec::error(UNREACHABLE, APP, CLIENT, &strange, 28);
+    assert_eq!(
+        host.by_veth(APP_VETH, &error).0.reason,
+        Some(Reason::IcmpStray)
+    );
+    // A tail quoted.
+    let tail = Spec::udp((HOST, 0), (REMOTE, 0)).fragment(0x2001).packet();
+    assert_eq!(
+        reason(&Spec::error(11, ROUTER, HOST, &tail, 100)),
+        Some(Reason::ToHost)
+    );
+}
+
+#[test]
+fn another_container_cannot_forge_an_error() {
+    let host = Host::usual(64);
+    let (_, delivered) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8080)));
+    let error = Spec::error(UNREACHABLE, WEB, CLIENT, &delivered, 100);
+    assert_eq!(
+        host.by_veth(APP_VETH, &error).0.reason,
+        Some(Reason::IcmpStray)
+    );
+    let error = Spec::error(UNREACHABLE, APP, CLIENT, &delivered, 100);
+    assert_eq!(
+        host.by_veth(APP_VETH, &error).0.reason,
+        Some(Reason::IcmpStray)
+    );
+}
+
+#[test]
+fn extensions_behind_the_quote_stay() {
+    // RFC 4884: the quote is padded to 128 octets, extensions follow.
+    let host = Host::usual(64);
+    let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
+    let mut error = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, 128);
+    error.payload.resize(128, 0);
+    error
+        .payload
+        .extend([0x20, 0, 0xaa, 0xbb, 0, 8, 1, 1, 0, 1, 2, 3]);
+    let (outcome, packet) = host.by_uplink(&error);
+    assert_eq!(outcome.reason, Some(Reason::IcmpError));
+    assert!(sums_up(&packet));
+    assert_eq!(quoted(&packet)[left.len()..], error.payload[left.len()..]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn restored_is_what_was_sent(
+        kind in 0..3, sport in 1..=u16::MAX, dport in 1..=u16::MAX, octets in 0..60_usize,
+        cut in 28..128_usize, taken in any::<bool>(), options in any::<bool>(),
+    ) {
+        let host = Host::usual(64);
+        let make = |src| match kind {
+            0 => Spec::udp((src, sport), (REMOTE, dport)),
+            1 => Spec::tcp((src, sport), (REMOTE, dport), ACK),
+            _ => Spec::ping(src, REMOTE, sport),
+        };
+        if taken {
+            // Somebody else has the port: this one is translated to another.
+            host.by_veth(WEB_VETH, &make(WEB));
+        }
+        let spec = make(APP).payload(octets);
+        let spec = if options { spec.options() } else { spec };
+        let (outcome, left) = host.by_veth(APP_VETH, &spec);
+        let (hops, left) = if options {
+            (64, host.to_outside(10, outcome.mark, &left).1)
+        } else {
+            (63, left)
+        };
+        let cut = cut.max(if options { 36 } else { 28 });
+        // Half a checksum cannot be restored; nf_nat does not try, either.
+        prop_assume!(kind != 1 || cut != if options { 45 } else { 37 });
+        let error = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, cut);
+        let (outcome, packet) = host.by_uplink(&error);
+        prop_assert_eq!(outcome.reason, Some(Reason::IcmpError));
+        prop_assert!(sums_up(&packet));
+        let sent = spec.hops(hops).packet();
+        let quote = quoted(&packet);
+        prop_assert_eq!(quote, &sent[..quote.len()]);
+    }
+}

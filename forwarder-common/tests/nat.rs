@@ -1,0 +1,223 @@
+//! Choosing ports: kept where it can be, reused, within its class, never somebody else's.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use std::collections::HashSet;
+
+use forwarder_common::abi::Tuple;
+use forwarder_common::family::V4;
+use forwarder_common::flow::REPLY;
+use forwarder_common::reason::Reason;
+use forwarder_common::timeouts;
+use model::Host;
+use model::frames::{SYN, Spec, ip};
+use model::host::{APP, APP_VETH, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};
+use proptest::prelude::*;
+
+const FLOWS: u32 = 4096;
+
+/// The port that a packet's flow got.
+fn port(host: &Host, spec: &Spec) -> u16 {
+    let (flow, _) = host.flow_of(&spec.tuple).unwrap();
+    flow.tuples[REPLY].get().dport.get()
+}
+
+fn from_app(host: &Host, spec: &Spec) -> u16 {
+    let (outcome, _) = host.by_veth(APP_VETH, spec);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded), "{:?}", spec.tuple);
+    port(host, spec)
+}
+
+fn from_web(host: &Host, spec: &Spec) -> u16 {
+    let (outcome, _) = host.by_veth(WEB_VETH, spec);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded), "{:?}", spec.tuple);
+    port(host, spec)
+}
+
+#[test]
+fn a_port_is_kept_while_it_is_free() {
+    let host = Host::usual(FLOWS);
+    for own in [1, 511, 512, 600, 1023, 1024, 5000, 65_535] {
+        assert_eq!(from_app(&host, &Spec::udp((APP, own), (REMOTE, 53))), own);
+        assert_eq!(
+            from_app(&host, &Spec::tcp((APP, own), (REMOTE, 53), SYN)),
+            own
+        );
+        assert_eq!(from_app(&host, &Spec::ping(APP, REMOTE, own)), own);
+        // Towards others it is free, too.
+        assert_eq!(from_web(&host, &Spec::udp((WEB, own), (CLIENT, 53))), own);
+    }
+}
+
+#[test]
+fn a_taken_port_gives_another_of_its_class() {
+    for (own, class) in [
+        (100, 1..=511),
+        (511, 1..=511),
+        (512, 600..=1023),
+        (1023, 600..=1023),
+        (1024, 1024..=65_535),
+        (60_000, 1024..=65_535),
+    ] {
+        let host = Host::usual(FLOWS);
+        from_web(&host, &Spec::udp((WEB, own), (REMOTE, 53)));
+        let other = from_app(&host, &Spec::udp((APP, own), (REMOTE, 53)));
+        assert!(
+            other != own && class.contains(&other),
+            "{own} became {other}"
+        );
+    }
+}
+
+#[test]
+fn a_source_keeps_the_port_that_it_has_towards_others() {
+    let host = Host::usual(FLOWS);
+    from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
+    let drawn = from_app(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
+    assert_ne!(drawn, 5000);
+    // Its own would be free towards this one, but then it had two (RFC 4787 REQ-1).
+    assert_eq!(
+        from_app(&host, &Spec::udp((APP, 5000), (CLIENT, 53))),
+        drawn
+    );
+    // Not another protocol's, not another source's.
+    assert_eq!(
+        from_app(&host, &Spec::tcp((APP, 5000), (CLIENT, 53), SYN)),
+        5000
+    );
+    assert_eq!(from_app(&host, &Spec::udp((APP, 5001), (CLIENT, 53))), 5001);
+}
+
+#[test]
+fn ports_of_the_hosts_sockets_and_published_ones_are_avoided() {
+    let mut host = Host::usual(FLOWS);
+    host.socket(HOST, 5000, 17);
+    assert_ne!(from_app(&host, &Spec::udp((APP, 5000), (REMOTE, 53))), 5000);
+    assert_eq!(
+        from_app(&host, &Spec::tcp((APP, 5000), (REMOTE, 53), SYN)),
+        5000
+    );
+    // Published on any address, and on exactly this one.
+    assert_ne!(from_app(&host, &Spec::udp((APP, 8080), (REMOTE, 53))), 8080);
+    host.publish((HOST, 6000, 6), (WEB, 1));
+    assert_ne!(
+        from_app(&host, &Spec::tcp((APP, 6000), (REMOTE, 53), SYN)),
+        6000
+    );
+    host.publish((ip(198, 18, 2, 1), 6001, 6), (WEB, 1));
+    assert_eq!(
+        from_app(&host, &Spec::tcp((APP, 6001), (REMOTE, 53), SYN)),
+        6001
+    );
+}
+
+#[test]
+fn a_remotes_port_is_nobodys_to_refuse() {
+    // What reaches a container from outside keeps the client's port, whatever sockets there are.
+    let mut host = Host::usual(FLOWS);
+    host.socket(CLIENT, 40_000, 6);
+    let request = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
+    assert_eq!(
+        host.by_uplink(&request).0.reason,
+        Some(Reason::Forwarded)
+    );
+    assert_eq!(port(&host, &request), 40_000);
+}
+
+#[test]
+fn two_clients_of_one_container_by_two_addresses_get_two_ports() {
+    // Both were (client, 40000) → (container, 80): only one can keep it.
+    let host = Host::usual(FLOWS);
+    let first = Spec::udp((CLIENT, 40_000), (HOST, 8080));
+    let second = Spec::udp((CLIENT, 40_000), (ip(198, 18, 2, 1), 8080));
+    host.by_uplink(&first);
+    host.by_uplink(&second);
+    assert_eq!(port(&host, &first), 40_000);
+    assert_ne!(port(&host, &second), 40_000);
+}
+
+#[test]
+fn a_connection_made_anew_keeps_its_port() {
+    let mut host = Host::usual(FLOWS);
+    from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
+    host.wait(timeouts::UDP);
+    // The old flow is over, though nothing has swept it up.
+    assert_eq!(from_app(&host, &Spec::udp((APP, 5000), (REMOTE, 53))), 5000);
+}
+
+#[test]
+fn a_hairpin_shows_the_gateway_and_a_port_of_its_own() {
+    let host = Host::usual(FLOWS);
+    let first = Spec::tcp((APP, 5000), (HOST, 8080), SYN);
+    assert_eq!(from_app(&host, &first), 5000);
+    let second = Spec::tcp((APP, 5000), (ip(198, 18, 2, 1), 8080), SYN);
+    assert_ne!(from_app(&host, &second), 5000);
+    for spec in [first, second] {
+        let reply: Tuple<V4> = host.flow_of(&spec.tuple).unwrap().0.tuples[REPLY].get();
+        assert_eq!(
+            (reply.src, reply.sport.get(), reply.dst),
+            (WEB, 80, GATEWAY)
+        );
+    }
+}
+
+#[test]
+fn a_class_that_is_full_is_refused_and_gives_its_record_back() {
+    let mut host = Host::usual(FLOWS);
+    for taken in 1..512 {
+        host.socket(HOST, taken, 17);
+    }
+    let free = host.free.borrow().len();
+    let (outcome, _) = host.by_veth(APP_VETH, &Spec::udp((APP, 100), (REMOTE, 53)));
+    assert_eq!(outcome.reason, Some(Reason::PortsExhausted));
+    assert_eq!(host.free.borrow().len(), free);
+    assert!(host.index.borrow().is_empty());
+}
+
+#[test]
+fn a_class_that_is_nearly_full_still_serves() {
+    // 95 % of the ports taken: 128 tries fail once in 700 flows.
+    let mut host = Host::usual(FLOWS);
+    for taken in (600..1024).filter(|port| port % 20 != 0) {
+        host.socket(HOST, taken, 17);
+    }
+    host.socket(HOST, 513, 17);
+    let served = (0..200)
+        .filter(|&last| {
+            let spec = Spec::udp((APP, 513), (ip(198, 19, 9, last), 53));
+            host.by_veth(APP_VETH, &spec).0.reason == Some(Reason::Forwarded)
+        })
+        .count();
+    assert!(served >= 195, "{served} of 200");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// However many sources ask for however few ports: no two answers have the same way back.
+    #[test]
+    fn no_two_flows_have_the_same_answers(
+        asks in prop::collection::vec((any::<bool>(), 1..8_u16, 0..3_u8, 0..3_u8), 1..80)
+    ) {
+        let host = Host::usual(FLOWS);
+        let mut made = HashSet::new();
+        for (web, port, remote, kind) in asks {
+            let (src, veth) = if web { (WEB, WEB_VETH) } else { (APP, APP_VETH) };
+            let dst = ip(198, 19, 0, remote);
+            let spec = match kind {
+                0 => Spec::udp((src, port), (dst, 53)),
+                1 => Spec::tcp((src, port), (dst, 53), SYN),
+                _ => Spec::ping(src, dst, port),
+            };
+            let (outcome, _) = host.by_veth(veth, &spec);
+            prop_assert_eq!(outcome.reason, Some(Reason::Forwarded));
+            made.insert(spec.tuple);
+        }
+        let replies: HashSet<_> = made
+            .iter()
+            .map(|tuple| host.flow_of(tuple).unwrap().0.tuples[REPLY].get())
+            .collect();
+        prop_assert_eq!(replies.len(), made.len());
+    }
+}

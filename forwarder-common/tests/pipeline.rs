@@ -1,0 +1,299 @@
+//! The packet's way: the hand-on matrix line by line, and XDP beside it.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use forwarder_common::family::Be32;
+use forwarder_common::pipeline::mark;
+use forwarder_common::reason::Reason;
+use model::frames::{SYN, Spec, TIME_EXCEEDED, ip, sums_up};
+use model::host::{
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, REMOTE, UPLINK, VPN, WEB,
+    WEB_VETH, far_mac, mac,
+};
+use model::{Arrival, Hook, Host, Target};
+
+/// What is done to a packet.
+type How = fn(Spec) -> Spec;
+
+/// The ways to need the kernel's help, and what they are called.
+const HANDED: [(How, Reason); 3] = [
+    (|spec| spec.hops(1), Reason::HopLimit),
+    (|spec| spec.options(), Reason::Options),
+    (|spec| spec.payload(1600), Reason::TooBig),
+];
+
+fn request() -> Spec {
+    Spec::udp((CLIENT, 40_000), (HOST, 8080))
+}
+
+fn response() -> Spec {
+    Spec::udp((WEB, 80), (CLIENT, 40_000))
+}
+
+fn query() -> Spec {
+    Spec::udp((APP, 5000), (REMOTE, 53))
+}
+
+fn answer() -> Spec {
+    Spec::udp((REMOTE, 53), (HOST, 5000))
+}
+
+fn hairpin() -> Spec {
+    Spec::udp((APP, 5000), (HOST, 8080))
+}
+
+fn addresses(packet: &[u8]) -> (Be32, Be32) {
+    let at = |at: usize| ip(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]);
+    (at(12), at(16))
+}
+
+#[test]
+fn outside_to_a_published_port() {
+    let host = Host::usual(64);
+    let (outcome, packet) = host.by_uplink(&request());
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
+    assert_eq!(addresses(&packet), (CLIENT, WEB));
+    assert_eq!(packet[8], 63);
+
+    for (how, reason) in HANDED {
+        let spec = how(request());
+        let (outcome, packet) = host.by_uplink(&spec);
+        assert_eq!((outcome.reason, outcome.target), (Some(reason), None));
+        // The destination is the container, the source is still the client, no hop is counted.
+        assert_eq!(addresses(&packet), (CLIENT, WEB));
+        assert_eq!(packet[8], spec.hops);
+        assert!(mark::is_ours(outcome.mark) && sums_up(&packet));
+        let (done, after) = host.to_bridge(BRIDGE, UPLINK, outcome.mark, &packet);
+        assert_eq!((done.reason, done.mark), (Some(Reason::Admitted), 0));
+        assert_eq!(after, packet);
+        // The host's own error about it shows what the client sent.
+        let error = Spec::error(TIME_EXCEEDED, HOST, CLIENT, &packet, 548).packet();
+        let (told, error) = host.to_outside(0, 0, &error);
+        assert_eq!(told.reason, Some(Reason::HostError));
+        assert!(sums_up(&error));
+        let sent = spec.packet();
+        assert_eq!(error[28..], sent[..sent.len().min(548)]);
+    }
+}
+
+#[test]
+fn replies_of_a_published_port() {
+    let host = Host::usual(64);
+    host.by_uplink(&request());
+    let (outcome, packet) = host.by_veth(WEB_VETH, &response());
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(outcome.target, Some(Target::Neighbour(UPLINK, CLIENT)));
+    assert_eq!(outcome.mark, mark::DONE);
+    assert_eq!(addresses(&packet), (HOST, CLIENT));
+    let (done, after) = host.to_outside(0, outcome.mark, &packet);
+    assert_eq!((done.reason, done.mark), (Some(Reason::Admitted), 0));
+    assert_eq!(after, packet);
+
+    for (how, reason) in HANDED {
+        outward(&host, WEB_VETH, &how(response()), reason, 8080);
+    }
+}
+
+#[test]
+fn a_container_to_the_outside() {
+    let host = Host::usual(64);
+    let (outcome, packet) = host.by_veth(APP_VETH, &query());
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(outcome.target, Some(Target::Neighbour(UPLINK, CLIENT)));
+    assert_eq!(addresses(&packet), (HOST, REMOTE));
+    assert_eq!(packet[8], 63);
+
+    for (how, reason) in HANDED {
+        outward(&Host::usual(64), APP_VETH, &how(query()), reason, 5000);
+    }
+    // By a device without Ethernet header only the kernel sends.
+    let mut host = Host::usual(64);
+    host.route((REMOTE, 32), VPN, ip(198, 18, 3, 2), 1400);
+    let (outcome, packet) = host.by_veth(APP_VETH, &query());
+    assert_eq!(outcome.reason, Some(Reason::NoEthernet));
+    assert_eq!(packet, query().packet());
+    let arrival = Arrival {
+        ifindex: VPN,
+        came_by: BRIDGE,
+        mark: outcome.mark,
+        segment: 0,
+    };
+    let mut raw = packet.clone();
+    let done = host.run(Hook::OutsideOutRaw, &mut raw, arrival);
+    assert_eq!(done.reason, Some(Reason::Completed));
+    assert_eq!(addresses(&raw), (ip(198, 18, 3, 1), REMOTE));
+    // Back by the same device.
+    let back = Spec::udp((REMOTE, 53), (ip(198, 18, 3, 1), 5000));
+    let mut raw = back.packet();
+    let came = host.run(
+        Hook::OutsideInRaw,
+        &mut raw,
+        Arrival {
+            ifindex: VPN,
+            ..arrival
+        },
+    );
+    assert_eq!(came.reason, Some(Reason::NoEthernet));
+    assert_eq!(addresses(&raw), (REMOTE, APP));
+}
+
+/// A packet that leaves by the kernel: untouched at first, its source rewritten on the way out.
+fn outward(host: &Host, veth: u32, spec: &Spec, reason: Reason, port: u16) {
+    let (outcome, packet) = host.by_veth(veth, spec);
+    assert_eq!((outcome.reason, outcome.target), (Some(reason), None));
+    assert_eq!(
+        packet,
+        spec.packet(),
+        "a source is rewritten together with a redirect only"
+    );
+    let (passed, packet) = host.by_bridge(BRIDGE, outcome.mark, spec);
+    assert_eq!(
+        (passed.reason, passed.mark),
+        (Some(Reason::Admitted), outcome.mark)
+    );
+    let (done, after) = host.to_outside(BRIDGE, outcome.mark, &packet);
+    assert_eq!((done.reason, done.mark), (Some(Reason::Completed), 0));
+    assert_eq!(addresses(&after), (HOST, spec.tuple.dst));
+    assert_eq!(after[8], spec.hops, "the kernel counts the hop");
+    let l4 = 20 + spec.options.len();
+    assert_eq!(after[l4..l4 + 2], port.to_be_bytes());
+    assert!(sums_up(&after));
+    // Fragmented on the way, its tails are found by the mark.
+    let tail = Spec {
+        tuple: spec.tuple,
+        ..spec.clone().fragment(0x0010)
+    };
+    let (done, after) = host.to_outside(BRIDGE, outcome.mark, &tail.packet());
+    assert_eq!(done.reason, Some(Reason::Completed));
+    assert_eq!(addresses(&after), (HOST, spec.tuple.dst));
+    assert_eq!(after[20..], tail.packet()[20..]);
+}
+
+#[test]
+fn replies_to_a_container() {
+    let host = Host::usual(64);
+    host.by_veth(APP_VETH, &query());
+    let (outcome, packet) = host.by_uplink(&answer());
+    assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
+    assert_eq!(addresses(&packet), (REMOTE, APP));
+    for (how, reason) in HANDED {
+        let (outcome, packet) = host.by_uplink(&how(answer()));
+        assert_eq!(outcome.reason, Some(reason));
+        assert_eq!(addresses(&packet), (REMOTE, APP));
+        let (done, after) = host.to_bridge(BRIDGE, UPLINK, outcome.mark, &packet);
+        assert_eq!(done.reason, Some(Reason::Admitted));
+        assert_eq!(after, packet);
+    }
+}
+
+#[test]
+fn hairpins() {
+    let host = Host::usual(64);
+    let (outcome, packet) = host.by_veth(APP_VETH, &hairpin());
+    assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
+    assert_eq!(addresses(&packet), (GATEWAY, WEB));
+    let back = Spec::udp((WEB, 80), (GATEWAY, 5000));
+    let (outcome, packet) = host.by_veth(WEB_VETH, &back);
+    assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
+    assert_eq!(addresses(&packet), (HOST, APP));
+
+    for (how, reason) in HANDED {
+        let (outcome, packet) = host.by_veth(APP_VETH, &how(hairpin()));
+        assert_eq!(outcome.reason, Some(reason));
+        assert_eq!(
+            addresses(&packet),
+            (APP, WEB),
+            "only the destination, before a hand-on"
+        );
+        let (done, packet) = host.to_bridge(BRIDGE, BRIDGE, outcome.mark, &packet);
+        assert_eq!(done.reason, Some(Reason::Completed));
+        assert_eq!(addresses(&packet), (GATEWAY, WEB));
+        assert!(sums_up(&packet));
+    }
+    // To itself, and from another network.
+    let own = Spec::udp((WEB, 5000), (HOST, 8080));
+    assert_eq!(
+        host.by_veth(WEB_VETH, &own).0.target,
+        Some(Target::Peer(WEB_VETH))
+    );
+    let far = Spec::udp((FAR, 5000), (HOST, 8080));
+    let (outcome, packet) = host.by_veth(FAR_VETH, &far);
+    assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
+    assert_eq!(addresses(&packet), (GATEWAY, WEB));
+}
+
+#[test]
+fn a_target_without_shortcut_gets_it_by_the_bridge() {
+    let host = Host::usual(64);
+    let (outcome, packet) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8081)));
+    assert_eq!(outcome.reason, Some(Reason::NotHooked));
+    assert_eq!(addresses(&packet), (CLIENT, BARE));
+    let reply = Spec::udp((BARE, 80), (CLIENT, 40_000));
+    let (outcome, packet) = host.by_bridge(BRIDGE, 0, &reply);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(addresses(&packet), (HOST, CLIENT));
+}
+
+#[test]
+fn a_container_not_known_yet_is_masqueraded_by_its_networks_floor() {
+    let host = Host::usual(64);
+    let stranger = Spec::udp((ip(172, 17, 0, 99), 5000), (REMOTE, 53));
+    let (outcome, packet) = host.by_bridge(BRIDGE, 0, &stranger);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(addresses(&packet), (HOST, REMOTE));
+    let (outcome, packet) = host.by_uplink(&answer());
+    assert_eq!(outcome.reason, Some(Reason::NotHooked));
+    assert_eq!(addresses(&packet), (REMOTE, ip(172, 17, 0, 99)));
+    // But not behind somebody's own veth.
+    let (outcome, _) = host.by_veth(WEB_VETH, &Spec::udp((APP, 1), (REMOTE, 53)));
+    assert_eq!(outcome.reason, Some(Reason::SpoofedSource));
+}
+
+#[test]
+fn a_target_whose_device_has_gone_gets_nothing() {
+    let mut host = Host::usual(64);
+    host.nics.remove(&WEB_VETH);
+    for (how, _) in HANDED {
+        let (outcome, _) = host.by_uplink(&how(request()));
+        assert_eq!(outcome.reason, Some(Reason::TargetGone));
+    }
+}
+
+#[test]
+fn xdp_takes_known_flows_and_leaves_the_rest_alone() {
+    let mut host = Host::usual(64);
+    let arrival = Arrival {
+        ifindex: UPLINK,
+        ..Arrival::default()
+    };
+    let run = |host: &Host, spec: &Spec| {
+        let mut frame = spec.clone().between(mac(UPLINK), far_mac(UPLINK)).build();
+        let before = frame.clone();
+        let outcome = host.run(Hook::Uplink, &mut frame, arrival);
+        assert_eq!(outcome.reason.is_none(), frame == before);
+        (outcome, frame)
+    };
+    assert_eq!(run(&host, &request()).0.reason, None, "a first packet");
+    let (_, expected) = host.by_uplink(&request());
+    let (outcome, frame) = run(&host, &request());
+    assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
+    assert_eq!(frame[14..], expected);
+    for (how, _) in HANDED {
+        assert_eq!(run(&host, &how(request())).0.reason, None);
+    }
+    let tcp = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
+    host.by_uplink(&tcp);
+    assert_eq!(run(&host, &tcp).0.reason, None, "TCP is left to tcx");
+    host.settings.xdp_tcp = 1;
+    assert_eq!(run(&host, &tcp).0.reason, Some(Reason::Forwarded));
+    host.by_veth(APP_VETH, &query());
+    assert_eq!(
+        run(&host, &answer()).0.reason,
+        None,
+        "its far end takes no frames"
+    );
+    host.ports.clear();
+    assert_eq!(run(&host, &request()).0.reason, None);
+}

@@ -1,0 +1,97 @@
+//! The scene of most tests: one host in replace mode whose agent is ready, and the LAN beside it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::Agent;
+use crate::check::eventually;
+use crate::container::{Container, Peer};
+use crate::dockerd::Docker;
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::netns::Space;
+use crate::process::Process;
+
+/// How long the agent has to notice a change.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A lab with one host and its agent. Dropped in this order.
+pub struct Scene {
+    /// The agent, which is ready.
+    pub agent: Agent,
+    /// Host number 1: 198.18.1.1.
+    pub host: Host,
+    /// The lab.
+    pub lab: Lab,
+}
+
+impl Scene {
+    /// Makes it all.
+    ///
+    /// # Errors
+    /// When any of it cannot be made.
+    pub fn new(label: &str) -> Result<Self> {
+        let lab = Lab::new(label)?;
+        let host = lab.host(Docker::replace())?;
+        let agent = host.agent().start()?;
+        Ok(Self { agent, host, lab })
+    }
+
+    /// The LAN, where 198.18.1.2 is.
+    #[must_use]
+    pub fn lan(&self) -> &Space {
+        self.lab.lan()
+    }
+
+    /// Runs a container and waits until the agent has its ports and its veth.
+    ///
+    /// # Errors
+    /// When docker refuses, or the agent does not notice.
+    pub fn run(&self, name: &str, options: &[&str], program: &Peer) -> Result<Container> {
+        let container = self.host.run(name, options, program)?;
+        self.settle(name)?;
+        Ok(container)
+    }
+
+    /// Waits until the agent has a container's veths; its ports came before.
+    ///
+    /// # Errors
+    /// When it does not notice.
+    pub fn settle(&self, container: &str) -> Result<()> {
+        eventually(SOON, || {
+            let rows = self.host.json("endpoints")?;
+            let rows = rows.as_array().context("a list of endpoints")?;
+            let mut own = rows
+                .iter()
+                .filter(|row| row["container"] == container)
+                .peekable();
+            ensure!(own.peek().is_some(), "the agent does not know {container}");
+            ensure!(
+                own.all(|row| row["hooked"] == true),
+                "{container} is not hooked: {rows:?}"
+            );
+            Ok(())
+        })
+    }
+
+    /// How often packets had a reason.
+    ///
+    /// # Errors
+    /// When the forwarder does not say.
+    pub fn count(&self, reason: &str) -> Result<u64> {
+        let status = self.host.json("status")?;
+        let reasons = status["reasons"].as_object().context("no reasons")?;
+        Ok(reasons.get(reason).and_then(|n| n.as_u64()).unwrap_or(0))
+    }
+}
+
+/// Starts the peer's server somewhere and waits until it serves.
+///
+/// # Errors
+/// When the port is taken.
+pub fn serve(space: &Space, port: u16) -> Result<Process> {
+    let mut server = space.spawn_peer(&["serve", &port.to_string()])?;
+    server.line("serving", SOON)?;
+    Ok(server)
+}

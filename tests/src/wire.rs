@@ -1,0 +1,416 @@
+//! IPv4 packets, octet by octet: made by hand with right checksums, and checked as a receiver would.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::capture::{Capture, Frame};
+
+/// Octets of an Ethernet header.
+const ETHERNET: usize = 14;
+/// EtherType of IPv4.
+const IPV4: [u8; 2] = [0x08, 0x00];
+/// Octets of an IPv4 header without options.
+const HEADER: usize = 20;
+/// Octets of a UDP or an ICMP header.
+const SHORT: usize = 8;
+
+/// Protocol numbers.
+pub mod proto {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// An IPv4 packet from its network header on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet(Vec<u8>);
+
+impl Packet {
+    /// A packet of any protocol; TTL 64, no options.
+    #[must_use]
+    pub fn new(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, transport: &[u8]) -> Self {
+        let mut bytes = vec![0; HEADER];
+        bytes[0] = 0x45;
+        bytes[4..6].copy_from_slice(&[0x12, 0x34]);
+        bytes[8..10].copy_from_slice(&[64, protocol]);
+        bytes[12..16].copy_from_slice(&from.octets());
+        bytes[16..20].copy_from_slice(&to.octets());
+        bytes.extend(transport);
+        Self(bytes).sealed()
+    }
+
+    /// A UDP datagram.
+    #[must_use]
+    pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Self {
+        let length = (SHORT + payload.len()) as u16;
+        let words = [from.port(), to.port(), length, 0];
+        let mut transport: Vec<u8> = words.into_iter().flat_map(u16::to_be_bytes).collect();
+        transport.extend(payload);
+        Self::new(proto::UDP, *from.ip(), *to.ip(), &transport)
+    }
+
+    /// A TCP segment without payload.
+    #[must_use]
+    pub fn tcp(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Self {
+        let mut transport = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+        transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        Self::new(proto::TCP, *from.ip(), *to.ip(), &transport)
+    }
+
+    /// An ICMP message: kind, code, and what follows the checksum.
+    #[must_use]
+    pub fn icmp(from: Ipv4Addr, to: Ipv4Addr, kind: [u8; 2], body: &[u8]) -> Self {
+        let transport = [&kind, &[0, 0], body].concat();
+        Self::new(proto::ICMP, from, to, &transport)
+    }
+
+    /// An ICMP error (kind and code) that quotes a packet; `word` is what stands between.
+    #[must_use]
+    pub fn error(from: Ipv4Addr, to: Ipv4Addr, kind: [u8; 2], word: u32, quoted: &[u8]) -> Self {
+        Self::icmp(from, to, kind, &[&word.to_be_bytes(), quoted].concat())
+    }
+
+    /// With another time to live.
+    #[must_use]
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.0[8] = ttl;
+        self.sealed()
+    }
+
+    /// With another identification, which tells its fragments from those of others.
+    #[must_use]
+    pub fn numbered(mut self, number: u16) -> Self {
+        self.put(4, number);
+        self.sealed()
+    }
+
+    /// That must not be fragmented.
+    #[must_use]
+    pub fn dont_fragment(mut self) -> Self {
+        self.0[6] |= 0x40;
+        self.sealed()
+    }
+
+    /// With IP options, a multiple of four octets.
+    #[must_use]
+    pub fn options(mut self, options: &[u8]) -> Self {
+        self.0.splice(HEADER..HEADER, options.iter().copied());
+        self.0[0] += (options.len() / 4) as u8;
+        self.sealed()
+    }
+
+    /// Length and all checksums made right.
+    fn sealed(mut self) -> Self {
+        let length = self.0.len() as u16;
+        self.0[2..4].copy_from_slice(&length.to_be_bytes());
+        let header = self.header();
+        self.put(10, 0);
+        self.put(10, !sum(&[&self.0[..header]]));
+        if let Some(at) = self.checksum_at() {
+            self.put(header + at, 0);
+            let checksum = !self.transport_sum();
+            // UDP's zero means that there is none.
+            let none = checksum == 0 && self.protocol() == proto::UDP;
+            self.put(header + at, if none { 0xffff } else { checksum });
+        }
+        self
+    }
+
+    /// In an Ethernet frame.
+    #[must_use]
+    pub fn frame(&self, to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+        [&to, &from, &IPV4[..], &self.0].concat()
+    }
+
+    /// The packet in a frame: `None` if it is another protocol's, tagged, or cut.
+    #[must_use]
+    pub fn of(frame: &Frame) -> Option<Self> {
+        if frame.bytes.get(12..ETHERNET)? == IPV4 {
+            Self::read(&frame.bytes[ETHERNET..])
+        } else {
+            None
+        }
+    }
+
+    /// The packet in a frame without link header; what follows its end is left off.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let length = usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]));
+        let packet = Self(bytes.get(..length)?.to_vec());
+        (bytes[0] >> 4 == 4 && length >= packet.header()).then_some(packet)
+    }
+
+    /// All its octets.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The octets after its network header.
+    #[must_use]
+    pub fn transport(&self) -> &[u8] {
+        &self.0[self.header()..]
+    }
+
+    /// Its source address.
+    #[must_use]
+    pub fn source(&self) -> Ipv4Addr {
+        self.address(12)
+    }
+
+    /// Its destination address.
+    #[must_use]
+    pub fn destination(&self) -> Ipv4Addr {
+        self.address(16)
+    }
+
+    /// Source and destination with the ports of TCP or UDP; 0 for what is cut off.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddrV4, SocketAddrV4) {
+        let transport = self.transport();
+        let port = |at: usize| match transport.get(at..at + 2) {
+            Some(octets) => u16::from_be_bytes([octets[0], octets[1]]),
+            None => 0,
+        };
+        (
+            SocketAddrV4::new(self.source(), port(0)),
+            SocketAddrV4::new(self.destination(), port(2)),
+        )
+    }
+
+    /// Its protocol's number.
+    #[must_use]
+    pub fn protocol(&self) -> u8 {
+        self.0[9]
+    }
+
+    /// Its time to live.
+    #[must_use]
+    pub fn hops(&self) -> u8 {
+        self.0[8]
+    }
+
+    /// Whether it is a part of a fragmented datagram.
+    #[must_use]
+    pub fn is_fragment(&self) -> bool {
+        self.word(6) & 0x3fff != 0
+    }
+
+    /// The datagram that the fragments among `packets` with this one's addresses and identification
+    /// add up to; `None` while there is a hole.
+    #[must_use]
+    pub fn whole(&self, packets: &[Self]) -> Option<Self> {
+        let own = |packet: &&Self| {
+            packet.is_fragment()
+                && packet.0[4..6] == self.0[4..6]
+                && packet.0[12..20] == self.0[12..20]
+        };
+        let mut parts: Vec<_> = packets.iter().filter(own).collect();
+        parts.sort_by_key(|part| part.word(6) & 0x1fff);
+        let (first, last) = (parts.first()?, parts.last()?);
+        let mut whole = first.0[..first.header()].to_vec();
+        for part in &parts {
+            let at = usize::from(part.word(6) & 0x1fff) * 8;
+            (at + first.header() == whole.len()).then(|| whole.extend(part.transport()))?;
+        }
+        let mut whole = Self(whole);
+        whole.put(2, whole.0.len() as u16);
+        whole.put(6, first.word(6) & 0x4000);
+        whole.put(10, 0);
+        whole.put(10, !sum(&[&whole.0[..whole.header()]]));
+        (last.word(6) & 0x2000 == 0).then_some(whole)
+    }
+
+    /// Kind and code of the ICMP error that it is.
+    #[must_use]
+    pub fn error_kind(&self) -> Option<[u8; 2]> {
+        let transport = self.transport();
+        let first = (self.protocol() == proto::ICMP && transport.len() >= SHORT + HEADER)
+            .then(|| [transport[0], transport[1]])?;
+        matches!(first[0], 3 | 4 | 5 | 11 | 12).then_some(first)
+    }
+
+    /// What it quotes, if it is an ICMP error: the beginning of a packet, cut somewhere.
+    #[must_use]
+    pub fn quoted(&self) -> Option<Self> {
+        self.error_kind()?;
+        Some(Self(self.transport()[SHORT..].to_vec()))
+    }
+
+    /// Checks what a receiver would: the header's checksum, TCP's, UDP's or ICMP's where the
+    /// packet is no fragment, and both of a quoted packet as far as it reaches.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    pub fn check(&self) -> Result<()> {
+        let header = self.0.get(..self.header()).context("the header is cut")?;
+        ensure!(sum(&[header]) == 0xffff, "IP checksum of {self:?}");
+        let whole = usize::from(self.word(2)) == self.0.len();
+        if let Some(at) = self.checksum_at().filter(|_| whole && !self.is_fragment()) {
+            let none = self.protocol() == proto::UDP && self.word(header.len() + at) == 0;
+            ensure!(
+                none || self.transport_sum() == 0xffff,
+                "transport checksum of {self:?}"
+            );
+        }
+        self.quoted()
+            .map_or(Ok(()), |quoted| quoted.check().context("quoted"))
+    }
+
+    fn header(&self) -> usize {
+        usize::from(self.0[0] & 0xf) * 4
+    }
+
+    fn address(&self, at: usize) -> Ipv4Addr {
+        Ipv4Addr::new(self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3])
+    }
+
+    fn word(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    fn put(&mut self, at: usize, word: u16) {
+        self.0[at..at + 2].copy_from_slice(&word.to_be_bytes());
+    }
+
+    /// Where the transport's checksum is in it.
+    fn checksum_at(&self) -> Option<usize> {
+        let (at, header) = match self.protocol() {
+            proto::ICMP => (2, SHORT),
+            proto::TCP => (16, HEADER),
+            proto::UDP => (6, SHORT),
+            _ => return None,
+        };
+        (self.transport().len() >= header).then_some(at)
+    }
+
+    fn transport_sum(&self) -> u16 {
+        let transport = self.transport();
+        if self.protocol() == proto::ICMP {
+            return sum(&[transport]);
+        }
+        let length = (transport.len() as u16).to_be_bytes();
+        sum(&[&self.0[12..20], &[0, self.protocol()], &length, transport])
+    }
+}
+
+/// The Internet checksum's sum of parts; all but the last are of even length.
+fn sum(parts: &[&[u8]]) -> u16 {
+    let words = parts.iter().flat_map(|part| part.chunks(2));
+    let mut sum: u32 = words
+        .map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// Whether an address is one of those that Docker gives to containers in these tests.
+#[must_use]
+pub fn is_private(address: Ipv4Addr) -> bool {
+    address.octets()[0] == 172 && address.octets()[1] & 0xf0 == 16
+}
+
+impl Capture {
+    /// All packets that came to the device until now, or that its own namespace sent.
+    ///
+    /// # Errors
+    /// When the device has gone.
+    pub fn packets(&self, outgoing: bool) -> Result<Vec<Packet>> {
+        let frames = self.frames()?;
+        let wanted = frames.iter().filter(|frame| frame.outgoing == outgoing);
+        Ok(wanted.filter_map(|frame| self.packet(frame)).collect())
+    }
+
+    /// What a host's neighbour expects of it: all that came has no container's source, not even
+    /// in a quote's destination where the quoted packet was for a container; and right checksums.
+    ///
+    /// Checksums of the host's own making are finished only if its device does not offload them.
+    ///
+    /// # Errors
+    /// The first packet that is wrong.
+    pub fn audit(&self, checksums: bool) -> Result<()> {
+        for packet in self.packets(false)? {
+            let mut addresses = vec![packet.source(), packet.destination()];
+            if let Some(quoted) = packet.quoted() {
+                addresses.extend([quoted.source(), quoted.destination()]);
+            }
+            let leak = addresses.iter().any(|address| is_private(*address));
+            ensure!(!leak, "a container's address leaves in {packet:?}");
+            if checksums {
+                packet.check()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, 1), 1000);
+    const B: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 17, 0, 2), 80);
+
+    #[test]
+    fn what_is_made_is_right_and_one_wrong_octet_is_seen() {
+        let udp = Packet::udp(A, B, b"odd").options(&[1, 1, 1, 0]).ttl(1);
+        let error = Packet::error(*B.ip(), *A.ip(), [11, 0], 0, udp.bytes());
+        for packet in [&udp, &Packet::tcp(A, B, 2), &error] {
+            packet.check().unwrap();
+            for at in 0..packet.bytes().len() {
+                let mut wrong = packet.clone();
+                wrong.0[at] ^= 0x10;
+                // Version and header length say where to look at all.
+                assert!(
+                    at == 0 || at == 2 || at == 3 || wrong.check().is_err(),
+                    "{at}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_add_up_to_what_was_cut_unless_one_is_missing() {
+        let all = Packet::udp(A, B, &[7; 100]).options(&[1, 1, 1, 0]);
+        let cut = |from: usize, to: usize, more: u16| {
+            let mut bytes = all.0[..24].to_vec();
+            bytes.extend(&all.transport()[from..to]);
+            let mut part = Packet(bytes);
+            part.put(6, more << 13 | (from / 8) as u16);
+            part
+        };
+        let parts = [cut(64, 108, 0), cut(0, 32, 1), cut(32, 64, 1)];
+        assert_eq!(all.whole(&parts).as_ref(), Some(&all));
+        for missing in 0..3 {
+            let mut left = parts.to_vec();
+            left.remove(missing);
+            assert_eq!(all.whole(&left), None, "{missing}");
+        }
+        assert_eq!(all.clone().numbered(7).whole(&parts), None);
+    }
+
+    #[test]
+    fn what_is_made_is_read() {
+        let udp = Packet::udp(A, B, b"odd").options(&[1, 1, 1, 0]);
+        assert_eq!(
+            (udp.ends(), udp.hops(), udp.is_fragment()),
+            ((A, B), 64, false)
+        );
+        let error = Packet::error(*B.ip(), *A.ip(), [3, 4], 1300, &udp.bytes()[..32]);
+        assert_eq!(error.error_kind(), Some([3, 4]));
+        assert_eq!(error.quoted().unwrap().ends(), (A, B));
+        error.check().unwrap();
+        let frame = Frame {
+            bytes: [&udp.frame([1; 6], [2; 6])[..], &[0; 9]].concat(),
+            outgoing: false,
+            at: std::time::SystemTime::UNIX_EPOCH,
+        };
+        assert_eq!(Packet::of(&frame), Some(udp));
+    }
+}

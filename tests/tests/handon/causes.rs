@@ -1,0 +1,272 @@
+//! The matrix' columns: why a packet is handed on.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use forwarder_common::abi::{Endpoint, capacity, name};
+use forwarder_common::family::V4;
+use harness::{Packet, eventually, holds};
+
+use crate::SOON;
+use crate::rows::{
+    ALL, Hairpin, HairpinReply, Outgoing, OutgoingReply, Published, PublishedReply, Stage,
+};
+
+/// Octets of a payload that fits everywhere, and of one that fills 1500 octets.
+const SMALL: usize = 10;
+const LARGE: usize = 1472;
+
+const TIME_EXCEEDED: [u8; 2] = [11, 0];
+const FRAGMENTATION_NEEDED: [u8; 2] = [3, 4];
+
+fn plain(packet: Packet) -> Packet {
+    packet
+}
+
+#[test]
+fn without_a_cause_all_directions_are_carried_fast() -> Result<()> {
+    let stage = Stage::new("plain", None)?;
+    stage.carries(&ALL, SMALL, plain)?;
+    stage.carries(&ALL, LARGE, Packet::dont_fragment)?;
+    ensure!(stage.scene.count("forwarded")? >= 12);
+    ensure!(stage.scene.count("completed")? == 0);
+    Ok(())
+}
+
+#[test]
+fn at_the_hop_limit_the_host_answers_and_quotes_what_was_sent() -> Result<()> {
+    let stage = Stage::new("hop-limit", None)?;
+    stage.carries(&ALL, SMALL, plain)?;
+    for ttl in [1, 0] {
+        for row in [Published, PublishedReply, Outgoing, OutgoingReply] {
+            stage.refuses(row, &stage.sent(row, SMALL).ttl(ttl), TIME_EXCEEDED)?;
+        }
+        // The host's error about a hairpin's packet stays inside, and no key leads from its quote
+        // to the flow: the destination is the translated one.
+        for row in [Hairpin, HairpinReply] {
+            let sent = stage.sent(row, SMALL).ttl(ttl);
+            let quoted = stage.error(row, &sent, TIME_EXCEEDED)?.quoted();
+            let quoted = quoted.context("no quote")?;
+            assert_eq!(quoted.ends().0, sent.ends().0, "{row:?}");
+        }
+    }
+    ensure!(stage.scene.count("hop-limit")? >= 12);
+    // A first packet as well.
+    let stage = Stage::new("hop-limit-first", None)?;
+    for row in [Published, Outgoing] {
+        stage.refuses(row, &stage.sent(row, SMALL).ttl(1), TIME_EXCEEDED)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn over_the_routes_mtu_a_datagram_is_fragmented_or_refused_on_its_way_out() -> Result<()> {
+    let stage = Stage::new("mtu-out", None)?;
+    let host = &stage.scene.host;
+    // Locked: the kernel does not tell BPF of a route's MTU otherwise.
+    host.ip("route replace 198.18.1.0/24 dev up0 src 198.18.1.1 mtu lock 1400")?;
+    eventually(SOON, || {
+        stage.carries(&[Published], SMALL, plain)?;
+        stage.carries(&[Outgoing], LARGE, plain)?;
+        ensure!(stage.scene.count("too-big")? > 0, "not handed on");
+        Ok(())
+    })?;
+    stage.carries(&ALL, LARGE, plain)?;
+    for row in [PublishedReply, Outgoing] {
+        let sent = stage.sent(row, LARGE).dont_fragment();
+        let error = stage.refuses(row, &sent, FRAGMENTATION_NEEDED)?;
+        assert_eq!(error.transport()[6..8], 1400_u16.to_be_bytes());
+    }
+    // What fits goes fast, up to the last octet.
+    let before = stage.scene.count("too-big")?;
+    stage.carries(&ALL, 1372, Packet::dont_fragment)?;
+    assert_eq!(stage.scene.count("too-big")?, before);
+    Ok(())
+}
+
+#[test]
+fn over_the_containers_mtu_a_datagram_is_fragmented_or_refused_on_its_way_in() -> Result<()> {
+    let options = ["-o", "com.docker.network.driver.mtu=1300"];
+    let stage = Stage::new("mtu-in", Some(&options))?;
+    stage.carries(&ALL, SMALL, plain)?;
+    // The client's network has 1500.
+    let inward = [Published, Hairpin];
+    stage.carries(&inward, LARGE, plain)?;
+    ensure!(stage.scene.count("too-big")? >= 2);
+    let sent = stage.sent(Published, LARGE).dont_fragment();
+    let error = stage.refuses(Published, &sent, FRAGMENTATION_NEEDED)?;
+    assert_eq!(error.transport()[6..8], 1300_u16.to_be_bytes());
+    stage.error(
+        Hairpin,
+        &stage.sent(Hairpin, LARGE).dont_fragment(),
+        FRAGMENTATION_NEEDED,
+    )?;
+    let before = stage.scene.count("too-big")?;
+    stage.carries(&ALL, 1272, Packet::dont_fragment)?;
+    assert_eq!(stage.scene.count("too-big")?, before);
+    Ok(())
+}
+
+#[test]
+fn with_ip_options_all_directions_come_through_with_them() -> Result<()> {
+    let stage = Stage::new("options", None)?;
+    // No operation, four times; and a first packet with them makes its flow as any other.
+    stage.carries(&ALL, SMALL, |packet| packet.options(&[1, 1, 1, 0]))?;
+    ensure!(stage.scene.count("options")? >= 6);
+    stage.carries(&ALL, SMALL, |packet| packet.options(&[1; 40]))
+}
+
+#[test]
+fn with_options_and_over_the_mtu_at_once_every_fragment_is_translated() -> Result<()> {
+    let stage = Stage::new("options-mtu", None)?;
+    stage.scene.host.ip("link set up0 mtu 1300")?;
+    eventually(SOON, || {
+        stage.carries(&[Published, PublishedReply, Outgoing], 1200, plain)?;
+        let before = stage.scene.count("too-big")?;
+        stage.carries(&[Outgoing], 1400, plain)?;
+        ensure!(stage.scene.count("too-big")? > before, "not handed on");
+        Ok(())
+    })?;
+    stage.carries(&[PublishedReply, Outgoing], 1400, |packet| {
+        packet.options(&[1; 8])
+    })
+}
+
+#[test]
+fn without_a_neighbour_yet_the_first_packet_waits_for_it() -> Result<()> {
+    let stage = Stage::new("neighbour", None)?;
+    for _ in 0..2 {
+        for row in [Outgoing, Published, PublishedReply] {
+            for device in ["up0", "docker0"] {
+                stage.scene.host.ip(&format!("neigh flush dev {device}"))?;
+            }
+            stage.carries(&[row], SMALL, plain)?;
+        }
+    }
+    Ok(())
+}
+
+/// The pinned table of endpoints.
+fn endpoints(stage: &Stage) -> Result<Array<MapData, [u8; size_of::<Endpoint<V4>>()]>> {
+    let version = fs::read_dir(stage.scene.host.bpffs_dir())?.next();
+    let folder = version.context("nothing is pinned")??.path();
+    let map = MapData::from_pin(folder.join("maps").join(name::ENDPOINTS))?;
+    Ok(Array::try_from(Map::Array(map))?)
+}
+
+#[test]
+fn a_target_without_hook_is_reached_through_the_bridge() -> Result<()> {
+    let mut stage = Stage::new("not-hooked", None)?;
+    stage.carries(&ALL, SMALL, plain)?;
+    // As the agent leaves it for a container whose veth it does not know yet.
+    stage.scene.agent.kill()?;
+    let mut table = endpoints(&stage)?;
+    let veth = std::mem::offset_of!(Endpoint<V4>, ifindex);
+    let mut veths = Vec::new();
+    for slot in 0..capacity::ENDPOINTS {
+        let mut bytes = table.get(&slot, 0)?;
+        let index = u32::from_ne_bytes(bytes[veth..veth + 4].try_into()?);
+        if index != 0 {
+            veths.push(index);
+            bytes[veth..veth + 4].fill(0);
+            table.set(slot, bytes, 0)?;
+        }
+    }
+    assert_eq!(veths.len(), 2);
+    let before = stage.scene.count("not-hooked")?;
+    stage.carries(&ALL, SMALL, plain)?;
+    ensure!(stage.scene.count("not-hooked")? >= before + 4);
+    // And without our programs on its veth: the bridge's are enough.
+    let links = fs::read_dir(stage.scene.host.bpffs_dir())?
+        .next()
+        .context("no pins")??;
+    for link in fs::read_dir(links.path().join("links"))? {
+        let link = link?;
+        let name = link.file_name().to_string_lossy().into_owned();
+        if veths
+            .iter()
+            .any(|index| name.starts_with(&format!("{index}-")))
+        {
+            fs::remove_file(link.path())?;
+        }
+    }
+    stage.carries(&ALL, SMALL, plain)?;
+    stage.carries(&ALL, LARGE, Packet::dont_fragment)
+}
+
+#[test]
+fn a_container_started_while_the_agent_is_away_is_masqueraded_and_nothing_leaks() -> Result<()> {
+    let mut scene = harness::Scene::new("floor")?;
+    let _server = harness::serve(scene.lan(), 7)?;
+    let web = scene.run("web", &["-p", "8080:80"], &harness::Peer::serve(80))?;
+    scene.agent.kill()?;
+    let at_lan = scene.lan().capture("h1")?;
+    let late = scene.host.run("late", &[], &harness::Peer::idle())?;
+    assert!(
+        late.peer(&["get", "198.18.1.2:7"])?
+            .starts_with("198.18.1.1:")
+    );
+    late.peer(&["ping", "198.18.1.2"])?;
+    late.peer(&["fetch", "198.18.1.2:7", "1000000"])?;
+    assert!(
+        late.peer(&["get", "198.18.1.1:8080"])?
+            .starts_with("172.17.0.1:")
+    );
+    late.peer(&["get", &format!("{}:80", web.ip()?)])?;
+    // Of a network that nobody programmed, nothing gets out.
+    scene.host.docker(&["network", "create", "new"])?;
+    let lost = scene
+        .host
+        .run("lost", &["--network", "new"], &harness::Peer::idle())?;
+    ensure!(
+        lost.peer(&["get", "198.18.1.2:7", "--timeout", "500"])
+            .is_err()
+    );
+    ensure!(scene.count("unknown-network")? > 0);
+    at_lan.audit(false)
+}
+
+#[test]
+fn a_target_that_has_gone_gets_nothing_and_nobody_else_gets_it() -> Result<()> {
+    let mut stage = Stage::new("gone", None)?;
+    stage.carries(&ALL, SMALL, plain)?;
+    // Nobody tells the tables.
+    stage.scene.agent.kill()?;
+    stage.web.docker("kill")?;
+    let bridge = stage.scene.host.capture("docker0")?;
+    let before = (
+        stage.came(Outgoing, true)?.len(),
+        stage.scene.count("target-gone")?,
+    );
+    for row in [Published, Hairpin] {
+        for with in [
+            plain as fn(Packet) -> Packet,
+            |packet| packet.options(&[1; 4]),
+            |packet| packet.ttl(1),
+        ] {
+            stage.send(row, &with(stage.sent(row, SMALL)))?;
+        }
+    }
+    eventually(SOON, || {
+        ensure!(
+            stage.scene.count("target-gone")? >= before.1 + 4,
+            "not counted"
+        );
+        Ok(())
+    })?;
+    holds(Duration::from_millis(100), || {
+        ensure!(
+            stage.came(Outgoing, true)?.len() == before.0,
+            "the client got something"
+        );
+        ensure!(
+            bridge.packets(true)?.is_empty(),
+            "the bridge got something to flood"
+        );
+        Ok(())
+    })?;
+    // The other container goes on.
+    stage.carries(&[Outgoing, OutgoingReply], SMALL, plain)
+}

@@ -1,0 +1,12 @@
+//! What the fast path cannot finish and hands on to the kernel: each direction, for each cause,
+//! comes out as the receiver has to see it, and errors about it as the sender has to see them.
+
+mod causes;
+mod errors;
+mod headerless;
+mod rows;
+
+use std::time::Duration;
+
+/// How long a packet may take.
+const SOON: Duration = Duration::from_secs(5);

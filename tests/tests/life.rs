@@ -1,0 +1,362 @@
+//! The agent's life and death: traffic goes on throughout, a new agent takes over what it finds,
+//! and a clean-up leaves nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Agent, Container, Docker, Host, Lab, Peer, Pinned, Process, difference, eventually};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+/// The LAN's own server, for connections outwards.
+const OUTSIDE: &str = "198.18.1.2:7000";
+/// The published port.
+const PUBLISHED: &str = "198.18.1.1:8080";
+
+/// A host with a server published as 8080, a client container, and a server in the LAN.
+struct Site {
+    lab: Lab,
+    host: Host,
+    inside: Container,
+    _outside: Process,
+}
+
+impl Site {
+    fn new(label: &str) -> Result<Self> {
+        let lab = Lab::new(label)?;
+        let host = lab.host(Docker::replace())?;
+        host.run(
+            "web",
+            &["-p", "8080:80", "-p", "8080:80/udp"],
+            &Peer::serve(80),
+        )?;
+        let inside = host.run("inside", &[], &Peer::idle())?;
+        let mut outside = lab.lan().spawn_peer(&["serve", "7000"])?;
+        outside.line("serving", SOON)?;
+        Ok(Self {
+            lab,
+            host,
+            inside,
+            _outside: outside,
+        })
+    }
+
+    /// New flows of every kind, inwards and outwards.
+    fn new_flows_work(&self) -> Result<()> {
+        let lan = self.lab.lan();
+        lan.peer(&["get", PUBLISHED]).context("inwards, TCP")?;
+        lan.peer(&["udp", PUBLISHED, "x"]).context("inwards, UDP")?;
+        let seen = self
+            .inside
+            .peer(&["get", OUTSIDE])
+            .context("outwards, TCP")?;
+        ensure!(seen.starts_with("198.18.1.1:"), "the LAN sees {seen}");
+        self.inside
+            .peer(&["udp", OUTSIDE, "x"])
+            .context("outwards, UDP")?;
+        self.inside
+            .peer(&["ping", "198.18.1.2"])
+            .context("outwards, ICMP")?;
+        Ok(())
+    }
+
+    /// Connections that stay: a hundred inwards, twenty outwards, and a download.
+    fn held(&self) -> Result<Held> {
+        let inner = self.inside.space()?;
+        let mut held = Held {
+            inward: self.lab.lan().spawn_peer(&["hold", "100", PUBLISHED])?,
+            outward: inner.spawn_peer(&["hold", "20", OUTSIDE])?,
+            download: self
+                .lab
+                .lan()
+                .spawn_peer(&["fetch", PUBLISHED, BYTES, "--rate", RATE])?,
+        };
+        held.inward.line("open 100", SOON)?;
+        held.outward.line("open 20", SOON)?;
+        held.download.line("at ", SOON)?;
+        Ok(held)
+    }
+}
+
+/// Enough for a few seconds.
+const BYTES: &str = "60000000";
+const RATE: &str = "12000000";
+
+struct Held {
+    inward: Process,
+    outward: Process,
+    download: Process,
+}
+
+impl Held {
+    fn all_live(&mut self) -> Result<()> {
+        for (process, alive) in [
+            (&mut self.inward, "alive 100"),
+            (&mut self.outward, "alive 20"),
+        ] {
+            process.tell("")?;
+            process.line("alive", SOON * 2).and_then(|line| {
+                ensure!(line == alive, "{line}, not {alive}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn downloads_on(&mut self) -> Result<()> {
+        ensure!(
+            self.download.ended()?.is_none(),
+            "the download is over too early for this test"
+        );
+        self.download.line("at ", SOON).map(drop)
+    }
+}
+
+/// Live flows: packets by protocol and opener.
+fn flows(host: &Host) -> Result<BTreeMap<String, u64>> {
+    let all = host.json("flows")?;
+    let row = |flow: &Value| {
+        let from = &flow["original"];
+        let name = format!(
+            "{} {}:{} > {}:{} as {}",
+            flow["proto"], from["src"], from["sport"], from["dst"], from["dport"], flow["reply"]
+        );
+        Some((name, flow["packets"].as_u64()?))
+    };
+    all.as_array()
+        .context("no list of flows")?
+        .iter()
+        .map(|flow| row(flow).context("no flow"))
+        .collect()
+}
+
+fn tcp_flows(host: &Host) -> Result<BTreeMap<String, u64>> {
+    let mut all = flows(host)?;
+    all.retain(|name, _| name.contains("tcp"));
+    Ok(all)
+}
+
+/// The same maps and links, other programs.
+fn assert_adopted(before: &Pinned, after: &Pinned) {
+    assert_eq!(before.maps, after.maps, "maps are taken over");
+    assert_eq!(before.links, after.links, "links are taken over");
+    let same: Vec<_> = before
+        .programs
+        .iter()
+        .filter(|(name, id)| after.programs.get(*name) == Some(id))
+        .collect();
+    assert!(
+        same.is_empty(),
+        "still an earlier agent's programs: {same:?}"
+    );
+}
+
+fn start(host: &Host) -> Result<Agent> {
+    host.agent().start()
+}
+
+#[test]
+fn traffic_goes_on_while_the_agent_is_dead_and_the_next_takes_over() -> Result<()> {
+    let site = Site::new("life")?;
+    let host = &site.host;
+    let mut agent = start(host)?;
+    site.new_flows_work()?;
+    let mut held = site.held()?;
+    let first = host.pinned()?;
+    assert!(
+        first.maps.len() >= 15 && first.links.len() >= 6,
+        "{first:?}"
+    );
+
+    agent.kill()?;
+    held.downloads_on()?;
+    held.all_live()?;
+    site.new_flows_work().context("with the agent killed")?;
+    assert_eq!(host.pinned()?, first, "pins stay as they are");
+    let before = tcp_flows(host)?;
+
+    let mut agent = start(host)?;
+    let second = host.pinned()?;
+    assert_adopted(&first, &second);
+    held.downloads_on()?;
+    held.all_live()?;
+    let after = tcp_flows(host)?;
+    for (flow, packets) in &before {
+        assert!(
+            after.get(flow).is_some_and(|now| now >= packets),
+            "{flow} with {packets} packets is lost"
+        );
+    }
+    assert!(before.len() >= 121, "{} flows", before.len());
+    site.new_flows_work().context("with the new agent")?;
+
+    assert!(agent.stop()?.success());
+    held.downloads_on()?;
+    held.all_live()?;
+    site.new_flows_work().context("with the agent stopped")?;
+    assert_eq!(
+        host.pinned()?,
+        second,
+        "SIGTERM leaves the pins as they are"
+    );
+    let _agent = start(host)?;
+    assert_adopted(&second, &host.pinned()?);
+    assert_eq!(
+        held.download.line("done", SOON * 4)?,
+        format!("done {BYTES}")
+    );
+    held.all_live()
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Result<()> {
+    let site = Site::new("kills")?;
+    let host = &site.host;
+    let begun = Instant::now();
+    let mut agent = start(host)?;
+    let whole = begun.elapsed();
+    agent.kill()?;
+    host.cli(&["cleanup"])?;
+
+    let mut held = None;
+    for n in 0..20_u32 {
+        // The first ten begin from nothing, the others take over.
+        if n == 10 {
+            start(host)?.kill()?;
+            held = Some(site.held()?);
+        }
+        let mut agent = host.agent().quiet().spawn()?;
+        sleep(whole * (n % 10) / 9);
+        agent.kill()?;
+        if n % 4 == 3 && n < 10 {
+            host.cli(&["cleanup"])?;
+            assert!(
+                !host.bpffs_dir().exists() && !host.state_dir().exists(),
+                "left after kill {n}"
+            );
+        }
+        if let Some(held) = &mut held {
+            held.all_live().with_context(|| format!("after kill {n}"))?;
+        }
+    }
+    let _agent = start(host)?;
+    site.new_flows_work()?;
+    let pinned = host.pinned()?;
+    // Uplink, bridge, two veths: two programs each, as after a start without kills.
+    assert_eq!(pinned.links.len(), 8, "{pinned:?}");
+    held.context("never held")?.all_live()
+}
+
+#[test]
+fn one_agent_per_namespace_however_its_folders_are_named() -> Result<()> {
+    let lab = Lab::new("two-agents")?;
+    let (first, second) = (lab.host(Docker::replace())?, lab.host(Docker::replace())?);
+    for host in [&first, &second] {
+        host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+    }
+    let _agent = start(&first)?;
+    let pinned = first.pinned()?;
+    for suffix in ["", "-apart"] {
+        let asked = Instant::now();
+        let refused = first.agent().apart(suffix).finish()?;
+        assert!(asked.elapsed() < SOON, "it took {:?}", asked.elapsed());
+        assert!(
+            !refused.status.success() && refused.stdout.is_empty(),
+            "{refused:?}"
+        );
+        assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("another agent"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert_eq!(first.pinned()?, pinned);
+
+    let mut other = start(&second)?;
+    for (host, peer) in [(&first, "198.18.2.1:8080"), (&second, "198.18.1.1:8080")] {
+        let seen = host.container("web").peer(&["get", peer])?;
+        assert!(seen.starts_with(&format!("{}:", host.address())), "{seen}");
+    }
+    other.kill()?;
+    second.cli(&["cleanup"])?;
+    assert_eq!(first.pinned()?, pinned, "the neighbour's clean-up");
+    lab.lan().peer(&["get", PUBLISHED])?;
+    assert!(
+        lab.lan()
+            .peer(&["get", "198.18.2.1:8080", "--timeout=300"])
+            .is_err()
+    );
+    Ok(())
+}
+
+#[test]
+fn cleanup_leaves_the_host_as_it_was_before_run() -> Result<()> {
+    let site = Site::new("cleanup")?;
+    let host = &site.host;
+    // XDP sees checksums as a device delivers them: finished.
+    site.lab.lan().ethtool(&host.lan_device(), "tx off")?;
+    let web = host.container("web").space()?;
+    let containers = [&web, &site.inside.space()?];
+    let before = host.state(&containers)?;
+    let is_as_before = |pinned: &Pinned, how: &str| -> Result<()> {
+        let after = host.state(&containers)?;
+        assert!(before == after, "{how}:\n{}", difference(&before, &after));
+        // The kernel frees programs and maps a moment after their last user.
+        eventually(SOON, || pinned.are_gone()).context(how.to_owned())
+    };
+    for (how, options) in [
+        ("SIGTERM", "--xdp=off"),
+        ("SIGKILL", "--xdp=native"),
+        ("alive", "--xdp=generic"),
+    ] {
+        let mut agent = host.agent().arg(options).start()?;
+        site.new_flows_work()?;
+        let pinned = host.pinned()?;
+        assert!(pinned.links.len() >= 8, "{pinned:?}");
+        assert_ne!(
+            host.state(&containers)?,
+            before,
+            "the comparison sees an agent"
+        );
+        match how {
+            "SIGTERM" => assert!(agent.stop()?.success()),
+            "SIGKILL" => agent.kill()?,
+            _ => {
+                let refused = host.forwarder(&["cleanup"])?;
+                assert!(!refused.status.success(), "{refused:?}");
+                assert_eq!(host.pinned()?, pinned);
+                site.new_flows_work()?;
+                host.cli(&["cleanup", "--force"])?;
+                assert!(agent.ended()?.is_some(), "the agent goes on");
+                is_as_before(&pinned, how)?;
+                continue;
+            }
+        }
+        host.cli(&["cleanup"])?;
+        is_as_before(&pinned, how)?;
+    }
+    host.cli(&["cleanup"]).context("with nothing to do")?;
+    Ok(())
+}
+
+#[test]
+fn pins_of_another_layout_are_refused_in_one_line_and_removed_by_cleanup() -> Result<()> {
+    let lab = Lab::new("layout")?;
+    let host = lab.host(Docker::replace())?;
+    fs::create_dir_all(host.bpffs_dir().join("v999/maps"))?;
+    let refused = host.agent().finish()?;
+    assert!(!refused.status.success());
+    assert!(
+        refused.stderr.contains("v999") && refused.stderr.contains("cleanup"),
+        "{}",
+        refused.stderr
+    );
+    assert!(host.pinned()?.maps.is_empty());
+    host.cli(&["cleanup"])?;
+    assert!(!host.bpffs_dir().exists());
+    start(&host).map(drop)
+}

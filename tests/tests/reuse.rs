@@ -1,0 +1,224 @@
+//! An address, a port, a name that passes from one container to the next: no packet of an old flow
+//! reaches the new one.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{Scope, ScopedJoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Craft, Docker, Host, Lab, PacketSocket, Peer, Space, eventually, holds};
+
+const SOON: Duration = Duration::from_secs(5);
+const CONVERGED: Duration = Duration::from_secs(3);
+const LAN: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
+const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+/// The network whose first address is passed on.
+const ADDRESS: [&str; 2] = ["--network=fixed", "--ip=172.30.0.10"];
+
+fn host(lab: &Lab) -> Result<Host> {
+    let host = lab.host(Docker::replace())?;
+    host.docker(&["network", "create", "--subnet=172.30.0.0/16", "fixed"])?;
+    Ok(host)
+}
+
+/// Sends frames in turn, about a thousand in a second, until it is told to stop.
+fn spray<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    lan: &'scope Space,
+    frames: &'scope [Vec<u8>],
+    over: &'scope AtomicBool,
+    sent: &'scope AtomicU64,
+) -> ScopedJoinHandle<'scope, Result<()>> {
+    scope.spawn(move || {
+        lan.enter(|| {
+            let socket = PacketSocket::open("h1")?;
+            while !over.load(Ordering::Relaxed) {
+                frames.iter().try_for_each(|frame| socket.send(frame))?;
+                sent.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        })?
+    })
+}
+
+/// Runs `work` while the LAN sends these frames over and over.
+fn under_spray<T>(
+    lab: &Lab,
+    frames: &[Vec<u8>],
+    work: impl FnOnce(&AtomicU64) -> Result<T>,
+) -> Result<T> {
+    let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let sprayer = spray(scope, lab.lan(), frames, &over, &sent);
+        let done = work(&sent);
+        over.store(true, Ordering::Relaxed);
+        let sprayed = sprayer
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        done.and_then(|done| sprayed.map(|()| done))
+    })
+}
+
+fn frames_to(lab: &Lab, host: &Host, flows: &[(u16, u16)]) -> Result<Vec<Vec<u8>>> {
+    let macs = [host.mac("up0")?, lab.lan().mac("h1")?];
+    let frame = |&(from, to): &(u16, u16)| Craft::new(macs, (LAN, from), (HOST, to)).udp(b"old");
+    Ok(flows.iter().map(frame).collect())
+}
+
+/// What reached a server by UDP from the LAN.
+fn heard(host: &Host, name: &str) -> Result<usize> {
+    let logs = host.container(name).logs()?;
+    Ok(logs
+        .lines()
+        .filter(|line| line.starts_with("udp 198.18.1.2:"))
+        .count())
+}
+
+/// Waits until some more has been sent, all of it after now.
+fn some_more(sent: &AtomicU64) -> Result<()> {
+    let now = sent.load(Ordering::Relaxed);
+    eventually(SOON, || {
+        ensure!(
+            sent.load(Ordering::Relaxed) > now + 300,
+            "the flood is stuck"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_new_container_with_the_same_address_gets_nothing_of_the_old_ones_flows() -> Result<()> {
+    let lab = Lab::new("same-address")?;
+    let host = host(&lab)?;
+    let _agent = host.agent().start()?;
+    let options = [&ADDRESS[..], &["-p", "9000:80/udp"]].concat();
+    let old = host.run("old", &options, &Peer::serve(80))?;
+    // Flows inwards to the published port, and outwards from a port that the next one serves too.
+    eventually(CONVERGED, || {
+        lab.lan()
+            .peer(&["udp", "198.18.1.1:9000", "x", "--bind=198.18.1.2:40000"])
+    })?;
+    let mut outside = lab.lan().spawn_peer(&["serve", "7777"])?;
+    outside.line("serving", SOON)?;
+    let space = old.space()?;
+    assert_eq!(
+        space.peer(&["udp", "198.18.1.2:7777", "x", "--bind=172.30.0.10:5555"])?,
+        "198.18.1.1:5555 x"
+    );
+    let frames = frames_to(&lab, &host, &[(40_000, 9000), (7777, 5555)])?;
+    under_spray(&lab, &frames, |sent| {
+        eventually(SOON, || {
+            ensure!(heard(&host, "old")? > 50, "the old one hears nothing");
+            Ok(())
+        })?;
+        let counter = space.capture("eth0")?;
+        some_more(sent)?;
+        let replies = counter
+            .lines("udp and src port 7777 and dst port 5555")?
+            .len();
+        assert!(replies > 50, "replies reach the old one: {replies}");
+        drop(counter);
+        old.remove()?;
+        host.run(
+            "new",
+            &ADDRESS,
+            &Peer::program(&["/peer", "serve", "80", "5555"]),
+        )?;
+        host.container("new").log_line("serving 5555")?;
+        some_more(sent)?;
+        holds(Duration::from_secs(1), || {
+            let heard = heard(&host, "new")?;
+            ensure!(heard == 0, "{heard} datagrams of old flows");
+            Ok(())
+        })
+    })?;
+    // It is there and hears who means it.
+    let new = host.container("new").ip()?;
+    assert_eq!(new.to_string(), "172.30.0.10");
+    host.peer(&["udp", "172.30.0.10:80", "x"]).map(drop)
+}
+
+#[test]
+fn a_container_that_is_restarted_gets_only_what_is_published_again() -> Result<()> {
+    let lab = Lab::new("restarted")?;
+    let host = host(&lab)?;
+    let _agent = host.agent().start()?;
+    let options = [&ADDRESS[..], &["-p", "9000:80/udp"]].concat();
+    let web = host.run(
+        "web",
+        &options,
+        &Peer::program(&["/peer", "serve", "80", "5555"]),
+    )?;
+    web.log_line("serving 5555")?;
+    let mut outside = lab.lan().spawn_peer(&["serve", "7777"])?;
+    outside.line("serving", SOON)?;
+    eventually(CONVERGED, || {
+        lab.lan().peer(&["udp", "198.18.1.1:9000", "x"])
+    })?;
+    // From a port next to the served one: the answers go to nobody, but a capture sees them.
+    let space = web.space()?;
+    space.peer(&["udp", "198.18.1.2:7777", "x", "--bind=172.30.0.10:5556"])?;
+    let replies = frames_to(&lab, &host, &[(7777, 5556)])?;
+    under_spray(&lab, &replies, |sent| {
+        let counter = space.capture("eth0")?;
+        some_more(sent)?;
+        assert!(counter.lines("udp and dst port 5556")?.len() > 50);
+        drop(counter);
+        web.docker("restart")?;
+        let counter = web.space()?.capture("eth0")?;
+        some_more(sent)?;
+        assert_eq!(
+            counter.lines("udp and dst port 5556")?,
+            Vec::<String>::new()
+        );
+        Ok(())
+    })?;
+    eventually(CONVERGED, || {
+        lab.lan()
+            .peer(&["udp", "198.18.1.1:9000", "x", "--timeout=300"])
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_port_that_moves_to_another_container_moves_at_once_and_wholly() -> Result<()> {
+    let lab = Lab::new("moved")?;
+    let host = lab.host(Docker::replace())?;
+    let _agent = host.agent().start()?;
+    let ports = ["-p", "9000:80/udp", "-p", "8080:80"];
+    let first = host.run("first", &ports, &Peer::serve(80))?;
+    // Another address, since the first container goes on.
+    let frames = frames_to(&lab, &host, &[(40_000, 9000)])?;
+    under_spray(&lab, &frames, |sent| {
+        eventually(SOON, || {
+            ensure!(heard(&host, "first")? > 50, "the first hears nothing");
+            Ok(())
+        })?;
+        host.run("keeper", &[], &Peer::idle())?;
+        first.docker("stop")?;
+        let second = host.run("second", &ports, &Peer::serve(80))?;
+        let begun = Instant::now();
+        eventually(CONVERGED, || {
+            ensure!(heard(&host, "second")? > 0, "the second hears nothing");
+            Ok(())
+        })?;
+        println!(
+            "the port has moved after {:?} (promised: 1s)",
+            begun.elapsed()
+        );
+        lab.lan().peer(&["get", "198.18.1.1:8080"])?;
+        second.log_line("tcp 198.18.1.2:")?;
+
+        // The first comes back without ports, at whatever address.
+        first.remove()?;
+        host.run("first", &[], &Peer::serve(80))?;
+        let before = heard(&host, "second")?;
+        some_more(sent)?;
+        assert_eq!(heard(&host, "first")?, 0);
+        assert!(heard(&host, "second")? > before + 100);
+        Ok(())
+    })
+    .context("under a flood from one client port")
+}

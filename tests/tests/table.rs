@@ -1,0 +1,195 @@
+//! The flow table without an agent: it admits, evicts and collects by itself, and spares whom it
+//! has to.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Craft, Docker, Host, Lab, Peer, eventually};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+/// A flow table of the least size, a quarter of it for flows that are not assured.
+const FLOWS: u64 = 1024;
+const UNASSURED: usize = 256;
+/// Somebody in the LAN's subnet whom nobody else is.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 77);
+const SYN: u8 = 2;
+const RST: u8 = 4;
+
+/// A host with a server published as 8080 (TCP and UDP) and ports where nobody listens as 8081 (TCP)
+/// and 8082 (UDP), its agent dead.
+fn orphan(lab: &Lab) -> Result<Host> {
+    let host = lab.host(Docker::replace())?;
+    let ports = [
+        "-p",
+        "8080:80",
+        "-p",
+        "8080:80/udp",
+        "-p",
+        "8081:81",
+        "-p",
+        "8082:82/udp",
+    ];
+    host.run("web", &ports, &Peer::serve(80))?;
+    host.agent()
+        .arg(format!("--flows={FLOWS}"))
+        .start()?
+        .kill()?;
+    Ok(host)
+}
+
+/// From a client of the LAN to the published port.
+fn craft(lab: &Lab, host: &Host, from: Ipv4Addr) -> Result<Craft> {
+    let macs = [host.mac(host.uplink())?, lab.lan().mac(&host.lan_device())?];
+    Ok(Craft::new(macs, (from, 0), (host.address(), 8080)))
+}
+
+/// Ports of the stranger's flows of a protocol.
+fn strangers(host: &Host, proto: &str) -> Result<Vec<u64>> {
+    let all = host.json("flows")?;
+    let ours =
+        all.as_array().context("no list")?.iter().filter(|flow| {
+            flow["proto"] == proto && flow["original"]["src"] == STRANGER.to_string()
+        });
+    Ok(ours
+        .filter_map(|flow| flow["original"]["sport"].as_u64())
+        .collect())
+}
+
+fn reason(host: &Host, label: &str) -> Result<u64> {
+    Ok(host.json("status")?["reasons"][label].as_u64().unwrap_or(0))
+}
+
+fn fill(host: &Host) -> Result<u64> {
+    let status = host.json("status")?;
+    ensure!(status["agent"] == Value::Null, "an agent runs");
+    status["maps"]["FLOWS"]["fill"].as_u64().context("no fill")
+}
+
+#[test]
+fn a_flood_evicts_the_oldest_of_its_own_kind_and_no_assured_connection() -> Result<()> {
+    let lab = Lab::new("flood")?;
+    let host = orphan(&lab)?;
+    let mut held = lab.lan().spawn_peer(&["hold", "50", "198.18.1.1:8080"])?;
+    held.line("open 50", SOON)?;
+    let mut craft = craft(&lab, &host, STRANGER)?;
+    let ports = 10_000..16_000_u16;
+
+    let syns: Vec<_> = ports
+        .clone()
+        .map(|port| craft.from_port(port).tcp(SYN, 1, b""))
+        .collect();
+    // Nobody answers: an answer that comes after its flow's end would open one outwards, as with
+    // nf_conntrack.
+    craft.to.set_port(8082);
+    let datagrams: Vec<_> = ports
+        .map(|port| craft.from_port(port).udp(b"flood"))
+        .collect();
+    for (proto, frames) in [("tcp", syns), ("udp", datagrams)] {
+        let before = reason(&host, "forwarded")?;
+        lab.lan().send_frames(&host.lan_device(), &frames)?;
+        eventually(SOON, || {
+            let forwarded = reason(&host, "forwarded")? - before;
+            ensure!(
+                forwarded >= 6000,
+                "{proto}: only {forwarded} of 6000 were admitted"
+            );
+            Ok(())
+        })?;
+        // Read in the midst of a flood, the table shows only what stood still.
+        let left = eventually(SOON, || {
+            let left = strangers(&host, proto)?;
+            ensure!(
+                left.len() >= UNASSURED - 20,
+                "{proto}: only {} flows",
+                left.len()
+            );
+            Ok(left)
+        })?;
+        assert!(left.len() <= UNASSURED, "{proto}: {} flows", left.len());
+        let oldest = left.iter().min().context("none is left")?;
+        assert!(
+            *oldest >= 16_000 - UNASSURED as u64 - 20,
+            "{proto}: {oldest} has outlived its elders"
+        );
+        held.tell("")?;
+        assert_eq!(
+            held.line("alive", SOON)?,
+            "alive 50",
+            "after the {proto} flood"
+        );
+        lab.lan().peer(&["udp", "198.18.1.1:8080", "new"])?;
+        lab.lan().peer(&["get", "198.18.1.1:8080"])?;
+    }
+    assert!(fill(&host)? <= FLOWS);
+    assert_eq!(reason(&host, "table-full")?, 0);
+    Ok(())
+}
+
+#[test]
+fn what_has_expired_is_not_shown_and_its_record_is_used_again() -> Result<()> {
+    let lab = Lab::new("expiry")?;
+    let host = orphan(&lab)?;
+    let mut held = lab.lan().spawn_peer(&["hold", "300", "198.18.1.1:8080"])?;
+    held.line("open 300", SOON)?;
+    assert!(
+        lab.lan().peer(&["get", "198.18.1.1:8081"]).is_err(),
+        "refused: a reset flow"
+    );
+    // Assured connections that are reset: ten seconds, and nothing but the sweep collects them.
+    let craft = craft(&lab, &host, host.gateway())?;
+    let opened = host.json("flows")?;
+    let client = |flow: &Value| {
+        flow["state"]
+            .as_str()
+            .filter(|state| *state == "ESTABLISHED")?;
+        u16::try_from(flow["original"]["sport"].as_u64()?).ok()
+    };
+    let clients: Vec<_> = opened
+        .as_array()
+        .context("no list")?
+        .iter()
+        .filter_map(client)
+        .collect();
+    assert_eq!(clients.len(), 300);
+    let resets: Vec<_> = clients
+        .iter()
+        .map(|port| craft.from_port(*port).tcp(RST, 1, b""))
+        .collect();
+    lab.lan().send_frames(&host.lan_device(), &resets)?;
+    let closed = || -> Result<usize> {
+        let all = host.json("flows")?;
+        let closed = all
+            .as_array()
+            .context("no list")?
+            .iter()
+            .filter(|flow| flow["state"] == "CLOSE");
+        Ok(closed.count())
+    };
+    eventually(SOON, || {
+        ensure!(closed()? == 301, "{} are closed", closed()?);
+        Ok(())
+    })?;
+    eventually(4 * SOON, || {
+        ensure!(closed()? == 0, "{} closed flows are still shown", closed()?);
+        Ok(())
+    })?;
+    assert!(
+        fill(&host)? >= 300,
+        "nobody collected yet: {}",
+        fill(&host)?
+    );
+
+    // Every new flow looks at two records.
+    let craft = self::craft(&lab, &host, STRANGER)?;
+    let datagrams: Vec<_> = (20_000..20_600_u16)
+        .map(|port| craft.from_port(port).udp(b"new"))
+        .collect();
+    lab.lan().send_frames(&host.lan_device(), &datagrams)?;
+    eventually(SOON, || {
+        let fill = fill(&host)?;
+        ensure!(fill <= UNASSURED as u64, "{fill} records are in use");
+        Ok(())
+    })
+}
