@@ -102,7 +102,13 @@ impl<F: Family> Tuple<F> {
     #[inline(always)]
     #[must_use]
     pub fn reversed(&self) -> Self {
-        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto: self.proto }
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+        }
     }
 }
 
@@ -207,8 +213,10 @@ pub mod device {
     pub const OUTSIDE: u32 = 1;
     /// `docker0` or a `br-*` of Docker's.
     pub const BRIDGE: u32 = 2;
-    /// The host's end of a container's veth.
+    /// The host's end of a container's veth, of which no endpoint is known yet.
     pub const VETH: u32 = 3;
+    /// The same, with a known endpoint behind it: nobody else speaks there.
+    pub const NAMED_VETH: u32 = 4;
 }
 
 /// A Docker bridge network.

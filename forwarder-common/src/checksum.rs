@@ -47,5 +47,9 @@ pub const fn update_udp(field: Be16, delta: u16) -> Be16 {
         return field;
     }
     let new = update(field, delta);
-    if new.word() == 0 { Be16::from_word(0xffff) } else { new }
+    if new.word() == 0 {
+        Be16::from_word(0xffff)
+    } else {
+        new
+    }
 }

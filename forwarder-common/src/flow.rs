@@ -125,7 +125,12 @@ pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Opt
     } else {
         return None;
     };
-    Some(Hit { flow, index: reference.index, gate, dir })
+    Some(Hit {
+        flow,
+        index: reference.index,
+        gate,
+        dir,
+    })
 }
 
 /// Whether the flow has neither expired nor outlived its endpoints or its mapping.
@@ -261,7 +266,10 @@ pub fn take_record<F: Family, T: Tables<F>>(tables: &T) -> Option<FlowRef> {
         Some(index) => index,
         None => tables.take_free()?,
     };
-    let reference = FlowRef { index, id: tables.gate(tables.flow(index)?).id() };
+    let reference = FlowRef {
+        index,
+        id: tables.gate(tables.flow(index)?).id(),
+    };
     tables.set_ring(place, reference);
     Some(reference)
 }
@@ -281,7 +289,9 @@ fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> O
     if gate.id() != reference.id || !gate.is_live() || gate.is_assured() {
         return None;
     }
-    tables.claim(reference.index, gate).then_some(reference.index)
+    tables
+        .claim(reference.index, gate)
+        .then_some(reference.index)
 }
 
 #[inline(always)]
@@ -308,7 +318,9 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
 /// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
 #[inline(never)]
 pub fn end_if_over<F: Family, T: Tables<F>>(tables: &T, tuple: &Tuple<F>) -> bool {
-    let Some(hit) = find(tables, tuple) else { return false };
+    let Some(hit) = find(tables, tuple) else {
+        return false;
+    };
     let over = !is_current(tables, hit.flow, tables.now());
     if over {
         end(tables, &hit);
@@ -329,7 +341,9 @@ pub fn commit<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef, reply: &T
 /// flow of the same tuple first, everything is undone.
 #[inline(always)]
 pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
-    let Some(flow) = tables.flow(reference.index) else { return };
+    let Some(flow) = tables.flow(reference.index) else {
+        return;
+    };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
     // A packet of direction `d` leaves as the reverse of the other direction's tuple.
@@ -343,7 +357,8 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
         flow.address_delta[dir].set(addresses);
         flow.port_delta[dir].set(ports);
     }
-    flow.expires.set(tables.now().wrapping_add(timeouts::UNTRACKED));
+    flow.expires
+        .set(tables.now().wrapping_add(timeouts::UNTRACKED));
     let free = Gate::new(reference.id, phase::FREE, 0, 0);
     let live = Gate::new(reference.id, phase::LIVE, 0, 0);
     let open = tables.swap_gate(flow, free, live);
@@ -376,7 +391,9 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
 #[inline(always)]
 fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let index = tables.next_sweep();
-    let Some(flow) = tables.flow(index) else { return };
+    let Some(flow) = tables.flow(index) else {
+        return;
+    };
     let gate = tables.gate(flow);
     if gate.is_live() && reached(flow.expires.get(), now) && tables.claim(index, gate) {
         tables.give_free(index);
@@ -386,7 +403,9 @@ fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
 /// Wins a record and removes both of its keys; whether it won: the caller owns the record then.
 #[inline(always)]
 pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate) -> bool {
-    let Some(flow) = tables.flow(index) else { return false };
+    let Some(flow) = tables.flow(index) else {
+        return false;
+    };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
     if !tables.swap_gate(flow, gate, gate.freed()) {

@@ -4,7 +4,10 @@
 //! `data_end`; a slice compares lengths, and is refused. So the kernel builds a [`Frame`] from the
 //! context's two pointers, a host from a `&mut [u8]`, and one source serves both. A frame never
 //! spans a helper that moves packet data: the kernel side makes a new one.
-#![expect(unsafe_code, reason = "the window type: the one place that turns pointers into values")]
+#![expect(
+    unsafe_code,
+    reason = "the window type: the one place that turns pointers into values"
+)]
 
 use core::marker::PhantomData;
 use core::ptr;
@@ -24,7 +27,11 @@ impl<'a> Frame<'a> {
     #[inline(always)]
     pub fn new(bytes: &'a mut [u8]) -> Self {
         let range = bytes.as_mut_ptr_range();
-        Self { start: range.start, end: range.end, bytes: PhantomData }
+        Self {
+            start: range.start,
+            end: range.end,
+            bytes: PhantomData,
+        }
     }
 
     /// A window onto the bytes from `start` up to `end`.
@@ -34,7 +41,11 @@ impl<'a> Frame<'a> {
     /// in a BPF program, they are the context's `data` and `data_end`.
     #[inline(always)]
     pub unsafe fn from_raw(start: *mut u8, end: *mut u8) -> Self {
-        Self { start, end, bytes: PhantomData }
+        Self {
+            start,
+            end,
+            bytes: PhantomData,
+        }
     }
 
     /// The value at `offset`, or `None` if it is not wholly inside.
@@ -50,7 +61,9 @@ impl<'a> Frame<'a> {
     #[inline(always)]
     #[must_use]
     pub fn write<T: Pod>(&mut self, offset: usize, value: T) -> bool {
-        let Some(at) = self.place::<T>(offset) else { return false };
+        let Some(at) = self.place::<T>(offset) else {
+            return false;
+        };
         // SAFETY: as in `read`, and the window is borrowed mutably.
         unsafe { store(at.cast::<T>(), value) };
         true
@@ -60,7 +73,11 @@ impl<'a> Frame<'a> {
     fn place<T>(&self, offset: usize) -> Option<*mut u8> {
         let at = self.start.wrapping_add(offset);
         // The comparison has the shape that the verifier learns from: packet pointer against end.
-        if at.wrapping_add(size_of::<T>()) > self.end { None } else { Some(at) }
+        if at.wrapping_add(size_of::<T>()) > self.end {
+            None
+        } else {
+            Some(at)
+        }
     }
 }
 
@@ -74,7 +91,13 @@ impl<'a> Frame<'a> {
 #[inline(always)]
 unsafe fn load<T: Pod>(at: *const T) -> T {
     // SAFETY: as above.
-    unsafe { if cfg!(target_arch = "bpf") { ptr::read(at) } else { ptr::read_unaligned(at) } }
+    unsafe {
+        if cfg!(target_arch = "bpf") {
+            ptr::read(at)
+        } else {
+            ptr::read_unaligned(at)
+        }
+    }
 }
 
 /// # Safety

@@ -29,10 +29,17 @@ pub fn is_redirect<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> bool {
     frame.read::<u8>(packet.l4 as usize) == Some(REDIRECT)
 }
 
+/// Where the packet that an error quotes begins.
+#[inline(always)]
+#[must_use]
+pub fn quoted_at<F: Family>(packet: &Packet<F>) -> usize {
+    packet.l4 as usize + size_of::<IcmpHeader>()
+}
+
 /// Reads the quoted packet: `None` if there is not enough of it to tell its flow.
 #[inline(always)]
 pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F>> {
-    let l3 = packet.l4 as usize + size_of::<IcmpHeader>();
+    let l3 = quoted_at(packet);
     let header = F::header(frame, l3).ok()?;
     if header.tail {
         return None;
@@ -67,7 +74,13 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
         _ => return None,
     }
     let end = packet.len.saturating_add(packet.l3 as u16);
-    Some(Quote { tuple, answer, l3: l3 as u8, l4: l4 as u8, end })
+    Some(Quote {
+        tuple,
+        answer,
+        l3: l3 as u8,
+        l4: l4 as u8,
+        end,
+    })
 }
 
 /// The error's own header as it will be.
@@ -93,7 +106,9 @@ pub fn restore<F: Family>(
     inner: &Tuple<F>,
     outer: &Outer<F>,
 ) -> bool {
-    let Some(icmp) = frame.read::<IcmpHeader>(packet.l4 as usize) else { return false };
+    let Some(icmp) = frame.read::<IcmpHeader>(packet.l4 as usize) else {
+        return false;
+    };
     let old = &quote.tuple;
     let addresses = checksum::delta(
         old.src.sum() + old.dst.sum(),
@@ -107,29 +122,43 @@ pub fn restore<F: Family>(
     let mut absorb = ports;
     let written = match old.proto {
         proto::TCP => {
-            frame.write(quote.l4 as usize, Ports { src: inner.sport, dst: inner.dport })
-                && match checksum_at(frame, quote, 16) {
-                    Some((at, field)) => {
-                        let new = checksum::update(field, checksum::add(addresses, ports));
-                        absorb = checksum::add(absorb, change(field, new));
-                        frame.write(at, new)
-                    }
-                    None => true,
+            frame.write(
+                quote.l4 as usize,
+                Ports {
+                    src: inner.sport,
+                    dst: inner.dport,
+                },
+            ) && match checksum_at(frame, quote, 16) {
+                Some((at, field)) => {
+                    let new = checksum::update(field, checksum::add(addresses, ports));
+                    absorb = checksum::add(absorb, change(field, new));
+                    frame.write(at, new)
                 }
+                None => true,
+            }
         }
         proto::UDP => {
-            frame.write(quote.l4 as usize, Ports { src: inner.sport, dst: inner.dport })
-                && match checksum_at(frame, quote, 6) {
-                    Some((at, field)) => {
-                        let new = checksum::update_udp(field, checksum::add(addresses, ports));
-                        absorb = checksum::add(absorb, change(field, new));
-                        frame.write(at, new)
-                    }
-                    None => true,
+            frame.write(
+                quote.l4 as usize,
+                Ports {
+                    src: inner.sport,
+                    dst: inner.dport,
+                },
+            ) && match checksum_at(frame, quote, 6) {
+                Some((at, field)) => {
+                    let new = checksum::update_udp(field, checksum::add(addresses, ports));
+                    absorb = checksum::add(absorb, change(field, new));
+                    frame.write(at, new)
                 }
+                None => true,
+            }
         }
         _ => {
-            let id = if quote.answer { inner.dport } else { inner.sport };
+            let id = if quote.answer {
+                inner.dport
+            } else {
+                inner.sport
+            };
             frame.write(quote.l4 as usize + 4, id)
                 && match checksum_at(frame, quote, 2) {
                     Some((at, field)) => {
@@ -143,13 +172,20 @@ pub fn restore<F: Family>(
     };
     written
         && F::readdress(frame, quote.l3 as usize, inner.src, inner.dst, false)
-        && frame.write(packet.l4 as usize + 2, checksum::update(icmp.checksum, absorb))
+        && frame.write(
+            packet.l4 as usize + 2,
+            checksum::update(icmp.checksum, absorb),
+        )
         && F::readdress(frame, packet.l3 as usize, outer.src, outer.dst, outer.hop)
 }
 
 /// The quoted transport checksum, where the quote reaches that far.
 #[inline(always)]
-fn checksum_at<F: Family>(frame: &Frame<'_>, quote: &Quote<F>, offset: usize) -> Option<(usize, Be16)> {
+fn checksum_at<F: Family>(
+    frame: &Frame<'_>,
+    quote: &Quote<F>,
+    offset: usize,
+) -> Option<(usize, Be16)> {
     let at = quote.l4 as usize + offset;
     if at + 2 > quote.end as usize {
         return None;

@@ -37,12 +37,15 @@ pub fn draw<F: Family, T: Tables<F>>(
     let place = (src.mix() ^ sport.word() as u32) & (capacity::HINTS - 1);
     if owner == Owner::Host
         && let Some(hint) = tables.hint(place)
-            && hint.src == src && hint.sport == sport && hint.proto == reply.proto {
-                reply.dport = hint.port;
-                if take(tables, flow, &reply, owner) {
-                    return Some(reply);
-                }
-            }
+        && hint.src == src
+        && hint.sport == sport
+        && hint.proto == reply.proto
+    {
+        reply.dport = hint.port;
+        if take(tables, flow, &reply, owner) {
+            return Some(reply);
+        }
+    }
     reply.dport = sport;
     if take(tables, flow, &reply, owner) {
         return Some(reply);
@@ -53,13 +56,26 @@ pub fn draw<F: Family, T: Tables<F>>(
         return Some(reply);
     }
     let (low, count) = class(sport, reply.proto);
-    let mut search = Search { tables, flow, reply, owner, low, count, found: false };
+    let mut search = Search {
+        tables,
+        flow,
+        reply,
+        owner,
+        low,
+        count,
+        found: false,
+    };
     tables.attempt(TRIES, &mut search);
     if !search.found {
         return None;
     }
     if owner == Owner::Host {
-        let hint = Hint { src, sport, port: search.reply.dport, proto: reply.proto };
+        let hint = Hint {
+            src,
+            sport,
+            port: search.reply.dport,
+            proto: reply.proto,
+        };
         tables.set_hint(place, hint);
     }
     Some(search.reply)
@@ -113,10 +129,17 @@ pub fn published<F: Family, T: Tables<F>>(
     port: Be16,
     proto: u32,
 ) -> Option<crate::abi::Published<F>> {
-    let key = PortKey { addr, port, proto: proto as u16 };
+    let key = PortKey {
+        addr,
+        port,
+        proto: proto as u16,
+    };
     match tables.published(&key) {
         Some(published) => Some(published),
-        None => tables.published(&PortKey { addr: F::Addr::ANY, ..key }),
+        None => tables.published(&PortKey {
+            addr: F::Addr::ANY,
+            ..key
+        }),
     }
 }
 

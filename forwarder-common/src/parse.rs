@@ -135,7 +135,9 @@ impl Family for V4 {
 
     #[inline(always)]
     fn readdress(frame: &mut Frame<'_>, l3: usize, src: Be32, dst: Be32, hop: bool) -> bool {
-        let Some(old) = frame.read::<Ipv4Header>(l3) else { return false };
+        let Some(old) = frame.read::<Ipv4Header>(l3) else {
+            return false;
+        };
         let mut delta = checksum::delta(old.src.sum() + old.dst.sum(), src.sum() + dst.sum());
         let mut ttl = old.ttl;
         if hop {

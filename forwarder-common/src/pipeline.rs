@@ -122,17 +122,19 @@ pub fn outside_in<F: Family, T: Steps<F>>(
         Ok(parsed) => *packet = parsed,
         Err(reason) => return reason,
     }
-    let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet };
+    let mut passage = Passage {
+        frame,
+        meta,
+        tables,
+        side: Side::Outside,
+        packet,
+    };
     passage.carry_or_admit()
 }
 
 /// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
 #[inline(always)]
-pub fn uplink<F: Family, T: Steps<F>>(
-    frame: Frame<'_>,
-    meta: &Meta,
-    tables: &T,
-) -> Option<Reason> {
+pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T) -> Option<Reason> {
     let packet = parse::<F>(&frame, meta.l3 as usize).ok()?;
     if packet.class != Class::Flow
         || packet.tuple.proto != proto::UDP
@@ -142,7 +144,13 @@ pub fn uplink<F: Family, T: Steps<F>>(
     }
     let hit = flow::find(tables, &packet.tuple)?;
     let now = tables.now();
-    let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet: &packet };
+    let mut passage = Passage {
+        frame,
+        meta,
+        tables,
+        side: Side::Outside,
+        packet: &packet,
+    };
     if passage.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
         || !flow::is_current(tables, hit.flow, now)
         || tcp::reopens(State::from_u8(hit.gate.state()), packet.flags)
@@ -150,7 +158,9 @@ pub fn uplink<F: Family, T: Steps<F>>(
     {
         return None;
     }
-    let Way::Peer(endpoint) = passage.steer(&hit, now) else { return None };
+    let Way::Peer(endpoint) = passage.steer(&hit, now) else {
+        return None;
+    };
     if !tables.takes_frames(endpoint.ifindex) {
         return None;
     }
@@ -206,10 +216,16 @@ pub fn container_out<F: Family, T: Steps<F>>(
         return Reason::FromHost;
     }
     let blocked = tables.device(meta.came_by).is_some_and(|from| {
-        from.kind == device::VETH
-            && tables.network(from.bridge).is_some_and(|net| net.flags & network::NO_PEERS != 0)
+        matches!(from.kind, device::VETH | device::NAMED_VETH)
+            && tables
+                .network(from.bridge)
+                .is_some_and(|net| net.flags & network::NO_PEERS != 0)
     });
-    if blocked { Reason::PeerBlocked } else { Reason::Bridged }
+    if blocked {
+        Reason::PeerBlocked
+    } else {
+        Reason::Bridged
+    }
 }
 
 /// tcx egress of an outside device: the kernel path's other half, and the last guard.
@@ -228,9 +244,17 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         Ok(parsed) => *packet = parsed,
         Err(reason) => return unread(frame, meta, tables, reason),
     }
-    let mut passage = Passage { frame, meta, tables, side: Side::Outside, packet };
+    let mut passage = Passage {
+        frame,
+        meta,
+        tables,
+        side: Side::Outside,
+        packet,
+    };
     if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
-        return tables.complete(&mut passage).unwrap_or(Reason::Untranslated);
+        return tables
+            .complete(&mut passage)
+            .unwrap_or(Reason::Untranslated);
     }
     let src = passage.packet.tuple.src;
     if tables.subnet(src).is_some() {
@@ -259,7 +283,9 @@ fn unread<F: Family, T: Steps<F>>(
     tables: &T,
     reason: Reason,
 ) -> Reason {
-    let Ok(header) = F::header(&frame, meta.l3 as usize) else { return reason };
+    let Ok(header) = F::header(&frame, meta.l3 as usize) else {
+        return reason;
+    };
     if tables.subnet(header.src).is_some() {
         Reason::Untranslated
     } else if meta.came_by != 0 && tables.device(meta.came_by).is_none() && header.src.is_pooled() {
@@ -281,14 +307,26 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
         return match parse(&frame, meta.l3 as usize) {
             Ok(parsed) => {
                 *packet = parsed;
-                let mut passage = Passage { frame, meta, tables, side: Side::Bridge, packet };
-                tables.complete(&mut passage).unwrap_or(Reason::Untranslated)
+                let mut passage = Passage {
+                    frame,
+                    meta,
+                    tables,
+                    side: Side::Bridge,
+                    packet,
+                };
+                tables
+                    .complete(&mut passage)
+                    .unwrap_or(Reason::Untranslated)
             }
             Err(reason) => reason,
         };
     }
     // The host reaches its own containers; what it forwards has passed an ingress hook of ours.
-    if meta.came_by == 0 { Reason::FromHost } else { Reason::DirectRouting }
+    if meta.came_by == 0 {
+        Reason::FromHost
+    } else {
+        Reason::DirectRouting
+    }
 }
 
 /// Everything that a container sends and that does not stay on its bridge.
@@ -304,7 +342,13 @@ fn from_container<F: Family, T: Steps<F>>(
         Ok(parsed) => *packet = parsed,
         Err(reason) => return reason,
     }
-    let mut passage = Passage { frame, meta, tables, side, packet };
+    let mut passage = Passage {
+        frame,
+        meta,
+        tables,
+        side,
+        packet,
+    };
     passage.carry_or_admit()
 }
 
@@ -407,7 +451,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if self.side == Side::Outside || slot == OUTSIDE {
             return self.side == Side::Outside && slot == OUTSIDE;
         }
-        self.tables.endpoint(slot).is_some_and(|endpoint| self.is_behind(endpoint))
+        self.tables
+            .endpoint(slot)
+            .is_some_and(|endpoint| self.is_behind(endpoint))
     }
 
     /// Whether an endpoint is behind the device that the hook is on.
@@ -419,7 +465,10 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         match self.side {
             Side::Bridge => endpoint.bridge == ifindex,
-            _ => self.tables.device(ifindex).is_some_and(|device| device.bridge == endpoint.bridge),
+            _ => self
+                .tables
+                .device(ifindex)
+                .is_some_and(|device| device.bridge == endpoint.bridge),
         }
     }
 
@@ -470,8 +519,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     fn kernel_needed(&self, mtu: u32) -> Option<Reason> {
         let packet = self.packet;
         let segment = self.meta.segment;
-        let size =
-            if segment == 0 { packet.len as u32 } else { packet.headers as u32 + segment };
+        let size = if segment == 0 {
+            packet.len as u32
+        } else {
+            packet.headers as u32 + segment
+        };
         if packet.hops <= 1 {
             Some(Reason::HopLimit)
         } else if packet.options {
@@ -550,7 +602,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if !fits {
             // The host's answer to a marked packet carries no container's source.
             let leaks = self.tables.subnet(old.src).is_some();
-            return Some(if leaks { Reason::Untranslated } else { Reason::FromHost });
+            return Some(if leaks {
+                Reason::Untranslated
+            } else {
+                Reason::FromHost
+            });
         }
         if after.dst == old.src && (packet.tail || after.dport == old.sport) {
             self.tables.mark(0);
@@ -579,7 +635,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     pub fn give_way(&mut self) -> Option<Reason> {
         let now = self.tables.now();
         let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot.get() == HOST;
-        let hit = match self.current(now).filter(|hit| hit.dir == ORIGINAL && is_hosts(hit)) {
+        let hit = match self
+            .current(now)
+            .filter(|hit| hit.dir == ORIGINAL && is_hosts(hit))
+        {
             Some(hit) => hit,
             None => {
                 let answers = self.packet.tuple.reversed();
@@ -589,8 +648,14 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 }
                 let plan = Plan {
                     original: self.packet.tuple,
-                    to: End { slot: OUTSIDE, incarnation: 0 },
-                    from: End { slot: HOST, incarnation: 0 },
+                    to: End {
+                        slot: OUTSIDE,
+                        incarnation: 0,
+                    },
+                    from: End {
+                        slot: HOST,
+                        incarnation: 0,
+                    },
                     mapping: 0,
                     mapping_incarnation: 0,
                     uplink_mac: [0; 6],
@@ -604,7 +669,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if !flow::track(self.tables, &hit, self.packet, now) {
             return Some(Reason::TcpState);
         }
-        let edit = Edit { hop: false, ..self.translate(&hit) };
+        let edit = Edit {
+            hop: false,
+            ..self.translate(&hit)
+        };
         self.tables.edit(&mut self.frame, &edit);
         Some(Reason::HostFlow)
     }
@@ -625,17 +693,22 @@ fn renew_route<F: Family, T: Tables<F>>(
         return Some(Reason::NoEndpoint);
     };
     let tuple = flow.tuples[dir & 1].get();
-    let Route::Forward { ifindex, next_hop, mtu } = tables.route(endpoint.bridge, &tuple) else {
+    let Route::Forward {
+        ifindex,
+        next_hop,
+        mtu,
+    } = tables.route(endpoint.bridge, &tuple)
+    else {
         return Some(Reason::NoRoute);
     };
-    let Some(device) = tables.device(ifindex) else { return Some(Reason::DeviceUnknown) };
+    let Some(device) = tables.device(ifindex) else {
+        return Some(Reason::DeviceUnknown);
+    };
     if device.kind != device::OUTSIDE {
         return Some(Reason::Isolated);
     }
     let seen_as = flow.tuples[REPLY].get().dst;
-    if dir == ORIGINAL
-        && seen_as != tuple.src
-        && tables.source(ifindex, next_hop) != Some(seen_as)
+    if dir == ORIGINAL && seen_as != tuple.src && tables.source(ifindex, next_hop) != Some(seen_as)
     {
         flow.expires.set(tables.now());
         return Some(Reason::RouteMoved);
@@ -676,7 +749,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Way::HandOn(_) if src == from => false,
             Way::HandOn(_) | Way::Refuse(_) => return Some(Reason::IcmpStray),
         };
-        let outer = Outer { src, dst: sent.src, hop };
+        let outer = Outer {
+            src,
+            dst: sent.src,
+            hop,
+        };
         icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
         match way {
             Way::Peer(endpoint) => {
@@ -699,11 +776,24 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// The host's own error about a packet that it was handed: its quote shows a translated one.
     #[inline(always)]
     pub fn restore_own_error(&mut self) -> Option<Reason> {
-        let quote = icmp::quote(&self.frame, self.packet)?;
-        let hit = flow::find(self.tables, &quote.tuple.reversed())?;
+        let quote = icmp::quote(&self.frame, self.packet);
+        let hit = quote.and_then(|quote| flow::find(self.tables, &quote.tuple.reversed()));
+        let (Some(quote), Some(hit)) = (quote, hit) else {
+            // Its flow has ended, or had another port: it must not show a container's address.
+            let quoted = F::header(&self.frame, icmp::quoted_at(self.packet)).ok()?;
+            return self
+                .tables
+                .subnet(quoted.dst)
+                .is_some()
+                .then_some(Reason::IcmpStray);
+        };
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let Tuple { src, dst, .. } = self.packet.tuple;
-        let outer = Outer { src, dst, hop: false };
+        let outer = Outer {
+            src,
+            dst,
+            hop: false,
+        };
         icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer)
             .then_some(Reason::HostError)
     }
@@ -736,9 +826,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Side::Outside => self.admit_inward(),
             Side::Veth | Side::Bridge => match self.originates() {
                 Origin::Settled(reason) => Err(reason),
-                Origin::Leaves(_) if self.packet.class != Class::Flow => {
-                    Err(self.untranslatable())
-                }
+                Origin::Leaves(_) if self.packet.class != Class::Flow => Err(self.untranslatable()),
                 Origin::Leaves(leaving) if leaving.local => self.admit_hairpin(&leaving),
                 Origin::Leaves(leaving) => self.admit_outward(&leaving),
             },
@@ -772,7 +860,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         };
         if !self.tables.is_local(dst) {
             let ours = self.tables.subnet(dst).is_some();
-            return Err(if ours { Reason::DirectRouting } else { Reason::NotOurs });
+            return Err(if ours {
+                Reason::DirectRouting
+            } else {
+                Reason::NotOurs
+            });
         }
         match packet.class {
             Class::Flow => {}
@@ -781,8 +873,14 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             }
             _ => return Err(Reason::ToHost),
         }
-        let outside = End { slot: OUTSIDE, incarnation: 0 };
-        let mac = self.tables.device(self.meta.ifindex).map_or([0; 6], |device| device.mac);
+        let outside = End {
+            slot: OUTSIDE,
+            incarnation: 0,
+        };
+        let mac = self
+            .tables
+            .device(self.meta.ifindex)
+            .map_or([0; 6], |device| device.mac);
         self.admit_published(outside, None, mac)
     }
 
@@ -803,12 +901,14 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     ) -> Result<(), Reason> {
         let tables = self.tables;
         let tuple = &self.packet.tuple;
-        let published = nat::published(tables, tuple.dst, tuple.dport, tuple.proto)
-            .ok_or(Reason::ToHost)?;
+        let published =
+            nat::published(tables, tuple.dst, tuple.dport, tuple.proto).ok_or(Reason::ToHost)?;
         if !self.may_open() {
             return Err(Reason::NoFlow);
         }
-        let slot = tables.endpoint_slot(published.addr).ok_or(Reason::NoEndpoint)?;
+        let slot = tables
+            .endpoint_slot(published.addr)
+            .ok_or(Reason::NoEndpoint)?;
         let endpoint = tables.endpoint(slot).ok_or(Reason::NoEndpoint)?;
         let (client, owner) = match hairpin {
             None => (tuple.src, Owner::Remote),
@@ -819,7 +919,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         };
         let plan = Plan {
             original: *tuple,
-            to: End { slot, incarnation: endpoint.incarnation },
+            to: End {
+                slot,
+                incarnation: endpoint.incarnation,
+            },
             from,
             mapping: published.mapping,
             mapping_incarnation: tables.mapping(published.mapping),
@@ -843,7 +946,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if !self.may_open() {
             return Err(Reason::NoFlow);
         }
-        let Route::Forward { ifindex, next_hop, .. } = tables.route(leaving.bridge, tuple) else {
+        let Route::Forward {
+            ifindex, next_hop, ..
+        } = tables.route(leaving.bridge, tuple)
+        else {
             return Err(Reason::NoRoute);
         };
         let device = tables.device(ifindex).ok_or(Reason::DeviceUnknown)?;
@@ -851,19 +957,32 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Err(Reason::Isolated);
         }
         let (source, owner) = if leaving.network.flags & network::MASQUERADE != 0 {
-            (tables.source(ifindex, next_hop).ok_or(Reason::NoSource)?, Owner::Host)
+            (
+                tables.source(ifindex, next_hop).ok_or(Reason::NoSource)?,
+                Owner::Host,
+            )
         } else {
             (tuple.src, Owner::Remote)
         };
         let plan = Plan {
             original: *tuple,
-            to: End { slot: OUTSIDE, incarnation: 0 },
+            to: End {
+                slot: OUTSIDE,
+                incarnation: 0,
+            },
             from: leaving.end,
             mapping: 0,
             mapping_incarnation: 0,
             uplink_mac: device.mac,
         };
-        self.make(&plan, Tuple { dst: source, ..tuple.reversed() }, owner)
+        self.make(
+            &plan,
+            Tuple {
+                dst: source,
+                ..tuple.reversed()
+            },
+            owner,
+        )
     }
 
     /// Makes a flow: record, reply key (the lock), original key. A lost race is no error: the
@@ -899,29 +1018,50 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if src.is_loopback() || dst.is_loopback() {
             return Origin::Settled(Reason::Loopback);
         }
-        let Some(device) = tables.device(self.meta.ifindex) else { return Origin::Settled(Reason::NotOurs) };
+        let Some(device) = tables.device(self.meta.ifindex) else {
+            return Origin::Settled(Reason::NotOurs);
+        };
         if self.side == Side::Veth && self.frame.read::<[u8; 6]>(0) != Some(device.mac) {
             return Origin::Settled(Reason::Bridged);
         }
         if dst.is_unroutable() {
             return Origin::Settled(Reason::ToHost);
         }
-        let Some(network) = tables.network(device.bridge) else { return Origin::Settled(Reason::NotOurs) };
+        let Some(network) = tables.network(device.bridge) else {
+            return Origin::Settled(Reason::NotOurs);
+        };
         let slot = match tables.endpoint_slot(src) {
             Some(slot) => slot,
             // The bridge's own address.
             None if tables.is_local(src) => return Origin::Settled(Reason::SpoofedSource),
-            None if tables.subnet(src) == Some(device.bridge) => network.floor,
-            None => return Origin::Settled(Reason::ForeignSource),
+            None if tables.subnet(src) != Some(device.bridge) => {
+                return Origin::Settled(Reason::ForeignSource);
+            }
+            // The floor is for those not known yet, not for those who take a free address.
+            None if device.kind == device::NAMED_VETH => {
+                return Origin::Settled(Reason::SpoofedSource);
+            }
+            None => network.floor,
         };
-        let Some(endpoint) = tables.endpoint(slot) else { return Origin::Settled(Reason::NoEndpoint) };
+        let Some(endpoint) = tables.endpoint(slot) else {
+            return Origin::Settled(Reason::NoEndpoint);
+        };
         if !self.is_behind(endpoint) {
             return Origin::Settled(Reason::SpoofedSource);
         }
-        let end = End { slot, incarnation: endpoint.incarnation };
+        let end = End {
+            slot,
+            incarnation: endpoint.incarnation,
+        };
         let internal = network.flags & network::INTERNAL != 0;
-        let leaving =
-            |local| Origin::Leaves(Leaving { end, bridge: device.bridge, network, local });
+        let leaving = |local| {
+            Origin::Leaves(Leaving {
+                end,
+                bridge: device.bridge,
+                network,
+                local,
+            })
+        };
         if tables.is_local(dst) {
             let published = !packet.tail
                 && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto).is_some();

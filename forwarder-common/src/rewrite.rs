@@ -102,13 +102,19 @@ pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
     }
     let l4 = edit.l4 as usize;
     match edit.proto as u32 {
-        proto::TCP | proto::UDP => {
-            frame.write(l4, Ports { src: edit.sport, dst: edit.dport })
-        }
+        proto::TCP | proto::UDP => frame.write(
+            l4,
+            Ports {
+                src: edit.sport,
+                dst: edit.dport,
+            },
+        ),
         // Only echo has ports; other protocols are never translated.
         _ => {
             let id = if edit.answer { edit.dport } else { edit.sport };
-            let Some(old) = frame.read::<Be16>(l4 + ICMP_CHECKSUM) else { return false };
+            let Some(old) = frame.read::<Be16>(l4 + ICMP_CHECKSUM) else {
+                return false;
+            };
             frame.write(l4 + ICMP_ID, id)
                 && frame.write(l4 + ICMP_CHECKSUM, checksum::update(old, edit.port_delta))
         }
@@ -121,8 +127,12 @@ pub fn checksum<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
     if !edit.transport {
         return true;
     }
-    let Some(at) = edit.checksum_at() else { return true };
-    let Some(old) = frame.read::<Be16>(at) else { return false };
+    let Some(at) = edit.checksum_at() else {
+        return true;
+    };
+    let Some(old) = frame.read::<Be16>(at) else {
+        return false;
+    };
     let delta = checksum::add(edit.address_delta, edit.port_delta);
     let new = if edit.proto as u32 == proto::UDP {
         checksum::update_udp(old, delta)

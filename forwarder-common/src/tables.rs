@@ -3,7 +3,9 @@
 //! The kernel side implements it over BPF maps and helpers, a host over plain memory: the twin
 //! test holds both to the same decisions.
 
-use crate::abi::{Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, Tuple};
+use crate::abi::{
+    Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, Tuple,
+};
 use crate::family::{Be16, Family};
 use crate::flow::Gate;
 use crate::timeouts::Ticks;

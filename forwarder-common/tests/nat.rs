@@ -15,7 +15,7 @@ use model::frames::{SYN, Spec, ip};
 use model::host::{APP, APP_VETH, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};
 use proptest::prelude::*;
 
-const FLOWS: u32 = 4096;
+const FLOWS: u32 = 1024;
 
 /// The port that a packet's flow got.
 fn port(host: &Host, spec: &Spec) -> u16 {
@@ -118,10 +118,7 @@ fn a_remotes_port_is_nobodys_to_refuse() {
     let mut host = Host::usual(FLOWS);
     host.socket(CLIENT, 40_000, 6);
     let request = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
-    assert_eq!(
-        host.by_uplink(&request).0.reason,
-        Some(Reason::Forwarded)
-    );
+    assert_eq!(host.by_uplink(&request).0.reason, Some(Reason::Forwarded));
     assert_eq!(port(&host, &request), 40_000);
 }
 

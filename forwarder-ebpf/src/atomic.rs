@@ -10,7 +10,8 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: as above.
     unsafe {
-        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
+            .1
     }
 }
 

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
-    bpf_loop,     bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use forwarder_common::abi::{
@@ -25,11 +25,11 @@ use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
 
 use crate::atomic;
-use crate::steps;
 use crate::maps::{
     CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, LOCALS, MAPPINGS,
     NETWORKS, PORTS, PUBLISHED, REASONS, RING, SETTINGS, SOURCES, SUBNETS,
 };
+use crate::steps;
 
 const AF_INET: u8 = 2;
 const ENODEV: i64 = -19;
@@ -123,7 +123,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
-        SOURCES.get(Key::new(64, SourceKey { ifindex, next_hop })).copied()
+        SOURCES
+            .get(Key::new(64, SourceKey { ifindex, next_hop }))
+            .copied()
     }
 
     #[inline(always)]
@@ -171,7 +173,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn next_ring(&self) -> u32 {
-        let Some(cursors) = CURSORS.get_ptr_mut(0) else { return 0 };
+        let Some(cursors) = CURSORS.get_ptr_mut(0) else {
+            return 0;
+        };
         // SAFETY: an aligned 64-bit word of a map's element.
         let cursor = unsafe { atomic::increment(&raw mut (*cursors).ring) };
         wrap(cursor, self.settings().ring)
@@ -179,7 +183,10 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn ring(&self, place: u32) -> FlowRef {
-        RING.get(place).copied().unwrap_or(FlowRef { index: u32::MAX, id: 0 })
+        RING.get(place).copied().unwrap_or(FlowRef {
+            index: u32::MAX,
+            id: 0,
+        })
     }
 
     #[inline(always)]
@@ -192,7 +199,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn next_sweep(&self) -> u32 {
-        let Some(cursors) = CURSORS.get_ptr_mut(0) else { return 0 };
+        let Some(cursors) = CURSORS.get_ptr_mut(0) else {
+            return 0;
+        };
         // SAFETY: an aligned 64-bit word of a map's element.
         let cursor = unsafe { atomic::increment(&raw mut (*cursors).sweep) };
         wrap(cursor, self.settings().flows)
@@ -215,7 +224,10 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     fn take_record(&self) -> Option<FlowRef> {
         match steps::take_record() {
             steps::NONE => None,
-            packed => Some(FlowRef { index: packed as u32, id: (packed >> 32) as u32 }),
+            packed => Some(FlowRef {
+                index: packed as u32,
+                id: (packed >> 32) as u32,
+            }),
         }
     }
 
@@ -254,12 +266,20 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
             return Route::Kernel;
         }
         // SAFETY: the kernel filled both unions with what is read here.
-        let (next_hop, mtu) =
-            unsafe { (params.__bindgen_anon_4.ipv4_dst, params.__bindgen_anon_1.mtu_result) };
+        let (next_hop, mtu) = unsafe {
+            (
+                params.__bindgen_anon_4.ipv4_dst,
+                params.__bindgen_anon_1.mtu_result,
+            )
+        };
         Route::Forward {
             ifindex: params.ifindex,
             next_hop: Be32::from_word(next_hop),
-            mtu: if stopped { self.mtu(params.ifindex).unwrap_or_default() } else { mtu as u32 },
+            mtu: if stopped {
+                self.mtu(params.ifindex).unwrap_or_default()
+            } else {
+                mtu as u32
+            },
         }
     }
 
@@ -318,7 +338,12 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         let callback: unsafe extern "C" fn(u64, *mut A) -> i64 = once::<A>;
         // SAFETY: the callback has the helper's signature, and `attempt` outlives the call.
         unsafe {
-            bpf_loop(times, callback as *mut c_void, ptr::from_mut(attempt).cast(), 0);
+            bpf_loop(
+                times,
+                callback as *mut c_void,
+                ptr::from_mut(attempt).cast(),
+                0,
+            );
         }
     }
 }
@@ -335,5 +360,9 @@ unsafe extern "C" fn once<A: Attempt>(_: u64, attempt: *mut A) -> i64 {
 /// A cursor's place in a table of `size` elements.
 #[inline(always)]
 fn wrap(cursor: u64, size: u32) -> u32 {
-    if size == 0 { 0 } else { (cursor % size as u64) as u32 }
+    if size == 0 {
+        0
+    } else {
+        (cursor % size as u64) as u32
+    }
 }

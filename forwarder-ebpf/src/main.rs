@@ -2,7 +2,11 @@
 //! `forwarder_common::pipeline`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // The BPF target has compare-and-swap (from -mcpu=v3 on), but `core` does not offer it there.
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features))]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics),
+    allow(internal_features)
+)]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -36,49 +40,65 @@ mod programs {
     /// tcx ingress of an outside device.
     #[classifier]
     pub fn outside_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet))
+        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| {
+            pipeline::outside_in(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx ingress of an outside device without Ethernet header.
     #[classifier]
     pub fn outside_in_raw(ctx: TcContext) -> i32 {
-        run::<RAW>(&ctx, true, |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet))
+        run::<RAW>(&ctx, true, |frame, meta, kernel, packet| {
+            pipeline::outside_in(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx egress of an outside device.
     #[classifier]
     pub fn outside_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet))
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+            pipeline::outside_out(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx egress of an outside device without Ethernet header.
     #[classifier]
     pub fn outside_out_raw(ctx: TcContext) -> i32 {
-        run::<RAW>(&ctx, false, |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet))
+        run::<RAW>(&ctx, false, |frame, meta, kernel, packet| {
+            pipeline::outside_out(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::container_in(frame, meta, kernel, packet))
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+            pipeline::container_in(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx egress of the same.
     #[classifier]
     pub fn container_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::container_out(frame, meta, kernel, packet))
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+            pipeline::container_out(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| pipeline::bridge_in(frame, meta, kernel, packet))
+        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| {
+            pipeline::bridge_in(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx egress of a bridge.
     #[classifier]
     pub fn bridge_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| pipeline::bridge_out(frame, meta, kernel, packet))
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+            pipeline::bridge_out(frame, meta, kernel, packet)
+        })
     }
 
     /// XDP on an uplink.

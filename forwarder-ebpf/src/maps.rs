@@ -39,8 +39,7 @@ pub static LOCALS: HashMap<Be32, u32> = HashMap::with_max_entries(capacity::LOCA
 pub static SOURCES: LpmTrie<SourceKey<V4>, Be32> =
     LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);
 #[map]
-pub static ENDPOINT_SLOTS: HashMap<Be32, u32> =
-    HashMap::with_max_entries(capacity::ENDPOINTS, 0);
+pub static ENDPOINT_SLOTS: HashMap<Be32, u32> = HashMap::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]
 pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]

@@ -3,8 +3,8 @@
 use core::mem::zeroed;
 
 use aya_ebpf::bindings::{
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    __sk_buff, bpf_redir_neigh,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_redir_neigh,
 };
 use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
@@ -55,21 +55,29 @@ fn decide<const L3: usize>(
 ) -> Reason {
     let skb = ctx.skb.skb;
     // SAFETY: the context's fields, read-only here.
-    let (protocol, vlan, kind) =
-        unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).pkt_type) };
+    let (protocol, vlan, kind) = unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).pkt_type) };
     if protocol != V4::ETHERTYPE.to_be() as u32 {
         return Reason::NotIp;
     }
     if vlan != 0 || (addressed && kind != PACKET_HOST) {
         return Reason::NotForUs;
     }
-    let Some(passing) = PASSING.get_ptr_mut(0) else { return Reason::Truncated };
+    let Some(passing) = PASSING.get_ptr_mut(0) else {
+        return Reason::Truncated;
+    };
     // SAFETY: this CPU's own element, and programs of a kind do not interrupt each other.
     let passing = unsafe { &mut *passing };
     passing.l3 = L3 as u8;
     pull::<L3>(ctx);
-    let kernel = Kernel { ctx: TcContext::new(skb) };
-    hook(frame(ctx), &meta(ctx, L3 as u8), &kernel, &mut passing.packet)
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    hook(
+        frame(ctx),
+        &meta(ctx, L3 as u8),
+        &kernel,
+        &mut passing.packet,
+    )
 }
 
 #[inline(always)]
@@ -132,13 +140,22 @@ const NONE: u32 = 0xff;
 #[inline(always)]
 fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> Option<Reason>) -> u32 {
     let ctx = TcContext::new(skb);
-    let Some(passing) = PASSING.get_ptr(0) else { return NONE };
+    let Some(passing) = PASSING.get_ptr(0) else {
+        return NONE;
+    };
     // SAFETY: this CPU's own element, written by the hook that called.
     let Passing { packet, side, l3 } = unsafe { &*passing };
     let meta = meta(&ctx, *l3);
-    let kernel = Kernel { ctx: TcContext::new(skb) };
-    let mut passage =
-        Passage { frame: frame(&ctx), meta: &meta, tables: &kernel, side: *side, packet };
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    let mut passage = Passage {
+        frame: frame(&ctx),
+        meta: &meta,
+        tables: &kernel,
+        side: *side,
+        packet,
+    };
     step(&mut passage).map_or(NONE, |reason| reason as u32)
 }
 
@@ -211,7 +228,12 @@ impl Exit<V4> for Kernel<TcContext> {
         params.__bindgen_anon_1.ipv4_nh = next_hop.word();
         // SAFETY: the structure is as long as stated.
         unsafe {
-            bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0)
+            bpf_redirect_neigh(
+                ifindex,
+                &raw mut params,
+                size_of::<bpf_redir_neigh>() as i32,
+                0,
+            )
         };
     }
 }

@@ -23,8 +23,20 @@ pub fn run(ctx: &XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     }
     let ifindex = ctx.ingress_ifindex() as u32;
-    let meta = Meta { ifindex, came_by: 0, l3: ETHERNET as u8, segment: 0, mark: 0 };
-    match pipeline::uplink(frame, &meta, &Kernel { ctx: XdpContext::new(ctx.ctx) }) {
+    let meta = Meta {
+        ifindex,
+        came_by: 0,
+        l3: ETHERNET as u8,
+        segment: 0,
+        mark: 0,
+    };
+    match pipeline::uplink(
+        frame,
+        &meta,
+        &Kernel {
+            ctx: XdpContext::new(ctx.ctx),
+        },
+    ) {
         Some(reason) => {
             count(reason);
             xdp_action::XDP_REDIRECT

@@ -185,7 +185,10 @@ struct Routing {
 
 impl Routing {
     fn of(world: &World, tables: &Tables) -> Self {
-        let outside = tables.devices.iter().filter(|(_, device)| device.kind == device::OUTSIDE);
+        let outside = tables
+            .devices
+            .iter()
+            .filter(|(_, device)| device.kind == device::OUTSIDE);
         let mtu = |index: &u32| world.links.get(index).map_or(0, |link| link.mtu);
         Self {
             generation: world.route_generation,
@@ -245,8 +248,12 @@ impl Agent {
 
     /// Makes the kernel hold what it should. Failures are logged and tried again.
     async fn sync(&mut self, world: &World) -> Result<()> {
-        self.uplinks =
-            uplinks::choose(world, &self.config.uplinks, self.config.xdp, uplinks::driver);
+        self.uplinks = uplinks::choose(
+            world,
+            &self.config.uplinks,
+            self.config.xdp,
+            uplinks::driver,
+        );
         for choice in &mut self.uplinks {
             if let Some(why) = self.refused.get(&choice.ifindex) {
                 choice.xdp = None;
@@ -254,7 +261,11 @@ impl Agent {
             }
         }
         let policy = Policy {
-            xdp: self.uplinks.iter().filter_map(|u| Some((u.ifindex, u.xdp?))).collect(),
+            xdp: self
+                .uplinks
+                .iter()
+                .filter_map(|u| Some((u.ifindex, u.xdp?)))
+                .collect(),
             xdp_tcp: self.config.xdp_tcp,
         };
         let mut tables = desired(world, &policy, self.route_generation);
@@ -275,10 +286,17 @@ impl Agent {
             tables.hooks.retain(|(index, _)| !dockers(index));
         }
         self.tables = tables;
-        let names = world.links.values().map(|link| (link.index, link.name.clone())).collect();
+        let names = world
+            .links
+            .values()
+            .map(|link| (link.index, link.name.clone()))
+            .collect();
         self.failing = false;
         let ops = diff(&observed, &self.tables);
-        for op in ops.into_iter().filter(|op| world.is_complete() || op.adds()) {
+        for op in ops
+            .into_iter()
+            .filter(|op| world.is_complete() || op.adds())
+        {
             match self.datapath.apply(&op, &names).await {
                 Ok(()) => tracing::debug!("{op:?}"),
                 Err(error) => self.failed(&op, &error),
@@ -288,7 +306,12 @@ impl Agent {
     }
 
     fn failed(&mut self, op: &Op, error: &anyhow::Error) {
-        if let Op::Attach { ifindex, hook: Hook::Uplink, .. } = *op {
+        if let Op::Attach {
+            ifindex,
+            hook: Hook::Uplink,
+            ..
+        } = *op
+        {
             let why = format!("the driver refuses XDP: {error:#}");
             tracing::warn!("device {ifindex}: {why}");
             self.refused.insert(ifindex, why);

@@ -22,19 +22,37 @@ pub struct Policy {
 /// Derives all tables and hooks.
 #[must_use]
 pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables {
-    let mut tables =
-        Tables { route_generation, xdp_tcp: policy.xdp_tcp, ..Tables::default() };
+    let mut tables = Tables {
+        route_generation,
+        xdp_tcp: policy.xdp_tcp,
+        ..Tables::default()
+    };
     let bridges = bridges(world);
     for (&index, &(network, bridge)) in &bridges {
         add_network(&mut tables, world, network, bridge);
-        tables.devices.insert(index, row(device::BRIDGE, index, bridge));
-        tables.hooks.extend([(index, Hook::BridgeIn), (index, Hook::BridgeOut)]);
+        tables
+            .devices
+            .insert(index, row(device::BRIDGE, index, bridge));
+        tables
+            .hooks
+            .extend([(index, Hook::BridgeIn), (index, Hook::BridgeOut)]);
     }
     for link in world.links.values() {
         match link.master.and_then(|master| bridges.get(&master)) {
             Some(&(_, bridge)) if link.kind == "veth" => {
-                tables.devices.insert(link.index, row(device::VETH, bridge.index, bridge));
-                tables.hooks.extend([(link.index, Hook::ContainerIn), (link.index, Hook::ContainerOut)]);
+                let named = world.veths.values().any(|&veth| veth == link.index);
+                let kind = if named {
+                    device::NAMED_VETH
+                } else {
+                    device::VETH
+                };
+                tables
+                    .devices
+                    .insert(link.index, row(kind, bridge.index, bridge));
+                tables.hooks.extend([
+                    (link.index, Hook::ContainerIn),
+                    (link.index, Hook::ContainerOut),
+                ]);
             }
             None if is_outside(world, link) && !bridges.contains_key(&link.index) => {
                 add_outside(&mut tables, world, policy, link);
@@ -52,9 +70,16 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
 
 /// Docker's bridge networks whose bridge exists, by the bridge's index.
 fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
-    let of_networks = world.networks.values().filter(|network| network.driver == "bridge");
+    let of_networks = world
+        .networks
+        .values()
+        .filter(|network| network.driver == "bridge");
     of_networks
-        .filter_map(|network| world.bridge(network).map(|link| (link.index, (network, link))))
+        .filter_map(|network| {
+            world
+                .bridge(network)
+                .map(|link| (link.index, (network, link)))
+        })
         .collect()
 }
 
@@ -63,7 +88,12 @@ fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
 /// A device that is down carries nothing; one of Docker's veths is down until it has its bridge.
 #[must_use]
 pub fn is_outside(world: &World, link: &Link) -> bool {
-    let master_routes = |index| world.links.get(&index).is_some_and(|master| master.kind == "vrf");
+    let master_routes = |index| {
+        world
+            .links
+            .get(&index)
+            .is_some_and(|master| master.kind == "vrf")
+    };
     link.up
         && link.master.is_none_or(master_routes)
         && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
@@ -79,7 +109,12 @@ fn is_named_as_dockers(name: &str) -> bool {
 }
 
 fn row(kind: u32, bridge: u32, station: &Link) -> Device {
-    Device { kind, bridge, mac: station.mac.unwrap_or_default(), ethernet: 1 }
+    Device {
+        kind,
+        bridge,
+        mac: station.mac.unwrap_or_default(),
+        ethernet: 1,
+    }
 }
 
 fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &Link) {
@@ -92,11 +127,15 @@ fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &L
         Some(IpAddr::V4(gateway)) => be32(gateway),
         _ => Be32::default(),
     };
-    tables.networks.insert(bridge.index, NetworkRow { flags, gateway });
+    tables
+        .networks
+        .insert(bridge.index, NetworkRow { flags, gateway });
     for subnet in &network.subnets {
         if let IpAddr::V4(address) = subnet.address {
             let prefix_len = subnet.prefix_len.min(32);
-            tables.subnets.insert((prefix(address, prefix_len), prefix_len), bridge.index);
+            tables
+                .subnets
+                .insert((prefix(address, prefix_len), prefix_len), bridge.index);
         }
     }
     // The network's own endpoint stands in for containers not known yet. Whenever one comes or
@@ -108,7 +147,9 @@ fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &L
         mtu: bridge.mtu,
         ..Endpoint::default()
     };
-    tables.endpoints.insert(EndpointKey::Floor(bridge.index), floor);
+    tables
+        .endpoints
+        .insert(EndpointKey::Floor(bridge.index), floor);
     for (id, at) in &network.endpoints {
         let Some(address) = at.ipv4 else { continue };
         let veth = world
@@ -127,14 +168,21 @@ fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &L
             addr: be32(address),
             macs,
         };
-        tables.endpoints.insert(EndpointKey::Address(be32(address)), endpoint);
+        tables
+            .endpoints
+            .insert(EndpointKey::Address(be32(address)), endpoint);
     }
 }
 
 fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link) {
     let ethernet = link.layer == LinkLayer::Ethernet;
     let mac = link.mac.filter(|_| ethernet).unwrap_or_default();
-    let device = Device { kind: device::OUTSIDE, bridge: 0, mac, ethernet: u16::from(ethernet) };
+    let device = Device {
+        kind: device::OUTSIDE,
+        bridge: 0,
+        mac,
+        ethernet: u16::from(ethernet),
+    };
     tables.devices.insert(link.index, device);
     let hooks = if ethernet {
         [Hook::OutsideIn, Hook::OutsideOut]
@@ -147,7 +195,10 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
         tables.xdp.insert(link.index, kind);
     }
     for (address, prefix_len, source) in sources(world, link.index) {
-        tables.sources.entry((link.index, address, prefix_len)).or_insert(source);
+        tables
+            .sources
+            .entry((link.index, address, prefix_len))
+            .or_insert(source);
     }
 }
 
@@ -165,12 +216,18 @@ fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
             .collect::<Vec<_>>()
     };
     let own = primary(&index);
-    let first = own
-        .first()
-        .copied()
-        .or_else(|| world.addresses.keys().find_map(|other| primary(other).first().copied()));
-    let by_subnet = own.iter().map(|&(v4, len)| (prefix(v4, len), len, be32(v4)));
-    by_subnet.chain(first.map(|(v4, _)| (Be32::default(), 0, be32(v4)))).collect()
+    let first = own.first().copied().or_else(|| {
+        world
+            .addresses
+            .keys()
+            .find_map(|other| primary(other).first().copied())
+    });
+    let by_subnet = own
+        .iter()
+        .map(|&(v4, len)| (prefix(v4, len), len, be32(v4)));
+    by_subnet
+        .chain(first.map(|(v4, _)| (Be32::default(), 0, be32(v4))))
+        .collect()
 }
 
 /// The host's own addresses. Loopback's never appear on a wire.
@@ -184,13 +241,21 @@ fn locals(world: &World) -> BTreeSet<Be32> {
 }
 
 fn add_published(tables: &mut Tables, world: &World) {
-    for container in world.containers.values().filter(|container| container.running) {
+    for container in world
+        .containers
+        .values()
+        .filter(|container| container.running)
+    {
         let Some((_, endpoint)) = container.gateway_endpoint(Family::V4, &world.networks) else {
             continue;
         };
-        let Some(address) = endpoint.ipv4 else { continue };
+        let Some(address) = endpoint.ipv4 else {
+            continue;
+        };
         for binding in &container.ports {
-            let Some(key) = port_key(binding) else { continue };
+            let Some(key) = port_key(binding) else {
+                continue;
+            };
             let name = format!("{key:?} {}", binding.container_port);
             let target = Target {
                 addr: be32(address),
@@ -205,13 +270,19 @@ fn add_published(tables: &mut Tables, world: &World) {
 /// The key of a published port in the datapath, if it is one of IPv4's.
 #[must_use]
 pub fn port_key(binding: &PortBinding) -> Option<PortKey<V4>> {
-    let IpAddr::V4(host) = binding.host_ip else { return None };
+    let IpAddr::V4(host) = binding.host_ip else {
+        return None;
+    };
     let proto = match binding.proto {
         Proto::Tcp => proto::TCP,
         Proto::Udp => proto::UDP,
         Proto::Sctp => return None,
     };
-    Some(PortKey { addr: be32(host), port: Be16::new(binding.host_port), proto: proto as u16 })
+    Some(PortKey {
+        addr: be32(host),
+        port: Be16::new(binding.host_port),
+        proto: proto as u16,
+    })
 }
 
 /// The far ends of the veths of containers that run: what XDP may redirect into.
@@ -219,7 +290,9 @@ fn add_far_ends(tables: &mut Tables, world: &World) {
     let running = |container: &&Container| container.running && container.pid != 0;
     for container in world.containers.values().filter(running) {
         for endpoint in container.endpoints.values() {
-            let Some(&veth) = world.veths.get(&endpoint.id) else { continue };
+            let Some(&veth) = world.veths.get(&endpoint.id) else {
+                continue;
+            };
             let peer = world.links.get(&veth).and_then(|link| link.peer.as_ref());
             let Some(peer) = peer else { continue };
             let far_end = FarEnd {

@@ -12,14 +12,31 @@ use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, Tables, Tar
 
 /// One change of the kernel's state. Applying one twice is applying it once.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "each variant is a table's row, and `tables` documents the rows")]
+#[expect(
+    missing_docs,
+    reason = "each variant is a table's row, and `tables` documents the rows"
+)]
 pub enum Op {
-    Settings { route_generation: u32, xdp_tcp: bool },
+    Settings {
+        route_generation: u32,
+        xdp_tcp: bool,
+    },
     PutDevice(u32, Device),
     DropDevice(u32),
-    PutEndpoint { key: EndpointKey, slot: u32, endpoint: Endpoint<V4> },
-    DropEndpoint { key: EndpointKey, slot: u32 },
-    PutNetwork { bridge: u32, row: NetworkRow, floor: u32 },
+    PutEndpoint {
+        key: EndpointKey,
+        slot: u32,
+        endpoint: Endpoint<V4>,
+    },
+    DropEndpoint {
+        key: EndpointKey,
+        slot: u32,
+    },
+    PutNetwork {
+        bridge: u32,
+        row: NetworkRow,
+        floor: u32,
+    },
     DropNetwork(u32),
     PutSubnet((Be32, u8), u32),
     DropSubnet((Be32, u8)),
@@ -27,12 +44,26 @@ pub enum Op {
     DropLocal(Be32),
     PutSource((u32, Be32, u8), Be32),
     DropSource((u32, Be32, u8)),
-    PutPublished { key: PortKey<V4>, slot: u32, target: Target },
-    DropPublished { key: PortKey<V4>, slot: u32 },
+    PutPublished {
+        key: PortKey<V4>,
+        slot: u32,
+        target: Target,
+    },
+    DropPublished {
+        key: PortKey<V4>,
+        slot: u32,
+    },
     PutPort(u32, FarEnd),
     DropPort(u32),
-    Attach { ifindex: u32, hook: Hook, xdp: Option<XdpKind> },
-    Detach { ifindex: u32, hook: Hook },
+    Attach {
+        ifindex: u32,
+        hook: Hook,
+        xdp: Option<XdpKind>,
+    },
+    Detach {
+        ifindex: u32,
+        hook: Hook,
+    },
 }
 
 impl Op {
@@ -63,27 +94,63 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
 
     // What must not deliver any more.
     for (&key, &target) in &now.published {
-        if desired.published.get(&key).is_none_or(|new| new.addr != target.addr) {
-            ops.extend(observed.mapping_slots.get(&key).map(|&slot| Op::DropPublished { key, slot }));
+        if desired
+            .published
+            .get(&key)
+            .is_none_or(|new| new.addr != target.addr)
+        {
+            ops.extend(
+                observed
+                    .mapping_slots
+                    .get(&key)
+                    .map(|&slot| Op::DropPublished { key, slot }),
+            );
         }
     }
     ops.extend(gone(&now.ports, &desired.ports).map(Op::DropPort));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Address(_)) {
-            ops.extend(observed.endpoint_slots.get(&key).map(|&slot| Op::DropEndpoint { key, slot }));
+            ops.extend(
+                observed
+                    .endpoint_slots
+                    .get(&key)
+                    .map(|&slot| Op::DropEndpoint { key, slot }),
+            );
         }
     }
-    ops.extend(now.locals.difference(&desired.locals).copied().map(Op::DropLocal));
+    ops.extend(
+        now.locals
+            .difference(&desired.locals)
+            .copied()
+            .map(Op::DropLocal),
+    );
     ops.extend(gone(&now.sources, &desired.sources).map(Op::DropSource));
 
     // What protects, from the floor up.
-    ops.extend(changed(&now.devices, &desired.devices).map(|(k, v)| Op::PutDevice(k, v)));
+    let (known, new) = changed(&now.devices, &desired.devices)
+        .partition::<Vec<_>, _>(|(index, _)| now.devices.contains_key(index));
+    ops.extend(
+        new.into_iter()
+            .map(|(index, device)| Op::PutDevice(index, device)),
+    );
     let mut slots = Slots::new(observed);
     let mut endpoints = changed(&now.endpoints, &desired.endpoints)
-        .map(|(key, endpoint)| Op::PutEndpoint { key, slot: slots.endpoint(key), endpoint })
+        .map(|(key, endpoint)| Op::PutEndpoint {
+            key,
+            slot: slots.endpoint(key),
+            endpoint,
+        })
         .collect::<Vec<_>>();
     let floors = endpoints
-        .extract_if(.., |op| matches!(op, Op::PutEndpoint { key: EndpointKey::Floor(_), .. }))
+        .extract_if(.., |op| {
+            matches!(
+                op,
+                Op::PutEndpoint {
+                    key: EndpointKey::Floor(_),
+                    ..
+                }
+            )
+        })
         .collect::<Vec<_>>();
     ops.extend(floors);
     for (bridge, row) in changed(&now.networks, &desired.networks) {
@@ -93,8 +160,15 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     ops.extend(changed(&now.subnets, &desired.subnets).map(|(k, v)| Op::PutSubnet(k, v)));
     ops.extend(changed(&now.sources, &desired.sources).map(|(k, v)| Op::PutSource(k, v)));
     if (now.route_generation, now.xdp_tcp) != (desired.route_generation, desired.xdp_tcp) {
-        let Tables { route_generation, xdp_tcp, .. } = *desired;
-        ops.push(Op::Settings { route_generation, xdp_tcp });
+        let Tables {
+            route_generation,
+            xdp_tcp,
+            ..
+        } = *desired;
+        ops.push(Op::Settings {
+            route_generation,
+            xdp_tcp,
+        });
     }
     for &(ifindex, hook) in desired.hooks.difference(&now.hooks) {
         let xdp = desired.xdp.get(&ifindex).copied();
@@ -103,9 +177,24 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
 
     // What delivers.
     ops.append(&mut endpoints);
-    ops.extend(desired.locals.difference(&now.locals).copied().map(Op::PutLocal));
+    ops.extend(
+        known
+            .into_iter()
+            .map(|(index, device)| Op::PutDevice(index, device)),
+    );
+    ops.extend(
+        desired
+            .locals
+            .difference(&now.locals)
+            .copied()
+            .map(Op::PutLocal),
+    );
     for (key, target) in changed(&now.published, &desired.published) {
-        ops.push(Op::PutPublished { key, slot: slots.mapping(key), target });
+        ops.push(Op::PutPublished {
+            key,
+            slot: slots.mapping(key),
+            target,
+        });
     }
     for (&veth, far_end) in &desired.ports {
         if !now.ports.contains_key(&veth) {
@@ -121,7 +210,12 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     ops.extend(gone(&now.networks, &desired.networks).map(Op::DropNetwork));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Floor(_)) {
-            ops.extend(observed.endpoint_slots.get(&key).map(|&slot| Op::DropEndpoint { key, slot }));
+            ops.extend(
+                observed
+                    .endpoint_slots
+                    .get(&key)
+                    .map(|&slot| Op::DropEndpoint { key, slot }),
+            );
         }
     }
     ops.extend(gone(&now.devices, &desired.devices).map(Op::DropDevice));
@@ -141,7 +235,10 @@ fn changed<K: Ord + Copy, V: PartialEq + Copy>(
     now: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
 ) -> impl Iterator<Item = (K, V)> {
-    desired.iter().filter(|(key, value)| now.get(key) != Some(value)).map(|(&k, &v)| (k, v))
+    desired
+        .iter()
+        .filter(|(key, value)| now.get(key) != Some(value))
+        .map(|(&k, &v)| (k, v))
 }
 
 /// Slots: those in use keep theirs, new ones get the lowest that nobody had when the round began,
@@ -168,13 +265,21 @@ impl<'a> Slots<'a> {
     fn endpoint(&mut self, key: EndpointKey) -> u32 {
         let known = self.observed.endpoint_slots.get(&key);
         let taken = &mut self.taken_endpoints;
-        *known.unwrap_or_else(|| self.new_endpoints.entry(key).or_insert_with(|| lowest(taken)))
+        *known.unwrap_or_else(|| {
+            self.new_endpoints
+                .entry(key)
+                .or_insert_with(|| lowest(taken))
+        })
     }
 
     fn mapping(&mut self, key: PortKey<V4>) -> u32 {
         let known = self.observed.mapping_slots.get(&key);
         let taken = &mut self.taken_mappings;
-        *known.unwrap_or_else(|| self.new_mappings.entry(key).or_insert_with(|| lowest(taken)))
+        *known.unwrap_or_else(|| {
+            self.new_mappings
+                .entry(key)
+                .or_insert_with(|| lowest(taken))
+        })
     }
 }
 

@@ -30,7 +30,11 @@ impl Choice {
             Some(XdpKind::Generic) => XdpMode::Generic,
             None => XdpMode::Off,
         };
-        report::Uplink { name: self.name.clone(), xdp, why: self.why.clone() }
+        report::Uplink {
+            name: self.name.clone(),
+            xdp,
+            why: self.why.clone(),
+        }
     }
 }
 
@@ -51,7 +55,12 @@ pub fn choose(
     };
     let of = |link: &Link| {
         let (xdp, why) = decide(link, mode, || driver(&link.name));
-        Choice { ifindex: link.index, name: link.name.clone(), xdp, why }
+        Choice {
+            ifindex: link.index,
+            name: link.name.clone(),
+            xdp,
+            why,
+        }
     };
     world.links.values().filter(is_uplink).map(of).collect()
 }
@@ -66,7 +75,10 @@ fn decide(
         XdpMode::Off => off("off by configuration"),
         _ if link.layer != LinkLayer::Ethernet => off("no Ethernet header"),
         XdpMode::Native => (Some(XdpKind::Native), "native by configuration".to_owned()),
-        XdpMode::Generic => (Some(XdpKind::Generic), "generic by configuration".to_owned()),
+        XdpMode::Generic => (
+            Some(XdpKind::Generic),
+            "generic by configuration".to_owned(),
+        ),
         XdpMode::Auto if !link.kind.is_empty() => {
             // XDP there costs more than it brings: it takes offloads away from the other end.
             (None, format!("auto: a {} is no physical device", link.kind))
@@ -74,7 +86,10 @@ fn decide(
         XdpMode::Auto => match driver() {
             None => off("auto: no driver known"),
             Some(driver) if driver == "virtio_net" => off("auto: virtio would lose its offloads"),
-            Some(driver) => (Some(XdpKind::Native), format!("auto: a physical device ({driver})")),
+            Some(driver) => (
+                Some(XdpKind::Native),
+                format!("auto: a physical device ({driver})"),
+            ),
         },
     }
 }
@@ -91,12 +106,19 @@ mod tests {
     use super::*;
 
     fn nic(kind: &str) -> Link {
-        Link { index: 2, name: "eth0".into(), kind: kind.into(), up: true, ..Link::default() }
+        Link {
+            index: 2,
+            name: "eth0".into(),
+            kind: kind.into(),
+            up: true,
+            ..Link::default()
+        }
     }
 
     #[test]
     fn auto_takes_physical_devices_only() {
-        let decide_auto = |link: &Link, driver: &str| decide(link, XdpMode::Auto, || Some(driver.to_owned())).0;
+        let decide_auto =
+            |link: &Link, driver: &str| decide(link, XdpMode::Auto, || Some(driver.to_owned())).0;
         assert_eq!(decide_auto(&nic(""), "mlx5_core"), Some(XdpKind::Native));
         assert_eq!(decide_auto(&nic(""), "virtio_net"), None);
         assert_eq!(decide(&nic(""), XdpMode::Auto, || None).0, None);
@@ -107,10 +129,19 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_done_where_it_can_be() {
-        assert_eq!(decide(&nic("veth"), XdpMode::Native, || None).0, Some(XdpKind::Native));
-        assert_eq!(decide(&nic("veth"), XdpMode::Generic, || None).0, Some(XdpKind::Generic));
+        assert_eq!(
+            decide(&nic("veth"), XdpMode::Native, || None).0,
+            Some(XdpKind::Native)
+        );
+        assert_eq!(
+            decide(&nic("veth"), XdpMode::Generic, || None).0,
+            Some(XdpKind::Generic)
+        );
         assert_eq!(decide(&nic(""), XdpMode::Off, || None).0, None);
-        let tun = Link { layer: LinkLayer::Raw, ..nic("tun") };
+        let tun = Link {
+            layer: LinkLayer::Raw,
+            ..nic("tun")
+        };
         assert_eq!(decide(&tun, XdpMode::Native, || None).0, None);
     }
 

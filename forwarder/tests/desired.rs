@@ -22,11 +22,26 @@ fn ip(text: &str) -> Ipv4Addr {
 fn link(index: u32, name: &str, kind: &str, master: Option<u32>) -> Link {
     let mac = Some([2, 0, 0, 0, 0, index as u8]);
     let (name, kind) = (name.into(), kind.into());
-    Link { index, name, kind, master, mac, up: true, mtu: 1500, ..Link::default() }
+    Link {
+        index,
+        name,
+        kind,
+        master,
+        mac,
+        up: true,
+        mtu: 1500,
+        ..Link::default()
+    }
 }
 
 fn address(link: u32, address: &str, prefix_len: u8) -> Address {
-    Address { link, address: IpAddr::V4(ip(address)), prefix_len, scope: 0, secondary: false }
+    Address {
+        link,
+        address: IpAddr::V4(ip(address)),
+        prefix_len,
+        scope: 0,
+        secondary: false,
+    }
 }
 
 /// One uplink, docker0, and a running container at 172.17.0.2 that publishes 8080/tcp.
@@ -42,8 +57,12 @@ fn world() -> World {
     }
     world.links.get_mut(&1).unwrap().layer = LinkLayer::Loopback;
     world.addresses.insert(1, vec![address(1, "127.0.0.1", 8)]);
-    world.addresses.insert(UPLINK, vec![address(UPLINK, "198.18.1.1", 24)]);
-    world.addresses.insert(BRIDGE, vec![address(BRIDGE, "172.17.0.1", 16)]);
+    world
+        .addresses
+        .insert(UPLINK, vec![address(UPLINK, "198.18.1.1", 24)]);
+    world
+        .addresses
+        .insert(BRIDGE, vec![address(BRIDGE, "172.17.0.1", 16)]);
     let at = NetworkEndpoint {
         container: "c1".into(),
         ipv4: Some(ip("172.17.0.2")),
@@ -104,7 +123,7 @@ fn every_device_is_what_it_is() {
     let tables = derive(&world());
     assert_eq!(tables.devices[&UPLINK].kind, device::OUTSIDE);
     assert_eq!(tables.devices[&BRIDGE].kind, device::BRIDGE);
-    assert_eq!(tables.devices[&VETH].kind, device::VETH);
+    assert_eq!(tables.devices[&VETH].kind, device::NAMED_VETH);
     assert_eq!(tables.devices[&VETH].bridge, BRIDGE);
     assert_eq!(
         tables.devices[&VETH].mac,
@@ -112,7 +131,11 @@ fn every_device_is_what_it_is() {
         "frames for the host carry the bridge's address"
     );
     assert!(!tables.devices.contains_key(&1), "loopback is nobody's");
-    let hooks: Vec<_> = tables.hooks.iter().map(|&(device, hook)| (device, hook.program())).collect();
+    let hooks: Vec<_> = tables
+        .hooks
+        .iter()
+        .map(|&(device, hook)| (device, hook.program()))
+        .collect();
     assert_eq!(
         hooks,
         [
@@ -131,22 +154,40 @@ fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
     let mut world = world();
     let foreign = link(7, "virbr0", "bridge", None);
     let port = link(8, "tap0", "tun", Some(7));
-    world.links.extend([(7, foreign.clone()), (8, port.clone())]);
+    world
+        .links
+        .extend([(7, foreign.clone()), (8, port.clone())]);
     assert!(is_outside(&world, &foreign) && !is_outside(&world, &port));
-    let down = Link { up: false, ..link(9, "eth1", "", None) };
+    let down = Link {
+        up: false,
+        ..link(9, "eth1", "", None)
+    };
     assert!(!is_outside(&world, &down));
-    assert!(!is_outside(&world, &link(10, "ov-000", "bridge", None)), "swarm's");
+    assert!(
+        !is_outside(&world, &link(10, "ov-000", "bridge", None)),
+        "swarm's"
+    );
     let unlisted = link(13, "br-0123456789ab", "bridge", None);
-    assert!(!is_outside(&world, &unlisted), "a bridge of Docker's that Docker has not listed yet");
+    assert!(
+        !is_outside(&world, &unlisted),
+        "a bridge of Docker's that Docker has not listed yet"
+    );
     assert!(is_outside(&world, &link(14, "br-lan", "bridge", None)));
     world.links.insert(11, link(11, "red", "vrf", None));
-    assert!(is_outside(&world, &link(12, "eth2", "", Some(11))), "a VRF's device routes");
+    assert!(
+        is_outside(&world, &link(12, "eth2", "", Some(11))),
+        "a VRF's device routes"
+    );
 }
 
 #[test]
 fn a_device_without_ethernet_header_has_programs_of_its_own() {
     let mut world = world();
-    let tun = Link { layer: LinkLayer::Raw, mac: None, ..link(7, "tun0", "tun", None) };
+    let tun = Link {
+        layer: LinkLayer::Raw,
+        mac: None,
+        ..link(7, "tun0", "tun", None)
+    };
     world.links.insert(7, tun);
     let tables = derive(&world);
     assert_eq!(tables.devices[&7].ethernet, 0);
@@ -157,16 +198,35 @@ fn a_device_without_ethernet_header_has_programs_of_its_own() {
 #[test]
 fn masquerade_takes_the_address_that_inet_select_addr_would() {
     let mut world = world();
-    let secondary = Address { secondary: true, ..address(UPLINK, "198.18.1.9", 24) };
+    let secondary = Address {
+        secondary: true,
+        ..address(UPLINK, "198.18.1.9", 24)
+    };
     world.addresses.insert(
         UPLINK,
-        vec![address(UPLINK, "198.18.1.1", 24), secondary, address(UPLINK, "198.18.7.1", 24)],
+        vec![
+            address(UPLINK, "198.18.1.1", 24),
+            secondary,
+            address(UPLINK, "198.18.7.1", 24),
+        ],
     );
     let sources = derive(&world).sources;
     let of = |net: &str, len| sources.get(&(UPLINK, be32(ip(net)), len)).copied();
-    assert_eq!(of("198.18.1.0", 24), Some(be32(ip("198.18.1.1"))), "the primary, not the secondary");
-    assert_eq!(of("198.18.7.0", 24), Some(be32(ip("198.18.7.1"))), "of the next hop's subnet");
-    assert_eq!(of("0.0.0.0", 0), Some(be32(ip("198.18.1.1"))), "else the first");
+    assert_eq!(
+        of("198.18.1.0", 24),
+        Some(be32(ip("198.18.1.1"))),
+        "the primary, not the secondary"
+    );
+    assert_eq!(
+        of("198.18.7.0", 24),
+        Some(be32(ip("198.18.7.1"))),
+        "of the next hop's subnet"
+    );
+    assert_eq!(
+        of("0.0.0.0", 0),
+        Some(be32(ip("198.18.1.1"))),
+        "else the first"
+    );
 }
 
 #[test]
@@ -174,7 +234,10 @@ fn a_device_without_address_borrows_one() {
     let mut world = world();
     world.links.insert(7, link(7, "eth1", "", None));
     let sources = derive(&world).sources;
-    assert_eq!(sources.get(&(7, Be32::default(), 0)), Some(&be32(ip("198.18.1.1"))));
+    assert_eq!(
+        sources.get(&(7, Be32::default(), 0)),
+        Some(&be32(ip("198.18.1.1")))
+    );
 }
 
 #[test]
@@ -184,7 +247,16 @@ fn a_container_is_delivered_to_by_its_veth_once_that_is_known() {
     assert_eq!(endpoint.ifindex, VETH);
     assert_eq!(&endpoint.macs[..6], &[2, 0x42, 172, 17, 0, 2]);
     world.veths.clear();
-    assert_eq!(derive(&world).endpoints[&at("172.17.0.2")].ifindex, 0, "only the bridge reaches it");
+    assert_eq!(
+        derive(&world).devices[&VETH].kind,
+        device::VETH,
+        "anybody's so far"
+    );
+    assert_eq!(
+        derive(&world).endpoints[&at("172.17.0.2")].ifindex,
+        0,
+        "only the bridge reaches it"
+    );
 }
 
 #[test]
@@ -198,13 +270,18 @@ fn another_life_is_another_incarnation() {
     container.endpoints.get_mut(&"n1".into()).unwrap().id = "e2".into();
     let after = derive(&world);
     let key = at("172.17.0.2");
-    assert_ne!(before.endpoints[&key].incarnation, after.endpoints[&key].incarnation);
+    assert_ne!(
+        before.endpoints[&key].incarnation,
+        after.endpoints[&key].incarnation
+    );
     let port = before.published.keys().next().unwrap();
-    assert_ne!(before.published[port].incarnation, after.published[port].incarnation);
+    assert_ne!(
+        before.published[port].incarnation,
+        after.published[port].incarnation
+    );
     let floor = EndpointKey::Floor(BRIDGE);
     assert_ne!(
-        before.endpoints[&floor].incarnation,
-        after.endpoints[&floor].incarnation,
+        before.endpoints[&floor].incarnation, after.endpoints[&floor].incarnation,
         "flows made before anybody was known are nobody's"
     );
 }
@@ -222,7 +299,10 @@ fn options_of_a_network_are_flags() {
     let mut world = world();
     let flags = |world: &World| derive(world).networks[&BRIDGE].flags;
     assert_eq!(flags(&world), network::MASQUERADE);
-    assert_eq!(derive(&world).networks[&BRIDGE].gateway, be32(ip("172.17.0.1")));
+    assert_eq!(
+        derive(&world).networks[&BRIDGE].gateway,
+        be32(ip("172.17.0.1"))
+    );
     let docker0 = world.networks.get_mut(&"n1".into()).unwrap();
     (docker0.internal, docker0.icc, docker0.masquerade) = (true, false, false);
     assert_eq!(flags(&world), network::INTERNAL | network::NO_PEERS);
@@ -253,9 +333,15 @@ fn xdp_runs_where_the_policy_says() {
         index: 4,
         ..forwarder::world::Peer::default()
     });
-    let policy = Policy { xdp: [(UPLINK, XdpKind::Native)].into(), xdp_tcp: false };
+    let policy = Policy {
+        xdp: [(UPLINK, XdpKind::Native)].into(),
+        xdp_tcp: false,
+    };
     let tables = desired(&world, &policy, 1);
     assert!(tables.hooks.contains(&(UPLINK, Hook::Uplink)));
     assert_eq!(tables.ports[&VETH].index, 4, "the far end is prepared");
-    assert!(derive(&world).ports.is_empty(), "and left alone where no XDP runs");
+    assert!(
+        derive(&world).ports.is_empty(),
+        "and left alone where no XDP runs"
+    );
 }

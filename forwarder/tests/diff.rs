@@ -13,13 +13,20 @@ use proptest::prelude::*;
 fn apply(kernel: &mut Observed, op: &Op) {
     let tables = &mut kernel.tables;
     match op.clone() {
-        Op::Settings { route_generation, xdp_tcp } => {
+        Op::Settings {
+            route_generation,
+            xdp_tcp,
+        } => {
             tables.route_generation = route_generation;
             tables.xdp_tcp = xdp_tcp;
         }
         Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
         Op::DropDevice(index) => _ = tables.devices.remove(&index),
-        Op::PutEndpoint { key, slot, endpoint } => {
+        Op::PutEndpoint {
+            key,
+            slot,
+            endpoint,
+        } => {
             tables.endpoints.insert(key, endpoint);
             kernel.endpoint_slots.insert(key, slot);
         }
@@ -28,7 +35,10 @@ fn apply(kernel: &mut Observed, op: &Op) {
             assert_eq!(kernel.endpoint_slots.remove(&key), Some(slot));
         }
         Op::PutNetwork { bridge, row, floor } => {
-            assert_eq!(kernel.endpoint_slots.get(&EndpointKey::Floor(bridge)), Some(&floor));
+            assert_eq!(
+                kernel.endpoint_slots.get(&EndpointKey::Floor(bridge)),
+                Some(&floor)
+            );
             tables.networks.insert(bridge, row);
         }
         Op::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
@@ -65,22 +75,37 @@ fn apply(kernel: &mut Observed, op: &Op) {
 fn check(now: &Observed, before: &Tables, after: &Tables) {
     let tables = &now.tables;
     for (ifindex, hook) in &tables.hooks {
-        assert!(tables.devices.contains_key(ifindex), "{hook:?} without its device's row");
+        assert!(
+            tables.devices.contains_key(ifindex),
+            "{hook:?} without its device's row"
+        );
     }
     for bridge in tables.networks.keys() {
         let floor = EndpointKey::Floor(*bridge);
-        assert!(tables.endpoints.contains_key(&floor), "a network without its floor");
+        assert!(
+            tables.endpoints.contains_key(&floor),
+            "a network without its floor"
+        );
     }
     for (key, target) in &tables.published {
         let ends = [before.published.get(key), after.published.get(key)];
-        assert!(ends.contains(&Some(target)), "a port leads where nobody sent it");
+        assert!(
+            ends.contains(&Some(target)),
+            "a port leads where nobody sent it"
+        );
     }
     // A container is never delivered to before its protection stands.
     for (key, endpoint) in &tables.endpoints {
         if matches!(key, EndpointKey::Address(_)) && !before.endpoints.contains_key(key) {
-            assert!(tables.networks.contains_key(&endpoint.bridge), "an endpoint before its network");
+            assert!(
+                tables.networks.contains_key(&endpoint.bridge),
+                "an endpoint before its network"
+            );
             let hook = (endpoint.bridge, Hook::BridgeOut);
-            assert!(tables.hooks.contains(&hook), "an endpoint before its bridge's guard");
+            assert!(
+                tables.hooks.contains(&hook),
+                "an endpoint before its bridge's guard"
+            );
         }
     }
     let mut slots: Vec<_> = now.endpoint_slots.values().collect();
@@ -93,55 +118,108 @@ fn check(now: &Observed, before: &Tables, after: &Tables) {
 
 /// A state that `desired` could derive: a few networks on bridges 10.. with containers and ports.
 fn tables() -> impl Strategy<Value = Tables> {
-    let container = (any::<u8>(), 1_u32..5, any::<bool>(), prop::option::of(1_u16..6));
+    let container = (
+        any::<u8>(),
+        1_u32..5,
+        any::<bool>(),
+        prop::option::of(1_u16..6),
+    );
     let network = (0_u32..8, prop::collection::vec(container, 0..4));
     let networks = prop::collection::btree_map(10_u32..14, network, 0..4);
-    (networks, 1_u32..4, 0_u32..3, any::<bool>()).prop_map(|(networks, generation, uplinks, xdp)| {
-        let mut tables =
-            Tables { route_generation: generation, xdp_tcp: xdp, ..Tables::default() };
-        for index in 0..uplinks {
-            let row = Device { kind: device::OUTSIDE, ethernet: 1, ..Device::default() };
-            tables.devices.insert(index + 2, row);
-            tables.hooks.insert((index + 2, Hook::OutsideIn));
-            tables.sources.insert((index + 2, Be32::default(), 0), Be32::new(index + 1));
-            tables.locals.insert(Be32::new(index + 1));
-            if xdp {
-                tables.hooks.insert((index + 2, Hook::Uplink));
-                tables.xdp.insert(index + 2, XdpKind::Native);
-            }
-        }
-        for (bridge, (flags, containers)) in networks {
-            let row = Device { kind: device::BRIDGE, bridge, ..Device::default() };
-            tables.devices.insert(bridge, row);
-            tables.hooks.insert((bridge, Hook::BridgeIn));
-            tables.hooks.insert((bridge, Hook::BridgeOut));
-            tables.networks.insert(bridge, NetworkRow { flags, gateway: Be32::new(bridge) });
-            tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
-            let floor = Endpoint { incarnation: flags + 1, bridge, ..Endpoint::default() };
-            tables.endpoints.insert(EndpointKey::Floor(bridge), floor);
-            for (host, incarnation, hooked, port) in containers {
-                let addr = Be32::new(bridge << 16 | u32::from(host));
-                let veth = bridge * 1000 + u32::from(host);
-                let ifindex = if hooked { veth } else { 0 };
-                let endpoint: Endpoint<V4> =
-                    Endpoint { incarnation, ifindex, bridge, addr, ..Endpoint::default() };
-                tables.endpoints.insert(EndpointKey::Address(addr), endpoint);
-                if hooked {
-                    let row = Device { kind: device::VETH, bridge, ..Device::default() };
-                    tables.devices.insert(veth, row);
-                    tables.hooks.insert((veth, Hook::ContainerIn));
-                    let far_end = FarEnd { sandbox_key: String::new(), pid: 1, index: 2 };
-                    tables.ports.insert(veth, far_end);
-                }
-                if let Some(port) = port {
-                    let key = PortKey { addr: Be32::default(), port: Be16::new(port), proto: 6 };
-                    let target = Target { addr, port: Be16::new(80), incarnation };
-                    tables.published.insert(key, target);
+    (networks, 1_u32..4, 0_u32..3, any::<bool>()).prop_map(
+        |(networks, generation, uplinks, xdp)| {
+            let mut tables = Tables {
+                route_generation: generation,
+                xdp_tcp: xdp,
+                ..Tables::default()
+            };
+            for index in 0..uplinks {
+                let row = Device {
+                    kind: device::OUTSIDE,
+                    ethernet: 1,
+                    ..Device::default()
+                };
+                tables.devices.insert(index + 2, row);
+                tables.hooks.insert((index + 2, Hook::OutsideIn));
+                tables
+                    .sources
+                    .insert((index + 2, Be32::default(), 0), Be32::new(index + 1));
+                tables.locals.insert(Be32::new(index + 1));
+                if xdp {
+                    tables.hooks.insert((index + 2, Hook::Uplink));
+                    tables.xdp.insert(index + 2, XdpKind::Native);
                 }
             }
-        }
-        tables
-    })
+            for (bridge, (flags, containers)) in networks {
+                let row = Device {
+                    kind: device::BRIDGE,
+                    bridge,
+                    ..Device::default()
+                };
+                tables.devices.insert(bridge, row);
+                tables.hooks.insert((bridge, Hook::BridgeIn));
+                tables.hooks.insert((bridge, Hook::BridgeOut));
+                tables.networks.insert(
+                    bridge,
+                    NetworkRow {
+                        flags,
+                        gateway: Be32::new(bridge),
+                    },
+                );
+                tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
+                let floor = Endpoint {
+                    incarnation: flags + 1,
+                    bridge,
+                    ..Endpoint::default()
+                };
+                tables.endpoints.insert(EndpointKey::Floor(bridge), floor);
+                for (host, incarnation, hooked, port) in containers {
+                    let addr = Be32::new(bridge << 16 | u32::from(host));
+                    let veth = bridge * 1000 + u32::from(host);
+                    let ifindex = if hooked { veth } else { 0 };
+                    let endpoint: Endpoint<V4> = Endpoint {
+                        incarnation,
+                        ifindex,
+                        bridge,
+                        addr,
+                        ..Endpoint::default()
+                    };
+                    tables
+                        .endpoints
+                        .insert(EndpointKey::Address(addr), endpoint);
+                    if hooked {
+                        let row = Device {
+                            kind: device::VETH,
+                            bridge,
+                            ..Device::default()
+                        };
+                        tables.devices.insert(veth, row);
+                        tables.hooks.insert((veth, Hook::ContainerIn));
+                        let far_end = FarEnd {
+                            sandbox_key: String::new(),
+                            pid: 1,
+                            index: 2,
+                        };
+                        tables.ports.insert(veth, far_end);
+                    }
+                    if let Some(port) = port {
+                        let key = PortKey {
+                            addr: Be32::default(),
+                            port: Be16::new(port),
+                            proto: 6,
+                        };
+                        let target = Target {
+                            addr,
+                            port: Be16::new(80),
+                            incarnation,
+                        };
+                        tables.published.insert(key, target);
+                    }
+                }
+            }
+            tables
+        },
+    )
 }
 
 /// The kernel's state after `tables` were applied to an empty one.

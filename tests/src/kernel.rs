@@ -112,6 +112,10 @@ impl Host {
                 state.insert(format!("filters of {device} {direction}"), filters.stdout);
             }
         }
+        // A device's first qdisc gives it a queue length for good, which a noqueue device ignores.
+        let links = links
+            .replace(" qlen 1000", "")
+            .replace("default \\", "default\\");
         state.insert("links".to_owned(), links);
         state.insert("rules".to_owned(), self.cmd(&["nft", "list", "ruleset"])?);
         state.insert(

@@ -81,7 +81,7 @@ fn converges<T>(what: &str, check: impl FnMut() -> Result<T>) -> Result<T> {
     Ok(value)
 }
 
-fn refused(done: Result<()>) -> Result<()> {
+fn refused(done: &Result<()>) -> Result<()> {
     ensure!(done.is_err(), "it still works");
     Ok(())
 }
@@ -90,13 +90,13 @@ fn refused(done: Result<()>) -> Result<()> {
 fn addresses_that_come_and_go_are_published_and_are_not() -> Result<()> {
     let site = Site::new("addresses")?;
     site.reached_at("198.18.1.1:8080")?;
-    refused(site.reached_at("198.18.1.9:8080"))?;
+    refused(&site.reached_at("198.18.1.9:8080"))?;
     site.host.ip("address add 198.18.1.9/24 dev up0")?;
     converges("an address is added", || site.reached_at("198.18.1.9:8080"))?;
     site.is_seen_as("198.18.1.1")?;
     site.host.ip("address del 198.18.1.9/24 dev up0")?;
     converges("it is removed", || {
-        refused(site.reached_at("198.18.1.9:8080"))
+        refused(&site.reached_at("198.18.1.9:8080"))
     })?;
 
     // The primary address changes: new flows show the new one, old ones end as in nf_nat.
@@ -190,7 +190,7 @@ fn devices_may_go_down_come_back_and_change_their_names() -> Result<()> {
     let other = "198.18.101.1:8080";
     converges("a device appears", || site.reached_at(other))?;
     site.host.ip("link set up1 down")?;
-    refused(site.reached_at(other))?;
+    refused(&site.reached_at(other))?;
     site.host.ip("link set up1 up")?;
     converges("it is up again", || site.reached_at(other))?;
     site.host.ip("link set up1 down")?;
@@ -278,8 +278,8 @@ fn notices_that_the_kernel_dropped_are_made_up_for() -> Result<()> {
         .ip("route replace default via 198.18.101.2 dev up1")?;
     site.host
         .run("late", &["-p", "8081:80"], &Peer::serve(80))?;
-    refused(site.reached_at("198.18.1.9:8080"))?;
-    refused(site.reached_at("198.18.1.1:8081"))?;
+    refused(&site.reached_at("198.18.1.9:8080"))?;
+    refused(&site.reached_at("198.18.1.1:8081"))?;
 
     site.agent.signal(Signal::CONT)?;
     converges("an address", || site.reached_at("198.18.1.9:8080"))?;

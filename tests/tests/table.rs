@@ -1,6 +1,7 @@
 //! The flow table without an agent: it admits, evicts and collects by itself, and spares whom it
 //! has to.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -57,6 +58,23 @@ fn strangers(host: &Host, proto: &str) -> Result<Vec<u64>> {
         .collect())
 }
 
+/// Client ports of open TCP connections, in order.
+fn established(host: &Host) -> Result<BTreeSet<u16>> {
+    let all = host.json("flows")?;
+    let port = |flow: &Value| {
+        flow["state"]
+            .as_str()
+            .filter(|state| *state == "ESTABLISHED")?;
+        u16::try_from(flow["original"]["sport"].as_u64()?).ok()
+    };
+    Ok(all
+        .as_array()
+        .context("no list")?
+        .iter()
+        .filter_map(port)
+        .collect())
+}
+
 fn reason(host: &Host, label: &str) -> Result<u64> {
     Ok(host.json("status")?["reasons"][label].as_u64().unwrap_or(0))
 }
@@ -74,6 +92,8 @@ fn a_flood_evicts_the_oldest_of_its_own_kind_and_no_assured_connection() -> Resu
     let mut held = lab.lan().spawn_peer(&["hold", "50", "198.18.1.1:8080"])?;
     held.line("open 50", SOON)?;
     let mut craft = craft(&lab, &host, STRANGER)?;
+    let connections = established(&host)?;
+    assert_eq!(connections.len(), 50);
     let ports = 10_000..16_000_u16;
 
     let syns: Vec<_> = ports
@@ -113,6 +133,9 @@ fn a_flood_evicts_the_oldest_of_its_own_kind_and_no_assured_connection() -> Resu
             *oldest >= 16_000 - UNASSURED as u64 - 20,
             "{proto}: {oldest} has outlived its elders"
         );
+        // Their records have lived through it: a connection alone could have been picked up anew.
+        let alive = established(&host)?;
+        assert_eq!(alive, connections, "after the {proto} flood");
         held.tell("")?;
         assert_eq!(
             held.line("alive", SOON)?,
@@ -139,19 +162,7 @@ fn what_has_expired_is_not_shown_and_its_record_is_used_again() -> Result<()> {
     );
     // Assured connections that are reset: ten seconds, and nothing but the sweep collects them.
     let craft = craft(&lab, &host, host.gateway())?;
-    let opened = host.json("flows")?;
-    let client = |flow: &Value| {
-        flow["state"]
-            .as_str()
-            .filter(|state| *state == "ESTABLISHED")?;
-        u16::try_from(flow["original"]["sport"].as_u64()?).ok()
-    };
-    let clients: Vec<_> = opened
-        .as_array()
-        .context("no list")?
-        .iter()
-        .filter_map(client)
-        .collect();
+    let clients = established(&host)?;
     assert_eq!(clients.len(), 300);
     let resets: Vec<_> = clients
         .iter()

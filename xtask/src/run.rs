@@ -67,7 +67,10 @@ fn host(workspace: &Workspace, args: &[OsString]) -> Result<ExitCode> {
             .arg("run")
             .args(args)
             // What the forwarder adds to its one line where this host's Docker will not do.
-            .env("FORWARDER_HINT", "on a Docker of its own: cargo xtask run --sandbox"),
+            .env(
+                "FORWARDER_HINT",
+                "on a Docker of its own: cargo xtask run --sandbox",
+            ),
     )
 }
 

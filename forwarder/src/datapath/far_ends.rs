@@ -34,14 +34,23 @@ impl FarEnds {
 
     /// Lets a far end take frames.
     pub(super) async fn prepare(&self, veth: u32, far_end: &FarEnd) -> Result<()> {
-        let FarEnd { sandbox_key, pid, index } = far_end.clone();
+        let FarEnd {
+            sandbox_key,
+            pid,
+            index,
+        } = far_end.clone();
         let namespace = sandbox::open(&sandbox_key, pid)?;
         let gro = sandbox::set_gro(namespace, index, true).await?;
         let path = self.dir.join(veth.to_string());
         // Prepared by an earlier agent: what was before it is what counts.
         if !path.exists() {
             fs::create_dir_all(&self.dir)?;
-            let before = Before { sandbox_key, pid, index, gro };
+            let before = Before {
+                sandbox_key,
+                pid,
+                index,
+                gro,
+            };
             fs::write(&path, serde_json::to_vec(&before)?)
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -58,7 +67,9 @@ impl FarEnds {
 pub(super) async fn restore_all(dir: &Path) -> Result<()> {
     for name in pins::entries(dir)? {
         let bytes = fs::read(dir.join(&name))?;
-        let Ok(before) = serde_json::from_slice::<Before>(&bytes) else { continue };
+        let Ok(before) = serde_json::from_slice::<Before>(&bytes) else {
+            continue;
+        };
         if before.gro {
             continue;
         }

@@ -41,14 +41,23 @@ impl Hooks {
         if let Some(dir) = &clsact {
             fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
-        Ok(Self { ebpf, loaded: BTreeSet::new(), pins, clsact })
+        Ok(Self {
+            ebpf,
+            loaded: BTreeSet::new(),
+            pins,
+            clsact,
+        })
     }
 
     /// The hooks that are in place, whoever put them there.
     pub(super) fn observe(&self) -> Result<BTreeSet<(u32, Hook)>> {
         let mut hooks = self.pins.hooks()?;
         if let Some(dir) = &self.clsact {
-            hooks.extend(pins::entries(dir)?.iter().filter_map(|name| pins::parse(name)));
+            hooks.extend(
+                pins::entries(dir)?
+                    .iter()
+                    .filter_map(|name| pins::parse(name)),
+            );
         }
         Ok(hooks)
     }
@@ -148,8 +157,16 @@ impl Hooks {
             }
         }
         let program = self.classifier(hook)?;
-        let options = NlOptions { priority: PRIORITY, handle: TcHandle::new(0, HANDLE), classid: None };
-        let id = program.attach_with_options(device, direction(hook), TcAttachOptions::Netlink(options))?;
+        let options = NlOptions {
+            priority: PRIORITY,
+            handle: TcHandle::new(0, HANDLE),
+            classid: None,
+        };
+        let id = program.attach_with_options(
+            device,
+            direction(hook),
+            TcAttachOptions::Netlink(options),
+        )?;
         // Dropping the link would take the filter off.
         std::mem::forget(program.take_link(id)?);
         Ok(())
@@ -172,19 +189,29 @@ impl Hooks {
     }
 
     pub(super) fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        let program = self.ebpf.program_mut(hook.program()).context("not in the object")?;
+        let program = self
+            .ebpf
+            .program_mut(hook.program())
+            .context("not in the object")?;
         let program: &mut SchedClassifier = program.try_into()?;
         if self.loaded.insert(hook) {
-            program.load().with_context(|| format!("the kernel refuses the program {}", hook.program()))?;
+            program
+                .load()
+                .with_context(|| format!("the kernel refuses the program {}", hook.program()))?;
         }
         Ok(program)
     }
 
     pub(super) fn xdp(&mut self) -> Result<&mut Xdp> {
-        let program = self.ebpf.program_mut(Hook::Uplink.program()).context("not in the object")?;
+        let program = self
+            .ebpf
+            .program_mut(Hook::Uplink.program())
+            .context("not in the object")?;
         let program: &mut Xdp = program.try_into()?;
         if self.loaded.insert(Hook::Uplink) {
-            program.load().context("the kernel refuses the program uplink")?;
+            program
+                .load()
+                .context("the kernel refuses the program uplink")?;
         }
         Ok(program)
     }
@@ -213,7 +240,10 @@ fn remove_qdisc(device: &str) -> Result<()> {
         done.with_context(|| format!("cannot take the clsact qdisc off {device}: is tc installed?"))
     };
     for direction in ["ingress", "egress"] {
-        if !tc(&["filter", "show", "dev", device, direction])?.stdout.is_empty() {
+        if !tc(&["filter", "show", "dev", device, direction])?
+            .stdout
+            .is_empty()
+        {
             return Ok(());
         }
     }
@@ -239,11 +269,19 @@ fn remove_filter(dir: &Path, ifindex: u32, hook: Hook) -> Result<()> {
 }
 
 fn already_there(error: &anyhow::Error) -> bool {
-    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    causes.into_iter().any(|error| error.kind() == ErrorKind::AlreadyExists)
+    let causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes
+        .into_iter()
+        .any(|error| error.kind() == ErrorKind::AlreadyExists)
         || format!("{error:#}").contains("File exists")
 }
 
 fn direction(hook: Hook) -> TcAttachType {
-    if hook.is_ingress() { TcAttachType::Ingress } else { TcAttachType::Egress }
+    if hook.is_ingress() {
+        TcAttachType::Ingress
+    } else {
+        TcAttachType::Egress
+    }
 }

@@ -1,5 +1,8 @@
 //! Typed handles on the pinned maps: the one place where bytes of a map become values.
-#![expect(unsafe_code, reason = "vouches that the ABI's structures are plain bytes")]
+#![expect(
+    unsafe_code,
+    reason = "vouches that the ABI's structures are plain bytes"
+)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -72,7 +75,8 @@ impl Record {
     fn snapshot(self) -> FlowSnapshot {
         // SAFETY: `Flow` is as long as this array and less aligned, without padding, and any bytes
         // are one: integers in cells.
-        let flow = unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) };
+        let flow =
+            unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) };
         FlowSnapshot {
             original: flow.tuples[ORIGINAL].get(),
             reply: flow.tuples[REPLY].get(),
@@ -152,12 +156,18 @@ impl Maps {
 
     /// The settings as the programs see them.
     pub(super) fn settings(&self) -> Result<Settings> {
-        Ok(self.settings.get(&0, 0).context("cannot read the settings")?.0)
+        Ok(self
+            .settings
+            .get(&0, 0)
+            .context("cannot read the settings")?
+            .0)
     }
 
     /// Writes the settings.
     pub(super) fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        self.settings.set(0, Wire(settings), 0).context("cannot write the settings")
+        self.settings
+            .set(0, Wire(settings), 0)
+            .context("cannot write the settings")
     }
 
     /// Makes fresh tables usable: every record free. What an earlier, killed attempt pushed is
@@ -175,18 +185,28 @@ impl Maps {
         }
         while self.free.pop(0).is_ok() {}
         for index in 0..flows {
-            self.free.push(index, 0).context("cannot fill the list of free flow records")?;
+            self.free
+                .push(index, 0)
+                .context("cannot fill the list of free flow records")?;
         }
         let ring = flows / capacity::UNASSURED_SHARE;
-        self.set_settings(Settings { flows, ring, ..settings })
+        self.set_settings(Settings {
+            flows,
+            ring,
+            ..settings
+        })
     }
 
     /// Live flows whose time is not over, each once: a walk starts over where its key vanishes.
     pub(super) fn snapshots(&self, now: Ticks) -> Vec<FlowSnapshot> {
         let mut snapshots = BTreeMap::new();
         for entry in &self.flow_index {
-            let Ok((Wire(tuple), Wire(reference))) = entry else { continue };
-            let Ok(record) = self.flows.get(&reference.index, 0) else { continue };
+            let Ok((Wire(tuple), Wire(reference))) = entry else {
+                continue;
+            };
+            let Ok(record) = self.flows.get(&reference.index, 0) else {
+                continue;
+            };
             let flow = record.snapshot();
             let live = flow.gate.is_live() && flow.gate.id() == reference.id;
             if live && !reached(flow.expires, now) && flow.original == tuple {
@@ -207,6 +227,9 @@ where
     let map = Map::from_map_data(data).with_context(|| format!("{name} is no map we know"))?;
     match T::try_from(map) {
         Ok(map) => Ok(map),
-        Err(error) => bail!("the pinned map {} has another type: {error}", path.display()),
+        Err(error) => bail!(
+            "the pinned map {} has another type: {error}",
+            path.display()
+        ),
     }
 }

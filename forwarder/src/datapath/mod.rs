@@ -23,15 +23,14 @@ use crate::diff::Op;
 use crate::tables::{EndpointKey, FarEnd, NetworkRow, Observed, Target};
 use far_ends::FarEnds;
 use hooks::Hooks;
-use maps::{Maps, Wire};
 pub use maps::FlowSnapshot;
+use maps::{Maps, Wire};
 use pins::Pins;
 pub use simulate::{Arrival, Fate};
 pub use view::{MapFill, View};
 
 /// The programs, as `cargo xtask build` made them; empty in a build without them.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwarder-ebpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwarder-ebpf.o"));
 
 /// Where and how the datapath is set up.
 #[derive(Clone, Debug)]
@@ -61,7 +60,10 @@ impl Datapath {
     /// The kernel refuses a program or a map; another layout is pinned; the flow table that is
     /// pinned has another size. What this call has made new is removed again.
     pub fn open(setup: &Setup, name_of: impl Fn(u32) -> Option<String>) -> Result<Self> {
-        ensure!(!OBJECT.is_empty(), "built without its programs: use `cargo xtask build`");
+        ensure!(
+            !OBJECT.is_empty(),
+            "built without its programs: use `cargo xtask build`"
+        );
         let pins = Pins::below(&setup.bpffs_dir);
         pins.make()?;
         let opened = Self::open_pinned(setup, &pins, name_of);
@@ -91,7 +93,11 @@ impl Datapath {
         let mut hooks = Hooks::new(ebpf, pins.clone(), clsact)?;
         hooks.adopt(name_of)?;
         let far_ends = FarEnds::remembered_in(setup.state_dir.join(FAR_ENDS));
-        Ok(Self { maps, hooks, far_ends })
+        Ok(Self {
+            maps,
+            hooks,
+            far_ends,
+        })
     }
 
     /// Says in which mode XDP programs are going to run: none that runs in the other one stays.
@@ -116,21 +122,33 @@ impl Datapath {
         }
         for entry in &maps.networks {
             let (bridge, Wire(network)) = entry?;
-            let Network { flags, floor, gateway } = network;
-            tables.networks.insert(bridge, NetworkRow { flags, gateway });
+            let Network {
+                flags,
+                floor,
+                gateway,
+            } = network;
+            tables
+                .networks
+                .insert(bridge, NetworkRow { flags, gateway });
             let key = EndpointKey::Floor(bridge);
             observed.endpoint_slots.insert(key, floor);
-            tables.endpoints.insert(key, maps.endpoints.get(&floor, 0)?.0);
+            tables
+                .endpoints
+                .insert(key, maps.endpoints.get(&floor, 0)?.0);
         }
         for entry in &maps.endpoint_slots {
             let (Wire(address), slot) = entry?;
             let key = EndpointKey::Address(address);
             observed.endpoint_slots.insert(key, slot);
-            tables.endpoints.insert(key, maps.endpoints.get(&slot, 0)?.0);
+            tables
+                .endpoints
+                .insert(key, maps.endpoints.get(&slot, 0)?.0);
         }
         for entry in &maps.subnets {
             let (key, bridge) = entry?;
-            tables.subnets.insert((key.data().0, key.prefix_len() as u8), bridge);
+            tables
+                .subnets
+                .insert((key.data().0, key.prefix_len() as u8), bridge);
         }
         for key in maps.locals.keys() {
             tables.locals.insert(key?.0);
@@ -138,14 +156,23 @@ impl Datapath {
         for entry in &maps.sources {
             let (key, Wire(source)) = entry?;
             let Wire(SourceKey { ifindex, next_hop }) = key.data();
-            tables.sources.insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
+            tables
+                .sources
+                .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
         }
         for entry in &maps.published {
             let (Wire(key), Wire(published)) = entry?;
             observed.mapping_slots.insert(key, published.mapping);
             let incarnation = maps.mappings.get(&published.mapping, 0)?;
             let Published { addr, port, .. } = published;
-            tables.published.insert(key, Target { addr, port, incarnation });
+            tables.published.insert(
+                key,
+                Target {
+                    addr,
+                    port,
+                    incarnation,
+                },
+            );
         }
         for veth in maps.ports.keys() {
             tables.ports.insert(veth?, nobody());
@@ -161,14 +188,25 @@ impl Datapath {
     pub async fn apply(&mut self, op: &Op, names: &BTreeMap<u32, String>) -> Result<()> {
         let maps = &mut self.maps;
         match *op {
-            Op::Settings { route_generation, xdp_tcp } => {
+            Op::Settings {
+                route_generation,
+                xdp_tcp,
+            } => {
                 let settings = maps.settings()?;
                 let xdp_tcp = u32::from(xdp_tcp);
-                maps.set_settings(Settings { route_generation, xdp_tcp, ..settings })?;
+                maps.set_settings(Settings {
+                    route_generation,
+                    xdp_tcp,
+                    ..settings
+                })?;
             }
             Op::PutDevice(index, device) => maps.devices.insert(index, Wire(device), 0)?,
             Op::DropDevice(index) => maps.devices.remove(&index)?,
-            Op::PutEndpoint { key, slot, endpoint } => {
+            Op::PutEndpoint {
+                key,
+                slot,
+                endpoint,
+            } => {
                 maps.endpoints.set(slot, Wire(endpoint), 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.insert(Wire(address), slot, 0)?;
@@ -178,11 +216,20 @@ impl Datapath {
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.remove(&Wire(address))?;
                 }
-                maps.endpoints.set(slot, Wire(Endpoint::<V4>::default()), 0)?;
+                maps.endpoints
+                    .set(slot, Wire(Endpoint::<V4>::default()), 0)?;
             }
             Op::PutNetwork { bridge, row, floor } => {
                 let NetworkRow { flags, gateway } = row;
-                maps.networks.insert(bridge, Wire(Network { flags, floor, gateway }), 0)?;
+                maps.networks.insert(
+                    bridge,
+                    Wire(Network {
+                        flags,
+                        floor,
+                        gateway,
+                    }),
+                    0,
+                )?;
             }
             Op::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
             Op::PutSubnet(subnet, bridge) => maps.subnets.insert(&subnet_key(subnet), bridge, 0)?,
@@ -194,9 +241,18 @@ impl Datapath {
             }
             Op::DropSource(key) => maps.sources.remove(&source_key(key))?,
             Op::PutPublished { key, slot, target } => {
-                let Target { addr, port, incarnation } = target;
+                let Target {
+                    addr,
+                    port,
+                    incarnation,
+                } = target;
                 maps.mappings.set(slot, incarnation, 0)?;
-                let published = Published { mapping: slot, addr, port, reserved: 0 };
+                let published = Published {
+                    mapping: slot,
+                    addr,
+                    port,
+                    reserved: 0,
+                };
                 maps.published.insert(Wire(key), Wire(published), 0)?;
             }
             Op::DropPublished { key, slot } => {
@@ -223,7 +279,10 @@ impl Datapath {
     /// Tells the programs that the agent is alive.
     pub fn beat(&mut self) -> Result<()> {
         let settings = self.maps.settings()?;
-        self.maps.set_settings(Settings { heartbeat: now(), ..settings })
+        self.maps.set_settings(Settings {
+            heartbeat: now(),
+            ..settings
+        })
     }
 }
 
@@ -261,5 +320,9 @@ fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<SourceKey<V
 
 /// A far end of which only the veth is known.
 fn nobody() -> FarEnd {
-    FarEnd { sandbox_key: String::new(), pid: 0, index: 0 }
+    FarEnd {
+        sandbox_key: String::new(),
+        pid: 0,
+        index: 0,
+    }
 }

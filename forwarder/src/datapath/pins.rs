@@ -21,7 +21,9 @@ pub(super) struct Pins {
 impl Pins {
     /// Below `bpffs_dir`; makes nothing.
     pub(super) fn below(bpffs_dir: &Path) -> Self {
-        Self { root: bpffs_dir.join(format!("v{LAYOUT}")) }
+        Self {
+            root: bpffs_dir.join(format!("v{LAYOUT}")),
+        }
     }
 
     /// Makes the directories, 0700.
@@ -69,16 +71,27 @@ impl Pins {
         if marker.is_dir() == generic {
             return Ok(());
         }
-        for (ifindex, _) in self.hooks()?.iter().filter(|(_, hook)| *hook == Hook::Uplink) {
+        for (ifindex, _) in self
+            .hooks()?
+            .iter()
+            .filter(|(_, hook)| *hook == Hook::Uplink)
+        {
             fs::remove_file(self.link(*ifindex, Hook::Uplink))?;
         }
-        if generic { fs::create_dir(&marker) } else { fs::remove_dir(&marker) }
-            .with_context(|| format!("cannot change {}", marker.display()))
+        if generic {
+            fs::create_dir(&marker)
+        } else {
+            fs::remove_dir(&marker)
+        }
+        .with_context(|| format!("cannot change {}", marker.display()))
     }
 
     /// The hooks whose links are pinned.
     pub(super) fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
-        Ok(entries(&self.links())?.iter().filter_map(|name| parse(name)).collect())
+        Ok(entries(&self.links())?
+            .iter()
+            .filter_map(|name| parse(name))
+            .collect())
     }
 }
 

@@ -115,7 +115,9 @@ impl Datapath {
         } else {
             self.hooks.classifier(hook)?.info()?
         };
-        let walked = info.verified_instruction_count().context("the kernel does not say")?;
+        let walked = info
+            .verified_instruction_count()
+            .context("the kernel does not say")?;
         Ok((walked, info.size_translated().unwrap_or_default()))
     }
 }

@@ -36,7 +36,10 @@ impl View {
     /// Nothing of this layout is pinned there.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let pins = Pins::below(bpffs_dir);
-        Ok(Self { maps: Maps::open(&pins.maps())?, pins })
+        Ok(Self {
+            maps: Maps::open(&pins.maps())?,
+            pins,
+        })
     }
 
     /// Live flows whose time is not over.
@@ -50,26 +53,53 @@ impl View {
         let count = |reason: Reason| -> Result<u64> {
             Ok(self.maps.reasons.get(&(reason as u32), 0)?.iter().sum())
         };
-        Reason::ALL.into_iter().map(|reason| Ok((reason, count(reason)?))).collect()
+        Reason::ALL
+            .into_iter()
+            .map(|reason| Ok((reason, count(reason)?)))
+            .collect()
     }
 
     /// How full the maps are.
     pub fn maps(&self) -> Result<Vec<MapFill>> {
         let maps = &self.maps;
-        let fill = |name, size, fill: usize| MapFill { name, size, fill: fill as u32 };
+        let fill = |name, size, fill: usize| MapFill {
+            name,
+            size,
+            fill: fill as u32,
+        };
         let keys = maps.flow_index.keys().count();
         let flows = maps.settings()?.flows;
         Ok(vec![
-            fill(name::DEVICES, capacity::DEVICES, maps.devices.keys().count()),
-            fill(name::ENDPOINT_SLOTS, capacity::ENDPOINTS, maps.endpoint_slots.keys().count()),
+            fill(
+                name::DEVICES,
+                capacity::DEVICES,
+                maps.devices.keys().count(),
+            ),
+            fill(
+                name::ENDPOINT_SLOTS,
+                capacity::ENDPOINTS,
+                maps.endpoint_slots.keys().count(),
+            ),
             fill(name::FLOWS, flows, keys / 2),
             fill(name::FLOW_INDEX, flows * 2, keys),
             fill(name::LOCALS, capacity::LOCALS, maps.locals.keys().count()),
-            fill(name::NETWORKS, capacity::NETWORKS, maps.networks.keys().count()),
+            fill(
+                name::NETWORKS,
+                capacity::NETWORKS,
+                maps.networks.keys().count(),
+            ),
             fill(name::PORTS, capacity::DEVICES, maps.ports.keys().count()),
-            fill(name::PUBLISHED, capacity::PUBLISHED, maps.published.keys().count()),
+            fill(
+                name::PUBLISHED,
+                capacity::PUBLISHED,
+                maps.published.keys().count(),
+            ),
             fill(name::SOURCES, capacity::LOCALS, maps.sources.keys().count()),
-            fill(name::SUBNETS, capacity::NETWORKS, maps.subnets.keys().count()),
+            fill(
+                name::SUBNETS,
+                capacity::NETWORKS,
+                maps.subnets.keys().count(),
+            ),
         ])
     }
 

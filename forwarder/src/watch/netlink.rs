@@ -131,10 +131,15 @@ async fn default_devices(namespaces: &Namespaces) -> Result<BTreeSet<u32>> {
     let mut devices = BTreeSet::new();
     while let Some(route) = dump.try_next().await.context("cannot list the routes")? {
         if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
-            devices.extend(route.attributes.iter().filter_map(|attribute| match attribute {
-                RouteAttribute::Oif(device) => Some(*device),
-                _ => None,
-            }));
+            devices.extend(
+                route
+                    .attributes
+                    .iter()
+                    .filter_map(|attribute| match attribute {
+                        RouteAttribute::Oif(device) => Some(*device),
+                        _ => None,
+                    }),
+            );
         }
     }
     Ok(devices)

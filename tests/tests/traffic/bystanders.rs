@@ -155,14 +155,6 @@ fn the_hosts_own_traffic_goes_as_before() -> Result<()> {
     let (host, lan) = (&scene.host, scene.lan());
     let web = scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
     let _servers = [serve(host, 7)?, serve(lan, 7)?];
-    let verbs = |to: &str| {
-        let udp = ["udp", to, "x"].map(str::to_owned).to_vec();
-        [
-            ["get", to].map(str::to_owned).to_vec(),
-            udp,
-            ["fetch", to, "1000000"].map(str::to_owned).to_vec(),
-        ]
-    };
     let (inside, container) = (web.space()?, format!("{}:80", web.ip()?));
     // A server on all addresses answers a datagram with the nearest of them: not with 198.18.1.1.
     for (space, to, datagrams) in [

@@ -52,10 +52,12 @@ fn a_packet_with_somebody_elses_source_is_dropped() -> Result<()> {
             Ok(())
         })
     };
-    // A sibling's (in its flow and beside it), the bridge's own, foreign ones, the host's.
+    // A sibling's (in its flow and beside it), the bridge's own, a free one, foreign ones, the
+    // host's.
     send(end([172, 17, 0, 3], 40_000), lan, "spoofed-source")?;
     send(end([172, 17, 0, 3], 50_000), lan, "spoofed-source")?;
     send(end([172, 17, 0, 1], 50_000), lan, "spoofed-source")?;
+    send(end([172, 17, 0, 77], 50_000), lan, "spoofed-source")?;
     send(end([198, 18, 1, 2], 50_000), lan, "foreign-source")?;
     send(end([10, 0, 0, 1], 50_000), lan, "foreign-source")?;
     send(end([198, 18, 1, 1], 50_000), lan, "spoofed-source")?;

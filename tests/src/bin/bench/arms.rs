@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::{Agent, Docker, Host, Lab, Netns, Peer, Space, veth};
+use harness::{Agent, Docker, Host, Lab, Netns, Peer, Space, finish, forwarder_bin, veth};
+use serde_json::Value;
 
 use crate::flood;
 use crate::tools::{self, Servers};
@@ -67,8 +69,10 @@ pub(crate) struct Stand {
     outward: Option<Route>,
     // In the order in which they go.
     _servers: Servers,
-    _agent: Option<Agent>,
+    agent: Option<Agent>,
     host: Option<Host>,
+    // Of the agent, where it is another than that of this build.
+    binary: Option<PathBuf>,
     _bare: Option<[Netns; 2]>,
 }
 
@@ -83,52 +87,31 @@ impl Stand {
         against: Option<&PathBuf>,
         folder: &Path,
     ) -> Result<Self> {
-        match arm {
-            Arm::Bare => Self::bare(lab, folder),
-            Arm::Stock => {
-                let docker = Docker::stock().arg("--userland-proxy=false");
-                let host = lab.host(docker)?;
-                Self::host(lab, arm, host, folder, |_| Ok(None))
-            }
-            Arm::Ours | Arm::OursXdp | Arm::Against => {
-                let host = lab.host(Docker::replace())?;
-                if arm == Arm::OursXdp {
-                    // XDP sees checksums as they are on the wire, as from a NIC.
-                    lab.lan().ethtool(&host.lan_device(), "tx off")?;
-                }
-                let agent = |host: &Host| {
-                    let mut agent = host.agent().quiet();
-                    agent = match (arm, against) {
-                        (Arm::OursXdp, _) => agent
-                            .arg("--xdp=native")
-                            .arg(format!("--uplink={}", host.uplink())),
-                        (Arm::Against, Some(binary)) => agent.arg("--xdp=off").binary(binary),
-                        (Arm::Against, None) => bail!("the arm needs --against BINARY"),
-                        _ => agent.arg("--xdp=off"),
-                    };
-                    let agent = agent.start()?;
-                    if arm == Arm::OursXdp {
-                        let link = host.ip(&format!("link show dev {}", host.uplink()))?;
-                        ensure!(
-                            link.contains("prog/xdp "),
-                            "no native XDP on the uplink: {link}"
-                        );
-                    }
-                    Ok(Some(agent))
-                };
-                Self::host(lab, arm, host, folder, agent)
-            }
+        let docker = match arm {
+            Arm::Bare => return Self::bare(lab, folder),
+            Arm::Stock => Docker::stock().arg("--userland-proxy=false"),
+            Arm::Ours | Arm::OursXdp | Arm::Against => Docker::replace(),
+        };
+        let host = lab.host(docker)?;
+        if arm == Arm::OursXdp {
+            // XDP sees checksums as they are on the wire, as from a NIC.
+            lab.lan().ethtool(&host.lan_device(), "tx off")?;
         }
+        let binary = match arm {
+            Arm::Against => Some(against.context("the arm needs --against BINARY")?.clone()),
+            _ => None,
+        };
+        let agent = match arm {
+            Arm::Bare | Arm::Stock => None,
+            Arm::Ours | Arm::OursXdp | Arm::Against => Some(agent(arm, &host, binary.as_ref())?),
+        };
+        let mut stand = Self::host(lab, arm, host, folder)?;
+        (stand.agent, stand.binary) = (agent, binary);
+        Ok(stand)
     }
 
-    fn host(
-        lab: &Lab,
-        arm: Arm,
-        host: Host,
-        folder: &Path,
-        agent: impl FnOnce(&Host) -> Result<Option<Agent>>,
-    ) -> Result<Self> {
-        let agent = agent(&host)?;
+    /// A host with its container; an agent, if any, is there already.
+    fn host(lab: &Lab, arm: Arm, host: Host, folder: &Path) -> Result<Self> {
         let publish = |port: u16, proto: &str| format!("--publish={port}:{port}/{proto}");
         let options = [
             publish(tools::HTTP, "tcp"),
@@ -176,8 +159,9 @@ impl Stand {
             inward,
             outward: Some(outward),
             _servers: servers,
-            _agent: agent,
+            agent: None,
             host: Some(host),
+            binary: None,
             _bare: None,
         })
     }
@@ -203,8 +187,9 @@ impl Stand {
             inward,
             outward: None,
             _servers: servers,
-            _agent: None,
+            agent: None,
             host: None,
+            binary: None,
             _bare: Some([client, server]),
         })
     }
@@ -225,10 +210,13 @@ impl Stand {
     pub(crate) fn paths(&self) -> Result<Option<Paths>> {
         match (self.arm, &self.host) {
             (Arm::Ours | Arm::Against, Some(host)) => {
-                let status = host.json("status")?;
+                let status = match &self.binary {
+                    Some(binary) => status_by(binary, host)?,
+                    None => host.json("status")?,
+                };
                 let count = |path: &str| {
                     let packets = status.pointer(&format!("/packets/{path}"));
-                    let packets = packets.and_then(serde_json::Value::as_u64);
+                    let packets = packets.and_then(Value::as_u64);
                     packets.with_context(|| format!("no packets.{path} in the status: {status}"))
                 };
                 Ok(Some(Paths {
@@ -248,6 +236,38 @@ impl Stand {
             _ => Ok(None),
         }
     }
+}
+
+/// Starts the agent of an arm, XDP as the arm wants it.
+fn agent(arm: Arm, host: &Host, binary: Option<&PathBuf>) -> Result<Agent> {
+    let xdp = if arm == Arm::OursXdp { "native" } else { "off" };
+    let agent = host.agent().quiet();
+    let agent = agent
+        .arg(format!("--xdp={xdp}"))
+        .arg(format!("--uplink={}", host.uplink()));
+    let agent = match binary {
+        Some(binary) => agent.binary(binary).start()?,
+        None => agent.start()?,
+    };
+    if arm == Arm::OursXdp {
+        let link = host.ip(&format!("link show dev {}", host.uplink()))?;
+        ensure!(
+            link.contains("prog/xdp "),
+            "no native XDP on the uplink: {link}"
+        );
+    }
+    Ok(agent)
+}
+
+/// `forwarder status -o json` of another build: only that one surely reads its own maps.
+fn status_by(binary: &Path, host: &Host) -> Result<Value> {
+    let line = host.forwarder_line(&["status", "-o", "json"])?;
+    let (ours, binary) = (forwarder_bin()?, binary.display().to_string());
+    let line = line.replacen(&ours.display().to_string(), &binary, 1);
+    let mut words = line.split_whitespace();
+    let program = words.next().context("an empty command")?;
+    let text = finish(Command::new(program).args(words))?.success()?;
+    serde_json::from_str(&text).with_context(|| format!("{binary} status: {text}"))
 }
 
 /// Packets by the path they took.

@@ -83,8 +83,8 @@ impl Report {
             flows,
             ..
         } = self;
-        println!("{date}, kernel {kernel}, {rounds} rounds. One of {cpus} CPUs does all of it:");
-        println!("clients, hosts and servers. UDP is divided into {flows} flows.");
+        println!("{date}, kernel {kernel}, {rounds} rounds. Clients, hosts and servers share one");
+        println!("of {cpus} CPUs, but for the reader of the UDP socket. UDP has {flows} flows.");
         println!("Median (min to max) and, pair by pair, how many times as good as stock.\n");
         println!("{}\n", table(&self.summaries));
         for Verdict {
@@ -94,7 +94,7 @@ impl Report {
         } in &self.verdicts
         {
             let name = format!("{} / {}", target.work.title(), target.arm.title());
-            let reached = reached.map_or("nothing".to_owned(), |ratio| format!("{ratio:.2}×"));
+            let reached = reached.map_or("nothing".to_owned(), |ratio| format!("{ratio:.3}×"));
             let verdict = if *met { "met" } else { "MISSED" };
             println!("{verdict:<7} {name:<42} {reached} of {:.1}×", target.ratio);
         }

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use harness::{Finished, Process, Space, eventually, finish};
 
 use crate::arms::Route;
-use crate::{cpu, parse};
+use crate::cpu::Cpu;
+use crate::parse;
 
 /// The ports of the servers, the same in a container and published.
 pub(crate) const HTTP: u16 = 8080;
@@ -104,7 +105,10 @@ fn listening(table: &str, port: u16) -> bool {
 /// A command inside, kept on the CPU.
 fn command(space: &Space, argv: &[&str]) -> Result<Command> {
     let mut command = space.command("taskset");
-    command.arg("-c").arg(cpu::number()?.to_string()).args(argv);
+    command
+        .arg("-c")
+        .arg(Cpu::Work.number()?.to_string())
+        .args(argv);
     Ok(command)
 }
 
