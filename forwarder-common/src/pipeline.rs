@@ -585,7 +585,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         reason
     }
 
-    /// The other half of [`hand_on`](Self::hand_on), on the way out: the source.
+    /// The other half of `hand_on`, on the way out: the source.
     #[inline(always)]
     pub fn complete(&mut self) -> Option<Reason> {
         let (index, dir) = mark::handed_on(self.meta.mark);

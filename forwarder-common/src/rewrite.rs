@@ -1,7 +1,7 @@
 //! Writing: an edit, applied to a frame, and the ways out of a hook.
 //!
 //! All but the transport checksum is the same everywhere and stands in [`headers`]. The checksum
-//! is done twice: [`checksum`] by RFC 1624 for XDP and hosts, and by the kernel's helper for tcx,
+//! is done twice: [`checksum()`] by RFC 1624 for XDP and hosts, and by the kernel's helper for tcx,
 //! which alone knows whether the packet's checksum is still to be finished
 //! (`CHECKSUM_PARTIAL`). The twin test holds the two equal.
 

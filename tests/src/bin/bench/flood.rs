@@ -48,7 +48,7 @@ const COUNTED: Duration = Duration::from_secs(1);
 const DATAGRAMS: usize = 64;
 const BUFFER: usize = 4 << 20;
 /// How long the receiver rests when it has taken all.
-const INTERVAL: Duration = Duration::from_micros(100);
+const INTERVAL: Duration = Duration::from_micros(20);
 
 /// The bench's own programs, loaded.
 pub(crate) struct Flood {
