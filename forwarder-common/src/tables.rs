@@ -91,7 +91,8 @@ pub trait Tables<F: Family> {
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;
     /// Whether a socket of the host would take a packet with this tuple.
     fn socket(&self, tuple: &Tuple<F>) -> bool;
-    /// Whether XDP may redirect into the veth at this index: its far end takes frames.
+    /// Whether XDP may redirect into the veth at this index: its far end takes frames. The kernel's
+    /// side notes the redirect along with the answer.
     fn takes_frames(&self, ifindex: u32) -> bool;
     /// Whether a device exists.
     fn exists(&self, ifindex: u32) -> bool;

@@ -7,7 +7,7 @@ use core::ptr;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_fib_lookup,
-    bpf_sock_tuple,
+    bpf_sock_tuple, xdp_action,
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
@@ -313,7 +313,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn takes_frames(&self, ifindex: u32) -> bool {
-        PORTS.get_ifindex(ifindex).is_some()
+        // The redirect is noted before anything is written and only counts once the program says
+        // so: one look-up finds the miss in time and sends the frame.
+        PORTS.redirect(ifindex, xdp_action::XDP_PASS as u64).is_ok()
     }
 
     #[inline(always)]

@@ -9,7 +9,6 @@ use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 
 use crate::kernel::{Kernel, count};
-use crate::maps::PORTS;
 use crate::tc::ETHERNET;
 
 const ETHERTYPE: usize = 12;
@@ -55,10 +54,9 @@ impl Exit<V4> for Kernel<XdpContext> {
     #[inline(always)]
     fn mark(&self, _: u32) {}
 
+    /// Noted when the far end was asked whether it takes frames.
     #[inline(always)]
-    fn to_peer(&self, ifindex: u32) {
-        let _ = PORTS.redirect(ifindex, 0);
-    }
+    fn to_peer(&self, _: u32) {}
 
     #[inline(always)]
     fn to_neighbour(&self, _: u32, _: Be32) {}
