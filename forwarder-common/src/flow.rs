@@ -228,6 +228,19 @@ pub struct End {
     pub incarnation: u32,
 }
 
+impl End {
+    /// Everything outside.
+    pub const OUTSIDE: Self = Self {
+        slot: OUTSIDE,
+        incarnation: 0,
+    };
+    /// The host itself.
+    pub const HOST: Self = Self {
+        slot: HOST,
+        incarnation: 0,
+    };
+}
+
 /// What a new flow is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<F: Family> {

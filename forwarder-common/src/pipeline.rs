@@ -16,6 +16,7 @@
 
 mod admit;
 mod errors;
+pub mod mark;
 
 use crate::abi::{Endpoint, Flow, HOST, OUTSIDE, device, network};
 use crate::checksum;
@@ -43,44 +44,6 @@ pub struct Meta {
     pub segment: u32,
     /// The socket buffer's mark.
     pub mark: u32,
-}
-
-/// The mark that a packet carries on the kernel's path from one of our hooks to the next.
-///
-/// Never leaves the network namespace, cannot be set from a container (the kernel clears marks
-/// between namespaces), and survives `ip_fragment`: the tails of a datagram find their flow by it.
-pub mod mark {
-    use crate::flow::Direction;
-
-    /// The bits that say it is ours.
-    pub const MASK: u32 = 0xf000_0000;
-    /// Ours.
-    pub const TAG: u32 = 0xb000_0000;
-    const REPLY: u32 = 0x0800_0000;
-    const INDEX: u32 = 0x07ff_ffff;
-    /// Checked at a veth, for the host: the bridge's hook has nothing to add.
-    pub const HOST: u32 = TAG | INDEX;
-    /// Translated: the outgoing device's hook has nothing to add.
-    pub const DONE: u32 = TAG | (INDEX - 1);
-
-    /// Of a flow handed on.
-    #[inline(always)]
-    pub(super) const fn flow(index: u32, dir: Direction) -> u32 {
-        TAG | (index & INDEX) | if dir == 0 { 0 } else { REPLY }
-    }
-
-    /// Whether it is ours.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_ours(mark: u32) -> bool {
-        mark & MASK == TAG
-    }
-
-    /// The flow handed on, and the packet's direction.
-    #[inline(always)]
-    pub(super) const fn handed_on(mark: u32) -> (u32, Direction) {
-        (mark & INDEX, (mark & REPLY != 0) as usize)
-    }
 }
 
 /// Which side of us a hook is on.
@@ -650,14 +613,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 }
                 let plan = Plan {
                     original: self.packet.tuple,
-                    to: End {
-                        slot: OUTSIDE,
-                        incarnation: 0,
-                    },
-                    from: End {
-                        slot: HOST,
-                        incarnation: 0,
-                    },
+                    to: End::OUTSIDE,
+                    from: End::HOST,
                     mapping: 0,
                     mapping_incarnation: 0,
                     uplink_mac: [0; 6],

@@ -1,7 +1,7 @@
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
 use super::{Passage, Side, Steps, mark};
-use crate::abi::{Network, OUTSIDE, Tuple, device, network};
+use crate::abi::{Network, Tuple, device, network};
 use crate::family::{Address, Family};
 use crate::flow::{self, End, Plan};
 use crate::nat::{self, Owner};
@@ -38,7 +38,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Side::Veth | Side::Bridge => match self.originates() {
                 Origin::Settled(reason) => Err(reason),
                 Origin::Leaves(_) if self.packet.class != Class::Flow => Err(self.untranslatable()),
-                Origin::Leaves(leaving) if leaving.local => self.admit_hairpin(&leaving),
+                Origin::Leaves(leaving) if leaving.local => {
+                    self.admit_published(leaving.end, Owner::Host, [0; 6])
+                }
                 Origin::Leaves(leaving) => self.admit_outward(&leaving),
             },
         };
@@ -64,11 +66,6 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if packet.tuple.src.is_loopback() || dst.is_loopback() {
             return Err(Reason::Loopback);
         }
-        // A fragment of a flow or for a published port: the host must not piece it together.
-        let translated = |tuple: &Tuple<F>| {
-            flow::find(self.tables, tuple).is_some()
-                || nat::published(self.tables, dst, tuple.dport, tuple.proto).is_some()
-        };
         if !self.tables.is_local(dst) {
             let ours = self.tables.subnet(dst).is_some();
             return Err(if ours {
@@ -79,37 +76,31 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         match packet.class {
             Class::Flow => {}
-            Class::Fragment if !packet.tail && translated(&packet.tuple) => {
+            // Of a flow, or for a published port: the host must not piece it together.
+            Class::Fragment if !packet.tail && self.is_translated() => {
                 return Err(Reason::Fragment);
             }
             _ => return Err(Reason::ToHost),
         }
-        let outside = End {
-            slot: OUTSIDE,
-            incarnation: 0,
-        };
         let mac = self
             .tables
             .device(self.meta.ifindex)
             .map_or([0; 6], |device| device.mac);
-        self.admit_published(outside, None, mac)
+        self.admit_published(End::OUTSIDE, Owner::Remote, mac)
     }
 
-    /// From a container to a published port of this host's.
+    /// Whether a first fragment from outside would have to be translated.
     #[inline(always)]
-    fn admit_hairpin(&self, leaving: &Leaving<F>) -> Result<(), Reason> {
-        self.admit_published(leaving.end, Some(()), [0; 6])
+    fn is_translated(&self) -> bool {
+        let tuple = &self.packet.tuple;
+        flow::find(self.tables, tuple).is_some()
+            || nat::published(self.tables, tuple.dst, tuple.dport, tuple.proto).is_some()
     }
 
     /// To a published port: the destination becomes the container. A container as client is seen
     /// as the gateway of the server's network, as with Docker 29 (and with docker-proxy).
     #[inline(always)]
-    fn admit_published(
-        &self,
-        from: End,
-        hairpin: Option<()>,
-        uplink_mac: [u8; 6],
-    ) -> Result<(), Reason> {
+    fn admit_published(&self, from: End, owner: Owner, uplink_mac: [u8; 6]) -> Result<(), Reason> {
         let tables = self.tables;
         let tuple = &self.packet.tuple;
         let published =
@@ -121,11 +112,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             .endpoint_slot(published.addr)
             .ok_or(Reason::NoEndpoint)?;
         let endpoint = tables.endpoint(slot).ok_or(Reason::NoEndpoint)?;
-        let (client, owner) = match hairpin {
-            None => (tuple.src, Owner::Remote),
-            Some(()) => {
+        let client = match owner {
+            Owner::Remote => tuple.src,
+            Owner::Host => {
                 let network = tables.network(endpoint.bridge).ok_or(Reason::NoEndpoint)?;
-                (network.gateway, Owner::Host)
+                network.gateway
             }
         };
         let plan = Plan {
@@ -177,10 +168,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         };
         let plan = Plan {
             original: *tuple,
-            to: End {
-                slot: OUTSIDE,
-                incarnation: 0,
-            },
+            to: End::OUTSIDE,
             from: leaving.end,
             mapping: 0,
             mapping_incarnation: 0,
