@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 
-use crate::family::{Be16, Family, V4};
+use crate::family::{Address as _, Be16, Family, V4};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
@@ -50,6 +50,8 @@ pub mod name {
     pub const CURSORS: &str = "CURSORS";
     /// `Array<Hint<V4>>`: the port that a source already has.
     pub const HINTS: &str = "HINTS";
+    /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): flows looked up lately.
+    pub const RECENT: &str = "RECENT";
 }
 
 /// Capacities that the object declares; those of the flow tables are the loader's to override.
@@ -70,6 +72,8 @@ pub mod capacity {
     pub const PUBLISHED: u32 = 32_768;
     /// Remembered ports of sources whose own was taken: a power of two.
     pub const HINTS: u32 = 4_096;
+    /// Flows looked up lately: a power of two.
+    pub const RECENT: u32 = 65_536;
 }
 
 /// Endpoint slot 0: everything outside.
@@ -109,6 +113,17 @@ impl<F: Family> Tuple<F> {
             dport: self.sport,
             proto: self.proto,
         }
+    }
+
+    /// The tuple's place among the flows looked up lately. Whoever shares it with another costs
+    /// both a look-up in the index, no more: cheap counts, not whether it can be guessed.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(&self) -> u32 {
+        let ports = self.sport.word() as u32 | (self.dport.word() as u32) << 16;
+        let ends = self.src.mix() ^ self.dst.mix().rotate_left(16);
+        let mixed = (ends ^ ports ^ self.proto).wrapping_mul(0x85eb_ca6b);
+        mixed >> (u32::BITS - capacity::RECENT.ilog2())
     }
 }
 

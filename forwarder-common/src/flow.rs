@@ -110,9 +110,28 @@ pub struct Hit<'a, F: Family> {
 }
 
 /// The live flow of a tuple. Neither its age nor its generations are checked: see [`is_current`].
+///
+/// A small table in front of the index spares its hash. What either says is checked against the
+/// record.
 #[inline(always)]
 pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Option<Hit<'a, F>> {
+    let place = tuple.place();
+    if let Some(hit) = confirm(tables, tuple, tables.recent(place)) {
+        return Some(hit);
+    }
     let reference = tables.flow_ref(tuple)?;
+    let hit = confirm(tables, tuple, reference)?;
+    tables.set_recent(place, reference);
+    Some(hit)
+}
+
+/// Whether a reference leads to the live flow of a tuple.
+#[inline(always)]
+fn confirm<'a, F: Family, T: Tables<F>>(
+    tables: &'a T,
+    tuple: &Tuple<F>,
+    reference: FlowRef,
+) -> Option<Hit<'a, F>> {
     let flow = tables.flow(reference.index)?;
     let gate = tables.gate(flow);
     if gate.id() != reference.id || !gate.is_live() {

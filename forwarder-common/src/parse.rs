@@ -156,7 +156,7 @@ impl Family for V4 {
 
 /// Source and destination port, the first octets of TCP and UDP.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct Ports {
     pub(crate) src: Be16,
     pub(crate) dst: Be16,
@@ -190,89 +190,83 @@ pub(crate) const ECHO_REPLY: u8 = 0;
 pub(crate) const ECHO_REQUEST: u8 = 8;
 pub(crate) const REDIRECT: u8 = 5;
 
-/// Reads the packet whose network header is at `l3`.
+/// Reads the packet whose network header is at `l3` into `packet`: in place, since a large value
+/// on its way back costs as much as reading it.
 ///
 /// # Errors
 /// [`Reason::Truncated`] where a header is not wholly in the frame, [`Reason::Malformed`] where
-/// it contradicts itself.
+/// it contradicts itself. `packet` says nothing then.
 #[inline(always)]
-pub fn parse<F: Family>(frame: &Frame<'_>, l3: usize) -> Result<Packet<F>, Reason> {
+pub fn parse<F: Family>(
+    frame: &Frame<'_>,
+    l3: usize,
+    packet: &mut Packet<F>,
+) -> Result<(), Reason> {
     let header = F::header(frame, l3)?;
     let l4 = header.l4;
     let ip = (l4 - l3) as u16;
-    let mut packet = Packet {
-        tuple: Tuple {
-            src: header.src,
-            dst: header.dst,
-            sport: Be16::default(),
-            dport: Be16::default(),
-            proto: header.proto,
-        },
-        class: Class::Other,
-        l3: l3 as u8,
-        l4: l4 as u8,
-        len: header.len,
-        headers: ip,
-        hops: header.hops,
-        flags: 0,
-        options: header.options,
-        tail: header.tail,
-        answer: false,
-    };
+    packet.tuple.src = header.src;
+    packet.tuple.dst = header.dst;
+    packet.tuple.proto = header.proto;
+    packet.l3 = l3 as u8;
+    packet.l4 = l4 as u8;
+    packet.len = header.len;
+    packet.hops = header.hops;
+    packet.options = header.options;
+    packet.tail = header.tail;
+    let mut class = Class::Other;
+    let mut ports = Ports::default();
+    let mut octets = 0;
+    let mut flags = 0;
+    let mut answer = false;
     if header.tail {
-        packet.class = Class::Fragment;
-        return Ok(packet);
-    }
-    match header.proto {
-        proto::TCP => {
-            let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
-            let tail: TcpTail = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
-            let octets = ((tail.offset >> 4) as u16) * 4;
-            if octets < 20 || (!header.fragment && header.len < ip + octets) {
-                return Err(Reason::Malformed);
-            }
-            packet.tuple.sport = ports.src;
-            packet.tuple.dport = ports.dst;
-            packet.flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
-            packet.headers = ip + octets;
-            packet.class = Class::Flow;
+        class = Class::Fragment;
+    } else if header.proto == proto::UDP {
+        ports = frame.read(l4).ok_or(Reason::Truncated)?;
+        // Length and checksum must be there too: the rewrite touches the latter.
+        let _: Ports = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
+        octets = 8;
+        if header.len < ip + octets {
+            return Err(Reason::Malformed);
         }
-        proto::UDP => {
-            let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
-            // Length and checksum must be there too: the rewrite touches the latter.
-            let _: Ports = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
-            if header.len < ip + 8 {
-                return Err(Reason::Malformed);
-            }
-            packet.tuple.sport = ports.src;
-            packet.tuple.dport = ports.dst;
-            packet.headers = ip + 8;
-            packet.class = Class::Flow;
+        class = Class::Flow;
+    } else if header.proto == proto::TCP {
+        ports = frame.read(l4).ok_or(Reason::Truncated)?;
+        let tail: TcpTail = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
+        octets = ((tail.offset >> 4) as u16) * 4;
+        if octets < 20 || (!header.fragment && header.len < ip + octets) {
+            return Err(Reason::Malformed);
         }
-        icmp if icmp == F::ICMP as u32 => {
-            let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;
-            if header.len < ip + 8 {
-                return Err(Reason::Malformed);
-            }
-            packet.headers = ip + 8;
-            match icmp.kind {
-                ECHO_REQUEST => {
-                    packet.tuple.sport = icmp.id;
-                    packet.class = Class::Flow;
-                }
-                ECHO_REPLY => {
-                    packet.tuple.dport = icmp.id;
-                    packet.answer = true;
-                    packet.class = Class::Flow;
-                }
-                3 | 4 | REDIRECT | 11 | 12 => packet.class = Class::IcmpError,
-                _ => {}
-            }
+        flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+        class = Class::Flow;
+    } else if header.proto == F::ICMP as u32 {
+        let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;
+        octets = 8;
+        if header.len < ip + octets {
+            return Err(Reason::Malformed);
         }
-        _ => {}
+        match icmp.kind {
+            ECHO_REQUEST => {
+                ports.src = icmp.id;
+                class = Class::Flow;
+            }
+            ECHO_REPLY => {
+                ports.dst = icmp.id;
+                answer = true;
+                class = Class::Flow;
+            }
+            3 | 4 | REDIRECT | 11 | 12 => class = Class::IcmpError,
+            _ => {}
+        }
     }
     if header.fragment {
-        packet.class = Class::Fragment;
+        class = Class::Fragment;
     }
-    Ok(packet)
+    packet.tuple.sport = ports.src;
+    packet.tuple.dport = ports.dst;
+    packet.headers = ip + octets;
+    packet.flags = flags;
+    packet.answer = answer;
+    packet.class = class;
+    Ok(())
 }

@@ -83,9 +83,8 @@ pub fn outside_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    match parse(&frame, meta.l3 as usize) {
-        Ok(parsed) => *packet = parsed,
-        Err(reason) => return reason,
+    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+        return reason;
     }
     let mut passage = Passage {
         frame,
@@ -100,7 +99,8 @@ pub fn outside_in<F: Family, T: Steps<F>>(
 /// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
 #[inline(always)]
 pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T) -> Option<Reason> {
-    let packet = parse::<F>(&frame, meta.l3 as usize).ok()?;
+    let mut packet = Packet::default();
+    parse::<F>(&frame, meta.l3 as usize, &mut packet).ok()?;
     if packet.class != Class::Flow
         || packet.tuple.proto != proto::UDP
             && (packet.tuple.proto != proto::TCP || tables.settings().xdp_tcp == 0)
@@ -205,9 +205,8 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         tables.mark(0);
         return Reason::Admitted;
     }
-    match parse(&frame, meta.l3 as usize) {
-        Ok(parsed) => *packet = parsed,
-        Err(reason) => return unread(frame, meta, tables, reason),
+    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+        return unread(frame, meta, tables, reason);
     }
     let mut passage = Passage {
         frame,
@@ -269,22 +268,19 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
 ) -> Reason {
     if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
-        return match parse(&frame, meta.l3 as usize) {
-            Ok(parsed) => {
-                *packet = parsed;
-                let mut passage = Passage {
-                    frame,
-                    meta,
-                    tables,
-                    side: Side::Bridge,
-                    packet,
-                };
-                tables
-                    .complete(&mut passage)
-                    .unwrap_or(Reason::Untranslated)
-            }
-            Err(reason) => reason,
+        if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+            return reason;
+        }
+        let mut passage = Passage {
+            frame,
+            meta,
+            tables,
+            side: Side::Bridge,
+            packet,
         };
+        return tables
+            .complete(&mut passage)
+            .unwrap_or(Reason::Untranslated);
     }
     // The host reaches its own containers; what it forwards has passed an ingress hook of ours.
     if meta.came_by == 0 {
@@ -303,9 +299,8 @@ fn from_container<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
     side: Side,
 ) -> Reason {
-    match parse(&frame, meta.l3 as usize) {
-        Ok(parsed) => *packet = parsed,
-        Err(reason) => return reason,
+    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+        return reason;
     }
     let mut passage = Passage {
         frame,

@@ -52,6 +52,10 @@ pub trait Tables<F: Family> {
 
     /// The flow that a tuple belongs to.
     fn flow_ref(&self, tuple: &Tuple<F>) -> Option<FlowRef>;
+    /// The flow that was looked up last of those whose tuples have this place.
+    fn recent(&self, place: u32) -> FlowRef;
+    /// Remembers a flow that was looked up.
+    fn set_recent(&self, place: u32, flow: FlowRef);
     /// A record by its index.
     fn flow(&self, index: u32) -> Option<&Flow<F>>;
     /// Inserts a tuple's key unless it is there; whether it did.

@@ -14,7 +14,8 @@ use model::{Arrival, Hook, Host};
 use proptest::prelude::*;
 
 fn read(packet: &mut [u8]) -> Result<Packet<V4>, Reason> {
-    parse(&Frame::new(packet), 0)
+    let mut parsed = Packet::default();
+    parse(&Frame::new(packet), 0, &mut parsed).map(|()| parsed)
 }
 
 /// A packet with one octet replaced.

@@ -27,7 +27,7 @@ use forwarder_common::timeouts::{self, Ticks};
 use crate::atomic;
 use crate::maps::{
     CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, LOCALS, MAPPINGS,
-    NETWORKS, PORTS, PUBLISHED, REASONS, RING, SETTINGS, SOURCES, SUBNETS,
+    NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS,
 };
 use crate::steps;
 
@@ -132,6 +132,19 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
         // SAFETY: copied at once; what it says is checked against the record.
         unsafe { FLOW_INDEX.get(tuple) }.copied()
+    }
+
+    #[inline(always)]
+    fn recent(&self, place: u32) -> FlowRef {
+        RECENT.get(place).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn set_recent(&self, place: u32, flow: FlowRef) {
+        if let Some(entry) = RECENT.get_ptr_mut(place) {
+            // SAFETY: a live element; whoever reads it checks it against the record.
+            unsafe { *entry = flow };
+        }
     }
 
     #[inline(always)]

@@ -61,6 +61,8 @@ pub static RING: Array<FlowRef> =
 pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
 #[map]
 pub static HINTS: Array<Hint<V4>> = Array::with_max_entries(capacity::HINTS, 0);
+#[map]
+pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0);
 
 /// A passage, as far as it crosses a call of a global function.
 #[repr(C)]

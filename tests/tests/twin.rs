@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use forwarder::datapath::{Fate, now};
 use forwarder_common::abi::{FlowRef, Tuple};
 use forwarder_common::family::V4;
-use forwarder_common::parse::proto;
+use forwarder_common::parse::{Packet, parse, proto};
 use forwarder_common::reason::Reason;
 use ground::model::{Dice, Outcome};
 use ground::raw::state_of;
@@ -195,7 +195,9 @@ impl Twins {
 fn tuple_of(frame: &[u8]) -> Option<Tuple<V4>> {
     let mut frame = frame.to_vec();
     let frame = forwarder_common::frame::Frame::new(&mut frame);
-    Some(forwarder_common::parse::parse::<V4>(&frame, 14).ok()?.tuple)
+    let mut packet = Packet::<V4>::default();
+    parse(&frame, 14, &mut packet).ok()?;
+    Some(packet.tuple)
 }
 
 fn show(record: Option<&(FlowRef, Vec<u8>)>) -> String {

@@ -155,6 +155,18 @@ impl Tables<V4> for Host {
         place
     }
 
+    fn recent(&self, place: u32) -> FlowRef {
+        self.recent
+            .borrow()
+            .get(&place)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    fn set_recent(&self, place: u32, flow: FlowRef) {
+        self.recent.borrow_mut().insert(place, flow);
+    }
+
     fn hint(&self, place: u32) -> Option<Hint<V4>> {
         Some(self.hints.borrow().get(&place).copied().unwrap_or_default())
     }

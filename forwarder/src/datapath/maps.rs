@@ -109,7 +109,7 @@ pub(super) struct Maps {
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 18] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 19] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -129,6 +129,7 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 18] {
         (name::RING, Some(flows / capacity::UNASSURED_SHARE)),
         (name::CURSORS, None),
         (name::HINTS, None),
+        (name::RECENT, None),
     ]
 }
 
