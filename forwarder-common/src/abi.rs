@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Family, V4};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -34,10 +34,17 @@ pub mod name {
     pub const ENDPOINT_SLOTS: &str = "ENDPOINT_SLOTS";
     /// `Array<Endpoint<V4>>` by slot.
     pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// `HashMap<PortKey<V4>, Published<V4>>`.
+    /// `HashMap<PortKey<V4>, Published<V4>>`: by what a client asks for; where a container may be
+    /// asked straight, also by its own address and port.
     pub const PUBLISHED: &str = "PUBLISHED";
     /// `Array<u32>`: a mapping slot's incarnation.
     pub const MAPPINGS: &str = "MAPPINGS";
+    /// `HashMap<TrustKey, u32>`: devices from which a network's published ports may be asked straight.
+    pub const TRUSTED: &str = "TRUSTED";
+    /// `HashMap<LinkKey<V4>, u32>`: what links open between containers that do not reach each other.
+    pub const LINKS: &str = "LINKS";
+    /// `LpmTrie<IngressKey<V4>, u32>`: clients by list, and whether they are let in.
+    pub const INGRESS: &str = "INGRESS";
     /// `HashMap<Tuple<V4>, FlowRef>`: both tuples of a flow.
     pub const FLOW_INDEX: &str = "FLOW_INDEX";
     /// `Array<Flow<V4>>` by index.
@@ -70,6 +77,12 @@ pub mod capacity {
     pub const ENDPOINTS: u32 = 16_384;
     /// Published ports.
     pub const PUBLISHED: u32 = 32_768;
+    /// Networks times the devices that they trust.
+    pub const TRUSTED: u32 = 4_096;
+    /// Ports that links open.
+    pub const LINKS: u32 = 8_192;
+    /// Address ranges in all lists of clients together.
+    pub const INGRESS: u32 = 65_536;
     /// Remembered ports of sources whose own was taken: a power of two.
     pub const HINTS: u32 = 4_096;
     /// Flows looked up lately: a power of two.
@@ -185,10 +198,12 @@ pub struct Flow<F: Family> {
     pub address_delta: [Cell<u16>; 2],
     /// By direction, the checksum delta of the changed ports.
     pub port_delta: [Cell<u16>; 2],
+    /// The settings' generation of the lists of clients that let the flow in.
+    pub policy: Cell<u32>,
     /// The MAC address that frames from outside are sent to: XDP compares it.
     pub uplink_mac: Cell<[u8; 6]>,
     /// Zero.
-    pub reserved: Cell<[u8; 6]>,
+    pub reserved: Cell<[u8; 2]>,
 }
 
 /// What the agent tells all programs.
@@ -205,6 +220,9 @@ pub struct Settings {
     pub flows: u32,
     /// 1 if XDP may also forward TCP.
     pub xdp_tcp: u32,
+    /// Tells the present lists of clients from all others: flows that others let in are looked at
+    /// again.
+    pub policy: u32,
 }
 
 /// What a device is to us.
@@ -244,6 +262,11 @@ pub struct Network<F: Family> {
     pub floor: u32,
     /// The bridge's own address: the source that a hairpin shows.
     pub gateway: F::Addr,
+    /// What masquerade takes instead of the outgoing device's address, or
+    /// [`ANY`](crate::family::Address::ANY).
+    pub source: F::Addr,
+    /// The list of clients that its containers let in, or 0 for all.
+    pub policy: u32,
 }
 
 /// Flags of [`Network`].
@@ -254,6 +277,15 @@ pub mod network {
     pub const INTERNAL: u32 = 2;
     /// Containers of the network do not reach each other.
     pub const NO_PEERS: u32 = 4;
+    /// Published ports and ICMP are reached straight, by the container's own address
+    /// (gateway mode `routed`).
+    pub const ROUTED: u32 = 8;
+    /// Everything is reached straight (gateway mode `nat-unprotected`).
+    pub const UNPROTECTED: u32 = 16;
+    /// Published ports are reached straight from everywhere (`--allow-direct-routing`).
+    pub const DIRECT: u32 = 32;
+    /// Host and containers do not reach each other either (gateway mode `isolated`).
+    pub const ISOLATED: u32 = 64;
 }
 
 /// A container's place in a network.
@@ -292,12 +324,56 @@ pub struct PortKey<F: Family> {
 pub struct Published<F: Family> {
     /// The mapping's slot.
     pub mapping: u32,
+    /// The list of clients that it lets in, or 0 for all.
+    pub policy: u32,
     /// The container's address.
     pub addr: F::Addr,
     /// The container's port.
     pub port: Be16,
     /// Zero.
     pub reserved: u16,
+}
+
+/// A device that a network trusts: Docker's `trusted_host_interfaces`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct TrustKey {
+    /// The network's bridge.
+    pub bridge: u32,
+    /// The device.
+    pub ifindex: u32,
+}
+
+/// A port that a link opens (Docker's `--link`).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LinkKey<F: Family> {
+    /// Who may ask.
+    pub parent: F::Addr,
+    /// Who is asked.
+    pub child: F::Addr,
+    /// The port that is asked.
+    pub port: Be16,
+    /// IP protocol number, host order.
+    pub proto: u16,
+}
+
+/// Key of the lists of clients: the list wholly, the client by prefix.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct IngressKey<F: Family> {
+    /// The list: 0 is none.
+    pub list: u32,
+    /// The client.
+    pub client: F::Addr,
+}
+
+/// What a list of clients says of one.
+pub mod ingress {
+    /// Let in.
+    pub const ALLOW: u32 = 1;
+    /// Kept out.
+    pub const DENY: u32 = 2;
 }
 
 /// Key of the masquerade addresses: the device wholly, the next hop by prefix.
@@ -340,13 +416,16 @@ const _: () = {
     assert!(size_of::<Tuple<V4>>() == 4 + 4 + 2 + 2 + 4);
     assert!(size_of::<FlowRef>() == 8);
     assert!(size_of::<Leg<V4>>() == 4 * 6);
-    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 6 + 6);
-    assert!(size_of::<Settings>() == 4 * 5);
+    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2);
+    assert!(size_of::<Settings>() == 4 * 6);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
-    assert!(size_of::<Network<V4>>() == 12);
+    assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
     assert!(size_of::<PortKey<V4>>() == 8);
-    assert!(size_of::<Published<V4>>() == 12);
+    assert!(size_of::<Published<V4>>() == 16);
+    assert!(size_of::<TrustKey>() == 8);
+    assert!(size_of::<LinkKey<V4>>() == 12);
+    assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
     assert!(size_of::<Hint<V4>>() == 12);

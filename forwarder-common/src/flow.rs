@@ -275,6 +275,8 @@ pub struct Plan<F: Family> {
     pub mapping_incarnation: u32,
     /// The uplink's MAC address, where the flow has an outside end.
     pub uplink_mac: [u8; 6],
+    /// The generation of the lists of clients that were asked.
+    pub policy: u32,
 }
 
 /// Takes a record for a flow that is not assured yet, and fills it. No key leads to it yet.
@@ -344,7 +346,8 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
     flow.mapping.set(plan.mapping);
     flow.mapping_incarnation.set(plan.mapping_incarnation);
     flow.uplink_mac.set(plan.uplink_mac);
-    flow.reserved.set([0; 6]);
+    flow.policy.set(plan.policy);
+    flow.reserved.set([0; 2]);
 }
 
 /// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.

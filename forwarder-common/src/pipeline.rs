@@ -14,11 +14,12 @@
 //! is passed up with a rewritten source dies as a martian. A packet that is refused is unchanged.
 //! Every packet ends in exactly one [`Reason`].
 
+mod access;
 mod admit;
 mod errors;
 pub mod mark;
 
-use crate::abi::{Endpoint, Flow, HOST, OUTSIDE, device, network};
+use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network};
 use crate::checksum;
 use crate::family::{Address, Family};
 use crate::flow::{self, Direction, End, Hit, ORIGINAL, Plan, REPLY};
@@ -118,6 +119,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     };
     if passage.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
         || !flow::is_current(tables, hit.flow, now)
+        || hit.flow.policy.get() != tables.settings().policy
         || tcp::reopens(State::from_u8(hit.gate.state()), packet.flags)
         || !passage.comes_from(&hit)
     {
@@ -171,10 +173,10 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
 /// tcx egress of a container's veth: what the bridge itself switches.
 #[inline(always)]
 pub fn container_out<F: Family, T: Steps<F>>(
-    _frame: Frame<'_>,
+    frame: Frame<'_>,
     meta: &Meta,
     tables: &T,
-    _packet: &mut Packet<F>,
+    packet: &mut Packet<F>,
 ) -> Reason {
     // From the host, or by way of it: not switched.
     if meta.came_by == 0 || mark::is_ours(meta.mark) {
@@ -186,10 +188,12 @@ pub fn container_out<F: Family, T: Steps<F>>(
                 .network(from.bridge)
                 .is_some_and(|net| net.flags & network::NO_PEERS != 0)
     });
-    if blocked {
-        Reason::PeerBlocked
-    } else {
+    if !blocked
+        || parse(&frame, meta.l3 as usize, packet).is_ok() && access::is_linked(tables, packet)
+    {
         Reason::Bridged
+    } else {
+        Reason::PeerBlocked
     }
 }
 
@@ -221,8 +225,8 @@ pub fn outside_out<F: Family, T: Steps<F>>(
             .unwrap_or(Reason::Untranslated);
     }
     let src = passage.packet.tuple.src;
-    if tables.subnet(src).is_some() {
-        return Reason::Untranslated;
+    if let Some(reason) = of_a_container(tables, src) {
+        return reason;
     }
     if meta.came_by == 0 {
         let translated = match passage.packet.class {
@@ -238,6 +242,20 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     Reason::FromHost
 }
 
+/// What becomes of a packet on its way out that nobody translated, if its source is in a network of
+/// containers: it is stopped, unless the network is not translated.
+#[inline(always)]
+fn of_a_container<F: Family, T: Tables<F>>(tables: &T, src: F::Addr) -> Option<Reason> {
+    let bridge = tables.subnet(src)?;
+    let network = tables.network(bridge);
+    let masked = network.is_none_or(|network| network.flags & network::MASQUERADE != 0);
+    Some(if masked {
+        Reason::Untranslated
+    } else {
+        Reason::FromHost
+    })
+}
+
 /// What becomes of a packet on its way out that cannot be read, and so not be translated: the
 /// kernel forwards by the network header alone, so a container's must be stopped here.
 #[inline(always)]
@@ -250,8 +268,8 @@ fn unread<F: Family, T: Steps<F>>(
     let Ok(header) = F::header(&frame, meta.l3 as usize) else {
         return reason;
     };
-    if tables.subnet(header.src).is_some() {
-        Reason::Untranslated
+    if let Some(reason) = of_a_container(tables, header.src) {
+        reason
     } else if meta.came_by != 0 && tables.device(meta.came_by).is_none() && header.src.is_pooled() {
         Reason::UnknownNetwork
     } else {
@@ -259,7 +277,8 @@ fn unread<F: Family, T: Steps<F>>(
     }
 }
 
-/// tcx egress of a bridge: the hairpin's source on the kernel's path, and the direct-routing guard.
+/// tcx egress of a bridge: the hairpin's source on the kernel's path, the direct-routing guard, and
+/// the host where it may not reach its containers.
 #[inline(always)]
 pub fn bridge_out<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -267,6 +286,10 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
+    if meta.mark == mark::ROUTED {
+        tables.mark(0);
+        return Reason::Admitted;
+    }
     if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
         if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
             return reason;
@@ -283,10 +306,14 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
             .unwrap_or(Reason::Untranslated);
     }
     // The host reaches its own containers; what it forwards has passed an ingress hook of ours.
-    if meta.came_by == 0 {
-        Reason::FromHost
+    if meta.came_by != 0 {
+        return Reason::DirectRouting;
+    }
+    let network = tables.network(meta.ifindex);
+    if network.is_some_and(|network| network.flags & network::ISOLATED != 0) {
+        Reason::Internal
     } else {
-        Reason::DirectRouting
+        Reason::FromHost
     }
 }
 
@@ -378,6 +405,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let hit = self.current(now)?;
         if !self.comes_from(&hit) {
             return Some(Reason::SpoofedSource);
+        }
+        if !self.is_let_in(hit.flow) {
+            return Some(Reason::Policy);
         }
         let way = self.steer(&hit, now);
         if let Way::Refuse(reason) = way {
@@ -603,7 +633,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             None => {
                 let answers = self.packet.tuple.reversed();
                 let holder = flow::find(self.tables, &answers)?;
-                if holder.dir != REPLY || !flow::is_current(self.tables, holder.flow, now) {
+                // Of a flow that is not translated it is the opener's own packet.
+                if holder.dir != REPLY
+                    || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
+                    || !flow::is_current(self.tables, holder.flow, now)
+                {
                     return None;
                 }
                 let plan = Plan {
@@ -613,6 +647,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                     mapping: 0,
                     mapping_incarnation: 0,
                     uplink_mac: [0; 6],
+                    policy: 0,
                 };
                 if let Err(reason) = self.make(&plan, answers, Owner::Host) {
                     return Some(reason);
@@ -632,6 +667,22 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     }
 }
 
+/// What a network's containers are seen as towards a next hop: the network's own source address,
+/// or what nf_nat's MASQUERADE takes.
+#[inline(always)]
+fn source<F: Family, T: Tables<F>>(
+    tables: &T,
+    network: &Network<F>,
+    ifindex: u32,
+    next_hop: F::Addr,
+) -> Option<F::Addr> {
+    if network.source == F::Addr::ANY {
+        tables.source(ifindex, next_hop)
+    } else {
+        Some(network.source)
+    }
+}
+
 /// Looks a flow's way out up anew and keeps it in the flow; the reason, if there is none. A device
 /// without Ethernet header is kept with MTU 0: only the kernel sends there. Where the way has
 /// another source address now, the flow ends, as in nf_nat.
@@ -644,6 +695,9 @@ fn renew_route<F: Family, T: Tables<F>>(
 ) -> Option<Reason> {
     let leg = &flow.legs[dir & 1];
     let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot.get()) else {
+        return Some(Reason::NoEndpoint);
+    };
+    let Some(network) = tables.network(endpoint.bridge) else {
         return Some(Reason::NoEndpoint);
     };
     let tuple = flow.tuples[dir & 1].get();
@@ -662,7 +716,9 @@ fn renew_route<F: Family, T: Tables<F>>(
         return Some(Reason::Isolated);
     }
     let seen_as = flow.tuples[REPLY].get().dst;
-    if dir == ORIGINAL && seen_as != tuple.src && tables.source(ifindex, next_hop) != Some(seen_as)
+    if dir == ORIGINAL
+        && seen_as != tuple.src
+        && source(tables, &network, ifindex, next_hop) != Some(seen_as)
     {
         flow.expires.set(tables.now());
         return Some(Reason::RouteMoved);

@@ -87,6 +87,7 @@ reasons! {
     HopLimit = Kernel "hop-limit" "TTL at its end: the kernel answers with time exceeded.";
     TooBig = Kernel "too-big" "Over the next device's MTU: the kernel fragments it, or answers with fragmentation needed.";
     Options = Kernel "options" "IP options: the kernel handles them.";
+    Routed = Kernel "routed" "To or from a container that is not translated, without a flow: the kernel routes it.";
     NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
     HostFlow = Kernel "host-flow" "The host's own, of a flow whose port a container's flow had: translated.";
@@ -102,6 +103,7 @@ reasons! {
     Internal = Drop "internal" "Out of, or into, an internal network.";
     PeerBlocked = Drop "peer-blocked" "Between containers of a network without inter-container communication.";
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
+    Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from Docker's address pools by a device that the agent does not know yet.";
     Fragment = Drop "fragment" "A fragment of a datagram that would have to be translated.";

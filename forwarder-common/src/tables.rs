@@ -4,7 +4,8 @@
 //! test holds both to the same decisions.
 
 use crate::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, Tuple,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Settings, TrustKey, Tuple,
 };
 use crate::family::{Be16, Family};
 use crate::flow::Gate;
@@ -41,6 +42,13 @@ pub trait Tables<F: Family> {
     fn is_local(&self, addr: F::Addr) -> bool;
     /// What is published under exactly this key.
     fn published(&self, key: &PortKey<F>) -> Option<Published<F>>;
+    /// Whether a network trusts a device.
+    fn trusts(&self, key: TrustKey) -> bool;
+    /// Whether a link opens a port.
+    fn linked(&self, key: &LinkKey<F>) -> bool;
+    /// What a list says of a client ([`ingress`](crate::abi::ingress)): its most specific word, 0
+    /// if it has none.
+    fn ingress(&self, key: IngressKey<F>) -> u32;
     /// The slot of the endpoint with this address.
     fn endpoint_slot(&self, addr: F::Addr) -> Option<u32>;
     /// The endpoint in a slot.

@@ -15,7 +15,8 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, SourceKey, Tuple,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Settings, SourceKey, TrustKey, Tuple,
 };
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::flow::Gate;
@@ -26,8 +27,9 @@ use forwarder_common::timeouts::{self, Ticks};
 
 use crate::atomic;
 use crate::maps::{
-    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, LOCALS, MAPPINGS,
-    NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS,
+    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, LINKS,
+    LOCALS, MAPPINGS, NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS, SOURCES,
+    SUBNETS, TRUSTED,
 };
 use crate::steps;
 
@@ -103,6 +105,21 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
         // SAFETY: as for devices.
         unsafe { PUBLISHED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn trusts(&self, key: TrustKey) -> bool {
+        TRUSTED.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn linked(&self, key: &LinkKey<V4>) -> bool {
+        LINKS.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn ingress(&self, key: IngressKey<V4>) -> u32 {
+        INGRESS.get(Key::new(64, key)).copied().unwrap_or_default()
     }
 
     #[inline(always)]

@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, Queue};
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings,
-    SourceKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey,
+    Published, Settings, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
@@ -45,6 +45,13 @@ pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::EN
 #[map]
 pub static PUBLISHED: HashMap<PortKey<V4>, Published<V4>> =
     HashMap::with_max_entries(capacity::PUBLISHED, 0);
+#[map]
+pub static TRUSTED: HashMap<TrustKey, u32> = HashMap::with_max_entries(capacity::TRUSTED, 0);
+#[map]
+pub static LINKS: HashMap<LinkKey<V4>, u32> = HashMap::with_max_entries(capacity::LINKS, 0);
+#[map]
+pub static INGRESS: LpmTrie<IngressKey<V4>, u32> =
+    LpmTrie::with_max_entries(capacity::INGRESS, NO_PREALLOC);
 #[map]
 pub static MAPPINGS: Array<u32> = Array::with_max_entries(capacity::PUBLISHED, 0);
 #[map]

@@ -1,5 +1,6 @@
 //! What the agent is told: by flag, else environment, else file, else default.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use forwarder_common::abi::capacity;
 use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::rules::{NetworkRules, PortName, PortRules, Rules};
 
 /// The file that is read when none is named; it may be missing.
 pub const FILE: &str = "/etc/forwarder/forwarder.toml";
@@ -65,6 +68,13 @@ pub struct Config {
     pub flows: u32,
     /// How the other programs are attached.
     pub attach: Attach,
+    /// Whether published ports are reached straight by the containers' own addresses, from
+    /// everywhere.
+    pub allow_direct_routing: bool,
+    /// The file that was read; it may be missing.
+    pub file: PathBuf,
+    /// What the file lays down for networks and ports: read again whenever the file changes.
+    pub rules: Rules,
     /// How much is logged: a level, or directives of tracing's `EnvFilter`.
     pub log: String,
 }
@@ -80,6 +90,9 @@ impl Default for Config {
             xdp_tcp: false,
             flows: capacity::FLOWS,
             attach: Attach::default(),
+            allow_direct_routing: false,
+            file: FILE.into(),
+            rules: Rules::default(),
             log: "info".into(),
         }
     }
@@ -132,10 +145,26 @@ pub struct Settings {
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
     #[arg(value_name = "auto|tcx|clsact")]
     attach: Option<Attach>,
+    /// Let published ports be reached by the containers' own addresses too, from everywhere [default: false]
+    #[arg(long, global = true, env = "FORWARDER_ALLOW_DIRECT_ROUTING")]
+    #[arg(
+        value_name = "BOOL",
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = BoolishValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_direct_routing: Option<bool>,
     /// How much is logged: error, warn, info, debug, trace; without it RUST_LOG [default: info]
     #[arg(long, global = true, env = "FORWARDER_LOG")]
     #[arg(value_name = "LEVEL", hide_env_values = true)]
     log: Option<String>,
+    #[arg(skip)]
+    #[serde(default)]
+    network: BTreeMap<String, NetworkRules>,
+    #[arg(skip)]
+    #[serde(default)]
+    port: BTreeMap<PortName, PortRules>,
 }
 
 impl Settings {
@@ -156,6 +185,7 @@ impl Settings {
             log: set("RUST_LOG"),
             ..Self::default()
         };
+        let path = file.unwrap_or(Path::new(FILE)).to_owned();
         let file = read(file)?;
         let Self {
             docker,
@@ -166,7 +196,10 @@ impl Settings {
             xdp_tcp,
             flows,
             attach,
+            allow_direct_routing,
             log,
+            network,
+            port,
         } = self.or(conventional).or(file);
         let default = Config::default();
         Ok(Config {
@@ -178,6 +211,12 @@ impl Settings {
             xdp_tcp: xdp_tcp.unwrap_or(default.xdp_tcp),
             flows: flows.unwrap_or(default.flows),
             attach: attach.unwrap_or(default.attach),
+            allow_direct_routing: allow_direct_routing.unwrap_or(default.allow_direct_routing),
+            file: path,
+            rules: Rules {
+                networks: network,
+                ports: port,
+            },
             log: log.unwrap_or(default.log),
         })
     }
@@ -193,9 +232,28 @@ impl Settings {
             xdp_tcp: self.xdp_tcp.or(lower.xdp_tcp),
             flows: self.flows.or(lower.flows),
             attach: self.attach.or(lower.attach),
+            allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),
+            // Only a file has them.
+            network: lower.network,
+            port: lower.port,
         }
     }
+}
+
+/// Reads the rules of a file anew.
+///
+/// # Errors
+/// As [`Settings::resolve`]; a file that has gone is one without rules.
+pub fn rules(file: &Path) -> Result<Rules> {
+    let Settings { network, port, .. } = match fs::read_to_string(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Settings::default(),
+        _ => read(Some(file))?,
+    };
+    Ok(Rules {
+        networks: network,
+        ports: port,
+    })
 }
 
 fn read(file: Option<&Path>) -> Result<Settings> {
@@ -308,6 +366,7 @@ mod tests {
     fn every_key_is_accepted_by_a_file() {
         let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
             bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
+            allow-direct-routing = true\n\
             log = 'trace'\n";
         let settings = parse(text).unwrap();
         let same = flags(&[
@@ -320,6 +379,7 @@ mod tests {
             "--xdp-tcp",
             "--flows=1024",
             "--attach=clsact",
+            "--allow-direct-routing",
             "--log=trace",
         ]);
         assert_eq!(settings, same);

@@ -24,6 +24,7 @@ use crate::control::{self, Query, Verb};
 use crate::datapath::{self, Datapath, Setup};
 use crate::desired::{Policy, desired};
 use crate::diff::{Op, diff};
+use crate::rules::Rules;
 use crate::tables::{Hook, Tables};
 use crate::uplinks::{self, Choice};
 use crate::world::{Fact, World};
@@ -40,6 +41,8 @@ enum Event {
     Fact(Fact),
     /// The command line asks something.
     Query(Query),
+    /// The administrator lays something else down.
+    Rules(Rules),
     /// Time to say that we are alive, and to try again what failed.
     Beat,
     /// Time to compare.
@@ -54,7 +57,7 @@ enum Event {
 ///
 /// # Errors
 /// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(mut config: Config) -> Result<()> {
     let mut sources = Sources::start(&config)?;
     let mut world = World::default();
     let mut agent: Option<Agent> = None;
@@ -73,6 +76,10 @@ pub async fn run(config: Config) -> Result<()> {
                 // Nobody to tell if the asker has gone.
                 let _ = reply.send(answer.unwrap_or_default());
             }
+            Event::Rules(rules) => {
+                config.rules = rules;
+                changed = true;
+            }
             Event::Beat => {
                 if let Some(agent) = &mut agent {
                     agent.datapath.beat()?;
@@ -87,10 +94,10 @@ pub async fn run(config: Config) -> Result<()> {
             continue;
         }
         if agent.is_none() {
-            agent = Some(Agent::start(config.clone(), &world)?);
+            agent = Some(Agent::start(&config, &world)?);
         }
         let Some(agent) = &mut agent else { continue };
-        agent.sync(&world).await?;
+        agent.sync(&world, &config).await?;
         if !ready && world.is_complete() {
             announce(&world, &agent.tables)?;
             ready = true;
@@ -117,6 +124,7 @@ fn announce(world: &World, tables: &Tables) -> Result<()> {
 struct Sources {
     facts: mpsc::Receiver<Fact>,
     queries: mpsc::Receiver<Query>,
+    rules: mpsc::Receiver<Rules>,
     watchers: JoinSet<Result<()>>,
     beat: Interval,
     resync: Interval,
@@ -130,6 +138,7 @@ impl Sources {
     fn start(config: &Config) -> Result<Self> {
         let (facts_in, facts) = mpsc::channel(1024);
         let (queries_in, queries) = mpsc::channel(16);
+        let (rules_in, rules) = mpsc::channel(1);
         let server = control::serve(&control::socket(&config.state_dir), queries_in)?;
         let every = |period| {
             let mut interval = interval(period);
@@ -139,7 +148,13 @@ impl Sources {
         Ok(Self {
             facts,
             queries,
-            watchers: watch::spawn(config.docker.clone(), facts_in),
+            rules,
+            watchers: watch::spawn(
+                config.docker.clone(),
+                config.file.clone(),
+                facts_in,
+                rules_in,
+            ),
             beat: every(BEAT),
             resync: every(RESYNC),
             terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
@@ -152,6 +167,7 @@ impl Sources {
         tokio::select! {
             Some(fact) = self.facts.recv() => Event::Fact(fact),
             Some(query) = self.queries.recv() => Event::Query(query),
+            Some(rules) = self.rules.recv() => Event::Rules(rules),
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
             _ = self.beat.tick() => Event::Beat,
             _ = self.resync.tick() => Event::Resync,
@@ -200,7 +216,6 @@ impl Routing {
 
 /// The agent's own state, all of it derived anew when it starts.
 struct Agent {
-    config: Config,
     datapath: Datapath,
     since: Instant,
     /// What the kernel should hold, as of the last sync.
@@ -216,7 +231,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(config: Config, world: &World) -> Result<Self> {
+    fn start(config: &Config, world: &World) -> Result<Self> {
         let setup = Setup {
             bpffs_dir: config.bpffs_dir.clone(),
             state_dir: config.state_dir.clone(),
@@ -234,7 +249,6 @@ impl Agent {
         // Whatever an earlier agent cached of routes may have moved while nobody watched.
         let route_generation = datapath.observe()?.tables.route_generation;
         Ok(Self {
-            config,
             datapath,
             since: Instant::now(),
             tables: Tables::default(),
@@ -247,13 +261,8 @@ impl Agent {
     }
 
     /// Makes the kernel hold what it should. Failures are logged and tried again.
-    async fn sync(&mut self, world: &World) -> Result<()> {
-        self.uplinks = uplinks::choose(
-            world,
-            &self.config.uplinks,
-            self.config.xdp,
-            uplinks::driver,
-        );
+    async fn sync(&mut self, world: &World, config: &Config) -> Result<()> {
+        self.uplinks = uplinks::choose(world, &config.uplinks, config.xdp, uplinks::driver);
         for choice in &mut self.uplinks {
             if let Some(why) = self.refused.get(&choice.ifindex) {
                 choice.xdp = None;
@@ -266,7 +275,9 @@ impl Agent {
                 .iter()
                 .filter_map(|u| Some((u.ifindex, u.xdp?)))
                 .collect(),
-            xdp_tcp: self.config.xdp_tcp,
+            xdp_tcp: config.xdp_tcp,
+            direct_routing: config.allow_direct_routing,
+            rules: config.rules.clone(),
         };
         let mut tables = desired(world, &policy, self.route_generation);
         let routing = Routing::of(world, &tables);

@@ -3,12 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use forwarder_common::abi::{Device, Endpoint, PortKey, device, network};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device, network};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::parse::proto;
 
+use crate::lists::Lists;
+use crate::rules::Rules;
 use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Tables, Target, XdpKind};
-use crate::world::{Container, Family, Link, LinkLayer, Network, PortBinding, Proto, World};
+use crate::world::{
+    Container, Family, GatewayMode, Ingress, Link, LinkLayer, Network, NetworkId, PortBinding,
+    Proto, Terms, World,
+};
 
 /// What the configuration decides about the tables.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +22,11 @@ pub struct Policy {
     pub xdp: BTreeMap<u32, XdpKind>,
     /// Whether XDP forwards TCP too.
     pub xdp_tcp: bool,
+    /// Whether published ports are reached straight by the containers' own addresses, from
+    /// everywhere.
+    pub direct_routing: bool,
+    /// What is laid down for networks and ports.
+    pub rules: Rules,
 }
 
 /// Derives all tables and hooks.
@@ -28,8 +38,23 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         ..Tables::default()
     };
     let bridges = bridges(world);
+    let terms: BTreeMap<_, _> = bridges
+        .values()
+        .map(|(network, _)| (&network.id, policy.rules.terms(network)))
+        .collect();
+    let mut lists = Lists::default();
     for (&index, &(network, bridge)) in &bridges {
-        add_network(&mut tables, world, network, bridge);
+        let terms = &terms[&network.id];
+        add_network(&mut tables, world, (network, terms), bridge);
+        if let Some(row) = tables.networks.get_mut(&index) {
+            row.policy = lists.id(&terms.ingress);
+            if policy.direct_routing {
+                row.flags |= network::DIRECT;
+            }
+        }
+        if !terms.icc {
+            add_links(&mut tables, world, network);
+        }
         tables
             .devices
             .insert(index, row(device::BRIDGE, index, bridge));
@@ -61,7 +86,8 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         }
     }
     tables.locals = locals(world);
-    add_published(&mut tables, world);
+    add_published(&mut tables, world, policy, &terms, &mut lists);
+    (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
     if !tables.xdp.is_empty() {
         add_far_ends(&mut tables, world);
     }
@@ -117,19 +143,43 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
     }
 }
 
-fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &Link) {
+fn add_network(
+    tables: &mut Tables,
+    world: &World,
+    (network, terms): (&Network, &Terms),
+    bridge: &Link,
+) {
     let mut flags = 0;
     let mut set = |on: bool, flag: u32| flags |= if on { flag } else { 0 };
-    set(network.masquerade, network::MASQUERADE);
-    set(network.internal, network::INTERNAL);
-    set(!network.icc, network::NO_PEERS);
+    let isolated = terms.mode == GatewayMode::Isolated;
+    let routed = terms.mode == GatewayMode::Routed;
+    set(terms.masquerade && !routed, network::MASQUERADE);
+    set(network.internal || isolated, network::INTERNAL);
+    set(!terms.icc, network::NO_PEERS);
+    set(routed, network::ROUTED);
+    set(
+        terms.mode == GatewayMode::NatUnprotected,
+        network::UNPROTECTED,
+    );
+    set(isolated, network::ISOLATED);
+    for name in &terms.trusted {
+        let device = world.links.values().find(|link| link.name == *name);
+        tables.trusted.extend(device.map(|link| TrustKey {
+            bridge: bridge.index,
+            ifindex: link.index,
+        }));
+    }
     let gateway = match world.gateway(network, Family::V4) {
         Some(IpAddr::V4(gateway)) => be32(gateway),
         _ => Be32::default(),
     };
-    tables
-        .networks
-        .insert(bridge.index, NetworkRow { flags, gateway });
+    let row = NetworkRow {
+        flags,
+        gateway,
+        source: terms.host_ipv4.map(be32).unwrap_or_default(),
+        policy: 0,
+    };
+    tables.networks.insert(bridge.index, row);
     for subnet in &network.subnets {
         if let IpAddr::V4(address) = subnet.address {
             let prefix_len = subnet.prefix_len.min(32);
@@ -240,29 +290,108 @@ fn locals(world: &World) -> BTreeSet<Be32> {
     .collect()
 }
 
-fn add_published(tables: &mut Tables, world: &World) {
-    for container in world
-        .containers
-        .values()
-        .filter(|container| container.running)
-    {
-        let Some((_, endpoint)) = container.gateway_endpoint(Family::V4, &world.networks) else {
-            continue;
-        };
-        let Some(address) = endpoint.ipv4 else {
-            continue;
-        };
-        for binding in &container.ports {
-            let Some(key) = port_key(binding) else {
+/// What running containers publish: ports of the host, which lead to the endpoint that is their
+/// gateway, and where a network lets them be asked straight, their own addresses.
+fn add_published(
+    tables: &mut Tables,
+    world: &World,
+    policy: &Policy,
+    terms: &BTreeMap<&NetworkId, Terms>,
+    lists: &mut Lists,
+) {
+    let running = world.containers.values().filter(|c| c.running);
+    for container in running {
+        let gateway = container.gateway_endpoint(Family::V4, &world.networks);
+        if let Some((network, endpoint)) = gateway
+            && let Some(address) = endpoint.ipv4
+            && terms
+                .get(network)
+                .is_none_or(|t| t.mode != GatewayMode::Routed)
+        {
+            for binding in &container.ports {
+                let Some(key) = port_key(binding) else {
+                    continue;
+                };
+                let list = policy.rules.ingress(container, binding);
+                let to = (address, binding.container_port, endpoint.id.0.as_str());
+                publish(tables, key, to, lists.id(&list));
+            }
+        }
+        for (network, endpoint) in &container.endpoints {
+            let (Some(address), Some(terms)) = (endpoint.ipv4, terms.get(network)) else {
                 continue;
             };
-            let name = format!("{key:?} {}", binding.container_port);
-            let target = Target {
-                addr: be32(address),
-                port: Be16::new(binding.container_port),
-                incarnation: incarnation([endpoint.id.0.as_str(), &name]),
+            let straight = matches!(
+                terms.mode,
+                GatewayMode::Routed | GatewayMode::NatUnprotected
+            ) || policy.direct_routing
+                || !terms.trusted.is_empty();
+            for &(proto, port) in container.published.iter().filter(|_| straight) {
+                let list = straight_ingress(container, policy, (proto, port));
+                let own = PortBinding {
+                    proto,
+                    host_ip: address.into(),
+                    host_port: port,
+                    container_port: port,
+                };
+                if let Some(key) = port_key(&own) {
+                    let to = (address, port, endpoint.id.0.as_str());
+                    publish(tables, key, to, lists.id(&list));
+                }
+            }
+        }
+    }
+}
+
+fn publish(tables: &mut Tables, key: PortKey<V4>, to: (Ipv4Addr, u16, &str), policy: u32) {
+    let (address, port, endpoint) = to;
+    let target = Target {
+        addr: be32(address),
+        port: Be16::new(port),
+        policy,
+        incarnation: incarnation([endpoint, &format!("{key:?} {port}")]),
+    };
+    tables.published.insert(key, target);
+}
+
+/// Who may ask a container's port straight: whoever may ask the port of the host that stands for it.
+fn straight_ingress(
+    container: &Container,
+    policy: &Policy,
+    (proto, port): (Proto, u16),
+) -> Ingress {
+    let binding = container
+        .ports
+        .iter()
+        .find(|binding| binding.proto == proto && binding.container_port == port);
+    binding.map_or_else(
+        || container.ingress.clone(),
+        |binding| policy.rules.ingress(container, binding),
+    )
+}
+
+/// What links open between containers of a network that do not reach each other: the child's
+/// exposed ports, to the parent. On the default bridge only, as with Docker.
+fn add_links(tables: &mut Tables, world: &World, network: &Network) {
+    if network.bridge.as_deref() != Some("docker0") {
+        return;
+    }
+    let address = |container: &Container| container.endpoints.get(&network.id)?.ipv4;
+    let running = || world.containers.values().filter(|c| c.running);
+    for parent in running() {
+        let children = running().filter(|child| parent.links.contains(&child.name));
+        for child in children {
+            let (Some(parent), Some(to)) = (address(parent), address(child)) else {
+                continue;
             };
-            tables.published.insert(key, target);
+            for &(proto, port) in &child.exposed {
+                tables.links.extend(number(proto).map(|proto| LinkKey {
+                    parent: be32(parent),
+                    child: be32(to),
+                    port: Be16::new(port),
+                    proto,
+                }));
+            }
         }
     }
 }
@@ -273,16 +402,20 @@ pub fn port_key(binding: &PortBinding) -> Option<PortKey<V4>> {
     let IpAddr::V4(host) = binding.host_ip else {
         return None;
     };
-    let proto = match binding.proto {
-        Proto::Tcp => proto::TCP,
-        Proto::Udp => proto::UDP,
-        Proto::Sctp => return None,
-    };
     Some(PortKey {
         addr: be32(host),
         port: Be16::new(binding.host_port),
-        proto: proto as u16,
+        proto: number(binding.proto)?,
     })
+}
+
+/// The number of a protocol whose ports the datapath knows.
+fn number(proto: Proto) -> Option<u16> {
+    match proto {
+        Proto::Tcp => Some(proto::TCP as u16),
+        Proto::Udp => Some(proto::UDP as u16),
+        Proto::Sctp => None,
+    }
 }
 
 /// The far ends of the veths of containers that run: what XDP may redirect into.
@@ -307,7 +440,7 @@ fn add_far_ends(tables: &mut Tables, world: &World) {
 
 /// A number that tells one life of an endpoint or mapping from all others: never 0. FNV-1a over
 /// Docker's own random ids.
-fn incarnation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
+pub(crate) fn incarnation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -323,7 +456,7 @@ pub fn be32(address: Ipv4Addr) -> Be32 {
 }
 
 /// An address's first `len` bits.
-fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
+pub(crate) fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
     let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
     Be32::new(address.to_bits() & mask)
 }

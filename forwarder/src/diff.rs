@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forwarder_common::abi::{Device, Endpoint, PortKey};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
 use forwarder_common::family::{Be32, V4};
 
 use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, Tables, Target, XdpKind};
@@ -53,6 +53,13 @@ pub enum Op {
         key: PortKey<V4>,
         slot: u32,
     },
+    PutTrusted(TrustKey),
+    DropTrusted(TrustKey),
+    PutLink(LinkKey<V4>),
+    DropLink(LinkKey<V4>),
+    PutIngress((u32, Be32, u8), u32),
+    DropIngress((u32, Be32, u8)),
+    Policy(u32),
     PutPort(u32, FarEnd),
     DropPort(u32),
     Attach {
@@ -80,6 +87,9 @@ impl Op {
                 | Self::DropLocal(_)
                 | Self::DropSource(_)
                 | Self::DropPublished { .. }
+                | Self::DropTrusted(_)
+                | Self::DropLink(_)
+                | Self::DropIngress(_)
                 | Self::DropPort(_)
                 | Self::Detach { .. }
         )
@@ -107,6 +117,16 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             );
         }
     }
+    ops.extend(
+        now.trusted
+            .difference(&desired.trusted)
+            .map(|&key| Op::DropTrusted(key)),
+    );
+    ops.extend(
+        now.links
+            .difference(&desired.links)
+            .map(|&key| Op::DropLink(key)),
+    );
     ops.extend(gone(&now.ports, &desired.ports).map(Op::DropPort));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Address(_)) {
@@ -153,6 +173,8 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
         })
         .collect::<Vec<_>>();
     ops.extend(floors);
+    // A list is complete before anybody is sent to it.
+    ops.extend(changed(&now.ingress, &desired.ingress).map(|(k, v)| Op::PutIngress(k, v)));
     for (bridge, row) in changed(&now.networks, &desired.networks) {
         let floor = slots.endpoint(EndpointKey::Floor(bridge));
         ops.push(Op::PutNetwork { bridge, row, floor });
@@ -196,6 +218,22 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             target,
         });
     }
+    ops.extend(
+        desired
+            .trusted
+            .difference(&now.trusted)
+            .map(|&key| Op::PutTrusted(key)),
+    );
+    ops.extend(
+        desired
+            .links
+            .difference(&now.links)
+            .map(|&key| Op::PutLink(key)),
+    );
+    // Once everybody is sent to the right lists: flows that were let in before are asked again.
+    if now.policy != desired.policy {
+        ops.push(Op::Policy(desired.policy));
+    }
     for (&veth, far_end) in &desired.ports {
         if !now.ports.contains_key(&veth) {
             ops.push(Op::PutPort(veth, far_end.clone()));
@@ -208,6 +246,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     }
     ops.extend(gone(&now.subnets, &desired.subnets).map(Op::DropSubnet));
     ops.extend(gone(&now.networks, &desired.networks).map(Op::DropNetwork));
+    ops.extend(gone(&now.ingress, &desired.ingress).map(Op::DropIngress));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Floor(_)) {
             ops.extend(

@@ -73,8 +73,8 @@ pub fn networks(world: &World, tables: &Tables) -> Vec<NetworkRow> {
                     .collect(),
                 gateway: world.gateway(network, Family::V4),
                 internal: network.internal,
-                icc: network.icc,
-                masquerade: network.masquerade,
+                icc: network.terms.icc,
+                masquerade: network.terms.masquerade,
                 endpoints: network.endpoints.len(),
                 programmed: bridge.is_some_and(|index| tables.networks.contains_key(&index)),
             })

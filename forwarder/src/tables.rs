@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forwarder_common::abi::{Device, Endpoint, PortKey};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
 use forwarder_common::family::{Be16, Be32, V4};
 
 /// A program's place on a device.
@@ -104,6 +104,10 @@ pub struct NetworkRow {
     pub flags: u32,
     /// The bridge's own address.
     pub gateway: Be32,
+    /// What masquerade takes instead of the outgoing device's address; 0.0.0.0 for none.
+    pub source: Be32,
+    /// The list of clients that its containers let in; 0 for all.
+    pub policy: u32,
 }
 
 /// Where a published port leads.
@@ -113,6 +117,8 @@ pub struct Target {
     pub addr: Be32,
     /// The container's port.
     pub port: Be16,
+    /// The list of clients that it lets in; 0 for all.
+    pub policy: u32,
     /// Tells this mapping from all that had its slot before; never 0.
     pub incarnation: u32,
 }
@@ -147,8 +153,17 @@ pub struct Tables {
     pub sources: BTreeMap<(u32, Be32, u8), Be32>,
     /// Endpoints.
     pub endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
-    /// Published ports.
+    /// Published ports; where containers may be asked straight, also by their own addresses.
     pub published: BTreeMap<PortKey<V4>, Target>,
+    /// Devices that networks trust.
+    pub trusted: BTreeSet<TrustKey>,
+    /// Ports that links open.
+    pub links: BTreeSet<LinkKey<V4>>,
+    /// What the lists of clients say, by list, address and prefix length
+    /// ([`ingress`](forwarder_common::abi::ingress)).
+    pub ingress: BTreeMap<(u32, Be32, u8), u32>,
+    /// Tells all lists of clients, and who has them, from what was before; 0 where there are none.
+    pub policy: u32,
     /// Programs by device index and place.
     pub hooks: BTreeSet<(u32, Hook)>,
     /// How the XDP programs in `hooks` run, by device index.

@@ -1,6 +1,7 @@
 //! The World: what Docker and the kernel say, as plain data. Facts go in by [`World::apply`], which is pure.
 mod fact;
 mod model;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -9,6 +10,7 @@ use std::net::IpAddr;
 
 pub use fact::{Fact, Listing};
 pub use model::*;
+pub use terms::{GatewayMode, Ingress, Terms};
 
 /// Everything that the agent knows about Docker and the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,7 +76,7 @@ impl World {
                 let all = merge(&self.networks, listing, |network| network.id.clone());
                 replace(&mut self.networks, all) | !std::mem::replace(&mut self.seen.networks, true)
             }
-            Fact::Network(network) => put(&mut self.networks, network.id.clone(), network),
+            Fact::Network(network) => put(&mut self.networks, network.id.clone(), *network),
             Fact::NetworkGone(id) => self.networks.remove(&id).is_some(),
             Fact::Containers(listing) => {
                 let all = merge(&self.containers, listing, |container| container.id.clone());

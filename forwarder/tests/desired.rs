@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use forwarder::desired::{Policy, be32, desired, is_outside};
 use forwarder::tables::{EndpointKey, Hook, Tables, XdpKind};
 use forwarder::world::{
-    Address, Container, Endpoint, Link, LinkLayer, Network, NetworkEndpoint, PortBinding, Proto,
-    Subnet, World,
+    Address, Container, Endpoint, GatewayMode, Ingress, Link, LinkLayer, Network, NetworkEndpoint,
+    PortBinding, Proto, Subnet, Terms, World,
 };
-use forwarder_common::abi::{device, network};
-use forwarder_common::family::Be32;
+use forwarder_common::abi::{LinkKey, TrustKey, device, network};
+use forwarder_common::family::{Be16, Be32};
 
 const UPLINK: u32 = 2;
 const BRIDGE: u32 = 3;
@@ -79,8 +79,6 @@ fn world() -> World {
             prefix_len: 16,
             gateway: None,
         }],
-        icc: true,
-        masquerade: true,
         endpoints: [("e1".into(), at)].into(),
         ..Network::default()
     };
@@ -103,6 +101,7 @@ fn world() -> World {
             host_port: 8080,
             container_port: 80,
         }],
+        published: [(Proto::Tcp, 80)].into(),
         ..Container::default()
     };
     world.containers.insert("c1".into(), container);
@@ -304,8 +303,139 @@ fn options_of_a_network_are_flags() {
         be32(ip("172.17.0.1"))
     );
     let docker0 = world.networks.get_mut(&"n1".into()).unwrap();
-    (docker0.internal, docker0.icc, docker0.masquerade) = (true, false, false);
+    docker0.internal = true;
+    (docker0.terms.icc, docker0.terms.masquerade) = (false, false);
     assert_eq!(flags(&world), network::INTERNAL | network::NO_PEERS);
+}
+
+fn terms(world: &mut World) -> &mut Terms {
+    &mut world.networks.get_mut(&"n1".into()).unwrap().terms
+}
+
+/// The published keys, as address and port.
+fn published(tables: &Tables) -> Vec<(Be32, u16)> {
+    let keys = tables.published.keys();
+    keys.map(|key| (key.addr, key.port.get())).collect()
+}
+
+#[test]
+fn a_gateway_mode_says_how_containers_are_reached() {
+    let mut world = world();
+    let own = (be32(ip("172.17.0.2")), 80);
+    let host = (Be32::default(), 8080);
+    let mut derive_as = |mode| {
+        terms(&mut world).mode = mode;
+        let tables = derive(&world);
+        (tables.networks[&BRIDGE].flags, published(&tables))
+    };
+    assert_eq!(
+        derive_as(GatewayMode::Nat),
+        (network::MASQUERADE, vec![host])
+    );
+    assert_eq!(derive_as(GatewayMode::Routed), (network::ROUTED, vec![own]));
+    let unprotected = network::MASQUERADE | network::UNPROTECTED;
+    assert_eq!(
+        derive_as(GatewayMode::NatUnprotected),
+        (unprotected, vec![host, own])
+    );
+    let (flags, _) = derive_as(GatewayMode::Isolated);
+    assert_eq!(
+        flags & !network::MASQUERADE,
+        network::INTERNAL | network::ISOLATED
+    );
+}
+
+#[test]
+fn a_routed_network_is_reached_also_where_it_is_not_the_gateway() {
+    let mut world = world();
+    terms(&mut world).mode = GatewayMode::Routed;
+    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    let other = Endpoint {
+        id: "e2".into(),
+        network_name: "a".into(),
+        ipv4: Some(ip("172.18.0.2")),
+        gateway_v4: Some(ip("172.18.0.1")),
+        ..Endpoint::default()
+    };
+    container.endpoints.insert("n2".into(), other);
+    assert_eq!(
+        published(&derive(&world)),
+        [(Be32::default(), 8080), (be32(ip("172.17.0.2")), 80)]
+    );
+}
+
+#[test]
+fn published_ports_are_reached_straight_where_that_is_allowed() {
+    let mut world = world();
+    terms(&mut world).trusted = vec!["eth0".into(), "eth9".into()];
+    let tables = derive(&world);
+    let trusted = TrustKey {
+        bridge: BRIDGE,
+        ifindex: UPLINK,
+    };
+    assert_eq!(tables.trusted, [trusted].into(), "eth9 is not there");
+    assert_eq!(published(&tables).len(), 2);
+    terms(&mut world).trusted.clear();
+    let policy = Policy {
+        direct_routing: true,
+        ..Policy::default()
+    };
+    let tables = desired(&world, &policy, 1);
+    assert_ne!(tables.networks[&BRIDGE].flags & network::DIRECT, 0);
+    assert_eq!(published(&tables).len(), 2);
+}
+
+#[test]
+fn the_source_that_a_network_asks_for_is_its_own() {
+    let mut world = world();
+    assert_eq!(derive(&world).networks[&BRIDGE].source, Be32::default());
+    terms(&mut world).host_ipv4 = Some(ip("198.18.1.9"));
+    let source = derive(&world).networks[&BRIDGE].source;
+    assert_eq!(source, be32(ip("198.18.1.9")));
+}
+
+#[test]
+fn a_list_of_clients_has_a_number_that_moves_with_it() {
+    let mut world = world();
+    assert_eq!(derive(&world).policy, 0);
+    let list = |range: &str| Ingress {
+        allow: vec![range.parse().unwrap()],
+        deny: Vec::new(),
+    };
+    world.containers.get_mut(&"c1".into()).unwrap().ingress = list("198.18.0.0/15");
+    let first = derive(&world);
+    let of_port = first.published.values().next().unwrap().policy;
+    assert_ne!(of_port, 0);
+    assert_eq!(first.networks[&BRIDGE].policy, 0);
+    terms(&mut world).ingress = list("198.19.0.0/16");
+    let second = derive(&world);
+    assert!(second.policy != first.policy && first.policy != 0);
+    let of_network = second.networks[&BRIDGE].policy;
+    let lists: Vec<_> = second.ingress.keys().map(|(list, ..)| *list).collect();
+    assert!(lists.contains(&of_port) && lists.contains(&of_network));
+}
+
+#[test]
+fn links_open_exposed_ports_where_containers_do_not_reach_each_other() {
+    let mut world = world();
+    let mut child = world.containers[&"c1".into()].clone();
+    (child.id, child.name) = ("c2".into(), "db".into());
+    child.exposed = [(Proto::Tcp, 5432)].into();
+    child.endpoints.get_mut(&"n1".into()).unwrap().ipv4 = Some(ip("172.17.0.3"));
+    world.containers.insert("c2".into(), child);
+    let parent = world.containers.get_mut(&"c1".into()).unwrap();
+    parent.links.insert("db".into());
+    assert!(derive(&world).links.is_empty(), "they reach each other");
+    terms(&mut world).icc = false;
+    let open = LinkKey {
+        parent: be32(ip("172.17.0.2")),
+        child: be32(ip("172.17.0.3")),
+        port: Be16::new(5432),
+        proto: 6,
+    };
+    assert_eq!(derive(&world).links, [open].into());
+    world.containers.get_mut(&"c2".into()).unwrap().running = false;
+    assert!(derive(&world).links.is_empty());
 }
 
 #[test]
@@ -335,7 +465,7 @@ fn xdp_runs_where_the_policy_says() {
     });
     let policy = Policy {
         xdp: [(UPLINK, XdpKind::Native)].into(),
-        xdp_tcp: false,
+        ..Policy::default()
     };
     let tables = desired(&world, &policy, 1);
     assert!(tables.hooks.contains(&(UPLINK, Hook::Uplink)));

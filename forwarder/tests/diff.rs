@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use forwarder::diff::{Op, diff};
 use forwarder::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, Tables, Target, XdpKind};
-use forwarder_common::abi::{Device, Endpoint, PortKey, device};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device};
 use forwarder_common::family::{Be16, Be32, V4};
 use proptest::prelude::*;
 
@@ -56,6 +56,13 @@ fn apply(kernel: &mut Observed, op: &Op) {
             tables.published.remove(&key);
             assert_eq!(kernel.mapping_slots.remove(&key), Some(slot));
         }
+        Op::PutTrusted(key) => _ = tables.trusted.insert(key),
+        Op::DropTrusted(key) => _ = tables.trusted.remove(&key),
+        Op::PutLink(key) => _ = tables.links.insert(key),
+        Op::DropLink(key) => _ = tables.links.remove(&key),
+        Op::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
+        Op::DropIngress(key) => _ = tables.ingress.remove(&key),
+        Op::Policy(policy) => tables.policy = policy,
         Op::PutPort(veth, far_end) => _ = tables.ports.insert(veth, far_end),
         Op::DropPort(veth) => _ = tables.ports.remove(&veth),
         Op::Attach { ifindex, hook, xdp } => {
@@ -93,6 +100,23 @@ fn check(now: &Observed, before: &Tables, after: &Tables) {
             ends.contains(&Some(target)),
             "a port leads where nobody sent it"
         );
+    }
+    let networks = tables.networks.values().map(|row| row.policy);
+    for list in networks.chain(tables.published.values().map(|to| to.policy)) {
+        let listed = tables.ingress.keys().any(|(id, ..)| *id == list);
+        assert!(list == 0 || listed, "sent to a list that is not there");
+    }
+    if tables.policy == after.policy && before.policy != after.policy {
+        for (key, row) in &after.networks {
+            assert_eq!(tables.networks.get(key), Some(row), "asked again too early");
+        }
+        for (key, target) in &after.published {
+            assert_eq!(
+                tables.published.get(key),
+                Some(target),
+                "asked again too early"
+            );
+        }
     }
     // A container is never delivered to before its protection stands.
     for (key, endpoint) in &tables.endpoints {
@@ -164,8 +188,23 @@ fn tables() -> impl Strategy<Value = Tables> {
                     NetworkRow {
                         flags,
                         gateway: Be32::new(bridge),
+                        source: Be32::new(flags & 1),
+                        policy: flags & 6,
                     },
                 );
+                if flags & 1 != 0 {
+                    let ifindex = 2;
+                    tables.trusted.insert(TrustKey { bridge, ifindex });
+                    tables.links.insert(LinkKey {
+                        parent: Be32::new(bridge),
+                        ..LinkKey::default()
+                    });
+                }
+                if flags & 6 != 0 {
+                    let range = (flags & 6, Be32::default(), 0);
+                    tables.ingress.insert(range, 1);
+                    tables.policy += flags + bridge;
+                }
                 tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
                 let floor = Endpoint {
                     incarnation: flags + 1,
@@ -211,6 +250,7 @@ fn tables() -> impl Strategy<Value = Tables> {
                         let target = Target {
                             addr,
                             port: Be16::new(80),
+                            policy: flags & 6,
                             incarnation,
                         };
                         tables.published.insert(key, target);

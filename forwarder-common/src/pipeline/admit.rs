@@ -1,7 +1,8 @@
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
-use super::{Passage, Side, Steps, mark};
-use crate::abi::{Network, Tuple, device, network};
+use super::access::{Straight, is_welcome};
+use super::{Passage, Side, Steps, mark, source};
+use crate::abi::{Network, Published, Tuple, device, network};
 use crate::family::{Address, Family};
 use crate::flow::{self, End, Plan};
 use crate::nat::{self, Owner};
@@ -15,17 +16,27 @@ enum Origin<F: Family> {
     /// Decided: for the host, for a neighbour, or refused.
     Settled(Reason),
     /// Out of the network.
-    Leaves(Leaving<F>),
+    Leaves(Client<F>, Bound<F>),
 }
 
-/// A packet that may leave its network.
-struct Leaving<F: Family> {
-    /// The endpoint that it comes from.
+/// A container that opens a flow out of its network.
+struct Client<F: Family> {
+    /// Its endpoint.
     end: End,
+    /// Its network's bridge.
     bridge: u32,
+    /// Its network.
     network: Network<F>,
-    /// To an address of the host's that has the port published.
-    local: bool,
+}
+
+/// Where to.
+enum Bound<F: Family> {
+    /// Outside.
+    Outside,
+    /// An address of the host's that has the port published.
+    Published,
+    /// Straight to an address of another network.
+    Straight(u32, Network<F>),
 }
 
 /// The admitting steps: all that a packet without a flow meets.
@@ -37,19 +48,31 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Side::Outside => self.admit_inward(),
             Side::Veth | Side::Bridge => match self.originates() {
                 Origin::Settled(reason) => Err(reason),
-                Origin::Leaves(_) if self.packet.class != Class::Flow => Err(self.untranslatable()),
-                Origin::Leaves(leaving) if leaving.local => {
-                    self.admit_published(leaving.end, Owner::Host, [0; 6])
+                Origin::Leaves(client, Bound::Straight(bridge, network)) => {
+                    self.admit_straight(Some(&client), bridge, &network, [0; 6])
                 }
-                Origin::Leaves(leaving) => self.admit_outward(&leaving),
+                Origin::Leaves(client, _) if self.packet.class != Class::Flow => {
+                    Err(self.without_flow(&client))
+                }
+                Origin::Leaves(client, Bound::Published) => {
+                    self.admit_published(Some(&client), [0; 6])
+                }
+                Origin::Leaves(client, Bound::Outside) => self.admit_outward(&client),
             },
         };
         refusal.err()
     }
 
-    /// Why a packet that would have to be translated cannot be.
+    /// What becomes of a container's packet that can have no flow: it leaves as it is where the
+    /// network is not translated, and not at all where it would have to be.
     #[inline(always)]
-    fn untranslatable(&self) -> Reason {
+    fn without_flow(&self, client: &Client<F>) -> Reason {
+        if client.network.flags & network::MASQUERADE == 0 {
+            if self.side == Side::Veth {
+                self.tables.mark(mark::HOST);
+            }
+            return Reason::Routed;
+        }
         match self.packet.class {
             Class::IcmpError => Reason::IcmpStray,
             Class::Fragment => Reason::Fragment,
@@ -57,7 +80,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
     }
 
-    /// From outside to a published port.
+    /// From outside to a published port, or straight to a container.
     #[inline(always)]
     fn admit_inward(&self) -> Result<(), Reason> {
         let packet = self.packet;
@@ -66,13 +89,16 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if packet.tuple.src.is_loopback() || dst.is_loopback() {
             return Err(Reason::Loopback);
         }
+        let mac = self
+            .tables
+            .device(self.meta.ifindex)
+            .map_or([0; 6], |device| device.mac);
         if !self.tables.is_local(dst) {
-            let ours = self.tables.subnet(dst).is_some();
-            return Err(if ours {
-                Reason::DirectRouting
-            } else {
-                Reason::NotOurs
-            });
+            let Some(bridge) = self.tables.subnet(dst) else {
+                return Err(Reason::NotOurs);
+            };
+            let network = self.tables.network(bridge).ok_or(Reason::DirectRouting)?;
+            return self.admit_straight(None, bridge, &network, mac);
         }
         match packet.class {
             Class::Flow => {}
@@ -82,11 +108,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             }
             _ => return Err(Reason::ToHost),
         }
-        let mac = self
-            .tables
-            .device(self.meta.ifindex)
-            .map_or([0; 6], |device| device.mac);
-        self.admit_published(End::OUTSIDE, Owner::Remote, mac)
+        self.admit_published(None, mac)
     }
 
     /// Whether a first fragment from outside would have to be translated.
@@ -97,27 +119,102 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             || nat::published(self.tables, tuple.dst, tuple.dport, tuple.proto).is_some()
     }
 
-    /// To a published port: the destination becomes the container. A container as client is seen
-    /// as the gateway of the server's network, as with Docker 29 (and with docker-proxy).
+    /// To a published port: the destination becomes the container.
     #[inline(always)]
-    fn admit_published(&self, from: End, owner: Owner, uplink_mac: [u8; 6]) -> Result<(), Reason> {
+    fn admit_published(
+        &self,
+        client: Option<&Client<F>>,
+        uplink_mac: [u8; 6],
+    ) -> Result<(), Reason> {
         let tables = self.tables;
         let tuple = &self.packet.tuple;
         let published =
             nat::published(tables, tuple.dst, tuple.dport, tuple.proto).ok_or(Reason::ToHost)?;
-        if !self.may_open() {
-            return Err(Reason::NoFlow);
-        }
         let slot = tables
             .endpoint_slot(published.addr)
             .ok_or(Reason::NoEndpoint)?;
-        let endpoint = tables.endpoint(slot).ok_or(Reason::NoEndpoint)?;
-        let client = match owner {
-            Owner::Remote => tuple.src,
-            Owner::Host => {
-                let network = tables.network(endpoint.bridge).ok_or(Reason::NoEndpoint)?;
-                network.gateway
+        self.admit_server(client, slot, &published, uplink_mac)
+    }
+
+    /// Straight to a container's own address, if its network lets it.
+    #[inline(always)]
+    fn admit_straight(
+        &self,
+        client: Option<&Client<F>>,
+        bridge: u32,
+        network: &Network<F>,
+        uplink_mac: [u8; 6],
+    ) -> Result<(), Reason> {
+        let tables = self.tables;
+        let Tuple { dst, dport, .. } = self.packet.tuple;
+        let refused = if client.is_some() {
+            Reason::Isolated
+        } else {
+            Reason::DirectRouting
+        };
+        let (mapping, policy) = match self.straight(bridge, network) {
+            Straight::Closed => return Err(refused),
+            Straight::Flow { mapping, policy } => (mapping, policy),
+            // Who would have to be translated cannot be.
+            Straight::Unnamed
+                if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0)
+                    || !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) =>
+            {
+                return Err(refused);
             }
+            Straight::Unnamed => {
+                tables.mark(mark::ROUTED);
+                return Err(Reason::Routed);
+            }
+        };
+        let slot = tables.endpoint_slot(dst).ok_or(Reason::NoEndpoint)?;
+        let published = Published {
+            mapping,
+            policy,
+            addr: dst,
+            port: dport,
+            reserved: 0,
+        };
+        self.admit_server(client, slot, &published, uplink_mac)
+    }
+
+    /// To the endpoint in a slot, which is asked by `published`. A container as client is seen as
+    /// the gateway of the server's network, as with Docker 29 (and with docker-proxy), or as its
+    /// network's own source address; one of a network that is not translated, as itself.
+    #[inline(always)]
+    fn admit_server(
+        &self,
+        client: Option<&Client<F>>,
+        slot: u32,
+        published: &Published<F>,
+        uplink_mac: [u8; 6],
+    ) -> Result<(), Reason> {
+        let tables = self.tables;
+        let tuple = &self.packet.tuple;
+        // Before the lists are asked: what they say belongs to this generation or a later one.
+        let policy = tables.settings().policy;
+        if !self.may_open() {
+            return Err(Reason::NoFlow);
+        }
+        let endpoint = tables.endpoint(slot).ok_or(Reason::NoEndpoint)?;
+        let from = client.map_or(0, |client| client.bridge);
+        if !is_welcome(tables, tuple, published.policy, from, endpoint.bridge) {
+            return Err(Reason::Policy);
+        }
+        let seen_as = match client {
+            None => tuple.src,
+            Some(Client {
+                bridge, network, ..
+            }) if *bridge != endpoint.bridge => {
+                if network.flags & network::MASQUERADE == 0 {
+                    tuple.src
+                } else if network.source != F::Addr::ANY {
+                    network.source
+                } else {
+                    self.gateway(endpoint.bridge)?
+                }
+            }
+            Some(_) => self.gateway(endpoint.bridge)?,
         };
         let plan = Plan {
             original: *tuple,
@@ -125,24 +222,37 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 slot,
                 incarnation: endpoint.incarnation,
             },
-            from,
+            from: client.map_or(End::OUTSIDE, |client| client.end),
             mapping: published.mapping,
             mapping_incarnation: tables.mapping(published.mapping),
             uplink_mac,
+            policy,
         };
         let reply = Tuple {
             src: published.addr,
-            dst: client,
+            dst: seen_as,
             sport: published.port,
             dport: tuple.sport,
             proto: tuple.proto,
         };
+        let owner = if seen_as == tuple.src {
+            Owner::Remote
+        } else {
+            Owner::Host
+        };
         self.make(&plan, reply, owner)
+    }
+
+    /// The address of a network's bridge.
+    #[inline(always)]
+    fn gateway(&self, bridge: u32) -> Result<F::Addr, Reason> {
+        let network = self.tables.network(bridge).ok_or(Reason::NoEndpoint)?;
+        Ok(network.gateway)
     }
 
     /// From a container outwards.
     #[inline(always)]
-    fn admit_outward(&self, leaving: &Leaving<F>) -> Result<(), Reason> {
+    fn admit_outward(&self, client: &Client<F>) -> Result<(), Reason> {
         let tables = self.tables;
         let tuple = &self.packet.tuple;
         if !self.may_open() {
@@ -150,7 +260,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         let Route::Forward {
             ifindex, next_hop, ..
-        } = tables.route(leaving.bridge, tuple)
+        } = tables.route(client.bridge, tuple)
         else {
             return Err(Reason::NoRoute);
         };
@@ -158,9 +268,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if device.kind != device::OUTSIDE {
             return Err(Reason::Isolated);
         }
-        let (source, owner) = if leaving.network.flags & network::MASQUERADE != 0 {
+        let (source, owner) = if client.network.flags & network::MASQUERADE != 0 {
             (
-                tables.source(ifindex, next_hop).ok_or(Reason::NoSource)?,
+                source(tables, &client.network, ifindex, next_hop).ok_or(Reason::NoSource)?,
                 Owner::Host,
             )
         } else {
@@ -169,10 +279,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let plan = Plan {
             original: *tuple,
             to: End::OUTSIDE,
-            from: leaving.end,
+            from: client.end,
             mapping: 0,
             mapping_incarnation: 0,
             uplink_mac: device.mac,
+            policy: tables.settings().policy,
         };
         self.make(
             &plan,
@@ -253,19 +364,25 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             incarnation: endpoint.incarnation,
         };
         let internal = network.flags & network::INTERNAL != 0;
-        let leaving = |local| {
-            Origin::Leaves(Leaving {
-                end,
-                bridge: device.bridge,
-                network,
-                local,
-            })
+        let leaves = |bound| {
+            let bridge = device.bridge;
+            Origin::Leaves(
+                Client {
+                    end,
+                    bridge,
+                    network,
+                },
+                bound,
+            )
         };
         if tables.is_local(dst) {
             let published = !packet.tail
                 && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto).is_some();
             if published && !internal {
-                return leaving(true);
+                return leaves(Bound::Published);
+            }
+            if network.flags & network::ISOLATED != 0 {
+                return Origin::Settled(Reason::Internal);
             }
             if self.side == Side::Veth {
                 tables.mark(mark::HOST);
@@ -274,9 +391,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         match tables.subnet(dst) {
             Some(bridge) if bridge == device.bridge => Origin::Settled(Reason::Bridged),
-            Some(_) => Origin::Settled(Reason::Isolated),
+            Some(_) if internal => Origin::Settled(Reason::Isolated),
+            Some(bridge) => match tables.network(bridge) {
+                Some(other) => leaves(Bound::Straight(bridge, other)),
+                None => Origin::Settled(Reason::Isolated),
+            },
             None if internal => Origin::Settled(Reason::Internal),
-            None => leaving(false),
+            None => leaves(Bound::Outside),
         }
     }
 }

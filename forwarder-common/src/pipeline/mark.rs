@@ -13,6 +13,8 @@ const REPLY: u32 = 0x0800_0000;
 const INDEX: u32 = 0x07ff_ffff;
 /// Checked at a veth, for the host: the bridge's hook has nothing to add.
 pub const HOST: u32 = TAG | INDEX;
+/// Let through to a container that is not translated: the bridge's hook has nothing to add.
+pub const ROUTED: u32 = TAG | (INDEX - 2);
 /// Translated: the outgoing device's hook has nothing to add.
 pub const DONE: u32 = TAG | (INDEX - 1);
 

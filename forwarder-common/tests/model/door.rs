@@ -1,7 +1,8 @@
 //! The model's side of the door: [`Tables`], [`Exit`] and [`Steps`] over plain memory.
 
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, Network, PortKey, Published, Settings, Tuple,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Settings, TrustKey, Tuple,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{self, Gate};
@@ -46,6 +47,20 @@ impl Tables<V4> for Host {
 
     fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
         self.published.get(key).copied()
+    }
+
+    fn trusts(&self, key: TrustKey) -> bool {
+        self.trusted.contains(&key)
+    }
+
+    fn linked(&self, key: &LinkKey<V4>) -> bool {
+        self.links.contains(key)
+    }
+
+    fn ingress(&self, IngressKey { list, client }: IngressKey<V4>) -> u32 {
+        let of_list = self.ingress.iter().filter(|((id, ..), _)| *id == list);
+        let prefixes = of_list.map(|(&(_, base, len), &word)| ((base, len), word));
+        longest(prefixes, client).unwrap_or_default()
     }
 
     fn endpoint_slot(&self, addr: Be32) -> Option<u32> {

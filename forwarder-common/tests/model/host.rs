@@ -112,6 +112,8 @@ impl Host {
                 flags,
                 floor,
                 gateway,
+                source: Be32::default(),
+                policy: 0,
             },
         );
         self.subnets.insert((gateway, len), ifindex);
@@ -168,6 +170,7 @@ impl Host {
         };
         let published = Published {
             mapping,
+            policy: 0,
             addr: to.0,
             port: Be16::new(to.1),
             reserved: 0,

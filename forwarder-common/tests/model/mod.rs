@@ -9,8 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, Network, PortKey, Published, Settings,
-    Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, LinkKey, Network, PortKey, Published,
+    Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{self, Gate};
@@ -78,6 +78,10 @@ pub(crate) struct Host {
     pub(crate) subnets: HashMap<(Be32, u8), u32>,
     pub(crate) locals: HashSet<Be32>,
     pub(crate) published: HashMap<PortKey<V4>, Published<V4>>,
+    pub(crate) trusted: HashSet<TrustKey>,
+    pub(crate) links: HashSet<LinkKey<V4>>,
+    /// Lists of clients: by list, address and prefix length.
+    pub(crate) ingress: HashMap<(u32, Be32, u8), u32>,
     pub(crate) endpoint_slots: HashMap<Be32, u32>,
     pub(crate) endpoints: Vec<Endpoint<V4>>,
     pub(crate) mappings: HashMap<u32, u32>,
@@ -123,6 +127,9 @@ impl Host {
             subnets: HashMap::new(),
             locals: HashSet::new(),
             published: HashMap::new(),
+            trusted: HashSet::new(),
+            links: HashSet::new(),
+            ingress: HashMap::new(),
             endpoint_slots: HashMap::new(),
             endpoints: vec![Endpoint::default(); 256],
             mappings: HashMap::new(),
@@ -289,6 +296,7 @@ fn empty_flow() -> Flow<V4> {
         mapping_incarnation: Cell::default(),
         address_delta: Default::default(),
         port_delta: Default::default(),
+        policy: Cell::default(),
         uplink_mac: Cell::default(),
         reserved: Cell::default(),
     }

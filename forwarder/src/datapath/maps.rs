@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue};
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, Network, PortKey, Published, Settings, SourceKey, Tuple, name,
+    Device, Endpoint, Flow, IngressKey, LinkKey, Network, PortKey, Published, Settings, SourceKey,
+    TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::family::{Be32, V4};
@@ -36,11 +37,14 @@ plain!(
     Device,
     Endpoint<V4>,
     FlowRef,
+    IngressKey<V4>,
+    LinkKey<V4>,
     Network<V4>,
     PortKey<V4>,
     Published<V4>,
     Settings,
     SourceKey<V4>,
+    TrustKey,
     Tuple<V4>,
 );
 
@@ -102,6 +106,9 @@ pub(super) struct Maps {
     pub(super) endpoint_slots: HashMap<MapData, Wire<Be32>, u32>,
     pub(super) endpoints: Array<MapData, Wire<Endpoint<V4>>>,
     pub(super) published: HashMap<MapData, Wire<PortKey<V4>>, Wire<Published<V4>>>,
+    pub(super) trusted: HashMap<MapData, Wire<TrustKey>, u32>,
+    pub(super) links: HashMap<MapData, Wire<LinkKey<V4>>, u32>,
+    pub(super) ingress: LpmTrie<MapData, Wire<IngressKey<V4>>, u32>,
     pub(super) mappings: Array<MapData, u32>,
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
@@ -109,7 +116,7 @@ pub(super) struct Maps {
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 19] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 22] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -122,6 +129,9 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 19] {
         (name::ENDPOINT_SLOTS, None),
         (name::ENDPOINTS, None),
         (name::PUBLISHED, None),
+        (name::TRUSTED, None),
+        (name::LINKS, None),
+        (name::INGRESS, None),
         (name::MAPPINGS, None),
         (name::FLOW_INDEX, Some(flows * 2)),
         (name::FLOWS, Some(flows)),
@@ -148,6 +158,9 @@ impl Maps {
             endpoint_slots: pinned(dir, name::ENDPOINT_SLOTS)?,
             endpoints: pinned(dir, name::ENDPOINTS)?,
             published: pinned(dir, name::PUBLISHED)?,
+            trusted: pinned(dir, name::TRUSTED)?,
+            links: pinned(dir, name::LINKS)?,
+            ingress: pinned(dir, name::INGRESS)?,
             mappings: pinned(dir, name::MAPPINGS)?,
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,

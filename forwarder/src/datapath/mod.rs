@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use aya::EbpfLoader;
 use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
-use forwarder_common::abi::{Endpoint, Network, Published, Settings, SourceKey};
+use forwarder_common::abi::{Endpoint, IngressKey, Network, Published, Settings, SourceKey};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::timeouts::{Ticks, ticks};
 
@@ -116,6 +116,7 @@ impl Datapath {
         let tables = &mut observed.tables;
         tables.route_generation = settings.route_generation;
         tables.xdp_tcp = settings.xdp_tcp != 0;
+        tables.policy = settings.policy;
         for entry in &maps.devices {
             let (index, Wire(device)) = entry?;
             tables.devices.insert(index, device);
@@ -126,10 +127,16 @@ impl Datapath {
                 flags,
                 floor,
                 gateway,
+                source,
+                policy,
             } = network;
-            tables
-                .networks
-                .insert(bridge, NetworkRow { flags, gateway });
+            let row = NetworkRow {
+                flags,
+                gateway,
+                source,
+                policy,
+            };
+            tables.networks.insert(bridge, row);
             let key = EndpointKey::Floor(bridge);
             observed.endpoint_slots.insert(key, floor);
             tables
@@ -164,15 +171,29 @@ impl Datapath {
             let (Wire(key), Wire(published)) = entry?;
             observed.mapping_slots.insert(key, published.mapping);
             let incarnation = maps.mappings.get(&published.mapping, 0)?;
-            let Published { addr, port, .. } = published;
-            tables.published.insert(
-                key,
-                Target {
-                    addr,
-                    port,
-                    incarnation,
-                },
-            );
+            let Published {
+                addr, port, policy, ..
+            } = published;
+            let target = Target {
+                addr,
+                port,
+                policy,
+                incarnation,
+            };
+            tables.published.insert(key, target);
+        }
+        for key in maps.trusted.keys() {
+            tables.trusted.insert(key?.0);
+        }
+        for key in maps.links.keys() {
+            tables.links.insert(key?.0);
+        }
+        for entry in &maps.ingress {
+            let (key, word) = entry?;
+            let Wire(IngressKey { list, client }) = key.data();
+            tables
+                .ingress
+                .insert((list, client, (key.prefix_len() - 32) as u8), word);
         }
         for veth in maps.ports.keys() {
             tables.ports.insert(veth?, nobody());
@@ -220,16 +241,20 @@ impl Datapath {
                     .set(slot, Wire(Endpoint::<V4>::default()), 0)?;
             }
             Op::PutNetwork { bridge, row, floor } => {
-                let NetworkRow { flags, gateway } = row;
-                maps.networks.insert(
-                    bridge,
-                    Wire(Network {
-                        flags,
-                        floor,
-                        gateway,
-                    }),
-                    0,
-                )?;
+                let NetworkRow {
+                    flags,
+                    gateway,
+                    source,
+                    policy,
+                } = row;
+                let network = Network {
+                    flags,
+                    floor,
+                    gateway,
+                    source,
+                    policy,
+                };
+                maps.networks.insert(bridge, Wire(network), 0)?;
             }
             Op::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
             Op::PutSubnet(subnet, bridge) => maps.subnets.insert(&subnet_key(subnet), bridge, 0)?,
@@ -244,11 +269,13 @@ impl Datapath {
                 let Target {
                     addr,
                     port,
+                    policy,
                     incarnation,
                 } = target;
                 maps.mappings.set(slot, incarnation, 0)?;
                 let published = Published {
                     mapping: slot,
+                    policy,
                     addr,
                     port,
                     reserved: 0,
@@ -258,6 +285,16 @@ impl Datapath {
             Op::DropPublished { key, slot } => {
                 maps.published.remove(&Wire(key))?;
                 maps.mappings.set(slot, 0, 0)?;
+            }
+            Op::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
+            Op::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
+            Op::PutLink(key) => maps.links.insert(Wire(key), 1, 0)?,
+            Op::DropLink(key) => maps.links.remove(&Wire(key))?,
+            Op::PutIngress(key, word) => maps.ingress.insert(&ingress_key(key), word, 0)?,
+            Op::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
+            Op::Policy(policy) => {
+                let settings = maps.settings()?;
+                maps.set_settings(Settings { policy, ..settings })?;
             }
             Op::PutPort(veth, ref far_end) => {
                 self.far_ends.prepare(veth, far_end).await?;
@@ -316,6 +353,10 @@ fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
 
 fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<SourceKey<V4>>> {
     Key::new(32 + u32::from(len), Wire(SourceKey { ifindex, next_hop }))
+}
+
+fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
+    Key::new(32 + u32::from(len), Wire(IngressKey { list, client }))
 }
 
 /// A far end of which only the veth is known.

@@ -22,8 +22,6 @@ fn world() -> World {
         name: "web".into(),
         driver: "bridge".into(),
         bridge: Some("br-0123456789ab".into()),
-        icc: true,
-        masquerade: true,
         ..Network::default()
     };
     let endpoint = NetworkEndpoint {
@@ -78,6 +76,7 @@ fn tables() -> Tables {
     let target = Target {
         addr: be([172, 18, 0, 2]),
         port: Be16::new(80),
+        policy: 0,
         incarnation: 1,
     };
     tables.published.insert(key, target);

@@ -21,6 +21,8 @@ use crate::world::{Container, ContainerId, Fact, Listing, NetworkId};
 
 /// Everything is read anew this often, for what no event told.
 const RESYNC: Duration = Duration::from_secs(30);
+/// Containers with links are read anew this often: no event tells of one that was removed.
+const RELINK: Duration = Duration::from_secs(1);
 /// How long the first list waits for an object: the daemon holds a container locked while it starts it.
 const LOCKED: Duration = Duration::from_secs(1);
 /// How soon a read that failed is tried again.
@@ -58,6 +60,7 @@ pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Re
             facts,
             renumber,
             known: BTreeSet::new(),
+            linked: BTreeSet::new(),
             reads: BTreeMap::new(),
             tasks: JoinSet::new(),
         };
@@ -105,6 +108,8 @@ struct Session<'a> {
     renumber: &'a Notify,
     /// What this daemon has shown: what it no longer lists is asked for by name.
     known: BTreeSet<Object>,
+    /// Containers with links.
+    linked: BTreeSet<Object>,
     /// One at a time per object, so that an old answer never comes after a newer one.
     reads: BTreeMap<Object, Read>,
     tasks: JoinSet<(Object, Answer)>,
@@ -142,6 +147,8 @@ impl Session<'_> {
         let mut resync = interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         resync.reset();
+        let mut relink = interval(RELINK);
+        relink.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 event = events.next() => self.happened(event.context(CLOSED)??).await?,
@@ -150,6 +157,9 @@ impl Session<'_> {
                     self.answered(object, answer).await;
                 }
                 _ = resync.tick() => self.resync().await?,
+                _ = relink.tick() => {
+                    self.linked.clone().into_iter().for_each(|object| self.look(object));
+                }
                 () = self.renumber.notified() => self.resync().await?,
                 () = self.facts.closed() => return Ok(()),
             }
@@ -182,7 +192,7 @@ impl Session<'_> {
         let mut unread = Vec::new();
         while let Some((object, answer)) = answers.next().await {
             match answer {
-                Ok(Ok(Fact::Network(network))) => networks.list.push(network),
+                Ok(Ok(Fact::Network(network))) => networks.list.push(*network),
                 Ok(Ok(Fact::Container(container))) => {
                     containers.list.push(self.numbered(*container).await);
                 }
@@ -195,6 +205,9 @@ impl Session<'_> {
             }
         }
         drop(answers);
+        for container in containers.list.iter().filter(|c| !c.links.is_empty()) {
+            self.linked.insert(Object::Container(container.id.clone()));
+        }
         for object in &unread {
             match object.clone() {
                 Object::Network(id) => networks.unread.push(id),
@@ -265,6 +278,12 @@ impl Session<'_> {
                     }
                     fact => fact,
                 };
+                match &fact {
+                    Fact::Container(container) if !container.links.is_empty() => {
+                        self.linked.insert(object.clone());
+                    }
+                    _ => _ = self.linked.remove(&object),
+                }
                 if matches!(fact, Fact::NetworkGone(_) | Fact::ContainerGone(_)) {
                     self.known.remove(&object);
                 } else {
@@ -301,7 +320,7 @@ async fn read(docker: &Docker, object: &Object) -> Answer {
         Object::Network(id) => docker
             .inspect_network(&id.0, None)
             .await
-            .map(|json| inspect::network(json).map(Fact::Network)),
+            .map(|json| inspect::network(json).map(|network| Fact::Network(Box::new(network)))),
         Object::Container(id) => docker.inspect_container(&id.0, None).await.map(|json| {
             inspect::container(json).map(|container| Fact::Container(Box::new(container)))
         }),

@@ -1,5 +1,5 @@
 //! From Docker's JSON (as bollard models it) to the World's nouns. Pure; what cannot be read is left out.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
@@ -8,16 +8,13 @@ use bollard::models::{
     PortMap,
 };
 
+use super::terms;
 use crate::world::{
     Container, ContainerId, Endpoint, EndpointId, Mac, Network, NetworkEndpoint, NetworkId,
     PortBinding, Proto, Subnet,
 };
 
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
-const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
-const ICC: &str = "com.docker.network.bridge.enable_icc";
-const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
-const HOST_IPV4: &str = "com.docker.network.host_ipv4";
 const MTU: &str = "com.docker.network.driver.mtu";
 
 /// A network as `GET /networks/{id}` shows it; none without an id.
@@ -25,10 +22,10 @@ pub(super) fn network(json: NetworkInspect) -> Option<Network> {
     let id = NetworkId(json.id?);
     let driver = json.driver.unwrap_or_default();
     let options = sorted(json.options);
+    let labels = sorted(json.labels);
     let option = |key: &str| options.get(key).map(String::as_str);
     let bridge = (driver == "bridge")
         .then(|| option(BRIDGE_NAME).map_or_else(|| format!("br-{}", id.short()), str::to_owned));
-    let default_bridge = option(DEFAULT_BRIDGE).is_some_and(is_true);
     Some(Network {
         name: json.name.unwrap_or_default(),
         bridge,
@@ -40,11 +37,9 @@ pub(super) fn network(json: NetworkInspect) -> Option<Network> {
             .filter_map(subnet)
             .collect(),
         internal: json.internal.unwrap_or_default(),
-        icc: option(ICC).is_none_or(is_true),
-        masquerade: default_bridge || option(MASQUERADE).is_none_or(is_true),
-        host_ipv4: option(HOST_IPV4).and_then(read),
+        terms: terms::of_network(&options, &labels),
         mtu: option(MTU).and_then(read),
-        labels: sorted(json.labels),
+        labels,
         endpoints: json
             .containers
             .into_iter()
@@ -67,6 +62,12 @@ pub(super) fn container(json: ContainerInspectResponse) -> Option<Container> {
         .and_then(|pid| u32::try_from(pid).ok())
         .unwrap_or_default();
     let running = state.running.unwrap_or_default() && pid != 0;
+    let host = json.host_config.unwrap_or_default();
+    let config = json.config.unwrap_or_default();
+    let bound = settings.ports.filter(|_| running).unwrap_or_default();
+    let published = container_ports(bound.iter().filter(|(_, to)| to.is_some()).map(|(p, _)| p));
+    let labels = sorted(config.labels);
+    let (ingress, port_ingress) = terms::of_container(&labels);
     Some(Container {
         id: ContainerId(json.id?),
         name: json
@@ -79,22 +80,25 @@ pub(super) fn container(json: ContainerInspectResponse) -> Option<Container> {
         paused: state.paused.unwrap_or_default(),
         sandbox_key: settings.sandbox_key.unwrap_or_default(),
         netns: None,
-        network_mode: json
-            .host_config
-            .and_then(|host| host.network_mode)
-            .unwrap_or_default(),
+        network_mode: host.network_mode.unwrap_or_default(),
         endpoints: settings
             .networks
             .into_iter()
             .flatten()
             .filter_map(endpoint)
             .collect(),
-        ports: if running {
-            ports(settings.ports.unwrap_or_default())
-        } else {
-            Vec::new()
-        },
-        labels: sorted(json.config.and_then(|config| config.labels)),
+        ports: ports(bound),
+        exposed: &container_ports(config.exposed_ports.iter().flatten()) | &published,
+        published,
+        links: host
+            .links
+            .iter()
+            .flatten()
+            .filter_map(|l| linked(l))
+            .collect(),
+        ingress,
+        port_ingress,
+        labels,
     })
 }
 
@@ -142,10 +146,7 @@ fn subnet(json: &IpamConfig) -> Option<Subnet> {
 fn ports(json: PortMap) -> Vec<PortBinding> {
     let mut all = Vec::new();
     for (port, bindings) in json {
-        let Some((container_port, proto)) = port
-            .split_once('/')
-            .and_then(|(n, p)| Some((read(n)?, proto(p)?)))
-        else {
+        let Some((proto, container_port)) = container_port(&port) else {
             continue;
         };
         for binding in bindings.into_iter().flatten() {
@@ -172,13 +173,20 @@ fn ports(json: PortMap) -> Vec<PortBinding> {
     all
 }
 
-fn proto(name: &str) -> Option<Proto> {
-    match name {
-        "tcp" => Some(Proto::Tcp),
-        "udp" => Some(Proto::Udp),
-        "sctp" => Some(Proto::Sctp),
-        _ => None,
-    }
+/// `80/tcp`.
+fn container_port(text: &str) -> Option<(Proto, u16)> {
+    let (port, proto) = text.split_once('/')?;
+    Some((read(proto)?, read(port)?))
+}
+
+fn container_ports<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<(Proto, u16)> {
+    texts.filter_map(|text| container_port(text)).collect()
+}
+
+/// The container that a link (`/child:/parent/alias`) leads to.
+fn linked(link: &str) -> Option<String> {
+    let (child, _) = link.split_once(':')?;
+    Some(child.trim_start_matches('/').to_owned())
 }
 
 fn mac(text: &str) -> Option<Mac> {
@@ -190,7 +198,7 @@ fn mac(text: &str) -> Option<Mac> {
     bytes.next().is_none().then_some(mac)
 }
 
-fn read<T: FromStr>(text: &str) -> Option<T> {
+pub(super) fn read<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
@@ -200,7 +208,7 @@ fn bare<T: FromStr>(text: &str) -> Option<T> {
 }
 
 /// As Go's `strconv.ParseBool` reads the options.
-fn is_true(text: &str) -> bool {
+pub(super) fn is_true(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
@@ -211,6 +219,7 @@ fn sorted(map: Option<HashMap<String, String>>) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::Terms;
 
     const NETWORK: &str = include_str!("fixtures/network.json");
     const DOCKER0: &str = include_str!("fixtures/docker0.json");
@@ -237,7 +246,7 @@ mod tests {
         assert_eq!(network.subnets[0].prefix_len, 16);
         assert_eq!(network.subnets[0].gateway, Some([172, 18, 0, 1].into()));
         assert!(
-            network.icc && network.masquerade && !network.internal,
+            network.terms == Terms::default() && !network.internal,
             "absent options are Docker's defaults"
         );
         let (id, endpoint) = network.endpoints.first_key_value().unwrap();
@@ -253,10 +262,11 @@ mod tests {
         let network = parsed_network(DOCKER0);
         assert_eq!(network.bridge.as_deref(), Some("docker0"));
         assert_eq!(
-            network.options[MASQUERADE], "false",
+            network.options[terms::MASQUERADE],
+            "false",
             "what the daemon reports"
         );
-        assert!(network.masquerade);
+        assert!(network.terms.masquerade);
         assert_eq!(network.mtu, Some(1500));
         assert_eq!(
             network.subnets[0].gateway, None,
@@ -269,14 +279,11 @@ mod tests {
         let mut json: NetworkInspect = serde_json::from_str(NETWORK).unwrap();
         json.options = Some(HashMap::from([
             (BRIDGE_NAME.to_owned(), "corp0".to_owned()),
-            (MASQUERADE.to_owned(), "0".to_owned()),
-            (ICC.to_owned(), "False".to_owned()),
-            (HOST_IPV4.to_owned(), "198.18.0.9".to_owned()),
+            (terms::MASQUERADE.to_owned(), "0".to_owned()),
         ]));
         let network = network(json.clone()).unwrap();
         assert_eq!(network.bridge.as_deref(), Some("corp0"));
-        assert!(!network.masquerade && !network.icc);
-        assert_eq!(network.host_ipv4, Some([198, 18, 0, 9].into()));
+        assert!(!network.terms.masquerade && network.terms.icc);
         json.driver = Some("macvlan".to_owned());
         assert_eq!(super::network(json).unwrap().bridge, None);
     }

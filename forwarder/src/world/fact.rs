@@ -19,7 +19,7 @@ pub enum Fact {
     /// All networks.
     Networks(Listing<Network, NetworkId>),
     /// A network is new or different.
-    Network(Network),
+    Network(Box<Network>),
     /// A network has been removed.
     NetworkGone(NetworkId),
     /// All containers.

@@ -1,7 +1,11 @@
 //! The nouns of the World: networks, containers, devices, addresses. Plain data.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use super::terms::{Ingress, Terms};
+use crate::rules::PortName;
 
 /// An Ethernet address, in wire order.
 pub type Mac = [u8; 6];
@@ -131,13 +135,8 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     /// `--internal`.
     pub internal: bool,
-    /// Whether containers of this network may talk to each other.
-    pub icc: bool,
-    /// Whether what leaves is masqueraded. Always true for the default bridge: a dockerd without iptables
-    /// reports false there whatever was asked for.
-    pub masquerade: bool,
-    /// The source address that replaces masquerade's choice (`com.docker.network.host_ipv4`).
-    pub host_ipv4: Option<Ipv4Addr>,
+    /// What Docker's options and its labels ask of its traffic; the configuration may say otherwise.
+    pub terms: Terms,
     /// The MTU in bytes that was asked for.
     pub mtu: Option<u32>,
     /// The driver's options as given.
@@ -180,6 +179,19 @@ pub enum Proto {
     Sctp,
 }
 
+impl FromStr for Proto {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Ok(match name {
+            "tcp" => Self::Tcp,
+            "udp" => Self::Udp,
+            "sctp" => Self::Sctp,
+            _ => return Err(()),
+        })
+    }
+}
+
 /// One published port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortBinding {
@@ -214,8 +226,18 @@ pub struct Container {
     pub network_mode: String,
     /// What it is attached to.
     pub endpoints: BTreeMap<NetworkId, Endpoint>,
-    /// Ports that are published now (none unless running).
+    /// Ports of the host that are published now (none unless running).
     pub ports: Vec<PortBinding>,
+    /// Its own ports that are published in any way, also where no port of the host stands for them.
+    pub published: BTreeSet<(Proto, u16)>,
+    /// Its own ports that its image or its user names (`EXPOSE`): what links open.
+    pub exposed: BTreeSet<(Proto, u16)>,
+    /// Names of the containers that it is linked to (`--link`).
+    pub links: BTreeSet<String>,
+    /// Who is let in to its published ports, by its label.
+    pub ingress: Ingress,
+    /// The same by port, where a label names one.
+    pub port_ingress: BTreeMap<PortName, Ingress>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
 }

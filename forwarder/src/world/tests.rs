@@ -77,7 +77,7 @@ fn a_fact_that_says_nothing_new_changes_nothing() {
             version: "20.10.24".to_owned(),
         },
         Fact::Networks(vec![net("web")].into()),
-        Fact::Network(net("db")),
+        Fact::Network(Box::new(net("db"))),
         Fact::Containers(Listing::default()),
         container("c1", Some(4)),
         Fact::Links(Vec::new()),
@@ -123,7 +123,7 @@ fn a_daemon_that_is_away_takes_nothing_with_it() {
         Fact::DockerUp {
             version: "1".to_owned(),
         },
-        Fact::Network(net("web")),
+        Fact::Network(Box::new(net("web"))),
         container("c1", None),
     ]);
     let before = world.clone();
@@ -142,8 +142,8 @@ fn a_daemon_that_is_away_takes_nothing_with_it() {
 #[test]
 fn full_lists_replace_but_keep_what_could_not_be_read() {
     let mut world = world([
-        Fact::Network(net("old")),
-        Fact::Network(net("broken")),
+        Fact::Network(Box::new(net("old"))),
+        Fact::Network(Box::new(net("broken"))),
         container("locked", Some(1)),
         container("gone", None),
     ]);
@@ -378,7 +378,7 @@ fn a_gateway_on_a_network_that_is_not_known_yet_counts() {
 #[test]
 fn an_endpoints_veth_is_found_whatever_comes_first() {
     let facts = [
-        Fact::Network(net_with("web", "c1", 7)),
+        Fact::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
         veth(10, Some(4), 7),
         container("c1", Some(4)),
@@ -398,7 +398,7 @@ fn an_endpoints_veth_is_found_whatever_comes_first() {
 #[test]
 fn a_veth_is_found_by_address_until_the_containers_namespace_is_known() {
     let mut world = world([
-        Fact::Network(net_with("web", "c1", 7)),
+        Fact::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
     ]);
     world.apply(veth(10, None, 7));
@@ -427,7 +427,7 @@ fn a_known_container_cannot_pose_as_a_newcomer() {
     let mut network = net_with("web", "c1", 7);
     network.endpoints.extend(net_with("web", "c2", 8).endpoints);
     let mut world = world([
-        Fact::Network(network),
+        Fact::Network(Box::new(network)),
         bridge("web", BRIDGE),
         container("c1", Some(4)),
     ]);
@@ -443,7 +443,7 @@ fn a_known_container_cannot_pose_as_a_newcomer() {
 #[test]
 fn a_namespaces_number_that_is_used_again_leads_to_nobody_old() {
     let mut world = world([
-        Fact::Network(net_with("web", "c1", 7)),
+        Fact::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
         container("c1", Some(4)),
         veth(10, Some(4), 7),
@@ -461,7 +461,7 @@ fn a_namespaces_number_that_is_used_again_leads_to_nobody_old() {
 #[test]
 fn a_veth_of_another_bridge_is_no_match() {
     let world = world([
-        Fact::Network(net_with("web", "c1", 7)),
+        Fact::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE + 1),
         container("c1", Some(4)),
         veth(10, Some(4), 7),

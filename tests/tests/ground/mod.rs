@@ -312,6 +312,8 @@ fn rows(host: &Host) -> Vec<Op> {
         let row = NetworkRow {
             flags: network.flags,
             gateway: network.gateway,
+            source: network.source,
+            policy: network.policy,
         };
         let slot = network.floor;
         let endpoint = host.endpoints[slot as usize];
@@ -346,12 +348,20 @@ fn rows(host: &Host) -> Vec<Op> {
             .iter()
             .map(|(&key, &source)| Op::PutSource(key, source)),
     );
+    rows.extend(host.trusted.iter().map(|&key| Op::PutTrusted(key)));
+    rows.extend(host.links.iter().map(|&key| Op::PutLink(key)));
+    rows.extend(
+        host.ingress
+            .iter()
+            .map(|(&key, &word)| Op::PutIngress(key, word)),
+    );
     for (&key, published) in &host.published {
         let slot = published.mapping;
         let incarnation = host.mappings[&slot];
         let target = Target {
             addr: published.addr,
             port: published.port,
+            policy: published.policy,
             incarnation,
         };
         rows.push(Op::PutPublished { key, slot, target });
@@ -367,6 +377,9 @@ fn undo(row: &Op) -> Option<Op> {
         Op::PutSubnet(subnet, _) => Op::DropSubnet(subnet),
         Op::PutLocal(address) => Op::DropLocal(address),
         Op::PutSource(key, _) => Op::DropSource(key),
+        Op::PutTrusted(key) => Op::DropTrusted(key),
+        Op::PutLink(key) => Op::DropLink(key),
+        Op::PutIngress(key, _) => Op::DropIngress(key),
         Op::PutPublished { key, slot, .. } => Op::DropPublished { key, slot },
         _ => return None,
     })

@@ -74,12 +74,13 @@ impl Raw {
             ring,
             flows,
             xdp_tcp,
+            policy,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
         for (place, word) in
             bytes
                 .chunks_mut(4)
-                .zip([route_generation, heartbeat, ring, flows, xdp_tcp])
+                .zip([route_generation, heartbeat, ring, flows, xdp_tcp, policy])
         {
             place.copy_from_slice(&word.to_ne_bytes());
         }
@@ -192,6 +193,7 @@ fn bytes(flow: &Flow<V4>) -> Vec<u8> {
     for delta in flow.address_delta.iter().chain(&flow.port_delta) {
         bytes.extend(delta.get().to_ne_bytes());
     }
+    bytes.extend(flow.policy.get().to_ne_bytes());
     bytes.extend(flow.uplink_mac.get());
     bytes.extend(flow.reserved.get());
     bytes

@@ -1,17 +1,54 @@
 //! Random worlds on the ground, and what happens to them while traffic flows.
 
-use forwarder_common::abi::network;
-use forwarder_common::family::Be32;
+use forwarder_common::abi::{LinkKey, Network, TrustKey, ingress, network};
+use forwarder_common::family::{Be16, Be32};
 
 use super::model::frames::ip;
 use super::model::host::{
-    APP, APP_VETH, BARE, BRIDGE, FAR, HOST, OTHER_BRIDGE, SECOND, UPLINK, WEB,
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, HOST, OTHER_BRIDGE, SECOND, UPLINK, VPN, WEB,
 };
 use super::model::{Dice, Host};
 use super::routes;
 
 /// A device whose index is nobody's.
 const NOBODY: u32 = 99;
+
+/// A list of clients, and one that is not there.
+const LIST: u32 = 7;
+const NO_LIST: u32 = 8;
+
+/// Lists of clients, what may be asked straight, and what links open.
+fn listed(dice: &mut Dice, host: &mut Host) {
+    let words = [ingress::ALLOW, ingress::DENY];
+    for range in [
+        (Be32::default(), 0),
+        (ip(198, 18, 0, 0), 15),
+        (CLIENT, 32),
+        (APP, 32),
+    ] {
+        let (addr, len) = range;
+        host.ingress.insert((LIST, addr, len), dice.pick(&words));
+    }
+    let ifindex = dice.pick(&[UPLINK, SECOND, VPN]);
+    for (bridge, addr) in [(BRIDGE, WEB), (OTHER_BRIDGE, FAR)] {
+        if dice.once_in(3) {
+            host.trusted.insert(TrustKey { bridge, ifindex });
+        }
+        for proto in [6, 17] {
+            host.publish((addr, dice.pick(&[80, 443]), proto), (addr, 80));
+        }
+    }
+    let key = LinkKey {
+        parent: APP,
+        child: WEB,
+        port: Be16::new(5000),
+        proto: 6,
+    };
+    host.links.insert(key);
+    for published in host.published.values_mut() {
+        published.policy = dice.pick(&[0, 0, 0, LIST, LIST, NO_LIST]);
+    }
+}
 
 /// A random world on the ground.
 pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
@@ -20,14 +57,27 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
     host.settings.route_generation = 1 + dice.below(5) as u32;
     host.settings.xdp_tcp = u32::from(dice.once_in(2));
     for bridge in [BRIDGE, OTHER_BRIDGE] {
-        let flags = match dice.below(6) {
+        let flags = match dice.below(12) {
             0 => 0,
             1 => network::MASQUERADE | network::INTERNAL,
-            2 => network::MASQUERADE | network::NO_PEERS,
+            2 => network::INTERNAL | network::ISOLATED,
+            3 => network::MASQUERADE | network::NO_PEERS,
+            4 => network::ROUTED,
+            5 => network::MASQUERADE | network::UNPROTECTED,
+            6 => network::MASQUERADE | network::DIRECT,
             _ => network::MASQUERADE,
         };
-        host.networks.get_mut(&bridge).unwrap().flags = flags;
+        let source = dice.pick(&[Be32::default(), Be32::default(), ip(198, 18, 1, 9)]);
+        let policy = dice.pick(&[0, 0, LIST]);
+        let network = host.networks.get_mut(&bridge).unwrap();
+        *network = Network {
+            flags,
+            source,
+            policy,
+            ..*network
+        };
     }
+    listed(dice, &mut host);
     for addr in [WEB, APP, FAR] {
         let endpoint = &mut host.endpoints[host.endpoint_slots[&addr] as usize];
         endpoint.mtu = dice.pick(&[1500, 1500, 1500, 1280, 100]);
@@ -52,9 +102,14 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
 }
 
 /// What happens to a world while traffic flows: a container restarts, a port is published anew or
-/// no more, a route changes.
+/// no more, a route or a list of clients changes.
 pub(crate) fn disturb(dice: &mut Dice, host: &mut Host) {
-    match dice.below(5) {
+    match dice.below(6) {
+        5 => {
+            let word = dice.pick(&[ingress::ALLOW, ingress::DENY]);
+            host.ingress.insert((LIST, CLIENT, 32), word);
+            host.settings.policy += 1;
+        }
         0 => {
             let slot = host.endpoint_slots[&dice.pick(&[WEB, APP, FAR, BARE])];
             host.endpoints[slot as usize].incarnation += 1000;

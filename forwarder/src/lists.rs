@@ -1,0 +1,123 @@
+//! The lists of clients as the kernel has them: each a number and its ranges.
+//!
+//! A list's number follows from its content. One that changes is another list: the new one is
+//! complete before anybody is sent to it, and the old one goes when nobody asks it any more.
+
+use std::collections::BTreeMap;
+
+use forwarder_common::abi::ingress;
+use forwarder_common::family::Be32;
+use ipnet::IpNet;
+
+use crate::desired::{be32, incarnation, prefix};
+use crate::tables::Tables;
+use crate::world::Ingress;
+
+/// A list's ranges and what it says of each.
+type Entries = BTreeMap<(Be32, u8), u32>;
+
+/// All lists that anybody has.
+#[derive(Default)]
+pub(crate) struct Lists {
+    by_id: BTreeMap<u32, Entries>,
+}
+
+impl Lists {
+    /// The number of a list; 0 for one that lets everybody in.
+    pub(crate) fn id(&mut self, list: &Ingress) -> u32 {
+        if list.is_open() {
+            return 0;
+        }
+        let entries = entries(list);
+        let mut id = incarnation([format!("{entries:?}").as_str()]);
+        // Two lists never share a number, however somebody chose their ranges.
+        while self.by_id.get(&id).is_some_and(|other| *other != entries) {
+            id = id.wrapping_add(1).max(1);
+        }
+        self.by_id.insert(id, entries);
+        id
+    }
+
+    /// All ranges of all lists.
+    pub(crate) fn entries(&self) -> BTreeMap<(u32, Be32, u8), u32> {
+        let of = |(&id, entries): (&u32, &Entries)| {
+            let rows = entries.iter();
+            rows.map(|(&(addr, len), &word)| ((id, addr, len), word))
+                .collect::<Vec<_>>()
+        };
+        self.by_id.iter().flat_map(of).collect()
+    }
+
+    /// Tells who has which list from how it was before; 0 where there are none.
+    pub(crate) fn generation(&self, tables: &Tables) -> u32 {
+        if self.by_id.is_empty() {
+            return 0;
+        }
+        let networks = tables.networks.iter().map(|(key, row)| (key, row.policy));
+        let ports = tables.published.iter().map(|(key, to)| (key, to.policy));
+        let networks = networks.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
+        let ports = ports.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
+        incarnation([format!("{networks:?} {ports:?}").as_str()])
+    }
+}
+
+fn entries(list: &Ingress) -> Entries {
+    let others = if list.allow.is_empty() {
+        ingress::ALLOW
+    } else {
+        ingress::DENY
+    };
+    let ranges = |ranges: &[IpNet], word: u32| {
+        let v4 = ranges.iter().filter_map(|range| match range {
+            IpNet::V4(net) => Some((net.network(), net.prefix_len())),
+            IpNet::V6(_) => None,
+        });
+        v4.map(|(address, len)| ((be32(address), len), word))
+            .map(|((address, len), word)| ((prefix(address.octets().into(), len), len), word))
+            .collect::<Vec<_>>()
+    };
+    let mut entries = Entries::from([((Be32::default(), 0), others)]);
+    entries.extend(ranges(&list.allow, ingress::ALLOW));
+    entries.extend(ranges(&list.deny, ingress::DENY));
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::range;
+
+    fn list(allow: &[&str], deny: &[&str]) -> Ingress {
+        let ranges = |texts: &[&str]| texts.iter().filter_map(|text| range(text)).collect();
+        Ingress {
+            allow: ranges(allow),
+            deny: ranges(deny),
+        }
+    }
+
+    #[test]
+    fn whoever_is_not_named_follows_from_whether_any_are_let_in() {
+        let all = (Be32::default(), 0);
+        let allow = entries(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
+        assert_eq!((allow[&all], allow.len()), (ingress::DENY, 3));
+        let deny = entries(&list(&[], &["198.18.3.0/24"]));
+        assert_eq!((deny[&all], deny.len()), (ingress::ALLOW, 2));
+        let same = entries(&list(&["198.18.3.0/24"], &["198.18.3.0/24"]));
+        let range = (be32([198, 18, 3, 0].into()), 24);
+        assert_eq!(same[&range], ingress::DENY);
+        assert_eq!(entries(&Ingress::closed()), [(all, ingress::DENY)].into());
+        let foreign = entries(&list(&["2001:db8::/32"], &[]));
+        assert_eq!(foreign, [(all, ingress::DENY)].into(), "of another family");
+    }
+
+    #[test]
+    fn numbers_follow_from_content() {
+        let mut lists = Lists::default();
+        assert_eq!(lists.id(&Ingress::default()), 0);
+        let one = lists.id(&list(&["198.18.0.0/15"], &[]));
+        assert_eq!(lists.id(&list(&["198.18.0.0/15"], &[])), one);
+        let other = lists.id(&list(&["198.18.0.0/16"], &[]));
+        assert!(one != 0 && other != one);
+        assert_eq!(lists.entries().len(), 4);
+    }
+}

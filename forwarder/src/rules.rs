@@ -1,0 +1,255 @@
+//! What the administrator lays down for networks and published ports: the file's `[network.NAME]`
+//! and `[port."8080/tcp"]`. It comes before Docker's options and before labels.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::world::{Container, GatewayMode, Ingress, Network, PortBinding, Proto, Terms};
+
+/// All rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// By the network's name.
+    pub networks: BTreeMap<String, NetworkRules>,
+    /// By what is published.
+    pub ports: BTreeMap<PortName, PortRules>,
+}
+
+/// What is laid down for a network; what is not named stays as Docker and labels have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NetworkRules {
+    icc: Option<bool>,
+    masquerade: Option<bool>,
+    gateway_mode_ipv4: Option<GatewayMode>,
+    host_ipv4: Option<Ipv4Addr>,
+    trusted_host_interfaces: Option<Vec<String>>,
+    #[serde(deserialize_with = "ranges")]
+    ingress_allow: Option<Vec<IpNet>>,
+    #[serde(deserialize_with = "ranges")]
+    ingress_deny: Option<Vec<IpNet>>,
+}
+
+/// What is laid down for a published port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PortRules {
+    #[serde(deserialize_with = "ranges")]
+    ingress_allow: Option<Vec<IpNet>>,
+    #[serde(deserialize_with = "ranges")]
+    ingress_deny: Option<Vec<IpNet>>,
+}
+
+/// A published port as a file or a label names it: `[ADDRESS:]PORT[/PROTO]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortName {
+    /// The host's address; none for a port at any.
+    pub host_ip: Option<IpAddr>,
+    /// The host's port (host byte order).
+    pub port: u16,
+    /// The protocol.
+    pub proto: Proto,
+}
+
+impl FromStr for PortName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let wrong = || format!("{name} is no published port: write [ADDRESS:]PORT[/tcp|udp]");
+        let (at, proto) = name.split_once('/').unwrap_or((name, "tcp"));
+        let proto = proto.parse().map_err(|()| wrong())?;
+        if let Ok(port) = at.parse() {
+            return Ok(Self {
+                host_ip: None,
+                port,
+                proto,
+            });
+        }
+        let at: SocketAddr = at.parse().map_err(|_| wrong())?;
+        Ok(Self {
+            host_ip: Some(at.ip()),
+            port: at.port(),
+            proto,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for PortName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        name.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Rules {
+    /// What holds for a network.
+    #[must_use]
+    pub fn terms(&self, network: &Network) -> Terms {
+        let mut terms = network.terms.clone();
+        let Some(rules) = self.networks.get(&network.name) else {
+            return terms;
+        };
+        terms.icc = rules.icc.unwrap_or(terms.icc);
+        terms.masquerade = rules.masquerade.unwrap_or(terms.masquerade);
+        terms.mode = rules.gateway_mode_ipv4.unwrap_or(terms.mode);
+        terms.host_ipv4 = rules.host_ipv4.or(terms.host_ipv4);
+        if let Some(trusted) = &rules.trusted_host_interfaces {
+            terms.trusted.clone_from(trusted);
+        }
+        if let Some(list) = list(&rules.ingress_allow, &rules.ingress_deny) {
+            terms.ingress = list;
+        }
+        terms
+    }
+
+    /// Who is let in to a published port of a container: what the file says of the port, else the
+    /// container's label for the port, else its label for all of them.
+    #[must_use]
+    pub fn ingress(&self, container: &Container, binding: &PortBinding) -> Ingress {
+        let name = |host_ip| PortName {
+            host_ip,
+            port: binding.host_port,
+            proto: binding.proto,
+        };
+        let names = [name(Some(binding.host_ip)), name(None)];
+        let by_file = names.iter().find_map(|name| self.ports.get(name));
+        if let Some(list) = by_file.and_then(|r| list(&r.ingress_allow, &r.ingress_deny)) {
+            return list;
+        }
+        let by_label = names
+            .iter()
+            .find_map(|name| container.port_ingress.get(name));
+        by_label.unwrap_or(&container.ingress).clone()
+    }
+}
+
+fn list(allow: &Option<Vec<IpNet>>, deny: &Option<Vec<IpNet>>) -> Option<Ingress> {
+    let named = allow.is_some() || deny.is_some();
+    let of = |ranges: &Option<Vec<IpNet>>| ranges.clone().unwrap_or_default();
+    // An empty list of those let in lets nobody in.
+    if allow.as_ref().is_some_and(Vec::is_empty) {
+        return Some(Ingress::closed());
+    }
+    named.then(|| Ingress {
+        allow: of(allow),
+        deny: of(deny),
+    })
+}
+
+/// Address ranges as `ADDRESS/LENGTH`, or addresses.
+fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<IpNet>>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    let ranges = names.iter().map(|name| {
+        range(name).ok_or_else(|| de::Error::custom(format!("{name} is no address range")))
+    });
+    ranges.collect::<Result<_, _>>().map(Some)
+}
+
+/// A range of addresses, or a single one; host bits do not count.
+#[must_use]
+pub fn range(text: &str) -> Option<IpNet> {
+    let range = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    range.ok().map(|range| range.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(name: &str) -> Result<PortName, String> {
+        name.parse()
+    }
+
+    #[test]
+    fn ports_have_names() {
+        let name = port("8080").unwrap();
+        assert_eq!(
+            (name.host_ip, name.port, name.proto),
+            (None, 8080, Proto::Tcp)
+        );
+        let name = port("198.18.1.1:53/udp").unwrap();
+        assert_eq!(name.host_ip, Some([198, 18, 1, 1].into()));
+        assert_eq!((name.port, name.proto), (53, Proto::Udp));
+        assert!(
+            port("[2001:db8::1]:80/tcp")
+                .unwrap()
+                .host_ip
+                .unwrap()
+                .is_ipv6()
+        );
+        for wrong in ["", "http", "80/dccp", "70000", "198.18.1.1/tcp"] {
+            assert!(port(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_comes_before_docker_and_labels() {
+        let rules: NetworkRules = toml::from_str(
+            "icc = false\ngateway-mode-ipv4 = 'routed'\ningress-allow = ['198.18.7.7/16']",
+        )
+        .unwrap();
+        let rules = Rules {
+            networks: [("web".to_owned(), rules)].into(),
+            ..Rules::default()
+        };
+        let mut network = Network {
+            name: "web".into(),
+            ..Network::default()
+        };
+        network.terms.host_ipv4 = Some([198, 18, 0, 9].into());
+        let terms = rules.terms(&network);
+        assert!(!terms.icc && terms.masquerade);
+        assert_eq!(terms.mode, GatewayMode::Routed);
+        assert_eq!(terms.host_ipv4, network.terms.host_ipv4, "not named");
+        assert_eq!(terms.ingress.allow, [range("198.18.0.0/16").unwrap()]);
+        network.name = "other".into();
+        assert_eq!(rules.terms(&network), network.terms);
+    }
+
+    #[test]
+    fn the_most_special_list_of_a_port_counts() {
+        let only = |text: &str| Ingress {
+            allow: vec![range(text).unwrap()],
+            deny: Vec::new(),
+        };
+        let binding = PortBinding {
+            proto: Proto::Tcp,
+            host_ip: [0, 0, 0, 0].into(),
+            host_port: 8080,
+            container_port: 80,
+        };
+        let mut container = Container {
+            ingress: only("198.18.1.0/24"),
+            ..Container::default()
+        };
+        let mut rules = Rules::default();
+        assert_eq!(rules.ingress(&container, &binding), container.ingress);
+        let label = only("198.18.2.0/24");
+        let name = port("8080/tcp").unwrap();
+        container.port_ingress.insert(name, label.clone());
+        assert_eq!(rules.ingress(&container, &binding), label);
+        let of_file: PortRules = toml::from_str("ingress-deny = ['198.18.3.1']").unwrap();
+        rules.ports.insert(name, of_file);
+        let list = rules.ingress(&container, &binding);
+        assert_eq!((list.allow.len(), list.deny.len()), (0, 1));
+        let nobody: PortRules = toml::from_str("ingress-allow = []").unwrap();
+        rules.ports.insert(name, nobody);
+        assert_eq!(rules.ingress(&container, &binding), Ingress::closed());
+    }
+
+    #[test]
+    fn ranges_that_are_none_are_refused() {
+        let refused = toml::from_str::<PortRules>("ingress-allow = ['198.18.0.0/40']");
+        let error = refused.unwrap_err().to_string();
+        assert!(
+            error.contains("198.18.0.0/40 is no address range"),
+            "{error}"
+        );
+    }
+}

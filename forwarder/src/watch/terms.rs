@@ -1,0 +1,152 @@
+//! From options and labels to what a network or a container asks of its traffic.
+//!
+//! A label of ours stands in for an option that the daemon does not know, and comes before it.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use super::inspect::{is_true, read};
+use crate::rules::{PortName, range};
+use crate::world::{Ingress, Terms};
+
+const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
+const ICC: &str = "com.docker.network.bridge.enable_icc";
+pub(super) const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+const HOST_IPV4: &str = "com.docker.network.host_ipv4";
+const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+const TRUSTED: &str = "com.docker.network.bridge.trusted_host_interfaces";
+/// Ours, in front of the option's last word.
+const PREFIX: &str = "forwarder.";
+/// Ours: `forwarder.ingress.allow`, and of one port `forwarder.ingress.8080/tcp.allow`.
+const INGRESS: &str = "forwarder.ingress.";
+
+type Texts = BTreeMap<String, String>;
+
+/// What a network asks.
+pub(super) fn of_network(options: &Texts, labels: &Texts) -> Terms {
+    let asked = |option: &str| {
+        let word = option.rsplit('.').next().unwrap_or(option);
+        labels
+            .get(&format!("{PREFIX}{word}"))
+            .or_else(|| options.get(option))
+            .map(String::as_str)
+    };
+    let labelled = |option: &str| {
+        let word = option.rsplit('.').next().unwrap_or(option);
+        labels.contains_key(&format!("{PREFIX}{word}"))
+    };
+    let is_default = options
+        .get(DEFAULT_BRIDGE)
+        .is_some_and(|text| is_true(text));
+    Terms {
+        icc: asked(ICC).is_none_or(is_true),
+        masquerade: is_default && !labelled(MASQUERADE) || asked(MASQUERADE).is_none_or(is_true),
+        mode: asked(MODE).and_then(read).unwrap_or_default(),
+        host_ipv4: asked(HOST_IPV4).and_then(read),
+        trusted: asked(TRUSTED)
+            .into_iter()
+            .flat_map(|names| names.split(':'))
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        ingress: ingress(labels, ""),
+    }
+}
+
+/// Who a container lets in: to all of its published ports, and by port.
+pub(super) fn of_container(labels: &Texts) -> (Ingress, BTreeMap<PortName, Ingress>) {
+    let ports = labels.keys().filter_map(|label| {
+        let (port, _) = label.strip_prefix(INGRESS)?.rsplit_once('.')?;
+        match port.parse::<PortName>() {
+            Ok(name) => Some((name, ingress(labels, &format!("{port}.")))),
+            Err(why) => {
+                tracing::warn!("label {label}: {why}");
+                None
+            }
+        }
+    });
+    (ingress(labels, ""), ports.collect())
+}
+
+fn ingress(labels: &Texts, of: &str) -> Ingress {
+    let list = |word: &str| -> Option<Vec<IpNet>> {
+        let label = format!("{INGRESS}{of}{word}");
+        let Some(text) = labels.get(&label) else {
+            return Some(Vec::new());
+        };
+        let names = text.split(',').map(str::trim);
+        let ranges = names.map(range).collect::<Option<Vec<_>>>();
+        if ranges.is_none() {
+            tracing::warn!("label {label}: {text} is no list of address ranges: nobody is let in");
+        }
+        ranges
+    };
+    match (list("allow"), list("deny")) {
+        (Some(allow), Some(deny)) => Ingress { allow, deny },
+        _ => Ingress::closed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::GatewayMode;
+
+    fn texts(pairs: &[(&str, &str)]) -> Texts {
+        let pairs = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
+        pairs.collect()
+    }
+
+    #[test]
+    fn options_are_read_as_docker_reads_them() {
+        let options = texts(&[
+            (MASQUERADE, "0"),
+            (ICC, "False"),
+            (HOST_IPV4, "198.18.0.9"),
+            (MODE, "nat-unprotected"),
+            (TRUSTED, "eth1:eth2"),
+        ]);
+        let terms = of_network(&options, &Texts::new());
+        assert!(!terms.masquerade && !terms.icc);
+        assert_eq!(terms.host_ipv4, Some([198, 18, 0, 9].into()));
+        assert_eq!(terms.mode, GatewayMode::NatUnprotected);
+        assert_eq!(terms.trusted, ["eth1", "eth2"]);
+    }
+
+    #[test]
+    fn a_label_comes_before_the_option() {
+        let options = texts(&[(ICC, "true"), (MODE, "nat"), (DEFAULT_BRIDGE, "true")]);
+        let labels = texts(&[
+            ("forwarder.enable_icc", "false"),
+            ("forwarder.gateway_mode_ipv4", "routed"),
+            ("forwarder.enable_ip_masquerade", "false"),
+            ("forwarder.host_ipv4", "198.18.0.8"),
+        ]);
+        let terms = of_network(&options, &labels);
+        assert!(!terms.icc && !terms.masquerade);
+        assert_eq!(terms.mode, GatewayMode::Routed);
+        assert_eq!(terms.host_ipv4, Some([198, 18, 0, 8].into()));
+        assert_eq!(of_network(&Texts::new(), &Texts::new()), Terms::default());
+    }
+
+    #[test]
+    fn lists_are_read_from_labels() {
+        let labels = texts(&[
+            ("forwarder.ingress.allow", "198.18.0.0/15, 10.0.0.1"),
+            ("forwarder.ingress.8080/tcp.deny", "198.18.3.0/24"),
+            ("forwarder.ingress.http.deny", "198.18.3.0/24"),
+        ]);
+        let (all, ports) = of_container(&labels);
+        assert_eq!(all.allow.len(), 2);
+        assert!(all.deny.is_empty());
+        let port = &ports[&"8080/tcp".parse().unwrap()];
+        assert_eq!((port.allow.len(), port.deny.len(), ports.len()), (0, 1, 1));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_lets_nobody_in() {
+        let (all, _) = of_container(&texts(&[("forwarder.ingress.allow", "everybody")]));
+        assert_eq!(all, Ingress::closed());
+    }
+}
