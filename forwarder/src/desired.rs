@@ -7,7 +7,9 @@ use forwarder_common::abi::{Device, Endpoint, PortKey, device, network};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::parse::proto;
 
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Tables, Target, XdpKind};
+use crate::tables::{
+    EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, Target, XdpKind,
+};
 use crate::world::{Container, Family, Link, LinkLayer, Network, PortBinding, Proto, World};
 
 /// What the configuration decides about the tables.
@@ -17,6 +19,8 @@ pub struct Policy {
     pub xdp: BTreeMap<u32, XdpKind>,
     /// Whether XDP forwards TCP too.
     pub xdp_tcp: bool,
+    /// The socket programs that this kernel takes.
+    pub sockets: BTreeSet<SocketHook>,
 }
 
 /// Derives all tables and hooks.
@@ -25,6 +29,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     let mut tables = Tables {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
+        sockets: policy.sockets.clone(),
         ..Tables::default()
     };
     let bridges = bridges(world);
