@@ -199,8 +199,6 @@ pub struct Flow<F: Family> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Settings {
-    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
-    pub netns_cookie: u64,
     /// Moves on whenever a route, an address or a device changes; never 0 once the agent ran.
     pub route_generation: u32,
     /// When the agent was last alive, in ticks.
@@ -213,6 +211,8 @@ pub struct Settings {
     pub xdp_tcp: u32,
     /// Zero.
     pub reserved: u32,
+    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
+    pub netns_cookie: u64,
 }
 
 /// What a device is to us.
@@ -373,7 +373,7 @@ const _: () = {
     assert!(size_of::<FlowRef>() == 8);
     assert!(size_of::<Leg<V4>>() == 4 * 6);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 6 + 6);
-    assert!(size_of::<Settings>() == 8 + 4 * 6);
+    assert!(size_of::<Settings>() == 4 * 6 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 12);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);

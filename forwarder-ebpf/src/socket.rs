@@ -50,7 +50,7 @@ pub fn tell4(ctx: &SockAddrContext) -> i32 {
     PROCEED
 }
 
-/// `connect6`, `sendmsg6`.
+/// `connect6`.
 #[inline(always)]
 pub fn ask6(ctx: &SockAddrContext) -> i32 {
     if is_ours(ctx) {
@@ -98,7 +98,10 @@ fn ask(ctx: &SockAddrContext, asked: &Peer, bound: Wide) -> Option<Peer> {
     if !socket::may_leave(bound) {
         return None;
     }
-    let _ = SOCKETS.insert(key(ctx, target), asked, 0);
+    // A client that sends on and on is found here, which also keeps it from being forgotten.
+    if tell(ctx, &target) != Some(*asked) {
+        let _ = SOCKETS.insert(key(ctx, target), asked, 0);
+    }
     Some(target)
 }
 

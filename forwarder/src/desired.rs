@@ -7,9 +7,7 @@ use forwarder_common::abi::{Device, Endpoint, PortKey, device, network};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::parse::proto;
 
-use crate::tables::{
-    EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, Target, XdpKind,
-};
+use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, Target, XdpKind};
 use crate::world::{Container, Family, Link, LinkLayer, Network, PortBinding, Proto, World};
 
 /// What the configuration decides about the tables.

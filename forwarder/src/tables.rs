@@ -95,15 +95,13 @@ pub enum SocketHook {
     Connect4,
     /// An IPv6 socket connects.
     Connect6,
-    /// An IPv4 socket sends a datagram to a named peer.
+    /// A socket sends a datagram to a peer that it names, by IPv4.
     Sendmsg4,
-    /// An IPv6 socket does.
-    Sendmsg6,
 }
 
 impl SocketHook {
     /// Every such hook, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::Recvmsg4,
         Self::Recvmsg6,
         Self::Getpeername4,
@@ -111,7 +109,6 @@ impl SocketHook {
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
-        Self::Sendmsg6,
     ];
 
     /// The program's name in the object, in pins and in the CLI.
@@ -121,7 +118,6 @@ impl SocketHook {
             Self::Connect4 => "connect4",
             Self::Connect6 => "connect6",
             Self::Sendmsg4 => "sendmsg4",
-            Self::Sendmsg6 => "sendmsg6",
             Self::Recvmsg4 => "recvmsg4",
             Self::Recvmsg6 => "recvmsg6",
             Self::Getpeername4 => "getpeername4",

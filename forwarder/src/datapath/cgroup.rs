@@ -37,7 +37,11 @@ fn unescaped(text: &str) -> PathBuf {
             .and_then(|digits| str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         octets.push(octal.unwrap_or(first));
-        rest = if octal.is_some() { &others[3..] } else { others };
+        rest = if octal.is_some() {
+            &others[3..]
+        } else {
+            others
+        };
     }
     OsString::from_vec(octets).into()
 }

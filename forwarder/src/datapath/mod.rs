@@ -34,8 +34,8 @@ pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
 use pins::Pins;
 pub use simulate::{Arrival, Fate};
-pub use sock_diag::can_end_sockets;
 use sock_diag::SockDiag;
+pub use sock_diag::can_end_sockets;
 pub use view::{MapFill, View};
 
 /// The programs, as `cargo xtask build` made them; empty in a build without them.
@@ -308,7 +308,8 @@ impl Datapath {
         if maps.sockets.keys().next().is_none() {
             return Ok(());
         }
-        let published = |key: &PortKey<V4>| maps.published.get(&Wire(*key), 0).ok().map(|row| row.0);
+        let published =
+            |key: &PortKey<V4>| maps.published.get(&Wire(*key), 0).ok().map(|row| row.0);
         let kernel = SockDiag::open()?;
         for socket in kernel.connected()? {
             let key = socket.key();

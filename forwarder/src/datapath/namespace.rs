@@ -1,8 +1,8 @@
 //! The cookie of our network namespace, by which the socket programs know its sockets.
 
 use anyhow::{Context, Result};
-use nix::{getsockopt_impl, libc, sockopt_impl};
 use nix::sys::socket::getsockopt;
+use nix::{getsockopt_impl, libc, sockopt_impl};
 use rustix::net::{AddressFamily, SocketType};
 
 sockopt_impl!(

@@ -145,7 +145,9 @@ impl SockDiag {
                 match kind {
                     DONE => return Ok(all),
                     ERROR => {
-                        let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                        let code = body
+                            .first_chunk()
+                            .map_or(0, |code| i32::from_ne_bytes(*code));
                         return match code {
                             0 => Ok(all),
                             code => Err(Errno::from_raw_os_error(-code)),

@@ -35,7 +35,8 @@ impl Hooks {
     /// no update of such a link.)
     pub(super) fn attach_socket(&mut self, hook: SocketHook) -> Result<()> {
         let root = cgroup_root().context("no cgroup v2 hierarchy is mounted")?;
-        let cgroup = File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
+        let cgroup =
+            File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
         let program = self.sock_addr(hook)?;
         // Links never keep others away, whatever the mode (`BPF_F_ALLOW_MULTI` is implied).
         let id = program.attach(cgroup, CgroupAttachMode::default())?;

@@ -74,6 +74,7 @@ impl Raw {
             ring,
             flows,
             xdp_tcp,
+            ..
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
         for (place, word) in

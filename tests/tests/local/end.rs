@@ -76,7 +76,11 @@ fn a_removed_containers_clients_are_told_at_once_and_reach_the_next() -> Result<
     scene.run("placeholder", &[], &Peer::idle())?;
     let ports = ["-p", "8080:81", "-p", "8080:81/udp"];
     let second = scene.run("second", &ports, &Peer::serve(81))?;
-    reaches(&|words| scene.host.peer(words), "127.0.0.1:8080", "172.17.0.1")?;
+    reaches(
+        &|words| scene.host.peer(words),
+        "127.0.0.1:8080",
+        "172.17.0.1",
+    )?;
     reaches_only(&scene.host, "[::1]:8080", &second, &[])
 }
 

@@ -18,6 +18,18 @@ type Client<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
 
 /// Every way to ask leads to a container that sees `gateway`, and the client sees what it asked.
 fn reaches(client: Client<'_>, to: &str, gateway: &str) -> Result<()> {
+    connects(client, to, gateway)?;
+    let told = client(&["sendto", to, "hello"]).context("unconnected UDP")?;
+    let seen = told.strip_prefix(&format!("{to} {gateway}:"));
+    ensure!(
+        seen.is_some_and(|seen| seen.ends_with(" hello")),
+        "asked {to}, answered by {told}"
+    );
+    Ok(())
+}
+
+/// The same of the ways that connect.
+fn connects(client: Client<'_>, to: &str, gateway: &str) -> Result<()> {
     let seen = client(&["get", to]).context("TCP")?;
     let sees_gateway = |seen: &str| seen.starts_with(&format!("{gateway}:"));
     ensure!(sees_gateway(&seen), "{to} is served {seen}");
@@ -25,12 +37,6 @@ fn reaches(client: Client<'_>, to: &str, gateway: &str) -> Result<()> {
     ensure!(
         sees_gateway(&seen) && seen.ends_with(" hello"),
         "{to} answers {seen}"
-    );
-    let told = client(&["sendto", to, "hello"]).context("unconnected UDP")?;
-    let seen = told.strip_prefix(&format!("{to} "));
-    ensure!(
-        seen.is_some_and(|seen| sees_gateway(seen) && seen.ends_with(" hello")),
-        "asked {to}, answered by {told}"
     );
     for transport in ["tcp", "udp"] {
         let name = client(&["name", transport, to]).context("a peer's name")?;

@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context as _, Result};
 use rustix::net::sockopt::{
-    Timeout, set_ip_ttl, set_ipv6_unicast_hops, set_ipv6_v6only, set_socket_reuseaddr, set_socket_timeout,
+    Timeout, set_ip_ttl, set_ipv6_unicast_hops, set_ipv6_v6only, set_socket_reuseaddr,
+    set_socket_timeout,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
