@@ -27,10 +27,9 @@ pub fn target<F: Family>(
         // To connect to nowhere is to connect to oneself.
         Some(addr) if addr == F::Addr::ANY => F::Addr::LOOPBACK,
         Some(addr) if addr.is_loopback() || is_local(addr) => addr,
-        Some(_) => return None,
         // The other family's loopback stands for this host as well, and is nobody's address here.
         None if is_loopback6(asked.addr) => F::Addr::ANY,
-        None => return None,
+        _ => return None,
     };
     let proto = asked.proto as u32;
     let Published { addr, port, .. } = nat::find(published, addr, asked.port, proto)?;

@@ -336,6 +336,7 @@ fn xdp_runs_where_the_policy_says() {
     let policy = Policy {
         xdp: [(UPLINK, XdpKind::Native)].into(),
         xdp_tcp: false,
+        ..Policy::default()
     };
     let tables = desired(&world, &policy, 1);
     assert!(tables.hooks.contains(&(UPLINK, Hook::Uplink)));
