@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 
-use crate::family::{Address as _, Be16, Family, V4};
+use crate::family::{Address as _, Be16, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
@@ -59,6 +59,8 @@ pub mod name {
     pub const HINTS: &str = "HINTS";
     /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): flows looked up lately.
     pub const RECENT: &str = "RECENT";
+    /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
+    pub const SOCKETS: &str = "SOCKETS";
 }
 
 /// Capacities that the object declares; those of the flow tables are the loader's to override.
@@ -87,6 +89,8 @@ pub mod capacity {
     pub const HINTS: u32 = 4_096;
     /// Flows looked up lately: a power of two.
     pub const RECENT: u32 = 65_536;
+    /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
+    pub const SOCKETS: u32 = 65_536;
 }
 
 /// Endpoint slot 0: everything outside.
@@ -223,6 +227,8 @@ pub struct Settings {
     /// Tells the present lists of clients from all others: flows that others let in are looked at
     /// again.
     pub policy: u32,
+    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
+    pub netns_cookie: u64,
 }
 
 /// What a device is to us.
@@ -410,6 +416,30 @@ pub struct Hint<F: Family> {
     pub proto: u32,
 }
 
+/// One end of a conversation as a socket names it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Peer {
+    /// The address, an IPv4 one behind `::ffff:`.
+    pub addr: Wide,
+    /// The port.
+    pub port: Be16,
+    /// IP protocol number, host order.
+    pub proto: u16,
+}
+
+/// A socket that was pointed at a container. An unconnected one may have many peers.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SocketKey {
+    /// The kernel's name of the socket, never used again.
+    pub cookie: u64,
+    /// Where it was pointed.
+    pub peer: Peer,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// No padding: each structure is exactly the sum of its fields, which is what lets the agent and
 /// the kernel see it as plain bytes.
 const _: () = {
@@ -417,7 +447,7 @@ const _: () = {
     assert!(size_of::<FlowRef>() == 8);
     assert!(size_of::<Leg<V4>>() == 4 * 6);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2);
-    assert!(size_of::<Settings>() == 4 * 6);
+    assert!(size_of::<Settings>() == 4 * 6 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
@@ -429,4 +459,6 @@ const _: () = {
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
     assert!(size_of::<Hint<V4>>() == 12);
+    assert!(size_of::<Peer>() == 16 + 2 + 2);
+    assert!(size_of::<SocketKey>() == 8 + 20 + 4);
 };

@@ -93,10 +93,25 @@ impl Be32 {
     }
 }
 
+/// An address of either family as four words in wire order.
+pub type Wide = [Be32; 4];
+
+/// `::ffff:0:0/96`, behind which IPv4 addresses stand.
+const MAPPED: [Be32; 3] = [Be32::new(0), Be32::new(0), Be32::new(0xffff)];
+
 /// What the packet brain asks of an address.
 pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
     /// `0.0.0.0` or `::`, which in a published port stands for any local address.
     const ANY: Self;
+
+    /// `127.0.0.1` or `::1`.
+    const LOOPBACK: Self;
+
+    /// The address as a socket of either family has it: IPv4 behind `::ffff:` (RFC 4291 2.5.5.2).
+    fn widen(self) -> Wide;
+
+    /// The address of this family that [`Self::widen`] makes this of.
+    fn narrow(wide: Wide) -> Option<Self>;
 
     /// The unfolded ones' complement sum of the address's 16-bit words (RFC 1071).
     fn sum(self) -> u32;
@@ -117,6 +132,18 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
 
 impl Address for Be32 {
     const ANY: Self = Self(0);
+    const LOOPBACK: Self = Self::from_octets([127, 0, 0, 1]);
+
+    #[inline(always)]
+    fn widen(self) -> Wide {
+        [MAPPED[0], MAPPED[1], MAPPED[2], self]
+    }
+
+    #[inline(always)]
+    fn narrow(wide: Wide) -> Option<Self> {
+        let [first, second, third, address] = wide;
+        ([first, second, third] == MAPPED).then_some(address)
+    }
 
     #[inline(always)]
     fn sum(self) -> u32 {

@@ -2,7 +2,7 @@
 //!
 //! Start reading in [`pipeline`]: it tells a packet's story from top to bottom. The rest is what
 //! the story needs: [`frame`] and [`parse`] read bytes, [`flow`], [`tcp`] and [`nat`] decide,
-//! [`rewrite`] and [`icmp`] write. [`abi`] is what the programs and the agent share in maps;
+//! [`rewrite`] and [`icmp`] write. [`socket`] is a story of its own, without packets. [`abi`] is what the programs and the agent share in maps;
 //! [`tables`] is the door through which the brain reaches them.
 //!
 //! **Invariants.** No I/O, no aya, no allocation. Everything is checked before anything is
@@ -20,6 +20,7 @@ pub mod parse;
 pub mod pipeline;
 pub mod reason;
 pub mod rewrite;
+pub mod socket;
 pub mod tables;
 pub mod tcp;
 pub mod timeouts;

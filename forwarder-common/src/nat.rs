@@ -4,7 +4,7 @@
 //! that TCP timestamps stay monotonic for the remote), then at random in the same class. The
 //! reply tuple's key is inserted with "not if it exists": that is the lock.
 
-use crate::abi::{FlowRef, Hint, PortKey, Tuple, capacity};
+use crate::abi::{FlowRef, Hint, PortKey, Published, Tuple, capacity};
 use crate::family::{Address, Be16, Family};
 use crate::flow;
 use crate::parse::proto;
@@ -128,15 +128,26 @@ pub fn published<F: Family, T: Tables<F>>(
     addr: F::Addr,
     port: Be16,
     proto: u32,
-) -> Option<crate::abi::Published<F>> {
+) -> Option<Published<F>> {
+    find(|key| tables.published(key), addr, port, proto)
+}
+
+/// The same, by whatever knows what is published under exactly a key.
+#[inline(always)]
+pub fn find<F: Family>(
+    published: impl Fn(&PortKey<F>) -> Option<Published<F>>,
+    addr: F::Addr,
+    port: Be16,
+    proto: u32,
+) -> Option<Published<F>> {
     let key = PortKey {
         addr,
         port,
         proto: proto as u16,
     };
-    match tables.published(&key) {
+    match published(&key) {
         Some(published) => Some(published),
-        None => tables.published(&PortKey {
+        None => published(&PortKey {
             addr: F::Addr::ANY,
             ..key
         }),

@@ -23,6 +23,8 @@ mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
 mod steps;
 #[cfg(target_arch = "bpf")]
 mod tc;
@@ -31,10 +33,11 @@ mod xdp;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::macros::{classifier, xdp};
-    use aya_ebpf::programs::{TcContext, XdpContext};
+    use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+    use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
     use forwarder_common::pipeline;
 
+    use crate::socket::{ask4, ask6, tell4, tell6};
     use crate::tc::{ETHERNET, RAW, run};
 
     /// tcx ingress of an outside device.
@@ -105,6 +108,49 @@ mod programs {
     #[xdp]
     pub fn uplink(ctx: XdpContext) -> u32 {
         crate::xdp::run(&ctx)
+    }
+
+    /// An IPv4 socket connects.
+    #[cgroup_sock_addr(connect4)]
+    pub fn connect4(ctx: SockAddrContext) -> i32 {
+        ask4(&ctx)
+    }
+
+    /// An IPv6 socket connects, perhaps to IPv4 behind `::ffff:`.
+    #[cgroup_sock_addr(connect6)]
+    pub fn connect6(ctx: SockAddrContext) -> i32 {
+        ask6(&ctx)
+    }
+
+    /// A socket sends a datagram to a peer that it names, by IPv4: also an IPv6 socket does, behind
+    /// `::ffff:`. (By IPv6 the kernel takes no answer that is IPv4: `ENOTSUPP`.)
+    #[cgroup_sock_addr(sendmsg4)]
+    pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+        ask4(&ctx)
+    }
+
+    /// An IPv4 socket is told where a datagram is from.
+    #[cgroup_sock_addr(recvmsg4)]
+    pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+        tell4(&ctx)
+    }
+
+    /// An IPv6 socket is.
+    #[cgroup_sock_addr(recvmsg6)]
+    pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+        tell6(&ctx)
+    }
+
+    /// An IPv4 socket is told what it is connected to.
+    #[cgroup_sock_addr(getpeername4)]
+    pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+        tell4(&ctx)
+    }
+
+    /// An IPv6 socket is.
+    #[cgroup_sock_addr(getpeername6)]
+    pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+        tell6(&ctx)
     }
 }
 

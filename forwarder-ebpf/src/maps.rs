@@ -3,10 +3,10 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, Queue};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey,
-    Published, Settings, SourceKey, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, PortKey,
+    Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
@@ -70,6 +70,9 @@ pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
 pub static HINTS: Array<Hint<V4>> = Array::with_max_entries(capacity::HINTS, 0);
 #[map]
 pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0);
+#[map]
+pub static SOCKETS: LruHashMap<SocketKey, Peer> =
+    LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 
 /// A passage, as far as it crosses a call of a global function.
 #[repr(C)]

@@ -6,7 +6,7 @@
 //! nothing because Docker is away. The guard of the outside devices needs no Docker: dockerd starts
 //! its containers before it answers, and they find it in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::datapath::{self, Datapath, Setup};
 use crate::desired::{Policy, desired};
 use crate::diff::{Op, diff};
 use crate::rules::Rules;
-use crate::tables::{Hook, Tables};
+use crate::tables::{Hook, SocketHook, Tables};
 use crate::uplinks::{self, Choice};
 use crate::world::{Fact, World};
 use crate::{report, watch};
@@ -223,6 +223,8 @@ struct Agent {
     uplinks: Vec<Choice>,
     /// Uplinks whose driver refused XDP, and why.
     refused: BTreeMap<u32, String>,
+    /// Socket programs that this kernel takes, until it refuses one.
+    sockets: BTreeSet<SocketHook>,
     route_generation: u32,
     /// What `route_generation` stands for.
     routing: Option<Routing>,
@@ -246,6 +248,14 @@ impl Agent {
         let mut datapath = Datapath::open(&setup, name_of)?;
         datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
         datapath.beat()?;
+        // What an earlier agent did not come to any more.
+        if let Err(error) = datapath.sever_sockets() {
+            tracing::warn!("{error:#}");
+        }
+        let sockets = match datapath::cgroup_root() {
+            Some(_) => SocketHook::ALL.into(),
+            None => BTreeSet::new(),
+        };
         // Whatever an earlier agent cached of routes may have moved while nobody watched.
         let route_generation = datapath.observe()?.tables.route_generation;
         Ok(Self {
@@ -254,6 +264,7 @@ impl Agent {
             tables: Tables::default(),
             uplinks: Vec::new(),
             refused: BTreeMap::new(),
+            sockets,
             route_generation,
             routing: None,
             failing: false,
@@ -278,6 +289,7 @@ impl Agent {
             xdp_tcp: config.xdp_tcp,
             direct_routing: config.allow_direct_routing,
             rules: config.rules.clone(),
+            sockets: self.sockets.clone(),
         };
         let mut tables = desired(world, &policy, self.route_generation);
         let routing = Routing::of(world, &tables);
@@ -326,6 +338,9 @@ impl Agent {
             let why = format!("the driver refuses XDP: {error:#}");
             tracing::warn!("device {ifindex}: {why}");
             self.refused.insert(ifindex, why);
+        } else if let Op::AttachSocket(hook) = *op {
+            tracing::warn!("{} is not in place: {error:#}", hook.program());
+            self.sockets.remove(&hook);
         } else {
             tracing::warn!("{op:?}: {error:#}");
         }

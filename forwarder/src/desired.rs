@@ -9,7 +9,7 @@ use forwarder_common::parse::proto;
 
 use crate::lists::Lists;
 use crate::rules::Rules;
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Tables, Target, XdpKind};
+use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, Target, XdpKind};
 use crate::world::{
     Container, Family, GatewayMode, Ingress, Link, LinkLayer, Network, NetworkId, PortBinding,
     Proto, Terms, World,
@@ -27,6 +27,8 @@ pub struct Policy {
     pub direct_routing: bool,
     /// What is laid down for networks and ports.
     pub rules: Rules,
+    /// The socket programs that this kernel takes.
+    pub sockets: BTreeSet<SocketHook>,
 }
 
 /// Derives all tables and hooks.
@@ -35,6 +37,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     let mut tables = Tables {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
+        sockets: policy.sockets.clone(),
         ..Tables::default()
     };
     let bridges = bridges(world);

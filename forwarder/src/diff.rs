@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
 use forwarder_common::family::{Be32, V4};
 
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, Tables, Target, XdpKind};
+use crate::tables::{
+    EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Tables, Target, XdpKind,
+};
 
 /// One change of the kernel's state. Applying one twice is applying it once.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,6 +73,10 @@ pub enum Op {
         ifindex: u32,
         hook: Hook,
     },
+    AttachSocket(SocketHook),
+    DetachSocket(SocketHook),
+    /// Ends the host's own sockets that point where no published port leads any more.
+    SeverSockets,
 }
 
 impl Op {
@@ -92,6 +98,7 @@ impl Op {
                 | Self::DropIngress(_)
                 | Self::DropPort(_)
                 | Self::Detach { .. }
+                | Self::DetachSocket(_)
         )
     }
 }
@@ -234,6 +241,8 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     if now.policy != desired.policy {
         ops.push(Op::Policy(desired.policy));
     }
+    let new = desired.sockets.difference(&now.sockets);
+    ops.extend(new.copied().map(Op::AttachSocket));
     for (&veth, far_end) in &desired.ports {
         if !now.ports.contains_key(&veth) {
             ops.push(Op::PutPort(veth, far_end.clone()));
@@ -241,6 +250,15 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     }
 
     // What nothing stands on any more.
+    let leads_there = |(key, old): (_, &Target)| {
+        let new = desired.published.get(key);
+        new.is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
+    };
+    if !now.published.iter().all(leads_there) {
+        ops.push(Op::SeverSockets);
+    }
+    let old = now.sockets.difference(&desired.sockets);
+    ops.extend(old.copied().map(Op::DetachSocket));
     for &(ifindex, hook) in now.hooks.difference(&desired.hooks) {
         ops.push(Op::Detach { ifindex, hook });
     }

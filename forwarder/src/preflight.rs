@@ -150,6 +150,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
         docker(&probe.docker, config),
     ];
     findings.extend(comfort(probe));
+    findings.extend(sockets(probe));
     findings.extend(uplinks(probe, config));
     findings.extend(firewall::judge(&probe.firewall));
     findings.push(forwarding(probe));
@@ -257,8 +258,34 @@ fn comfort(probe: &Probe) -> Vec<Finding> {
             "sysctl -w net.core.bpf_jit_enable=1",
         ));
     }
+    findings
+}
+
+/// What processes of the host itself get of published ports.
+fn sockets(probe: &Probe) -> Vec<Finding> {
+    let Some(root) = &probe.cgroup else {
+        return vec![Finding::warn(
+            "no cgroup v2 hierarchy is mounted, so this host's own processes do not reach published \
+             ports at 127.0.0.1 and its other addresses",
+            "mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2, then start the agent again",
+        )];
+    };
+    let mut findings = vec![Finding::ok(format!(
+        "this host's own processes reach published ports (cgroup v2: {})",
+        root.display()
+    ))];
+    if probe.ends_sockets == Some(false) {
+        findings.push(Finding::warn(
+            "the kernel does not end sockets (CONFIG_INET_DIAG_DESTROY), so this host's own \
+             connections to a published port that has gone wait for their time-out",
+            "use a kernel that does, or time-outs in clients",
+        ));
+    }
     if !probe.btf {
-        findings.push(Finding::ok("no BTF of the kernel (not needed)"));
+        findings.push(Finding::warn(
+            "the kernel has no BTF, so this host's own IPv6 sockets do not reach published ports",
+            "use a kernel with CONFIG_DEBUG_INFO_BTF, or 127.0.0.1 instead of ::1",
+        ));
     }
     findings
 }

@@ -18,7 +18,7 @@ use forwarder_common::timeouts::{Ticks, reached, to_seconds};
 pub use rows::*;
 
 use crate::datapath::{FlowSnapshot, MapFill};
-use crate::tables::{Hook, Tables};
+use crate::tables::{Hook, SocketHook, Tables};
 use crate::world::{Family, World};
 
 /// Published ports, as far as `tables` has them.
@@ -196,11 +196,13 @@ pub fn hooks(
     by_device
 }
 
-/// The status, from what the agent says and what is pinned (`pinned` hooks count without an agent).
+/// The status, from what the agent says and what is pinned (`pinned` hooks count without an agent;
+/// `sockets` always: they are pinned whatever the rest is attached by).
 #[must_use]
 pub fn status(
     agent: Option<AgentStatus>,
     pinned: Hooks,
+    sockets: impl IntoIterator<Item = SocketHook>,
     counters: &[(Reason, u64)],
     maps: &[MapFill],
 ) -> Status {
@@ -231,6 +233,10 @@ pub fn status(
         docker,
         uplinks,
         hooks,
+        sockets: sockets
+            .into_iter()
+            .map(|hook| hook.program().to_owned())
+            .collect(),
         packets,
         reasons,
         maps,

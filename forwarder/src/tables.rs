@@ -79,6 +79,59 @@ impl Hook {
     }
 }
 
+/// A program's place on the root of all control groups, in the order in which they are attached:
+/// first those that tell what the others do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SocketHook {
+    /// An IPv4 socket is told where a datagram is from.
+    Recvmsg4,
+    /// An IPv6 socket is.
+    Recvmsg6,
+    /// An IPv4 socket is told its peer.
+    Getpeername4,
+    /// An IPv6 socket is.
+    Getpeername6,
+    /// An IPv4 socket connects.
+    Connect4,
+    /// An IPv6 socket connects.
+    Connect6,
+    /// A socket sends a datagram to a peer that it names, by IPv4.
+    Sendmsg4,
+}
+
+impl SocketHook {
+    /// Every such hook, in order.
+    pub const ALL: [Self; 7] = [
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Getpeername4,
+        Self::Getpeername6,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+    ];
+
+    /// The program's name in the object, in pins and in the CLI.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Recvmsg4 => "recvmsg4",
+            Self::Recvmsg6 => "recvmsg6",
+            Self::Getpeername4 => "getpeername4",
+            Self::Getpeername6 => "getpeername6",
+        }
+    }
+
+    /// The hook whose program has this name.
+    #[must_use]
+    pub fn named(program: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.program() == program)
+    }
+}
+
 /// How an uplink's XDP program runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum XdpKind {
@@ -166,6 +219,8 @@ pub struct Tables {
     pub policy: u32,
     /// Programs by device index and place.
     pub hooks: BTreeSet<(u32, Hook)>,
+    /// Programs on the root of all control groups.
+    pub sockets: BTreeSet<SocketHook>,
     /// How the XDP programs in `hooks` run, by device index.
     pub xdp: BTreeMap<u32, XdpKind>,
     /// Veths that XDP may redirect into, by index.

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use forwarder::diff::{Op, diff};
-use forwarder::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, Tables, Target, XdpKind};
+use forwarder::tables::{
+    EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Tables, Target, XdpKind,
+};
 use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device};
 use forwarder_common::family::{Be16, Be32, V4};
 use proptest::prelude::*;
@@ -75,6 +77,9 @@ fn apply(kernel: &mut Observed, op: &Op) {
             tables.hooks.remove(&(ifindex, hook));
             tables.xdp.remove(&ifindex);
         }
+        Op::AttachSocket(hook) => _ = tables.sockets.insert(hook),
+        Op::DetachSocket(hook) => _ = tables.sockets.remove(&hook),
+        Op::SeverSockets => {}
     }
 }
 
@@ -157,6 +162,8 @@ fn tables() -> impl Strategy<Value = Tables> {
                 xdp_tcp: xdp,
                 ..Tables::default()
             };
+            let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);
+            tables.sockets.extend(sockets);
             for index in 0..uplinks {
                 let row = Device {
                     kind: device::OUTSIDE,
@@ -298,6 +305,21 @@ proptest! {
             apply(&mut kernel, &op);
         }
         prop_assert_eq!(&kernel.tables, &after);
+    }
+
+    #[test]
+    fn sockets_are_severed_once_no_port_leads_where_one_led(before in tables(), after in tables()) {
+        let kernel = holding(&before);
+        let ops = diff(&kernel, &after);
+        let severed = ops.iter().position(|op| *op == Op::SeverSockets);
+        let stays = before.published.iter().all(|(key, old)| {
+            after.published.get(key).is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
+        });
+        prop_assert_eq!(severed.is_none(), stays);
+        let changes = |op: &Op| matches!(op, Op::PutPublished { .. } | Op::DropPublished { .. });
+        if let (Some(severed), Some(last)) = (severed, ops.iter().rposition(changes)) {
+            prop_assert!(last < severed, "severed while ports still lead there");
+        }
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub struct Pinned {
     pub maps: BTreeMap<String, u64>,
     /// Ids of links.
     pub links: BTreeMap<String, u64>,
-    /// Ids of the links' programs.
+    /// Ids of the links on the root of all control groups.
+    pub sockets: BTreeMap<String, u64>,
+    /// Ids of the programs of both.
     pub programs: BTreeMap<String, u64>,
 }
 
@@ -35,6 +37,7 @@ impl Pinned {
         let kinds = [
             ("map", &self.maps),
             ("link", &self.links),
+            ("link", &self.sockets),
             ("prog", &self.programs),
         ];
         for (kind, objects) in kinds {
@@ -67,10 +70,13 @@ impl Host {
         let mut pinned = Pinned::default();
         for path in files(&self.bpffs_dir()) {
             let name = file_name(&path);
-            let kind = if path.parent().is_some_and(|dir| dir.ends_with("links")) {
-                "link"
+            let is_in = |name: &str| path.parent().is_some_and(|dir| dir.ends_with(name));
+            let (kind, objects) = if is_in("links") {
+                ("link", &mut pinned.links)
+            } else if is_in("sockets") {
+                ("link", &mut pinned.sockets)
             } else {
-                "map"
+                ("map", &mut pinned.maps)
             };
             let mut bpftool = Command::new("bpftool");
             let text = succeed(bpftool.args(["-j", kind, "show", "pinned"]).arg(&path))?;
@@ -85,12 +91,9 @@ impl Host {
             };
             if kind == "link" {
                 pinned.programs.insert(name.clone(), number("prog_id")?);
-                let id = number("id")?;
-                pinned.links.insert(name, id);
-            } else {
-                let id = number("id")?;
-                pinned.maps.insert(name, id);
             }
+            let id = number("id")?;
+            objects.insert(name, id);
         }
         Ok(pinned)
     }

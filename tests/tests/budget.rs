@@ -11,7 +11,7 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
-use forwarder::tables::Hook;
+use forwarder::tables::{Hook, SocketHook};
 use forwarder_common::abi::{Flow, LAYOUT, capacity};
 use forwarder_common::family::V4;
 use ground::{Ground, Loaded, ready};
@@ -68,6 +68,11 @@ fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
         let mut octets = Numbers::new();
         for hook in Hook::ALL {
             let (verified, size) = kernel.datapath.verified(hook)?;
+            walked.insert(hook.program().to_owned(), u64::from(verified));
+            octets.insert(hook.program().to_owned(), u64::from(size));
+        }
+        for hook in SocketHook::ALL {
+            let (verified, size) = kernel.datapath.verified_socket(hook)?;
             walked.insert(hook.program().to_owned(), u64::from(verified));
             octets.insert(hook.program().to_owned(), u64::from(size));
         }

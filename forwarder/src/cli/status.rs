@@ -25,7 +25,13 @@ pub(super) fn status(config: &Config, format: Format) -> Result<()> {
         ),
     })?;
     let pinned = report::hooks(view.hooks()?, device_name);
-    let status = report::status(agent, pinned, &view.reasons()?, &view.maps()?);
+    let status = report::status(
+        agent,
+        pinned,
+        view.sockets()?,
+        &view.reasons()?,
+        &view.maps()?,
+    );
     match format {
         Format::Json => output::json(&status),
         Format::Table => output::text(&render(&status)),
@@ -66,6 +72,7 @@ fn render(status: &Status) -> String {
         .packets
         .iter()
         .map(|(path, count)| format!("{path} {count}"));
+    head.push(vec!["sockets".to_owned(), status.sockets.join(" ")]);
     head.push(vec![
         "packets".to_owned(),
         packets.collect::<Vec<_>>().join(", "),

@@ -19,7 +19,7 @@ use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
-use crate::tables::{Hook, XdpKind};
+use crate::tables::{Hook, SocketHook, XdpKind};
 
 /// Priority of our clsact filters: behind everybody who chose one.
 const PRIORITY: u16 = 0xc000;
@@ -28,9 +28,10 @@ const HANDLE: u16 = 1;
 
 /// The programs of one object and their places.
 pub(super) struct Hooks {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     loaded: BTreeSet<Hook>,
-    pins: Pins,
+    pub(super) loaded_sockets: BTreeSet<SocketHook>,
+    pub(super) pins: Pins,
     /// Where clsact filters are remembered, if the kernel has no tcx: nothing else tells whose a
     /// qdisc is.
     clsact: Option<PathBuf>,
@@ -44,6 +45,7 @@ impl Hooks {
         Ok(Self {
             ebpf,
             loaded: BTreeSet::new(),
+            loaded_sockets: BTreeSet::new(),
             pins,
             clsact,
         })

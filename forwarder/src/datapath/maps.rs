@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue};
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, IngressKey, LinkKey, Network, PortKey, Published, Settings, SourceKey,
-    TrustKey, Tuple, name,
+    Device, Endpoint, Flow, IngressKey, LinkKey, Network, Peer, PortKey, Published, Settings,
+    SocketKey, SourceKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::family::{Be32, V4};
@@ -40,9 +40,11 @@ plain!(
     IngressKey<V4>,
     LinkKey<V4>,
     Network<V4>,
+    Peer,
     PortKey<V4>,
     Published<V4>,
     Settings,
+    SocketKey,
     SourceKey<V4>,
     TrustKey,
     Tuple<V4>,
@@ -112,11 +114,12 @@ pub(super) struct Maps {
     pub(super) mappings: Array<MapData, u32>,
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
+    pub(super) sockets: HashMap<MapData, Wire<SocketKey>, Wire<Peer>>,
     free: Queue<MapData, u32>,
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 22] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 23] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -140,6 +143,7 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 22] {
         (name::CURSORS, None),
         (name::HINTS, None),
         (name::RECENT, None),
+        (name::SOCKETS, None),
     ]
 }
 
@@ -164,6 +168,7 @@ impl Maps {
             mappings: pinned(dir, name::MAPPINGS)?,
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,
+            sockets: pinned(dir, name::SOCKETS)?,
             free: pinned(dir, name::FREE)?,
         })
     }

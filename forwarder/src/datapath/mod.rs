@@ -1,11 +1,15 @@
 //! The kernel's side of the agent: maps and programs, read and changed. The only place that names
 //! aya.
 
+mod cgroup;
 mod far_ends;
 mod hooks;
 mod maps;
+mod namespace;
 mod pins;
 mod simulate;
+mod sock_diag;
+mod sockets;
 mod view;
 
 use std::collections::BTreeMap;
@@ -15,18 +19,25 @@ use anyhow::{Context, Result, ensure};
 use aya::EbpfLoader;
 use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
-use forwarder_common::abi::{Endpoint, IngressKey, Network, Published, Settings, SourceKey};
+use forwarder_common::abi::{
+    Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
+};
 use forwarder_common::family::{Be32, V4};
+use forwarder_common::socket;
 use forwarder_common::timeouts::{Ticks, ticks};
+use rustix::io::Errno;
 
 use crate::diff::Op;
 use crate::tables::{EndpointKey, FarEnd, NetworkRow, Observed, Target};
+pub use cgroup::cgroup_root;
 use far_ends::FarEnds;
 use hooks::Hooks;
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
 use pins::Pins;
 pub use simulate::{Arrival, Fate};
+use sock_diag::SockDiag;
+pub use sock_diag::can_end_sockets;
 pub use view::{MapFill, View};
 
 /// The programs, as `cargo xtask build` made them; empty in a build without them.
@@ -67,7 +78,9 @@ impl Datapath {
         let pins = Pins::below(&setup.bpffs_dir);
         pins.make()?;
         let opened = Self::open_pinned(setup, &pins, name_of);
-        if opened.is_err() && pins.hooks().is_ok_and(|hooks| hooks.is_empty()) {
+        let unused = pins.hooks().is_ok_and(|hooks| hooks.is_empty())
+            && pins.sockets().is_ok_and(|hooks| hooks.is_empty());
+        if opened.is_err() && unused {
             let _ = pins::remove_all(&setup.bpffs_dir);
         }
         opened
@@ -89,9 +102,15 @@ impl Datapath {
         let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
         let mut maps = Maps::open(&dir)?;
         maps.fill(setup.flows)?;
+        let settings = maps.settings()?;
+        maps.set_settings(Settings {
+            netns_cookie: namespace::cookie()?,
+            ..settings
+        })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
         let mut hooks = Hooks::new(ebpf, pins.clone(), clsact)?;
         hooks.adopt(name_of)?;
+        hooks.adopt_sockets()?;
         let far_ends = FarEnds::remembered_in(setup.state_dir.join(FAR_ENDS));
         Ok(Self {
             maps,
@@ -199,6 +218,7 @@ impl Datapath {
             tables.ports.insert(veth?, nobody());
         }
         tables.hooks = self.hooks.observe()?;
+        tables.sockets = self.hooks.observe_sockets()?;
         Ok(observed)
     }
 
@@ -309,6 +329,40 @@ impl Datapath {
                 self.hooks.attach(ifindex, device, hook, xdp)?;
             }
             Op::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
+            Op::AttachSocket(hook) => self.hooks.attach_socket(hook)?,
+            Op::DetachSocket(hook) => self.hooks.detach_socket(hook)?,
+            Op::SeverSockets => self.sever_sockets()?,
+        }
+        Ok(())
+    }
+
+    /// Ends this namespace's sockets that were pointed at a container where no published port leads
+    /// any more: their owners are told at once and connect anew. Who connected to a container's
+    /// address himself is left alone.
+    ///
+    /// # Errors
+    /// Some socket could not be ended. A kernel that ends none is no error: `doctor` says so.
+    pub fn sever_sockets(&self) -> Result<()> {
+        let maps = &self.maps;
+        if maps.sockets.keys().next().is_none() {
+            return Ok(());
+        }
+        let published =
+            |key: &PortKey<V4>| maps.published.get(&Wire(*key), 0).ok().map(|row| row.0);
+        let kernel = SockDiag::open()?;
+        for socket in kernel.connected()? {
+            let key = socket.key();
+            let Ok(Wire(asked)) = maps.sockets.get(&Wire(key), 0) else {
+                continue;
+            };
+            // An address that has left the host does not end what was connected by it.
+            if socket::target(&asked, |_| true, published) == Some(key.peer) {
+                continue;
+            }
+            match kernel.destroy(&socket) {
+                Err(Errno::OPNOTSUPP) => return Ok(()),
+                ended => ended.context("cannot end a socket whose published port has gone")?,
+            }
         }
         Ok(())
     }

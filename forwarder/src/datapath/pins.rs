@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
 
-use crate::tables::Hook;
+use crate::tables::{Hook, SocketHook};
 
 /// The pins of this layout.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl Pins {
                 parent.display(),
             );
         }
-        for dir in [self.maps(), self.links()] {
+        for dir in [self.maps(), self.links(), self.socket_links()] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -57,6 +57,29 @@ impl Pins {
     /// The links' directory.
     pub(super) fn links(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    /// The directory of the links on the root of all control groups.
+    fn socket_links(&self) -> PathBuf {
+        self.root.join("sockets")
+    }
+
+    /// The pin of such a link.
+    pub(super) fn socket(&self, hook: SocketHook) -> PathBuf {
+        self.socket_links().join(hook.program())
+    }
+
+    /// Where a new link waits to take its place: such a name is no hook's.
+    pub(super) fn socket_draft(&self, hook: SocketHook) -> PathBuf {
+        self.socket_links().join(format!("{}-new", hook.program()))
+    }
+
+    /// The socket programs whose links are pinned.
+    pub(super) fn sockets(&self) -> Result<BTreeSet<SocketHook>> {
+        Ok(entries(&self.socket_links())?
+            .iter()
+            .filter_map(|name| SocketHook::named(name))
+            .collect())
     }
 
     /// A link's pin.
@@ -126,7 +149,7 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
 pub(super) fn remove_all(bpffs_dir: &Path) -> Result<()> {
     // Links first: a program never runs on maps that were taken from it, it only runs on.
     for layout in entries(bpffs_dir)? {
-        for kind in ["links", "maps"] {
+        for kind in ["links", "sockets", "maps"] {
             remove_tree(&bpffs_dir.join(&layout).join(kind))?;
         }
     }

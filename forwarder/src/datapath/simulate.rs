@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use aya::programs::{TestRun, TestRunOptions};
 
 use super::Datapath;
-use crate::tables::Hook;
+use crate::tables::{Hook, SocketHook};
 
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -115,6 +115,18 @@ impl Datapath {
         } else {
             self.hooks.classifier(hook)?.info()?
         };
+        let walked = info
+            .verified_instruction_count()
+            .context("the kernel does not say")?;
+        Ok((walked, info.size_translated().unwrap_or_default()))
+    }
+
+    /// The same of a socket program.
+    ///
+    /// # Errors
+    /// As [`Self::verified`].
+    pub fn verified_socket(&mut self, hook: SocketHook) -> Result<(u32, u32)> {
+        let info = self.hooks.sock_addr(hook)?.info()?;
         let walked = info
             .verified_instruction_count()
             .context("the kernel does not say")?;

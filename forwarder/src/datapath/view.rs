@@ -10,7 +10,7 @@ use forwarder_common::timeouts::Ticks;
 
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
-use crate::tables::Hook;
+use crate::tables::{Hook, SocketHook};
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,6 +94,11 @@ impl View {
                 capacity::PUBLISHED,
                 maps.published.keys().count(),
             ),
+            fill(
+                name::SOCKETS,
+                capacity::SOCKETS,
+                maps.sockets.keys().count(),
+            ),
             fill(name::SOURCES, capacity::LOCALS, maps.sources.keys().count()),
             fill(
                 name::SUBNETS,
@@ -106,5 +111,10 @@ impl View {
     /// Programs in place, by device index. Those by clsact filters are not seen from here.
     pub fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
         self.pins.hooks()
+    }
+
+    /// Socket programs in place.
+    pub fn sockets(&self) -> Result<BTreeSet<SocketHook>> {
+        self.pins.sockets()
     }
 }

@@ -42,6 +42,10 @@ pub(super) struct Probe {
     pub(super) tc: bool,
     pub(super) bpffs: Bpffs,
     pub(super) docker: Docker,
+    /// Where control groups (version 2) are.
+    pub(super) cgroup: Option<PathBuf>,
+    /// Whether the kernel ends sockets when asked to; none if it does not say.
+    pub(super) ends_sockets: Option<bool>,
     pub(super) firewall: Firewall,
     /// `docker-proxy` processes in our network namespace.
     pub(super) proxies: usize,
@@ -93,6 +97,8 @@ impl Probe {
             tc: program("tc").is_some(),
             bpffs: bpffs(&config.bpffs_dir),
             docker: docker(&config.docker),
+            cgroup: datapath::cgroup_root(),
+            ends_sockets: datapath::can_end_sockets(),
             firewall: firewall(),
             proxies: proxies(),
             forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",

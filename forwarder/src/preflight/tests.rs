@@ -16,6 +16,8 @@ fn good() -> Probe {
         tc: true,
         bpffs: Bpffs::Mounted("/sys/fs/bpf".into()),
         docker: Docker::Answers("20.10.24".into()),
+        cgroup: Some("/sys/fs/cgroup".into()),
+        ends_sockets: Some(true),
         firewall: rules_of("iptables-nft", rules),
         proxies: 0,
         forwarding: true,

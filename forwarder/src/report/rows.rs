@@ -169,6 +169,8 @@ pub struct Status {
     pub uplinks: Vec<Uplink>,
     /// What is attached.
     pub hooks: Hooks,
+    /// What hangs on the root of all control groups and points sockets at containers.
+    pub sockets: Vec<String>,
     /// Packets by [`Path::label`](forwarder_common::reason::Path::label).
     pub packets: BTreeMap<String, u64>,
     /// Packets by [`Reason::label`](forwarder_common::reason::Reason::label), those that occurred.

@@ -200,9 +200,15 @@ fn the_status_is_whole_with_and_without_an_agent() {
         fill: 3,
     }];
     let pinned: Hooks = [("up0".to_owned(), vec!["outside_in".to_owned()])].into();
-    let alive = status(Some(told.clone()), pinned.clone(), &counters, &maps);
+    let alive = status(
+        Some(told.clone()),
+        pinned.clone(),
+        [SocketHook::Connect4],
+        &counters,
+        &maps,
+    );
     assert_eq!(alive.hooks, told.hooks);
-    let dead = status(None, pinned.clone(), &counters, &maps);
+    let dead = status(None, pinned.clone(), [], &counters, &maps);
     assert_eq!((dead.agent, dead.docker, dead.hooks), (None, None, pinned));
     let value = serde_json::to_value(alive).unwrap();
     assert_eq!(
@@ -213,5 +219,6 @@ fn the_status_is_whole_with_and_without_an_agent() {
         value["reasons"],
         json!({ "forwarded": 7, "to-host": 2, "not-ip": 1 })
     );
+    assert_eq!(value["sockets"], json!(["connect4"]));
     assert_eq!(value["maps"], json!({ "FLOWS": { "size": 10, "fill": 3 } }));
 }

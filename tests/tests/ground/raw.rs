@@ -75,6 +75,7 @@ impl Raw {
             flows,
             xdp_tcp,
             policy,
+            ..
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
         for (place, word) in

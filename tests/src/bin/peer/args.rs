@@ -79,12 +79,18 @@ impl Args {
         let bind = self.option("bind")?;
         let timeout = Duration::from_millis(self.option("timeout")?.unwrap_or(3000));
         let ttl = self.option("ttl")?;
+        let v6only = self.option("v6only")?.unwrap_or(false);
         ensure!(
             self.words.is_empty(),
             "too many arguments: {:?}",
             self.words
         );
         ensure!(self.named.is_empty(), "unknown options: {:?}", self.named);
-        Ok(Options { bind, timeout, ttl })
+        Ok(Options {
+            bind,
+            timeout,
+            ttl,
+            v6only,
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! The clients that ask once: `get` and `udp`.
+//! The clients that ask once: `get`, `udp` and `sendto`.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -34,5 +34,14 @@ pub(crate) fn udp(to: SocketAddr, payload: &str, options: &Options) -> Result<()
     let mut buffer = vec![0; DATAGRAM];
     let length = socket.recv(&mut buffer).context("no answer")?;
     println!("{}", String::from_utf8_lossy(&buffer[..length]));
+    Ok(())
+}
+
+pub(crate) fn sendto(to: SocketAddr, payload: &str, options: &Options) -> Result<()> {
+    let socket = socket::unconnected(to, options)?;
+    socket.send_to(payload.as_bytes(), to)?;
+    let mut buffer = vec![0; DATAGRAM];
+    let (length, from) = socket.recv_from(&mut buffer).context("no answer")?;
+    println!("{from} {}", String::from_utf8_lossy(&buffer[..length]));
     Ok(())
 }

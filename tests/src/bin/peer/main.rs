@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod hold;
+mod local;
 mod ping;
 mod server;
 mod socket;
@@ -27,13 +28,18 @@ Servers (ports on all addresses, TCP and UDP; print `serving PORT`, then one lin
 Clients (addresses are numeric; each prints its result and ends with status 0, or says why not):
   get ADDR:PORT                  one HTTP request; prints the body
   udp ADDR:PORT PAYLOAD          one datagram; prints the answer
+  sendto ADDR:PORT PAYLOAD       one datagram from a socket that is not connected; prints whom the
+                                 answer is from, and the answer
+  name tcp|udp ADDR:PORT         connects; prints the name of the peer that the socket tells
+  abide tcp|udp ADDR:PORT        connects, sends once and prints `answered`; then waits and prints
+                                 what ends it: `end`, `timeout`, or the error's name
   hold N ADDR:PORT               opens N echo connections, prints `open N`; for each line on its
                                  standard input sends a byte on each and prints `alive K`
   fetch ADDR:PORT BYTES          receives a stream and checks each byte (--rate BYTES/s); prints
                                  `at BYTES` on the way and `done BYTES` at the end
   ping ADDR                      ICMP echo (--count N); prints `reply from ADDR` or the ICMP error
   raw DEVICE HEX                 sends one frame, link header included
-Options of clients: --bind ADDR:PORT  --timeout MS (3000)  --ttl N";
+Options of clients: --bind ADDR:PORT  --timeout MS (3000)  --ttl N  --v6only true";
 
 fn main() -> ExitCode {
     match run(Args::new(std::env::args().skip(1))) {
@@ -62,6 +68,18 @@ fn run(args: Result<Args>) -> Result<()> {
         "udp" => {
             let to = args.parse("ADDR:PORT")?;
             client::udp(to, &args.next("PAYLOAD")?, &args.options()?)
+        }
+        "sendto" => {
+            let to = args.parse("ADDR:PORT")?;
+            client::sendto(to, &args.next("PAYLOAD")?, &args.options()?)
+        }
+        "name" => {
+            let transport = args.parse("tcp|udp")?;
+            local::name(transport, args.parse("ADDR:PORT")?, &args.options()?)
+        }
+        "abide" => {
+            let transport = args.parse("tcp|udp")?;
+            local::abide(transport, args.parse("ADDR:PORT")?, &args.options()?)
         }
         "hold" => {
             let number = args.parse("N")?;
@@ -115,4 +133,5 @@ pub(crate) struct Options {
     pub(crate) bind: Option<SocketAddr>,
     pub(crate) timeout: Duration,
     pub(crate) ttl: Option<u32>,
+    pub(crate) v6only: bool,
 }

@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context as _, Result};
 use rustix::net::sockopt::{
-    Timeout, set_ip_ttl, set_ipv6_unicast_hops, set_socket_reuseaddr, set_socket_timeout,
+    Timeout, set_ip_ttl, set_ipv6_unicast_hops, set_ipv6_v6only, set_socket_reuseaddr,
+    set_socket_timeout,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
@@ -25,6 +26,9 @@ pub(crate) fn tcp(to: SocketAddr, options: &Options) -> Result<TcpStream> {
         Some(ttl) => set_ipv6_unicast_hops(&fd, Some(u8::try_from(ttl)?))?,
         None => {}
     }
+    if options.v6only {
+        set_ipv6_v6only(&fd, true)?;
+    }
     if let Some(from) = options.bind {
         // One local port towards many remotes, and again at once after an end.
         set_socket_reuseaddr(&fd, true)?;
@@ -36,6 +40,13 @@ pub(crate) fn tcp(to: SocketAddr, options: &Options) -> Result<TcpStream> {
 
 /// A UDP socket that is connected, so that ICMP errors come back as errors.
 pub(crate) fn udp(to: SocketAddr, options: &Options) -> Result<UdpSocket> {
+    let socket = unconnected(to, options)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// A UDP socket of the family of whom it is going to speak to.
+pub(crate) fn unconnected(to: SocketAddr, options: &Options) -> Result<UdpSocket> {
     let any = match to {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -46,6 +57,5 @@ pub(crate) fn udp(to: SocketAddr, options: &Options) -> Result<UdpSocket> {
     if let Some(ttl) = options.ttl {
         socket.set_ttl(ttl)?;
     }
-    socket.connect(to)?;
     Ok(socket)
 }

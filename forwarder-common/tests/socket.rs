@@ -1,0 +1,160 @@
+//! Where a socket of the host's is pointed: what it asks for decides, and nothing else.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use forwarder_common::abi::{Peer, PortKey, Published};
+use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
+use forwarder_common::parse::proto;
+use forwarder_common::socket::{self, LOOPBACK6};
+use proptest::prelude::*;
+
+const OWN: Be32 = Be32::from_octets([198, 18, 1, 1]);
+const CONTAINER: Be32 = Be32::from_octets([172, 17, 0, 2]);
+
+type Ports = BTreeMap<PortKey<V4>, Published<V4>>;
+
+/// One TCP port 8080 published at each of these addresses, to container ports 80, 81, …
+fn ports(at: &[Be32]) -> Ports {
+    let row = |(n, &addr): (usize, &Be32)| {
+        let key = PortKey {
+            addr,
+            port: Be16::new(8080),
+            proto: proto::TCP as u16,
+        };
+        let published = Published {
+            addr: CONTAINER,
+            port: Be16::new(80 + n as u16),
+            ..Published::default()
+        };
+        (key, published)
+    };
+    at.iter().enumerate().map(row).collect()
+}
+
+fn peer(addr: Wide, port: u16) -> Peer {
+    Peer {
+        addr,
+        port: Be16::new(port),
+        proto: proto::TCP as u16,
+    }
+}
+
+fn target(ports: &Ports, asked: &Peer) -> Option<Peer> {
+    socket::target::<V4>(asked, |addr| addr == OWN, |key| ports.get(key).copied())
+}
+
+/// The container port that is reached, or 0.
+fn reached(ports: &Ports, addr: Be32) -> u16 {
+    target(ports, &peer(addr.widen(), 8080)).map_or(0, |peer| {
+        assert_eq!(peer.addr, CONTAINER.widen());
+        assert_eq!(peer.proto, proto::TCP as u16);
+        peer.port.get()
+    })
+}
+
+fn wide(text: &str) -> Wide {
+    let octets = text.parse::<Ipv6Addr>().unwrap().octets();
+    [0, 4, 8, 12].map(|at| Be32::from_octets([0, 1, 2, 3].map(|n| octets[at + n])))
+}
+
+#[test]
+fn addresses_of_either_family_have_one_form() {
+    assert_eq!(OWN.widen(), wide("::ffff:198.18.1.1"));
+    assert_eq!(Be32::narrow(wide("::ffff:198.18.1.1")), Some(OWN));
+    for other in ["::1", "::", "::198.18.1.1", "fe80::1", "64:ff9b::c612:101"] {
+        assert_eq!(Be32::narrow(wide(other)), None, "{other}");
+    }
+    assert_eq!(LOOPBACK6, wide("::1"));
+}
+
+#[test]
+fn a_port_at_any_address_is_at_all_of_the_hosts_own() {
+    let ports = ports(&[Be32::ANY]);
+    for own in [
+        OWN,
+        Be32::LOOPBACK,
+        Be32::from_octets([127, 1, 2, 3]),
+        Be32::ANY,
+    ] {
+        assert_eq!(reached(&ports, own), 80, "{own:?}");
+    }
+    for loopback in ["::1", "::"] {
+        let target = target(&ports, &peer(wide(loopback), 8080));
+        assert_eq!(target, Some(peer(CONTAINER.widen(), 80)), "{loopback}");
+    }
+}
+
+#[test]
+fn a_port_at_one_address_is_at_no_other() {
+    let two = Be32::from_octets([127, 0, 0, 2]);
+    let ports = ports(&[OWN, two]);
+    assert_eq!([OWN, two].map(|addr| reached(&ports, addr)), [80, 81]);
+    let others = [Be32::LOOPBACK, Be32::ANY, Be32::from_octets([127, 0, 0, 3])];
+    assert_eq!(others.map(|addr| reached(&ports, addr)), [0; 3]);
+    assert_eq!(target(&ports, &peer(LOOPBACK6, 8080)), None);
+    // To connect to nowhere is to connect to 127.0.0.1.
+    assert_eq!(reached(&self::ports(&[Be32::LOOPBACK]), Be32::ANY), 80);
+}
+
+#[test]
+fn the_address_itself_comes_before_any() {
+    let ports = ports(&[Be32::ANY, OWN]);
+    assert_eq!(reached(&ports, OWN), 81);
+    assert_eq!(reached(&ports, Be32::LOOPBACK), 80);
+}
+
+#[test]
+fn what_comes_from_loopback_cannot_leave() {
+    for stays in ["::1", "::ffff:127.0.0.1", "::ffff:127.9.9.9"] {
+        assert!(!socket::may_leave(wide(stays)), "{stays}");
+    }
+    for goes in [
+        "::",
+        "::ffff:0.0.0.0",
+        "::ffff:198.18.1.1",
+        "fd00::1",
+        "::7f00:1",
+    ] {
+        assert!(socket::may_leave(wide(goes)), "{goes}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn nobody_elses_address_is_taken(words: [u32; 4], port: u16, mapped: bool) {
+        let ports = ports(&[Be32::ANY]);
+        let addr = Be32::new(words[3]);
+        let addr = if mapped { addr.widen() } else { words.map(Be32::new) };
+        prop_assume!(!socket::is_loopback6(addr));
+        let own = Be32::narrow(addr).is_some_and(|v4| {
+            v4 == OWN || v4 == Be32::ANY || v4.is_loopback()
+        });
+        let found = target(&ports, &peer(addr, port)).is_some();
+        prop_assert_eq!(found, own && port == 8080);
+    }
+
+    #[test]
+    fn where_a_socket_is_pointed_it_is_not_pointed_on(own: u32, container: u32, port: u16) {
+        // A second instance of the programs on one call finds nothing left to do.
+        let (own, container) = (Be32::new(own), Be32::new(container));
+        prop_assume!(own != container && !container.is_loopback() && container != Be32::ANY);
+        let ports: Ports = [(
+            PortKey { addr: Be32::ANY, port: Be16::new(port), proto: 6 },
+            Published { addr: container, port: Be16::new(port), ..Published::default() },
+        )].into();
+        let point = |asked: &Peer| {
+            socket::target::<V4>(asked, |addr| addr == own, |key| ports.get(key).copied())
+        };
+        let once = point(&peer(own.widen(), port));
+        prop_assert_eq!(once, Some(peer(container.widen(), port)));
+        prop_assert_eq!(once.and_then(|peer| point(&peer)), None);
+    }
+
+    #[test]
+    fn transports_are_told_apart(proto: u16) {
+        let ports = ports(&[Be32::ANY]);
+        let asked = Peer { proto, ..peer(OWN.widen(), 8080) };
+        prop_assert_eq!(target(&ports, &asked).is_some(), proto == 6);
+    }
+}

@@ -1,0 +1,76 @@
+//! The root of all control groups (version 2), where the socket programs hang: wherever it is
+//! mounted.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// Where the version 2 hierarchy is mounted, if it is: at `/sys/fs/cgroup`, on hybrid hosts at
+/// `/sys/fs/cgroup/unified`, or anywhere else.
+#[must_use]
+pub fn cgroup_root() -> Option<PathBuf> {
+    root_in(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+}
+
+/// Reads `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`): `ID PARENT DEVICE ROOT POINT OPTIONS
+/// FIELDS… - TYPE SOURCE OPTIONS`. The whole hierarchy is preferred to a part of it.
+fn root_in(mounts: &str) -> Option<PathBuf> {
+    let points = mounts.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        filesystem
+            .starts_with("cgroup2 ")
+            .then(|| (root != "/", unescaped(point)))
+    });
+    points.min_by_key(|(part, _)| *part).map(|(_, point)| point)
+}
+
+/// Blanks and backslashes stand there as `\ooo`.
+fn unescaped(text: &str) -> PathBuf {
+    let mut octets = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, others)) = rest.split_first() {
+        let digits = others.get(..3).filter(|_| first == b'\\');
+        let octal = digits
+            .and_then(|digits| str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        octets.push(octal.unwrap_or(first));
+        rest = if octal.is_some() {
+            &others[3..]
+        } else {
+            others
+        };
+    }
+    OsString::from_vec(octets).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+25 30 0:22 / /proc rw,nosuid shared:5 - proc proc rw
+32 25 0:27 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+33 32 0:28 / /sys/fs/cgroup/cpu rw,relatime shared:9 master:1 - cgroup cgroup rw,cpu
+41 32 0:36 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+
+    #[test]
+    fn the_root_is_found_wherever_it_is_mounted() {
+        assert_eq!(root_in(HYBRID), Some("/sys/fs/cgroup/unified".into()));
+        let odd = "9 1 0:1 / /a\\040b\\134 rw - cgroup2 none rw\n";
+        assert_eq!(root_in(odd), Some("/a b\\".into()));
+        let none = HYBRID.replace("cgroup2", "cgroup");
+        assert_eq!(root_in(&none), None);
+    }
+
+    #[test]
+    fn a_part_of_the_hierarchy_serves_only_where_there_is_no_whole() {
+        let part = "9 1 0:1 /../x /part rw - cgroup2 none rw\n";
+        assert_eq!(root_in(part), Some("/part".into()));
+        let whole = root_in(&format!("{part}{HYBRID}"));
+        assert_eq!(whole, Some("/sys/fs/cgroup/unified".into()));
+    }
+}

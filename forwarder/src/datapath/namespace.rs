@@ -1,0 +1,21 @@
+//! The cookie of our network namespace, by which the socket programs know its sockets.
+
+use anyhow::{Context, Result};
+use nix::sys::socket::getsockopt;
+use nix::{getsockopt_impl, libc, sockopt_impl};
+use rustix::net::{AddressFamily, SocketType};
+
+sockopt_impl!(
+    /// `SO_NETNS_COOKIE`, since Linux 5.14.
+    NetnsCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64
+);
+
+/// The kernel's name of the network namespace that we are in; never 0, never used again.
+pub(super) fn cookie() -> Result<u64> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    getsockopt(&socket, NetnsCookie).context("the kernel does not tell network namespaces apart")
+}

@@ -1,0 +1,75 @@
+//! The socket programs on the root of all control groups: attached by pinned links beside those of
+//! other agents, and replaced without a gap.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+
+use super::cgroup::cgroup_root;
+use super::hooks::Hooks;
+use crate::tables::SocketHook;
+
+impl Hooks {
+    /// The socket programs that are in place, whoever put them there.
+    pub(super) fn observe_sockets(&self) -> Result<BTreeSet<SocketHook>> {
+        self.pins.sockets()
+    }
+
+    /// Puts this object's programs in the place of an earlier agent's.
+    pub(super) fn adopt_sockets(&mut self) -> Result<()> {
+        for hook in self.observe_sockets()? {
+            if let Err(error) = self.attach_socket(hook) {
+                tracing::debug!("{}: {error:#}", hook.program());
+                self.detach_socket(hook)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hangs a program on the root. One of ours that hangs there goes after it: the two of them run
+    /// together for a moment, in which the second finds that the first has done its work. (aya has
+    /// no update of such a link.)
+    pub(super) fn attach_socket(&mut self, hook: SocketHook) -> Result<()> {
+        let root = cgroup_root().context("no cgroup v2 hierarchy is mounted")?;
+        let cgroup =
+            File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
+        let program = self.sock_addr(hook)?;
+        // Links never keep others away, whatever the mode (`BPF_F_ALLOW_MULTI` is implied).
+        let id = program.attach(cgroup, CgroupAttachMode::default())?;
+        let link = FdLink::try_from(program.take_link(id)?)?;
+        let place = self.pins.socket(hook);
+        let draft = self.pins.socket_draft(hook);
+        missing_is_fine(fs::remove_file(&draft))?;
+        link.pin(&draft)?;
+        // With its pin the old link goes.
+        fs::rename(&draft, &place).with_context(|| format!("cannot pin {}", place.display()))
+    }
+
+    /// Takes a program off.
+    pub(super) fn detach_socket(&self, hook: SocketHook) -> Result<()> {
+        missing_is_fine(fs::remove_file(self.pins.socket(hook)))
+    }
+
+    pub(super) fn sock_addr(&mut self, hook: SocketHook) -> Result<&mut CgroupSockAddr> {
+        let name = hook.program();
+        let program = self.ebpf.program_mut(name).context("not in the object")?;
+        let program: &mut CgroupSockAddr = program.try_into()?;
+        if self.loaded_sockets.insert(hook) {
+            program
+                .load()
+                .with_context(|| format!("the kernel refuses the program {name}"))?;
+        }
+        Ok(program)
+    }
+}
+
+fn missing_is_fine(done: std::io::Result<()>) -> Result<()> {
+    match done {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
