@@ -127,13 +127,19 @@ mod tests {
         );
         let newer = parse(&format!("{TWENTY} -use-listen-fd")).unwrap();
         assert!(newer.listen_fd);
-        let equals = TWENTY.replace(" 8080", "=8080").replace("-proto", "--proto");
+        let equals = TWENTY
+            .replace(" 8080", "=8080")
+            .replace("-proto", "--proto");
         assert_eq!(parse(&equals).unwrap().host_port, 8080);
     }
 
     #[test]
     fn other_families_and_sctp_are_not_ours() {
-        for (what, by) in [("0.0.0.0", "::"), ("172.17.0.2", "fd00::2"), ("tcp", "sctp")] {
+        for (what, by) in [
+            ("0.0.0.0", "::"),
+            ("172.17.0.2", "fd00::2"),
+            ("tcp", "sctp"),
+        ] {
             assert!(!parse(&TWENTY.replace(what, by)).unwrap().is_ours(), "{by}");
         }
     }
@@ -141,7 +147,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (line, why) in [
-            ("", "-proto is missing: dockerd starts this program (userland-proxy-path)"),
+            (
+                "",
+                "-proto is missing: dockerd starts this program (userland-proxy-path)",
+            ),
             ("-proto", "-proto wants a value"),
             ("-speed 3", "unknown argument -speed"),
             ("-proto tcp -host-ip x", "-host-ip cannot be x"),

@@ -117,8 +117,9 @@ fn docker_proxy() -> Result<PathBuf, String> {
     let own = fs::metadata("/proc/self/exe").map(|file| (file.dev(), file.ino()));
     let other = |path: &PathBuf| {
         // We may be installed under that name.
-        fs::metadata(path)
-            .is_ok_and(|file| file.is_file() && own.as_ref().ok() != Some(&(file.dev(), file.ino())))
+        fs::metadata(path).is_ok_and(|file| {
+            file.is_file() && own.as_ref().ok() != Some(&(file.dev(), file.ino()))
+        })
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -126,6 +127,8 @@ fn docker_proxy() -> Result<PathBuf, String> {
         .map(|folder| folder.join("docker-proxy"))
         .find(other)
         .ok_or_else(|| {
-            format!("which is not installed: publish on an IPv4 address, or let {DOCKER_PROXY} name it")
+            format!(
+                "which is not installed: publish on an IPv4 address, or let {DOCKER_PROXY} name it"
+            )
         })
 }

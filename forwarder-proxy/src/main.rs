@@ -86,7 +86,12 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
     let reservation = match Reservation::make(args) {
         Err(busy) if busy.kind() == ErrorKind::AddrInUse => {
             // An orphan of a dockerd that died may hold it. If none does, what we saw is so.
-            match ask(&mut agent, &args.question("reclaim", false), signals, deadline) {
+            match ask(
+                &mut agent,
+                &args.question("reclaim", false),
+                signals,
+                deadline,
+            ) {
                 Ok(()) => again(args),
                 Err(End::Failed(_)) => Err(busy),
                 Err(done) => return Err(done),
@@ -128,12 +133,7 @@ fn find(signals: &Signals) -> Result<Agent, End> {
 }
 
 /// Asks the agent and waits for its answer.
-fn ask(
-    agent: &mut Agent,
-    question: &str,
-    signals: &Signals,
-    deadline: Instant,
-) -> Result<(), End> {
+fn ask(agent: &mut Agent, question: &str, signals: &Signals, deadline: Instant) -> Result<(), End> {
     agent.say(question)?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

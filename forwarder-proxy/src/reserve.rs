@@ -74,9 +74,9 @@ impl Reservation {
     /// its socket stays what does not stand in the way of another bind.
     pub(crate) fn outlive_dockerd(&mut self) {
         let Self::Handed(listener) = self else { return };
-        let bound = listener
-            .as_ref()
-            .is_some_and(|listener| shutdown(listener.socket().as_raw_fd(), Shutdown::Read).is_ok());
+        let bound = listener.as_ref().is_some_and(|listener| {
+            shutdown(listener.socket().as_raw_fd(), Shutdown::Read).is_ok()
+        });
         if !bound {
             *listener = None;
         }

@@ -8,7 +8,7 @@ use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::parse::proto;
 
 use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Tables, Target, XdpKind};
-use crate::world::{Container, Family, Link, LinkLayer, Network, PortBinding, Proto, World};
+use crate::world::{Container, Family, HostPort, Link, LinkLayer, Network, Proto, World};
 
 /// What the configuration decides about the tables.
 #[derive(Clone, Debug, Default)]
@@ -240,7 +240,14 @@ fn locals(world: &World) -> BTreeSet<Be32> {
     .collect()
 }
 
+/// What shims have bound, and what Docker lists of containers that have no shim.
 fn add_published(tables: &mut Tables, world: &World) {
+    for (port, bound) in &world.bound {
+        if let (Some(key), IpAddr::V4(address)) = (port_key(port), bound.container_ip) {
+            let target = target(key, address, bound.container_port);
+            tables.published.insert(key, target);
+        }
+    }
     for container in world
         .containers
         .values()
@@ -253,34 +260,41 @@ fn add_published(tables: &mut Tables, world: &World) {
             continue;
         };
         for binding in &container.ports {
-            let Some(key) = port_key(binding) else {
+            let Some(key) = port_key(&binding.host()) else {
                 continue;
             };
-            let name = format!("{key:?} {}", binding.container_port);
-            let target = Target {
-                addr: be32(address),
-                port: Be16::new(binding.container_port),
-                incarnation: incarnation([endpoint.id.0.as_str(), &name]),
-            };
-            tables.published.insert(key, target);
+            let target = target(key, address, binding.container_port);
+            tables.published.entry(key).or_insert(target);
         }
+    }
+}
+
+/// Where a port leads. The same way is the same mapping, whoever tells of it first: that a container
+/// is another one by now is told by its endpoint's incarnation, which flows carry too.
+#[must_use]
+pub fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16) -> Target {
+    let name = format!("{key:?} {address}:{port}");
+    Target {
+        addr: be32(address),
+        port: Be16::new(port),
+        incarnation: incarnation([name.as_str()]),
     }
 }
 
 /// The key of a published port in the datapath, if it is one of IPv4's.
 #[must_use]
-pub fn port_key(binding: &PortBinding) -> Option<PortKey<V4>> {
-    let IpAddr::V4(host) = binding.host_ip else {
+pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
+    let IpAddr::V4(address) = host.ip else {
         return None;
     };
-    let proto = match binding.proto {
+    let proto = match host.proto {
         Proto::Tcp => proto::TCP,
         Proto::Udp => proto::UDP,
         Proto::Sctp => return None,
     };
     Some(PortKey {
-        addr: be32(host),
-        port: Be16::new(binding.host_port),
+        addr: be32(address),
+        port: Be16::new(host.port),
         proto: proto as u16,
     })
 }
@@ -305,8 +319,8 @@ fn add_far_ends(tables: &mut Tables, world: &World) {
     }
 }
 
-/// A number that tells one life of an endpoint or mapping from all others: never 0. FNV-1a over
-/// Docker's own random ids.
+/// A number that tells one life of an endpoint, or one mapping, from all others: never 0. FNV-1a
+/// over what names it, which for endpoints is Docker's own random id.
 fn incarnation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {

@@ -15,6 +15,7 @@ pub mod diff;
 pub mod lock;
 pub mod preflight;
 pub mod report;
+pub mod shims;
 pub mod tables;
 pub mod uplinks;
 pub mod watch;

@@ -1,10 +1,12 @@
-//! The sources of facts: Docker's socket and the kernel's netlink, each a task that ends only by a fatal error.
+//! The sources of facts: Docker's socket and the kernel's netlink, each a task that ends only by a fatal error;
+//! and the shims that dockerd starts, one conversation each.
 mod dial;
 pub mod docker;
 mod ethtool;
 mod inspect;
 pub mod netlink;
 pub mod sandbox;
+pub mod shim;
 
 use std::sync::Arc;
 
