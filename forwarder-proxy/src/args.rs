@@ -1,7 +1,7 @@
 //! The command line, which is docker-proxy's, and the questions made of it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 /// What dockerd wants.
@@ -91,7 +91,7 @@ impl fmt::Display for Args {
             host_port,
             ..
         } = self;
-        write!(f, "{host_ip}:{host_port}/{proto}")
+        write!(f, "{}/{proto}", SocketAddr::new(*host_ip, *host_port))
     }
 }
 
