@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use harness::{Docker, Lab, Peer, Running, forwarder_proxy_bin};
+use harness::{Docker, Lab, Peer, Running, forwarder_bin, forwarder_proxy_bin};
 use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use object::{Endianness, elf};
@@ -36,6 +36,26 @@ fn it_is_small() -> Result<()> {
         println!("{private} kB: {}", shim.line);
         assert!(private <= PRIVATE_KB, "{private} kB");
     }
+    Ok(())
+}
+
+#[test]
+fn the_doctor_knows_it() -> Result<()> {
+    let scene = scene("doctor")?;
+    let said = scene.host.forwarder(&["doctor"])?.stdout;
+    let good = "ok     dockerd starts the shim for each published port";
+    assert!(said.contains(good), "{said}");
+    let apart = format!("--state-dir={}", scene.host.bpffs_dir().display());
+    let said = scene.host.cmd(&[
+        forwarder_bin()?.to_str().context("not UTF-8")?,
+        "doctor",
+        &apart,
+    ]);
+    let said = format!("{said:?}");
+    assert!(
+        said.contains("dockerd's shims look for the agent in "),
+        "{said}"
+    );
     Ok(())
 }
 
