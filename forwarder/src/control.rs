@@ -1,4 +1,5 @@
-//! The control socket: a question and its answer, one line of JSON each.
+//! The control socket: a question and its answer, one line of JSON each. Shims stay connected: what
+//! they say goes to [`shim`](crate::watch::shim).
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
@@ -11,15 +12,18 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, unix};
+use tokio::net::UnixListener;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::watch::shim::{self, Call};
+
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// No question is longer, in bytes.
-const QUESTION: u64 = 1024;
+pub(crate) const QUESTION: usize = 1024;
 
 /// What the agent can be asked. Flows are not among it: they are read from the pins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -78,12 +82,16 @@ impl Drop for Server {
     }
 }
 
-/// Answers at `path` (mode 0600) from now on, each question by way of `queries`. A dead agent's
-/// file is replaced. Needs a tokio runtime.
+/// Answers at `path` (mode 0600) from now on, each question by way of `queries`, shims by way of
+/// `calls`. A dead agent's file is replaced. Needs a tokio runtime.
 ///
 /// # Errors
 /// A living agent answers there, or the file cannot be made.
-pub fn serve(path: &Path, queries: mpsc::Sender<Query>) -> Result<Server> {
+pub fn serve(
+    path: &Path,
+    queries: mpsc::Sender<Query>,
+    calls: mpsc::Sender<Call>,
+) -> Result<Server> {
     if UnixStream::connect(path).is_ok() {
         bail!(
             "another agent answers at {}: give this one a --state-dir of its own",
@@ -94,7 +102,7 @@ pub fn serve(path: &Path, queries: mpsc::Sender<Query>) -> Result<Server> {
         bind(path).with_context(|| format!("cannot make the socket {}", path.display()))?;
     Ok(Server {
         path: path.to_owned(),
-        task: tokio::spawn(accept(listener, queries)),
+        task: tokio::spawn(accept(listener, queries, calls)),
     })
 }
 
@@ -112,16 +120,16 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>) {
+async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>, calls: mpsc::Sender<Call>) {
     let mut callers = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((caller, _)) => {
-                    let queries = queries.clone();
+                    let (queries, calls) = (queries.clone(), calls.clone());
                     callers.spawn(async move {
                         // A caller that does not hear us out is its own loss.
-                        let _ = timeout(2 * PATIENCE, converse(caller, &queries)).await;
+                        let _ = converse(caller, &queries, calls).await;
                     });
                 }
                 Err(error) => {
@@ -135,23 +143,38 @@ async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>) {
     }
 }
 
-async fn converse(caller: tokio::net::UnixStream, queries: &mpsc::Sender<Query>) -> Result<()> {
+/// What callers are read by. A thousand shims stay connected: they shall cost little.
+pub(crate) type Lines = tokio::io::BufReader<OwnedReadHalf>;
+
+async fn converse(
+    caller: tokio::net::UnixStream,
+    queries: &mpsc::Sender<Query>,
+    calls: mpsc::Sender<Call>,
+) -> Result<()> {
     let (from, mut to) = caller.into_split();
-    let answer = match answer(from, queries).await {
+    let mut from = Lines::with_capacity(QUESTION, from);
+    let line = timeout(PATIENCE, next(&mut from)).await??;
+    if let Some(question) = shim::Question::read(&line) {
+        return shim::converse(question, from, to, &calls).await;
+    }
+    let answer = match timeout(PATIENCE, answer(&line, queries)).await? {
         Ok(value) => Answer::Ok(value),
         Err(error) => Answer::Error(format!("{error:#}")),
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    Ok(to.write_all(&line).await?)
+    Ok(timeout(PATIENCE, to.write_all(&line)).await??)
 }
 
-async fn answer(from: unix::OwnedReadHalf, queries: &mpsc::Sender<Query>) -> Result<Value> {
+/// The next line; an empty one at the end.
+pub(crate) async fn next(from: &mut Lines) -> io::Result<String> {
     let mut line = String::new();
-    tokio::io::BufReader::new(from.take(QUESTION))
-        .read_line(&mut line)
-        .await?;
-    let Question { verb } = serde_json::from_str(&line).context("not a question")?;
+    from.take(QUESTION as u64).read_line(&mut line).await?;
+    Ok(line)
+}
+
+async fn answer(line: &str, queries: &mpsc::Sender<Query>) -> Result<Value> {
+    let Question { verb } = serde_json::from_str(line).context("not a question")?;
     let (reply, answer) = oneshot::channel();
     let ending = "the agent is about to end";
     queries.send(Query { verb, reply }).await.context(ending)?;
@@ -239,7 +262,7 @@ mod tests {
     async fn a_question_reaches_the_loop_and_its_answer_comes_back() {
         let path = path("asked");
         let (to, mut queries) = mpsc::channel(1);
-        let server = serve(&path, to).unwrap();
+        let server = serve(&path, to, mpsc::channel(1).0).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         tokio::spawn(async move {
@@ -257,7 +280,7 @@ mod tests {
     async fn a_bad_question_gets_an_error() {
         let path = path("bad");
         let (to, _queries) = mpsc::channel(1);
-        let _server = serve(&path, to).unwrap();
+        let _server = serve(&path, to, mpsc::channel(1).0).unwrap();
         let asked = path.clone();
         let answer = tokio::task::spawn_blocking(move || {
             let mut stream = UnixStream::connect(asked).unwrap();
@@ -283,8 +306,10 @@ mod tests {
         );
 
         let (to, _queries) = mpsc::channel(1);
-        let server = serve(&path, to.clone()).unwrap();
-        let second = serve(&path, to).unwrap_err().to_string();
+        let server = serve(&path, to.clone(), mpsc::channel(1).0).unwrap();
+        let second = serve(&path, to, mpsc::channel(1).0)
+            .unwrap_err()
+            .to_string();
         assert!(second.contains("--state-dir"), "{second}");
         drop(server);
     }
@@ -293,7 +318,7 @@ mod tests {
     async fn an_agent_that_ends_says_so() {
         let path = path("ending");
         let (to, mut queries) = mpsc::channel(1);
-        let _server = serve(&path, to).unwrap();
+        let _server = serve(&path, to, mpsc::channel(1).0).unwrap();
         tokio::spawn(async move { drop(queries.recv().await) });
         let refused = ask(&path, Verb::Status).await.unwrap_err().to_string();
         assert!(

@@ -8,11 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use forwarder_common::abi::device;
-use forwarder_common::family::Be32;
+use forwarder_common::abi::{PortKey, device};
+use forwarder_common::family::{Be32, V4};
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -22,12 +23,14 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::config::{Attach, Config, XdpMode};
 use crate::control::{self, Query, Verb};
 use crate::datapath::{self, Datapath, Setup};
-use crate::desired::{Policy, desired};
+use crate::desired::{Policy, be32, desired, port_key};
 use crate::diff::{Op, diff};
 use crate::rules::Rules;
+use crate::shims::Shims;
 use crate::tables::{Hook, SocketHook, Tables};
 use crate::uplinks::{self, Choice};
-use crate::world::{Fact, World};
+use crate::watch::shim::Call;
+use crate::world::{Fact, HostPort, World};
 use crate::{report, watch};
 
 /// How often the programs are told that the agent is alive; they trust it for five times as long.
@@ -43,6 +46,8 @@ enum Event {
     Query(Query),
     /// The administrator lays something else down.
     Rules(Rules),
+    /// A shim of dockerd's says something.
+    Call(Call),
     /// Time to say that we are alive, and to try again what failed.
     Beat,
     /// Time to compare.
@@ -61,6 +66,7 @@ pub async fn run(mut config: Config) -> Result<()> {
     let mut sources = Sources::start(&config)?;
     let mut world = World::default();
     let mut agent: Option<Agent> = None;
+    let mut shims = Shims::new(Instant::now());
     let mut ready = false;
     loop {
         let mut event = sources.next().await;
@@ -80,7 +86,15 @@ pub async fn run(mut config: Config) -> Result<()> {
                 config.rules = rules;
                 changed = true;
             }
+            Event::Call(call) => {
+                // They come in crowds: one sync answers them all.
+                let calls = std::iter::successors(Some(call), |_| sources.calling());
+                for call in calls {
+                    changed |= shims.hear(call, &mut world, Instant::now());
+                }
+            }
             Event::Beat => {
+                shims.review(&mut world, Instant::now());
                 if let Some(agent) = &mut agent {
                     agent.datapath.beat()?;
                     changed |= agent.failing;
@@ -98,6 +112,7 @@ pub async fn run(mut config: Config) -> Result<()> {
         }
         let Some(agent) = &mut agent else { continue };
         agent.sync(&world, &config).await?;
+        shims.synced(|port| agent.holds(&world, port));
         if !ready && world.is_complete() {
             announce(&world, &agent.tables)?;
             ready = true;
@@ -125,6 +140,7 @@ struct Sources {
     facts: mpsc::Receiver<Fact>,
     queries: mpsc::Receiver<Query>,
     rules: mpsc::Receiver<Rules>,
+    calls: mpsc::Receiver<Call>,
     watchers: JoinSet<Result<()>>,
     beat: Interval,
     resync: Interval,
@@ -139,7 +155,9 @@ impl Sources {
         let (facts_in, facts) = mpsc::channel(1024);
         let (queries_in, queries) = mpsc::channel(16);
         let (rules_in, rules) = mpsc::channel(1);
-        let server = control::serve(&control::socket(&config.state_dir), queries_in)?;
+        let (calls_in, calls) = mpsc::channel(1024);
+        let socket = control::socket(&config.state_dir);
+        let server = control::serve(&socket, queries_in, calls_in)?;
         let every = |period| {
             let mut interval = interval(period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -149,6 +167,7 @@ impl Sources {
             facts,
             queries,
             rules,
+            calls,
             watchers: watch::spawn(
                 config.docker.clone(),
                 config.file.clone(),
@@ -168,12 +187,18 @@ impl Sources {
             Some(fact) = self.facts.recv() => Event::Fact(fact),
             Some(query) = self.queries.recv() => Event::Query(query),
             Some(rules) = self.rules.recv() => Event::Rules(rules),
+            Some(call) = self.calls.recv() => Event::Call(call),
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
             _ = self.beat.tick() => Event::Beat,
             _ = self.resync.tick() => Event::Resync,
             _ = self.terminate.recv() => Event::Stop,
             _ = self.interrupt.recv() => Event::Stop,
         }
+    }
+
+    /// A call that is already there.
+    fn calling(&mut self) -> Option<Call> {
+        self.calls.try_recv().ok()
     }
 
     /// A fact that is already there.
@@ -188,6 +213,15 @@ fn why(ended: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Error {
         Ok(Err(error)) => error,
         Err(panic) => anyhow::Error::new(panic).context("a source of facts died"),
     }
+}
+
+/// Whether it ends what a shim has given back: known also while Docker has not been heard.
+fn is_given_back(world: &World, op: &Op) -> bool {
+    let Op::DropPublished { key, .. } = op else {
+        return false;
+    };
+    let mut given_back = world.unbound.iter().filter_map(port_key);
+    given_back.any(|port| port == *key)
 }
 
 /// What flows keep of routes: whenever it changes, they look again.
@@ -230,6 +264,8 @@ struct Agent {
     routing: Option<Routing>,
     /// Some operation failed in the last sync: it is tried again with the next beat.
     failing: bool,
+    /// Published ports that the kernel refused in the last sync, and why.
+    unpublished: BTreeMap<PortKey<V4>, String>,
 }
 
 impl Agent {
@@ -268,6 +304,7 @@ impl Agent {
             route_generation,
             routing: None,
             failing: false,
+            unpublished: BTreeMap::new(),
         })
     }
 
@@ -315,10 +352,11 @@ impl Agent {
             .map(|link| (link.index, link.name.clone()))
             .collect();
         self.failing = false;
+        self.unpublished.clear();
         let ops = diff(&observed, &self.tables);
         for op in ops
             .into_iter()
-            .filter(|op| world.is_complete() || op.adds())
+            .filter(|op| world.is_complete() || op.adds() || is_given_back(world, op))
         {
             match self.datapath.apply(&op, &names).await {
                 Ok(()) => tracing::debug!("{op:?}"),
@@ -328,7 +366,23 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether the last sync brought into the kernel what a shim has bound; else why not.
+    fn holds(&self, world: &World, port: &HostPort) -> Result<(), String> {
+        let key =
+            port_key(port).ok_or_else(|| format!("{port} is no port of IPv4's TCP or UDP"))?;
+        let wanted = world.bound.get(port).map(|bound| bound.container_ip);
+        let target = self.tables.published.get(&key).map(|target| target.addr);
+        match (wanted, self.unpublished.get(&key)) {
+            (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
+            (Some(IpAddr::V4(wanted)), None) if target == Some(be32(wanted)) => Ok(()),
+            _ => Err(format!("{port} leads elsewhere by now")),
+        }
+    }
+
     fn failed(&mut self, op: &Op, error: &anyhow::Error) {
+        if let Op::PutPublished { key, .. } = *op {
+            self.unpublished.insert(key, format!("{error:#}"));
+        }
         if let Op::Attach {
             ifindex,
             hook: Hook::Uplink,

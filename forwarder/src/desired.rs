@@ -1,19 +1,18 @@
 //! What the kernel should hold, derived from the World: pure.
 
+mod published;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device, network};
-use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::parse::proto;
+use forwarder_common::abi::{Device, Endpoint, TrustKey, device, network};
+use forwarder_common::family::{Be32, V4};
 
+pub use self::published::port_key;
 use crate::lists::Lists;
 use crate::rules::Rules;
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, Target, XdpKind};
-use crate::world::{
-    Container, Family, GatewayMode, Ingress, Link, LinkLayer, Network, NetworkId, PortBinding,
-    Proto, Terms, World,
-};
+use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, XdpKind};
+use crate::world::{Container, Family, GatewayMode, Link, LinkLayer, Network, Terms, World};
 
 /// What the configuration decides about the tables.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +55,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
             }
         }
         if !terms.icc {
-            add_links(&mut tables, world, network);
+            published::add_links(&mut tables, world, network);
         }
         tables
             .devices
@@ -89,7 +88,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         }
     }
     tables.locals = locals(world);
-    add_published(&mut tables, world, policy, &terms, &mut lists);
+    published::add_published(&mut tables, world, policy, &terms, &mut lists);
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
     if !tables.xdp.is_empty() {
         add_far_ends(&mut tables, world);
@@ -293,134 +292,6 @@ fn locals(world: &World) -> BTreeSet<Be32> {
     .collect()
 }
 
-/// What running containers publish: ports of the host, which lead to the endpoint that is their
-/// gateway, and where a network lets them be asked straight, their own addresses.
-fn add_published(
-    tables: &mut Tables,
-    world: &World,
-    policy: &Policy,
-    terms: &BTreeMap<&NetworkId, Terms>,
-    lists: &mut Lists,
-) {
-    let running = world.containers.values().filter(|c| c.running);
-    for container in running {
-        let gateway = container.gateway_endpoint(Family::V4, &world.networks);
-        if let Some((network, endpoint)) = gateway
-            && let Some(address) = endpoint.ipv4
-            && terms
-                .get(network)
-                .is_none_or(|t| t.mode != GatewayMode::Routed)
-        {
-            for binding in &container.ports {
-                let Some(key) = port_key(binding) else {
-                    continue;
-                };
-                let list = policy.rules.ingress(container, binding);
-                let to = (address, binding.container_port, endpoint.id.0.as_str());
-                publish(tables, key, to, lists.id(&list));
-            }
-        }
-        for (network, endpoint) in &container.endpoints {
-            let (Some(address), Some(terms)) = (endpoint.ipv4, terms.get(network)) else {
-                continue;
-            };
-            let straight = matches!(
-                terms.mode,
-                GatewayMode::Routed | GatewayMode::NatUnprotected
-            ) || policy.direct_routing
-                || !terms.trusted.is_empty();
-            for &(proto, port) in container.published.iter().filter(|_| straight) {
-                let list = straight_ingress(container, policy, (proto, port));
-                let own = PortBinding {
-                    proto,
-                    host_ip: address.into(),
-                    host_port: port,
-                    container_port: port,
-                };
-                if let Some(key) = port_key(&own) {
-                    let to = (address, port, endpoint.id.0.as_str());
-                    publish(tables, key, to, lists.id(&list));
-                }
-            }
-        }
-    }
-}
-
-fn publish(tables: &mut Tables, key: PortKey<V4>, to: (Ipv4Addr, u16, &str), policy: u32) {
-    let (address, port, endpoint) = to;
-    let target = Target {
-        addr: be32(address),
-        port: Be16::new(port),
-        policy,
-        incarnation: incarnation([endpoint, &format!("{key:?} {port}")]),
-    };
-    tables.published.insert(key, target);
-}
-
-/// Who may ask a container's port straight: whoever may ask the port of the host that stands for it.
-fn straight_ingress(
-    container: &Container,
-    policy: &Policy,
-    (proto, port): (Proto, u16),
-) -> Ingress {
-    let binding = container
-        .ports
-        .iter()
-        .find(|binding| binding.proto == proto && binding.container_port == port);
-    binding.map_or_else(
-        || container.ingress.clone(),
-        |binding| policy.rules.ingress(container, binding),
-    )
-}
-
-/// What links open between containers of a network that do not reach each other: the child's
-/// exposed ports, to the parent. On the default bridge only, as with Docker.
-fn add_links(tables: &mut Tables, world: &World, network: &Network) {
-    if network.bridge.as_deref() != Some("docker0") {
-        return;
-    }
-    let address = |container: &Container| container.endpoints.get(&network.id)?.ipv4;
-    let running = || world.containers.values().filter(|c| c.running);
-    for parent in running() {
-        let children = running().filter(|child| parent.links.contains(&child.name));
-        for child in children {
-            let (Some(parent), Some(to)) = (address(parent), address(child)) else {
-                continue;
-            };
-            for &(proto, port) in &child.exposed {
-                tables.links.extend(number(proto).map(|proto| LinkKey {
-                    parent: be32(parent),
-                    child: be32(to),
-                    port: Be16::new(port),
-                    proto,
-                }));
-            }
-        }
-    }
-}
-
-/// The key of a published port in the datapath, if it is one of IPv4's.
-#[must_use]
-pub fn port_key(binding: &PortBinding) -> Option<PortKey<V4>> {
-    let IpAddr::V4(host) = binding.host_ip else {
-        return None;
-    };
-    Some(PortKey {
-        addr: be32(host),
-        port: Be16::new(binding.host_port),
-        proto: number(binding.proto)?,
-    })
-}
-
-/// The number of a protocol whose ports the datapath knows.
-fn number(proto: Proto) -> Option<u16> {
-    match proto {
-        Proto::Tcp => Some(proto::TCP as u16),
-        Proto::Udp => Some(proto::UDP as u16),
-        Proto::Sctp => None,
-    }
-}
-
 /// The far ends of the veths of containers that run: what XDP may redirect into.
 fn add_far_ends(tables: &mut Tables, world: &World) {
     let running = |container: &&Container| container.running && container.pid != 0;
@@ -441,8 +312,8 @@ fn add_far_ends(tables: &mut Tables, world: &World) {
     }
 }
 
-/// A number that tells one life of an endpoint or mapping from all others: never 0. FNV-1a over
-/// Docker's own random ids.
+/// A number that tells one life of an endpoint, or one mapping, from all others: never 0. FNV-1a
+/// over what names it, which for endpoints is Docker's own random id.
 pub(crate) fn incarnation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {

@@ -17,6 +17,7 @@ pub mod lock;
 pub mod preflight;
 pub mod report;
 pub mod rules;
+pub mod shims;
 pub mod tables;
 pub mod uplinks;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! Whether this kernel, host and Docker bear the forwarder: findings for `doctor`, and the gate
 //! that `run` passes. What is seen is a `Probe`; what it means is judged by pure functions.
 
+mod dockerd;
 mod firewall;
 mod probe;
 #[cfg(test)]
@@ -154,7 +155,11 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.extend(uplinks(probe, config));
     findings.extend(firewall::judge(&probe.firewall));
     findings.push(forwarding(probe));
-    findings.extend(proxies(probe));
+    findings.extend(dockerd::judge(
+        probe.dockerd.as_ref(),
+        probe.proxies,
+        &config.state_dir,
+    ));
     findings
 }
 
@@ -314,18 +319,6 @@ fn forwarding(probe: &Probe) -> Finding {
             "sysctl -w net.ipv4.ip_forward=1 (dockerd does it at its start)",
         )
     }
-}
-
-fn proxies(probe: &Probe) -> Option<Finding> {
-    (probe.proxies > 0).then(|| {
-        Finding::warn(
-            format!(
-                "dockerd runs docker-proxy for published ports ({} of them)",
-                probe.proxies
-            ),
-            "set \"userland-proxy\": false in /etc/docker/daemon.json and restart docker",
-        )
-    })
 }
 
 /// Major and minor of a release such as `6.1.0-13-amd64`.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::world::{Container, GatewayMode, Ingress, Network, PortBinding, Proto, Terms};
+use crate::world::{Container, GatewayMode, HostPort, Ingress, Network, Proto, Terms};
 
 /// All rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,19 +107,23 @@ impl Rules {
     }
 
     /// Who is let in to a published port of a container: what the file says of the port, else the
-    /// container's label for the port, else its label for all of them.
+    /// container's label for the port, else its label for all of them. Whose port it is may not be
+    /// known yet: it does not run before it is.
     #[must_use]
-    pub fn ingress(&self, container: &Container, binding: &PortBinding) -> Ingress {
+    pub fn ingress(&self, container: Option<&Container>, at: &HostPort) -> Ingress {
         let name = |host_ip| PortName {
             host_ip,
-            port: binding.host_port,
-            proto: binding.proto,
+            port: at.port,
+            proto: at.proto,
         };
-        let names = [name(Some(binding.host_ip)), name(None)];
+        let names = [name(Some(at.ip)), name(None)];
         let by_file = names.iter().find_map(|name| self.ports.get(name));
         if let Some(list) = by_file.and_then(|r| list(&r.ingress_allow, &r.ingress_deny)) {
             return list;
         }
+        let Some(container) = container else {
+            return Ingress::default();
+        };
         let by_label = names
             .iter()
             .find_map(|name| container.port_ingress.get(name));
@@ -218,29 +222,28 @@ mod tests {
             allow: vec![range(text).unwrap()],
             deny: Vec::new(),
         };
-        let binding = PortBinding {
+        let at = HostPort {
             proto: Proto::Tcp,
-            host_ip: [0, 0, 0, 0].into(),
-            host_port: 8080,
-            container_port: 80,
+            ip: [0, 0, 0, 0].into(),
+            port: 8080,
         };
         let mut container = Container {
             ingress: only("198.18.1.0/24"),
             ..Container::default()
         };
         let mut rules = Rules::default();
-        assert_eq!(rules.ingress(&container, &binding), container.ingress);
+        assert_eq!(rules.ingress(Some(&container), &at), container.ingress);
         let label = only("198.18.2.0/24");
         let name = port("8080/tcp").unwrap();
         container.port_ingress.insert(name, label.clone());
-        assert_eq!(rules.ingress(&container, &binding), label);
+        assert_eq!(rules.ingress(Some(&container), &at), label);
         let of_file: PortRules = toml::from_str("ingress-deny = ['198.18.3.1']").unwrap();
         rules.ports.insert(name, of_file);
-        let list = rules.ingress(&container, &binding);
+        let list = rules.ingress(Some(&container), &at);
         assert_eq!((list.allow.len(), list.deny.len()), (0, 1));
         let nobody: PortRules = toml::from_str("ingress-allow = []").unwrap();
         rules.ports.insert(name, nobody);
-        assert_eq!(rules.ingress(&container, &binding), Ingress::closed());
+        assert_eq!(rules.ingress(Some(&container), &at), Ingress::closed());
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub struct World {
     pub route_generation: u32,
     /// The devices of the IPv4 default routes.
     pub default_devices: BTreeSet<u32>,
+    /// What shims have bound.
+    pub bound: BTreeMap<HostPort, Bound>,
+    /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
+    pub unbound: BTreeSet<HostPort>,
     /// How often the kernel dropped notices that we were too slow to read (all was read anew then).
     pub overruns: u32,
     /// The host end of each endpoint's veth (its ifindex); derived from the rest by `apply`.
@@ -65,6 +69,12 @@ impl World {
     /// Whether the host's own devices and addresses are known, which does not need Docker.
     pub fn is_host_known(&self) -> bool {
         self.seen.links && self.seen.addresses
+    }
+
+    /// Whether a running container has this port, as far as Docker has said.
+    pub fn publishes(&self, port: &HostPort) -> bool {
+        let mut running = self.containers.values().filter(|c| c.running);
+        running.any(|container| container.ports.iter().any(|own| own.host() == *port))
     }
 
     /// Takes in one fact; returns whether anything is different now.
@@ -109,11 +119,25 @@ impl World {
                 self.route_generation = self.route_generation.wrapping_add(1);
                 true
             }
+            Fact::Bound(port, bound) => {
+                self.unbound.remove(&port);
+                put(&mut self.bound, port, bound)
+            }
+            Fact::Unbound(shim) => self.unbind(shim),
+            Fact::ShimGone(shim) => {
+                let before = self.bound.len();
+                self.bound.retain(|_, bound| bound.shim != shim);
+                self.bound.len() != before
+            }
             Fact::Overrun => {
                 self.overruns = self.overruns.wrapping_add(1);
                 true
             }
         };
+        if self.is_complete() {
+            // An absence says as much from here on.
+            self.unbound.clear();
+        }
         if changed {
             self.veths = self.match_veths();
         }
@@ -124,6 +148,17 @@ impl World {
     pub fn bridge(&self, network: &Network) -> Option<&Link> {
         let name = network.bridge.as_deref()?;
         self.links.values().find(|link| link.name == name)
+    }
+
+    /// Who has an address: the network, and the container.
+    pub fn seat(&self, address: IpAddr) -> Option<(&NetworkId, &ContainerId)> {
+        self.networks.values().find_map(|network| {
+            let at = network.endpoints.values().find(|at| match address {
+                IpAddr::V4(v4) => at.ipv4 == Some(v4),
+                IpAddr::V6(v6) => at.ipv6 == Some(v6),
+            });
+            at.map(|at| (&network.id, &at.container))
+        })
     }
 
     /// The gateway of a network: what IPAM names, else the bridge's own first address inside one of its ranges.
@@ -140,6 +175,20 @@ impl World {
                 .map(|a| a.address)
                 .find(|&a| ranges().any(|subnet| subnet.contains(a)))
         })
+    }
+
+    fn unbind(&mut self, shim: ShimId) -> bool {
+        let own = self.bound.iter().filter(|(_, bound)| bound.shim == shim);
+        let given_back: BTreeSet<HostPort> = own.map(|(port, _)| *port).collect();
+        self.bound.retain(|port, _| !given_back.contains(port));
+        for container in self.containers.values_mut() {
+            container
+                .ports
+                .retain(|own| !given_back.contains(&own.host()));
+        }
+        let changed = !given_back.is_empty();
+        self.unbound.extend(given_back);
+        changed
     }
 
     fn forget_netns(&mut self, netns: NetnsId) -> bool {

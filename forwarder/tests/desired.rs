@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use forwarder::desired::{Policy, be32, desired, is_outside};
 use forwarder::tables::{EndpointKey, Hook, Tables, XdpKind};
 use forwarder::world::{
-    Address, Container, Endpoint, GatewayMode, Ingress, Link, LinkLayer, Network, NetworkEndpoint,
-    PortBinding, Proto, Subnet, Terms, World,
+    Address, Bound, Container, Endpoint, Fact, GatewayMode, Ingress, Link, LinkLayer, Network,
+    NetworkEndpoint, PortBinding, Proto, ShimId, Subnet, Terms, World,
 };
 use forwarder_common::abi::{LinkKey, TrustKey, device, network};
 use forwarder_common::family::{Be16, Be32};
@@ -274,9 +274,9 @@ fn another_life_is_another_incarnation() {
         after.endpoints[&key].incarnation
     );
     let port = before.published.keys().next().unwrap();
-    assert_ne!(
-        before.published[port].incarnation,
-        after.published[port].incarnation
+    assert_eq!(
+        before.published[port], after.published[port],
+        "the same way is the same mapping; its flows end by their endpoint"
     );
     let floor = EndpointKey::Floor(BRIDGE);
     assert_ne!(
@@ -291,6 +291,41 @@ fn only_running_containers_publish() {
     assert_eq!(derive(&world).published.len(), 1);
     world.containers.get_mut(&"c1".into()).unwrap().running = false;
     assert_eq!(derive(&world).published.len(), 0);
+}
+
+#[test]
+fn what_a_shim_has_bound_comes_before_what_is_listed() {
+    let mut world = world();
+    let listed = derive(&world).published;
+    let port = world.containers[&"c1".into()].ports[0].host();
+    let bound = Bound {
+        shim: ShimId(1),
+        container_ip: IpAddr::V4(ip("172.17.0.2")),
+        container_port: 80,
+        orphan: false,
+    };
+    world.apply(Fact::Bound(port, bound));
+    assert_eq!(derive(&world).published, listed, "the same mapping");
+    let container_ip = IpAddr::V4(ip("172.17.0.9"));
+    world.apply(Fact::Bound(
+        port,
+        Bound {
+            container_ip,
+            ..bound
+        },
+    ));
+    let (key, moved) = derive(&world).published.pop_first().unwrap();
+    assert_eq!(moved.addr, be32(ip("172.17.0.9")));
+    assert_ne!(moved.incarnation, listed[&key].incarnation);
+    world.apply(Fact::ShimGone(ShimId(1)));
+    assert_eq!(
+        derive(&world).published,
+        listed,
+        "Docker's word counts again"
+    );
+    world.apply(Fact::Bound(port, bound));
+    world.apply(Fact::Unbound(ShimId(1)));
+    assert!(derive(&world).published.is_empty(), "in no list any more");
 }
 
 #[test]

@@ -10,16 +10,32 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::check::{eventually, tail};
+use crate::image::built;
 use crate::netns::Space;
 use crate::process::{Process, finish};
 
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 
+/// The shim: `FORWARDER_PROXY_BIN`, or what `cargo xtask build` made.
+///
+/// # Errors
+/// When there is none.
+pub fn forwarder_proxy_bin() -> Result<PathBuf> {
+    built("FORWARDER_PROXY_BIN", "release/forwarder-proxy")
+}
+
+/// Where a host's agent has its state, by the host's folder.
+pub(crate) fn state_dir(folder: &Path) -> PathBuf {
+    folder.join("run")
+}
+
 /// How a host's dockerd is started.
 #[derive(Debug, Clone, Default)]
 pub struct Docker {
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    shim: bool,
 }
 
 impl Docker {
@@ -36,6 +52,25 @@ impl Docker {
             .arg("--iptables=false")
             .arg("--ip6tables=false")
             .arg("--userland-proxy=false")
+    }
+
+    /// As the forwarder wants it best: no iptables rules, and its shim for each published port.
+    #[must_use]
+    pub fn replace_with_shim() -> Self {
+        Self {
+            shim: true,
+            ..Self::stock()
+                .arg("--iptables=false")
+                .arg("--ip6tables=false")
+                .arg("--userland-proxy=true")
+        }
+    }
+
+    /// A variable of dockerd's environment, which it hands on to shims.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// One more flag.
@@ -138,6 +173,14 @@ impl Dockerd {
             // No mounts, and for an image of this size the fastest.
             .args(["--storage-driver=vfs", "--shutdown-timeout=5"])
             .args(&self.options.arguments);
+        if self.options.shim {
+            let flag = format!("--userland-proxy-path={}", forwarder_proxy_bin()?.display());
+            command
+                .arg(flag)
+                .env("FORWARDER_STATE_DIR", state_dir(&self.folder));
+        }
+        let variables = &self.options.variables;
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut daemon = Process::spawn("dockerd", &mut command, &log)?;
         let up = eventually(START, || match daemon.ended()? {
             // Not worth another try: whoever answers now is not ours.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::agent::{AgentBuilder, forwarder_bin};
 use crate::container::{Container, Peer};
-use crate::dockerd::{Docker, DockerCli, Dockerd};
+use crate::dockerd::{Docker, DockerCli, Dockerd, state_dir};
 use crate::image::IMAGE;
 use crate::lab::Site;
 use crate::netns::{Netns, Space, veth};
@@ -115,7 +115,7 @@ impl Host {
     /// The folder of the state of an agent with the usual folders.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        self.folder.join("run")
+        state_dir(&self.folder)
     }
 
     /// Its command line of Docker.

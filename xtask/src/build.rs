@@ -12,6 +12,9 @@ use crate::{setup, step::step, toolchain::Toolchain, workspace::Workspace};
 /// The package that holds the test harness and its binaries.
 pub(crate) const TESTS: &str = "forwarder-tests";
 
+/// The shim that dockerd starts per published port, package and binary.
+pub(crate) const SHIM: &str = "forwarder-proxy";
+
 /// The package of the product's BPF programs, and that of the bench's own.
 const PROGRAMS: &str = "forwarder-ebpf";
 const TEST_PROGRAMS: &str = "forwarder-tests-ebpf";
@@ -33,9 +36,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let toolchain = setup::ensure(workspace)?;
     object(workspace, &toolchain, PROGRAMS, &workspace.object())?;
     release(workspace, "forwarder", "forwarder")?;
+    static_binary(workspace, SHIM, SHIM, "tiny", &workspace.release(SHIM))?;
     // A tree without its tests, as a package of the product may be, still builds.
     if workspace.has_binary(TESTS, "peer") {
-        peer(workspace)?;
+        // Containers of the tests hold nothing else, no C library either.
+        static_binary(workspace, TESTS, "peer", "release", &workspace.peer())?;
     }
     if workspace.has_binary(TEST_PROGRAMS, TEST_PROGRAMS) {
         object(
@@ -97,27 +102,24 @@ fn object(workspace: &Workspace, toolchain: &Toolchain, package: &str, place: &P
     )
 }
 
-fn peer(workspace: &Workspace) -> Result<()> {
+/// Builds a binary that needs no shared library, by a profile of the root manifest.
+fn static_binary(
+    workspace: &Workspace,
+    package: &str,
+    binary: &str,
+    profile: &str,
+    place: &Path,
+) -> Result<()> {
     let folder = workspace.target.join("static");
     let host = host_triple(workspace)?;
     let mut cargo = workspace.cargo();
     cargo
-        .args([
-            "build",
-            "--package",
-            TESTS,
-            "--bin",
-            "peer",
-            "--release",
-            "--target",
-            &host,
-            "--target-dir",
-        ])
+        .args(["build", "--package", package, "--bin", binary])
+        .args(["--profile", profile, "--target", &host, "--target-dir"])
         .arg(&folder)
-        // Containers of the tests hold nothing else, no C library either.
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    step("compile the tests' static peer", cargo)?;
-    publish(&folder.join(&host).join("release/peer"), &workspace.peer())
+    step(&format!("compile the static {binary}"), cargo)?;
+    publish(&folder.join(&host).join(profile).join(binary), place)
 }
 
 /// Copies a built file to where others look for it. One that is the same stays untouched,

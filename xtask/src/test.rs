@@ -128,6 +128,8 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
             "-p",
             "forwarder",
             "-p",
+            "forwarder-proxy",
+            "-p",
             "xtask",
         ]);
         cargo.args(filter);

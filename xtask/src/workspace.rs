@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::build::SHIM;
+
 /// Names the BPF object, to `forwarder/build.rs` which embeds it and to the tests which load it.
 const OBJECT_VARIABLE: &str = "FORWARDER_BPF_OBJECT";
 
@@ -77,9 +79,10 @@ impl Workspace {
     }
 
     /// What the forwarder's build script and the programs of `tests/` learn from their environment.
-    pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 3] {
+    pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 4] {
         [
             ("FORWARDER_BIN", self.release("forwarder")),
+            ("FORWARDER_PROXY_BIN", self.release(SHIM)),
             ("PEER_BIN", self.peer()),
             (OBJECT_VARIABLE, self.object()),
         ]

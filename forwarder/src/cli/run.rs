@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -23,6 +24,7 @@ pub(super) fn run(config: Config) -> Result<()> {
         Ok(hint) if !hint.is_empty() => anyhow!("{error:#} ({hint})"),
         _ => error,
     })?;
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -35,6 +37,14 @@ pub(super) fn run(config: Config) -> Result<()> {
         let _ = fs::remove_dir(dir);
     }
     ended
+}
+
+/// A thousand published ports are as many connections of shims.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // With what we have we get along as far as it goes.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Logs to stderr.

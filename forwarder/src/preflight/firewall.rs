@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use super::Finding;
 
 /// How dockerd is kept from making rules.
-const DISABLE: &str = "set \"iptables\": false, \"ip6tables\": false and \"userland-proxy\": false \
-                       in /etc/docker/daemon.json, restart docker, and remove the rules, which \
+const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
+                       /etc/docker/daemon.json, restart docker, and remove the rules, which \
                        outlive the restart:";
 
 /// The rules of a host.

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tracing::subscriber::NoSubscriber;
 
+use super::dockerd::Setup;
 use super::firewall::{Firewall, Ruleset};
 use crate::config::Config;
 use crate::world::Fact;
@@ -47,7 +48,9 @@ pub(super) struct Probe {
     /// Whether the kernel ends sockets when asked to; none if it does not say.
     pub(super) ends_sockets: Option<bool>,
     pub(super) firewall: Firewall,
-    /// `docker-proxy` processes in our network namespace.
+    /// How dockerd is told to be.
+    pub(super) dockerd: Option<Setup>,
+    /// `docker-proxy` processes for IPv4 ports in our network namespace.
     pub(super) proxies: usize,
     /// `net.ipv4.ip_forward`.
     pub(super) forwarding: bool,
@@ -100,6 +103,7 @@ impl Probe {
             cgroup: datapath::cgroup_root(),
             ends_sockets: datapath::can_end_sockets(),
             firewall: firewall(),
+            dockerd: Setup::take(),
             proxies: proxies(),
             forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",
             devices: devices(&read("/proc/self/net/dev")),
@@ -224,18 +228,37 @@ fn output(program: &Path, arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
+/// Of IPv6 they are welcome: our shim itself becomes one there.
 fn proxies() -> usize {
-    let Ok(ours) = fs::read_link("/proc/self/ns/net") else {
-        return 0;
+    let is_v4 = |process: &PathBuf| {
+        let line = read_bytes(&process.join("cmdline"));
+        let words: Vec<_> = line.split(|&byte| byte == 0).collect();
+        let host = words.iter().position(|word| *word == b"-host-ip");
+        host.and_then(|at| words.get(at + 1))
+            .is_none_or(|address| !address.contains(&b':'))
     };
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .map(|entry| entry.path())
+    processes("docker-proxy")
+        .iter()
+        .filter(|process| is_v4(process))
+        .count()
+}
+
+/// The processes of this name in our network namespace, by their folders below `/proc`.
+pub(super) fn processes(name: &str) -> Vec<PathBuf> {
+    let Ok(ours) = fs::read_link("/proc/self/ns/net") else {
+        return Vec::new();
+    };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.map(|entry| entry.path())
         .filter(|process| {
-            fs::read_to_string(process.join("comm")).is_ok_and(|name| name == "docker-proxy\n")
+            read_bytes(&process.join("comm")).trim_ascii_end() == name.as_bytes()
                 && fs::read_link(process.join("ns/net")).is_ok_and(|theirs| theirs == ours)
         })
-        .count()
+        .collect()
+}
+
+fn read_bytes(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_default()
 }
 
 /// The names in `/proc/net/dev`: two lines of headings, then `NAME: numbers`.

@@ -1,5 +1,6 @@
 //! Judgements of hosts that were, on hosts that are not.
 
+use super::dockerd::{Proxy, Setup};
 use super::firewall::{Firewall, Ruleset};
 use super::*;
 
@@ -19,9 +20,19 @@ fn good() -> Probe {
         cgroup: Some("/sys/fs/cgroup".into()),
         ends_sockets: Some(true),
         firewall: rules_of("iptables-nft", rules),
+        dockerd: Some(setup(Proxy::Shim)),
         proxies: 0,
         forwarding: true,
         devices: ["lo".into(), "eth0".into()].into(),
+    }
+}
+
+fn setup(proxy: Proxy) -> Setup {
+    Setup {
+        source: "/etc/docker/daemon.json".into(),
+        rules: false,
+        proxy,
+        state_dir: "/run/forwarder".into(),
     }
 }
 
@@ -143,11 +154,58 @@ fn what_run_can_do_without_or_wait_for_is_no_refusal() {
         ..good()
     });
     assert!(deaf.contains("net.ipv4.ip_forward=1"), "{deaf}");
-    let proxies = warning(&Probe {
-        proxies: 2,
+}
+
+#[test]
+fn how_dockerd_should_be_set_up_is_said() {
+    let with = |setup: Setup, proxies| {
+        warning(&Probe {
+            dockerd: Some(setup),
+            proxies,
+            ..good()
+        })
+    };
+    let own = with(setup(Proxy::Dockers), 2);
+    for part in [
+        "dockerd starts its own docker-proxy",
+        "(/etc/docker/daemon.json)",
+        "\"iptables\": false, \"ip6tables\": false, \"userland-proxy-path\": \"/",
+        "/forwarder-proxy\"",
+        "\"userland-proxy\": false",
+    ] {
+        assert!(own.contains(part), "{part} is not in {own}");
+    }
+    let rules = with(
+        Setup {
+            rules: true,
+            ..setup(Proxy::Off)
+        },
+        0,
+    );
+    assert!(rules.starts_with("dockerd makes iptables rules"), "{rules}");
+    let nowhere = with(setup(Proxy::Unusable("/x/forwarder-proxy".into())), 0);
+    assert!(
+        nowhere.contains("cannot start /x/forwarder-proxy"),
+        "{nowhere}"
+    );
+    let old = with(setup(Proxy::Shim), 2);
+    assert!(old.starts_with("2 of Docker's docker-proxy run"), "{old}");
+    let elsewhere = with(
+        Setup {
+            state_dir: "/x".into(),
+            ..setup(Proxy::Shim)
+        },
+        0,
+    );
+    assert!(
+        elsewhere.contains("FORWARDER_STATE_DIR=/run/forwarder in dockerd's environment"),
+        "{elsewhere}"
+    );
+    let none = warning(&Probe {
+        dockerd: None,
         ..good()
     });
-    assert!(proxies.contains("\"userland-proxy\": false"), "{proxies}");
+    assert!(none.contains("userland-proxy-path"), "{none}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The sources of news: Docker's socket, the kernel's netlink and the configuration file, each a task that ends only by
-//! a fatal error.
+//! a fatal error; and the shims that dockerd starts, one conversation each.
 mod dial;
 pub mod docker;
 mod ethtool;
@@ -7,6 +7,7 @@ mod inspect;
 pub mod netlink;
 mod rules;
 pub mod sandbox;
+pub mod shim;
 mod terms;
 
 use std::path::PathBuf;

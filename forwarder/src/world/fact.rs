@@ -1,7 +1,9 @@
 //! Facts: what the sources send and the World takes in.
 use std::collections::BTreeSet;
 
-use super::model::{Address, Container, ContainerId, Link, NetnsId, Network, NetworkId};
+use super::model::{
+    Address, Bound, Container, ContainerId, HostPort, Link, NetnsId, Network, NetworkId, ShimId,
+};
 
 /// One piece of news. A full list replaces what was known of its kind; everything else concerns one object.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,12 @@ pub enum Fact {
         /// The devices of the IPv4 default routes.
         defaults: BTreeSet<u32>,
     },
+    /// A shim has a port: the last word on where that leads.
+    Bound(HostPort, Bound),
+    /// A shim has given its ports back: they lead nowhere, whatever was listed before.
+    Unbound(ShimId),
+    /// A shim has died without a word: what Docker lists counts again.
+    ShimGone(ShimId),
     /// The kernel had to drop notices; full lists follow.
     Overrun,
 }

@@ -1,8 +1,10 @@
 //! The nouns of the World: networks, containers, devices, addresses. Plain data.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
+
+use serde::Deserialize;
 
 use super::terms::{Ingress, Terms};
 use crate::rules::PortName;
@@ -169,7 +171,8 @@ pub struct Endpoint {
 }
 
 /// A transport protocol that ports can be published for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Proto {
     /// TCP.
     Tcp,
@@ -203,6 +206,67 @@ pub struct PortBinding {
     pub host_port: u16,
     /// The container's port (host byte order).
     pub container_port: u16,
+}
+
+impl PortBinding {
+    /// Its host's side.
+    pub fn host(&self) -> HostPort {
+        HostPort {
+            proto: self.proto,
+            ip: self.host_ip,
+            port: self.host_port,
+        }
+    }
+}
+
+/// A port of the host's: at most one container's at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// Protocol.
+    pub proto: Proto,
+    /// The host's address; unspecified means any local one of its family.
+    pub ip: IpAddr,
+    /// Host byte order.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Whether a socket bound to one keeps the other from being bound.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let same_address =
+            self.ip == other.ip || self.ip.is_unspecified() || other.ip.is_unspecified();
+        (self.proto, self.port) == (other.proto, other.port)
+            && self.ip.is_ipv4() == other.ip.is_ipv4()
+            && same_address
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proto = match self.proto {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+            Proto::Sctp => "sctp",
+        };
+        write!(f, "{}/{proto}", SocketAddr::new(self.ip, self.port))
+    }
+}
+
+/// Names a shim (a `forwarder-proxy` that dockerd started) as long as it is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShimId(pub u64);
+
+/// What a shim has bound: known before Docker shows it to anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Whose it is.
+    pub shim: ShimId,
+    /// The container's address.
+    pub container_ip: IpAddr,
+    /// The container's port (host byte order).
+    pub container_port: u16,
+    /// The dockerd that started the shim is no more.
+    pub orphan: bool,
 }
 
 /// A container.

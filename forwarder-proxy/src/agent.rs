@@ -1,0 +1,178 @@
+//! The agent's side: its control socket, one line of JSON at a time.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the agent's folder is, to dockerd and hence to us.
+const STATE_DIR: &str = "FORWARDER_STATE_DIR";
+/// How long to wait for an agent that is away, in seconds; without it not at all.
+const WAIT: &str = "FORWARDER_PROXY_WAIT";
+/// No line of the agent's is longer, in bytes.
+const LINE: usize = 4096;
+
+/// What the agent says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Word {
+    /// It is done.
+    Done,
+    /// It cannot be, and why.
+    Refused(String),
+    /// Let go of the port: another one wants it, or nobody.
+    Release,
+}
+
+/// A connection to the agent.
+pub(crate) struct Agent {
+    stream: UnixStream,
+    /// Heard, not yet read.
+    heard: Vec<u8>,
+}
+
+impl Agent {
+    /// An error says, for a person, where nobody answers.
+    pub(crate) fn connect() -> Result<Self, String> {
+        let path = socket();
+        let stream = UnixStream::connect(&path).map_err(|error| {
+            format!(
+                "no agent answers at {} ({error}): is `forwarder run` running?",
+                path.display()
+            )
+        })?;
+        Ok(Self {
+            stream,
+            heard: Vec::new(),
+        })
+    }
+
+    /// Sends one line.
+    pub(crate) fn say(&mut self, line: &str) -> Result<(), String> {
+        self.stream.write_all(line.as_bytes()).map_err(|e| lost(&e))
+    }
+
+    /// Whether a whole line has already come.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard.contains(&b'\n')
+    }
+
+    /// The next word, if a whole one is there; to be called when there is something to read. An
+    /// error: the agent is gone.
+    pub(crate) fn hear(&mut self) -> Result<Option<Word>, String> {
+        if !self.has_heard() {
+            let mut buffer = [0; 256];
+            let length = self.stream.read(&mut buffer).map_err(|e| lost(&e))?;
+            if length == 0 || self.heard.len() + length > LINE {
+                return Err(lost(&ErrorKind::UnexpectedEof.into()));
+            }
+            self.heard.extend_from_slice(&buffer[..length]);
+        }
+        let Some(end) = self.heard.iter().position(|&byte| byte == b'\n') else {
+            return Ok(None);
+        };
+        let line: Vec<u8> = self.heard.drain(..=end).collect();
+        // A sleeper keeps nothing it does not need.
+        self.heard.shrink_to_fit();
+        Ok(Some(word(String::from_utf8_lossy(&line).trim_end())))
+    }
+
+    /// [`Self::hear`], waiting until then.
+    pub(crate) fn hear_until(&mut self, deadline: Instant) -> Result<Option<Word>, String> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // No time at all would mean for ever.
+        let left = left.max(Duration::from_millis(1));
+        self.stream
+            .set_read_timeout(Some(left))
+            .map_err(|e| lost(&e))?;
+        self.hear()
+    }
+}
+
+impl AsFd for Agent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+fn lost(error: &io::Error) -> String {
+    format!("the agent at {} is gone ({error})", socket().display())
+}
+
+fn socket() -> PathBuf {
+    let folder = std::env::var_os(STATE_DIR).filter(|folder| !folder.is_empty());
+    let folder = folder.map_or_else(|| Path::new("/run/forwarder").to_owned(), PathBuf::from);
+    folder.join("forwarder.sock")
+}
+
+/// How long to wait for an agent that is away.
+pub(crate) fn patience() -> Result<Duration, String> {
+    match std::env::var(WAIT) {
+        Ok(text) if !text.is_empty() => text
+            .parse()
+            .map(Duration::from_secs)
+            .map_err(|_| format!("{WAIT}={text} is no number of seconds")),
+        _ => Ok(Duration::ZERO),
+    }
+}
+
+/// Reads one of the three lines that the agent writes to shims.
+fn word(line: &str) -> Word {
+    match line {
+        "{\"ok\":null}" => Word::Done,
+        "{\"release\":null}" => Word::Release,
+        _ => {
+            let text = line
+                .strip_prefix("{\"error\":\"")
+                .and_then(|rest| rest.strip_suffix("\"}"));
+            Word::Refused(text.map_or_else(|| format!("the agent says {line}"), unescape))
+        }
+    }
+}
+
+/// A JSON string's text; of its escapes those that are only a backslash before what is meant.
+fn unescape(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => match letters.next() {
+                Some('n' | 't' | 'r') => plain.push(' '),
+                other => plain.extend(other),
+            },
+            letter => plain.push(letter),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_lines_are_read() {
+        assert_eq!(word("{\"ok\":null}"), Word::Done);
+        assert_eq!(word("{\"release\":null}"), Word::Release);
+        let why = "{\"error\":\"\\\"web\\\" has it\\nalready\"}";
+        assert_eq!(word(why), Word::Refused("\"web\" has it already".into()));
+        assert_eq!(word("x"), Word::Refused("the agent says x".into()));
+    }
+
+    #[test]
+    fn lines_come_whole_whatever_the_pieces() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut agent = Agent {
+            stream: ours,
+            heard: Vec::new(),
+        };
+        theirs.write_all(b"{\"ok\":").unwrap();
+        assert_eq!(agent.hear(), Ok(None));
+        theirs.write_all(b"null}\n{\"release\":null}\n").unwrap();
+        assert_eq!(agent.hear(), Ok(Some(Word::Done)));
+        assert!(agent.has_heard());
+        assert_eq!(agent.hear(), Ok(Some(Word::Release)));
+        drop(theirs);
+        assert!(agent.hear().is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! The command line, which is docker-proxy's, and the questions made of it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+/// What dockerd wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Args {
+    /// `tcp`, `udp` or `sctp`.
+    pub(crate) proto: String,
+    pub(crate) host_ip: IpAddr,
+    pub(crate) host_port: u16,
+    container_ip: IpAddr,
+    container_port: u16,
+    /// dockerd (28 and later) hands on a bound socket.
+    pub(crate) listen_fd: bool,
+    /// As they came, for docker-proxy.
+    pub(crate) raw: Vec<String>,
+}
+
+impl Args {
+    /// Reads `-name value`, with one dash or two, also `-name=value`, as Go's flags do.
+    pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let raw: Vec<String> = arguments.collect();
+        let (mut proto, mut host_ip, mut host_port) = (None, None, None);
+        let (mut container_ip, mut container_port, mut listen_fd) = (None, None, false);
+        let mut words = raw.iter();
+        while let Some(word) = words.next() {
+            let name = word.trim_start_matches('-');
+            let (name, value) = match name.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (name, None),
+            };
+            if name == "use-listen-fd" {
+                listen_fd = value != Some("false");
+                continue;
+            }
+            let place = match name {
+                "proto" => &mut proto,
+                "host-ip" => &mut host_ip,
+                "host-port" => &mut host_port,
+                "container-ip" => &mut container_ip,
+                "container-port" => &mut container_port,
+                _ => return Err(format!("unknown argument {word}")),
+            };
+            let value = value.or_else(|| words.next().map(String::as_str));
+            *place = Some(value.ok_or_else(|| format!("{word} wants a value"))?);
+        }
+        Ok(Self {
+            proto: read("-proto", proto)?,
+            host_ip: read("-host-ip", host_ip)?,
+            host_port: read("-host-port", host_port)?,
+            container_ip: read("-container-ip", container_ip)?,
+            container_port: read("-container-port", container_port)?,
+            listen_fd,
+            raw,
+        })
+    }
+
+    /// Whether the agent can map it. What it cannot is docker-proxy's.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.proto.as_str(), "tcp" | "udp")
+            && self.host_ip.is_ipv4()
+            && self.container_ip.is_ipv4()
+    }
+
+    /// A question for the agent, one line of JSON.
+    pub(crate) fn question(&self, verb: &str, orphan: bool) -> String {
+        let Self {
+            proto,
+            host_ip,
+            host_port,
+            container_ip,
+            container_port,
+            ..
+        } = self;
+        format!(
+            "{{\"verb\":\"{verb}\",\"proto\":\"{proto}\",\"host_ip\":\"{host_ip}\",\
+             \"host_port\":{host_port},\"container_ip\":\"{container_ip}\",\
+             \"container_port\":{container_port},\"orphan\":{orphan}}}\n"
+        )
+    }
+}
+
+impl fmt::Display for Args {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            proto,
+            host_ip,
+            host_port,
+            ..
+        } = self;
+        write!(f, "{}/{proto}", SocketAddr::new(*host_ip, *host_port))
+    }
+}
+
+fn read<T: FromStr>(name: &str, value: Option<&str>) -> Result<T, String> {
+    let value = value.ok_or_else(|| {
+        format!("{name} is missing: dockerd starts this program (userland-proxy-path)")
+    })?;
+    value
+        .parse()
+        .map_err(|_| format!("{name} cannot be {value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, String> {
+        Args::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    const TWENTY: &str =
+        "-proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80";
+
+    #[test]
+    fn what_dockerd_gives_is_read() {
+        let args = parse(TWENTY).unwrap();
+        assert_eq!(args.to_string(), "0.0.0.0:8080/tcp");
+        assert!(args.is_ours() && !args.listen_fd);
+        assert_eq!(
+            args.question("bind", true),
+            "{\"verb\":\"bind\",\"proto\":\"tcp\",\"host_ip\":\"0.0.0.0\",\"host_port\":8080,\
+             \"container_ip\":\"172.17.0.2\",\"container_port\":80,\"orphan\":true}\n"
+        );
+        let newer = parse(&format!("{TWENTY} -use-listen-fd")).unwrap();
+        assert!(newer.listen_fd);
+        let equals = TWENTY
+            .replace(" 8080", "=8080")
+            .replace("-proto", "--proto");
+        assert_eq!(parse(&equals).unwrap().host_port, 8080);
+    }
+
+    #[test]
+    fn other_families_and_sctp_are_not_ours() {
+        for (what, by) in [
+            ("0.0.0.0", "::"),
+            ("172.17.0.2", "fd00::2"),
+            ("tcp", "sctp"),
+        ] {
+            assert!(!parse(&TWENTY.replace(what, by)).unwrap().is_ours(), "{by}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (line, why) in [
+            (
+                "",
+                "-proto is missing: dockerd starts this program (userland-proxy-path)",
+            ),
+            ("-proto", "-proto wants a value"),
+            ("-speed 3", "unknown argument -speed"),
+            ("-proto tcp -host-ip x", "-host-ip cannot be x"),
+        ] {
+            assert_eq!(parse(line).unwrap_err(), why, "{line}");
+        }
+    }
+}

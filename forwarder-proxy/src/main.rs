@@ -1,0 +1,221 @@
+//! The shim that dockerd starts for each published port (`--userland-proxy-path`), in docker-proxy's
+//! place: it reserves the port, has the agent program the mapping, and only then tells dockerd that
+//! the container may start. From then on it sleeps, its connection to the agent open.
+//!
+//! SIGINT is dockerd's word that the port is free again. When dockerd itself dies (SIGTERM, by the
+//! kernel) the shim lives on as an *orphan*: port and mapping stay until a new dockerd's shim, or
+//! the agent, wants them back.
+
+mod agent;
+mod args;
+mod dockerd;
+mod reserve;
+mod signals;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use agent::{Agent, Word};
+use args::Args;
+use dockerd::Dockerd;
+use reserve::Reservation;
+use signals::{Signals, Woken};
+
+/// dockerd gives up after 16 seconds: it shall hear why before.
+const START: Duration = Duration::from_secs(15);
+/// From SIGINT to the end, at most: dockerd waits for it.
+const PARTING: Duration = Duration::from_secs(5);
+/// Between two tries to find the agent again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long a port that an orphan has let go may still be busy.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Why there is nothing to do any more.
+enum End {
+    /// dockerd, or the agent, wants no more of us.
+    Done,
+    /// It cannot be, for this reason.
+    Failed(String),
+}
+
+impl From<String> for End {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut dockerd = Dockerd::inherited();
+    let end = match Args::parse(std::env::args().skip(1)) {
+        Ok(args) if args.is_ours() => run(&args, &mut dockerd),
+        Ok(args) => End::Failed(dockerd::become_docker_proxy(&args)),
+        Err(why) => End::Failed(why),
+    };
+    match end {
+        End::Done => ExitCode::SUCCESS,
+        End::Failed(why) => {
+            eprintln!("forwarder-proxy: {why}");
+            dockerd.failed(&why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args, dockerd: &mut Dockerd) -> End {
+    // Whose death SIGTERM would tell of: known before it can come.
+    let parent = rustix::process::getppid();
+    let started = Signals::block()
+        .map_err(End::Failed)
+        .and_then(|signals| start(args, &signals).map(|held| (signals, held)));
+    match started {
+        Ok((signals, (agent, reservation))) => {
+            dockerd.started();
+            let orphaned = || rustix::process::getppid() != parent;
+            stay(args, &signals, agent, reservation, orphaned)
+        }
+        Err(end) => end,
+    }
+}
+
+/// Reserves the port and has it programmed.
+fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
+    let deadline = Instant::now() + START;
+    let mut agent = find(signals)?;
+    let reservation = match Reservation::make(args) {
+        Err(busy) if busy.kind() == ErrorKind::AddrInUse => {
+            // An orphan of a dockerd that died may hold it. If none does, what we saw is so.
+            match ask(
+                &mut agent,
+                &args.question("reclaim", false),
+                signals,
+                deadline,
+            ) {
+                Ok(()) => again(args),
+                Err(End::Failed(_)) => Err(busy),
+                Err(done) => return Err(done),
+            }
+        }
+        made => made,
+    };
+    let reservation = reservation.map_err(|error| format!("cannot listen on {args}: {error}"))?;
+    ask(&mut agent, &args.question("bind", false), signals, deadline)?;
+    Ok((agent, reservation))
+}
+
+/// Makes the reservation once its holder has let go.
+fn again(args: &Args) -> std::io::Result<Reservation> {
+    let deadline = Instant::now() + LINGER;
+    loop {
+        match Reservation::make(args) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                sleep(Duration::from_millis(5));
+            }
+            made => return made,
+        }
+    }
+}
+
+/// The agent: at once, or as soon as it comes if we are told to wait.
+fn find(signals: &Signals) -> Result<Agent, End> {
+    let deadline = Instant::now() + agent::patience()?;
+    loop {
+        match Agent::connect() {
+            Ok(agent) => return Ok(agent),
+            Err(why) if Instant::now() >= deadline => return Err(why.into()),
+            Err(_) => match signals.wait(None, Some(Duration::from_millis(100)))? {
+                Woken::Nothing | Woken::Agent => {}
+                Woken::Interrupted | Woken::Terminated => return Err(End::Done),
+            },
+        }
+    }
+}
+
+/// Asks the agent and waits for its answer.
+fn ask(agent: &mut Agent, question: &str, signals: &Signals, deadline: Instant) -> Result<(), End> {
+    agent.say(question)?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(End::Failed("the forwarder's agent gives no answer".into()));
+        }
+        match signals.wait(Some(agent), Some(left))? {
+            // Nobody waits for us any more.
+            Woken::Interrupted | Woken::Terminated => return Err(End::Done),
+            Woken::Nothing => {}
+            Woken::Agent => match agent.hear()? {
+                Some(Word::Done) => return Ok(()),
+                Some(Word::Refused(why)) => return Err(End::Failed(why)),
+                Some(Word::Release) => return Err(End::Done),
+                None => {}
+            },
+        }
+    }
+}
+
+/// Sleeps until the port is to be free again.
+fn stay(
+    args: &Args,
+    signals: &Signals,
+    agent: Agent,
+    mut reservation: Reservation,
+    orphaned: impl Fn() -> bool,
+) -> End {
+    let mut agent = Some(agent);
+    let mut orphan = false;
+    loop {
+        let timeout = agent.is_none().then_some(RETRY);
+        let lost = match signals.wait(agent.as_ref(), timeout) {
+            Err(why) => return End::Failed(why),
+            Ok(Woken::Interrupted) => return part(agent, reservation),
+            // A thread of dockerd's that ends sends it too: then nothing has happened.
+            Ok(Woken::Terminated) if orphan || !orphaned() => false,
+            Ok(Woken::Terminated) => {
+                orphan = true;
+                reservation.outlive_dockerd();
+                announce(args, &mut agent, orphan)
+            }
+            Ok(Woken::Nothing) => {
+                agent = Agent::connect().ok();
+                announce(args, &mut agent, orphan)
+            }
+            Ok(Woken::Agent) => match agent.as_mut().map(Agent::hear) {
+                Some(Ok(Some(Word::Release))) => {
+                    // Free before the agent sees us go.
+                    drop(reservation);
+                    return End::Done;
+                }
+                // Another one has the port by now.
+                Some(Ok(Some(Word::Refused(_)))) if orphan => return End::Done,
+                Some(Ok(Some(Word::Refused(_))) | Err(_)) => true,
+                Some(Ok(Some(Word::Done) | None)) | None => false,
+            },
+        };
+        if lost {
+            agent = None;
+        }
+    }
+}
+
+/// Says what we are; returns whether the agent is lost.
+fn announce(args: &Args, agent: &mut Option<Agent>, orphan: bool) -> bool {
+    let question = args.question("bind", orphan);
+    agent
+        .as_mut()
+        .is_some_and(|agent| agent.say(&question).is_err())
+}
+
+/// The port is no longer published: the mapping goes first, then the reservation.
+fn part(agent: Option<Agent>, reservation: Reservation) -> End {
+    let Some(mut agent) = agent else {
+        return End::Done;
+    };
+    let deadline = Instant::now() + PARTING;
+    if agent.say("{\"verb\":\"unbind\"}\n").is_ok() {
+        // An earlier question may still be unanswered: the agent closes when it has let go.
+        while agent.hear_until(deadline).is_ok() {}
+    }
+    drop(reservation);
+    End::Done
+}

@@ -1,0 +1,97 @@
+//! The reservation: nothing else on the host may take the port, and nobody is answered by it.
+//!
+//! As Docker 29's: bound, TCP also listening (so that the port shows as taken and a second socket
+//! is refused), with a filter that drops everything. Who comes before the mapping is programmed
+//! gets no answer and tries again, instead of a connection that nobody serves.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::libc::{self, sock_filter, sock_fprog};
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind, listen,
+    setsockopt, shutdown, socket, sockopt,
+};
+
+use crate::args::Args;
+use crate::dockerd::Listener;
+
+/// `BPF_RET | BPF_K` with 0: no byte of anything is let through.
+const DROP_ALL: sock_filter = sock_filter {
+    code: 0x06,
+    jt: 0,
+    jf: 0,
+    k: 0,
+};
+
+/// `SO_ATTACH_FILTER`.
+#[derive(Clone, Copy, Debug)]
+struct AttachFilter;
+
+nix::setsockopt_impl!(
+    AttachFilter,
+    libc::SOL_SOCKET,
+    libc::SO_ATTACH_FILTER,
+    sock_fprog,
+    nix::sys::socket::sockopt::SetStruct<'_, sock_fprog>
+);
+
+/// A reserved port, until it is dropped.
+pub(crate) enum Reservation {
+    /// By a socket of our own.
+    Own(#[expect(dead_code, reason = "held, not used")] OwnedFd),
+    /// By the one that dockerd bound.
+    Handed(Option<Listener>),
+}
+
+impl Reservation {
+    /// Reserves the port.
+    pub(crate) fn make(args: &Args) -> io::Result<Self> {
+        let stream = args.proto == "tcp";
+        if args.listen_fd {
+            let listener = Listener::inherited()?;
+            silence(listener.socket(), stream)?;
+            return Ok(Self::Handed(Some(listener)));
+        }
+        let kind = if stream {
+            SockType::Stream
+        } else {
+            SockType::Datagram
+        };
+        let own = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        if stream {
+            // Connections that ended a moment ago are no obstacle.
+            setsockopt(&own, sockopt::ReuseAddr, &true)?;
+        }
+        let address = SocketAddr::new(args.host_ip, args.host_port);
+        bind(own.as_raw_fd(), &SockaddrStorage::from(address))?;
+        silence(&own, stream)?;
+        Ok(Self::Own(own))
+    }
+
+    /// dockerd has died. A new one that binds its ports itself (28 and later) must be able to: of
+    /// its socket stays what does not stand in the way of another bind.
+    pub(crate) fn outlive_dockerd(&mut self) {
+        let Self::Handed(listener) = self else { return };
+        let bound = listener.as_ref().is_some_and(|listener| {
+            shutdown(listener.socket().as_raw_fd(), Shutdown::Read).is_ok()
+        });
+        if !bound {
+            *listener = None;
+        }
+    }
+}
+
+fn silence(socket: &OwnedFd, stream: bool) -> io::Result<()> {
+    let mut program = [DROP_ALL];
+    let filter = sock_fprog {
+        len: 1,
+        filter: program.as_mut_ptr(),
+    };
+    setsockopt(socket, AttachFilter, &filter)?;
+    if stream {
+        listen(socket, Backlog::new(1)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! How dockerd is set up: its flags and its configuration file, read and judged without touching
+//! either.
+//!
+//! It shall make no rules, and start our shim for each published port, or nothing at all. Docker's
+//! own docker-proxy would answer in the containers' place as soon as a packet got past us.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Finding;
+
+/// The shim's name, wherever it lies.
+const SHIM: &str = "forwarder-proxy";
+/// Docker's configuration, unless dockerd is told otherwise.
+const FILE: &str = "/etc/docker/daemon.json";
+/// What tells the shim where the agent is.
+const STATE_DIR: &str = "FORWARDER_STATE_DIR";
+
+/// What dockerd is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Setup {
+    /// Where that stands, for a person.
+    pub(super) source: String,
+    /// Whether it makes iptables rules, for either family.
+    pub(super) rules: bool,
+    /// What it starts for a published port.
+    pub(super) proxy: Proxy,
+    /// Where its shims look for the agent.
+    pub(super) state_dir: PathBuf,
+}
+
+/// What dockerd starts for a published port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Proxy {
+    /// Nothing.
+    Off,
+    /// Docker's own docker-proxy.
+    Dockers,
+    /// Our shim.
+    Shim,
+    /// A program that cannot be started.
+    Unusable(PathBuf),
+}
+
+impl Setup {
+    /// Of the dockerd of our network namespace; else what the next one would be told. None if there
+    /// is neither.
+    pub(super) fn take() -> Option<Self> {
+        let process = super::probe::processes("dockerd").into_iter().next();
+        let read = |name: &str| {
+            let path = process.as_ref()?.join(name);
+            Some(words(&fs::read(path).ok()?))
+        };
+        let flags = read("cmdline");
+        let state_dir = read("environ").and_then(|variables| value(&variables, STATE_DIR));
+        let named = flags
+            .as_ref()
+            .and_then(|flags| value(flags, "--config-file"));
+        let path = named.unwrap_or_else(|| FILE.into());
+        let file = fs::read_to_string(&path)
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok());
+        if flags.is_none() && file.is_none() {
+            return None;
+        }
+        let mut setup = read_settings(&flags.unwrap_or_default(), file.as_ref());
+        setup.source = match file {
+            Some(_) => path,
+            None => "dockerd's command line".into(),
+        };
+        if let Some(folder) = state_dir {
+            setup.state_dir = folder.into();
+        }
+        Some(setup)
+    }
+}
+
+/// What flags and file come to; Docker refuses what stands in both.
+fn read_settings(flags: &[String], file: Option<&Value>) -> Setup {
+    let text = |name: &str| {
+        let in_file = || match file?.get(name)? {
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        value(flags, &format!("--{name}")).or_else(in_file)
+    };
+    let is_on = |name: &str| text(name).is_none_or(|text| text != "false");
+    let path = text("userland-proxy-path").filter(|path| !path.is_empty());
+    let proxy = match path.map(PathBuf::from) {
+        _ if !is_on("userland-proxy") => Proxy::Off,
+        None => Proxy::Dockers,
+        Some(path) => of_path(path),
+    };
+    Setup {
+        source: String::new(),
+        rules: is_on("iptables"),
+        proxy,
+        state_dir: "/run/forwarder".into(),
+    }
+}
+
+/// What a `userland-proxy-path` names, through links.
+fn of_path(path: PathBuf) -> Proxy {
+    let executable = fs::metadata(&path)
+        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+    match real.file_name() {
+        _ if !executable => Proxy::Unusable(path),
+        Some(name) if name == SHIM => Proxy::Shim,
+        _ => Proxy::Dockers,
+    }
+}
+
+/// The value of `--name=value`, `--name value` or `NAME=value`; a flag alone is `true`.
+fn value(words: &[String], name: &str) -> Option<String> {
+    let position = words.iter().rposition(|word| {
+        let rest = word.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    })?;
+    match words[position].split_once('=') {
+        Some((_, value)) => Some(value.to_owned()),
+        None => {
+            let next = words.get(position + 1);
+            let next = next.filter(|next| !next.starts_with('-')).cloned();
+            Some(next.unwrap_or_else(|| "true".into()))
+        }
+    }
+}
+
+/// The words of `cmdline` or `environ`.
+fn words(bytes: &[u8]) -> Vec<String> {
+    let all = bytes
+        .split(|&byte| byte == 0)
+        .filter(|word| !word.is_empty());
+    all.map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
+
+/// What to write into Docker's configuration.
+fn advice() -> String {
+    let beside = std::env::current_exe().map(|own| own.with_file_name(SHIM));
+    let shim = beside.unwrap_or_else(|_| Path::new("/usr/local/libexec").join(SHIM));
+    format!(
+        "in {FILE} set \"iptables\": false, \"ip6tables\": false, \"userland-proxy-path\": \"{}\" \
+         (or \"userland-proxy\": false), and restart docker",
+        shim.display()
+    )
+}
+
+/// Says what the setup means; `proxies` is the number of docker-proxy processes for IPv4.
+pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> Vec<Finding> {
+    let Some(setup) = setup else {
+        return vec![Finding::note("no dockerd is set up here", advice())];
+    };
+    let source = &setup.source;
+    let mut findings = Vec::new();
+    if setup.rules {
+        let what = format!("dockerd makes iptables rules ({source})");
+        findings.push(Finding::warn(what, advice()));
+    }
+    findings.push(match &setup.proxy {
+        Proxy::Shim if setup.state_dir != state_dir => {
+            let (theirs, ours) = (setup.state_dir.display(), state_dir.display());
+            Finding::warn(
+                format!("dockerd's shims look for the agent in {theirs}, not in {ours}"),
+                format!("set {STATE_DIR}={ours} in dockerd's environment (systemctl edit docker)"),
+            )
+        }
+        Proxy::Shim => Finding::ok("dockerd starts the shim for each published port"),
+        Proxy::Off => {
+            Finding::ok("dockerd starts nothing for published ports: its events tell of them")
+        }
+        Proxy::Dockers => Finding::warn(
+            format!("dockerd starts its own docker-proxy for published ports ({source})"),
+            advice(),
+        ),
+        Proxy::Unusable(path) => {
+            let path = path.display();
+            Finding::warn(
+                format!("dockerd cannot start {path} for published ports ({source})"),
+                format!("install {SHIM} there, executable, or name where it is"),
+            )
+        }
+    });
+    if proxies > 0 && setup.proxy != Proxy::Dockers {
+        findings.push(Finding::warn(
+            format!("{proxies} of Docker's docker-proxy run for IPv4 ports, from before"),
+            "restart docker",
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn flags(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn flags_and_file_are_read() {
+        let stock = read_settings(&flags("dockerd -H fd://"), None);
+        assert!(stock.rules && stock.proxy == Proxy::Dockers);
+        let file = json!({ "iptables": false, "userland-proxy": false });
+        let off = read_settings(&flags("dockerd"), Some(&file));
+        assert!(!off.rules && off.proxy == Proxy::Off);
+        let off = read_settings(
+            &flags("dockerd --iptables=false --userland-proxy=false"),
+            None,
+        );
+        assert!(!off.rules && off.proxy == Proxy::Off);
+        let nowhere = json!({ "userland-proxy-path": "/nowhere/forwarder-proxy" });
+        assert_eq!(
+            read_settings(&[], Some(&nowhere)).proxy,
+            Proxy::Unusable("/nowhere/forwarder-proxy".into())
+        );
+        let other = read_settings(&flags("dockerd --userland-proxy-path /bin/sh"), None);
+        assert_eq!(other.proxy, Proxy::Dockers);
+    }
+
+    #[test]
+    fn a_link_to_the_shim_is_the_shim() {
+        let folder = std::env::temp_dir().join(format!("forwarder-shim-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (shim, link) = (folder.join(SHIM), folder.join("proxy"));
+        fs::write(&shim, "").unwrap();
+        std::os::unix::fs::symlink(&shim, &link).unwrap();
+        assert_eq!(of_path(link.clone()), Proxy::Unusable(link.clone()));
+        fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(of_path(link), Proxy::Shim);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn an_environment_is_read() {
+        let words = words(b"A=1\0FORWARDER_STATE_DIR=/x/run\0");
+        assert_eq!(value(&words, STATE_DIR), Some("/x/run".into()));
+        assert_eq!(value(&words, "FORWARDER"), None);
+    }
+}

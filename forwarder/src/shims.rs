@@ -1,0 +1,239 @@
+//! The shims that are connected, and what they wait for: pure but for the words it sends.
+//!
+//! What shims say becomes facts of the World. This here knows who is to be answered when: a bind
+//! once the kernel holds the mapping, an unbind once it does not, a reclaim once the orphans that
+//! stand in its way have ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::watch::shim::{Binding, Call, News, Question, Word, Words};
+use crate::world::{Bound, Fact, HostPort, ShimId, World};
+
+/// How long an orphan is left alone: that dockerd is away may not have been noticed yet.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long after the agent's start shims may still have to find it: they try every second.
+const FINDING: Duration = Duration::from_secs(3);
+
+/// All shims that are connected.
+#[derive(Debug)]
+pub struct Shims {
+    since: Instant,
+    connected: BTreeMap<ShimId, Shim>,
+    /// Who waits for a sync, and for which port.
+    syncs: Vec<(ShimId, Wish)>,
+    reclaims: Vec<Reclaim>,
+}
+
+#[derive(Debug)]
+struct Shim {
+    words: Words,
+    orphaned: Option<Instant>,
+    /// Was told to let go.
+    released: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Wish {
+    Bound(HostPort),
+    Unbound,
+}
+
+#[derive(Debug)]
+struct Reclaim {
+    shim: ShimId,
+    port: HostPort,
+    /// Orphans that were told to let go and have not ended yet; empty while none was found.
+    waits_for: BTreeSet<ShimId>,
+}
+
+impl Shims {
+    /// None yet; `now` is the agent's start.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            connected: BTreeMap::new(),
+            syncs: Vec::new(),
+            reclaims: Vec::new(),
+        }
+    }
+
+    /// Takes in news of a shim. Whether the World is to be synced now.
+    pub fn hear(&mut self, Call { shim, news }: Call, world: &mut World, now: Instant) -> bool {
+        match news {
+            News::Came(words) => {
+                let new = Shim {
+                    words,
+                    orphaned: None,
+                    released: false,
+                };
+                self.connected.insert(shim, new);
+                false
+            }
+            News::Asks(Question::Bind(binding)) => self.bind(shim, &binding, world, now),
+            News::Asks(Question::Unbind) => {
+                self.syncs.push((shim, Wish::Unbound));
+                world.apply(Fact::Unbound(shim));
+                true
+            }
+            News::Asks(Question::Reclaim(binding)) => {
+                let port = binding.host();
+                self.reclaims.push(Reclaim {
+                    shim,
+                    port,
+                    waits_for: BTreeSet::new(),
+                });
+                self.pursue(world, now);
+                false
+            }
+            News::Went => {
+                self.connected.remove(&shim);
+                self.syncs.retain(|(other, _)| *other != shim);
+                self.reclaims.retain(|reclaim| reclaim.shim != shim);
+                self.ended(shim);
+                world.apply(Fact::ShimGone(shim))
+            }
+        }
+    }
+
+    fn bind(&mut self, shim: ShimId, binding: &Binding, world: &mut World, now: Instant) -> bool {
+        let port = binding.host();
+        if let Some(other) = world.bound.get(&port).filter(|other| other.shim != shim)
+            && self.connected.contains_key(&other.shim)
+        {
+            if !other.orphan {
+                let why = format!(
+                    "{port} is published already: it leads to {}",
+                    other.container_ip
+                );
+                self.tell(shim, Word::Error(why));
+                return false;
+            }
+            // Docker 28 and later bind by themselves, hence nobody has asked for it back.
+            self.release(other.shim);
+        }
+        if let Some(own) = self.connected.get_mut(&shim) {
+            let since = own.orphaned.unwrap_or(now);
+            own.orphaned = binding.orphan.then_some(since);
+        }
+        let bound = Bound {
+            shim,
+            container_ip: binding.container_ip,
+            container_port: binding.container_port,
+            orphan: binding.orphan,
+        };
+        world.apply(Fact::Bound(port, bound));
+        self.syncs.push((shim, Wish::Bound(port)));
+        self.pursue(world, now);
+        true
+    }
+
+    /// After a sync: answers those who waited for it. `holds` says why the kernel does not hold
+    /// what the World has bound.
+    pub fn synced(&mut self, holds: impl Fn(&HostPort) -> Result<(), String>) {
+        for (shim, wish) in std::mem::take(&mut self.syncs) {
+            match wish {
+                Wish::Bound(port) => {
+                    let word = holds(&port).map_or_else(Word::Error, Word::Ok);
+                    self.tell(shim, word);
+                }
+                Wish::Unbound => {
+                    self.tell(shim, Word::Ok(()));
+                    // Nothing more is to be said.
+                    self.connected.remove(&shim);
+                }
+            }
+        }
+    }
+
+    /// Once in a while: orphans whose container Docker no longer knows are told to let go, and who
+    /// asked for a port that no orphan holds hears so.
+    pub fn review(&mut self, world: &mut World, now: Instant) {
+        if world.is_complete() && world.docker.is_some() {
+            let idle = |port: &HostPort, bound: &Bound| {
+                let orphaned = self.connected.get(&bound.shim).and_then(|s| s.orphaned);
+                bound.orphan
+                    && orphaned.is_some_and(|since| now.duration_since(since) >= GRACE)
+                    && !world.publishes(port)
+            };
+            let all = world.bound.iter().filter(|(port, bound)| idle(port, bound));
+            let idle: Vec<_> = all.map(|(_, bound)| bound.shim).collect();
+            idle.into_iter().for_each(|shim| self.release(shim));
+        }
+        self.pursue(world, now);
+    }
+
+    /// Has the orphans that stand in the way of a reclaim let go. Their mapping stays as it is: it
+    /// is the claimant's from here on.
+    fn pursue(&mut self, world: &mut World, now: Instant) {
+        let mut reclaims = std::mem::take(&mut self.reclaims);
+        reclaims.retain_mut(|reclaim| {
+            if !reclaim.waits_for.is_empty() {
+                return true;
+            }
+            let claimant = reclaim.shim;
+            let in_the_way = |(port, bound): &(&HostPort, &Bound)| {
+                bound.orphan && bound.shim != claimant && port.overlaps(&reclaim.port)
+            };
+            let orphans: Vec<_> = world
+                .bound
+                .iter()
+                .filter(in_the_way)
+                .map(|(port, bound)| (*port, *bound))
+                .collect();
+            for (port, bound) in &orphans {
+                self.release(bound.shim);
+                if *port == reclaim.port {
+                    let taken = Bound {
+                        shim: claimant,
+                        orphan: false,
+                        ..*bound
+                    };
+                    world.apply(Fact::Bound(*port, taken));
+                }
+            }
+            reclaim.waits_for = orphans.iter().map(|(_, bound)| bound.shim).collect();
+            if !orphans.is_empty() || now.duration_since(self.since) < FINDING {
+                return true;
+            }
+            let why = format!("no orphan holds {}", reclaim.port);
+            self.tell(claimant, Word::Error(why));
+            false
+        });
+        self.reclaims = reclaims;
+    }
+
+    fn ended(&mut self, orphan: ShimId) {
+        let mut done = Vec::new();
+        self.reclaims.retain_mut(|reclaim| {
+            let last = reclaim.waits_for.remove(&orphan) && reclaim.waits_for.is_empty();
+            if last {
+                done.push(reclaim.shim);
+            }
+            !last
+        });
+        for shim in done {
+            self.tell(shim, Word::Ok(()));
+        }
+    }
+
+    fn release(&mut self, shim: ShimId) {
+        if let Some(orphan) = self.connected.get_mut(&shim)
+            && !std::mem::replace(&mut orphan.released, true)
+        {
+            tracing::debug!(?shim, "an orphan is told to let go");
+            self.tell(shim, Word::Release(()));
+        }
+    }
+
+    fn tell(&self, shim: ShimId, word: Word) {
+        if let Some(shim) = self.connected.get(&shim) {
+            // That it has gone is told by its own news.
+            let _ = shim.words.send(word);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

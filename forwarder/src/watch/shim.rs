@@ -1,0 +1,199 @@
+//! The conversation with one shim (a `forwarder-proxy` that dockerd started for a published port):
+//! its questions go to the agent's loop, the loop's words back to it, for as long as both live.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+
+use crate::control::{Lines, next};
+use crate::world::{HostPort, Proto, ShimId};
+
+/// What a shim asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Question {
+    /// This port is mine and leads there: said at the start, to a new agent, and when dockerd dies.
+    /// Answered once the kernel holds the mapping.
+    Bind(Binding),
+    /// My port is free again. Answered once the mapping is gone; the conversation ends.
+    Unbind,
+    /// I cannot bind this port: an orphan may hold it. Answered once all such have ended.
+    Reclaim(Binding),
+}
+
+/// A published port, as dockerd gives it to docker-proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Binding {
+    /// Protocol.
+    pub proto: Proto,
+    /// The host's address; unspecified means any local one of its family.
+    pub host_ip: IpAddr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The container's address.
+    pub container_ip: IpAddr,
+    /// The container's port.
+    pub container_port: u16,
+    /// The dockerd that started the shim is no more.
+    pub orphan: bool,
+}
+
+impl Binding {
+    /// Its host's side.
+    #[must_use]
+    pub fn host(&self) -> HostPort {
+        HostPort {
+            proto: self.proto,
+            ip: self.host_ip,
+            port: self.host_port,
+        }
+    }
+}
+
+impl Question {
+    /// Reads a line; none if it is not a shim's.
+    #[must_use]
+    pub fn read(line: &str) -> Option<Self> {
+        serde_json::from_str(line).ok()
+    }
+}
+
+/// What the agent says to a shim, one line of JSON each.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Word {
+    /// What was asked is done.
+    Ok(()),
+    /// It cannot be, and why.
+    Error(String),
+    /// Let go of the port and end: another shim wants it, or nobody.
+    Release(()),
+}
+
+/// How the loop speaks to a shim; dropped, the conversation ends.
+pub type Words = mpsc::UnboundedSender<Word>;
+
+/// News of one shim for the agent's loop.
+#[derive(Debug)]
+pub struct Call {
+    /// Whose.
+    pub shim: ShimId,
+    /// What is new.
+    pub news: News,
+}
+
+/// What can happen to a shim.
+#[derive(Debug)]
+pub enum News {
+    /// It is there, and listens here.
+    Came(Words),
+    /// It asks.
+    Asks(Question),
+    /// It is gone.
+    Went,
+}
+
+/// Carries words both ways until either side ends.
+pub(crate) async fn converse(
+    first: Question,
+    mut from: Lines,
+    mut to: OwnedWriteHalf,
+    calls: &mpsc::Sender<Call>,
+) -> Result<()> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let shim = ShimId(NUMBER.fetch_add(1, Ordering::Relaxed));
+    let (words_in, words) = mpsc::unbounded_channel();
+    calls
+        .send(Call {
+            shim,
+            news: News::Came(words_in),
+        })
+        .await?;
+    let ended = carry(shim, first, &mut from, &mut to, calls, words).await;
+    calls
+        .send(Call {
+            shim,
+            news: News::Went,
+        })
+        .await?;
+    ended
+}
+
+async fn carry(
+    shim: ShimId,
+    first: Question,
+    from: &mut Lines,
+    to: &mut OwnedWriteHalf,
+    calls: &mpsc::Sender<Call>,
+    mut words: mpsc::UnboundedReceiver<Word>,
+) -> Result<()> {
+    let news = News::Asks(first);
+    calls.send(Call { shim, news }).await?;
+    let mut line = Box::pin(read(from));
+    loop {
+        tokio::select! {
+            (from, heard) = &mut line => {
+                let heard = heard?;
+                if heard.is_empty() {
+                    return Ok(());
+                }
+                let question = Question::read(&heard).context("not a shim's question")?;
+                let news = News::Asks(question);
+                calls.send(Call { shim, news }).await?;
+                line.set(read(from));
+            }
+            word = words.recv() => {
+                let Some(word) = word else { return Ok(()) };
+                let mut line = serde_json::to_vec(&word)?;
+                line.push(b'\n');
+                to.write_all(&line).await?;
+            }
+        }
+    }
+}
+
+/// A line whose reading may take as long as it likes, while words are written.
+async fn read(from: &mut Lines) -> (&mut Lines, std::io::Result<String>) {
+    let line = next(from).await;
+    (from, line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shims_write_is_read() {
+        let bind = "{\"verb\":\"bind\",\"proto\":\"udp\",\"host_ip\":\"0.0.0.0\",\"host_port\":53,\
+                    \"container_ip\":\"172.17.0.2\",\"container_port\":5353,\"orphan\":false}\n";
+        let Some(Question::Bind(binding)) = Question::read(bind) else {
+            panic!("{:?}", Question::read(bind))
+        };
+        assert_eq!(binding.host().to_string(), "0.0.0.0:53/udp");
+        assert_eq!(binding.container_port, 5353);
+        assert_eq!(
+            Question::read("{\"verb\":\"unbind\"}\n"),
+            Some(Question::Unbind)
+        );
+        let reclaim = bind.replace("bind", "reclaim");
+        assert!(matches!(
+            Question::read(&reclaim),
+            Some(Question::Reclaim(_))
+        ));
+        assert_eq!(Question::read("{\"verb\":\"status\"}\n"), None);
+    }
+
+    #[test]
+    fn words_are_what_shims_compare_with() {
+        let line = |word: Word| serde_json::to_string(&word).unwrap();
+        assert_eq!(line(Word::Ok(())), "{\"ok\":null}");
+        assert_eq!(line(Word::Release(())), "{\"release\":null}");
+        assert_eq!(line(Word::Error("so".into())), "{\"error\":\"so\"}");
+    }
+}

@@ -1,0 +1,65 @@
+//! Processes that somebody else started in a namespace: dockerd's proxies above all.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::netns::Space;
+
+/// A process of a namespace.
+#[derive(Debug, Clone)]
+pub struct Running {
+    /// Its id.
+    pub pid: i32,
+    /// Its command line, separated by blanks.
+    pub line: String,
+}
+
+impl Running {
+    /// The processes of this name (at most fifteen letters, as the kernel keeps it) in a namespace.
+    ///
+    /// # Errors
+    /// When there is no such namespace.
+    pub fn named(name: &str, space: &Space) -> Result<Vec<Self>> {
+        use std::os::unix::fs::MetadataExt as _;
+        let id = |path: PathBuf| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        let there = id(space.path().to_owned()).context("no such namespace")?;
+        let mut all = Vec::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let folder = entry.path();
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
+            let read = |file: &str| fs::read(folder.join(file)).unwrap_or_default();
+            if read("comm").trim_ascii_end() == name.as_bytes()
+                && id(folder.join("ns/net")).is_ok_and(|here| here == there)
+            {
+                let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+                all.push(Self { pid, line });
+            }
+        }
+        Ok(all)
+    }
+
+    /// The sum of its private memory in kB (`Private_*` of `smaps_rollup`).
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn private_kb(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
+        let rows = text.lines().filter(|line| line.starts_with("Private_"));
+        let numbers = rows.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        Ok(numbers.sum())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.pid).context("no process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+}

@@ -1,0 +1,99 @@
+//! The agent dies and comes back: shims find it again.
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Agent, Host, eventually};
+use rustix::process::Signal;
+
+use super::{SOON, is_free, is_served, ports, run, scene, shims};
+
+/// An agent that no Docker answers: it never gets ready.
+fn start_without_docker(host: &Host) -> Result<Agent> {
+    let agent = host.agent().spawn()?;
+    eventually(SOON, || host.json("status").map(drop)).context("the agent does not answer")?;
+    Ok(agent)
+}
+
+#[test]
+fn connections_live_through_an_agents_death_and_shims_find_the_next_one() -> Result<()> {
+    let mut scene = scene("reborn")?;
+    let (host, lab) = (&scene.host, &scene.lab);
+    run(host, "web", &[])?;
+    let mut held = lab.lan().spawn_peer(&["hold", "5", "198.18.1.1:8080"])?;
+    held.line("open 5", SOON)?;
+    let mut alive = || {
+        held.tell("")?;
+        let line = held.line("alive", SOON)?;
+        ensure!(line == "alive 5", "{line}");
+        Ok(())
+    };
+    scene.agent.kill()?;
+    alive()?;
+    is_served(lab)?;
+    scene.agent = host.agent().start()?;
+    alive()?;
+    is_served(lab)?;
+    eventually(SOON, || {
+        let sockets = host.cmd(&["cat", "/proc/net/unix"])?;
+        // The agent's ends of connections, which have its own socket's name, and that itself.
+        let path = host.state_dir().join("forwarder.new");
+        let connected = sockets.matches(&path.display().to_string()).count();
+        ensure!(connected == 3, "{connected} shims are connected");
+        Ok(())
+    })?;
+    alive()?;
+    host.container("web").remove()?;
+    assert!(is_free(host, 8080)? && ports(host)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_begins_from_nothing_without_docker_learns_the_ports_of_shims() -> Result<()> {
+    let mut scene = scene("nothing")?;
+    let host = &scene.host;
+    run(host, "web", &[])?;
+    host.kill_docker()?;
+    scene.agent.kill()?;
+    host.cli(&["cleanup"])?;
+    scene.agent = start_without_docker(host)?;
+    eventually(SOON, || {
+        let ports = ports(host)?;
+        ensure!(ports.len() == 2, "{ports:?}");
+        Ok(())
+    })?;
+    // dockerd restores its containers before it answers: their shims must not wait for that.
+    host.start_docker()?;
+    scene.agent.ready()?;
+    eventually(SOON * 2, || {
+        ensure!(
+            shims(host)?.is_empty() && ports(host)?.is_empty(),
+            "the container has ended"
+        );
+        Ok(())
+    })?;
+    host.docker(&["start", "web"])?;
+    eventually(SOON, || is_served(&scene.lab))
+}
+
+#[test]
+fn an_end_while_the_agent_is_away_does_not_hang() -> Result<()> {
+    let mut scene = scene("parting")?;
+    let host = &scene.host;
+    run(host, "web", &[])?;
+    scene.agent.signal(Signal::STOP)?;
+    host.container("web")
+        .remove()
+        .context("with a deaf agent")?;
+    assert!(is_free(host, 8080)?);
+    scene.agent.signal(Signal::CONT)?;
+    eventually(SOON, || {
+        ensure!(ports(host)?.is_empty(), "a mapping is left");
+        Ok(())
+    })?;
+    run(host, "web", &[])?;
+    scene.agent.kill()?;
+    host.container("web").remove().context("without an agent")?;
+    assert!(is_free(host, 8080)?);
+    scene.agent = host.agent().start()?;
+    assert!(ports(host)?.is_empty());
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! The program itself: what it weighs, and what it leaves to Docker's own.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use harness::{Docker, Lab, Peer, Running, forwarder_bin, forwarder_proxy_bin};
+use object::elf::{FileHeader64, PT_INTERP};
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use object::{Endianness, elf};
+
+use super::{run, scene, shims};
+
+/// What a shim may have for itself, in kB.
+const PRIVATE_KB: u64 = 512;
+
+#[test]
+fn it_needs_no_shared_library() -> Result<()> {
+    let bytes = fs::read(forwarder_proxy_bin()?)?;
+    let header = FileHeader64::<Endianness>::parse(&*bytes)?;
+    let endian = header.endian()?;
+    let all = header.program_headers(endian, &*bytes)?;
+    let interpreter = all.iter().any(|part| part.p_type(endian) == PT_INTERP);
+    assert!(!interpreter, "it is linked dynamically");
+    assert!(all.iter().any(|part| part.p_type(endian) == elf::PT_LOAD));
+    Ok(())
+}
+
+#[test]
+fn it_is_small() -> Result<()> {
+    let scene = scene("small")?;
+    run(&scene.host, "web", &[])?;
+    let shims = shims(&scene.host)?;
+    assert_eq!(shims.len(), 2);
+    for shim in shims {
+        let private = shim.private_kb()?;
+        println!("{private} kB: {}", shim.line);
+        assert!(private <= PRIVATE_KB, "{private} kB");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_doctor_knows_it() -> Result<()> {
+    let scene = scene("doctor")?;
+    let said = scene.host.forwarder(&["doctor"])?.stdout;
+    let good = "ok     dockerd starts the shim for each published port";
+    assert!(said.contains(good), "{said}");
+    let apart = format!("--state-dir={}", scene.host.bpffs_dir().display());
+    let said = scene.host.cmd(&[
+        forwarder_bin()?.to_str().context("not UTF-8")?,
+        "doctor",
+        &apart,
+    ]);
+    let said = format!("{said:?}");
+    assert!(
+        said.contains("dockerd's shims look for the agent in "),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_port_of_ipv6_is_docker_proxys() -> Result<()> {
+    let scene = scene("v6")?;
+    let host = &scene.host;
+    host.sysctl("net/ipv6/conf/lo/disable_ipv6", "0")?;
+    host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+    assert_eq!(shims(host)?.len(), 1, "one for IPv4");
+    let proxies = Running::named("docker-proxy", host)?;
+    assert_eq!(proxies.len(), 1, "{proxies:?}");
+    assert!(proxies[0].line.contains("-host-ip :: "), "{proxies:?}");
+    host.container("web").remove()?;
+    assert!(Running::named("docker-proxy", host)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_port_of_ipv6_without_docker_proxy_says_so() -> Result<()> {
+    let lab = Lab::new("no-v6")?;
+    let docker = Docker::replace_with_shim().env("FORWARDER_DOCKER_PROXY", "/nowhere/docker-proxy");
+    let host = lab.host(docker)?;
+    let _agent = host.agent().start()?;
+    let refused = host
+        .run("web", &["-p", "[::1]:8080:80"], &Peer::serve(80))
+        .err()
+        .context("it starts")?;
+    let refused = format!("{refused:#}");
+    assert!(
+        refused.contains("[::1]:8080/tcp is a port for Docker's own docker-proxy")
+            && refused.contains("/nowhere/docker-proxy (FORWARDER_DOCKER_PROXY) does not exist"),
+        "{refused}"
+    );
+    Ok(())
+}
