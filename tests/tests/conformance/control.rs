@@ -7,7 +7,7 @@ use harness::{Peer, eventually};
 use crate::SOON;
 use crate::ask::{Access, is_kept_from};
 use crate::direct::of_a_plain_server_from_outside;
-use crate::local::forged_loopback_frames_that_come_in;
+use crate::local::forged_loopback_frames_that_get_through;
 use crate::probe::{Barrage, LOOPBACK, heard};
 use crate::published::is_reached_from_another_network;
 use crate::site::Site;
@@ -24,8 +24,8 @@ fn stock_lets_outsiders_straight_to_published_ports() -> Result<()> {
 /// Case 13: up to 27, a forged destination is enough.
 #[test]
 fn stock_lets_outsiders_to_ports_published_on_loopback() -> Result<()> {
-    let came = forged_loopback_frames_that_come_in(&Site::stock("stock-loopback")?)?;
-    ensure!(came > 0, "stock Docker 20.10 is closed here, too");
+    let through = forged_loopback_frames_that_get_through(&Site::stock("stock-loopback")?)?;
+    ensure!(through > 0, "stock Docker 20.10 is closed here, too");
     Ok(())
 }
 

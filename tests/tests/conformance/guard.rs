@@ -1,10 +1,12 @@
 //! The guards hold, polled every 10 ms, through every restart and while containers come and go.
 
+use std::time::Instant;
+
 use anyhow::{Context as _, Result, ensure};
 use harness::{Docker, Peer, eventually};
 
 use crate::SOON;
-use crate::probe::{Barrage, LOOPBACK, heard, is_untouched};
+use crate::probe::{Barrage, LOOPBACK, careless, heard, is_untouched};
 use crate::site::Site;
 
 /// On an address and a port of its own: [`LOOPBACK`] is the lasting container's.
@@ -31,11 +33,13 @@ fn churn(site: &Site, name: &str, options: &[&str]) -> Result<()> {
 /// Fires while `work` goes on; nothing may come in or out.
 fn holds_through(site: &mut Site, work: impl FnOnce(&mut Site) -> Result<()>) -> Result<()> {
     kept(site)?;
+    careless(&site.host)?;
     let barrage = Barrage::new(site)?;
     let at_lan = site.lan().capture("h1")?;
     let lan = site.lan().clone();
+    let begun = Instant::now();
     let rounds = barrage.during(&lan, || work(site))?;
-    println!("{rounds} rounds");
+    println!("{rounds} rounds in {:?}", begun.elapsed());
     ensure!(rounds > 100, "only {rounds} rounds");
     is_untouched(&site.host.container("web"))?;
     let answers = at_lan.lines("ip and (src net 172.16.0.0/12 or src net 127.0.0.0/8)")?;
