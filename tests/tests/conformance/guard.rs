@@ -22,9 +22,11 @@ fn kept(site: &Site) -> Result<()> {
 /// A container that lives for a moment and hears nobody but the host.
 fn churn(site: &Site, name: &str, options: &[&str]) -> Result<()> {
     let short = site.host.run(name, options, &Peer::serve(80))?;
-    site.host
-        .peer(&["udp", &format!("{}:80", short.ip()?), "x"])
-        .with_context(|| format!("the host cannot reach {name}"))?;
+    let own = format!("{}:80", short.ip()?);
+    eventually(SOON, || {
+        site.host.peer(&["udp", &own, "x", "--timeout=500"])
+    })
+    .with_context(|| format!("the host cannot reach {name}"))?;
     let untouched = is_untouched(&short);
     short.remove()?;
     untouched
