@@ -124,7 +124,7 @@ pub(crate) const CASES: [Case; 40] = [
     case(
         "TestDirectRoutingOpenPorts",
         &["conformance::direct::what_is_open_to_direct_routing_is_what_each_mode_opens"],
-        "IPv4; modes by our labels",
+        "IPv4; modes by our labels; where a firewall drops what is forwarded, `run` refuses",
     ),
     case(
         "TestRoutedNonGateway",
