@@ -55,6 +55,16 @@ impl<'host> AgentBuilder<'host> {
         self
     }
 
+    /// A configuration file with this text (TOML), in the place of the host's earlier ones.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn config(self, text: &str) -> Result<Self> {
+        let file = self.host.scratch().join("forwarder.toml");
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(self.arg(format!("--config={}", file.display())))
+    }
+
     /// A variable of its environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));

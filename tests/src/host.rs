@@ -5,12 +5,14 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::mount::{MountFlags, mount};
 use serde_json::Value;
 
 use crate::agent::{AgentBuilder, forwarder_bin};
+use crate::check::eventually;
 use crate::container::{Container, Peer};
 use crate::dockerd::{Docker, DockerCli, Dockerd, state_dir};
 use crate::image::IMAGE;
@@ -21,6 +23,8 @@ use crate::teardown;
 
 /// A host's device towards the LAN.
 const UPLINK: &str = "up0";
+/// How long the agent has to notice a change.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A Docker host. What can be done in its namespace it can do as a [`Space`]. Dropped, all of it
 /// is taken down, containers included.
@@ -222,6 +226,27 @@ impl Host {
     pub fn json(&self, verb: &str) -> Result<Value> {
         let text = self.cli(&[verb, "-o", "json"])?;
         serde_json::from_str(&text).with_context(|| format!("forwarder {verb} -o json: {text}"))
+    }
+
+    /// Waits until the agent has a container's veths; its ports came before.
+    ///
+    /// # Errors
+    /// When it does not notice.
+    pub fn settle(&self, container: &str) -> Result<()> {
+        eventually(SOON, || {
+            let rows = self.json("endpoints")?;
+            let rows = rows.as_array().context("a list of endpoints")?;
+            let mut own = rows
+                .iter()
+                .filter(|row| row["container"] == container)
+                .peekable();
+            ensure!(own.peek().is_some(), "the agent does not know {container}");
+            ensure!(
+                own.all(|row| row["hooked"] == true),
+                "{container} is not hooked: {rows:?}"
+            );
+            Ok(())
+        })
     }
 
     /// `forwarder VERB…` on this host as a line for a person's shell.

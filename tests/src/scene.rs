@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::agent::Agent;
-use crate::check::eventually;
 use crate::container::{Container, Peer};
 use crate::dockerd::Docker;
 use crate::host::Host;
@@ -13,7 +12,7 @@ use crate::lab::Lab;
 use crate::netns::Space;
 use crate::process::Process;
 
-/// How long the agent has to notice a change.
+/// How long a server has to get ready.
 const SOON: Duration = Duration::from_secs(5);
 
 /// A lab with one host and its agent. Dropped in this order.
@@ -59,20 +58,7 @@ impl Scene {
     /// # Errors
     /// When it does not notice.
     pub fn settle(&self, container: &str) -> Result<()> {
-        eventually(SOON, || {
-            let rows = self.host.json("endpoints")?;
-            let rows = rows.as_array().context("a list of endpoints")?;
-            let mut own = rows
-                .iter()
-                .filter(|row| row["container"] == container)
-                .peekable();
-            ensure!(own.peek().is_some(), "the agent does not know {container}");
-            ensure!(
-                own.all(|row| row["hooked"] == true),
-                "{container} is not hooked: {rows:?}"
-            );
-            Ok(())
-        })
+        self.host.settle(container)
     }
 
     /// How often packets had a reason.

@@ -1,0 +1,204 @@
+//! A host that fills up: what each next container costs, how soon its ports are in the map, and how
+//! much memory the agent has in the end. Prints its figures.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use forwarder_common::abi::{LAYOUT, PortKey, Published};
+use forwarder_common::family::V4;
+use harness::{Agent, Docker, Host, IMAGE, Lab, Process, eventually};
+
+/// Ports of each container.
+const PORTS: u16 = 5;
+/// The first host port.
+const FIRST: u16 = 10_000;
+/// From Docker's event to the map, of 99 in 100 ports.
+const PUBLISH: Duration = Duration::from_millis(100);
+/// How much longer the last containers may take to start than the first, beside what dockerd itself
+/// takes longer.
+const GROWTH: f64 = 1.3;
+/// Octets that the agent may have resident.
+const RESIDENT: u64 = 40 << 20;
+/// Between two looks at the map.
+const LOOK: Duration = Duration::from_millis(1);
+const SOON: Duration = Duration::from_secs(5);
+
+/// Octets of a key and of a value of the map of published ports.
+const KEY: usize = size_of::<PortKey<V4>>();
+const VALUE: usize = size_of::<Published<V4>>();
+
+/// Starts containers one by one, each with its own ports, and says how long each took.
+fn start(host: &Host, number: u16) -> Result<Duration> {
+    let ports: Vec<_> = (0..PORTS)
+        .map(|port| format!("-p{}:{}", FIRST + number * PORTS + port, 80 + port))
+        .collect();
+    let name = format!("--name=c{number}");
+    let mut argv = vec!["run", "-d", &name];
+    argv.extend(ports.iter().map(String::as_str));
+    argv.extend([IMAGE, "/peer", "wait"]);
+    let begun = Instant::now();
+    host.docker(&argv)?;
+    Ok(begun.elapsed())
+}
+
+/// When each host port was first seen in the pinned map, while there is more to come.
+struct Watch {
+    map: PathBuf,
+    seen: Mutex<BTreeMap<u16, SystemTime>>,
+    over: AtomicBool,
+}
+
+impl Watch {
+    fn new(host: &Host) -> Result<Self> {
+        let maps = host.bpffs_dir().join(format!("v{LAYOUT}/maps"));
+        let mut files = fs::read_dir(&maps)?.filter_map(Result::ok);
+        let is_published = |name: &str| name.to_lowercase().starts_with("published");
+        let map = files.find(|file| is_published(&file.file_name().to_string_lossy()));
+        Ok(Self {
+            map: map.context("no map of published ports")?.path(),
+            seen: Mutex::default(),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    fn seen(&self) -> BTreeMap<u16, SystemTime> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    /// Looks for the ports in their order: one container's come at once, after the one's before.
+    fn look(&self, ports: u16) -> Result<()> {
+        let data = MapData::from_pin(&self.map)?;
+        let map: HashMap<MapData, [u8; KEY], [u8; VALUE]> = Map::HashMap(data).try_into()?;
+        for port in FIRST..FIRST + ports {
+            let mut key = [0; KEY];
+            key[4..6].copy_from_slice(&port.to_be_bytes());
+            key[6..8].copy_from_slice(&6_u16.to_ne_bytes());
+            while map.get(&key, 0).is_err() {
+                if self.over.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                sleep(LOOK);
+            }
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.insert(port, SystemTime::now());
+        }
+        Ok(())
+    }
+}
+
+/// When Docker said that each container has started, by its number.
+fn started(events: &Process) -> BTreeMap<u16, SystemTime> {
+    let parse = |line: String| {
+        let (name, nanoseconds) = line.split_once(' ')?;
+        let at = UNIX_EPOCH + Duration::from_nanos(nanoseconds.parse().ok()?);
+        Some((name.strip_prefix('c')?.parse().ok()?, at))
+    };
+    let lines = events.lines().into_iter();
+    lines.filter_map(parse).collect()
+}
+
+fn median(of: &[Duration]) -> Duration {
+    let mut sorted = of.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}
+
+/// The median of the last ones over that of the first ones.
+fn growth(of: &[Duration], edge: usize) -> f64 {
+    let (first, last) = (median(&of[..edge]), median(&of[of.len() - edge..]));
+    println!("  first {edge}: {first:?}, last {edge}: {last:?}");
+    last.as_secs_f64() / first.as_secs_f64()
+}
+
+/// Octets that a process has resident.
+fn resident(agent: &Agent) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(kilobytes.context("no VmRSS")?.trim().parse::<u64>()? << 10)
+}
+
+/// Fills a host without an agent and one with it in turn, so that whatever else the machine does
+/// slows both.
+fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
+    let lab = Lab::new(label)?;
+    let base = lab.host(Docker::replace())?;
+    let host = lab.host(Docker::replace())?;
+    let agent = host.agent().start()?;
+    let address = host.docker_cli().address();
+    let mut command = std::process::Command::new("docker");
+    command.args(["-H", &address, "events", "--filter=event=start"]);
+    command.arg("--format={{.Actor.Attributes.name}} {{.TimeNano}}");
+    let log = host.state_dir().join("events.log");
+    let events = Process::spawn("docker events", &mut command, &log)?;
+    let watch = Watch::new(&host)?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    scope(|scope| {
+        let looking = scope.spawn(|| watch.look(containers * PORTS));
+        let filled = (0..containers).try_for_each(|number| {
+            without.push(start(&base, number)?);
+            with.push(start(&host, number)?);
+            anyhow::Ok(())
+        });
+        let all = eventually(SOON, || {
+            let seen = watch.seen().len();
+            ensure!(
+                seen == usize::from(containers * PORTS),
+                "{seen} ports are in the map"
+            );
+            Ok(())
+        });
+        watch.over.store(true, Ordering::Relaxed);
+        looking.join().expect("the looking thread")?;
+        filled.and(all)
+    })?;
+
+    println!("{containers} containers with {PORTS} ports each");
+    println!("docker run without an agent:");
+    let base_growth = growth(&without, edge);
+    println!("docker run with the agent:");
+    let own_growth = growth(&with, edge);
+    println!("  grown {own_growth:.2}×, without {base_growth:.2}×");
+
+    let started = started(&events);
+    let mut latencies = Vec::new();
+    for (port, at) in watch.seen() {
+        let event = started.get(&((port - FIRST) / PORTS));
+        let event = event.with_context(|| format!("no event for {port}"))?;
+        // It may well be there before Docker says so.
+        latencies.push(at.duration_since(*event).unwrap_or_default());
+    }
+    latencies.sort();
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share).round() as usize];
+    let (half, most) = (at(0.5), at(0.99));
+    println!("from Docker's event to the map: median {half:?}, p99 {most:?}");
+    let memory = resident(&agent)?;
+    println!("the agent has {:.1} MB resident", memory as f64 / 1e6);
+
+    ensure!(
+        own_growth <= GROWTH * base_growth.max(1.0),
+        "starts grow {own_growth:.2}×, without the agent {base_growth:.2}×"
+    );
+    ensure!(most <= PUBLISH, "published after {most:?}");
+    ensure!(memory <= RESIDENT, "{memory} octets resident");
+    Ok(())
+}
+
+#[test]
+fn starts_publishing_and_memory_stay_flat_with_two_hundred_ports() -> Result<()> {
+    fill("scale", 40, 10)
+}
+
+#[test]
+#[ignore = "takes some minutes; the smaller one beside it always runs"]
+fn starts_publishing_and_memory_stay_flat_with_a_thousand_ports() -> Result<()> {
+    fill("scale-whole", 200, 20)
+}
