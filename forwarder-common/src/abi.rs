@@ -80,9 +80,9 @@ pub mod capacity {
     /// Published ports.
     pub const PUBLISHED: u32 = 32_768;
     /// Networks times the devices that they trust.
-    pub const TRUSTED: u32 = 4_096;
+    pub const TRUSTED: u32 = 1_024;
     /// Ports that links open.
-    pub const LINKS: u32 = 8_192;
+    pub const LINKS: u32 = 4_096;
     /// Address ranges in all lists of clients together.
     pub const INGRESS: u32 = 65_536;
     /// Remembered ports of sources whose own was taken: a power of two.
@@ -90,7 +90,7 @@ pub mod capacity {
     /// Flows looked up lately: a power of two.
     pub const RECENT: u32 = 65_536;
     /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
-    pub const SOCKETS: u32 = 65_536;
+    pub const SOCKETS: u32 = 32_768;
 }
 
 /// Endpoint slot 0: everything outside.

@@ -1,5 +1,5 @@
 //! The control socket: a question and its answer, one line of JSON each. Shims stay connected: what
-//! they say goes to [`shim`](crate::watch::shim).
+//! they say goes to [`crate::watch::shim`].
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use forwarder::desired::{Policy, be32, desired, is_outside};
-use forwarder::tables::{EndpointKey, Hook, Tables, XdpKind};
+use forwarder::tables::{EndpointKey, Hook, SocketHook, Tables, XdpKind};
 use forwarder::world::{
     Address, Bound, Container, Endpoint, Fact, GatewayMode, Ingress, Link, LinkLayer, Network,
     NetworkEndpoint, PortBinding, Proto, ShimId, Subnet, Terms, World,
@@ -509,4 +509,14 @@ fn xdp_runs_where_the_policy_says() {
         derive(&world).ports.is_empty(),
         "and left alone where no XDP runs"
     );
+}
+
+#[test]
+fn socket_programs_are_those_that_the_kernel_takes() {
+    let policy = Policy {
+        sockets: [SocketHook::Connect4, SocketHook::Getpeername4].into(),
+        ..Policy::default()
+    };
+    assert_eq!(desired(&world(), &policy, 1).sockets, policy.sockets);
+    assert!(derive(&world()).sockets.is_empty());
 }

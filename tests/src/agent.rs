@@ -35,6 +35,7 @@ pub struct AgentBuilder<'host> {
     binary: Option<PathBuf>,
     suffix: String,
     quiet: bool,
+    deaf: bool,
 }
 
 impl<'host> AgentBuilder<'host> {
@@ -46,6 +47,7 @@ impl<'host> AgentBuilder<'host> {
             binary: None,
             suffix: String::new(),
             quiet: false,
+            deaf: false,
         }
     }
 
@@ -80,6 +82,12 @@ impl<'host> AgentBuilder<'host> {
     /// State and pins in folders apart from those of the host's other agents.
     pub fn apart(mut self, suffix: &str) -> Self {
         suffix.clone_into(&mut self.suffix);
+        self
+    }
+
+    /// With a Docker that never answers. It does not get ready: [`Self::spawn`] it.
+    pub fn without_docker(mut self) -> Self {
+        self.deaf = true;
         self
     }
 
@@ -126,10 +134,11 @@ impl<'host> AgentBuilder<'host> {
     fn command(&self) -> Result<std::process::Command> {
         let binary = self.binary.clone().map_or_else(forwarder_bin, Ok)?;
         let mut command = self.host.forwarder_command(&binary)?;
-        command
-            .arg("run")
-            .args(self.host.folders(&self.suffix))
-            .args(&self.arguments);
+        let mut folders = self.host.folders(&self.suffix);
+        if self.deaf {
+            folders[1] = "unix:///nowhere/docker.sock".into();
+        }
+        command.arg("run").args(folders).args(&self.arguments);
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }

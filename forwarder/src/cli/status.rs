@@ -72,7 +72,12 @@ fn render(status: &Status) -> String {
         .packets
         .iter()
         .map(|(path, count)| format!("{path} {count}"));
-    head.push(vec!["sockets".to_owned(), status.sockets.join(" ")]);
+    let sockets = match status.sockets.as_slice() {
+        [] => "none: the host's own processes do not reach published ports at its addresses"
+            .to_owned(),
+        programs => programs.join(" "),
+    };
+    head.push(vec!["sockets".to_owned(), sockets]);
     head.push(vec![
         "packets".to_owned(),
         packets.collect::<Vec<_>>().join(", "),

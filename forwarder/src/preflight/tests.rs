@@ -432,3 +432,37 @@ fn releases_are_read_as_versions() {
         assert_eq!(version(release), expected, "{release}");
     }
 }
+
+#[test]
+fn what_the_hosts_own_processes_miss_is_said_with_what_to_do() {
+    let warned = |probe: Probe| {
+        let lines = lines(Level::Warn, &probe, &Config::default());
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines[0].clone()
+    };
+    let none = warned(Probe {
+        cgroup: None,
+        ends_sockets: Some(false),
+        ..good()
+    });
+    assert!(
+        none.contains("127.0.0.1") && none.contains("mount -t cgroup2"),
+        "{none}"
+    );
+    let slow = warned(Probe {
+        ends_sockets: Some(false),
+        ..good()
+    });
+    assert!(slow.contains("CONFIG_INET_DIAG_DESTROY"), "{slow}");
+    let blind = warned(Probe {
+        btf: false,
+        ..good()
+    });
+    assert!(blind.contains("CONFIG_DEBUG_INFO_BTF"), "{blind}");
+    // Whoever may not ask does not know.
+    let unknown = Probe {
+        ends_sockets: None,
+        ..good()
+    };
+    assert!(lines(Level::Warn, &unknown, &Config::default()).is_empty());
+}

@@ -1,16 +1,24 @@
 //! The agent dies and comes back: shims find it again.
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Agent, Host, eventually};
+use harness::{Agent, Docker, Host, Lab, eventually};
 use rustix::process::Signal;
 
 use super::{SOON, is_free, is_served, ports, run, scene, shims};
 
 /// An agent that no Docker answers: it never gets ready.
 fn start_without_docker(host: &Host) -> Result<Agent> {
-    let agent = host.agent().spawn()?;
+    let agent = host.agent().without_docker().spawn()?;
     eventually(SOON, || host.json("status").map(drop)).context("the agent does not answer")?;
     Ok(agent)
+}
+
+/// How many mappings the kernel holds.
+fn mappings(host: &Host) -> Result<u64> {
+    let status = host.json("status")?;
+    let fill = &status["maps"]["PUBLISHED"]["fill"];
+    fill.as_u64()
+        .with_context(|| format!("no fill: {}", status["maps"]))
 }
 
 #[test]
@@ -54,7 +62,7 @@ fn an_agent_that_begins_from_nothing_without_docker_learns_the_ports_of_shims() 
     host.kill_docker()?;
     scene.agent.kill()?;
     host.cli(&["cleanup"])?;
-    scene.agent = start_without_docker(host)?;
+    scene.agent = host.agent().spawn()?;
     eventually(SOON, || {
         let ports = ports(host)?;
         ensure!(ports.len() == 2, "{ports:?}");
@@ -72,6 +80,20 @@ fn an_agent_that_begins_from_nothing_without_docker_learns_the_ports_of_shims() 
     })?;
     host.docker(&["start", "web"])?;
     eventually(SOON, || is_served(&scene.lab))
+}
+
+#[test]
+fn the_word_of_shims_is_enough_both_ways() -> Result<()> {
+    let lab = Lab::new("word")?;
+    let host = lab.host(Docker::replace_with_shim())?;
+    let agent = start_without_docker(&host)?;
+    run(&host, "web", &[])?;
+    assert_eq!(ports(&host)?, ["0.0.0.0:8080/tcp", "0.0.0.0:8080/udp"]);
+    assert_eq!(mappings(&host)?, 2);
+    host.container("web").remove()?;
+    assert!(ports(&host)?.is_empty() && mappings(&host)? == 0);
+    drop(agent);
+    Ok(())
 }
 
 #[test]
