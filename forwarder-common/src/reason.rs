@@ -105,7 +105,7 @@ reasons! {
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
-    UnknownNetwork = Drop "unknown-network" "Forwarded from Docker's address pools by a device that the agent does not know yet.";
+    UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
     Fragment = Drop "fragment" "A fragment of a datagram that would have to be translated.";
     Protocol = Drop "protocol" "Neither TCP, UDP nor ICMP echo, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";

@@ -8,6 +8,7 @@
 
 mod agent;
 mod args;
+mod asleep;
 mod dockerd;
 mod reserve;
 mod signals;
@@ -72,6 +73,7 @@ fn run(args: &Args, dockerd: &mut Dockerd) -> End {
     match started {
         Ok((signals, (agent, reservation))) => {
             dockerd.started();
+            asleep::let_go();
             let orphaned = || rustix::process::getppid() != parent;
             stay(args, &signals, agent, reservation, orphaned)
         }

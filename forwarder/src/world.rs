@@ -6,11 +6,14 @@ mod terms;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 pub use fact::{Fact, Listing};
 pub use model::*;
 pub use terms::{GatewayMode, Ingress, Terms};
+
+/// Swarm's bridge towards the outside.
+const GWBRIDGE: &str = "docker_gwbridge";
 
 /// Everything that the agent knows about Docker and the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +151,26 @@ impl World {
     pub fn bridge(&self, network: &Network) -> Option<&Link> {
         let name = network.bridge.as_deref()?;
         self.links.values().find(|link| link.name == name)
+    }
+
+    /// The address that a container's published ports lead to, and its network: the endpoint that is
+    /// its gateway, or where none is (a service of swarm's), the one on `docker_gwbridge`, which only
+    /// the network lists.
+    pub fn gateway_of(&self, container: &Container) -> Option<(&NetworkId, Ipv4Addr)> {
+        let listed = container.gateway_endpoint(Family::V4, &self.networks);
+        let of_swarm = || {
+            let bridge = self.networks.values().find(|n| n.name == GWBRIDGE)?;
+            let own = bridge.endpoints.values();
+            let at = own.into_iter().find(|at| at.container == container.id)?;
+            Some((&bridge.id, at.ipv4?))
+        };
+        match listed {
+            Some((id, endpoint)) => {
+                let (id, _) = self.networks.get_key_value(id)?;
+                Some((id, endpoint.ipv4?))
+            }
+            None => of_swarm(),
+        }
     }
 
     /// Who has an address: the network, and the container.

@@ -62,8 +62,7 @@ impl<'host> AgentBuilder<'host> {
     /// # Errors
     /// When it cannot be written.
     pub fn config(self, text: &str) -> Result<Self> {
-        let file = self.host.scratch().join("forwarder.toml");
-        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        let file = self.host.configure(text)?;
         Ok(self.arg(format!("--config={}", file.display())))
     }
 

@@ -122,6 +122,19 @@ impl Host {
         state_dir(&self.folder)
     }
 
+    /// Puts a configuration file (TOML) in the place of an earlier one, whole at any moment.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure(&self, text: &str) -> Result<PathBuf> {
+        let file = self.scratch().join("forwarder.toml");
+        let draft = file.with_extension("new");
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, &file))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(file)
+    }
+
     /// Its command line of Docker.
     #[must_use]
     pub fn docker_cli(&self) -> DockerCli {

@@ -8,7 +8,7 @@ use crate::flow::{self, End, Plan};
 use crate::nat::{self, Owner};
 use crate::parse::{Class, proto};
 use crate::reason::Reason;
-use crate::tables::Route;
+use crate::tables::{Route, Tables};
 use crate::tcp::{self, Opening};
 
 /// Where a packet of a container's that belongs to no flow is bound for.
@@ -37,6 +37,16 @@ enum Bound<F: Family> {
     Published,
     /// Straight to an address of another network.
     Straight(u32, Network<F>),
+}
+
+/// Whether a packet would be forwarded to a device that the agent does not know: among Docker's
+/// address pools that is a network made while no agent lives, which nobody guards.
+#[inline(never)]
+fn leads_to_unknown<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, tuple: &Tuple<F>) -> bool {
+    match tables.route(ifindex, tuple) {
+        Route::Forward { ifindex, .. } => tables.device(ifindex).is_none(),
+        Route::Kernel => false,
+    }
 }
 
 /// The admitting steps: all that a packet without a flow meets.
@@ -95,7 +105,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             .map_or([0; 6], |device| device.mac);
         if !self.tables.is_local(dst) {
             let Some(bridge) = self.tables.subnet(dst) else {
-                return Err(Reason::NotOurs);
+                let unknown = dst.is_pooled()
+                    && leads_to_unknown(self.tables, self.meta.ifindex, &packet.tuple);
+                return Err(if unknown {
+                    Reason::UnknownNetwork
+                } else {
+                    Reason::NotOurs
+                });
             };
             let network = self.tables.network(bridge).ok_or(Reason::DirectRouting)?;
             return self.admit_straight(None, bridge, &network, mac);

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue};
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, IngressKey, LinkKey, Network, Peer, PortKey, Published, Settings,
-    SocketKey, SourceKey, TrustKey, Tuple, name,
+    Device, Endpoint, Flow, HOST, IngressKey, Leg, LinkKey, Network, OUTSIDE, Peer, PortKey,
+    Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::family::{Be32, V4};
@@ -78,12 +78,16 @@ pub struct FlowSnapshot {
 }
 
 impl Record {
-    fn snapshot(self) -> FlowSnapshot {
+    fn flow(self) -> Flow<V4> {
         // SAFETY: `Flow` is as long as this array and less aligned, without padding, and any bytes
         // are one: integers in cells.
-        let flow =
-            unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) };
-        FlowSnapshot {
+        unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) }
+    }
+}
+
+impl FlowSnapshot {
+    fn of(flow: &Flow<V4>) -> Self {
+        Self {
             original: flow.tuples[ORIGINAL].get(),
             reply: flow.tuples[REPLY].get(),
             gate: Gate(flow.gate.get()),
@@ -216,7 +220,22 @@ impl Maps {
         })
     }
 
-    /// Live flows whose time is not over, each once: a walk starts over where its key vanishes.
+    /// As [`forwarder_common::flow::is_current`], which the next packet would find.
+    fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
+        let same = |leg: &Leg<V4>| {
+            let endpoint = || self.endpoints.get(&leg.slot.get(), 0);
+            matches!(leg.slot.get(), OUTSIDE | HOST)
+                || endpoint().is_ok_and(|at| at.0.incarnation == leg.incarnation.get())
+        };
+        let slot = flow.mapping.get();
+        let mapped = || self.mappings.get(&slot, 0);
+        !reached(flow.expires.get(), now)
+            && (slot == 0 || mapped().is_ok_and(|life| life == flow.mapping_incarnation.get()))
+            && flow.legs.iter().all(same)
+    }
+
+    /// Live flows that have neither expired nor outlived their endpoints or their mapping, each once:
+    /// a walk starts over where its key vanishes.
     pub(super) fn snapshots(&self, now: Ticks) -> Vec<FlowSnapshot> {
         let mut snapshots = BTreeMap::new();
         for entry in &self.flow_index {
@@ -226,10 +245,11 @@ impl Maps {
             let Ok(record) = self.flows.get(&reference.index, 0) else {
                 continue;
             };
-            let flow = record.snapshot();
-            let live = flow.gate.is_live() && flow.gate.id() == reference.id;
-            if live && !reached(flow.expires, now) && flow.original == tuple {
-                snapshots.insert(tuple, flow);
+            let flow = record.flow();
+            let gate = Gate(flow.gate.get());
+            let live = gate.is_live() && gate.id() == reference.id;
+            if live && flow.tuples[ORIGINAL].get() == tuple && self.is_current(&flow, now) {
+                snapshots.insert(tuple, FlowSnapshot::of(&flow));
             }
         }
         snapshots.into_values().collect()

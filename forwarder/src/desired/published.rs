@@ -11,7 +11,7 @@ use super::{Policy, be32, incarnation};
 use crate::lists::Lists;
 use crate::tables::{Tables, Target};
 use crate::world::{
-    Container, Family, GatewayMode, HostPort, Ingress, Network, NetworkId, Proto, Terms, World,
+    Container, GatewayMode, HostPort, Ingress, Network, NetworkId, Proto, Terms, World,
 };
 
 /// What is published: what shims have bound; what Docker lists of running containers that have no
@@ -42,9 +42,7 @@ pub(super) fn add_published(
         tables.published.insert(key, target);
     }
     for container in world.containers.values().filter(|c| c.running) {
-        let gateway = container.gateway_endpoint(Family::V4, &world.networks);
-        if let Some((network, endpoint)) = gateway
-            && let Some(address) = endpoint.ipv4
+        if let Some((network, address)) = world.gateway_of(container)
             && !is_routed(network)
         {
             for binding in &container.ports {

@@ -101,13 +101,9 @@ impl Site {
             .docker(&["network", "inspect", "--format", gateway, name])
     }
 
-    /// Another agent with another configuration takes over.
-    pub(crate) fn reconfigure(&mut self, config: &str) -> Result<()> {
-        if let Some(mut old) = self.agent.take() {
-            old.stop()?;
-        }
-        self.agent = Some(self.host.agent().config(config)?.start()?);
-        Ok(())
+    /// Changes the configuration file under the running agent.
+    pub(crate) fn reconfigure(&self, config: &str) -> Result<()> {
+        self.host.configure(config).map(drop)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::ask::reaches;
 use crate::site::Site;
 
 /// How long swarm takes to start a task.
-const TASK: Duration = Duration::from_secs(30);
+const TASK: Duration = Duration::from_secs(90);
 
 /// Case 39, `TestHostPortMappings` and `TestSwarmPublish*`, in mode host: the routing mesh needs IPVS,
 /// which is not in this kernel.

@@ -28,9 +28,16 @@ fn it_needs_no_shared_library() -> Result<()> {
 #[test]
 fn it_is_small() -> Result<()> {
     let scene = scene("small")?;
+    // First one alone, which shares nothing with another.
+    let alone = ["-p", "0.0.0.0:9090:80/udp"];
+    scene.host.run("alone", &alone, &Peer::serve(80))?;
+    weigh(&shims(&scene.host)?, 1)?;
     run(&scene.host, "web", &[])?;
-    let shims = shims(&scene.host)?;
-    assert_eq!(shims.len(), 2);
+    weigh(&shims(&scene.host)?, 3)
+}
+
+fn weigh(shims: &[Running], count: usize) -> Result<()> {
+    assert_eq!(shims.len(), count);
     for shim in shims {
         let private = shim.private_kb()?;
         println!("{private} kB: {}", shim.line);
