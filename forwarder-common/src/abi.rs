@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -172,6 +172,35 @@ pub struct Leg<F: Family> {
     pub mtu: Cell<u32>,
 }
 
+/// What is known of a TCP connection's sequence numbers: nf_conntrack's `ip_ct_tcp`, by the
+/// direction of the segments that it is learned from. See [`window`](crate::window).
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Windows {
+    /// The highest sequence number sent, plus one (`td_end`).
+    pub end: [Cell<u32>; 2],
+    /// The highest sequence number that the other side has allowed, plus one (`td_maxend`).
+    pub max_end: [Cell<u32>; 2],
+    /// The largest window announced, scaled (`td_maxwin`); 0: nothing was sent yet.
+    pub max_win: [Cell<u32>; 2],
+    /// The highest acknowledgement sent (`td_maxack`).
+    pub max_ack: [Cell<u32>; 2],
+    /// Of the last pure ACK, or of a segment let through without being followed: its end.
+    pub last_end: Cell<u32>,
+    /// Of the same: its acknowledgement.
+    pub last_ack: Cell<u32>,
+    /// Of the same: its window as announced.
+    pub last_win: Cell<u16>,
+    /// The last segment's kind and direction, and how often it was seen again.
+    pub last: Cell<u8>,
+    /// What was noted of a SYN that was let through without being followed.
+    pub noted: Cell<u8>,
+    /// How far announced windows are shifted (`td_scale`).
+    pub scale: [Cell<u8>; 2],
+    /// Bits of [`window::mark`](crate::window::mark).
+    pub marks: [Cell<u8>; 2],
+}
+
 /// A flow: both directions of one conversation, as one unit.
 #[repr(C)]
 #[derive(Debug)]
@@ -208,6 +237,8 @@ pub struct Flow<F: Family> {
     pub uplink_mac: Cell<[u8; 6]>,
     /// Zero.
     pub reserved: Cell<[u8; 2]>,
+    /// TCP's sequence windows. Of other protocols, whatever the record's last flow left.
+    pub windows: Windows,
 }
 
 /// What the agent tells all programs.
@@ -446,7 +477,8 @@ const _: () = {
     assert!(size_of::<Tuple<V4>>() == 4 + 4 + 2 + 2 + 4);
     assert!(size_of::<FlowRef>() == 8);
     assert!(size_of::<Leg<V4>>() == 4 * 6);
-    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2);
+    assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
+    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2 + 48);
     assert!(size_of::<Settings>() == 4 * 6 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);

@@ -8,9 +8,11 @@ use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Tuple};
 use crate::checksum;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
+use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::tcp::{self, State, Step};
+use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
+use crate::window::{Fate, Segment};
 
 /// A direction: of the opener's packets, or of the answers.
 pub type Direction = usize;
@@ -173,25 +175,29 @@ fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg<F>) -> bool {
             .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
 }
 
-/// Moves the flow's state and timeout on by a packet, and counts it; `false`, with nothing
-/// changed, if the packet does not fit the state.
+/// Moves the flow's state, windows and timeout on by a packet, and counts it. `scale` is what
+/// [`window::scale`](crate::window::scale()) says of the packet.
+///
+/// # Errors
+/// Why the packet does not fit, with nothing changed.
 #[inline(always)]
 pub fn track<F: Family, T: Tables<F>>(
     tables: &T,
     hit: &Hit<'_, F>,
     packet: &Packet<F>,
+    scale: u8,
     now: Ticks,
-) -> bool {
+) -> Result<(), Reason> {
     let flow = hit.flow;
     let reply = hit.dir == REPLY;
     let mut next = hit.gate;
     let mut lifetime = 0;
     if packet.tuple.proto == proto::TCP {
         let state = State::from_u8(hit.gate.state());
-        match tcp::step(state, packet.flags, reply) {
-            Step::Invalid => return false,
-            Step::Ignore => {}
-            Step::To(to) => {
+        match tables.follow(hit.index, hit.gate, &Segment::of(packet, hit.dir, scale)) {
+            Fate::Refuse(reason) => return Err(reason),
+            Fate::Ignore => {}
+            Fate::To(to, span) => {
                 let mut flags = if reply { SEEN_REPLY } else { 0 };
                 // The opener's ACK after the SYN-ACK: both ends proved that they are there. A
                 // picked-up connection has proved it by its first answer.
@@ -201,8 +207,8 @@ pub fn track<F: Family, T: Tables<F>>(
                 next = hit.gate.with(to as u8, flags);
                 // A SYN seen again does not buy more time.
                 if !(to == state && packet.flags & tcp::SYN != 0) {
-                    lifetime = timeouts::tcp(to);
-                    if !next.is_replied() && to == State::Established {
+                    lifetime = span;
+                    if !next.is_replied() && lifetime > timeouts::TCP_UNACKNOWLEDGED {
                         lifetime = timeouts::TCP_UNACKNOWLEDGED;
                     }
                 }
@@ -235,7 +241,7 @@ pub fn track<F: Family, T: Tables<F>>(
     let dir = hit.dir & 1;
     flow.packets[dir].set(flow.packets[dir].get().wrapping_add(1));
     flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(packet.len as u64));
-    true
+    Ok(())
 }
 
 /// One end of a flow about to be made.

@@ -75,6 +75,12 @@ pub struct Packet<F: Family> {
     pub hops: u8,
     /// TCP's flag octet; 0 for others.
     pub flags: u8,
+    /// TCP's sequence number.
+    pub seq: u32,
+    /// TCP's acknowledgement.
+    pub ack: u32,
+    /// TCP's window as announced.
+    pub window: u16,
     /// IP options are there.
     pub options: bool,
     /// A fragment without a transport header.
@@ -238,6 +244,9 @@ pub fn parse<F: Family>(
             return Err(Reason::Malformed);
         }
         flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+        packet.seq = tail.sequence.get();
+        packet.ack = tail.acknowledgement.get();
+        packet.window = tail.window.get();
         class = Class::Flow;
     } else if header.proto == F::ICMP as u32 {
         let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;

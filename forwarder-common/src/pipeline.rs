@@ -31,6 +31,7 @@ use crate::rewrite::{Edit, Exit};
 use crate::tables::{Route, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks};
+use crate::window;
 
 /// What a hook knows of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -102,9 +103,12 @@ pub fn outside_in<F: Family, T: Steps<F>>(
 pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T) -> Option<Reason> {
     let mut packet = Packet::default();
     parse::<F>(&frame, meta.l3 as usize, &mut packet).ok()?;
+    // A SYN's options are for tcx to read.
     if packet.class != Class::Flow
         || packet.tuple.proto != proto::UDP
-            && (packet.tuple.proto != proto::TCP || tables.settings().xdp_tcp == 0)
+            && (packet.tuple.proto != proto::TCP
+                || packet.flags & tcp::SYN != 0
+                || tables.settings().xdp_tcp == 0)
     {
         return None;
     }
@@ -120,7 +124,6 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     if passage.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
         || !flow::is_current(tables, hit.flow, now)
         || hit.flow.policy.get() != tables.settings().policy
-        || tcp::reopens(State::from_u8(hit.gate.state()), packet.flags)
         || !passage.comes_from(&hit)
     {
         return None;
@@ -131,9 +134,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     if !tables.takes_frames(endpoint.ifindex) {
         return None;
     }
-    if !flow::track(tables, &hit, &packet, now) {
-        return None;
-    }
+    flow::track(tables, &hit, &packet, window::NO_SCALE, now).ok()?;
     let translation = passage.translate(&hit);
     if tables.gate(hit.flow).id() != hit.gate.id() {
         return None;
@@ -413,8 +414,8 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if let Way::Refuse(reason) = way {
             return Some(reason);
         }
-        if !flow::track(self.tables, &hit, self.packet, now) {
-            return Some(Reason::TcpState);
+        if let Err(reason) = self.track(&hit, now) {
+            return Some(reason);
         }
         // Read first, checked after: the record may have gone to another flow in between, and then
         // nothing that was read counts.
@@ -432,6 +433,13 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             Way::HandOn(reason) => self.hand_on(&hit, translation, reason),
             Way::Refuse(reason) => reason,
         })
+    }
+
+    /// Moves the flow on by the packet: why it does not fit, otherwise.
+    #[inline(always)]
+    fn track(&self, hit: &Hit<'_, F>, now: Ticks) -> Result<(), Reason> {
+        let scale = window::scale(self.frame, self.packet);
+        flow::track(self.tables, hit, self.packet, scale, now)
     }
 
     /// Whether the packet came by the device that its flow's other end is behind.
@@ -655,8 +663,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 flow::find(self.tables, &self.packet.tuple)?
             }
         };
-        if !flow::track(self.tables, &hit, self.packet, now) {
-            return Some(Reason::TcpState);
+        if let Err(reason) = self.track(&hit, now) {
+            return Some(reason);
         }
         let edit = Edit {
             hop: false,

@@ -111,6 +111,7 @@ reasons! {
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
     NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
     TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";
+    TcpWindow = Drop "tcp-window" "TCP whose sequence numbers lie outside of its connection's windows.";
     TableFull = Drop "table-full" "No flow record is free.";
     PortsExhausted = Drop "ports-exhausted" "No port is free for a translation.";
     NoEndpoint = Drop "no-endpoint" "A published port whose container is not there.";

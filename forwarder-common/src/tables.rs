@@ -3,6 +3,8 @@
 //! The kernel side implements it over BPF maps and helpers, a host over plain memory: the twin
 //! test holds both to the same decisions.
 
+use core::cell::Cell;
+
 use crate::abi::{
     Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
     Settings, TrustKey, Tuple,
@@ -10,6 +12,7 @@ use crate::abi::{
 use crate::family::{Be16, Family};
 use crate::flow::Gate;
 use crate::timeouts::Ticks;
+use crate::window::{Fate, Segment};
 
 /// What the kernel's routing says of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +77,9 @@ pub trait Tables<F: Family> {
     fn gate(&self, flow: &Flow<F>) -> Gate;
     /// Changes the gate from one value to another; whether it did.
     fn swap_gate(&self, flow: &Flow<F>, from: Gate, to: Gate) -> bool;
+    /// Raises a sequence number to `to`, unless it is there already, or further: not by a plain
+    /// write, which could take back what another CPU wrote.
+    fn raise(&self, number: &Cell<u32>, to: u32);
     /// Takes the index of a free record.
     fn take_free(&self) -> Option<u32>;
     /// Gives a record's index back.
@@ -91,13 +97,15 @@ pub trait Tables<F: Family> {
     /// Remembers a port.
     fn set_hint(&self, place: u32, hint: Hint<F>);
 
-    /// [`crate::flow::take_record`]. This and the next two are methods so that the kernel's side can make
+    /// [`crate::flow::take_record`]. This and the next three are methods so that the kernel's side can make
     /// functions of their own of them, which the verifier proves once, whoever calls them.
     fn take_record(&self) -> Option<FlowRef>;
     /// [`crate::flow::publish`].
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].
     fn claim(&self, index: u32, gate: Gate) -> bool;
+    /// [`crate::window::follow`], of the windows of the record at `index`.
+    fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate;
 
     /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;

@@ -1,5 +1,6 @@
 //! The brain's door to the kernel: maps, clock, routes and sockets through helpers.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::mem::zeroed;
 use core::ptr;
@@ -24,6 +25,7 @@ use forwarder_common::parse::proto;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
+use forwarder_common::window::{self, Fate, Segment};
 
 use crate::atomic;
 use crate::maps::{
@@ -34,6 +36,8 @@ use crate::maps::{
 use crate::steps;
 
 const AF_INET: u8 = 2;
+/// So many other CPUs may raise the same number in between.
+const RAISES: u32 = 3;
 const ENODEV: i64 = -19;
 const EINVAL: i64 = -22;
 /// `BPF_F_CURRENT_NETNS`.
@@ -192,6 +196,23 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn raise(&self, number: &Cell<u32>, to: u32) {
+        // SAFETY: an aligned word of a map's element; volatile, since another CPU may have changed it.
+        let mut seen = unsafe { ptr::read_volatile(number.as_ptr()) };
+        for _ in 0..RAISES {
+            if !window::before(seen, to) {
+                return;
+            }
+            // SAFETY: as above.
+            let (now, done) = unsafe { atomic::exchange(number.as_ptr(), seen, to) };
+            if done {
+                return;
+            }
+            seen = now;
+        }
+    }
+
+    #[inline(always)]
     fn take_free(&self) -> Option<u32> {
         FREE.pop().ok().flatten()
     }
@@ -269,6 +290,12 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn claim(&self, index: u32, gate: Gate) -> bool {
         steps::claim(index, gate.0) != 0
+    }
+
+    #[inline(always)]
+    fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate {
+        let [numbers, facts] = segment.pack();
+        Fate::unpack(steps::follow(index, gate.0, numbers, facts))
     }
 
     #[inline(always)]

@@ -7,6 +7,8 @@ use core::ptr;
 use aya_ebpf::EbpfContext;
 use forwarder_common::abi::FlowRef;
 use forwarder_common::flow::{self, Gate};
+use forwarder_common::tables::Tables as _;
+use forwarder_common::window::{self, Fate, Segment};
 
 use crate::kernel::Kernel;
 
@@ -38,6 +40,18 @@ pub extern "C" fn take_record() -> u64 {
 pub extern "C" fn publish(index: u32, id: u32) -> u64 {
     flow::publish(&Kernel { ctx: Nowhere }, FlowRef { index, id });
     0
+}
+
+/// [`window::follow`]: a segment in two words, its fate in one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follow(index: u32, gate: u64, numbers: u64, facts: u64) -> u64 {
+    let kernel = Kernel { ctx: Nowhere };
+    let Some(flow) = kernel.flow(index) else {
+        return Fate::Ignore.pack();
+    };
+    let segment = Segment::unpack([numbers, facts]);
+    window::follow(&kernel, &flow.windows, Gate(gate), &segment).pack()
 }
 
 /// [`flow::claim`]: 1 if it won.

@@ -1,5 +1,7 @@
 //! The model's side of the door: [`Tables`], [`Exit`] and [`Steps`] over plain memory.
 
+use std::cell::Cell;
+
 use forwarder_common::abi::{
     Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
     Settings, TrustKey, Tuple,
@@ -12,6 +14,7 @@ use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::Ticks;
+use forwarder_common::window::{self, Fate, Segment};
 
 use super::{Host, Target};
 
@@ -138,6 +141,12 @@ impl Tables<V4> for Host {
         same
     }
 
+    fn raise(&self, number: &Cell<u32>, to: u32) {
+        if window::before(number.get(), to) {
+            number.set(to);
+        }
+    }
+
     fn take_free(&self) -> Option<u32> {
         self.free.borrow_mut().pop_front()
     }
@@ -200,6 +209,13 @@ impl Tables<V4> for Host {
 
     fn claim(&self, index: u32, gate: Gate) -> bool {
         flow::claim(self, index, gate)
+    }
+
+    fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate {
+        // As it crosses the call of a function in the kernel.
+        let segment = Segment::unpack(segment.pack());
+        let fate = window::follow(self, &self.flows[index as usize].windows, gate, &segment);
+        Fate::unpack(fate.pack())
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {

@@ -299,6 +299,7 @@ fn empty_flow() -> Flow<V4> {
         policy: Cell::default(),
         uplink_mac: Cell::default(),
         reserved: Cell::default(),
+        windows: Default::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue};
-use forwarder_common::abi::{Flow, FlowRef, Settings, Tuple, capacity, name};
+use forwarder_common::abi::{Flow, FlowRef, Settings, Tuple, Windows, capacity, name};
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 
@@ -197,6 +197,27 @@ fn bytes(flow: &Flow<V4>) -> Vec<u8> {
     bytes.extend(flow.policy.get().to_ne_bytes());
     bytes.extend(flow.uplink_mac.get());
     bytes.extend(flow.reserved.get());
+    bytes.extend(windows(&flow.windows));
+    bytes
+}
+
+fn windows(windows: &Windows) -> Vec<u8> {
+    let Windows {
+        end,
+        max_end,
+        max_win,
+        max_ack,
+        last_end,
+        last_ack,
+        ..
+    } = windows;
+    let pairs = [end, max_end, max_win, max_ack];
+    let words = pairs.into_iter().flatten().chain([last_end, last_ack]);
+    let mut bytes: Vec<u8> = words.flat_map(|word| word.get().to_ne_bytes()).collect();
+    bytes.extend(windows.last_win.get().to_ne_bytes());
+    let octets = [&windows.last, &windows.noted];
+    let sides = windows.scale.iter().chain(&windows.marks);
+    bytes.extend(octets.into_iter().chain(sides).map(|octet| octet.get()));
     bytes
 }
 
