@@ -24,6 +24,8 @@
 //! an acknowledgement of what is past it is refused, so it is [raised](Tables::raise) and never taken
 //! back.
 
+use core::hint::black_box;
+
 use crate::abi::Windows;
 use crate::family::Family;
 use crate::flow::{Direction, Gate, REPLY};
@@ -126,15 +128,18 @@ pub fn scale<F: Family>(frame: Frame<'_>, packet: &Packet<F>) -> u8 {
     offered(frame, packet.l4.wrapping_add(FIXED), end)
 }
 
-/// Places are octets, which the verifier knows the bounds of: headers end before 14 + 60 + 60.
+/// Places are octets, which the verifier knows the bounds of: headers end before 14 + 60 + 60. Each
+/// is made opaque, so that what is compared with the frame's end is what is read.
 #[inline(never)]
 fn offered(frame: Frame<'_>, mut at: u8, end: u8) -> u8 {
     let mut found = NO_SCALE;
     for _ in 0..OPTIONS {
-        if at >= end {
+        // A last octet can only be padding.
+        if at >= end || end.wrapping_sub(at) < 2 {
             return found;
         }
-        let Some(kind) = frame.read::<u8>(at as usize) else {
+        let place = black_box(at) as usize;
+        let Some([kind, len]) = frame.read::<[u8; 2]>(place) else {
             return UNREAD;
         };
         if kind == 0 {
@@ -144,17 +149,12 @@ fn offered(frame: Frame<'_>, mut at: u8, end: u8) -> u8 {
             at = at.wrapping_add(1);
             continue;
         }
-        if end.wrapping_sub(at) < 2 {
-            return found;
-        }
-        let Some(len) = frame.read::<u8>(at as usize + 1) else {
-            return UNREAD;
-        };
         if len < 2 || len > end.wrapping_sub(at) {
             return found;
         }
         if kind == SCALE && len == 3 {
-            let Some(scale) = frame.read::<u8>(at as usize + 2) else {
+            let place = black_box(at) as usize;
+            let Some([_, _, scale]) = frame.read::<[u8; 3]>(place) else {
                 return UNREAD;
             };
             found = if scale > MAX_SCALE { MAX_SCALE } else { scale };
