@@ -330,24 +330,18 @@ pub fn follow<F: Family, T: Tables<F>>(
                 return Fate::Ignore;
             }
         }
-        State::SynSent2 => windows
-            .noted
-            .set(windows.noted.get() | noted::SIMULTANEOUS),
+        State::SynSent2 => windows.noted.set(windows.noted.get() | noted::SIMULTANEOUS),
         State::SynReceived
-            if reply
-                && kind == Kind::Ack
-                && windows.noted.get() & noted::SIMULTANEOUS != 0 =>
+            if reply && kind == Kind::Ack && windows.noted.get() & noted::SIMULTANEOUS != 0 =>
         {
             to = State::Established;
         }
-        State::Close if kind == Kind::Rst => {
-            match reset(windows, from, gate, segment) {
-                Reset::Exact => skips = true,
-                Reset::Closes => {}
-                Reset::Stays => to = from,
-                Reset::Stray => return Fate::Refuse(Reason::TcpWindow),
-            }
-        }
+        State::Close if kind == Kind::Rst => match reset(windows, from, gate, segment) {
+            Reset::Exact => skips = true,
+            Reset::Closes => {}
+            Reset::Stays => to = from,
+            Reset::Stray => return Fate::Refuse(Reason::TcpWindow),
+        },
         _ => {}
     }
     if from as u8 == State::None as u8 {
@@ -527,8 +521,7 @@ fn reset(windows: &Windows, from: State, gate: Gate, segment: &Segment) -> Reset
     }
     let answers_syn = gate.is_replied() && kind == Kind::Syn as u8;
     let answers_ack = !gate.is_assured() && kind == Kind::Ack as u8;
-    let answered =
-        answers && (answers_syn || answers_ack) && segment.ack == windows.last_end.get();
+    let answered = answers && (answers_syn || answers_ack) && segment.ack == windows.last_end.get();
     let challenged = from as u8 == State::SynSent as u8
         && kind == Kind::Ack as u8
         && by_reply

@@ -286,10 +286,7 @@ fn xdp_takes_known_flows_and_leaves_the_rest_alone() {
     let tcp = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
     host.by_uplink(&tcp);
     assert_eq!(run(&host, &tcp).0.reason, None, "TCP is left to tcx");
-    host.by_veth(
-        WEB_VETH,
-        &Spec::tcp((WEB, 80), (CLIENT, 40_000), SYN | ACK),
-    );
+    host.by_veth(WEB_VETH, &Spec::tcp((WEB, 80), (CLIENT, 40_000), SYN | ACK));
     let ack = Spec::tcp((CLIENT, 40_000), (HOST, 8080), ACK);
     assert_eq!(run(&host, &ack).0.reason, None);
     host.settings.xdp_tcp = 1;

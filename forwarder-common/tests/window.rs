@@ -40,8 +40,11 @@ impl Connection {
     fn client(&self, flags: u8, seq: u32, ack: u32) -> Segment<'_> {
         Segment {
             connection: self,
-            spec: Spec::tcp((CLIENT, 40_000), (HOST, 8080), flags)
-                .numbers(START.wrapping_add(seq), acked(flags, ack), 4096),
+            spec: Spec::tcp((CLIENT, 40_000), (HOST, 8080), flags).numbers(
+                START.wrapping_add(seq),
+                acked(flags, ack),
+                4096,
+            ),
             inward: true,
         }
     }
@@ -49,8 +52,11 @@ impl Connection {
     fn server(&self, flags: u8, seq: u32, ack: u32) -> Segment<'_> {
         Segment {
             connection: self,
-            spec: Spec::tcp((WEB, 80), (CLIENT, 40_000), flags)
-                .numbers(START.wrapping_add(seq), acked(flags, ack), 4096),
+            spec: Spec::tcp((WEB, 80), (CLIENT, 40_000), flags).numbers(
+                START.wrapping_add(seq),
+                acked(flags, ack),
+                4096,
+            ),
             inward: false,
         }
     }
@@ -369,7 +375,9 @@ fn a_syn_in_time_wait_opens_anew_with_windows_of_its_own() {
     connection.client(SYN, 1 << 29, 0).passes();
     assert_eq!(connection.state(), State::SynSent);
     connection.server(SYN_ACK, 1 << 30, (1 << 29) + 1).passes();
-    connection.client(ACK, (1 << 29) + 1, (1 << 30) + 1).passes();
+    connection
+        .client(ACK, (1 << 29) + 1, (1 << 30) + 1)
+        .passes();
     assert_eq!(connection.state(), State::Established);
 }
 
@@ -379,7 +387,10 @@ fn a_connection_picked_up_in_its_middle_is_never_out_of_its_windows() {
     connection.client(ACK, 1000, 9_000_000).octets(10).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
     connection.server(ACK, 9_000_000, 1010).octets(500).passes();
-    connection.client(ACK, 70_000_000, 9_000_500).octets(10).passes();
+    connection
+        .client(ACK, 70_000_000, 9_000_500)
+        .octets(10)
+        .passes();
     connection.server(ACK, 1, 1).octets(10).passes();
     assert_eq!(connection.state(), State::Established);
 }

@@ -80,7 +80,11 @@ impl Packet {
     #[must_use]
     pub fn numbers(&self) -> Option<(u8, u32, u32)> {
         let transport = self.transport();
-        let word = |at: usize| Some(u32::from_be_bytes(transport.get(at..at + 4)?.try_into().ok()?));
+        let word = |at: usize| {
+            Some(u32::from_be_bytes(
+                transport.get(at..at + 4)?.try_into().ok()?,
+            ))
+        };
         let flags = *transport.get(13)?;
         (self.protocol() == proto::TCP).then_some((flags, word(4)?, word(8)?))
     }

@@ -188,7 +188,16 @@ impl Spec {
                 let words = 5 + self.tcp_options.len() as u8 / 4;
                 let middle = [words << 4, self.flags];
                 let end = [0; 4];
-                [&ports[..], &seq, &ack, &middle, &window, &end, &self.tcp_options].concat()
+                [
+                    &ports[..],
+                    &seq,
+                    &ack,
+                    &middle,
+                    &window,
+                    &end,
+                    &self.tcp_options,
+                ]
+                .concat()
             }
             proto::UDP => {
                 let len = (8 + self.payload.len()) as u16;

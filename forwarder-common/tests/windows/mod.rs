@@ -97,7 +97,8 @@ impl Reference {
 
     fn judge(&mut self, segment: &Said) -> Verdict {
         let kind = kind(segment.flags);
-        let end = segment.seq + segment.octets
+        let end = segment.seq
+            + segment.octets
             + i64::from(segment.flags & SYN != 0)
             + i64::from(segment.flags & FIN != 0);
         let (own, other) = (usize::from(segment.reply), usize::from(!segment.reply));
@@ -194,7 +195,11 @@ impl Reference {
                 end,
                 max_end: end,
                 max_win: segment.win.max(1),
-                scale: if segment.scale == NO_SCALE { 0 } else { segment.scale },
+                scale: if segment.scale == NO_SCALE {
+                    0
+                } else {
+                    segment.scale
+                },
                 scales: segment.scale != NO_SCALE,
                 ..Side::default()
             };
@@ -252,7 +257,11 @@ impl Reference {
                 max_end: end,
                 max_win: segment.win.max(1),
                 max_ack: sender.max_ack,
-                scale: if segment.scale == NO_SCALE { 0 } else { segment.scale },
+                scale: if segment.scale == NO_SCALE {
+                    0
+                } else {
+                    segment.scale
+                },
                 scales: segment.scale != NO_SCALE,
                 ..Side::default()
             };
@@ -301,13 +310,21 @@ impl Reference {
         if receiver.max_win != 0 && !ii || !iv {
             return Verdict::Ignore;
         }
-        let win = if syn { segment.win } else { segment.win << sender.scale };
+        let win = if syn {
+            segment.win
+        } else {
+            segment.win << sender.scale
+        };
         sender.max_win = sender.max_win.max(win);
         if end > sender.end {
             (sender.end, sender.unacknowledged) = (end, true);
         }
         if acks {
-            sender.max_ack = if sender.acknowledges { sender.max_ack.max(ack) } else { ack };
+            sender.max_ack = if sender.acknowledges {
+                sender.max_ack.max(ack)
+            } else {
+                ack
+            };
             sender.acknowledges = true;
         }
         if receiver.max_win != 0 && end > sender.max_end {
@@ -322,7 +339,12 @@ impl Reference {
         self.sides[own] = sender;
         self.sides[other] = receiver;
         if kind == Kind::Ack {
-            self.last = Last { end, ack, win: segment.win, ..self.last };
+            self.last = Last {
+                end,
+                ack,
+                win: segment.win,
+                ..self.last
+            };
         }
         Verdict::Follow(from)
     }
@@ -346,7 +368,18 @@ fn segment(reference: &Reference, recipe: Recipe) -> Said {
     let sent = reference.sides[usize::from(reply)];
     let peer = reference.sides[usize::from(!reply)];
     let flags = [
-        ACK, ACK, ACK, ACK, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK, SYN, SYN | ACK, ACK,
+        ACK,
+        ACK,
+        ACK,
+        ACK,
+        SYN,
+        SYN | ACK,
+        FIN | ACK,
+        RST,
+        RST | ACK,
+        SYN,
+        SYN | ACK,
+        ACK,
     ][flags % 12];
     let windowless = peer.max_win.max(1);
     let seqs = [
@@ -386,7 +419,11 @@ fn segment(reference: &Reference, recipe: Recipe) -> Said {
         seq: seqs[seq % seqs.len()],
         ack: acks[ack % acks.len()],
         win: [4096, 4096, 0, 1, 65_535][win % 5],
-        octets: if flags & SYN == 0 { [0, 0, 1, 100, 1460][octets % 5] } else { 0 },
+        octets: if flags & SYN == 0 {
+            [0, 0, 1, 100, 1460][octets % 5]
+        } else {
+            0
+        },
         scale: [NO_SCALE, 0, 3, 7][scale % 4],
     }
 }
@@ -418,7 +455,11 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
         let gate = Gate((reference.state as u64) << 32 | 1 << 40 | flags << 48);
         let before = reference.clone();
         let expected = reference.take(&segment);
-        let scale = if segment.flags & SYN == 0 { NO_SCALE } else { segment.scale };
+        let scale = if segment.flags & SYN == 0 {
+            NO_SCALE
+        } else {
+            segment.scale
+        };
         let packed = Segment::of(&packet(&segment), usize::from(segment.reply), scale);
         let fate = follow(&host, &windows, gate, &packed);
         let fate = match fate {
@@ -432,8 +473,14 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
             let words = [&windows.end, &windows.max_end, &windows.max_ack];
             let numbers = [side.end, side.max_end, side.max_ack];
             for (word, number) in words.into_iter().zip(numbers) {
-                let unset = side.max_win == 0 || std::ptr::eq(word, &windows.max_ack) && !side.acknowledges;
-                prop_assert!(unset || word[dir].get() == wire(number), "{:?} {:?}", segment, before);
+                let unset =
+                    side.max_win == 0 || std::ptr::eq(word, &windows.max_ack) && !side.acknowledges;
+                prop_assert!(
+                    unset || word[dir].get() == wire(number),
+                    "{:?} {:?}",
+                    segment,
+                    before
+                );
             }
             prop_assert_eq!(i64::from(windows.max_win[dir].get()), side.max_win);
             prop_assert_eq!(windows.scale[dir].get(), side.scale);

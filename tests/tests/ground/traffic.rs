@@ -295,19 +295,25 @@ impl Traffic {
                 sent.wrapping_sub(windows.max_win[own ^ 1].get()),
                 0,
             ];
-            dice.pick(&places).wrapping_add(dice.pick(&[0, 1, 2, u32::MAX, 70_000]))
+            dice.pick(&places)
+                .wrapping_add(dice.pick(&[0, 1, 2, u32::MAX, 70_000]))
         } else {
             sent
         };
         let ack = if dice.once_in(6) {
             let places = [heard, heard.wrapping_sub(66_000), windows.last_end.get(), 0];
-            dice.pick(&places).wrapping_add(dice.pick(&[0, 1, u32::MAX, 1000]))
+            dice.pick(&places)
+                .wrapping_add(dice.pick(&[0, 1, u32::MAX, 1000]))
         } else {
             heard
         };
         let window = dice.pick(&[0, 1, 0x1000, 0x1000, 0xffff]);
         let spec = spec.numbers(seq, ack, window);
-        let spec = if dice.once_in(3) { spec.payload(0) } else { spec };
+        let spec = if dice.once_in(3) {
+            spec.payload(0)
+        } else {
+            spec
+        };
         if dice.once_in(3) {
             spec.scale(dice.pick(&[0, 2, 7, 14, 15]))
         } else {
