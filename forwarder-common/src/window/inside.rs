@@ -1,0 +1,247 @@
+//! Whether a segment lies inside of its connection's windows, and how it moves them on.
+
+use super::{NO_SCALE, Segment, UNREAD, after, before, last, mark};
+use crate::abi::Windows;
+use crate::family::Family;
+use crate::tables::Tables;
+use crate::tcp::{ACK, Kind, RST, SYN, State};
+
+/// How late an acknowledgement may be at least (`MAXACKWINCONST`).
+const LATE: u32 = 66_000;
+
+/// A window as announced: who announces none still takes one octet, to be probed.
+#[inline(always)]
+pub(super) const fn at_least_one(window: u32) -> u32 {
+    if window == 0 { 1 } else { window }
+}
+
+/// What [`inside`] says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    Inside,
+    Ignore,
+    Outside,
+}
+
+/// The opener's first segment (`tcp_new`).
+#[inline(always)]
+pub(super) fn begin(windows: &Windows, segment: &Segment) {
+    let (end, size) = (segment.end(), at_least_one(segment.win as u32));
+    let (max_end, scale, marks) = if segment.has(SYN) {
+        let (scale, marks) = offer(segment.scale);
+        (end, scale, [marks, marks & mark::LIBERAL])
+    } else {
+        (end.wrapping_add(size), 0, [mark::LIBERAL; 2])
+    };
+    for (cells, value) in [
+        (&windows.end, end),
+        (&windows.max_end, max_end),
+        (&windows.max_win, size),
+        (&windows.max_ack, 0),
+    ] {
+        cells[0].set(value);
+        cells[1].set(0);
+    }
+    windows.scale[0].set(scale);
+    windows.scale[1].set(0);
+    windows.marks[0].set(marks[0]);
+    windows.marks[1].set(marks[1]);
+    windows.last_end.set(0);
+    windows.last_ack.set(0);
+    windows.last_win.set(0);
+    windows.noted.set(0);
+    windows.last.set(Kind::None as u8);
+}
+
+/// The scale and the marks of a side by what its SYN offers.
+#[inline(always)]
+const fn offer(scale: u8) -> (u8, u8) {
+    match scale {
+        NO_SCALE => (0, 0),
+        UNREAD => (0, mark::LIBERAL),
+        scale => (scale, mark::SCALES),
+    }
+}
+
+/// Whether a segment lies inside of the windows, which it then moves on (`tcp_in_window`).
+#[inline(always)]
+pub(super) fn inside<F: Family, T: Tables<F>>(
+    tables: &T,
+    windows: &Windows,
+    from: State,
+    segment: &Segment,
+) -> Check {
+    let (own, other) = segment.sides();
+    let known = windows.max_win[own].get() != 0;
+    if (!known || segment.has(SYN))
+        && let Some(check) = introduce(windows, from, segment)
+    {
+        return check;
+    }
+    let (mut seq, mut end) = (segment.seq, segment.end());
+    let sent = windows.end[own].get();
+    let heard = windows.end[other].get();
+    let ack = acknowledged(segment, heard);
+    // The reset that answers a SYN.
+    if segment.has(RST) && seq == 0 && from as u8 == State::SynSent as u8 {
+        (seq, end) = (sent, sent);
+    }
+    let allowed = windows.max_end[own].get();
+    let takes = windows.max_win[other].get();
+    let fits = !after(ack, heard);
+    let in_time = is_in_time(ack, heard, windows.max_win[own].get());
+    let in_view = takes == 0 || after(end, sent.wrapping_sub(takes).wrapping_sub(1));
+    if after(seq, allowed) || !fits || !in_view || !in_time {
+        if windows.marks[own].get() & mark::LIBERAL != 0 {
+            return Check::Inside;
+        }
+        if !after(seq, allowed) {
+            return if fits { Check::Ignore } else { Check::Outside };
+        }
+        let over = end.wrapping_sub(allowed).wrapping_add(1);
+        if takes == 0 || over > takes || !fits || !in_view || !in_time {
+            return Check::Outside;
+        }
+        // More than it was allowed, less than a window more: what acknowledges it will pass.
+        tables.raise(&windows.end[own], end);
+        set(windows, own, mark::UNACKNOWLEDGED, true);
+        return Check::Ignore;
+    }
+
+    if ack == heard {
+        set(windows, other, mark::UNACKNOWLEDGED, false);
+    }
+    if after(end, sent) {
+        tables.raise(&windows.end[own], end);
+        set(windows, own, mark::UNACKNOWLEDGED, true);
+    }
+    if takes != 0 && after(end, allowed) {
+        windows.max_win[other].set(takes.wrapping_add(end.wrapping_sub(allowed)));
+    }
+    if segment.has(ACK) {
+        let first = windows.marks[own].get() & mark::ACKNOWLEDGES == 0;
+        if first || after(ack, windows.max_ack[own].get()) {
+            windows.max_ack[own].set(ack);
+            set(windows, own, mark::ACKNOWLEDGES, true);
+        }
+    }
+    let mut win = segment.win as u32;
+    if !segment.has(SYN) {
+        win <<= windows.scale[own].get() & 15;
+    }
+    if windows.max_win[own].get() < win {
+        windows.max_win[own].set(win);
+    }
+    let edge = ack.wrapping_add(win);
+    if !before(edge, windows.max_end[other].get()) {
+        windows.max_end[other].set(ack.wrapping_add(at_least_one(win)));
+    }
+    if segment.is(Kind::Ack) {
+        remember(windows, segment, end, ack);
+    }
+    Check::Inside
+}
+
+/// What a segment acknowledges. Without an acknowledgement, or with the zero that some put into a
+/// reset: as if it were right.
+#[inline(always)]
+const fn acknowledged(segment: &Segment, heard: u32) -> u32 {
+    if !segment.has(ACK) || segment.has(RST) && segment.ack == 0 {
+        heard
+    } else {
+        segment.ack
+    }
+}
+
+/// Whether an acknowledgement is not overly late.
+#[inline(always)]
+const fn is_in_time(ack: u32, heard: u32, size: u32) -> bool {
+    let late = if size > LATE { size } else { LATE };
+    after(ack, heard.wrapping_sub(late).wrapping_sub(1))
+}
+
+/// A side's first segment, or a SYN with another beginning than its last one: its windows begin, if
+/// what it acknowledges can be. Says what it is where that is clear by now.
+#[inline(always)]
+fn introduce(windows: &Windows, from: State, segment: &Segment) -> Option<Check> {
+    let (own, other) = segment.sides();
+    let end = segment.end();
+    let first = windows.max_win[own].get() == 0;
+    let takes = windows.max_win[other].get();
+    let mut heard = windows.end[other].get();
+    let syn = segment.has(SYN);
+    let opening = matches!(from, State::SynSent | State::SynReceived);
+    let anew = opening && after(end, windows.end[own].get());
+    if !first && !anew {
+        return None;
+    }
+    let mut size = segment.win as u32;
+    if !syn {
+        // In the middle of a connection whose history nobody saw.
+        size <<= windows.scale[own].get() & 15;
+        if takes == 0 {
+            windows.end[other].set(segment.ack);
+            windows.max_end[other].set(segment.ack);
+            heard = segment.ack;
+        } else if segment.ack == heard.wrapping_add(1) {
+            // Answers a keep-alive.
+            windows.end[other].set(segment.ack);
+            heard = segment.ack;
+        }
+    }
+    let ack = acknowledged(segment, heard);
+    let fits = !after(ack, heard);
+    let liberal = windows.marks[own].get() & mark::LIBERAL;
+    if liberal == 0 && !fits {
+        return Some(Check::Outside);
+    }
+    if liberal == 0 && !is_in_time(ack, heard, size) {
+        return Some(Check::Ignore);
+    }
+    size = at_least_one(size);
+    windows.end[own].set(end);
+    windows.max_win[own].set(size);
+    if !syn {
+        windows.max_end[own].set(end.wrapping_add(size));
+        return None;
+    }
+    windows.max_end[own].set(end);
+    let (scale, marks) = offer(segment.scale);
+    windows.scale[own].set(scale);
+    windows.marks[own].set(marks | liberal);
+    // Both sides scale, or neither does (RFC 7323 section 2.2).
+    if segment.reply && marks & windows.marks[other].get() & mark::SCALES == 0 {
+        windows.scale[0].set(0);
+        windows.scale[1].set(0);
+    }
+    // A simultaneous open.
+    (!segment.has(ACK) && (first || segment.reply)).then_some(Check::Inside)
+}
+
+/// Sets or clears a mark, if it is not so already.
+#[inline(always)]
+fn set(windows: &Windows, side: usize, mark: u8, on: bool) {
+    let old = windows.marks[side].get();
+    let new = if on { old | mark } else { old & !mark };
+    if new != old {
+        windows.marks[side].set(new);
+    }
+}
+
+/// Counts how often the same ACK is seen again; another one begins a new count.
+#[inline(always)]
+fn remember(windows: &Windows, segment: &Segment, end: u32, ack: u32) {
+    let last = windows.last.get();
+    let same = (last & last::REPLY != 0) == segment.reply
+        && windows.last_end.get() == end
+        && windows.last_ack.get() == ack
+        && windows.last_win.get() == segment.win;
+    if !same {
+        windows.last_end.set(end);
+        windows.last_ack.set(ack);
+        windows.last_win.set(segment.win);
+        windows.last.set(last & (last::KIND | last::REPLY));
+    } else if last < last::WAITS {
+        windows.last.set(last + last::AGAIN);
+    }
+}

@@ -1,0 +1,154 @@
+//! What windows ask of a segment, and how its options are read.
+
+use core::hint::black_box;
+
+use crate::family::Family;
+use crate::flow::{Direction, REPLY};
+use crate::frame::Frame;
+use crate::parse::Packet;
+use crate::tcp::{self, FIN, Kind, SYN};
+
+/// The scale of a side that does not offer any.
+pub const NO_SCALE: u8 = 0xff;
+/// The scale of a side whose options cannot be read.
+pub const UNREAD: u8 = 0xfe;
+/// The largest scale (RFC 7323 section 2.3).
+const MAX_SCALE: u8 = 14;
+/// Options that are looked at; stacks send up to nine.
+const OPTIONS: u32 = 12;
+/// An option's kind and length: window scale.
+const SCALE: u8 = 3;
+/// TCP's header without options.
+const FIXED: u8 = 20;
+
+/// The window scale that a SYN offers, [`NO_SCALE`], or [`UNREAD`]. What is no SYN offers nothing.
+#[inline(always)]
+#[must_use]
+pub fn scale<F: Family>(frame: Frame<'_>, packet: &Packet<F>) -> u8 {
+    if packet.flags & SYN == 0 {
+        return NO_SCALE;
+    }
+    let end = (packet.l3 as u16).wrapping_add(packet.headers) as u8;
+    offered(frame, packet.l4.wrapping_add(FIXED), end)
+}
+
+/// Places are octets, which the verifier knows the bounds of: headers end before 14 + 60 + 60. Each
+/// is made opaque, so that what is compared with the frame's end is what is read.
+#[inline(never)]
+fn offered(frame: Frame<'_>, mut at: u8, end: u8) -> u8 {
+    let mut found = NO_SCALE;
+    for _ in 0..OPTIONS {
+        // A last octet can only be padding.
+        if at >= end || end.wrapping_sub(at) < 2 {
+            return found;
+        }
+        let place = black_box(at) as usize;
+        let Some([kind, len]) = frame.read::<[u8; 2]>(place) else {
+            return UNREAD;
+        };
+        if kind == 0 {
+            return found;
+        }
+        if kind == 1 {
+            at = at.wrapping_add(1);
+            continue;
+        }
+        if len < 2 || len > end.wrapping_sub(at) {
+            return found;
+        }
+        if kind == SCALE && len == 3 {
+            let place = black_box(at) as usize;
+            let Some([_, _, scale]) = frame.read::<[u8; 3]>(place) else {
+                return UNREAD;
+            };
+            found = if scale > MAX_SCALE { MAX_SCALE } else { scale };
+        }
+        at = at.wrapping_add(len);
+    }
+    if at >= end { found } else { UNREAD }
+}
+
+/// A segment, as far as windows go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement.
+    pub ack: u32,
+    /// Window as announced.
+    pub win: u16,
+    /// Octets of payload. The IP header's length counts: of a segment that is yet to be cut (GSO),
+    /// or was put together (GRO), it is the whole's.
+    pub payload: u16,
+    /// FIN, SYN, RST and ACK.
+    pub flags: u8,
+    /// What [`scale()`] says.
+    pub scale: u8,
+    /// An answer to the opener.
+    pub reply: bool,
+}
+
+impl Segment {
+    /// A packet's.
+    #[inline(always)]
+    #[must_use]
+    pub fn of<F: Family>(packet: &Packet<F>, dir: Direction, scale: u8) -> Self {
+        Self {
+            seq: packet.seq,
+            ack: packet.ack,
+            win: packet.window,
+            payload: packet.len.wrapping_sub(packet.headers),
+            flags: packet.flags,
+            scale,
+            reply: dir == REPLY,
+        }
+    }
+
+    /// In two words: a BPF function takes plain numbers only.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(&self) -> [u64; 2] {
+        let numbers = self.seq as u64 | (self.ack as u64) << 32;
+        let sizes = self.win as u64 | (self.payload as u64) << 16;
+        let facts = self.flags as u64 | (self.scale as u64) << 8 | (self.reply as u64) << 16;
+        [numbers, sizes | facts << 32]
+    }
+
+    /// Out of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack([numbers, facts]: [u64; 2]) -> Self {
+        Self {
+            seq: numbers as u32,
+            ack: (numbers >> 32) as u32,
+            win: facts as u16,
+            payload: (facts >> 16) as u16,
+            flags: (facts >> 32) as u8,
+            scale: (facts >> 40) as u8,
+            reply: (facts >> 48) & 1 != 0,
+        }
+    }
+
+    /// Sequence number plus all that it counts: payload, SYN, FIN.
+    #[inline(always)]
+    pub(super) const fn end(&self) -> u32 {
+        let counts = self.payload as u32 + self.has(SYN) as u32 + self.has(FIN) as u32;
+        self.seq.wrapping_add(counts)
+    }
+
+    #[inline(always)]
+    pub(super) const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    #[inline(always)]
+    pub(super) fn is(&self, kind: Kind) -> bool {
+        tcp::kind(self.flags) as u8 == kind as u8
+    }
+
+    /// The sides that sent it and that it is for.
+    #[inline(always)]
+    pub(super) const fn sides(&self) -> (usize, usize) {
+        (self.reply as usize, !self.reply as usize)
+    }
+}
