@@ -173,10 +173,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Straight::Flow { mapping, policy } => (mapping, policy),
             // Who would have to be translated cannot be.
             Straight::Unnamed
-                if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0)
-                    || !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) =>
+                if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0) =>
             {
                 return Err(refused);
+            }
+            Straight::Unnamed if !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) => {
+                return Err(Reason::Policy);
             }
             Straight::Unnamed => {
                 tables.mark(mark::ROUTED);
