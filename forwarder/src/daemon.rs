@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use forwarder_common::abi::{PortKey, device};
+use forwarder_common::abi::{PortKey, device, network};
 use forwarder_common::family::{Be32, V4};
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -375,8 +375,18 @@ impl Agent {
         match (wanted, self.unpublished.get(&key)) {
             (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
             (Some(IpAddr::V4(wanted)), None) if target == Some(be32(wanted)) => Ok(()),
+            // A routed network has no ports of the host, which is as it should be.
+            (Some(wanted), None) if target.is_none() && self.is_routed(world, wanted) => Ok(()),
             _ => Err(format!("{port} leads elsewhere by now")),
         }
+    }
+
+    /// Whether an address is a container's of a network that is not translated.
+    fn is_routed(&self, world: &World, address: IpAddr) -> bool {
+        let network = world.seat(address).map(|(id, _)| &world.networks[id]);
+        let bridge = network.and_then(|network| world.bridge(network));
+        let row = bridge.and_then(|link| self.tables.networks.get(&link.index));
+        row.is_some_and(|row| row.flags & network::ROUTED != 0)
     }
 
     fn failed(&mut self, op: &Op, error: &anyhow::Error) {

@@ -82,6 +82,12 @@ impl View {
             ),
             fill(name::FLOWS, flows, keys / 2),
             fill(name::FLOW_INDEX, flows * 2, keys),
+            fill(
+                name::INGRESS,
+                capacity::INGRESS,
+                maps.ingress.keys().count(),
+            ),
+            fill(name::LINKS, capacity::LINKS, maps.links.keys().count()),
             fill(name::LOCALS, capacity::LOCALS, maps.locals.keys().count()),
             fill(
                 name::NETWORKS,
