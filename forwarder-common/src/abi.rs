@@ -61,6 +61,14 @@ pub mod name {
     pub const RECENT: &str = "RECENT";
     /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
     pub const SOCKETS: &str = "SOCKETS";
+    /// `Array<u64>` of one: until when somebody watches flows, in nanoseconds of the coarse
+    /// monotonic clock; 0 is nobody. After that time, what would have been told is counted as lost.
+    pub const WATCH: &str = "WATCH";
+    /// `RingBuf` of [`Event`](crate::event::Event)s, written while somebody watches.
+    pub const EVENTS: &str = "EVENTS";
+    /// `PerCpuArray<u64>` of one: events that were not told, for want of room or of a watcher who is
+    /// awake.
+    pub const LOST: &str = "LOST";
 }
 
 /// Capacities that the object declares; those of the flow tables are the loader's to override.
@@ -91,6 +99,9 @@ pub mod capacity {
     pub const RECENT: u32 = 65_536;
     /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
     pub const SOCKETS: u32 = 32_768;
+    /// Octets of the ring of events, each of which takes 8 more than its own: about ten thousand.
+    /// A power of two.
+    pub const EVENTS: u32 = 1 << 20;
 }
 
 /// Endpoint slot 0: everything outside.

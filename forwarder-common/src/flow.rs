@@ -6,6 +6,7 @@
 
 use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Tuple};
 use crate::checksum;
+use crate::event::News;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
 use crate::tables::Tables;
@@ -324,7 +325,7 @@ fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> O
         return None;
     }
     tables
-        .claim(reference.index, gate)
+        .claim(reference.index, gate, News::Evicted)
         .then_some(reference.index)
 }
 
@@ -396,12 +397,14 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
         .set(tables.now().wrapping_add(timeouts::UNTRACKED));
     let free = Gate::new(reference.id, phase::FREE, 0, 0);
     let live = Gate::new(reference.id, phase::LIVE, 0, 0);
+    tables.tell(flow, reference.index, live, News::Begins);
     let open = tables.swap_gate(flow, free, live);
     // Without translation both directions' keys are each other's reverse, never the same.
     if open && tables.insert(&original, reference) {
         return;
     }
     if !open || tables.swap_gate(flow, live, live.freed()) {
+        tables.tell(flow, reference.index, live, News::Undone);
         tables.remove(&reply);
         tables.give_free(reference.index);
     }
@@ -417,27 +420,29 @@ pub fn release<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
     let gate = tables.gate(hit.flow);
-    if gate.id() == hit.gate.id() && gate.is_live() && tables.claim(hit.index, gate) {
+    if gate.id() == hit.gate.id() && gate.is_live() && tables.claim(hit.index, gate, News::Over) {
         tables.give_free(hit.index);
     }
 }
 
 /// Looks at the next record of the sweep and frees it if its time is over.
 #[inline(always)]
-fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
+pub(crate) fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let index = tables.next_sweep();
     let Some(flow) = tables.flow(index) else {
         return;
     };
     let gate = tables.gate(flow);
-    if gate.is_live() && reached(flow.expires.get(), now) && tables.claim(index, gate) {
+    let over = gate.is_live() && reached(flow.expires.get(), now);
+    if over && tables.claim(index, gate, News::Over) {
         tables.give_free(index);
     }
 }
 
-/// Wins a record and removes both of its keys; whether it won: the caller owns the record then.
+/// Wins a record, removes both of its keys and tells why the flow ended; whether it won: the caller
+/// owns the record then.
 #[inline(always)]
-pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate) -> bool {
+pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate, why: News) -> bool {
     let Some(flow) = tables.flow(index) else {
         return false;
     };
@@ -448,5 +453,6 @@ pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate) -> boo
     }
     tables.remove(&original);
     tables.remove(&reply);
+    tables.tell(flow, index, gate, why);
     true
 }

@@ -2,7 +2,8 @@
 //!
 //! Start reading in [`pipeline`]: it tells a packet's story from top to bottom. The rest is what
 //! the story needs: [`frame`] and [`parse`] read bytes, [`flow`], [`tcp`] and [`nat`] decide,
-//! [`rewrite`] and [`icmp`] write. [`socket`] is a story of its own, without packets. [`abi`] is what the programs and the agent share in maps;
+//! [`rewrite`] and [`icmp`] write. [`socket`] is a story of its own, without packets; so is [`errand`],
+//! and [`event`] is what is told of flows. [`abi`] is what the programs and the agent share in maps;
 //! [`tables`] is the door through which the brain reaches them.
 //!
 //! **Invariants.** No I/O, no aya, no allocation. Everything is checked before anything is
@@ -11,6 +12,8 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod errand;
+pub mod event;
 pub mod family;
 pub mod flow;
 pub mod frame;

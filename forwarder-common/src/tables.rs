@@ -7,6 +7,7 @@ use crate::abi::{
     Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
     Settings, TrustKey, Tuple,
 };
+use crate::event::News;
 use crate::family::{Be16, Family};
 use crate::flow::Gate;
 use crate::timeouts::Ticks;
@@ -97,7 +98,10 @@ pub trait Tables<F: Family> {
     /// [`crate::flow::publish`].
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].
-    fn claim(&self, index: u32, gate: Gate) -> bool;
+    fn claim(&self, index: u32, gate: Gate, why: News) -> bool;
+
+    /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
+    fn tell(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News);
 
     /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;

@@ -18,6 +18,7 @@ use forwarder_common::abi::{
     Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
     Settings, SourceKey, TrustKey, Tuple,
 };
+use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::flow::Gate;
 use forwarder_common::parse::proto;
@@ -27,9 +28,9 @@ use forwarder_common::timeouts::{self, Ticks};
 
 use crate::atomic;
 use crate::maps::{
-    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, LINKS,
-    LOCALS, MAPPINGS, NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS, SOURCES,
-    SUBNETS, TRUSTED,
+    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS,
+    LINKS, LOCALS, LOST, MAPPINGS, NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS,
+    SOURCES, SUBNETS, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -267,8 +268,35 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn claim(&self, index: u32, gate: Gate) -> bool {
-        steps::claim(index, gate.0) != 0
+    fn claim(&self, index: u32, gate: Gate, why: News) -> bool {
+        steps::claim(index, gate.0, why as u32) != 0
+    }
+
+    /// While nobody watches, this is a look into an array.
+    #[inline(always)]
+    fn tell(&self, flow: &Flow<V4>, index: u32, gate: Gate, news: News) {
+        let Some(watch) = WATCH.get_ptr(0) else {
+            return;
+        };
+        // SAFETY: a live element; volatile, since the watcher changes it.
+        let until = unsafe { ptr::read_volatile(watch) };
+        if until == 0 {
+            return;
+        }
+        // SAFETY: no arguments.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        if now < until
+            && let Some(place) = EVENTS.reserve::<Event<V4>>(0)
+        {
+            // SAFETY: this program's own part of the ring, in which any bytes are an event.
+            let event = unsafe { &*place.as_ptr() };
+            event.fill(flow, index, gate, news, timeouts::ticks(now));
+            place.submit(0);
+        } else if let Some(lost) = LOST.get_ptr_mut(0) {
+            // SAFETY: an aligned 64-bit word of a map's element. Atomic: a program that is run by
+            // hand is interrupted by packets.
+            unsafe { atomic::increment(lost) };
+        }
     }
 
     #[inline(always)]

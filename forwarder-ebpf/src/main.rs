@@ -19,6 +19,8 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod errands;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -37,6 +39,7 @@ mod programs {
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
     use forwarder_common::pipeline;
 
+    use crate::errands;
     use crate::socket::{ask4, ask6, tell4, tell6};
     use crate::tc::{ETHERNET, RAW, run};
 
@@ -108,6 +111,18 @@ mod programs {
     #[xdp]
     pub fn uplink(ctx: XdpContext) -> u32 {
         crate::xdp::run(&ctx)
+    }
+
+    /// Run by hand only: ends a flow.
+    #[classifier]
+    pub fn end_flow(ctx: TcContext) -> i32 {
+        errands::end_flow(ctx)
+    }
+
+    /// Run by hand only: collects flows whose time is over.
+    #[classifier]
+    pub fn collect_flows(ctx: TcContext) -> i32 {
+        errands::collect_flows(ctx)
     }
 
     /// An IPv4 socket connects.

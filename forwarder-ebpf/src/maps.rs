@@ -3,7 +3,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, PortKey,
     Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
@@ -73,6 +73,12 @@ pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0)
 #[map]
 pub static SOCKETS: LruHashMap<SocketKey, Peer> =
     LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+#[map]
+pub static WATCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// A passage, as far as it crosses a call of a global function.
 #[repr(C)]

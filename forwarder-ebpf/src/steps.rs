@@ -6,6 +6,7 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use forwarder_common::abi::FlowRef;
+use forwarder_common::event::News;
 use forwarder_common::flow::{self, Gate};
 
 use crate::kernel::Kernel;
@@ -40,9 +41,10 @@ pub extern "C" fn publish(index: u32, id: u32) -> u64 {
     0
 }
 
-/// [`flow::claim`]: 1 if it won.
+/// [`flow::claim`], why by its number: 1 if it won.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn claim(index: u32, gate: u64) -> u64 {
-    flow::claim(&Kernel { ctx: Nowhere }, index, Gate(gate)) as u64
+pub extern "C" fn claim(index: u32, gate: u64, why: u32) -> u64 {
+    let kernel = Kernel { ctx: Nowhere };
+    flow::claim(&kernel, index, Gate(gate), News::from_u32(why)) as u64
 }

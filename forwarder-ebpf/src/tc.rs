@@ -173,8 +173,9 @@ fn pull<const L3: usize>(ctx: &TcContext) {
     }
 }
 
+/// The frame's linear part.
 #[inline(always)]
-fn frame(ctx: &TcContext) -> Frame<'_> {
+pub fn frame(ctx: &TcContext) -> Frame<'_> {
     // SAFETY: the context's own bounds; every helper that moves packet data comes before or after.
     unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }

@@ -4,6 +4,7 @@ use forwarder_common::abi::{
     Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
     Settings, TrustKey, Tuple,
 };
+use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{self, Gate};
 use forwarder_common::frame::Frame;
@@ -198,8 +199,14 @@ impl Tables<V4> for Host {
         flow::publish(self, flow);
     }
 
-    fn claim(&self, index: u32, gate: Gate) -> bool {
-        flow::claim(self, index, gate)
+    fn claim(&self, index: u32, gate: Gate, why: News) -> bool {
+        flow::claim(self, index, gate, why)
+    }
+
+    fn tell(&self, flow: &Flow<V4>, index: u32, gate: Gate, news: News) {
+        let event = Event::default();
+        event.fill(flow, index, gate, news, self.clock.get());
+        self.told.borrow_mut().push(event);
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {

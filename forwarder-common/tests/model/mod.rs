@@ -12,6 +12,7 @@ use forwarder_common::abi::{
     Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, LinkKey, Network, PortKey, Published,
     Settings, TrustKey, Tuple, capacity,
 };
+use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{self, Gate};
 use forwarder_common::frame::Frame;
@@ -98,6 +99,8 @@ pub(crate) struct Host {
     pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
     pub(crate) flows: Vec<Flow<V4>>,
     pub(crate) free: RefCell<VecDeque<u32>>,
+    /// What was told of flows.
+    pub(crate) told: RefCell<Vec<Event<V4>>>,
     /// What `random` says instead of the generator's next number.
     pub(crate) drawn: Cell<Option<u32>>,
     ring: RefCell<Vec<FlowRef>>,
@@ -142,6 +145,7 @@ impl Host {
             index: RefCell::default(),
             flows: (0..flows).map(|_| empty_flow()).collect(),
             free: RefCell::new((0..flows).collect()),
+            told: RefCell::default(),
             drawn: Cell::default(),
             ring: RefCell::new(vec![FlowRef::default(); ring as usize]),
             cursors: Cell::default(),

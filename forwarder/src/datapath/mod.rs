@@ -2,6 +2,8 @@
 //! aya.
 
 mod cgroup;
+mod errands;
+mod events;
 mod far_ends;
 mod hooks;
 mod maps;
@@ -16,9 +18,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use aya::EbpfLoader;
 use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{
     Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
 };
@@ -30,6 +32,8 @@ use rustix::io::Errno;
 use crate::diff::Op;
 use crate::tables::{EndpointKey, FarEnd, NetworkRow, Observed, Target};
 pub use cgroup::cgroup_root;
+pub use errands::Errands;
+pub use events::{Events, FlowEvent};
 use far_ends::FarEnds;
 use hooks::Hooks;
 pub use maps::FlowSnapshot;
@@ -92,14 +96,7 @@ impl Datapath {
         name_of: impl Fn(u32) -> Option<String>,
     ) -> Result<Self> {
         let dir = pins.maps();
-        let mut loader = EbpfLoader::new();
-        for (map, size) in maps::sizes(setup.flows) {
-            loader.map_pin_path(map, dir.join(map));
-            if let Some(size) = size {
-                loader.map_max_entries(map, size);
-            }
-        }
-        let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
+        let ebpf = load(&dir, setup.flows)?;
         let mut maps = Maps::open(&dir)?;
         maps.fill(setup.flows)?;
         let settings = maps.settings()?;
@@ -373,8 +370,21 @@ impl Datapath {
         self.maps.set_settings(Settings {
             heartbeat: now(),
             ..settings
-        })
+        })?;
+        events::tidy(&self.hooks.pins.maps())
     }
+}
+
+/// Loads the object over the maps that are pinned in `dir`; makes those that are not.
+fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for (map, size) in maps::sizes(flows) {
+        loader.map_pin_path(map, dir.join(map));
+        if let Some(size) = size {
+            loader.map_max_entries(map, size);
+        }
+    }
+    loader.load(OBJECT).context("the kernel refuses the maps")
 }
 
 const CLSACT: &str = "clsact";
@@ -397,8 +407,13 @@ pub fn has_tcx() -> bool {
 /// The coarse monotonic clock that the datapath counts in.
 #[must_use]
 pub fn now() -> Ticks {
+    ticks(coarse())
+}
+
+/// The same in nanoseconds.
+fn coarse() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
