@@ -305,15 +305,23 @@ fn watch_shows_flows_from_their_beginning_to_their_end() -> Result<()> {
 #[test]
 fn watch_shows_only_what_is_asked_for() -> Result<()> {
     let scene = scene("watch-filter")?;
-    let watcher = watch(
-        &scene.host,
-        &["-o", "json", "--proto=udp", "--container=web"],
-    )?;
+    let flags = ["-o", "json", "--proto=udp", "--container=web"];
+    let watcher = watch(&scene.host, &flags)?;
     scene.lan().peer(&["get", "198.18.1.1:8080"])?;
     scene.lan().peer(&["udp", "198.18.1.1:8080", "x"])?;
     event(&watcher, "new", "udp", 8080, SOON)?;
     let all = events(&watcher)?;
     assert_eq!(all.len(), 2, "{all:?}");
+
+    drop(watcher);
+    let mut table = scene.host.spawn_forwarder(&["flows", "--watch"])?;
+    table.line("EVENT  PROTO", SOON)?;
+    scene.lan().peer(&["get", "198.18.1.1:8080"])?;
+    let line = table.line("new ", SOON)?;
+    assert!(line.contains(" > 198.18.1.1:8080 "), "{line}");
+    scene.host.cli(&["flows", "delete", "--all"])?;
+    let line = table.line("end ", SOON)?;
+    assert!(line.ends_with(" deleted"), "{line}");
     Ok(())
 }
 
