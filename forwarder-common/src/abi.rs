@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -59,6 +59,8 @@ pub mod name {
     pub const HINTS: &str = "HINTS";
     /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): flows looked up lately.
     pub const RECENT: &str = "RECENT";
+    /// `Array<Quota>` by endpoint slot.
+    pub const QUOTAS: &str = "QUOTAS";
     /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
     pub const SOCKETS: &str = "SOCKETS";
     /// `Array<u64>` of one: until when somebody watches flows, in nanoseconds of the coarse
@@ -77,6 +79,13 @@ pub mod capacity {
     pub const FLOWS: u32 = 262_144;
     /// Of [`FLOWS`], how many may be unassured at once: one in this many.
     pub const UNASSURED_SHARE: u32 = 4;
+    /// Of [`FLOWS`], how many one container may have opened, by default: one in this many. Half of
+    /// the table is left to all others; less would be short for a proxy, whose closed connections
+    /// count for two minutes more.
+    pub const QUOTA_SHARE: u32 = 2;
+    /// How many flows one container may open in a second, by default: the ring of unassured flows,
+    /// in which its neighbours' handshakes stand, holds three seconds of that.
+    pub const FLOW_RATE: u32 = 20_000;
     /// Devices: outside devices, bridges and container veths.
     pub const DEVICES: u32 = 8_192;
     /// Docker networks.
@@ -238,6 +247,10 @@ pub struct Settings {
     /// Tells the present lists of clients from all others: flows that others let in are looked at
     /// again.
     pub policy: u32,
+    /// How many flows an endpoint may have opened at once; 0 is any number.
+    pub flow_quota: u32,
+    /// How many flows an endpoint may open in a second; 0 is any number.
+    pub flow_rate: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
     pub netns_cookie: u64,
 }
@@ -413,6 +426,19 @@ pub struct Cursors {
     pub sweep: u64,
 }
 
+/// What an endpoint has taken of what it may: see [`quota`](crate::quota). Each word has two halves,
+/// the low one counted from 2^31.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Quota {
+    /// The endpoint's incarnation, and how many of the flows that it opened live.
+    pub held: Cell<u64>,
+    /// When the bucket of new flows was filled last, and what is in it.
+    pub opens: Cell<u64>,
+    /// The same of answers that say that it is refused.
+    pub answers: Cell<u64>,
+}
+
 /// The port that a source got when its own was taken.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -458,7 +484,7 @@ const _: () = {
     assert!(size_of::<FlowRef>() == 8);
     assert!(size_of::<Leg<V4>>() == 4 * 6);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2);
-    assert!(size_of::<Settings>() == 4 * 6 + 8);
+    assert!(size_of::<Settings>() == 4 * 8 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
@@ -469,6 +495,7 @@ const _: () = {
     assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
+    assert!(size_of::<Quota>() == 24);
     assert!(size_of::<Hint<V4>>() == 12);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);

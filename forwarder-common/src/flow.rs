@@ -261,6 +261,18 @@ impl End {
     };
 }
 
+impl End {
+    /// The end that a leg leads to.
+    #[inline(always)]
+    #[must_use]
+    pub fn of<F: Family>(leg: &Leg<F>) -> Self {
+        Self {
+            slot: leg.slot.get(),
+            incarnation: leg.incarnation.get(),
+        }
+    }
+}
+
 /// What a new flow is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<F: Family> {
@@ -406,6 +418,7 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     if !open || tables.swap_gate(flow, live, live.freed()) {
         tables.tell(flow, reference.index, live, News::Undone);
         tables.remove(&reply);
+        tables.give_back(End::of(&flow.legs[REPLY]));
         tables.give_free(reference.index);
     }
 }
@@ -425,7 +438,8 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
     }
 }
 
-/// Looks at the next record of the sweep and frees it if its time is over.
+/// Looks at the next record of the sweep and frees it if its time is over, or if it has outlived its
+/// ends: who restarts again and again would else fill the table with what nobody counts.
 #[inline(always)]
 pub(crate) fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let index = tables.next_sweep();
@@ -433,14 +447,14 @@ pub(crate) fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
         return;
     };
     let gate = tables.gate(flow);
-    let over = gate.is_live() && reached(flow.expires.get(), now);
+    let over = gate.is_live() && !is_current(tables, flow, now);
     if over && tables.claim(index, gate, News::Over) {
         tables.give_free(index);
     }
 }
 
-/// Wins a record, removes both of its keys and tells why the flow ended; whether it won: the caller
-/// owns the record then.
+/// Wins a record, removes both of its keys, gives back what its opener was charged and tells why the
+/// flow ended; whether it won: the caller owns the record then.
 #[inline(always)]
 pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate, why: News) -> bool {
     let Some(flow) = tables.flow(index) else {
@@ -448,11 +462,13 @@ pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate, why: N
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
+    let opener = End::of(&flow.legs[REPLY]);
     if !tables.swap_gate(flow, gate, gate.freed()) {
         return false;
     }
     tables.remove(&original);
     tables.remove(&reply);
     tables.tell(flow, index, gate, why);
+    tables.give_back(opener);
     true
 }

@@ -3,13 +3,16 @@
 //! The kernel side implements it over BPF maps and helpers, a host over plain memory: the twin
 //! test holds both to the same decisions.
 
+use core::cell::Cell;
+
 use crate::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
     Settings, TrustKey, Tuple,
 };
 use crate::event::News;
 use crate::family::{Be16, Family};
-use crate::flow::Gate;
+use crate::flow::{End, Gate};
+use crate::reason::Reason;
 use crate::timeouts::Ticks;
 
 /// What the kernel's routing says of a destination.
@@ -56,6 +59,12 @@ pub trait Tables<F: Family> {
     fn endpoint(&self, slot: u32) -> Option<&Endpoint<F>>;
     /// The incarnation of a mapping's slot.
     fn mapping(&self, slot: u32) -> u32;
+    /// What the endpoint in a slot has taken of what it may.
+    fn quota(&self, slot: u32) -> Option<&Quota>;
+    /// Adds to a word of a [`Quota`]; what it was before.
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64;
+    /// Changes a word of a [`Quota`] from one value to another; whether it did.
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool;
     /// The masquerade address of a device towards a next hop.
     fn source(&self, ifindex: u32, next_hop: F::Addr) -> Option<F::Addr>;
 
@@ -92,8 +101,12 @@ pub trait Tables<F: Family> {
     /// Remembers a port.
     fn set_hint(&self, place: u32, hint: Hint<F>);
 
-    /// [`crate::flow::take_record`]. This and the next two are methods so that the kernel's side can make
+    /// [`crate::quota::charge`]. This and the next four are methods so that the kernel's side can make
     /// functions of their own of them, which the verifier proves once, whoever calls them.
+    fn charge(&self, opener: End) -> Option<Reason>;
+    /// [`crate::quota::give_back`].
+    fn give_back(&self, opener: End);
+    /// [`crate::flow::take_record`].
     fn take_record(&self) -> Option<FlowRef>;
     /// [`crate::flow::publish`].
     fn publish(&self, flow: FlowRef);

@@ -1,5 +1,6 @@
 //! The brain's door to the kernel: maps, clock, routes and sockets through helpers.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::mem::zeroed;
 use core::ptr;
@@ -15,13 +16,14 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
     Settings, SourceKey, TrustKey, Tuple,
 };
 use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::flow::Gate;
+use forwarder_common::flow::{End, Gate};
 use forwarder_common::parse::proto;
+use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
@@ -29,8 +31,8 @@ use forwarder_common::timeouts::{self, Ticks};
 use crate::atomic;
 use crate::maps::{
     CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS,
-    LINKS, LOCALS, LOST, MAPPINGS, NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS,
-    SOURCES, SUBNETS, TRUSTED, WATCH,
+    LINKS, LOCALS, LOST, MAPPINGS, NETWORKS, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING,
+    SETTINGS, SOURCES, SUBNETS, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -137,6 +139,23 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn mapping(&self, slot: u32) -> u32 {
         MAPPINGS.get(slot).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn quota(&self, slot: u32) -> Option<&Quota> {
+        QUOTAS.get(slot).map(|shares| &shares.0)
+    }
+
+    #[inline(always)]
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
+        // SAFETY: an aligned 64-bit word of a map's element.
+        unsafe { atomic::add(word.as_ptr(), summand) }
+    }
+
+    #[inline(always)]
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { atomic::compare_and_swap(word.as_ptr(), from, to) }
     }
 
     #[inline(always)]
@@ -249,6 +268,16 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
             // SAFETY: a live element; a torn hint only costs a try.
             unsafe { *entry = hint };
         }
+    }
+
+    #[inline(always)]
+    fn charge(&self, opener: End) -> Option<Reason> {
+        Reason::from_u8(steps::charge(opener.slot, opener.incarnation) as u8)
+    }
+
+    #[inline(always)]
+    fn give_back(&self, opener: End) {
+        quota::give_back(self, opener);
     }
 
     #[inline(always)]

@@ -41,7 +41,7 @@ mod programs {
 
     use crate::errands;
     use crate::socket::{ask4, ask6, tell4, tell6};
-    use crate::tc::{ETHERNET, RAW, run};
+    use crate::tc::{ETHERNET, RAW, run, run_telling};
 
     /// tcx ingress of an outside device.
     #[classifier]
@@ -78,7 +78,7 @@ mod programs {
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+        run_telling(&ctx, false, |frame, meta, kernel, packet| {
             pipeline::container_in(frame, meta, kernel, packet)
         })
     }
@@ -94,7 +94,7 @@ mod programs {
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| {
+        run_telling(&ctx, true, |frame, meta, kernel, packet| {
             pipeline::bridge_in(frame, meta, kernel, packet)
         })
     }

@@ -6,7 +6,7 @@ use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, PortKey,
-    Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
+    Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
@@ -20,6 +20,14 @@ pub struct Record(pub Flow<V4>);
 // SAFETY: all CPUs share map elements; what that means for a flow stands in
 // `forwarder_common::flow`.
 unsafe impl Sync for Record {}
+
+/// A quota as a map's element.
+#[repr(transparent)]
+pub struct Shares(pub Quota);
+
+// SAFETY: all CPUs share map elements, and change the words of this one atomically only: see
+// `forwarder_common::quota`.
+unsafe impl Sync for Shares {}
 
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -66,6 +74,8 @@ pub static RING: Array<FlowRef> =
     Array::with_max_entries(capacity::FLOWS / capacity::UNASSURED_SHARE, 0);
 #[map]
 pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
+#[map]
+pub static QUOTAS: Array<Shares> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]
 pub static HINTS: Array<Hint<V4>> = Array::with_max_entries(capacity::HINTS, 0);
 #[map]

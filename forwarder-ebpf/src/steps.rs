@@ -7,7 +7,8 @@ use core::ptr;
 use aya_ebpf::EbpfContext;
 use forwarder_common::abi::FlowRef;
 use forwarder_common::event::News;
-use forwarder_common::flow::{self, Gate};
+use forwarder_common::flow::{self, End, Gate};
+use forwarder_common::quota;
 
 use crate::kernel::Kernel;
 
@@ -20,7 +21,7 @@ impl EbpfContext for Nowhere {
     }
 }
 
-/// What [`take_record`] returns for none.
+/// What [`take_record`] and [`charge`] return for none.
 pub const NONE: u64 = u64::MAX;
 
 /// [`flow::take_record`]: the index in the low half, the id in the high one, or [`NONE`].
@@ -47,4 +48,12 @@ pub extern "C" fn publish(index: u32, id: u32) -> u64 {
 pub extern "C" fn claim(index: u32, gate: u64, why: u32) -> u64 {
     let kernel = Kernel { ctx: Nowhere };
     flow::claim(&kernel, index, Gate(gate), News::from_u32(why)) as u64
+}
+
+/// [`quota::charge`]: the reason's number, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn charge(slot: u32, incarnation: u32) -> u64 {
+    let opener = End { slot, incarnation };
+    quota::charge(&Kernel { ctx: Nowhere }, opener).map_or(NONE, |reason| reason as u64)
 }

@@ -25,6 +25,7 @@ use crate::control::{self, Query, Verb};
 use crate::datapath::{self, Datapath, Setup};
 use crate::desired::{Policy, be32, desired, port_key};
 use crate::diff::{Op, diff};
+use crate::exhaustion::{self, Exhaustion};
 use crate::rules::Rules;
 use crate::shims::Shims;
 use crate::tables::{Hook, SocketHook, Tables};
@@ -98,6 +99,7 @@ pub async fn run(mut config: Config) -> Result<()> {
                 if let Some(agent) = &mut agent {
                     agent.datapath.beat()?;
                     changed |= agent.failing;
+                    agent.complain(&world)?;
                 }
             }
             Event::Resync => changed = true,
@@ -266,6 +268,8 @@ struct Agent {
     failing: bool,
     /// Published ports that the kernel refused in the last sync, and why.
     unpublished: BTreeMap<PortKey<V4>, String>,
+    /// What was used up and is not told yet.
+    exhaustion: Exhaustion,
 }
 
 impl Agent {
@@ -274,6 +278,8 @@ impl Agent {
             bpffs_dir: config.bpffs_dir.clone(),
             state_dir: config.state_dir.clone(),
             flows: config.flows,
+            flow_quota: config.flow_quota,
+            flow_rate: config.flow_rate,
             clsact: match config.attach {
                 Attach::Tcx => false,
                 Attach::Clsact => true,
@@ -294,8 +300,10 @@ impl Agent {
         };
         // Whatever an earlier agent cached of routes may have moved while nobody watched.
         let route_generation = datapath.observe()?.tables.route_generation;
+        let exhaustion = Exhaustion::since(datapath.exhausted()?);
         Ok(Self {
             datapath,
+            exhaustion,
             since: Instant::now(),
             tables: Tables::default(),
             uplinks: Vec::new(),
@@ -409,6 +417,16 @@ impl Agent {
             tracing::warn!("{op:?}: {error:#}");
         }
         self.failing = true;
+    }
+
+    /// Tells the log what was used up lately, and who has most of it.
+    fn complain(&mut self, world: &World) -> Result<()> {
+        let counts = self.datapath.exhausted()?;
+        for complaint in self.exhaustion.heard(counts, Instant::now()) {
+            let holder = exhaustion::holder(world, &self.datapath.opened()?);
+            tracing::warn!("{complaint}{}", holder.unwrap_or_default());
+        }
+        Ok(())
     }
 
     fn answer(&self, world: &World, verb: Verb) -> Value {

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod desired;
 pub mod diff;
+mod exhaustion;
 mod lists;
 pub mod lock;
 pub mod preflight;

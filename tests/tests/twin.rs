@@ -95,6 +95,9 @@ impl Twins {
             let mut after = case.frame.clone();
             let outcome = host.run(case.hook, &mut after, case.arrival);
             host.check();
+            if let Some(answer) = host.answer.take() {
+                after = answer;
+            }
             let counted = match outcome.reason {
                 None => true,
                 Some(reason) => {
@@ -144,6 +147,13 @@ impl Twins {
             here.len() == there.len(),
             "the kernel has flows that the host does not have"
         );
+        for (slot, quota) in host.quotas.iter().enumerate() {
+            let (here, there) = (quota.held.get(), self.kernel.raw.held(slot as u32)?);
+            ensure!(
+                here == there,
+                "slot {slot} is charged {here:#x} on the host, {there:#x} in the kernel"
+            );
+        }
         Ok(())
     }
 
@@ -192,8 +202,13 @@ impl Twins {
 
     /// A run of full length must have come everywhere that a packet can.
     fn covers(&self) -> Result<()> {
-        // What needs two CPUs, a device without Ethernet header, or a full table.
-        let beyond = [Reason::FlowGone, Reason::TableFull, Reason::PortsExhausted];
+        // What needs two CPUs, a device without Ethernet header, a full table, or one clock for both.
+        let beyond = [
+            Reason::FlowGone,
+            Reason::TableFull,
+            Reason::PortsExhausted,
+            Reason::FlowRate,
+        ];
         let missed: Vec<_> = Reason::ALL
             .into_iter()
             .filter(|reason| !beyond.contains(reason) && !self.seen.contains_key(reason.label()))

@@ -12,12 +12,14 @@ use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     Device, Endpoint, Flow, HOST, IngressKey, Leg, LinkKey, Network, OUTSIDE, Peer, PortKey,
-    Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
+    Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{Gate, ORIGINAL, REPLY};
+use forwarder_common::quota;
+use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::{Ticks, reached};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -126,7 +128,7 @@ pub(super) fn event(bytes: &[u8]) -> Option<Event<V4>> {
 /// The maps, by their pins.
 pub(super) struct Maps {
     pub(super) settings: Array<MapData, Wire<Settings>>,
-    pub(super) reasons: PerCpuArray<MapData, u64>,
+    reasons: PerCpuArray<MapData, u64>,
     pub(super) devices: HashMap<MapData, u32, Wire<Device>>,
     pub(super) ports: DevMapHash<MapData>,
     pub(super) networks: HashMap<MapData, u32, Wire<Network<V4>>>,
@@ -143,11 +145,12 @@ pub(super) struct Maps {
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
     pub(super) sockets: HashMap<MapData, Wire<SocketKey>, Wire<Peer>>,
+    quotas: Array<MapData, [u64; size_of::<Quota>() / 8]>,
     free: Queue<MapData, u32>,
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 26] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 27] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -171,6 +174,7 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 26] {
         (name::CURSORS, None),
         (name::HINTS, None),
         (name::RECENT, None),
+        (name::QUOTAS, None),
         (name::SOCKETS, None),
         (name::WATCH, None),
         (name::EVENTS, None),
@@ -200,6 +204,7 @@ impl Maps {
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,
             sockets: pinned(dir, name::SOCKETS)?,
+            quotas: pinned(dir, name::QUOTAS)?,
             free: pinned(dir, name::FREE)?,
         })
     }
@@ -245,6 +250,25 @@ impl Maps {
             ring,
             ..settings
         })
+    }
+
+    /// How many flows that each container opened live, by its address.
+    pub(super) fn opened(&self) -> Result<Vec<(Be32, u32)>> {
+        let mut opened = Vec::new();
+        for entry in &self.endpoint_slots {
+            let (Wire(address), slot) = entry?;
+            let life = self.endpoints.get(&slot, 0)?.0.incarnation;
+            let [held, ..] = self.quotas.get(&slot, 0)?;
+            let own = quota::owner(held) == life;
+            let count = if own { quota::count(held) } else { 0 };
+            opened.push((address, count.max(0) as u32));
+        }
+        Ok(opened)
+    }
+
+    /// How often packets had a reason, over all CPUs.
+    pub(super) fn count(&self, reason: Reason) -> Result<u64> {
+        Ok(self.reasons.get(&(reason as u32), 0)?.iter().sum())
     }
 
     /// As [`forwarder_common::flow::is_current`], which the next packet would find.

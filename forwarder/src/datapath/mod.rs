@@ -25,6 +25,7 @@ use forwarder_common::abi::{
     Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
 };
 use forwarder_common::family::{Be32, V4};
+use forwarder_common::reason::Reason;
 use forwarder_common::socket;
 use forwarder_common::timeouts::{Ticks, ticks};
 use rustix::io::Errno;
@@ -56,6 +57,10 @@ pub struct Setup {
     pub state_dir: PathBuf,
     /// How many flows there may be.
     pub flows: u32,
+    /// How many flows one container may have opened at once; 0 is any number.
+    pub flow_quota: u32,
+    /// How many flows one container may open in a second; 0 is any number.
+    pub flow_rate: u32,
     /// Attach by clsact filters instead of tcx links.
     pub clsact: bool,
 }
@@ -102,6 +107,8 @@ impl Datapath {
         let settings = maps.settings()?;
         maps.set_settings(Settings {
             netns_cookie: namespace::cookie()?,
+            flow_quota: setup.flow_quota,
+            flow_rate: setup.flow_rate,
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
@@ -362,6 +369,26 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// How often something was used up, by reason.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn exhausted(&self) -> Result<[(Reason, u64); Reason::EXHAUSTED.len()]> {
+        let mut counts = Reason::EXHAUSTED.map(|reason| (reason, 0));
+        for (reason, count) in &mut counts {
+            *count = self.maps.count(*reason)?;
+        }
+        Ok(counts)
+    }
+
+    /// How many flows that each container opened live, by its address.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn opened(&self) -> Result<Vec<(Be32, u32)>> {
+        self.maps.opened()
     }
 
     /// Tells the programs that the agent is alive.

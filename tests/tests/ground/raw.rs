@@ -34,6 +34,7 @@ pub(crate) struct Raw {
     hints: Array<MapData, [u8; 12]>,
     watch: Array<MapData, u64>,
     events: RingBuf<MapData>,
+    quotas: Array<MapData, [u64; 3]>,
 }
 
 impl Raw {
@@ -49,6 +50,7 @@ impl Raw {
             hints: pinned(dir, name::HINTS)?,
             watch: pinned(dir, name::WATCH)?,
             events: pinned(dir, name::EVENTS)?,
+            quotas: pinned(dir, name::QUOTAS)?,
         })
     }
 
@@ -72,6 +74,10 @@ impl Raw {
         for place in 0..capacity::HINTS {
             self.hints.set(place, [0; 12], 0)?;
         }
+        // More than any model has.
+        for slot in 0..256 {
+            self.quotas.set(slot, [0; 3], 0)?;
+        }
         self.cursors.set(0, [0; 16], 0)?;
         self.watch.set(0, u64::MAX, 0)?;
         self.told();
@@ -86,17 +92,30 @@ impl Raw {
             flows,
             xdp_tcp,
             policy,
-            ..
+            flow_quota,
+            flow_rate,
+            netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
-        for (place, word) in
-            bytes
-                .chunks_mut(4)
-                .zip([route_generation, heartbeat, ring, flows, xdp_tcp, policy])
-        {
+        let words = [
+            route_generation,
+            heartbeat,
+            ring,
+            flows,
+            xdp_tcp,
+            policy,
+            flow_quota,
+            flow_rate,
+        ];
+        for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());
         }
         Ok(self.settings.set(0, bytes, 0)?)
+    }
+
+    /// What the endpoint in a slot is charged with: its incarnation, and flows counted from 2^31.
+    pub(crate) fn held(&self, slot: u32) -> Result<u64> {
+        Ok(self.quotas.get(&slot, 0)?[0])
     }
 
     /// Packets counted under a reason.
