@@ -5,6 +5,7 @@
 //! makes it so. `world`, `desired`, `diff` and `tables` are pure; `watch` and `datapath` do the
 //! I/O, and only `datapath` names aya.
 
+mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;
