@@ -6,7 +6,7 @@ use core::marker::PhantomData;
 use crate::abi::FlowRef;
 use crate::event::News;
 use crate::family::Family;
-use crate::flow::sweep;
+use crate::flow::{retire, sweep};
 use crate::tables::{Attempt, Tables};
 use crate::timeouts::Ticks;
 
@@ -32,11 +32,11 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Ending {
     if gate.id() != reference.id || !gate.is_live() {
         return Ending::Absent;
     }
-    if !tables.claim(reference.index, gate, News::Deleted) {
-        return Ending::Busy;
+    if retire(tables, reference.index, gate, News::Deleted) {
+        Ending::Ended
+    } else {
+        Ending::Busy
     }
-    tables.give_free(reference.index);
-    Ending::Ended
 }
 
 /// Looks at the sweep's next `records` and frees those whose time is over.

@@ -433,9 +433,24 @@ pub fn release<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
     let gate = tables.gate(hit.flow);
-    if gate.id() == hit.gate.id() && gate.is_live() && tables.claim(hit.index, gate, News::Over) {
-        tables.give_free(hit.index);
+    if gate.id() == hit.gate.id() && gate.is_live() {
+        retire(tables, hit.index, gate, News::Over);
     }
+}
+
+/// Wins a record and makes it free again; whether it won.
+#[inline(always)]
+pub(crate) fn retire<F: Family, T: Tables<F>>(
+    tables: &T,
+    index: u32,
+    gate: Gate,
+    why: News,
+) -> bool {
+    let won = tables.claim(index, gate, why);
+    if won {
+        tables.give_free(index);
+    }
+    won
 }
 
 /// Looks at the next record of the sweep and frees it if its time is over, or if it has outlived its
@@ -447,9 +462,8 @@ pub(crate) fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
         return;
     };
     let gate = tables.gate(flow);
-    let over = gate.is_live() && !is_current(tables, flow, now);
-    if over && tables.claim(index, gate, News::Over) {
-        tables.give_free(index);
+    if gate.is_live() && !is_current(tables, flow, now) {
+        retire(tables, index, gate, News::Over);
     }
 }
 

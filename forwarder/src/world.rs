@@ -160,8 +160,8 @@ impl World {
         let listed = container.gateway_endpoint(Family::V4, &self.networks);
         let of_swarm = || {
             let bridge = self.networks.values().find(|n| n.name == GWBRIDGE)?;
-            let own = bridge.endpoints.values();
-            let at = own.into_iter().find(|at| at.container == container.id)?;
+            let mut seats = bridge.endpoints.values();
+            let at = seats.find(|at| at.container == container.id)?;
             Some((&bridge.id, at.ipv4?))
         };
         match listed {

@@ -11,6 +11,7 @@ use crate::cli::ask;
 use crate::config::Config;
 use crate::control::Verb;
 use crate::report::{EndpointRow, Filter, state_named};
+use crate::rules::range;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Conditions {
@@ -93,10 +94,7 @@ fn addresses(rows: &[EndpointRow], wanted: &str) -> Result<BTreeSet<IpAddr>> {
 
 /// A range, or an address alone.
 fn net(text: &str) -> Result<IpNet, String> {
-    let alone = || text.parse::<IpAddr>().map(IpNet::from);
-    text.parse::<IpNet>()
-        .or_else(|_| alone())
-        .map_err(|_| "neither a range of addresses nor an address".to_owned())
+    range(text).ok_or_else(|| "neither a range of addresses nor an address".to_owned())
 }
 
 #[cfg(test)]
