@@ -59,8 +59,18 @@ pub mod name {
     pub const HINTS: &str = "HINTS";
     /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): flows looked up lately.
     pub const RECENT: &str = "RECENT";
+    /// `Array<Quota>` by endpoint slot.
+    pub const QUOTAS: &str = "QUOTAS";
     /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
     pub const SOCKETS: &str = "SOCKETS";
+    /// `Array<u64>` of one: until when somebody watches flows, in nanoseconds of the coarse
+    /// monotonic clock; 0 is nobody. After that time, what would have been told is counted as lost.
+    pub const WATCH: &str = "WATCH";
+    /// `RingBuf` of [`Event`](crate::event::Event)s, written while somebody watches.
+    pub const EVENTS: &str = "EVENTS";
+    /// `PerCpuArray<u64>` of one: events that were not told, for want of room or of a watcher who is
+    /// awake.
+    pub const LOST: &str = "LOST";
 }
 
 /// Capacities that the object declares; those of the flow tables are the loader's to override.
@@ -69,6 +79,13 @@ pub mod capacity {
     pub const FLOWS: u32 = 262_144;
     /// Of [`FLOWS`], how many may be unassured at once: one in this many.
     pub const UNASSURED_SHARE: u32 = 4;
+    /// Of [`FLOWS`], how many one container may have opened, by default: one in this many. Half of
+    /// the table is left to all others; less would be short for a proxy, whose closed connections
+    /// count for two minutes more.
+    pub const QUOTA_SHARE: u32 = 2;
+    /// How many flows one container may open in a second, by default: the ring of unassured flows,
+    /// in which its neighbours' handshakes stand, holds three seconds of that.
+    pub const FLOW_RATE: u32 = 20_000;
     /// Devices: outside devices, bridges and container veths.
     pub const DEVICES: u32 = 8_192;
     /// Docker networks.
@@ -91,6 +108,9 @@ pub mod capacity {
     pub const RECENT: u32 = 65_536;
     /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
     pub const SOCKETS: u32 = 32_768;
+    /// Octets of the ring of events, each of which takes 8 more than its own: about ten thousand.
+    /// A power of two.
+    pub const EVENTS: u32 = 1 << 20;
 }
 
 /// Endpoint slot 0: everything outside.
@@ -258,6 +278,10 @@ pub struct Settings {
     /// Tells the present lists of clients from all others: flows that others let in are looked at
     /// again.
     pub policy: u32,
+    /// How many flows an endpoint may have opened at once; 0 is any number.
+    pub flow_quota: u32,
+    /// How many flows an endpoint may open in a second; 0 is any number.
+    pub flow_rate: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
     pub netns_cookie: u64,
 }
@@ -433,6 +457,19 @@ pub struct Cursors {
     pub sweep: u64,
 }
 
+/// What an endpoint has taken of what it may: see [`quota`](crate::quota). Each word has two halves,
+/// the low one counted from 2^31.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Quota {
+    /// The endpoint's incarnation, and how many of the flows that it opened live.
+    pub held: Cell<u64>,
+    /// When the bucket of new flows was filled last, and what is in it.
+    pub opens: Cell<u64>,
+    /// The same of answers that say that it is refused.
+    pub answers: Cell<u64>,
+}
+
 /// The port that a source got when its own was taken.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -479,7 +516,7 @@ const _: () = {
     assert!(size_of::<Leg<V4>>() == 4 * 6);
     assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2 + 48);
-    assert!(size_of::<Settings>() == 4 * 6 + 8);
+    assert!(size_of::<Settings>() == 4 * 8 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
@@ -490,6 +527,7 @@ const _: () = {
     assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
+    assert!(size_of::<Quota>() == 24);
     assert!(size_of::<Hint<V4>>() == 12);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);

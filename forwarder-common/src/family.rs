@@ -202,6 +202,13 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
         dst: Self::Addr,
         hop: bool,
     ) -> bool;
+
+    /// Octets of what [`Self::prohibit`] writes.
+    const REFUSAL: usize;
+
+    /// Writes the headers of a control message that says "prohibited" at `l3`, before the `quoted`
+    /// octets of a packet that it answers. `false` if they are not in the window.
+    fn prohibit(frame: &mut Frame<'_>, l3: usize, from: Self::Addr, quoted: u8) -> bool;
 }
 
 /// IPv4 (RFC 791).

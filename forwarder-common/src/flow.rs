@@ -6,6 +6,7 @@
 
 use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Tuple};
 use crate::checksum;
+use crate::event::News;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
 use crate::reason::Reason;
@@ -266,6 +267,18 @@ impl End {
     };
 }
 
+impl End {
+    /// The end that a leg leads to.
+    #[inline(always)]
+    #[must_use]
+    pub fn of<F: Family>(leg: &Leg<F>) -> Self {
+        Self {
+            slot: leg.slot.get(),
+            incarnation: leg.incarnation.get(),
+        }
+    }
+}
+
 /// What a new flow is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<F: Family> {
@@ -330,7 +343,7 @@ fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> O
         return None;
     }
     tables
-        .claim(reference.index, gate)
+        .claim(reference.index, gate, News::Evicted)
         .then_some(reference.index)
 }
 
@@ -402,13 +415,16 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
         .set(tables.now().wrapping_add(timeouts::UNTRACKED));
     let free = Gate::new(reference.id, phase::FREE, 0, 0);
     let live = Gate::new(reference.id, phase::LIVE, 0, 0);
+    tables.tell(flow, reference.index, live, News::Begins);
     let open = tables.swap_gate(flow, free, live);
     // Without translation both directions' keys are each other's reverse, never the same.
     if open && tables.insert(&original, reference) {
         return;
     }
     if !open || tables.swap_gate(flow, live, live.freed()) {
+        tables.tell(flow, reference.index, live, News::Undone);
         tables.remove(&reply);
+        tables.give_back(End::of(&flow.legs[REPLY]));
         tables.give_free(reference.index);
     }
 }
@@ -423,36 +439,56 @@ pub fn release<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
     let gate = tables.gate(hit.flow);
-    if gate.id() == hit.gate.id() && gate.is_live() && tables.claim(hit.index, gate) {
-        tables.give_free(hit.index);
+    if gate.id() == hit.gate.id() && gate.is_live() {
+        retire(tables, hit.index, gate, News::Over);
     }
 }
 
-/// Looks at the next record of the sweep and frees it if its time is over.
+/// Wins a record and makes it free again; whether it won.
 #[inline(always)]
-fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
+pub(crate) fn retire<F: Family, T: Tables<F>>(
+    tables: &T,
+    index: u32,
+    gate: Gate,
+    why: News,
+) -> bool {
+    let won = tables.claim(index, gate, why);
+    if won {
+        tables.give_free(index);
+    }
+    won
+}
+
+/// Looks at the next record of the sweep and frees it if its time is over, or if it has outlived its
+/// ends: who restarts again and again would else fill the table with what nobody counts.
+#[inline(always)]
+pub(crate) fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let index = tables.next_sweep();
     let Some(flow) = tables.flow(index) else {
         return;
     };
     let gate = tables.gate(flow);
-    if gate.is_live() && reached(flow.expires.get(), now) && tables.claim(index, gate) {
-        tables.give_free(index);
+    if gate.is_live() && !is_current(tables, flow, now) {
+        retire(tables, index, gate, News::Over);
     }
 }
 
-/// Wins a record and removes both of its keys; whether it won: the caller owns the record then.
+/// Wins a record, removes both of its keys, gives back what its opener was charged and tells why the
+/// flow ended; whether it won: the caller owns the record then.
 #[inline(always)]
-pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate) -> bool {
+pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate, why: News) -> bool {
     let Some(flow) = tables.flow(index) else {
         return false;
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
+    let opener = End::of(&flow.legs[REPLY]);
     if !tables.swap_gate(flow, gate, gate.freed()) {
         return false;
     }
     tables.remove(&original);
     tables.remove(&reply);
+    tables.tell(flow, index, gate, why);
+    tables.give_back(opener);
     true
 }

@@ -2,8 +2,9 @@
 //!
 //! Start reading in [`pipeline`]: it tells a packet's story from top to bottom. The rest is what
 //! the story needs: [`frame`] and [`parse`] read bytes, [`flow`], [`tcp`], [`window`] and [`nat`]
-//! decide,
-//! [`rewrite`] and [`icmp`] write. [`socket`] is a story of its own, without packets. [`abi`] is what the programs and the agent share in maps;
+//! decide, [`rewrite`] and [`icmp`] write; [`quota`] bounds what one container may open, and [`refusal`] tells
+//! it so. [`socket`] is a story of its own, without packets; so is [`errand`], and [`event`] is what is
+//! told of flows. [`abi`] is what the programs and the agent share in maps;
 //! [`tables`] is the door through which the brain reaches them.
 //!
 //! **Invariants.** No I/O, no aya, no allocation. Everything is checked before anything is
@@ -12,6 +13,8 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod errand;
+pub mod event;
 pub mod family;
 pub mod flow;
 pub mod frame;
@@ -19,7 +22,9 @@ pub mod icmp;
 pub mod nat;
 pub mod parse;
 pub mod pipeline;
+pub mod quota;
 pub mod reason;
+pub mod refusal;
 pub mod rewrite;
 pub mod socket;
 pub mod tables;

@@ -6,7 +6,7 @@ use crate::abi::Tuple;
 use crate::family::{Address, Be16, Be32, Family, V4};
 use crate::frame::Frame;
 use crate::reason::Reason;
-use crate::{checksum, tcp};
+use crate::{checksum, refusal, tcp};
 
 /// IP protocol numbers, host order.
 pub mod proto {
@@ -157,6 +157,13 @@ impl Family for V4 {
             && frame.write(l3 + IPV4_CHECKSUM, checksum::update(old.checksum, delta))
             && frame.write(l3 + IPV4_SRC, src)
             && frame.write(l3 + IPV4_DST, dst)
+    }
+
+    const REFUSAL: usize = refusal::IPV4;
+
+    #[inline(always)]
+    fn prohibit(frame: &mut Frame<'_>, l3: usize, from: Be32, quoted: u8) -> bool {
+        refusal::ipv4(frame, l3, from, quoted)
     }
 }
 

@@ -85,17 +85,7 @@ pub fn outside_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
-        return reason;
-    }
-    let mut passage = Passage {
-        frame,
-        meta,
-        tables,
-        side: Side::Outside,
-        packet,
-    };
-    passage.carry_or_admit()
+    come_in(frame, meta, tables, packet, Side::Outside)
 }
 
 /// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
@@ -150,7 +140,7 @@ pub fn container_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    from_container(frame, meta, tables, packet, Side::Veth)
+    come_in(frame, meta, tables, packet, Side::Veth)
 }
 
 /// tcx ingress of a bridge: what veths passed up, and the floor for veths without a hook.
@@ -168,7 +158,29 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
     if mark::is_ours(meta.mark) {
         return Reason::Admitted;
     }
-    from_container(frame, meta, tables, packet, Side::Bridge)
+    come_in(frame, meta, tables, packet, Side::Bridge)
+}
+
+/// Everything that comes to an ingress hook and is neither the hook's own nor another's business.
+#[inline(always)]
+fn come_in<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+    side: Side,
+) -> Reason {
+    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+        return reason;
+    }
+    let mut passage = Passage {
+        frame,
+        meta,
+        tables,
+        side,
+        packet,
+    };
+    passage.carry_or_admit()
 }
 
 /// tcx egress of a container's veth: what the bridge itself switches.
@@ -316,28 +328,6 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     } else {
         Reason::FromHost
     }
-}
-
-/// Everything that a container sends and that does not stay on its bridge.
-#[inline(always)]
-fn from_container<F: Family, T: Steps<F>>(
-    frame: Frame<'_>,
-    meta: &Meta,
-    tables: &T,
-    packet: &mut Packet<F>,
-    side: Side,
-) -> Reason {
-    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
-        return reason;
-    }
-    let mut passage = Passage {
-        frame,
-        meta,
-        tables,
-        side,
-        packet,
-    };
-    passage.carry_or_admit()
 }
 
 /// A packet's passage by one of our hooks: what every step below asks about.

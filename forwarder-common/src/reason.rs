@@ -113,6 +113,8 @@ reasons! {
     TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";
     TcpWindow = Drop "tcp-window" "TCP whose sequence numbers lie outside of its connection's windows.";
     TableFull = Drop "table-full" "No flow record is free.";
+    FlowQuota = Drop "flow-quota" "The container has as many flows open as it may.";
+    FlowRate = Drop "flow-rate" "The container opens flows faster than it may.";
     PortsExhausted = Drop "ports-exhausted" "No port is free for a translation.";
     NoEndpoint = Drop "no-endpoint" "A published port whose container is not there.";
     TargetGone = Drop "target-gone" "The container's device has gone.";
@@ -120,6 +122,27 @@ reasons! {
     FlowGone = Drop "flow-gone" "The flow ended while its packet was at hand.";
     DeviceUnknown = Drop "device-unknown" "Would leave by a device that is not hooked yet.";
     NoSource = Drop "no-source" "The outgoing device has no address to masquerade with.";
+}
+
+impl Reason {
+    /// Reasons that something is used up: a container is told so (RFC 5508 REQ-8), and the
+    /// administrator too.
+    pub const EXHAUSTED: [Self; 4] = [
+        Self::TableFull,
+        Self::FlowQuota,
+        Self::FlowRate,
+        Self::PortsExhausted,
+    ];
+
+    /// Whether it is one of [`Self::EXHAUSTED`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_exhaustion(self) -> bool {
+        matches!(
+            self,
+            Self::TableFull | Self::FlowQuota | Self::FlowRate | Self::PortsExhausted
+        )
+    }
 }
 
 /// How many reasons there are.

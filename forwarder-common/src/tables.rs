@@ -6,11 +6,13 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
     Settings, TrustKey, Tuple,
 };
+use crate::event::News;
 use crate::family::{Be16, Family};
-use crate::flow::Gate;
+use crate::flow::{End, Gate};
+use crate::reason::Reason;
 use crate::timeouts::Ticks;
 use crate::window::{Fate, Segment};
 
@@ -58,6 +60,12 @@ pub trait Tables<F: Family> {
     fn endpoint(&self, slot: u32) -> Option<&Endpoint<F>>;
     /// The incarnation of a mapping's slot.
     fn mapping(&self, slot: u32) -> u32;
+    /// What the endpoint in a slot has taken of what it may.
+    fn quota(&self, slot: u32) -> Option<&Quota>;
+    /// Adds to a word of a [`Quota`]; what it was before.
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64;
+    /// Changes a word of a [`Quota`] from one value to another; whether it did.
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool;
     /// The masquerade address of a device towards a next hop.
     fn source(&self, ifindex: u32, next_hop: F::Addr) -> Option<F::Addr>;
 
@@ -97,15 +105,22 @@ pub trait Tables<F: Family> {
     /// Remembers a port.
     fn set_hint(&self, place: u32, hint: Hint<F>);
 
-    /// [`crate::flow::take_record`]. This and the next three are methods so that the kernel's side can make
+    /// [`crate::quota::charge`]. This and the next five are methods so that the kernel's side can make
     /// functions of their own of them, which the verifier proves once, whoever calls them.
+    fn charge(&self, opener: End) -> Option<Reason>;
+    /// [`crate::quota::give_back`].
+    fn give_back(&self, opener: End);
+    /// [`crate::flow::take_record`].
     fn take_record(&self) -> Option<FlowRef>;
     /// [`crate::flow::publish`].
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].
-    fn claim(&self, index: u32, gate: Gate) -> bool;
+    fn claim(&self, index: u32, gate: Gate, why: News) -> bool;
     /// [`crate::window::follow`], of the windows of the record at `index`.
     fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate;
+
+    /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
+    fn tell(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News);
 
     /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;

@@ -216,6 +216,39 @@ fn a_list_keeps_clients_out() {
 }
 
 #[test]
+fn a_list_is_for_what_has_no_flow_too() {
+    let mut host = host(network::UNPROTECTED);
+    let [.., other] = straight();
+    assert_eq!(
+        reasons(&host, std::slice::from_ref(&other)),
+        [Reason::Routed]
+    );
+    only(&mut host, 6, REMOTE);
+    host.networks.get_mut(&BRIDGE).unwrap().policy = 6;
+    assert_eq!(reasons(&host, &[other]), [Reason::Policy]);
+}
+
+#[test]
+fn a_network_that_nobody_told_us_of_is_guarded() {
+    const NOBODYS: u32 = 77;
+    let mut host = Host::usual(64);
+    let made_unnoticed = ip(172, 30, 0, 0);
+    let behind = ip(192, 168, 7, 0);
+    let elsewhere = ip(198, 19, 7, 0);
+    host.route((made_unnoticed, 16), NOBODYS, Be32::default(), 1500);
+    host.route((behind, 24), SECOND, Be32::default(), 1500);
+    host.route((elsewhere, 24), NOBODYS, Be32::default(), 1500);
+    for (addr, reason) in [
+        (ip(172, 30, 0, 2), Reason::UnknownNetwork),
+        (ip(192, 168, 7, 2), Reason::NotOurs),
+        (ip(198, 19, 7, 2), Reason::NotOurs),
+    ] {
+        let spec = Spec::udp((CLIENT, 40_000), (addr, 80));
+        assert_eq!(reasons(&host, &[spec]), [reason], "{addr:?}");
+    }
+}
+
+#[test]
 fn a_list_that_changes_is_asked_about_flows_that_live() {
     let mut host = Host::usual(64);
     let request = Spec::udp((CLIENT, 40_000), (HOST, 8080));

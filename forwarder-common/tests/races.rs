@@ -4,6 +4,7 @@
 mod model;
 
 use forwarder_common::abi::Tuple;
+use forwarder_common::event::News;
 use forwarder_common::family::V4;
 use forwarder_common::flow::{self, Gate};
 use forwarder_common::reason::{Path, Reason};
@@ -28,7 +29,7 @@ fn recycle(host: &Host, tuple: Tuple<V4>) {
         return;
     };
     let gate = Gate(host.flows[reference.index as usize].gate.get());
-    if gate.is_live() && flow::claim(host, reference.index, gate) {
+    if gate.is_live() && flow::claim(host, reference.index, gate, News::Over) {
         host.free.borrow_mut().push_front(reference.index);
         let other = Spec::udp((WEB, 7777), (CLIENT, 7777));
         host.by_veth(WEB_VETH, &other);

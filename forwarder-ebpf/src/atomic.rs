@@ -27,12 +27,22 @@ pub unsafe fn exchange(word: *mut u32, old: u32, new: u32) -> (u32, bool) {
     }
 }
 
-/// Adds one; the value before.
+/// Adds; the value before.
 ///
 /// # Safety
 /// `word` is aligned and points into a live map element.
 #[inline(always)]
+pub unsafe fn add(word: *mut u64, summand: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, summand) }
+}
+
+/// Adds one; the value before.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
 pub unsafe fn increment(word: *mut u64) -> u64 {
     // SAFETY: as above.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, 1) }
+    unsafe { add(word, 1) }
 }

@@ -16,12 +16,14 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
     Settings, SourceKey, TrustKey, Tuple,
 };
+use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::flow::Gate;
+use forwarder_common::flow::{End, Gate};
 use forwarder_common::parse::proto;
+use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
@@ -29,9 +31,9 @@ use forwarder_common::window::{self, Fate, Segment};
 
 use crate::atomic;
 use crate::maps::{
-    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, LINKS,
-    LOCALS, MAPPINGS, NETWORKS, PORTS, PUBLISHED, REASONS, RECENT, RING, SETTINGS, SOURCES,
-    SUBNETS, TRUSTED,
+    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS,
+    LINKS, LOCALS, LOST, MAPPINGS, NETWORKS, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING,
+    SETTINGS, SOURCES, SUBNETS, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -140,6 +142,23 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn mapping(&self, slot: u32) -> u32 {
         MAPPINGS.get(slot).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn quota(&self, slot: u32) -> Option<&Quota> {
+        QUOTAS.get(slot).map(|shares| &shares.0)
+    }
+
+    #[inline(always)]
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
+        // SAFETY: an aligned 64-bit word of a map's element.
+        unsafe { atomic::add(word.as_ptr(), summand) }
+    }
+
+    #[inline(always)]
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { atomic::compare_and_swap(word.as_ptr(), from, to) }
     }
 
     #[inline(always)]
@@ -272,6 +291,16 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn charge(&self, opener: End) -> Option<Reason> {
+        Reason::from_u8(steps::charge(opener.slot, opener.incarnation) as u8)
+    }
+
+    #[inline(always)]
+    fn give_back(&self, opener: End) {
+        quota::give_back(self, opener);
+    }
+
+    #[inline(always)]
     fn take_record(&self) -> Option<FlowRef> {
         match steps::take_record() {
             steps::NONE => None,
@@ -288,8 +317,35 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn claim(&self, index: u32, gate: Gate) -> bool {
-        steps::claim(index, gate.0) != 0
+    fn claim(&self, index: u32, gate: Gate, why: News) -> bool {
+        steps::claim(index, gate.0, why as u32) != 0
+    }
+
+    /// While nobody watches, this is a look into an array.
+    #[inline(always)]
+    fn tell(&self, flow: &Flow<V4>, index: u32, gate: Gate, news: News) {
+        let Some(watch) = WATCH.get_ptr(0) else {
+            return;
+        };
+        // SAFETY: a live element; volatile, since the watcher changes it.
+        let until = unsafe { ptr::read_volatile(watch) };
+        if until == 0 {
+            return;
+        }
+        // SAFETY: no arguments.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        if now < until
+            && let Some(place) = EVENTS.reserve::<Event<V4>>(0)
+        {
+            // SAFETY: this program's own part of the ring, in which any bytes are an event.
+            let event = unsafe { &*place.as_ptr() };
+            event.fill(flow, index, gate, news, timeouts::ticks(now));
+            place.submit(0);
+        } else if let Some(lost) = LOST.get_ptr_mut(0) {
+            // SAFETY: an aligned 64-bit word of a map's element. Atomic: a program that is run by
+            // hand is interrupted by packets.
+            unsafe { atomic::increment(lost) };
+        }
     }
 
     #[inline(always)]

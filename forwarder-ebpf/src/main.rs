@@ -19,6 +19,8 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod errands;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -37,8 +39,9 @@ mod programs {
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
     use forwarder_common::pipeline;
 
+    use crate::errands;
     use crate::socket::{ask4, ask6, tell4, tell6};
-    use crate::tc::{ETHERNET, RAW, run};
+    use crate::tc::{ETHERNET, RAW, run, run_telling};
 
     /// tcx ingress of an outside device.
     #[classifier]
@@ -75,7 +78,7 @@ mod programs {
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+        run_telling(&ctx, false, |frame, meta, kernel, packet| {
             pipeline::container_in(frame, meta, kernel, packet)
         })
     }
@@ -91,7 +94,7 @@ mod programs {
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| {
+        run_telling(&ctx, true, |frame, meta, kernel, packet| {
             pipeline::bridge_in(frame, meta, kernel, packet)
         })
     }
@@ -108,6 +111,18 @@ mod programs {
     #[xdp]
     pub fn uplink(ctx: XdpContext) -> u32 {
         crate::xdp::run(&ctx)
+    }
+
+    /// Run by hand only: ends a flow.
+    #[classifier]
+    pub fn end_flow(ctx: TcContext) -> i32 {
+        errands::end_flow(ctx)
+    }
+
+    /// Run by hand only: collects flows whose time is over.
+    #[classifier]
+    pub fn collect_flows(ctx: TcContext) -> i32 {
+        errands::collect_flows(ctx)
     }
 
     /// An IPv4 socket connects.

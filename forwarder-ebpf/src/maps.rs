@@ -3,10 +3,10 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, PortKey,
-    Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
+    Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
@@ -20,6 +20,14 @@ pub struct Record(pub Flow<V4>);
 // SAFETY: all CPUs share map elements; what that means for a flow stands in
 // `forwarder_common::flow`.
 unsafe impl Sync for Record {}
+
+/// A quota as a map's element.
+#[repr(transparent)]
+pub struct Shares(pub Quota);
+
+// SAFETY: all CPUs share map elements, and change the words of this one atomically only: see
+// `forwarder_common::quota`.
+unsafe impl Sync for Shares {}
 
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -67,12 +75,20 @@ pub static RING: Array<FlowRef> =
 #[map]
 pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
 #[map]
+pub static QUOTAS: Array<Shares> = Array::with_max_entries(capacity::ENDPOINTS, 0);
+#[map]
 pub static HINTS: Array<Hint<V4>> = Array::with_max_entries(capacity::HINTS, 0);
 #[map]
 pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0);
 #[map]
 pub static SOCKETS: LruHashMap<SocketKey, Peer> =
     LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+#[map]
+pub static WATCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// A passage, as far as it crosses a call of a global function.
 #[repr(C)]

@@ -6,7 +6,9 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use forwarder_common::abi::FlowRef;
-use forwarder_common::flow::{self, Gate};
+use forwarder_common::event::News;
+use forwarder_common::flow::{self, End, Gate};
+use forwarder_common::quota;
 use forwarder_common::tables::Tables as _;
 use forwarder_common::window::{self, Fate, Segment};
 
@@ -21,7 +23,7 @@ impl EbpfContext for Nowhere {
     }
 }
 
-/// What [`take_record`] returns for none.
+/// What [`take_record`] and [`charge`] return for none.
 pub const NONE: u64 = u64::MAX;
 
 /// [`flow::take_record`]: the index in the low half, the id in the high one, or [`NONE`].
@@ -54,9 +56,18 @@ pub extern "C" fn follow(index: u32, gate: u64, numbers: u64, facts: u64) -> u64
     window::follow(&kernel, &flow.windows, Gate(gate), &segment).pack()
 }
 
-/// [`flow::claim`]: 1 if it won.
+/// [`flow::claim`], why by its number: 1 if it won.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn claim(index: u32, gate: u64) -> u64 {
-    flow::claim(&Kernel { ctx: Nowhere }, index, Gate(gate)) as u64
+pub extern "C" fn claim(index: u32, gate: u64, why: u32) -> u64 {
+    let kernel = Kernel { ctx: Nowhere };
+    flow::claim(&kernel, index, Gate(gate), News::from_u32(why)) as u64
+}
+
+/// [`quota::charge`]: the reason's number, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn charge(slot: u32, incarnation: u32) -> u64 {
+    let opener = End { slot, incarnation };
+    quota::charge(&Kernel { ctx: Nowhere }, opener).map_or(NONE, |reason| reason as u64)
 }

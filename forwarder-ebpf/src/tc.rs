@@ -4,9 +4,12 @@ use core::mem::zeroed;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_redir_neigh,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
 };
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+    bpf_skb_change_tail,
+};
 use aya_ebpf::programs::TcContext;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
@@ -40,6 +43,27 @@ pub fn run<const L3: usize>(
 ) -> i32 {
     let reason = decide::<L3>(ctx, addressed, hook);
     count(reason);
+    verdict(reason)
+}
+
+/// The same for what containers send: they are told where something is used up.
+#[inline(always)]
+pub fn run_telling(
+    ctx: &TcContext,
+    addressed: bool,
+    hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
+) -> i32 {
+    let reason = decide::<ETHERNET>(ctx, addressed, hook);
+    count(reason);
+    if reason.is_exhaustion() && tc_refuse(ctx.skb.skb) != 0 {
+        TC_ACT_REDIRECT
+    } else {
+        verdict(reason)
+    }
+}
+
+#[inline(always)]
+fn verdict(reason: Reason) -> i32 {
     match reason.path() {
         Path::Fast => TC_ACT_REDIRECT,
         Path::Kernel | Path::Again => TC_ACT_UNSPEC,
@@ -139,10 +163,14 @@ const NONE: u32 = 0xff;
 /// context and what its map holds.
 #[inline(always)]
 fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> Option<Reason>) -> u32 {
+    let reason = resume(skb, step).flatten();
+    reason.map_or(NONE, |reason| reason as u32)
+}
+
+#[inline(always)]
+fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) -> Option<R> {
     let ctx = TcContext::new(skb);
-    let Some(passing) = PASSING.get_ptr(0) else {
-        return NONE;
-    };
+    let passing = PASSING.get_ptr(0)?;
     // SAFETY: this CPU's own element, written by the hook that called.
     let Passing { packet, side, l3 } = unsafe { &*passing };
     let meta = meta(&ctx, *l3);
@@ -156,7 +184,32 @@ fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> Option<Rea
         side: *side,
         packet,
     };
-    step(&mut passage).map_or(NONE, |reason| reason as u32)
+    Some(step(&mut passage))
+}
+
+/// Turns a container's packet that was refused into the answer that says so, and sends it back by
+/// the device that it came from; whether it did. The packet's counter is counted already.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_refuse(skb: *mut __sk_buff) -> u32 {
+    let Some(Some(refusal)) = resume(skb, |passage| passage.refuse()) else {
+        return 0;
+    };
+    // The packet stays in place and becomes the quote: a checksum that is still to be finished stays
+    // where the kernel knows it.
+    // SAFETY: the context is this program's; every pointer into the packet is made anew below.
+    let made = unsafe {
+        bpf_skb_adjust_room(skb, V4::REFUSAL as i32, BPF_ADJ_ROOM_MAC, 0) == 0
+            && bpf_skb_change_tail(skb, refusal.octets() as u32, 0) == 0
+    };
+    let ctx = TcContext::new(skb);
+    if !made || !refusal.write(&mut frame(&ctx)) {
+        return 0;
+    }
+    ctx.set_mark(refusal.mark);
+    // SAFETY: the context's field, and no pointers.
+    unsafe { bpf_redirect((*skb).ifindex, 0) };
+    1
 }
 
 /// Makes the headers linear where they are not: only then is a frame called truncated.
@@ -173,8 +226,9 @@ fn pull<const L3: usize>(ctx: &TcContext) {
     }
 }
 
+/// The frame's linear part.
 #[inline(always)]
-fn frame(ctx: &TcContext) -> Frame<'_> {
+pub fn frame(ctx: &TcContext) -> Frame<'_> {
     // SAFETY: the context's own bounds; every helper that moves packet data comes before or after.
     unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use forwarder_common::abi::capacity;
+use forwarder_common::quota::RATE_MAX;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::rules::{NetworkRules, PortName, PortRules, Rules};
@@ -66,6 +67,10 @@ pub struct Config {
     pub xdp_tcp: bool,
     /// How many flows there may be.
     pub flows: u32,
+    /// How many flows one container may have opened at once; 0 is any number.
+    pub flow_quota: u32,
+    /// How many flows one container may open in a second, and at once after a rest; 0 is any number.
+    pub flow_rate: u32,
     /// How the other programs are attached.
     pub attach: Attach,
     /// Whether published ports are reached straight by the containers' own addresses, from
@@ -89,6 +94,8 @@ impl Default for Config {
             xdp: XdpMode::default(),
             xdp_tcp: false,
             flows: capacity::FLOWS,
+            flow_quota: capacity::FLOWS / capacity::QUOTA_SHARE,
+            flow_rate: capacity::FLOW_RATE,
             attach: Attach::default(),
             allow_direct_routing: false,
             file: FILE.into(),
@@ -138,8 +145,20 @@ pub struct Settings {
     #[arg(long, global = true, env = "FORWARDER_FLOWS")]
     #[arg(value_name = "N", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(FLOWS_MIN as i64..=FLOWS_MAX as i64))]
-    #[serde(default, deserialize_with = "flows")]
+    #[serde(default, deserialize_with = "within::<FLOWS_MIN, FLOWS_MAX, _>")]
     flows: Option<u32>,
+    /// How many flows one container may have opened at once, 0 for any number [default: half of --flows]
+    #[arg(long, global = true, env = "FORWARDER_FLOW_QUOTA")]
+    #[arg(value_name = "N", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=FLOWS_MAX as i64))]
+    #[serde(default, deserialize_with = "within::<0, FLOWS_MAX, _>")]
+    flow_quota: Option<u32>,
+    /// How many flows one container may open in a second, 0 for any number [default: 20000]
+    #[arg(long, global = true, env = "FORWARDER_FLOW_RATE")]
+    #[arg(value_name = "N", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=RATE_MAX as i64))]
+    #[serde(default, deserialize_with = "within::<0, RATE_MAX, _>")]
+    flow_rate: Option<u32>,
     /// Attach by tcx links where the kernel has them, by tcx, by clsact [default: auto]
     #[arg(long, global = true, env = "FORWARDER_ATTACH")]
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
@@ -195,6 +214,8 @@ impl Settings {
             xdp,
             xdp_tcp,
             flows,
+            flow_quota,
+            flow_rate,
             attach,
             allow_direct_routing,
             log,
@@ -202,6 +223,7 @@ impl Settings {
             port,
         } = self.or(conventional).or(file);
         let default = Config::default();
+        let flows = flows.unwrap_or(default.flows);
         Ok(Config {
             docker: docker.unwrap_or(default.docker),
             uplinks: uplink.unwrap_or(default.uplinks),
@@ -209,7 +231,9 @@ impl Settings {
             bpffs_dir: bpffs_dir.unwrap_or(default.bpffs_dir),
             xdp: xdp.unwrap_or(default.xdp),
             xdp_tcp: xdp_tcp.unwrap_or(default.xdp_tcp),
-            flows: flows.unwrap_or(default.flows),
+            flows,
+            flow_quota: flow_quota.unwrap_or(flows / capacity::QUOTA_SHARE),
+            flow_rate: flow_rate.unwrap_or(default.flow_rate),
             attach: attach.unwrap_or(default.attach),
             allow_direct_routing: allow_direct_routing.unwrap_or(default.allow_direct_routing),
             file: path,
@@ -231,6 +255,8 @@ impl Settings {
             xdp: self.xdp.or(lower.xdp),
             xdp_tcp: self.xdp_tcp.or(lower.xdp_tcp),
             flows: self.flows.or(lower.flows),
+            flow_quota: self.flow_quota.or(lower.flow_quota),
+            flow_rate: self.flow_rate.or(lower.flow_rate),
             attach: self.attach.or(lower.attach),
             allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),
@@ -290,12 +316,15 @@ fn key(text: &str, number: usize) -> Option<&str> {
     keys.next().map(|(key, _)| key.trim())
 }
 
-fn flows<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    let flows = u32::deserialize(from)?;
-    if (FLOWS_MIN..=FLOWS_MAX).contains(&flows) {
-        return Ok(Some(flows));
+/// A number of the file that has bounds.
+fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<u32>, D::Error> {
+    let number = u32::deserialize(from)?;
+    if (MIN..=MAX).contains(&number) {
+        return Ok(Some(number));
     }
-    let bounds = format!("{flows} is not in {FLOWS_MIN}..={FLOWS_MAX}");
+    let bounds = format!("{number} is not in {MIN}..={MAX}");
     Err(de::Error::custom(bounds))
 }
 
@@ -347,6 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn the_quota_is_a_share_of_the_table_unless_it_is_named() {
+        let quota = |arguments: &[&str]| {
+            let config = flags(arguments).resolve(None, |_| None);
+            config.unwrap().flow_quota
+        };
+        assert_eq!(quota(&[]), Config::default().flow_quota);
+        assert_eq!(quota(&["--flows=4096"]), 2048);
+        assert_eq!(quota(&["--flows=4096", "--flow-quota=0"]), 0);
+        assert_eq!(quota(&["--flow-quota=7"]), 7);
+    }
+
+    #[test]
     fn an_empty_variable_says_nothing() {
         let config = Settings::default().resolve(None, |_| Some(String::new()));
         assert_eq!(config.unwrap().docker, Config::default().docker);
@@ -366,6 +407,7 @@ mod tests {
     fn every_key_is_accepted_by_a_file() {
         let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
             bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
+            flow-quota = 300\nflow-rate = 50\n\
             allow-direct-routing = true\n\
             log = 'trace'\n";
         let settings = parse(text).unwrap();
@@ -378,6 +420,8 @@ mod tests {
             "--xdp=off",
             "--xdp-tcp",
             "--flows=1024",
+            "--flow-quota=300",
+            "--flow-rate=50",
             "--attach=clsact",
             "--allow-direct-routing",
             "--log=trace",
@@ -401,6 +445,10 @@ mod tests {
             (
                 "flows = 5\n",
                 ["line 1: flows", "5 is not in 1024..=16777216"],
+            ),
+            (
+                "flow-rate = 1000001\n",
+                ["line 1: flow-rate", "1000001 is not in 0..=1000000"],
             ),
             ("flows = 'many'\n", ["line 1: flows", "invalid type"]),
             (
@@ -430,6 +478,7 @@ mod tests {
             "auto".into(),
             default.xdp_tcp.to_string(),
             default.flows.to_string(),
+            default.flow_rate.to_string(),
             default.log,
         ] {
             let default = format!("[default: {value}]");

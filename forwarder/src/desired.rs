@@ -47,13 +47,18 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     let mut lists = Lists::default();
     for (&index, &(network, bridge)) in &bridges {
         let terms = &terms[&network.id];
-        add_network(&mut tables, world, (network, terms), bridge);
-        if let Some(row) = tables.networks.get_mut(&index) {
-            row.policy = lists.id(&terms.ingress);
-            if policy.direct_routing {
-                row.flags |= network::DIRECT;
-            }
-        }
+        let network_row = NetworkRow {
+            flags: flags(network, terms, policy),
+            gateway: match world.gateway(network, Family::V4) {
+                Some(IpAddr::V4(gateway)) => be32(gateway),
+                _ => Be32::default(),
+            },
+            source: terms.host_ipv4.map(be32).unwrap_or_default(),
+            policy: lists.id(&terms.ingress),
+        };
+        tables.networks.insert(index, network_row);
+        add_trusted(&mut tables, world, terms, index);
+        add_network(&mut tables, world, network, bridge);
         if !terms.icc {
             published::add_links(&mut tables, world, network);
         }
@@ -145,43 +150,36 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
     }
 }
 
-fn add_network(
-    tables: &mut Tables,
-    world: &World,
-    (network, terms): (&Network, &Terms),
-    bridge: &Link,
-) {
-    let mut flags = 0;
-    let mut set = |on: bool, flag: u32| flags |= if on { flag } else { 0 };
+/// What holds for a network's packets.
+fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
     let isolated = terms.mode == GatewayMode::Isolated;
     let routed = terms.mode == GatewayMode::Routed;
-    set(terms.masquerade && !routed, network::MASQUERADE);
-    set(network.internal || isolated, network::INTERNAL);
-    set(!terms.icc, network::NO_PEERS);
-    set(routed, network::ROUTED);
-    set(
-        terms.mode == GatewayMode::NatUnprotected,
-        network::UNPROTECTED,
-    );
-    set(isolated, network::ISOLATED);
+    let unprotected = terms.mode == GatewayMode::NatUnprotected;
+    [
+        (terms.masquerade && !routed, network::MASQUERADE),
+        (network.internal || isolated, network::INTERNAL),
+        (!terms.icc, network::NO_PEERS),
+        (routed, network::ROUTED),
+        (unprotected, network::UNPROTECTED),
+        (policy.direct_routing, network::DIRECT),
+        (isolated, network::ISOLATED),
+    ]
+    .into_iter()
+    .filter_map(|(on, flag)| on.then_some(flag))
+    .sum()
+}
+
+fn add_trusted(tables: &mut Tables, world: &World, terms: &Terms, bridge: u32) {
     for name in &terms.trusted {
         let device = world.links.values().find(|link| link.name == *name);
         tables.trusted.extend(device.map(|link| TrustKey {
-            bridge: bridge.index,
+            bridge,
             ifindex: link.index,
         }));
     }
-    let gateway = match world.gateway(network, Family::V4) {
-        Some(IpAddr::V4(gateway)) => be32(gateway),
-        _ => Be32::default(),
-    };
-    let row = NetworkRow {
-        flags,
-        gateway,
-        source: terms.host_ipv4.map(be32).unwrap_or_default(),
-        policy: 0,
-    };
-    tables.networks.insert(bridge.index, row);
+}
+
+fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &Link) {
     for subnet in &network.subnets {
         if let IpAddr::V4(address) = subnet.address {
             let prefix_len = subnet.prefix_len.min(32);
@@ -330,7 +328,7 @@ pub fn be32(address: Ipv4Addr) -> Be32 {
 }
 
 /// An address's first `len` bits.
-pub(crate) fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
+fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
     let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
     Be32::new(address.to_bits() & mask)
 }

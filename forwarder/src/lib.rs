@@ -5,6 +5,7 @@
 //! makes it so. `world`, `desired`, `diff` and `tables` are pure; `watch` and `datapath` do the
 //! I/O, and only `datapath` names aya.
 
+mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -12,6 +13,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod desired;
 pub mod diff;
+mod exhaustion;
 mod lists;
 pub mod lock;
 pub mod preflight;

@@ -9,7 +9,7 @@ use forwarder_common::abi::ingress;
 use forwarder_common::family::Be32;
 use ipnet::IpNet;
 
-use crate::desired::{be32, incarnation, prefix};
+use crate::desired::{be32, incarnation};
 use crate::tables::Tables;
 use crate::world::Ingress;
 
@@ -69,12 +69,10 @@ fn entries(list: &Ingress) -> Entries {
     };
     let ranges = |ranges: &[IpNet], word: u32| {
         let v4 = ranges.iter().filter_map(|range| match range {
-            IpNet::V4(net) => Some((net.network(), net.prefix_len())),
+            IpNet::V4(net) => Some((be32(net.network()), net.prefix_len())),
             IpNet::V6(_) => None,
         });
-        v4.map(|(address, len)| ((be32(address), len), word))
-            .map(|((address, len), word)| ((prefix(address.octets().into(), len), len), word))
-            .collect::<Vec<_>>()
+        v4.map(|range| (range, word)).collect::<Vec<_>>()
     };
     let mut entries = Entries::from([((Be32::default(), 0), others)]);
     entries.extend(ranges(&list.allow, ingress::ALLOW));

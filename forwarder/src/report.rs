@@ -1,5 +1,7 @@
 //! What the agent tells people, made by pure functions.
 
+mod events;
+mod filter;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -15,6 +17,8 @@ use forwarder_common::reason::Reason;
 use forwarder_common::tcp::State;
 use forwarder_common::timeouts::{Ticks, reached, to_seconds};
 
+pub use events::{EventRow, event};
+pub use filter::{Filter, state_named};
 pub use rows::*;
 
 use crate::datapath::{FlowSnapshot, MapFill};
@@ -107,6 +111,7 @@ pub fn endpoints(world: &World, tables: &Tables) -> Vec<EndpointRow> {
                     || endpoint.container.to_string(),
                     |known| known.name.clone(),
                 ),
+                id: endpoint.container.0.clone(),
                 address: endpoint.ipv4,
                 mac: endpoint
                     .mac
@@ -137,7 +142,9 @@ pub fn flows(snapshots: &[FlowSnapshot], now: Ticks) -> Vec<FlowRow> {
     rows
 }
 
-fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
+/// A flow as it stands at `now`.
+#[must_use]
+pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
     // A packet may have come after the clock was read.
     let idle = if reached(flow.seen, now) {
         now.wrapping_sub(flow.seen)
@@ -252,15 +259,20 @@ fn ends(tuple: &Tuple<V4>) -> Ends {
     }
 }
 
+/// States of flows of protocols without any of their own.
+const ASSURED: &str = "ASSURED";
+const REPLIED: &str = "REPLIED";
+const UNREPLIED: &str = "UNREPLIED";
+
 fn state(protocol: u32, gate: Gate) -> &'static str {
     if protocol == proto::TCP {
         State::from_u8(gate.state()).label()
     } else if gate.is_assured() {
-        "ASSURED"
+        ASSURED
     } else if gate.is_replied() {
-        "REPLIED"
+        REPLIED
     } else {
-        "UNREPLIED"
+        UNREPLIED
     }
 }
 

@@ -156,19 +156,16 @@ impl World {
     /// The address that a container's published ports lead to, and its network: the endpoint that is
     /// its gateway, or where none is (a service of swarm's), the one on `docker_gwbridge`, which only
     /// the network lists.
-    pub fn gateway_of(&self, container: &Container) -> Option<(&NetworkId, Ipv4Addr)> {
+    pub fn gateway_of<'a>(&'a self, container: &'a Container) -> Option<(&'a NetworkId, Ipv4Addr)> {
         let listed = container.gateway_endpoint(Family::V4, &self.networks);
         let of_swarm = || {
             let bridge = self.networks.values().find(|n| n.name == GWBRIDGE)?;
-            let own = bridge.endpoints.values();
-            let at = own.into_iter().find(|at| at.container == container.id)?;
+            let mut seats = bridge.endpoints.values();
+            let at = seats.find(|at| at.container == container.id)?;
             Some((&bridge.id, at.ipv4?))
         };
         match listed {
-            Some((id, endpoint)) => {
-                let (id, _) = self.networks.get_key_value(id)?;
-                Some((id, endpoint.ipv4?))
-            }
+            Some((id, endpoint)) => Some((id, endpoint.ipv4?)),
             None => of_swarm(),
         }
     }

@@ -18,7 +18,7 @@ use crate::dockerd::{Docker, DockerCli, Dockerd, state_dir};
 use crate::image::IMAGE;
 use crate::lab::Site;
 use crate::netns::{Netns, Space, veth};
-use crate::process::{Finished, finish};
+use crate::process::{Finished, Process, finish};
 use crate::teardown;
 
 /// A host's device towards the LAN.
@@ -230,6 +230,21 @@ impl Host {
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let done = self.forwarder(arguments).and_then(Finished::success);
         done.with_context(|| format!("forwarder {}", arguments.join(" ")))
+    }
+
+    /// Starts `forwarder VERB…`, for a verb that goes on until it is told to end.
+    ///
+    /// # Errors
+    /// When there is no binary or it cannot be started.
+    pub fn spawn_forwarder(&self, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.forwarder_command(&forwarder_bin()?)?;
+        command.args(arguments).args(self.folders(""));
+        let log = self.scratch().join("forwarder.log");
+        Process::spawn(
+            &format!("forwarder {}", arguments.join(" ")),
+            &mut command,
+            &log,
+        )
     }
 
     /// `forwarder VERB -o json`, parsed.

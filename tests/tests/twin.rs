@@ -1,6 +1,6 @@
 //! The twin test: the same random packets over the same random tables, through the packet brain on
 //! the host and through the kernel's programs, give the same bytes, verdict, mark and reason, and
-//! leave the same flows behind.
+//! leave the same flows behind and have told the same of them.
 //!
 //! `TWIN_CASES` says how many packets, `TWIN_SEED` where the generator starts: a failure prints the
 //! seed of its sequence.
@@ -18,7 +18,7 @@ use forwarder_common::family::V4;
 use forwarder_common::parse::{Packet, parse, proto};
 use forwarder_common::reason::Reason;
 use ground::model::{Dice, Outcome};
-use ground::raw::state_of;
+use ground::raw::{state_of, told_of};
 use ground::traffic::{Case, Traffic};
 use ground::world::{disturb, world};
 use ground::{Ground, Loaded, code, ready};
@@ -95,6 +95,9 @@ impl Twins {
             let mut after = case.frame.clone();
             let outcome = host.run(case.hook, &mut after, case.arrival);
             host.check();
+            if let Some(answer) = host.answer.take() {
+                after = answer;
+            }
             let counted = match outcome.reason {
                 None => true,
                 Some(reason) => {
@@ -118,6 +121,17 @@ impl Twins {
             self.kernel.raw.counts()? == counts,
             "a packet was counted twice"
         );
+        let (here, there) = (told_of(&host), self.kernel.raw.told());
+        for (number, event) in here.iter().enumerate() {
+            let other = there.get(number);
+            ensure!(
+                other == Some(event),
+                "event {number}: on the host {}, in the kernel {}",
+                hex(event),
+                other.map_or("none".to_owned(), |octets| hex(octets)),
+            );
+        }
+        ensure!(here.len() == there.len(), "the kernel tells more");
         let (here, there) = (state_of(&host), self.kernel.raw.state()?);
         for (key, record) in &here {
             let other = there.get(key);
@@ -133,6 +147,13 @@ impl Twins {
             here.len() == there.len(),
             "the kernel has flows that the host does not have"
         );
+        for (slot, quota) in host.quotas.iter().enumerate() {
+            let (here, there) = (quota.held.get(), self.kernel.raw.held(slot as u32)?);
+            ensure!(
+                here == there,
+                "slot {slot} is charged {here:#x} on the host, {there:#x} in the kernel"
+            );
+        }
         Ok(())
     }
 
@@ -181,8 +202,13 @@ impl Twins {
 
     /// A run of full length must have come everywhere that a packet can.
     fn covers(&self) -> Result<()> {
-        // What needs two CPUs, a device without Ethernet header, or a full table.
-        let beyond = [Reason::FlowGone, Reason::TableFull, Reason::PortsExhausted];
+        // What needs two CPUs, a device without Ethernet header, a full table, or one clock for both.
+        let beyond = [
+            Reason::FlowGone,
+            Reason::TableFull,
+            Reason::PortsExhausted,
+            Reason::FlowRate,
+        ];
         let missed: Vec<_> = Reason::ALL
             .into_iter()
             .filter(|reason| !beyond.contains(reason) && !self.seen.contains_key(reason.label()))

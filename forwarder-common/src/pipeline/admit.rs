@@ -173,10 +173,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Straight::Flow { mapping, policy } => (mapping, policy),
             // Who would have to be translated cannot be.
             Straight::Unnamed
-                if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0)
-                    || !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) =>
+                if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0) =>
             {
                 return Err(refused);
+            }
+            Straight::Unnamed if !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) => {
+                return Err(Reason::Policy);
             }
             Straight::Unnamed => {
                 tables.mark(mark::ROUTED);
@@ -311,14 +313,21 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         )
     }
 
-    /// Makes a flow: record, reply key (the lock), original key. A lost race is no error: the
-    /// packet finds the winner's flow.
+    /// Makes a flow: its opener's share, record, reply key (the lock), original key. A lost race is
+    /// no error: the packet finds the winner's flow.
     #[inline(always)]
     pub(super) fn make(&self, plan: &Plan<F>, reply: Tuple<F>, owner: Owner) -> Result<(), Reason> {
-        let reference = flow::reserve(self.tables, plan).ok_or(Reason::TableFull)?;
+        if let Some(reason) = self.tables.charge(plan.from) {
+            return Err(reason);
+        }
+        let Some(reference) = flow::reserve(self.tables, plan) else {
+            self.tables.give_back(plan.from);
+            return Err(Reason::TableFull);
+        };
         let inside = (plan.original.src, plan.original.sport);
         let Some(reply) = nat::draw(self.tables, reference, reply, inside, owner) else {
             flow::release(self.tables, reference);
+            self.tables.give_back(plan.from);
             return Err(Reason::PortsExhausted);
         };
         flow::commit(self.tables, reference, &reply);

@@ -3,13 +3,15 @@
 use std::cell::Cell;
 
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
     Settings, TrustKey, Tuple,
 };
+use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be32, V4};
-use forwarder_common::flow::{self, Gate};
+use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::frame::Frame;
 use forwarder_common::pipeline::{Passage, Steps, mark};
+use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Route, Tables};
@@ -76,6 +78,22 @@ impl Tables<V4> for Host {
 
     fn mapping(&self, slot: u32) -> u32 {
         self.mappings.get(&slot).copied().unwrap_or_default()
+    }
+
+    fn quota(&self, slot: u32) -> Option<&Quota> {
+        self.quotas.get(slot as usize)
+    }
+
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
+        word.replace(word.get().wrapping_add(summand))
+    }
+
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
+        let same = word.get() == from;
+        if same {
+            word.set(to);
+        }
+        same
     }
 
     fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
@@ -199,6 +217,14 @@ impl Tables<V4> for Host {
         self.hints.borrow_mut().insert(place, hint);
     }
 
+    fn charge(&self, opener: End) -> Option<Reason> {
+        quota::charge(self, opener)
+    }
+
+    fn give_back(&self, opener: End) {
+        quota::give_back(self, opener);
+    }
+
     fn take_record(&self) -> Option<FlowRef> {
         flow::take_record(self)
     }
@@ -207,8 +233,14 @@ impl Tables<V4> for Host {
         flow::publish(self, flow);
     }
 
-    fn claim(&self, index: u32, gate: Gate) -> bool {
-        flow::claim(self, index, gate)
+    fn claim(&self, index: u32, gate: Gate, why: News) -> bool {
+        flow::claim(self, index, gate, why)
+    }
+
+    fn tell(&self, flow: &Flow<V4>, index: u32, gate: Gate, news: News) {
+        let event = Event::default();
+        event.fill(flow, index, gate, news, self.clock.get());
+        self.told.borrow_mut().push(event);
     }
 
     fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate {
@@ -257,7 +289,7 @@ impl Tables<V4> for Host {
     }
 
     fn random(&self) -> u32 {
-        let drawn = self.drawn.get();
+        let drawn = self.drawn.take();
         drawn.unwrap_or_else(|| self.dice.borrow_mut().roll() as u32)
     }
 

@@ -292,7 +292,9 @@ impl Host {
         let before = frame.clone();
         let outcome = self.run(hook, &mut frame, arrival);
         self.check();
-        if outcome
+        if let Some(answer) = self.answer.take() {
+            frame = answer;
+        } else if outcome
             .reason
             .is_some_and(|reason| reason.path() == Path::Drop)
         {

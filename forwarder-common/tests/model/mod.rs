@@ -10,14 +10,17 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
     Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, LinkKey, Network, PortKey, Published,
-    Settings, TrustKey, Tuple, capacity,
+    Quota, Settings, TrustKey, Tuple, capacity,
 };
-use forwarder_common::family::{Be32, V4};
-use forwarder_common::flow::{self, Gate};
+use forwarder_common::event::Event;
+use forwarder_common::family::{Be32, Family, V4};
+use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::{self, Meta};
+use forwarder_common::pipeline::{self, Meta, Passage, Side};
+use forwarder_common::quota;
 use forwarder_common::reason::{Path, Reason};
+use forwarder_common::refusal::Refusal;
 use forwarder_common::tables::Route;
 use forwarder_common::timeouts::Ticks;
 
@@ -49,6 +52,8 @@ pub(crate) struct Arrival {
 pub(crate) enum Target {
     Peer(u32),
     Neighbour(u32, Be32),
+    /// Back by the device that the packet came from: it became an answer.
+    Back(u32),
 }
 
 /// What became of a packet: no reason where XDP left it alone.
@@ -84,6 +89,8 @@ pub(crate) struct Host {
     pub(crate) ingress: HashMap<(u32, Be32, u8), u32>,
     pub(crate) endpoint_slots: HashMap<Be32, u32>,
     pub(crate) endpoints: Vec<Endpoint<V4>>,
+    /// What endpoints have taken, by slot.
+    pub(crate) quotas: Vec<Quota>,
     pub(crate) mappings: HashMap<u32, u32>,
     pub(crate) sources: HashMap<(u32, Be32, u8), Be32>,
     /// Devices that exist, and the MAC address that each answers to.
@@ -98,8 +105,13 @@ pub(crate) struct Host {
     pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
     pub(crate) flows: Vec<Flow<V4>>,
     pub(crate) free: RefCell<VecDeque<u32>>,
-    /// What `random` says instead of the generator's next number.
+    /// What was told of flows.
+    pub(crate) told: RefCell<Vec<Event<V4>>>,
+    /// What `random` says next, once, instead of the generator's number: the kernel may have drawn it and
+    /// have had to give it back, and then it is no use to draw it again.
     pub(crate) drawn: Cell<Option<u32>>,
+    /// What the last packet became if it is another one now.
+    pub(crate) answer: RefCell<Option<Vec<u8>>>,
     ring: RefCell<Vec<FlowRef>>,
     cursors: Cell<Cursors>,
     hints: RefCell<HashMap<u32, Hint<V4>>>,
@@ -132,6 +144,7 @@ impl Host {
             ingress: HashMap::new(),
             endpoint_slots: HashMap::new(),
             endpoints: vec![Endpoint::default(); 256],
+            quotas: (0..256).map(|_| Quota::default()).collect(),
             mappings: HashMap::new(),
             sources: HashMap::new(),
             nics: HashMap::new(),
@@ -142,7 +155,9 @@ impl Host {
             index: RefCell::default(),
             flows: (0..flows).map(|_| empty_flow()).collect(),
             free: RefCell::new((0..flows).collect()),
+            told: RefCell::default(),
             drawn: Cell::default(),
+            answer: RefCell::default(),
             ring: RefCell::new(vec![FlowRef::default(); ring as usize]),
             cursors: Cell::default(),
             hints: RefCell::default(),
@@ -171,6 +186,7 @@ impl Host {
     pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
         self.mark.set(arrival.mark);
         self.target.set(None);
+        self.answer.take();
         let reason = self.decide(hook, bytes, arrival);
         Outcome {
             reason,
@@ -211,7 +227,7 @@ impl Host {
         }
         let frame = Frame::new(bytes);
         let packet = &mut Packet::default();
-        Some(match hook {
+        let reason = match hook {
             Hook::OutsideIn | Hook::OutsideInRaw => {
                 pipeline::outside_in(frame, &meta, self, packet)
             }
@@ -223,7 +239,27 @@ impl Host {
             Hook::BridgeIn => pipeline::bridge_in(frame, &meta, self, packet),
             Hook::BridgeOut => pipeline::bridge_out(frame, &meta, self, packet),
             Hook::Uplink => return pipeline::uplink(frame, &meta, self),
-        })
+        };
+        let side = match hook {
+            Hook::ContainerIn => Side::Veth,
+            Hook::BridgeIn => Side::Bridge,
+            _ => Side::Outside,
+        };
+        if reason.is_exhaustion() {
+            let passage = Passage {
+                frame,
+                meta: &meta,
+                tables: self,
+                side,
+                packet,
+            };
+            if let Some(refusal) = passage.refuse() {
+                self.mark.set(refusal.mark);
+                self.target.set(Some(Target::Back(ifindex)));
+                self.answer.replace(Some(answer(&refusal, bytes)));
+            }
+        }
+        Some(reason)
     }
 
     /// The live flow that a tuple leads to, and its gate.
@@ -264,6 +300,20 @@ impl Host {
             })
             .sum();
         assert_eq!(index.len(), keys, "two flows share a key");
+        for (slot, quota) in self.quotas.iter().enumerate() {
+            let held = quota.held.get();
+            if held == 0 {
+                continue;
+            }
+            let of_slot = |flow: &&Flow<V4>| {
+                let opener = End::of(&flow.legs[flow::REPLY]);
+                Gate(flow.gate.get()).is_live()
+                    && opener.slot as usize == slot
+                    && opener.incarnation == quota::owner(held)
+            };
+            let live = self.flows.iter().filter(of_slot).count();
+            assert_eq!(quota::count(held), live as i32, "charged to slot {slot}");
+        }
         let free = self.free.borrow();
         assert_eq!(
             free.len(),
@@ -272,6 +322,18 @@ impl Host {
         );
         assert_eq!(free.len() + keys / 2, self.flows.len(), "a record is lost");
     }
+}
+
+/// A refused packet's frame as the answer that it becomes.
+fn answer(refusal: &Refusal<V4>, frame: &[u8]) -> Vec<u8> {
+    let (link, packet) = frame.split_at(14);
+    let mut answer = [link, &[0; V4::REFUSAL], packet].concat();
+    answer.truncate(refusal.octets());
+    assert!(
+        refusal.write(&mut Frame::new(&mut answer)),
+        "half an answer"
+    );
+    answer
 }
 
 fn empty_flow() -> Flow<V4> {

@@ -1,13 +1,39 @@
 //! `forwarder flows`: live flows, read from the pins, agent or not.
 
+mod delete;
+mod filter;
+mod watch;
+
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use clap::Subcommand;
 
-use super::output::{self, Format, Row, span};
+use super::output::{self, Row, span};
 use crate::config::Config;
 use crate::datapath;
 use crate::report::{self, Ends, FlowRow};
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(flatten)]
+    filter: filter::Conditions,
+    /// Show new flows and flows that end, as it happens, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    output: output::Args,
+    #[command(subcommand)]
+    deed: Option<Deed>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Deed {
+    /// End flows at once
+    Delete(delete::Args),
+}
 
 impl Row for FlowRow {
     const COLUMNS: &'static [&'static str] = &[
@@ -15,10 +41,6 @@ impl Row for FlowRow {
     ];
 
     fn cells(&self) -> Vec<String> {
-        let arrow = |ends: &Ends| {
-            let src = SocketAddr::new(ends.src, ends.sport);
-            format!("{src} > {}", SocketAddr::new(ends.dst, ends.dport))
-        };
         vec![
             self.proto.clone(),
             arrow(&self.original),
@@ -31,8 +53,23 @@ impl Row for FlowRow {
     }
 }
 
-pub(super) fn flows(config: &Config, format: Format) -> Result<()> {
+/// One direction's ends.
+fn arrow(ends: &Ends) -> String {
+    let src = SocketAddr::new(ends.src, ends.sport);
+    format!("{src} > {}", SocketAddr::new(ends.dst, ends.dport))
+}
+
+pub(super) fn flows(config: &Config, args: &Args) -> Result<()> {
+    if let Some(Deed::Delete(args)) = &args.deed {
+        return delete::delete(config, args);
+    }
+    let filter = args.filter.resolve(config)?;
+    if args.watch {
+        return watch::watch(config, &filter, args.output.output);
+    }
     let view = super::view(config)?;
     let now = datapath::now();
-    output::rows::<FlowRow>(format, &report::flows(&view.flows(now), now))
+    let mut rows = report::flows(&view.flows(now), now);
+    rows.retain(|row| filter.matches(row));
+    output::rows::<FlowRow>(args.output.output, &rows)
 }

@@ -53,8 +53,8 @@ enum Verb {
     Endpoints(output::Args),
     /// Published ports
     Ports(output::Args),
-    /// Live flows; needs no agent
-    Flows(output::Args),
+    /// Live flows: listed, watched, ended; needs no agent
+    Flows(flows::Args),
     /// Take everything of the forwarder's out of the kernel; ends its flows
     Cleanup(cleanup::Args),
     /// What this kernel, host and Docker offer, and what is missing
@@ -86,7 +86,7 @@ fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
         Verb::Networks(args) => networks::networks(&config, args.output)?,
         Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
         Verb::Ports(args) => ports::ports(&config, args.output)?,
-        Verb::Flows(args) => flows::flows(&config, args.output)?,
+        Verb::Flows(args) => flows::flows(&config, args)?,
         Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
         Verb::Doctor(args) => return doctor::doctor(&config, args.output),
     }
@@ -143,6 +143,26 @@ mod tests {
                 panic!("another verb")
             };
             assert_eq!(args.output, output::Format::Json);
+        }
+    }
+
+    #[test]
+    fn flows_are_named_by_the_same_flags_for_every_deed() {
+        for line in [
+            "forwarder flows --port 80 --peer 198.18.1.2 -o json",
+            "forwarder flows --watch --state time-wait --proto tcp",
+            "forwarder --state-dir /s flows delete --container web --state-dir /s",
+            "forwarder flows delete --all",
+        ] {
+            let parsed = Cli::try_parse_from(line.split(' '));
+            assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
+        }
+        // Whose condition would that be?
+        for line in [
+            "forwarder flows --port 80 delete",
+            "forwarder flows --watch delete --all",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 

@@ -9,15 +9,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
-use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue};
+use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     Device, Endpoint, Flow, HOST, IngressKey, Leg, LinkKey, Network, OUTSIDE, Peer, PortKey,
-    Published, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
+    Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
+use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{Gate, ORIGINAL, REPLY};
+use forwarder_common::quota;
+use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::{Ticks, reached};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A structure of the ABI as a map's key or value.
 #[repr(transparent)]
@@ -65,12 +70,16 @@ pub struct FlowSnapshot {
     pub original: Tuple<V4>,
     /// What the answers carry.
     pub reply: Tuple<V4>,
+    /// The record's index.
+    pub index: u32,
     /// Id and state.
     pub gate: Gate,
     /// Packets by direction.
     pub packets: [u64; 2],
     /// Octets by direction, network header included.
     pub bytes: [u64; 2],
+    /// When it was made.
+    pub created: Ticks,
     /// When the last packet came.
     pub seen: Ticks,
     /// When it ends unless a packet comes.
@@ -86,23 +95,40 @@ impl Record {
 }
 
 impl FlowSnapshot {
-    fn of(flow: &Flow<V4>) -> Self {
+    fn of(index: u32, flow: &Flow<V4>) -> Self {
         Self {
+            index,
             original: flow.tuples[ORIGINAL].get(),
             reply: flow.tuples[REPLY].get(),
             gate: Gate(flow.gate.get()),
             packets: [flow.packets[ORIGINAL].get(), flow.packets[REPLY].get()],
             bytes: [flow.bytes[ORIGINAL].get(), flow.bytes[REPLY].get()],
+            created: flow.created.get(),
             seen: flow.seen.get(),
             expires: flow.expires.get(),
         }
     }
 }
 
+/// The pinned ring of events, to be waited for. Needs a tokio runtime.
+pub(super) fn events(dir: &Path) -> Result<AsyncFd<RingBuf<MapData>>> {
+    let ring = pinned(dir, name::EVENTS)?;
+    // SAFETY: the ring owns its file, which is the same one and open for as long as the ring is.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .context("cannot wait for events")
+}
+
+/// The event that an entry of the ring is; none where it is as long as another family's.
+pub(super) fn event(bytes: &[u8]) -> Option<Event<V4>> {
+    // SAFETY: as many bytes as an event has, and any bytes are one: integers without padding.
+    (bytes.len() == size_of::<Event<V4>>())
+        .then(|| unsafe { bytes.as_ptr().cast::<Event<V4>>().read_unaligned() })
+}
+
 /// The maps, by their pins.
 pub(super) struct Maps {
     pub(super) settings: Array<MapData, Wire<Settings>>,
-    pub(super) reasons: PerCpuArray<MapData, u64>,
+    reasons: PerCpuArray<MapData, u64>,
     pub(super) devices: HashMap<MapData, u32, Wire<Device>>,
     pub(super) ports: DevMapHash<MapData>,
     pub(super) networks: HashMap<MapData, u32, Wire<Network<V4>>>,
@@ -119,11 +145,12 @@ pub(super) struct Maps {
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
     pub(super) sockets: HashMap<MapData, Wire<SocketKey>, Wire<Peer>>,
+    quotas: Array<MapData, [u64; size_of::<Quota>() / 8]>,
     free: Queue<MapData, u32>,
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 23] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 27] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -147,7 +174,11 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 23] {
         (name::CURSORS, None),
         (name::HINTS, None),
         (name::RECENT, None),
+        (name::QUOTAS, None),
         (name::SOCKETS, None),
+        (name::WATCH, None),
+        (name::EVENTS, None),
+        (name::LOST, None),
     ]
 }
 
@@ -173,6 +204,7 @@ impl Maps {
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,
             sockets: pinned(dir, name::SOCKETS)?,
+            quotas: pinned(dir, name::QUOTAS)?,
             free: pinned(dir, name::FREE)?,
         })
     }
@@ -220,6 +252,25 @@ impl Maps {
         })
     }
 
+    /// How many flows that each container opened live, by its address.
+    pub(super) fn opened(&self) -> Result<Vec<(Be32, u32)>> {
+        let mut opened = Vec::new();
+        for entry in &self.endpoint_slots {
+            let (Wire(address), slot) = entry?;
+            let life = self.endpoints.get(&slot, 0)?.0.incarnation;
+            let [held, ..] = self.quotas.get(&slot, 0)?;
+            let own = quota::owner(held) == life;
+            let count = if own { quota::count(held) } else { 0 };
+            opened.push((address, count.max(0) as u32));
+        }
+        Ok(opened)
+    }
+
+    /// How often packets had a reason, over all CPUs.
+    pub(super) fn count(&self, reason: Reason) -> Result<u64> {
+        Ok(self.reasons.get(&(reason as u32), 0)?.iter().sum())
+    }
+
     /// As [`forwarder_common::flow::is_current`], which the next packet would find.
     fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
         let same = |leg: &Leg<V4>| {
@@ -249,14 +300,15 @@ impl Maps {
             let gate = Gate(flow.gate.get());
             let live = gate.is_live() && gate.id() == reference.id;
             if live && flow.tuples[ORIGINAL].get() == tuple && self.is_current(&flow, now) {
-                snapshots.insert(tuple, FlowSnapshot::of(&flow));
+                snapshots.insert(tuple, FlowSnapshot::of(reference.index, &flow));
             }
         }
         snapshots.into_values().collect()
     }
 }
 
-fn pinned<T>(dir: &Path, name: &str) -> Result<T>
+/// Opens a map by its pin.
+pub(super) fn pinned<T>(dir: &Path, name: &str) -> Result<T>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {

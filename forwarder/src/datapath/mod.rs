@@ -2,6 +2,8 @@
 //! aya.
 
 mod cgroup;
+mod errands;
+mod events;
 mod far_ends;
 mod hooks;
 mod maps;
@@ -16,13 +18,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use aya::EbpfLoader;
 use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{
     Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
 };
 use forwarder_common::family::{Be32, V4};
+use forwarder_common::reason::Reason;
 use forwarder_common::socket;
 use forwarder_common::timeouts::{Ticks, ticks};
 use rustix::io::Errno;
@@ -30,6 +33,8 @@ use rustix::io::Errno;
 use crate::diff::Op;
 use crate::tables::{EndpointKey, FarEnd, NetworkRow, Observed, Target};
 pub use cgroup::cgroup_root;
+pub use errands::Errands;
+pub use events::{Events, FlowEvent};
 use far_ends::FarEnds;
 use hooks::Hooks;
 pub use maps::FlowSnapshot;
@@ -52,6 +57,10 @@ pub struct Setup {
     pub state_dir: PathBuf,
     /// How many flows there may be.
     pub flows: u32,
+    /// How many flows one container may have opened at once; 0 is any number.
+    pub flow_quota: u32,
+    /// How many flows one container may open in a second; 0 is any number.
+    pub flow_rate: u32,
     /// Attach by clsact filters instead of tcx links.
     pub clsact: bool,
 }
@@ -92,19 +101,14 @@ impl Datapath {
         name_of: impl Fn(u32) -> Option<String>,
     ) -> Result<Self> {
         let dir = pins.maps();
-        let mut loader = EbpfLoader::new();
-        for (map, size) in maps::sizes(setup.flows) {
-            loader.map_pin_path(map, dir.join(map));
-            if let Some(size) = size {
-                loader.map_max_entries(map, size);
-            }
-        }
-        let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
+        let ebpf = load(&dir, setup.flows)?;
         let mut maps = Maps::open(&dir)?;
         maps.fill(setup.flows)?;
         let settings = maps.settings()?;
         maps.set_settings(Settings {
             netns_cookie: namespace::cookie()?,
+            flow_quota: setup.flow_quota,
+            flow_rate: setup.flow_rate,
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
@@ -367,14 +371,47 @@ impl Datapath {
         Ok(())
     }
 
+    /// How often something was used up, by reason.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn exhausted(&self) -> Result<[(Reason, u64); Reason::EXHAUSTED.len()]> {
+        let mut counts = Reason::EXHAUSTED.map(|reason| (reason, 0));
+        for (reason, count) in &mut counts {
+            *count = self.maps.count(*reason)?;
+        }
+        Ok(counts)
+    }
+
+    /// How many flows that each container opened live, by its address.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn opened(&self) -> Result<Vec<(Be32, u32)>> {
+        self.maps.opened()
+    }
+
     /// Tells the programs that the agent is alive.
     pub fn beat(&mut self) -> Result<()> {
         let settings = self.maps.settings()?;
         self.maps.set_settings(Settings {
             heartbeat: now(),
             ..settings
-        })
+        })?;
+        events::tidy(&self.hooks.pins.maps())
     }
+}
+
+/// Loads the object over the maps that are pinned in `dir`; makes those that are not.
+fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for (map, size) in maps::sizes(flows) {
+        loader.map_pin_path(map, dir.join(map));
+        if let Some(size) = size {
+            loader.map_max_entries(map, size);
+        }
+    }
+    loader.load(OBJECT).context("the kernel refuses the maps")
 }
 
 const CLSACT: &str = "clsact";
@@ -397,8 +434,13 @@ pub fn has_tcx() -> bool {
 /// The coarse monotonic clock that the datapath counts in.
 #[must_use]
 pub fn now() -> Ticks {
+    ticks(coarse())
+}
+
+/// The same in nanoseconds.
+fn coarse() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {

@@ -50,12 +50,9 @@ impl View {
 
     /// Packets by reason, over all CPUs.
     pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
-        let count = |reason: Reason| -> Result<u64> {
-            Ok(self.maps.reasons.get(&(reason as u32), 0)?.iter().sum())
-        };
         Reason::ALL
             .into_iter()
-            .map(|reason| Ok((reason, count(reason)?)))
+            .map(|reason| Ok((reason, self.maps.count(reason)?)))
             .collect()
     }
 
@@ -82,6 +79,12 @@ impl View {
             ),
             fill(name::FLOWS, flows, keys / 2),
             fill(name::FLOW_INDEX, flows * 2, keys),
+            fill(
+                name::INGRESS,
+                capacity::INGRESS,
+                maps.ingress.keys().count(),
+            ),
+            fill(name::LINKS, capacity::LINKS, maps.links.keys().count()),
             fill(name::LOCALS, capacity::LOCALS, maps.locals.keys().count()),
             fill(
                 name::NETWORKS,

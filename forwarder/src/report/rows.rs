@@ -58,6 +58,8 @@ pub struct EndpointRow {
     pub network: String,
     /// The container's name, or its short id.
     pub container: String,
+    /// Its full id.
+    pub id: String,
     /// Its IPv4 address.
     pub address: Option<Ipv4Addr>,
     /// The Ethernet address of its device.

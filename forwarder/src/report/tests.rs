@@ -140,8 +140,10 @@ fn snapshot(protocol: u32, gate: Gate) -> FlowSnapshot {
         original,
         reply,
         gate,
+        index: 7,
         packets: [3, 2],
         bytes: [180, 120],
+        created: 900,
         seen: 1000,
         expires: 5000,
     }

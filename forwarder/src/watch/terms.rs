@@ -25,23 +25,21 @@ type Texts = BTreeMap<String, String>;
 
 /// What a network asks.
 pub(super) fn of_network(options: &Texts, labels: &Texts) -> Terms {
-    let asked = |option: &str| {
-        let word = option.rsplit('.').next().unwrap_or(option);
-        labels
-            .get(&format!("{PREFIX}{word}"))
-            .or_else(|| options.get(option))
-            .map(String::as_str)
-    };
     let labelled = |option: &str| {
         let word = option.rsplit('.').next().unwrap_or(option);
-        labels.contains_key(&format!("{PREFIX}{word}"))
+        labels.get(&format!("{PREFIX}{word}"))
+    };
+    let asked = |option: &str| {
+        let text = labelled(option).or_else(|| options.get(option));
+        text.map(String::as_str)
     };
     let is_default = options
         .get(DEFAULT_BRIDGE)
         .is_some_and(|text| is_true(text));
     Terms {
         icc: asked(ICC).is_none_or(is_true),
-        masquerade: is_default && !labelled(MASQUERADE) || asked(MASQUERADE).is_none_or(is_true),
+        masquerade: is_default && labelled(MASQUERADE).is_none()
+            || asked(MASQUERADE).is_none_or(is_true),
         mode: asked(MODE).and_then(read).unwrap_or_default(),
         host_ipv4: asked(HOST_IPV4).and_then(read),
         trusted: asked(TRUSTED)

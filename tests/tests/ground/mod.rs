@@ -186,6 +186,8 @@ impl Loaded {
             bpffs_dir: bpffs.to_owned(),
             state_dir: folder.clone(),
             flows,
+            flow_quota: 0,
+            flow_rate: 0,
             clsact: false,
         };
         let datapath = Datapath::open(&setup, |_| None)?;
@@ -274,6 +276,7 @@ pub(crate) fn code(hook: model::Hook, outcome: &model::Outcome) -> i32 {
         hook,
         outcome.reason.map(forwarder_common::reason::Reason::path),
     ) {
+        _ if matches!(outcome.target, Some(model::Target::Back(_))) => 7,
         (model::Hook::Uplink, Some(_)) => 4,
         (model::Hook::Uplink, None) | (_, Some(Path::Drop)) => 2,
         (_, Some(Path::Fast)) => 7,

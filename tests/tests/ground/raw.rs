@@ -1,11 +1,13 @@
-//! The flow tables as bytes: emptied between sequences, and read to compare them with a model's.
+//! The flow tables as bytes, and what is told of flows: emptied between sequences, and read to
+//! compare them with a model's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{Flow, FlowRef, Settings, Tuple, Windows, capacity, name};
+use forwarder_common::event::Event;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 
@@ -14,6 +16,8 @@ const FLOW: usize = size_of::<Flow<V4>>();
 const REPLY_DPORT: usize = 40 + 16 + 10;
 /// Where a record's times are.
 const TIMES: std::ops::Range<usize> = 120..132;
+/// Octets of an event before its times.
+const TIMELESS_EVENT: usize = size_of::<Event<V4>>() - 4 * 4;
 
 /// A key of the flow index.
 type Key = [u8; size_of::<Tuple<V4>>()];
@@ -28,6 +32,9 @@ pub(crate) struct Raw {
     ring: Array<MapData, [u8; 8]>,
     cursors: Array<MapData, [u8; 16]>,
     hints: Array<MapData, [u8; 12]>,
+    watch: Array<MapData, u64>,
+    events: RingBuf<MapData>,
+    quotas: Array<MapData, [u64; 3]>,
 }
 
 impl Raw {
@@ -41,10 +48,14 @@ impl Raw {
             ring: pinned(dir, name::RING)?,
             cursors: pinned(dir, name::CURSORS)?,
             hints: pinned(dir, name::HINTS)?,
+            watch: pinned(dir, name::WATCH)?,
+            events: pinned(dir, name::EVENTS)?,
+            quotas: pinned(dir, name::QUOTAS)?,
         })
     }
 
-    /// Makes the flow tables what they are in a new model: empty, all records free.
+    /// Makes the flow tables what they are in a new model: empty, all records free, and told of to
+    /// whoever has not to say that he still watches.
     pub(crate) fn reset(&mut self) -> Result<()> {
         let keys: Vec<_> = self.index.keys().collect::<Result<_, _>>()?;
         for key in keys {
@@ -63,7 +74,13 @@ impl Raw {
         for place in 0..capacity::HINTS {
             self.hints.set(place, [0; 12], 0)?;
         }
+        // More than any model has.
+        for slot in 0..256 {
+            self.quotas.set(slot, [0; 3], 0)?;
+        }
         self.cursors.set(0, [0; 16], 0)?;
+        self.watch.set(0, u64::MAX, 0)?;
+        self.told();
         Ok(())
     }
 
@@ -75,17 +92,30 @@ impl Raw {
             flows,
             xdp_tcp,
             policy,
-            ..
+            flow_quota,
+            flow_rate,
+            netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
-        for (place, word) in
-            bytes
-                .chunks_mut(4)
-                .zip([route_generation, heartbeat, ring, flows, xdp_tcp, policy])
-        {
+        let words = [
+            route_generation,
+            heartbeat,
+            ring,
+            flows,
+            xdp_tcp,
+            policy,
+            flow_quota,
+            flow_rate,
+        ];
+        for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());
         }
         Ok(self.settings.set(0, bytes, 0)?)
+    }
+
+    /// What the endpoint in a slot is charged with: its incarnation, and flows counted from 2^31.
+    pub(crate) fn held(&self, slot: u32) -> Result<u64> {
+        Ok(self.quotas.get(&slot, 0)?[0])
     }
 
     /// Packets counted under a reason.
@@ -109,6 +139,15 @@ impl Raw {
         Some(u16::from_be_bytes(
             record[REPLY_DPORT..REPLY_DPORT + 2].try_into().ok()?,
         ))
+    }
+
+    /// What was told of flows since this was asked last, without times.
+    pub(crate) fn told(&mut self) -> Vec<Vec<u8>> {
+        let mut told = Vec::new();
+        while let Some(event) = self.events.next() {
+            told.push(event[..TIMELESS_EVENT].to_vec());
+        }
+        told
     }
 
     /// All keys and the records that they lead to, without times.
@@ -135,6 +174,23 @@ pub(crate) fn state_of(host: &super::model::Host) -> BTreeMap<Key, (FlowRef, Vec
         (key(tuple), (reference, timeless(&record)))
     };
     host.index.borrow().iter().map(entry).collect()
+}
+
+/// What a model told of flows, in the same form.
+pub(crate) fn told_of(host: &super::model::Host) -> Vec<Vec<u8>> {
+    let octets = |event: &Event<V4>| {
+        let mut bytes = event.gate.get().to_ne_bytes().to_vec();
+        for counter in event.packets.iter().chain(&event.bytes) {
+            bytes.extend(counter.get().to_ne_bytes());
+        }
+        for tuple in &event.tuples {
+            bytes.extend(key(&tuple.get()));
+        }
+        bytes.extend(event.index.get().to_ne_bytes());
+        bytes.extend(event.news.get().to_ne_bytes());
+        bytes
+    };
+    host.told.borrow().iter().map(octets).collect()
 }
 
 fn key(tuple: &Tuple<V4>) -> Key {

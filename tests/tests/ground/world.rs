@@ -55,6 +55,7 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
     let mut host = Host::usual(flows);
     routes(&mut host);
     host.settings.route_generation = 1 + dice.below(5) as u32;
+    host.settings.flow_quota = dice.pick(&[0, 0, 0, 2, 10]);
     host.settings.xdp_tcp = u32::from(dice.once_in(2));
     for bridge in [BRIDGE, OTHER_BRIDGE] {
         let flags = match dice.below(12) {

@@ -119,3 +119,29 @@ fn an_end_while_the_agent_is_away_does_not_hang() -> Result<()> {
     assert!(ports(host)?.is_empty());
     Ok(())
 }
+
+#[test]
+fn a_routed_networks_ports_of_the_host_are_reserved_and_lead_nowhere() -> Result<()> {
+    let mut scene = scene("routed")?;
+    let label = "forwarder.gateway_mode_ipv4=routed";
+    let host = &scene.host;
+    host.docker(&["network", "create", "--label", label, "routed"])?;
+    run(host, "web", &["--network", "routed"])?;
+    let own = |host: &Host| {
+        eventually(SOON, || {
+            let ports = ports(host)?;
+            let own = ports
+                .iter()
+                .all(|port| port.ends_with(":80/tcp") || port.ends_with(":80/udp"));
+            ensure!(own && ports.len() == 2, "{ports:?}");
+            ensure!(!is_free(host, 8080)?, "the port is free");
+            ensure!(shims(host)?.len() == 2);
+            Ok(())
+        })
+    };
+    own(host)?;
+    // The next agent knows it before the shims say so.
+    scene.agent.kill()?;
+    scene.agent = scene.host.agent().start()?;
+    own(&scene.host)
+}

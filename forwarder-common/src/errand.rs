@@ -1,0 +1,67 @@
+//! What is done to flows by hand, beside all packets: ending one, and collecting those whose time
+//! is over without waiting for new flows to do it.
+
+use core::marker::PhantomData;
+
+use crate::abi::FlowRef;
+use crate::event::News;
+use crate::family::Family;
+use crate::flow::{retire, sweep};
+use crate::tables::{Attempt, Tables};
+use crate::timeouts::Ticks;
+
+/// What became of the wish to end a flow.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// There is no such flow, or somebody else ended it.
+    Absent = 0,
+    /// It has ended: both keys and the record.
+    Ended = 1,
+    /// A packet changed its state meanwhile: to be tried again.
+    Busy = 2,
+}
+
+/// Ends a flow that is named by its record and this life of it.
+#[inline(always)]
+pub fn end<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Ending {
+    let Some(flow) = tables.flow(reference.index) else {
+        return Ending::Absent;
+    };
+    let gate = tables.gate(flow);
+    if gate.id() != reference.id || !gate.is_live() {
+        return Ending::Absent;
+    }
+    if retire(tables, reference.index, gate, News::Deleted) {
+        Ending::Ended
+    } else {
+        Ending::Busy
+    }
+}
+
+/// Looks at the sweep's next `records` and frees those whose time is over.
+#[inline(always)]
+pub fn collect<F: Family, T: Tables<F>>(tables: &T, records: u32) {
+    let now = tables.now();
+    let mut collector = Collector {
+        tables,
+        now,
+        family: PhantomData,
+    };
+    tables.attempt(records, &mut collector);
+}
+
+/// The sweep as something to be done over and over.
+struct Collector<'a, F, T> {
+    tables: &'a T,
+    now: Ticks,
+    family: PhantomData<F>,
+}
+
+impl<F: Family, T: Tables<F>> Attempt for Collector<'_, F, T> {
+    #[inline(always)]
+    fn once(&mut self) -> bool {
+        sweep(self.tables, self.now);
+        false
+    }
+}

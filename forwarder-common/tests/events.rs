@@ -1,0 +1,209 @@
+//! What is told of flows: each beginning once, and for each one end with its reason; and what is done
+//! to flows by hand.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use std::cell::Cell;
+use std::collections::HashSet;
+
+use forwarder_common::abi::FlowRef;
+use forwarder_common::errand::{self, Ending};
+use forwarder_common::event::{Event, News};
+use forwarder_common::family::V4;
+use forwarder_common::flow::Gate;
+use forwarder_common::timeouts;
+use model::frames::{ACK, RST, SYN, Spec};
+use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB_VETH};
+use model::{Dice, Host};
+
+const FLOWS: u32 = 64;
+
+fn query(port: u16) -> Spec {
+    Spec::udp((APP, port), (REMOTE, 53))
+}
+
+fn answer(port: u16) -> Spec {
+    Spec::udp((REMOTE, 53), (HOST, port))
+}
+
+fn told(host: &Host) -> Vec<Event<V4>> {
+    host.told.borrow().clone()
+}
+
+/// The flow that a query made.
+fn reference(host: &Host, port: u16) -> FlowRef {
+    *host.index.borrow().get(&query(port).tuple).unwrap()
+}
+
+/// No flow has told its beginning and not its end, but those that live; none ends twice.
+fn balanced(host: &Host) {
+    let mut open = HashSet::new();
+    for event in told(host) {
+        let name = (event.index.get(), Gate(event.gate.get()).id());
+        if event.news.get() == News::Begins as u32 {
+            assert!(open.insert(name), "begins twice: {event:?}");
+        } else {
+            assert!(open.remove(&name), "ends without having begun: {event:?}");
+        }
+    }
+    let alive: HashSet<_> = host
+        .index
+        .borrow()
+        .values()
+        .map(|flow| (flow.index, flow.id))
+        .collect();
+    assert_eq!(open, alive);
+}
+
+#[test]
+fn a_flow_tells_its_beginning_and_its_end_with_what_was_counted() {
+    let mut host = Host::usual(FLOWS);
+    host.by_veth(APP_VETH, &query(1).payload(100));
+    host.by_uplink(&answer(1).payload(300));
+    let [begin] = &told(&host)[..] else {
+        panic!("{:?}", told(&host))
+    };
+    assert_eq!(begin.news.get(), News::Begins as u32);
+    assert_eq!(
+        begin.tuples.each_ref().map(Cell::get),
+        [query(1).tuple, answer(1).tuple]
+    );
+    assert_eq!(
+        (&begin.packets, &begin.bytes),
+        (&[0, 0].map(Cell::new), &[0, 0].map(Cell::new))
+    );
+    assert_eq!(begin.at.get(), host.clock.get());
+
+    host.wait(timeouts::UDP);
+    host.by_uplink(&answer(1));
+    let [_, end] = &told(&host)[..] else {
+        panic!("{:?}", told(&host))
+    };
+    assert_eq!(end.news.get(), News::Over as u32);
+    assert_eq!(end.tuples, begin.tuples);
+    assert_eq!(
+        (&end.packets, &end.bytes),
+        (&[1, 1].map(Cell::new), &[128, 328].map(Cell::new))
+    );
+    assert_eq!(
+        (end.index.get(), Gate(end.gate.get()).id()),
+        (begin.index.get(), Gate(begin.gate.get()).id())
+    );
+    assert!(Gate(end.gate.get()).is_replied());
+    assert_eq!(
+        (end.at.get(), end.created.get()),
+        (host.clock.get(), begin.at.get())
+    );
+    assert!(timeouts::reached(end.expires.get(), end.at.get()));
+}
+
+#[test]
+fn a_flow_that_is_pushed_out_says_so() {
+    let host = Host::usual(FLOWS);
+    for port in 0..20 {
+        host.by_veth(APP_VETH, &query(1000 + port));
+    }
+    let evicted: Vec<_> = told(&host)
+        .into_iter()
+        .filter(|event| event.news.get() == News::Evicted as u32)
+        .map(|event| event.tuples[0].get().sport.get())
+        .collect();
+    // The very first flow of all looks like a place of the ring that was never used.
+    assert_eq!(evicted, [1001, 1002, 1003]);
+    balanced(&host);
+}
+
+#[test]
+fn a_flow_is_ended_by_hand_with_both_of_its_keys_and_once() {
+    let host = Host::usual(FLOWS);
+    for port in [1, 2] {
+        host.by_veth(APP_VETH, &query(port));
+    }
+    let flow = reference(&host, 1);
+    let other = FlowRef {
+        id: flow.id.wrapping_add(1),
+        ..flow
+    };
+    assert_eq!(errand::end(&host, other), Ending::Absent, "another life");
+    assert_eq!(errand::end(&host, flow), Ending::Ended);
+    assert_eq!(errand::end(&host, flow), Ending::Absent);
+    host.check();
+    assert_eq!(host.index.borrow().len(), 2);
+    assert!(host.flow_of(&query(2).tuple).is_some());
+    assert_eq!(told(&host).last().unwrap().news.get(), News::Deleted as u32);
+    balanced(&host);
+    let beyond = FlowRef {
+        index: FLOWS,
+        id: 0,
+    };
+    assert_eq!(errand::end(&host, beyond), Ending::Absent);
+}
+
+#[test]
+fn what_has_expired_is_collected_without_new_flows() {
+    let mut host = Host::usual(FLOWS);
+    for port in 1..=3 {
+        host.by_veth(APP_VETH, &query(port));
+    }
+    host.wait(timeouts::UDP - 1);
+    host.by_veth(APP_VETH, &query(2));
+    errand::collect(&host, FLOWS);
+    assert_eq!(host.index.borrow().len(), 6, "none too early");
+    host.wait(1);
+    errand::collect(&host, FLOWS);
+    assert_eq!(host.index.borrow().len(), 2);
+    assert!(host.flow_of(&query(2).tuple).is_some());
+    host.check();
+    balanced(&host);
+}
+
+#[test]
+fn of_two_cpus_that_make_the_same_flow_the_loser_says_so() {
+    let mut undone = 0;
+    for look in 0..12 {
+        let host = Host::usual(FLOWS);
+        host.meddle(look, |host| {
+            host.by_veth(APP_VETH, &query(1));
+        });
+        host.by_veth(APP_VETH, &query(1));
+        balanced(&host);
+        undone += told(&host)
+            .iter()
+            .filter(|event| event.news.get() == News::Undone as u32)
+            .count();
+    }
+    assert!(undone > 0, "the race was never met");
+}
+
+#[test]
+fn whatever_happens_each_beginning_has_one_end() {
+    for seed in 0..20 {
+        let mut dice = Dice::new(seed);
+        let mut host = Host::usual(FLOWS);
+        for step in 0..1_000 {
+            let port = 1 + dice.below(40) as u16;
+            let flags = dice.pick(&[SYN, ACK, RST]);
+            match dice.below(8) {
+                0..3 => drop(host.by_veth(APP_VETH, &query(port))),
+                3 => drop(host.by_uplink(&answer(port))),
+                4 => drop(host.by_uplink(&Spec::tcp((CLIENT, port), (HOST, 8080), flags))),
+                5 => {
+                    let web = (model::host::WEB, 80);
+                    drop(host.by_veth(WEB_VETH, &Spec::tcp(web, (CLIENT, port), SYN | ACK)));
+                }
+                6 => host.wait(dice.below(400) as u32),
+                _ => {
+                    let flow = FlowRef {
+                        index: dice.below(FLOWS as usize) as u32,
+                        id: dice.below(3) as u32,
+                    };
+                    errand::end(&host, flow);
+                }
+            }
+            if step % 100 == 99 {
+                balanced(&host);
+            }
+        }
+    }
+}

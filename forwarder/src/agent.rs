@@ -1,0 +1,260 @@
+//! The agent's own state, and a sync: observe, derive, compare, carry out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use anyhow::Result;
+use forwarder_common::abi::{PortKey, device, network};
+use forwarder_common::family::{Be32, V4};
+use serde_json::Value;
+
+use crate::config::{Attach, Config, XdpMode};
+use crate::control::Verb;
+use crate::datapath::{self, Datapath, Setup};
+use crate::desired::{Policy, be32, desired, port_key};
+use crate::diff::{Op, diff};
+use crate::exhaustion::{self, Exhaustion};
+use crate::report;
+use crate::tables::{Hook, SocketHook, Tables};
+use crate::uplinks::{self, Choice};
+use crate::world::{HostPort, World};
+
+/// Whether it ends what a shim has given back: known also while Docker has not been heard.
+fn is_given_back(world: &World, op: &Op) -> bool {
+    let Op::DropPublished { key, .. } = op else {
+        return false;
+    };
+    let mut given_back = world.unbound.iter().filter_map(port_key);
+    given_back.any(|port| port == *key)
+}
+
+/// What flows keep of routes: whenever it changes, they look again.
+#[derive(PartialEq, Eq)]
+struct Routing {
+    generation: u32,
+    sources: BTreeMap<(u32, Be32, u8), Be32>,
+    /// MTU of every device that packets may leave by.
+    devices: BTreeMap<u32, u32>,
+}
+
+impl Routing {
+    fn of(world: &World, tables: &Tables) -> Self {
+        let outside = tables
+            .devices
+            .iter()
+            .filter(|(_, device)| device.kind == device::OUTSIDE);
+        let mtu = |index: &u32| world.links.get(index).map_or(0, |link| link.mtu);
+        Self {
+            generation: world.route_generation,
+            sources: tables.sources.clone(),
+            devices: outside.map(|(index, _)| (*index, mtu(index))).collect(),
+        }
+    }
+}
+
+/// The agent's own state, all of it derived anew when it starts.
+pub(crate) struct Agent {
+    datapath: Datapath,
+    since: Instant,
+    /// What the kernel should hold, as of the last sync.
+    tables: Tables,
+    uplinks: Vec<Choice>,
+    /// Uplinks whose driver refused XDP, and why.
+    refused: BTreeMap<u32, String>,
+    /// Socket programs that this kernel takes, until it refuses one.
+    sockets: BTreeSet<SocketHook>,
+    route_generation: u32,
+    /// What `route_generation` stands for.
+    routing: Option<Routing>,
+    /// Some operation failed in the last sync: it is tried again with the next beat.
+    failing: bool,
+    /// Published ports that the kernel refused in the last sync, and why.
+    unpublished: BTreeMap<PortKey<V4>, String>,
+    /// What was used up and is not told yet.
+    exhaustion: Exhaustion,
+}
+
+impl Agent {
+    pub(crate) fn start(config: &Config, world: &World) -> Result<Self> {
+        let setup = Setup {
+            bpffs_dir: config.bpffs_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            flows: config.flows,
+            flow_quota: config.flow_quota,
+            flow_rate: config.flow_rate,
+            clsact: match config.attach {
+                Attach::Tcx => false,
+                Attach::Clsact => true,
+                Attach::Auto => !datapath::has_tcx(),
+            },
+        };
+        let name_of = |index: u32| world.links.get(&index).map(|link| link.name.clone());
+        let mut datapath = Datapath::open(&setup, name_of)?;
+        datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
+        datapath.beat()?;
+        // What an earlier agent did not come to any more.
+        if let Err(error) = datapath.sever_sockets() {
+            tracing::warn!("{error:#}");
+        }
+        let sockets = match datapath::cgroup_root() {
+            Some(_) => SocketHook::ALL.into(),
+            None => BTreeSet::new(),
+        };
+        // Whatever an earlier agent cached of routes may have moved while nobody watched.
+        let route_generation = datapath.observe()?.tables.route_generation;
+        let exhaustion = Exhaustion::since(datapath.exhausted()?);
+        Ok(Self {
+            datapath,
+            exhaustion,
+            since: Instant::now(),
+            tables: Tables::default(),
+            uplinks: Vec::new(),
+            refused: BTreeMap::new(),
+            sockets,
+            route_generation,
+            routing: None,
+            failing: false,
+            unpublished: BTreeMap::new(),
+        })
+    }
+
+    /// Says that we are alive; whether something failed that is to be tried again.
+    pub(crate) fn beat(&mut self, world: &World) -> Result<bool> {
+        self.datapath.beat()?;
+        self.complain(world)?;
+        Ok(self.failing)
+    }
+
+    /// What the kernel should hold, as of the last sync.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Makes the kernel hold what it should. Failures are logged and tried again.
+    pub(crate) async fn sync(&mut self, world: &World, config: &Config) -> Result<()> {
+        self.uplinks = uplinks::choose(world, &config.uplinks, config.xdp, uplinks::driver);
+        for choice in &mut self.uplinks {
+            if let Some(why) = self.refused.get(&choice.ifindex) {
+                choice.xdp = None;
+                choice.why.clone_from(why);
+            }
+        }
+        let policy = Policy {
+            xdp: self
+                .uplinks
+                .iter()
+                .filter_map(|u| Some((u.ifindex, u.xdp?)))
+                .collect(),
+            xdp_tcp: config.xdp_tcp,
+            direct_routing: config.allow_direct_routing,
+            rules: config.rules.clone(),
+            sockets: self.sockets.clone(),
+        };
+        let mut tables = desired(world, &policy, self.route_generation);
+        let routing = Routing::of(world, &tables);
+        if self.routing.as_ref() != Some(&routing) {
+            self.route_generation = self.route_generation.wrapping_add(1).max(1);
+            tables.route_generation = self.route_generation;
+            self.routing = Some(routing);
+        }
+        let observed = self.datapath.observe()?;
+        if !world.is_complete() {
+            // What an earlier agent knew to be Docker's is not outside because Docker is silent.
+            let dockers = |index: &u32| {
+                let known = observed.tables.devices.get(index);
+                known.is_some_and(|device| device.kind != device::OUTSIDE)
+            };
+            tables.devices.retain(|index, _| !dockers(index));
+            tables.hooks.retain(|(index, _)| !dockers(index));
+        }
+        self.tables = tables;
+        let names = world
+            .links
+            .values()
+            .map(|link| (link.index, link.name.clone()))
+            .collect();
+        self.failing = false;
+        self.unpublished.clear();
+        let ops = diff(&observed, &self.tables);
+        for op in ops
+            .into_iter()
+            .filter(|op| world.is_complete() || op.adds() || is_given_back(world, op))
+        {
+            match self.datapath.apply(&op, &names).await {
+                Ok(()) => tracing::debug!("{op:?}"),
+                Err(error) => self.failed(&op, &error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the last sync brought into the kernel what a shim has bound; else why not.
+    pub(crate) fn holds(&self, world: &World, port: &HostPort) -> Result<(), String> {
+        let key =
+            port_key(port).ok_or_else(|| format!("{port} is no port of IPv4's TCP or UDP"))?;
+        let wanted = world.bound.get(port).map(|bound| bound.container_ip);
+        let target = self.tables.published.get(&key).map(|target| target.addr);
+        match (wanted, self.unpublished.get(&key)) {
+            (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
+            (Some(IpAddr::V4(wanted)), None) if target == Some(be32(wanted)) => Ok(()),
+            // A routed network has no ports of the host, which is as it should be.
+            (Some(wanted), None) if target.is_none() && self.is_routed(world, wanted) => Ok(()),
+            _ => Err(format!("{port} leads elsewhere by now")),
+        }
+    }
+
+    /// Whether an address is a container's of a network that is not translated.
+    fn is_routed(&self, world: &World, address: IpAddr) -> bool {
+        let network = world.seat(address).map(|(id, _)| &world.networks[id]);
+        let bridge = network.and_then(|network| world.bridge(network));
+        let row = bridge.and_then(|link| self.tables.networks.get(&link.index));
+        row.is_some_and(|row| row.flags & network::ROUTED != 0)
+    }
+
+    fn failed(&mut self, op: &Op, error: &anyhow::Error) {
+        if let Op::PutPublished { key, .. } = *op {
+            self.unpublished.insert(key, format!("{error:#}"));
+        }
+        if let Op::Attach {
+            ifindex,
+            hook: Hook::Uplink,
+            ..
+        } = *op
+        {
+            let why = format!("the driver refuses XDP: {error:#}");
+            tracing::warn!("device {ifindex}: {why}");
+            self.refused.insert(ifindex, why);
+        } else if let Op::AttachSocket(hook) = *op {
+            tracing::warn!("{} is not in place: {error:#}", hook.program());
+            self.sockets.remove(&hook);
+        } else {
+            tracing::warn!("{op:?}: {error:#}");
+        }
+        self.failing = true;
+    }
+
+    /// Tells the log what was used up lately, and who has most of it.
+    fn complain(&mut self, world: &World) -> Result<()> {
+        let counts = self.datapath.exhausted()?;
+        for complaint in self.exhaustion.heard(counts, Instant::now()) {
+            let holder = exhaustion::holder(world, &self.datapath.opened()?);
+            tracing::warn!("{complaint}{}", holder.unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn answer(&self, world: &World, verb: Verb) -> Value {
+        let answer = match verb {
+            Verb::Status => {
+                let uptime = self.since.elapsed().as_secs();
+                let uplinks = self.uplinks.iter().map(Choice::report).collect();
+                serde_json::to_value(report::agent(world, &self.tables, uplinks, uptime))
+            }
+            Verb::Networks => serde_json::to_value(report::networks(world, &self.tables)),
+            Verb::Endpoints => serde_json::to_value(report::endpoints(world, &self.tables)),
+            Verb::Ports => serde_json::to_value(report::ports(world, &self.tables)),
+        };
+        answer.unwrap_or(Value::Null)
+    }
+}

@@ -1,0 +1,35 @@
+//! `forwarder flows delete`: ends flows at once, agent or not.
+
+use anyhow::{Result, ensure};
+
+use crate::cli::output;
+use crate::config::Config;
+use crate::datapath::{self, Errands};
+use crate::report;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    filter: super::filter::Conditions,
+    /// All flows that there are
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) fn delete(config: &Config, args: &Args) -> Result<()> {
+    let filter = args.filter.resolve(config)?;
+    ensure!(
+        args.all || !filter.is_empty(),
+        "which flows? Name them by --container, --port, --state, --peer or --proto, or take --all"
+    );
+    let view = crate::cli::view(config)?;
+    let mut errands = Errands::open(&config.bpffs_dir)?;
+    let now = datapath::now();
+    let mut ended = 0;
+    for flow in view.flows(now) {
+        if filter.matches(&report::flow_row(&flow, now)) && errands.end(&flow)? {
+            ended += 1;
+        }
+    }
+    output::text(&format!("{ended} ended\n"))
+}

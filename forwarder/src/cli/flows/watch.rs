@@ -1,0 +1,188 @@
+//! `forwarder flows --watch`: what happens to flows, a line each, until it is told to end.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write as _};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::arrow;
+use crate::cli::output::Format;
+use crate::config::Config;
+use crate::datapath::{self, Errands, Events};
+use crate::report::{self, EventRow, Filter};
+
+/// How often we say that we still listen, and collect flows whose time is over: new flows would, but
+/// there may be none.
+const BEAT: Duration = Duration::from_secs(1);
+/// So many events are read before anything else is looked after.
+const BATCH: usize = 256;
+
+pub(super) fn watch(config: &Config, filter: &Filter, format: Format) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot wait for events")?;
+    runtime.block_on(follow(config, filter, format))
+}
+
+async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> {
+    // Before anything is told: from the first line on we end as we should.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // The view says best what is missing.
+    crate::cli::view(config)?;
+    let mut errands = Errands::open(&config.bpffs_dir)?;
+    let mut watcher = Watcher {
+        events: Events::open(&config.bpffs_dir)?,
+        filter,
+        format,
+    };
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ring = Ring::Empty;
+    print(&watcher.head())?;
+    while ring != Ring::Unheard {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = beat.tick() => {
+                watcher.events.renew()?;
+                errands.collect()?;
+            }
+            ready = watcher.events.wait(), if ring == Ring::Empty => ready?,
+            () = tokio::task::yield_now(), if ring == Ring::More => {}
+        }
+        ring = watcher.tell()?;
+    }
+    watcher.events.close()?;
+    while ring != Ring::Unheard {
+        ring = match watcher.tell()? {
+            Ring::Empty => break,
+            other => other,
+        };
+    }
+    Ok(())
+}
+
+/// What is left after some of the ring was shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ring {
+    /// Nothing: the kernel wakes us.
+    Empty,
+    /// Perhaps more.
+    More,
+    /// Whatever it is, nobody listens to us any more.
+    Unheard,
+}
+
+/// The ring, and what of it is shown.
+struct Watcher<'a> {
+    events: Events,
+    filter: &'a Filter,
+    format: Format,
+}
+
+impl Watcher<'_> {
+    /// The first line: what happens from here on is shown or counted.
+    fn head(&self) -> String {
+        match self.format {
+            Format::Json => format!(
+                "{}\n",
+                json!({ "event": "watching", "time": wall().as_secs() })
+            ),
+            Format::Table => line(&[
+                "EVENT", "PROTO", "ORIGINAL", "REPLY", "STATE", "PACKETS", "BYTES", "AGE", "REASON",
+            ]),
+        }
+    }
+
+    /// Shows some of what there is to read.
+    fn tell(&mut self) -> Result<Ring> {
+        let (now, wall) = (datapath::now(), wall());
+        let mut lines = String::new();
+        let mut read = 0;
+        while read < BATCH
+            && let Some(event) = self.events.read()
+        {
+            read += 1;
+            let row = report::event(&event, now, wall);
+            if self.filter.matches(&row.flow) {
+                lines.push_str(&self.show(&row)?);
+            }
+        }
+        let lost = self.events.lost()?;
+        if lost > 0 {
+            let said = match self.format {
+                Format::Json => json!({ "event": "lost", "lost": lost }).to_string(),
+                Format::Table => format!("lost {lost}"),
+            };
+            // Writing to a string cannot fail.
+            let _ = writeln!(lines, "{said}");
+        }
+        Ok(if !print(&lines)? {
+            Ring::Unheard
+        } else if read < BATCH {
+            Ring::Empty
+        } else {
+            Ring::More
+        })
+    }
+
+    fn show(&self, row: &EventRow) -> Result<String> {
+        if self.format == Format::Json {
+            let text = serde_json::to_string(row).context("cannot write JSON")?;
+            return Ok(format!("{text}\n"));
+        }
+        let EventRow { flow, reason, .. } = row;
+        Ok(line(&[
+            &row.event,
+            &flow.proto,
+            &arrow(&flow.original),
+            &arrow(&flow.reply),
+            &flow.state,
+            &flow.packets.to_string(),
+            &flow.bytes.to_string(),
+            &format!("{:.1}s", row.age_s),
+            reason.as_deref().unwrap_or_default(),
+        ]))
+    }
+}
+
+/// A line of columns. What comes later is not known: each is as wide as what it usually holds.
+fn line(cells: &[&str; 9]) -> String {
+    let [
+        event,
+        proto,
+        original,
+        reply,
+        state,
+        packets,
+        bytes,
+        age,
+        reason,
+    ] = cells;
+    let line = format!(
+        "{event:<5}  {proto:<5}  {original:<43}  {reply:<43}  {state:<11}  {packets:>7}  {bytes:>10}  {age:>8}  {reason}"
+    );
+    format!("{}\n", line.trim_end())
+}
+
+/// Time since 1970.
+fn wall() -> Duration {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
+}
+
+/// Prints at once; whether the reader has not seen enough.
+fn print(text: &str) -> Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to stdout"),
+    }
+}

@@ -1,0 +1,106 @@
+//! What the log says when something is used up: flow records, ports, or a container's share. Pure.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use forwarder_common::family::Be32;
+use forwarder_common::reason::Reason;
+
+use crate::world::World;
+
+/// A reason is told once in so long, however often it comes.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// How often something was used up, by reason.
+type Counts = [(Reason, u64); Reason::EXHAUSTED.len()];
+
+/// What has been told of each reason.
+pub(crate) struct Exhaustion {
+    told: Counts,
+    last: [Option<Instant>; Reason::EXHAUSTED.len()],
+}
+
+impl Exhaustion {
+    /// Nothing of what came until now will be told.
+    pub(crate) fn since(counts: Counts) -> Self {
+        Self {
+            told: counts,
+            last: Default::default(),
+        }
+    }
+
+    /// What there is to tell now: a sentence for each reason that packets had since it was told last.
+    pub(crate) fn heard(&mut self, counts: Counts, now: Instant) -> Vec<String> {
+        let mut complaints = Vec::new();
+        for ((told, last), (reason, count)) in self.told.iter_mut().zip(&mut self.last).zip(counts)
+        {
+            let packets = count.saturating_sub(told.1);
+            if packets == 0 || last.is_some_and(|last| now.duration_since(last) < PAUSE) {
+                continue;
+            }
+            *last = Some(now);
+            told.1 = count;
+            let (label, text) = (reason.label(), reason.text());
+            complaints.push(format!("{packets} packets refused ({label}): {text}"));
+        }
+        complaints
+    }
+}
+
+/// Who has opened most of the flows that live, of how many each address has.
+pub(crate) fn holder(world: &World, opened: &[(Be32, u32)]) -> Option<String> {
+    let &(address, flows) = opened.iter().max_by_key(|(_, flows)| flows)?;
+    let address = Ipv4Addr::from(address.octets());
+    let mut endpoints = world
+        .networks
+        .values()
+        .flat_map(|network| network.endpoints.values());
+    let container = endpoints
+        .find(|endpoint| endpoint.ipv4 == Some(address))
+        .and_then(|endpoint| world.containers.get(&endpoint.container));
+    let name = container.map_or("a container", |container| &container.name);
+    (flows > 0).then(|| format!(" Of all, {name} ({address}) has most flows open: {flows}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(quota: u64) -> Counts {
+        Reason::EXHAUSTED.map(|reason| {
+            let count = if reason == Reason::FlowQuota {
+                quota
+            } else {
+                3
+            };
+            (reason, count)
+        })
+    }
+
+    #[test]
+    fn a_reason_is_told_when_it_grows_and_not_too_often() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut exhaustion = Exhaustion::since(counts(5));
+        assert!(exhaustion.heard(counts(5), at(0)).is_empty(), "of before");
+        let said = exhaustion.heard(counts(7), at(1));
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with("2 packets refused (flow-quota): "));
+        assert!(exhaustion.heard(counts(9), at(2)).is_empty(), "too soon");
+        let said = exhaustion.heard(counts(9), at(11));
+        assert!(said[0].starts_with("2 packets "), "what came in between");
+        assert!(exhaustion.heard(counts(9), at(60)).is_empty(), "told");
+    }
+
+    #[test]
+    fn the_container_with_most_flows_is_named() {
+        let world = World::default();
+        let address = |last| Be32::from_octets([172, 17, 0, last]);
+        let opened = [(address(2), 5), (address(3), 70), (address(4), 0)];
+        assert_eq!(
+            holder(&world, &opened).unwrap(),
+            " Of all, a container (172.17.0.3) has most flows open: 70."
+        );
+        assert_eq!(holder(&world, &opened[2..]), None);
+    }
+}

@@ -1,0 +1,153 @@
+//! What happened to flows, as rows.
+
+use std::time::Duration;
+
+use forwarder_common::event::News;
+use forwarder_common::parse::proto;
+use forwarder_common::tcp::State;
+use forwarder_common::timeouts::{Ticks, reached};
+use serde::{Deserialize, Serialize};
+
+use super::{FlowRow, flow_row};
+use crate::datapath::FlowEvent;
+
+/// Something that happened to a flow.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct EventRow {
+    /// `new` or `end`.
+    pub event: String,
+    /// Seconds since 1970, by steps of 17 ms.
+    pub time: f64,
+    /// Names this flow and no other one: the same at its beginning and at its end.
+    pub id: String,
+    /// Why it ended: `expired`, `closed` or `reset` (TCP, by its state), `stale` (its container, its
+    /// published port or its way out is another one), `evicted` (by newer ones before anybody
+    /// answered), `deleted`, or `undone` (another CPU had just made the same one).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seconds that it lived.
+    pub age_s: f64,
+    /// The flow as it was then.
+    #[serde(flatten)]
+    pub flow: FlowRow,
+}
+
+/// An event's row. `now` is the present as a tick and `wall` the same since 1970.
+#[must_use]
+pub fn event(event: &FlowEvent, now: Ticks, wall: Duration) -> EventRow {
+    let FlowEvent { news, at, flow } = event;
+    let since = |earlier: Ticks, later: Ticks| {
+        // A tick may pass between two readings of the clock.
+        let span = if reached(earlier, later) {
+            later.wrapping_sub(earlier)
+        } else {
+            0
+        };
+        Duration::from_nanos(u64::from(span) << 24)
+    };
+    let ended = *news != News::Begins;
+    EventRow {
+        event: if ended { "end" } else { "new" }.to_owned(),
+        time: millis(wall.saturating_sub(since(*at, now))),
+        id: format!("{}.{}", flow.index, flow.gate.id()),
+        reason: ended.then(|| reason(event).to_owned()),
+        age_s: millis(since(flow.created, *at)),
+        flow: flow_row(flow, *at),
+    }
+}
+
+/// Seconds to the millisecond.
+fn millis(span: Duration) -> f64 {
+    span.as_millis() as f64 / 1000.0
+}
+
+fn reason(event: &FlowEvent) -> &'static str {
+    let FlowEvent { news, at, flow } = event;
+    let tcp = flow.original.proto == proto::TCP;
+    match news {
+        News::Evicted => "evicted",
+        News::Deleted => "deleted",
+        News::Undone => "undone",
+        News::Begins | News::Over => match State::from_u8(flow.gate.state()) {
+            State::Close if tcp => "reset",
+            State::TimeWait | State::LastAck if tcp => "closed",
+            _ if reached(flow.expires, *at) => "expired",
+            _ => "stale",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forwarder_common::abi::Tuple;
+    use forwarder_common::family::Be16;
+    use forwarder_common::flow::Gate;
+
+    use super::*;
+    use crate::datapath::FlowSnapshot;
+
+    /// Ticks in a second, about.
+    const SECOND: Ticks = 60;
+
+    fn told(news: News, proto: u32, state: State, expires: Ticks) -> FlowEvent {
+        let tuple = Tuple {
+            sport: Be16::new(40_000),
+            proto,
+            ..Tuple::default()
+        };
+        let flow = FlowSnapshot {
+            original: tuple,
+            reply: tuple.reversed(),
+            index: 5,
+            gate: Gate(9 | (state as u64) << 32),
+            packets: [3, 2],
+            bytes: [180, 120],
+            created: 1000,
+            seen: 1000 + SECOND,
+            expires,
+        };
+        FlowEvent {
+            news,
+            at: 1000 + 3 * SECOND,
+            flow,
+        }
+    }
+
+    #[test]
+    fn reasons_are_those_that_the_record_tells() {
+        let reason = |news, proto, state, expires| {
+            let row = event(&told(news, proto, state, expires), 2000, Duration::MAX);
+            row.reason
+        };
+        let (past, future) = (1100, 5000);
+        let over = |proto, state, expires| reason(News::Over, proto, state, expires).unwrap();
+        assert_eq!(over(proto::TCP, State::Established, past), "expired");
+        assert_eq!(over(proto::TCP, State::Established, future), "stale");
+        assert_eq!(over(proto::TCP, State::TimeWait, past), "closed");
+        assert_eq!(over(proto::TCP, State::TimeWait, future), "closed");
+        assert_eq!(over(proto::TCP, State::Close, past), "reset");
+        assert_eq!(over(proto::UDP, State::None, past), "expired");
+        let ended = |news| reason(news, proto::TCP, State::Close, past);
+        assert_eq!(ended(News::Evicted).as_deref(), Some("evicted"));
+        assert_eq!(ended(News::Deleted).as_deref(), Some("deleted"));
+        assert_eq!(ended(News::Undone).as_deref(), Some("undone"));
+        assert_eq!(ended(News::Begins), None);
+    }
+
+    #[test]
+    fn times_are_those_of_the_event_and_not_of_its_reading() {
+        let told = told(News::Over, proto::UDP, State::None, 1100);
+        let wall = Duration::from_secs(1_000_000);
+        let row = event(&told, told.at + 10 * SECOND, wall);
+        assert!(
+            (row.time - (1_000_000.0 - 10.06)).abs() < 0.1,
+            "{}",
+            row.time
+        );
+        assert!((row.age_s - 3.02).abs() < 0.1, "{}", row.age_s);
+        assert_eq!((row.flow.idle_s, row.flow.packets), (2, 5));
+        assert_eq!((row.event.as_str(), row.id.as_str()), ("end", "5.9"));
+        let early = event(&told, told.at - 1, wall);
+        assert!((early.time - 1_000_000.0).abs() < 0.001, "{}", early.time);
+    }
+}
