@@ -13,7 +13,7 @@ use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
-use crate::window::{Fate, Segment};
+use crate::window::{self, Fate, Segment};
 
 /// A direction: of the opener's packets, or of the answers.
 pub type Direction = usize;
@@ -195,7 +195,8 @@ pub fn track<F: Family, T: Tables<F>>(
     let mut lifetime = 0;
     if packet.tuple.proto == proto::TCP {
         let state = State::from_u8(hit.gate.state());
-        match tables.follow(hit.index, hit.gate, &Segment::of(packet, hit.dir, scale)) {
+        let segment = Segment::of(packet, hit.dir, scale);
+        match window::follow(tables, &flow.windows, hit.index, hit.gate, &segment) {
             Fate::Refuse(reason) => return Err(reason),
             Fate::Ignore => {}
             Fate::To(to, span) => {

@@ -75,6 +75,8 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn give_way(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::restore_own_error`].
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::scale`].
+    fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
 }
 
 /// tcx ingress of an outside device: from outside to published ports and to flows' containers.
@@ -428,8 +430,19 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Moves the flow on by the packet: why it does not fit, otherwise.
     #[inline(always)]
     fn track(&self, hit: &Hit<'_, F>, now: Ticks) -> Result<(), Reason> {
-        let scale = window::scale(self.frame, self.packet);
+        let scale = if self.packet.flags & tcp::SYN == 0 {
+            window::NO_SCALE
+        } else {
+            self.tables.scale(self)
+        };
         flow::track(self.tables, hit, self.packet, scale, now)
+    }
+
+    /// The window scale that a SYN offers: see [`window::scale()`].
+    #[inline(always)]
+    #[must_use]
+    pub fn scale(&self) -> u8 {
+        window::scale(self.tables, self.frame, self.packet)
     }
 
     /// Whether the packet came by the device that its flow's other end is behind.

@@ -32,9 +32,9 @@ use crate::family::Family;
 use crate::flow::Gate;
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::tcp::{self, ACK, Kind, RST, State, Step};
+use crate::tcp::{self, ACK, Kind, RST, SYN, State, Step};
 use crate::timeouts::{self, Ticks};
-use inside::{Check, at_least_one, begin, inside};
+use inside::{Check, at_least_one, begin, inside, introduce};
 pub use segment::{NO_SCALE, Segment, UNREAD, scale};
 
 /// Bits of [`Windows::marks`].
@@ -117,15 +117,109 @@ const fn after(a: u32, b: u32) -> bool {
     before(b, a)
 }
 
-/// Follows a TCP segment of a flow with this gate: moves its windows on, and says what becomes of
-/// segment and flow.
+/// What [`prepare`] says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prepared {
+    /// This becomes of the segment: [`Fate::Ignore`] or [`Fate::Refuse`].
+    Decided(Fate),
+    /// Leads from this state to that one if it is inside of its windows; the last: it is.
+    Leads(State, State, bool),
+}
+
+impl Prepared {
+    /// In one word, in which what is decided stands as in a [`Fate`]'s.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        match self {
+            Self::Decided(fate) => fate.pack(),
+            Self::Leads(from, to, inside) => {
+                (from as u64) << 8 | (to as u64) << 16 | (inside as u64) << 24
+            }
+        }
+    }
+
+    /// Out of it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack(word: u64) -> Self {
+        if word & 3 != 0 {
+            return Self::Decided(Fate::unpack(word));
+        }
+        let (from, to) = ((word >> 8) as u8, (word >> 16) as u8);
+        Self::Leads(State::from_u8(from), State::from_u8(to), word >> 24 & 1 != 0)
+    }
+}
+
+/// Follows a TCP segment of the flow at `index` with this gate: moves its windows on, and says what
+/// becomes of segment and flow.
 #[inline(always)]
 pub fn follow<F: Family, T: Tables<F>>(
     tables: &T,
     windows: &Windows,
+    index: u32,
     gate: Gate,
     segment: &Segment,
 ) -> Fate {
+    let state = gate.state();
+    // Data and acknowledgements of an open connection: what nearly all segments are.
+    let ordinary = tcp::kind(segment.flags) as u8 == Kind::Ack as u8
+        && matches!(state, ESTABLISHED..=CLOSE_WAIT)
+        && windows.max_win[segment.sides().0].get() != 0;
+    let prepared = if ordinary {
+        let from = State::from_u8(state);
+        let to = if state == ESTABLISHED {
+            State::Established
+        } else {
+            State::CloseWait
+        };
+        Prepared::Leads(from, to, false)
+    } else {
+        tables.prepare(index, gate, segment)
+    };
+    match prepared {
+        Prepared::Decided(fate) => fate,
+        Prepared::Leads(..) => tables.settle(index, prepared, segment),
+    }
+}
+
+const ESTABLISHED: u8 = State::Established as u8;
+const CLOSE_WAIT: u8 = State::CloseWait as u8;
+
+/// The rest of [`follow`], after [`prepare`]: the windows are asked, and move on.
+#[inline(always)]
+pub fn settle<F: Family, T: Tables<F>>(
+    tables: &T,
+    windows: &Windows,
+    prepared: Prepared,
+    segment: &Segment,
+) -> Fate {
+    let (from, to, skips) = match prepared {
+        Prepared::Decided(fate) => return fate,
+        Prepared::Leads(from, to, inside) => (from, to, inside),
+    };
+    if !skips {
+        match inside(tables, windows, from, segment) {
+            Check::Inside => {}
+            Check::Ignore => return Fate::Ignore,
+            Check::Outside => return Fate::Refuse(Reason::TcpWindow),
+        }
+    }
+    let last = windows.last.get();
+    let again = last & !(last::KIND | last::REPLY);
+    let kind = tcp::kind(segment.flags) as u8;
+    let now = again | kind | if segment.reply { last::REPLY } else { 0 };
+    if now != last {
+        windows.last.set(now);
+    }
+    Fate::To(to, lifetime(windows, to, segment, again))
+}
+
+/// All that comes before the windows are asked about a segment that is not an open connection's
+/// ordinary one: what its state makes of it, and where windows begin.
+#[inline(always)]
+#[must_use]
+pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
     let reply = segment.reply;
     let (own, other) = segment.sides();
     let kind = tcp::kind(segment.flags);
@@ -136,12 +230,11 @@ pub fn follow<F: Family, T: Tables<F>>(
         Step::To(State::SynSent) if over => State::None,
         Step::To(to) => to,
         Step::Ignore => State::None,
-        Step::Invalid => return Fate::Refuse(Reason::TcpState),
+        Step::Invalid => return Prepared::Decided(Fate::Refuse(Reason::TcpState)),
     };
     let last = windows.last.get();
     let follows = |kind: Kind| last & last::KIND == kind as u8;
     let answers = (last & last::REPLY != 0) != reply;
-    let mut skips = false;
     match to {
         // No state's number: the packet is not to be followed.
         State::None => {
@@ -151,7 +244,7 @@ pub fn follow<F: Family, T: Tables<F>>(
                 && segment.ack == windows.last_end.get();
             if !agreed {
                 note(windows, from, segment);
-                return Fate::Ignore;
+                return Prepared::Decided(Fate::Ignore);
             }
             // Both ends agree on a SYN that was let through: they are in step, we are not.
             restart(windows, own, other);
@@ -166,7 +259,7 @@ pub fn follow<F: Family, T: Tables<F>>(
                 && noted & noted::CHALLENGE != 0
             {
                 windows.noted.set(noted & !noted::CHALLENGE);
-                return Fate::Ignore;
+                return Prepared::Decided(Fate::Ignore);
             }
         }
         State::SynSent2 => windows.noted.set(windows.noted.get() | noted::SIMULTANEOUS),
@@ -176,29 +269,26 @@ pub fn follow<F: Family, T: Tables<F>>(
             to = State::Established;
         }
         State::Close if kind == Kind::Rst => match reset(windows, from, gate, segment) {
-            Reset::Exact => skips = true,
+            Reset::Exact => return Prepared::Leads(from, to, true),
             Reset::Closes => {}
             Reset::Stays => to = from,
-            Reset::Stray => return Fate::Refuse(Reason::TcpWindow),
+            Reset::Stray => return Prepared::Decided(Fate::Refuse(Reason::TcpWindow)),
         },
         _ => {}
     }
     if from as u8 == State::None as u8 {
         begin(windows, segment);
     }
-    if !skips {
-        match inside(tables, windows, from, segment) {
-            Check::Inside => {}
-            Check::Ignore => return Fate::Ignore,
-            Check::Outside => return Fate::Refuse(Reason::TcpWindow),
-        }
+    if (windows.max_win[own].get() == 0 || segment.has(SYN))
+        && let Some(check) = introduce(windows, from, segment)
+    {
+        return match check {
+            Check::Inside => Prepared::Leads(from, to, true),
+            Check::Ignore => Prepared::Decided(Fate::Ignore),
+            Check::Outside => Prepared::Decided(Fate::Refuse(Reason::TcpWindow)),
+        };
     }
-    let again = windows.last.get() & !(last::KIND | last::REPLY);
-    let now = again | kind as u8 | if reply { last::REPLY } else { 0 };
-    if now != last {
-        windows.last.set(now);
-    }
-    Fate::To(to, lifetime(windows, to, segment, again))
+    Prepared::Leads(from, to, false)
 }
 
 /// How long the flow lives.

@@ -412,7 +412,7 @@ fn offers(options: &[u8], cut: usize) -> u8 {
     let frame = Frame::new(&mut bytes[..len]);
     let mut packet = Packet::<forwarder_common::family::V4>::default();
     parse(&frame, 0, &mut packet).unwrap();
-    scale(frame, &packet)
+    scale(&Host::new(1), frame, &packet)
 }
 
 #[test]
@@ -429,8 +429,12 @@ fn a_syns_options_are_walked() {
     assert_eq!(offers(&[5, 0, 0, 0, 3, 3, 7, 0], 0), NO_SCALE);
     assert_eq!(offers(&[1, 3, 4, 7], 0), NO_SCALE);
     assert_eq!(offers(&[1, 1, 1, 3], 0), NO_SCALE);
-    // Not at hand, or too many.
+    // As many as there can be.
+    assert_eq!(offers(&[1; 40], 0), NO_SCALE);
+    let mut last = [1; 40];
+    last[37..].copy_from_slice(&[3, 3, 9]);
+    assert_eq!(offers(&last, 0), 9);
+    // Not at hand.
     assert_eq!(offers(&linux, 1), UNREAD);
     assert_eq!(offers(&linux, 4), UNREAD);
-    assert_eq!(offers(&[1; 16], 0), UNREAD);
 }

@@ -27,7 +27,7 @@ use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
-use forwarder_common::window::{self, Fate, Segment};
+use forwarder_common::window::{self, Fate, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
@@ -349,9 +349,15 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate {
+    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared {
         let [numbers, facts] = segment.pack();
-        Fate::unpack(steps::follow(index, gate.0, numbers, facts))
+        Prepared::unpack(steps::prepare(index, gate.0, numbers, facts))
+    }
+
+    #[inline(always)]
+    fn settle(&self, index: u32, prepared: Prepared, segment: &Segment) -> Fate {
+        let [numbers, facts] = segment.pack();
+        Fate::unpack(steps::settle(index, prepared.pack(), numbers, facts))
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use forwarder_common::event::News;
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::quota;
 use forwarder_common::tables::Tables as _;
-use forwarder_common::window::{self, Fate, Segment};
+use forwarder_common::window::{self, Fate, Prepared, Segment};
 
 use crate::kernel::Kernel;
 
@@ -44,16 +44,27 @@ pub extern "C" fn publish(index: u32, id: u32) -> u64 {
     0
 }
 
-/// [`window::follow`]: a segment in two words, its fate in one.
+/// [`window::prepare`]: a segment in two words, what is said of it in one.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn follow(index: u32, gate: u64, numbers: u64, facts: u64) -> u64 {
+pub extern "C" fn prepare(index: u32, gate: u64, numbers: u64, facts: u64) -> u64 {
+    let Some(flow) = (Kernel { ctx: Nowhere }).flow(index) else {
+        return Prepared::Decided(Fate::Ignore).pack();
+    };
+    let segment = Segment::unpack([numbers, facts]);
+    window::prepare(&flow.windows, Gate(gate), &segment).pack()
+}
+
+/// [`window::settle`], likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn settle(index: u32, prepared: u64, numbers: u64, facts: u64) -> u64 {
     let kernel = Kernel { ctx: Nowhere };
     let Some(flow) = kernel.flow(index) else {
         return Fate::Ignore.pack();
     };
-    let segment = Segment::unpack([numbers, facts]);
-    window::follow(&kernel, &flow.windows, Gate(gate), &segment).pack()
+    let (prepared, segment) = (Prepared::unpack(prepared), Segment::unpack([numbers, facts]));
+    window::settle(&kernel, &flow.windows, prepared, &segment).pack()
 }
 
 /// [`flow::claim`], why by its number: 1 if it won.

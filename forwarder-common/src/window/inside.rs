@@ -72,12 +72,6 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     segment: &Segment,
 ) -> Check {
     let (own, other) = segment.sides();
-    let known = windows.max_win[own].get() != 0;
-    if (!known || segment.has(SYN))
-        && let Some(check) = introduce(windows, from, segment)
-    {
-        return check;
-    }
     let (mut seq, mut end) = (segment.seq, segment.end());
     let sent = windows.end[own].get();
     let heard = windows.end[other].get();
@@ -163,7 +157,7 @@ const fn is_in_time(ack: u32, heard: u32, size: u32) -> bool {
 /// A side's first segment, or a SYN with another beginning than its last one: its windows begin, if
 /// what it acknowledges can be. Says what it is where that is clear by now.
 #[inline(always)]
-fn introduce(windows: &Windows, from: State, segment: &Segment) -> Option<Check> {
+pub(super) fn introduce(windows: &Windows, from: State, segment: &Segment) -> Option<Check> {
     let (own, other) = segment.sides();
     let end = segment.end();
     let first = windows.max_win[own].get() == 0;

@@ -6,6 +6,7 @@ use crate::family::Family;
 use crate::flow::{Direction, REPLY};
 use crate::frame::Frame;
 use crate::parse::Packet;
+use crate::tables::{Attempt, Tables};
 use crate::tcp::{self, FIN, Kind, SYN};
 
 /// The scale of a side that does not offer any.
@@ -14,58 +15,77 @@ pub const NO_SCALE: u8 = 0xff;
 pub const UNREAD: u8 = 0xfe;
 /// The largest scale (RFC 7323 section 2.3).
 const MAX_SCALE: u8 = 14;
-/// Options that are looked at; stacks send up to nine.
-const OPTIONS: u32 = 12;
+/// Steps of a walk: more than the octets of all options.
+const OPTIONS: u32 = 42;
+/// An option's kind: the end of all.
+const LAST: u8 = 0;
+/// An option's kind, all of it: nothing.
+const PADDING: u8 = 1;
 /// An option's kind and length: window scale.
 const SCALE: u8 = 3;
 /// TCP's header without options.
 const FIXED: u8 = 20;
 
-/// The window scale that a SYN offers, [`NO_SCALE`], or [`UNREAD`]. What is no SYN offers nothing.
+/// The window scale that a SYN offers, [`NO_SCALE`], or [`UNREAD`].
 #[inline(always)]
 #[must_use]
-pub fn scale<F: Family>(frame: Frame<'_>, packet: &Packet<F>) -> u8 {
-    if packet.flags & SYN == 0 {
-        return NO_SCALE;
-    }
-    let end = (packet.l3 as u16).wrapping_add(packet.headers) as u8;
-    offered(frame, packet.l4.wrapping_add(FIXED), end)
+pub fn scale<F: Family, T: Tables<F>>(tables: &T, frame: Frame<'_>, packet: &Packet<F>) -> u8 {
+    let mut walk = Walk {
+        frame,
+        at: packet.l4.wrapping_add(FIXED),
+        end: (packet.l3 as u16).wrapping_add(packet.headers) as u8,
+        found: UNREAD,
+        offered: NO_SCALE,
+    };
+    tables.attempt(OPTIONS, &mut walk);
+    walk.found
 }
 
-/// Places are octets, which the verifier knows the bounds of: headers end before 14 + 60 + 60. Each
-/// is made opaque, so that what is compared with the frame's end is what is read.
-#[inline(never)]
-fn offered(frame: Frame<'_>, mut at: u8, end: u8) -> u8 {
-    let mut found = NO_SCALE;
-    for _ in 0..OPTIONS {
+/// A walk through options. Places are octets, which the verifier knows the bounds of: headers end
+/// before 14 + 60 + 60.
+struct Walk<'a> {
+    frame: Frame<'a>,
+    at: u8,
+    end: u8,
+    /// What the walk found once it is over.
+    found: u8,
+    /// What was offered so far.
+    offered: u8,
+}
+
+impl Attempt for Walk<'_> {
+    /// Looks at one option; whether it was the last.
+    #[inline(always)]
+    fn once(&mut self) -> bool {
+        let left = self.end.wrapping_sub(self.at);
         // A last octet can only be padding.
-        if at >= end || end.wrapping_sub(at) < 2 {
-            return found;
+        if self.at >= self.end || left < 2 {
+            self.found = self.offered;
+            return true;
         }
-        let place = black_box(at) as usize;
-        let Some([kind, len]) = frame.read::<[u8; 2]>(place) else {
-            return UNREAD;
+        // Opaque, so that what is compared with the frame's end is what is read.
+        let place = black_box(self.at) as usize;
+        let Some([kind, len]) = self.frame.read::<[u8; 2]>(place) else {
+            return true;
         };
-        if kind == 0 {
-            return found;
+        if kind == PADDING {
+            self.at = self.at.wrapping_add(1);
+            return false;
         }
-        if kind == 1 {
-            at = at.wrapping_add(1);
-            continue;
-        }
-        if len < 2 || len > end.wrapping_sub(at) {
-            return found;
+        if kind == LAST || len < 2 || len > left {
+            self.found = self.offered;
+            return true;
         }
         if kind == SCALE && len == 3 {
-            let place = black_box(at) as usize;
-            let Some([_, _, scale]) = frame.read::<[u8; 3]>(place) else {
-                return UNREAD;
+            let place = black_box(self.at) as usize;
+            let Some([_, _, scale]) = self.frame.read::<[u8; 3]>(place) else {
+                return true;
             };
-            found = if scale > MAX_SCALE { MAX_SCALE } else { scale };
+            self.offered = if scale > MAX_SCALE { MAX_SCALE } else { scale };
         }
-        at = at.wrapping_add(len);
+        self.at = self.at.wrapping_add(len);
+        false
     }
-    if at >= end { found } else { UNREAD }
 }
 
 /// A segment, as far as windows go.

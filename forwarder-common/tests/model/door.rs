@@ -16,7 +16,7 @@ use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::Ticks;
-use forwarder_common::window::{self, Fate, Segment};
+use forwarder_common::window::{self, Fate, Prepared, Segment};
 
 use super::{Host, Target};
 
@@ -243,11 +243,17 @@ impl Tables<V4> for Host {
         self.told.borrow_mut().push(event);
     }
 
-    fn follow(&self, index: u32, gate: Gate, segment: &Segment) -> Fate {
+    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared {
         // As it crosses the call of a function in the kernel.
         let segment = Segment::unpack(segment.pack());
-        let fate = window::follow(self, &self.flows[index as usize].windows, gate, &segment);
-        Fate::unpack(fate.pack())
+        let windows = &self.flows[index as usize].windows;
+        Prepared::unpack(window::prepare(windows, gate, &segment).pack())
+    }
+    fn settle(&self, index: u32, prepared: Prepared, segment: &Segment) -> Fate {
+        let segment = Segment::unpack(segment.pack());
+        let prepared = Prepared::unpack(prepared.pack());
+        let windows = &self.flows[index as usize].windows;
+        Fate::unpack(window::settle(self, windows, prepared, &segment).pack())
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
@@ -341,5 +347,8 @@ impl Steps<V4> for Host {
 
     fn restore_own_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
         passage.restore_own_error()
+    }
+    fn scale(&self, passage: &Passage<'_, V4, Self>) -> u8 {
+        passage.scale()
     }
 }

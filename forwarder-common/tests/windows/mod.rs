@@ -1,7 +1,6 @@
 //! Any trace of segments, against a plain reference: nf_conntrack's rules by the names of its
 //! documentation (I to IV), in numbers that never wrap.
 
-use forwarder_common::abi::Windows;
 use forwarder_common::family::V4;
 use forwarder_common::flow::Gate;
 use forwarder_common::parse::Packet;
@@ -442,7 +441,7 @@ fn packet(segment: &Said) -> Packet<V4> {
 
 fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
     let host = Host::new(4);
-    let windows = Windows::default();
+    let windows = &host.flows[0].windows;
     let mut reference = Reference::new();
     // A connection has a beginning.
     let opening = [(false, 4), (true, 5), (false, 0)].map(|(reply, flags)| {
@@ -461,7 +460,7 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
             segment.scale
         };
         let packed = Segment::of(&packet(&segment), usize::from(segment.reply), scale);
-        let fate = follow(&host, &windows, gate, &packed);
+        let fate = follow(&host, windows, 0, gate, &packed);
         let fate = match fate {
             Fate::To(state, _) => Verdict::Follow(state),
             Fate::Ignore => Verdict::Ignore,
