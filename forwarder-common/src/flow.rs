@@ -161,18 +161,18 @@ pub fn is_current<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, now: Tick
     if reached(flow.expires.get(), now) {
         return false;
     }
-    let mapping = flow.mapping.get();
+    let mapping = flow.mapping();
     if mapping != 0 && tables.mapping(mapping) != flow.mapping_incarnation.get() {
         return false;
     }
-    is_same(tables, &flow.legs[ORIGINAL]) && is_same(tables, &flow.legs[REPLY])
+    is_same::<F, T>(tables, &flow.legs[ORIGINAL]) && is_same::<F, T>(tables, &flow.legs[REPLY])
 }
 
 #[inline(always)]
-fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg<F>) -> bool {
-    matches!(leg.slot.get(), OUTSIDE | HOST)
+fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg) -> bool {
+    matches!(leg.slot(), OUTSIDE | HOST)
         || tables
-            .endpoint(leg.slot.get())
+            .endpoint(leg.slot())
             .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
 }
 
@@ -272,9 +272,9 @@ impl End {
     /// The end that a leg leads to.
     #[inline(always)]
     #[must_use]
-    pub fn of<F: Family>(leg: &Leg<F>) -> Self {
+    pub fn of(leg: &Leg) -> Self {
         Self {
-            slot: leg.slot.get(),
+            slot: leg.slot(),
             incarnation: leg.incarnation.get(),
         }
     }
@@ -355,19 +355,16 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
         flow.bytes[dir].set(0);
         let leg = &flow.legs[dir];
         let end = if dir == ORIGINAL { plan.to } else { plan.from };
-        leg.slot.set(end.slot);
+        leg.slot.set(end.slot as u16);
         leg.incarnation.set(end.incarnation);
-        leg.route_generation.set(0);
-        leg.ifindex.set(0);
     }
     flow.tuples[ORIGINAL].set(plan.original);
     flow.seen.set(now);
     flow.created.set(now);
-    flow.mapping.set(plan.mapping);
+    flow.mapping.set(plan.mapping as u16);
     flow.mapping_incarnation.set(plan.mapping_incarnation);
     flow.uplink_mac.set(plan.uplink_mac);
     flow.policy.set(plan.policy);
-    flow.reserved.set([0; 2]);
 }
 
 /// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
@@ -401,17 +398,15 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
-    // A packet of direction `d` leaves as the reverse of the other direction's tuple.
-    for (dir, old, new) in [(ORIGINAL, &original, &reply), (REPLY, &reply, &original)] {
-        let addresses =
-            checksum::delta(old.src.sum() + old.dst.sum(), new.src.sum() + new.dst.sum());
-        let ports = checksum::delta(
-            old.sport.word() as u32 + old.dport.word() as u32,
-            new.sport.word() as u32 + new.dport.word() as u32,
-        );
-        flow.address_delta[dir].set(addresses);
-        flow.port_delta[dir].set(ports);
-    }
+    // The opener's packets leave as the reverse of what the answers carry.
+    flow.address_delta.set(checksum::delta(
+        original.src.sum() + original.dst.sum(),
+        reply.src.sum() + reply.dst.sum(),
+    ));
+    flow.port_delta.set(checksum::delta(
+        original.sport.word() as u32 + original.dport.word() as u32,
+        reply.sport.word() as u32 + reply.dport.word() as u32,
+    ));
     flow.expires
         .set(tables.now().wrapping_add(timeouts::UNTRACKED));
     let free = Gate::new(reference.id, phase::FREE, 0, 0);

@@ -448,7 +448,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Whether the packet came by the device that its flow's other end is behind.
     #[inline(always)]
     fn comes_from(&self, hit: &Hit<'_, F>) -> bool {
-        let slot = hit.flow.legs[(hit.dir ^ 1) & 1].slot.get();
+        let slot = hit.flow.legs[(hit.dir ^ 1) & 1].slot();
         if self.side == Side::Outside || slot == OUTSIDE {
             return self.side == Side::Outside && slot == OUTSIDE;
         }
@@ -477,7 +477,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
         let leg = &hit.flow.legs[hit.dir & 1];
-        let slot = leg.slot.get();
+        let slot = leg.slot();
         if slot == HOST {
             return Way::HandOn(Reason::HostFlow);
         }
@@ -496,7 +496,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         let settings = self.tables.settings();
         let stale = now.wrapping_sub(settings.heartbeat) > timeouts::HEARTBEAT;
-        if stale || leg.route_generation.get() != settings.route_generation {
+        if stale || leg.incarnation.get() != settings.route_generation {
             match renew_route(self.tables, hit.flow, hit.dir, settings.route_generation) {
                 None => {}
                 Some(reason) if reason.path() as u8 == Path::Drop as u8 => {
@@ -505,12 +505,12 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
                 Some(reason) => return Way::HandOn(reason),
             }
         }
-        let mtu = leg.mtu.get();
+        let mtu = leg.mtu.get() as u32;
         if mtu == 0 {
             return Way::HandOn(Reason::NoEthernet);
         }
         match self.kernel_needed(mtu) {
-            None => Way::Neighbour(leg.ifindex.get(), leg.next_hop.get()),
+            None => Way::Neighbour(hit.flow.ifindex.get(), hit.flow.next_hop.get()),
             Some(reason) => Way::HandOn(reason),
         }
     }
@@ -542,13 +542,20 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn translate(&self, hit: &Hit<'_, F>) -> Edit<F> {
         let to = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
+        let turned = |delta| {
+            if hit.dir == REPLY {
+                checksum::opposite(delta)
+            } else {
+                delta
+            }
+        };
         Edit {
             src: to.dst,
             dst: to.src,
             sport: to.dport,
             dport: to.sport,
-            address_delta: hit.flow.address_delta[hit.dir & 1].get(),
-            port_delta: hit.flow.port_delta[hit.dir & 1].get(),
+            address_delta: turned(hit.flow.address_delta.get()),
+            port_delta: turned(hit.flow.port_delta.get()),
             hop: true,
             ..Edit::of(self.packet)
         }
@@ -635,7 +642,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     #[inline(always)]
     pub fn give_way(&mut self) -> Option<Reason> {
         let now = self.tables.now();
-        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot.get() == HOST;
+        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot() == HOST;
         let hit = match self
             .current(now)
             .filter(|hit| hit.dir == ORIGINAL && is_hosts(hit))
@@ -694,6 +701,9 @@ fn source<F: Family, T: Tables<F>>(
     }
 }
 
+/// What a packet's length has room for, in octets.
+const MAX_MTU: u32 = u16::MAX as u32;
+
 /// Looks a flow's way out up anew and keeps it in the flow; the reason, if there is none. A device
 /// without Ethernet header is kept with MTU 0: only the kernel sends there. Where the way has
 /// another source address now, the flow ends, as in nf_nat.
@@ -705,7 +715,7 @@ fn renew_route<F: Family, T: Tables<F>>(
     generation: u32,
 ) -> Option<Reason> {
     let leg = &flow.legs[dir & 1];
-    let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot.get()) else {
+    let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot()) else {
         return Some(Reason::NoEndpoint);
     };
     let Some(network) = tables.network(endpoint.bridge) else {
@@ -734,9 +744,11 @@ fn renew_route<F: Family, T: Tables<F>>(
         flow.expires.set(tables.now());
         return Some(Reason::RouteMoved);
     }
-    leg.ifindex.set(ifindex);
-    leg.next_hop.set(next_hop);
-    leg.mtu.set(if device.ethernet != 0 { mtu } else { 0 });
-    leg.route_generation.set(generation);
+    flow.ifindex.set(ifindex);
+    flow.next_hop.set(next_hop);
+    // No packet is longer than this.
+    let mtu = if mtu > MAX_MTU { MAX_MTU } else { mtu };
+    leg.mtu.set(if device.ethernet != 0 { mtu as u16 } else { 0 });
+    leg.incarnation.set(generation);
     None
 }

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, LinkKey, Network, PortKey, Published,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, PortKey, Published,
     Quota, Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
@@ -337,20 +337,14 @@ fn answer(refusal: &Refusal<V4>, frame: &[u8]) -> Vec<u8> {
 }
 
 fn empty_flow() -> Flow<V4> {
-    let leg = || Leg {
-        slot: Cell::default(),
-        incarnation: Cell::default(),
-        ifindex: Cell::default(),
-        route_generation: Cell::default(),
-        next_hop: Cell::default(),
-        mtu: Cell::default(),
-    };
     Flow {
         gate: Cell::default(),
         packets: Default::default(),
         bytes: Default::default(),
         tuples: Default::default(),
-        legs: [leg(), leg()],
+        legs: Default::default(),
+        ifindex: Cell::default(),
+        next_hop: Cell::default(),
         expires: Cell::default(),
         seen: Cell::default(),
         created: Cell::default(),
@@ -360,7 +354,6 @@ fn empty_flow() -> Flow<V4> {
         port_delta: Default::default(),
         policy: Cell::default(),
         uplink_mac: Cell::default(),
-        reserved: Cell::default(),
         windows: Default::default(),
     }
 }

@@ -235,7 +235,7 @@ impl Traffic {
         let (tuple, reference) = tuples[self.dice().below(tuples.len())];
         let flow = &host.flows[reference.index as usize];
         let dir = usize::from(flow.tuples[0].get() != tuple);
-        let slot = flow.legs[dir ^ 1].slot.get();
+        let slot = flow.legs[dir ^ 1].slot();
         let other = flow.tuples[dir ^ 1].get();
         if slot == abi::HOST {
             return Some((tuple, other, Hook::OutsideOut, UPLINK, mac(UPLINK)));
