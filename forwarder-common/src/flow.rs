@@ -176,7 +176,8 @@ fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg) -> bool {
             .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
 }
 
-/// Moves the flow's state, windows and timeout on by a packet, and counts it. `scale` is what
+/// Moves the flow's state, windows and timeout on by a packet, and counts it. `len` is its length from the network header
+/// on, `scale` what
 /// [`window::scale`](crate::window::scale()) says of the packet.
 ///
 /// # Errors
@@ -186,6 +187,7 @@ pub fn track<F: Family, T: Tables<F>>(
     tables: &T,
     hit: &Hit<'_, F>,
     packet: &Packet<F>,
+    len: u32,
     scale: u8,
     now: Ticks,
 ) -> Result<(), Reason> {
@@ -195,7 +197,7 @@ pub fn track<F: Family, T: Tables<F>>(
     let mut lifetime = 0;
     if packet.tuple.proto == proto::TCP {
         let state = State::from_u8(hit.gate.state());
-        let segment = Segment::of(packet, hit.dir, scale);
+        let segment = Segment::of(packet, len, hit.dir, scale);
         match window::follow(tables, &flow.windows, hit.index, hit.gate, &segment) {
             Fate::Refuse(reason) => return Err(reason),
             Fate::Ignore => {}
@@ -242,7 +244,7 @@ pub fn track<F: Family, T: Tables<F>>(
     flow.seen.set(now);
     let dir = hit.dir & 1;
     flow.packets[dir].set(flow.packets[dir].get().wrapping_add(1));
-    flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(packet.len as u64));
+    flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(len as u64));
     Ok(())
 }
 

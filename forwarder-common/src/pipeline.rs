@@ -77,6 +77,8 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::scale`].
     fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
+    /// The frame's length in octets, with what is not at hand.
+    fn length(&self) -> u32;
 }
 
 /// tcx ingress of an outside device: from outside to published ports and to flows' containers.
@@ -97,6 +99,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     parse::<F>(&frame, meta.l3 as usize, &mut packet).ok()?;
     // A SYN's options are for tcx to read.
     if packet.class != Class::Flow
+        || packet.len == 0
         || packet.tuple.proto != proto::UDP
             && (packet.tuple.proto != proto::TCP
                 || packet.flags & tcp::SYN != 0
@@ -126,7 +129,15 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     if !tables.takes_frames(endpoint.ifindex) {
         return None;
     }
-    flow::track(tables, &hit, &packet, window::NO_SCALE, now).ok()?;
+    flow::track(
+        tables,
+        &hit,
+        &packet,
+        packet.len as u32,
+        window::NO_SCALE,
+        now,
+    )
+    .ok()?;
     let translation = passage.translate(&hit);
     if tables.gate(hit.flow).id() != hit.gate.id() {
         return None;
@@ -394,6 +405,10 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Carries a packet along its flow: `None` if it has none.
     #[inline(always)]
     pub fn carry(&mut self) -> Option<Reason> {
+        // Only what is yet to be cut may leave its length open.
+        if self.packet.len == 0 && self.meta.segment == 0 {
+            return Some(Reason::Malformed);
+        }
         let now = self.tables.now();
         let hit = self.current(now)?;
         if !self.comes_from(&hit) {
@@ -435,7 +450,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         } else {
             self.tables.scale(self)
         };
-        flow::track(self.tables, hit, self.packet, scale, now)
+        let len = match self.packet.len {
+            0 => self.tables.length().wrapping_sub(self.meta.l3 as u32),
+            len => len as u32,
+        };
+        flow::track(self.tables, hit, self.packet, len, scale, now)
     }
 
     /// The window scale that a SYN offers: see [`window::scale()`].
@@ -748,7 +767,8 @@ fn renew_route<F: Family, T: Tables<F>>(
     flow.next_hop.set(next_hop);
     // No packet is longer than this.
     let mtu = if mtu > MAX_MTU { MAX_MTU } else { mtu };
-    leg.mtu.set(if device.ethernet != 0 { mtu as u16 } else { 0 });
+    leg.mtu
+        .set(if device.ethernet != 0 { mtu as u16 } else { 0 });
     leg.incarnation.set(generation);
     None
 }

@@ -147,7 +147,11 @@ impl Prepared {
             return Self::Decided(Fate::unpack(word));
         }
         let (from, to) = ((word >> 8) as u8, (word >> 16) as u8);
-        Self::Leads(State::from_u8(from), State::from_u8(to), word >> 24 & 1 != 0)
+        Self::Leads(
+            State::from_u8(from),
+            State::from_u8(to),
+            word >> 24 & 1 != 0,
+        )
     }
 }
 

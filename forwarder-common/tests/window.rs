@@ -10,9 +10,9 @@ use forwarder_common::reason::{Path, Reason};
 use forwarder_common::tcp::State;
 use forwarder_common::timeouts::{self, Ticks};
 use forwarder_common::window::{NO_SCALE, UNREAD, scale};
-use model::Host;
 use model::frames::{ACK, FIN, RST, SYN, Spec};
-use model::host::{CLIENT, HOST, WEB, WEB_VETH};
+use model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
+use model::{Arrival, Hook, Host};
 
 const SYN_ACK: u8 = SYN | ACK;
 const FIN_ACK: u8 = FIN | ACK;
@@ -101,6 +101,21 @@ impl Segment<'_> {
     fn scale(mut self, scale: u8) -> Self {
         self.spec = self.spec.scale(scale);
         self
+    }
+
+    /// From the client, with a length of zero in its header.
+    fn too_long(self, octets: usize, segment: u32) -> Reason {
+        let host = &self.connection.0;
+        let to = host.devices[&UPLINK].mac;
+        let mut frame = self.spec.payload(octets).between(to, [2; 6]).build();
+        frame[16..18].fill(0);
+        let arrival = Arrival {
+            ifindex: UPLINK,
+            segment,
+            ..Arrival::default()
+        };
+        let outcome = host.run(Hook::OutsideIn, &mut frame, arrival);
+        outcome.reason.unwrap()
     }
 
     fn reason(&self) -> Reason {
@@ -437,4 +452,32 @@ fn a_syns_options_are_walked() {
     // Not at hand.
     assert_eq!(offers(&linux, 1), UNREAD);
     assert_eq!(offers(&linux, 4), UNREAD);
+}
+
+#[test]
+fn what_is_put_together_counts_wholly() {
+    let connection = Connection::new();
+    connection.client(SYN, 0, 0).scale(7).passes();
+    connection.server(SYN_ACK, 0, 1).scale(7).passes();
+    connection.client(ACK, 1, 1).passes();
+    // As long as a header can say.
+    let most = 0xffff - 40;
+    connection.client(ACK, 1, 1).octets(most).passes();
+    let after = 1 + most as u32;
+    connection.server(ACK, 1, after).passes();
+    assert_eq!(
+        connection.client(ACK, after, 1).too_long(200_000, 1448),
+        Reason::Forwarded
+    );
+    connection.server(ACK, 1, after + 200_000).passes();
+    assert_eq!(
+        connection.server(ACK, 1, after + 200_001).reason(),
+        Reason::TcpWindow
+    );
+    // Only what is yet to be cut may be so long.
+    let after = after + 200_000;
+    assert_eq!(
+        connection.client(ACK, after, 1).too_long(100, 0),
+        Reason::Malformed
+    );
 }

@@ -63,7 +63,10 @@ pub extern "C" fn settle(index: u32, prepared: u64, numbers: u64, facts: u64) ->
     let Some(flow) = kernel.flow(index) else {
         return Fate::Ignore.pack();
     };
-    let (prepared, segment) = (Prepared::unpack(prepared), Segment::unpack([numbers, facts]));
+    let (prepared, segment) = (
+        Prepared::unpack(prepared),
+        Segment::unpack([numbers, facts]),
+    );
     window::settle(&kernel, &flow.windows, prepared, &segment).pack()
 }
 

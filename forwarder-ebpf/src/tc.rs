@@ -150,6 +150,11 @@ macro_rules! steps {
             fn scale(&self, _: &TcPassage<'_>) -> u8 {
                 tc_scale(self.ctx.skb.skb) as u8
             }
+
+            #[inline(always)]
+            fn length(&self) -> u32 {
+                self.ctx.len()
+            }
         }
     };
 }

@@ -78,6 +78,12 @@ macro_rules! no_steps {
             fn scale(&self, _: &Passage<'_, V4, Self>) -> u8 {
                 window::UNREAD
             }
+
+            /// Frames are never longer than their header says.
+            #[inline(always)]
+            fn length(&self) -> u32 {
+                0
+            }
         }
     };
 }

@@ -23,6 +23,8 @@ const LAST: u8 = 0;
 const PADDING: u8 = 1;
 /// An option's kind and length: window scale.
 const SCALE: u8 = 3;
+/// The bits of a payload's length.
+const PAYLOAD: u32 = (1 << 24) - 1;
 /// TCP's header without options.
 const FIXED: u8 = 20;
 
@@ -97,9 +99,9 @@ pub struct Segment {
     pub ack: u32,
     /// Window as announced.
     pub win: u16,
-    /// Octets of payload. The IP header's length counts: of a segment that is yet to be cut (GSO),
-    /// or was put together (GRO), it is the whole's.
-    pub payload: u16,
+    /// Octets of payload, below 2^24. Of a segment that is yet to be cut (GSO), or was put together
+    /// (GRO), it is the whole's.
+    pub payload: u32,
     /// FIN, SYN, RST and ACK.
     pub flags: u8,
     /// What [`scale()`] says.
@@ -109,15 +111,15 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// A packet's.
+    /// A packet's of `len` octets from the network header on.
     #[inline(always)]
     #[must_use]
-    pub fn of<F: Family>(packet: &Packet<F>, dir: Direction, scale: u8) -> Self {
+    pub fn of<F: Family>(packet: &Packet<F>, len: u32, dir: Direction, scale: u8) -> Self {
         Self {
             seq: packet.seq,
             ack: packet.ack,
             win: packet.window,
-            payload: packet.len.wrapping_sub(packet.headers),
+            payload: len.wrapping_sub(packet.headers as u32) & PAYLOAD,
             flags: packet.flags,
             scale,
             reply: dir == REPLY,
@@ -131,7 +133,7 @@ impl Segment {
         let numbers = self.seq as u64 | (self.ack as u64) << 32;
         let sizes = self.win as u64 | (self.payload as u64) << 16;
         let facts = self.flags as u64 | (self.scale as u64) << 8 | (self.reply as u64) << 16;
-        [numbers, sizes | facts << 32]
+        [numbers, sizes | facts << 40]
     }
 
     /// Out of them.
@@ -142,17 +144,17 @@ impl Segment {
             seq: numbers as u32,
             ack: (numbers >> 32) as u32,
             win: facts as u16,
-            payload: (facts >> 16) as u16,
-            flags: (facts >> 32) as u8,
-            scale: (facts >> 40) as u8,
-            reply: (facts >> 48) & 1 != 0,
+            payload: (facts >> 16) as u32 & PAYLOAD,
+            flags: (facts >> 40) as u8,
+            scale: (facts >> 48) as u8,
+            reply: (facts >> 56) & 1 != 0,
         }
     }
 
     /// Sequence number plus all that it counts: payload, SYN, FIN.
     #[inline(always)]
     pub(super) const fn end(&self) -> u32 {
-        let counts = self.payload as u32 + self.has(SYN) as u32 + self.has(FIN) as u32;
+        let counts = self.payload + self.has(SYN) as u32 + self.has(FIN) as u32;
         self.seq.wrapping_add(counts)
     }
 

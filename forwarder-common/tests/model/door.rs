@@ -351,4 +351,7 @@ impl Steps<V4> for Host {
     fn scale(&self, passage: &Passage<'_, V4, Self>) -> u8 {
         passage.scale()
     }
+    fn length(&self) -> u32 {
+        self.length.get()
+    }
 }

@@ -9,8 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, PortKey, Published,
-    Quota, Settings, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, PortKey, Published, Quota,
+    Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Family, V4};
@@ -118,6 +118,8 @@ pub(crate) struct Host {
     recent: RefCell<HashMap<u32, FlowRef>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
+    /// Of the frame at hand.
+    length: Cell<u32>,
     target: Cell<Option<Target>>,
     meddler: RefCell<Option<(u32, Meddler)>>,
     meddling: Cell<bool>,
@@ -164,6 +166,7 @@ impl Host {
             recent: RefCell::default(),
             dice: RefCell::new(Dice::new(1)),
             mark: Cell::default(),
+            length: Cell::default(),
             target: Cell::default(),
             meddler: RefCell::default(),
             meddling: Cell::default(),
@@ -185,6 +188,7 @@ impl Host {
     /// Runs a hook on a frame, which it may change.
     pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
         self.mark.set(arrival.mark);
+        self.length.set(bytes.len() as u32);
         self.target.set(None);
         self.answer.take();
         let reason = self.decide(hook, bytes, arrival);

@@ -459,7 +459,13 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
         } else {
             segment.scale
         };
-        let packed = Segment::of(&packet(&segment), usize::from(segment.reply), scale);
+        let read = packet(&segment);
+        let packed = Segment::of(
+            &read,
+            u32::from(read.len),
+            usize::from(segment.reply),
+            scale,
+        );
         let fate = follow(&host, windows, 0, gate, &packed);
         let fate = match fate {
             Fate::To(state, _) => Verdict::Follow(state),
