@@ -197,19 +197,27 @@ impl Leg {
     }
 }
 
+/// What one side of a TCP connection has said: nf_conntrack's `ip_ct_tcp_state`.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Said {
+    /// The highest sequence number sent, plus one (`td_end`).
+    pub end: Cell<u32>,
+    /// The highest sequence number that the other side has allowed, plus one (`td_maxend`).
+    pub max_end: Cell<u32>,
+    /// The largest window announced, scaled (`td_maxwin`); 0: nothing was sent yet.
+    pub max_win: Cell<u32>,
+    /// The highest acknowledgement sent (`td_maxack`).
+    pub max_ack: Cell<u32>,
+}
+
 /// What is known of a TCP connection's sequence numbers: nf_conntrack's `ip_ct_tcp`, by the
 /// direction of the segments that it is learned from. See [`window`](crate::window).
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Windows {
-    /// The highest sequence number sent, plus one (`td_end`).
-    pub end: [Cell<u32>; 2],
-    /// The highest sequence number that the other side has allowed, plus one (`td_maxend`).
-    pub max_end: [Cell<u32>; 2],
-    /// The largest window announced, scaled (`td_maxwin`); 0: nothing was sent yet.
-    pub max_win: [Cell<u32>; 2],
-    /// The highest acknowledgement sent (`td_maxack`).
-    pub max_ack: [Cell<u32>; 2],
+    /// What each side has said.
+    pub sides: [Said; 2],
     /// Of the last pure ACK, or of a segment let through without being followed: its end.
     pub last_end: Cell<u32>,
     /// Of the same: its acknowledgement.

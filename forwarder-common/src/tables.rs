@@ -14,7 +14,7 @@ use crate::family::{Be16, Family};
 use crate::flow::{End, Gate};
 use crate::reason::Reason;
 use crate::timeouts::Ticks;
-use crate::window::{Fate, Prepared, Segment};
+use crate::window::{Fate, Lead, Prepared, Segment};
 
 /// What the kernel's routing says of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,7 +119,7 @@ pub trait Tables<F: Family> {
     /// [`crate::window::prepare`], of the windows of the record at `index`.
     fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared;
     /// [`crate::window::settle`], of the same.
-    fn settle(&self, index: u32, prepared: Prepared, segment: &Segment) -> Fate;
+    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate;
 
     /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
     fn tell(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News);

@@ -117,13 +117,50 @@ const fn after(a: u32, b: u32) -> bool {
     before(b, a)
 }
 
+/// Where a segment leads, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lead(u64);
+
+const INSIDE: u64 = 1 << 16;
+const OPENING: u64 = 1 << 17;
+
+impl Lead {
+    /// From one state to another; `inside` if the windows need not be asked.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(from: State, to: State, inside: bool) -> Self {
+        let opening = from as u8 == State::SynSent as u8;
+        let marks = (inside as u64) * INSIDE | (opening as u64) * OPENING;
+        Self((to as u64) << 8 | marks)
+    }
+
+    /// The word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        self.0
+    }
+
+    /// Out of it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    const fn to(self) -> State {
+        State::from_u8((self.0 >> 8) as u8)
+    }
+}
+
 /// What [`prepare`] says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Prepared {
     /// This becomes of the segment: [`Fate::Ignore`] or [`Fate::Refuse`].
     Decided(Fate),
-    /// Leads from this state to that one if it is inside of its windows; the last: it is.
-    Leads(State, State, bool),
+    /// It leads on, if it is inside of its windows.
+    Leads(Lead),
 }
 
 impl Prepared {
@@ -133,9 +170,7 @@ impl Prepared {
     pub const fn pack(self) -> u64 {
         match self {
             Self::Decided(fate) => fate.pack(),
-            Self::Leads(from, to, inside) => {
-                (from as u64) << 8 | (to as u64) << 16 | (inside as u64) << 24
-            }
+            Self::Leads(lead) => lead.0,
         }
     }
 
@@ -146,12 +181,7 @@ impl Prepared {
         if word & 3 != 0 {
             return Self::Decided(Fate::unpack(word));
         }
-        let (from, to) = ((word >> 8) as u8, (word >> 16) as u8);
-        Self::Leads(
-            State::from_u8(from),
-            State::from_u8(to),
-            word >> 24 & 1 != 0,
-        )
+        Self::Leads(Lead(word))
     }
 }
 
@@ -169,7 +199,7 @@ pub fn follow<F: Family, T: Tables<F>>(
     // Data and acknowledgements of an open connection: what nearly all segments are.
     let ordinary = tcp::kind(segment.flags) as u8 == Kind::Ack as u8
         && matches!(state, ESTABLISHED..=CLOSE_WAIT)
-        && windows.max_win[segment.sides().0].get() != 0;
+        && windows.sides[segment.sides().0].max_win.get() != 0;
     let prepared = if ordinary {
         let from = State::from_u8(state);
         let to = if state == ESTABLISHED {
@@ -177,13 +207,13 @@ pub fn follow<F: Family, T: Tables<F>>(
         } else {
             State::CloseWait
         };
-        Prepared::Leads(from, to, false)
+        Prepared::Leads(Lead::new(from, to, false))
     } else {
         tables.prepare(index, gate, segment)
     };
     match prepared {
         Prepared::Decided(fate) => fate,
-        Prepared::Leads(..) => tables.settle(index, prepared, segment),
+        Prepared::Leads(lead) => tables.settle(index, lead, segment),
     }
 }
 
@@ -195,15 +225,11 @@ const CLOSE_WAIT: u8 = State::CloseWait as u8;
 pub fn settle<F: Family, T: Tables<F>>(
     tables: &T,
     windows: &Windows,
-    prepared: Prepared,
+    lead: Lead,
     segment: &Segment,
 ) -> Fate {
-    let (from, to, skips) = match prepared {
-        Prepared::Decided(fate) => return fate,
-        Prepared::Leads(from, to, inside) => (from, to, inside),
-    };
-    if !skips {
-        match inside(tables, windows, from, segment) {
+    if lead.0 & INSIDE == 0 {
+        match inside(tables, windows, lead.0 & OPENING != 0, segment) {
             Check::Inside => {}
             Check::Ignore => return Fate::Ignore,
             Check::Outside => return Fate::Refuse(Reason::TcpWindow),
@@ -216,6 +242,7 @@ pub fn settle<F: Family, T: Tables<F>>(
     if now != last {
         windows.last.set(now);
     }
+    let to = lead.to();
     Fate::To(to, lifetime(windows, to, segment, again))
 }
 
@@ -273,7 +300,7 @@ pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
             to = State::Established;
         }
         State::Close if kind == Kind::Rst => match reset(windows, from, gate, segment) {
-            Reset::Exact => return Prepared::Leads(from, to, true),
+            Reset::Exact => return Prepared::Leads(Lead::new(from, to, true)),
             Reset::Closes => {}
             Reset::Stays => to = from,
             Reset::Stray => return Prepared::Decided(Fate::Refuse(Reason::TcpWindow)),
@@ -283,16 +310,16 @@ pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
     if from as u8 == State::None as u8 {
         begin(windows, segment);
     }
-    if (windows.max_win[own].get() == 0 || segment.has(SYN))
+    if (windows.sides[own].max_win.get() == 0 || segment.has(SYN))
         && let Some(check) = introduce(windows, from, segment)
     {
         return match check {
-            Check::Inside => Prepared::Leads(from, to, true),
+            Check::Inside => Prepared::Leads(Lead::new(from, to, true)),
             Check::Ignore => Prepared::Decided(Fate::Ignore),
             Check::Outside => Prepared::Decided(Fate::Refuse(Reason::TcpWindow)),
         };
     }
-    Prepared::Leads(from, to, false)
+    Prepared::Leads(Lead::new(from, to, false))
 }
 
 /// How long the flow lives.
@@ -343,17 +370,19 @@ fn note(windows: &Windows, from: State, segment: &Segment) {
 fn restart(windows: &Windows, own: usize, other: usize) {
     let noted = windows.noted.get();
     let end = windows.last_end.get();
-    windows.end[other].set(end);
-    windows.max_end[other].set(end);
-    windows.max_win[other].set(at_least_one(windows.last_win.get() as u32));
+    windows.sides[other].end.set(end);
+    windows.sides[other].max_end.set(end);
+    windows.sides[other]
+        .max_win
+        .set(at_least_one(windows.last_win.get() as u32));
     windows.scale[other].set(noted & noted::SCALE);
     let scales = noted & noted::SCALES != 0;
     windows.marks[other].set(if scales { mark::SCALES } else { 0 });
     windows.noted.set(noted & !noted::CHALLENGE);
-    windows.end[own].set(0);
-    windows.max_end[own].set(0);
-    windows.max_win[own].set(0);
-    windows.max_ack[own].set(0);
+    windows.sides[own].end.set(0);
+    windows.sides[own].max_end.set(0);
+    windows.sides[own].max_win.set(0);
+    windows.sides[own].max_ack.set(0);
     windows.scale[own].set(0);
     let liberal = windows.marks[own].get() & mark::LIBERAL;
     windows.marks[own].set(liberal);
@@ -380,7 +409,7 @@ fn reset(windows: &Windows, from: State, gate: Gate, segment: &Segment) -> Reset
     let (reply, (_, other)) = (segment.reply, segment.sides());
     // Whoever sent the SYN takes no other answer either (RFC 9293 section 3.10.7.3).
     if reply && from as u8 == State::SynSent as u8 {
-        let exact = segment.has(ACK) && segment.ack == windows.end[other].get();
+        let exact = segment.has(ACK) && segment.ack == windows.sides[other].end.get();
         return if exact { Reset::Closes } else { Reset::Stray };
     }
     let last = windows.last.get();
@@ -391,7 +420,7 @@ fn reset(windows: &Windows, from: State, gate: Gate, segment: &Segment) -> Reset
     // What was acknowledged before a SYN that was let through says nothing of what answers it.
     let acknowledged = windows.marks[other].get() & mark::ACKNOWLEDGES != 0;
     if acknowledged && !(answers && kind == Kind::Syn as u8) {
-        let expected = windows.max_ack[other].get();
+        let expected = windows.sides[other].max_ack.get();
         let open = matches!(
             from,
             State::Established | State::FinWait | State::CloseWait | State::LastAck

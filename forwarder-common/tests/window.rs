@@ -239,7 +239,10 @@ fn a_retransmission_and_a_keep_alive_pass() {
     // Far behind: passes, but means nothing.
     for _ in 0..3 {
         let seq = connection.0.flow_of(&connection.server(0, 0, 0).spec.tuple);
-        let sent = seq.unwrap().0.windows.end[1].get().wrapping_sub(START);
+        let sent = seq.unwrap().0.windows.sides[1]
+            .end
+            .get()
+            .wrapping_sub(START);
         connection.server(ACK, sent, 1).octets(4000).passes();
         connection.client(ACK, 1, sent + 4000).passes();
     }

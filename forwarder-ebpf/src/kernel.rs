@@ -27,7 +27,7 @@ use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
-use forwarder_common::window::{self, Fate, Prepared, Segment};
+use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
@@ -355,9 +355,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn settle(&self, index: u32, prepared: Prepared, segment: &Segment) -> Fate {
+    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
         let [numbers, facts] = segment.pack();
-        Fate::unpack(steps::settle(index, prepared.pack(), numbers, facts))
+        Fate::unpack(steps::settle(index, lead.pack(), numbers, facts))
     }
 
     #[inline(always)]

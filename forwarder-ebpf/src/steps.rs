@@ -10,7 +10,7 @@ use forwarder_common::event::News;
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::quota;
 use forwarder_common::tables::Tables as _;
-use forwarder_common::window::{self, Fate, Prepared, Segment};
+use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::kernel::Kernel;
 
@@ -58,16 +58,13 @@ pub extern "C" fn prepare(index: u32, gate: u64, numbers: u64, facts: u64) -> u6
 /// [`window::settle`], likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn settle(index: u32, prepared: u64, numbers: u64, facts: u64) -> u64 {
+pub extern "C" fn settle(index: u32, lead: u64, numbers: u64, facts: u64) -> u64 {
     let kernel = Kernel { ctx: Nowhere };
     let Some(flow) = kernel.flow(index) else {
         return Fate::Ignore.pack();
     };
-    let (prepared, segment) = (
-        Prepared::unpack(prepared),
-        Segment::unpack([numbers, facts]),
-    );
-    window::settle(&kernel, &flow.windows, prepared, &segment).pack()
+    let (lead, segment) = (Lead::unpack(lead), Segment::unpack([numbers, facts]));
+    window::settle(&kernel, &flow.windows, lead, &segment).pack()
 }
 
 /// [`flow::claim`], why by its number: 1 if it won.

@@ -33,15 +33,15 @@ pub(super) fn begin(windows: &Windows, segment: &Segment) {
     } else {
         (end.wrapping_add(size), 0, [mark::LIBERAL; 2])
     };
-    for (cells, value) in [
-        (&windows.end, end),
-        (&windows.max_end, max_end),
-        (&windows.max_win, size),
-        (&windows.max_ack, 0),
-    ] {
-        cells[0].set(value);
-        cells[1].set(0);
-    }
+    let [own, other] = &windows.sides;
+    own.end.set(end);
+    own.max_end.set(max_end);
+    own.max_win.set(size);
+    own.max_ack.set(0);
+    other.end.set(0);
+    other.max_end.set(0);
+    other.max_win.set(0);
+    other.max_ack.set(0);
     windows.scale[0].set(scale);
     windows.scale[1].set(0);
     windows.marks[0].set(marks[0]);
@@ -63,27 +63,28 @@ const fn offer(scale: u8) -> (u8, u8) {
     }
 }
 
-/// Whether a segment lies inside of the windows, which it then moves on (`tcp_in_window`).
+/// Whether a segment lies inside of the windows, which it then moves on (`tcp_in_window`). `opening`:
+/// it answers the opener's SYN.
 #[inline(always)]
 pub(super) fn inside<F: Family, T: Tables<F>>(
     tables: &T,
     windows: &Windows,
-    from: State,
+    opening: bool,
     segment: &Segment,
 ) -> Check {
     let (own, other) = segment.sides();
     let (mut seq, mut end) = (segment.seq, segment.end());
-    let sent = windows.end[own].get();
-    let heard = windows.end[other].get();
+    let sent = windows.sides[own].end.get();
+    let heard = windows.sides[other].end.get();
     let ack = acknowledged(segment, heard);
     // The reset that answers a SYN.
-    if segment.has(RST) && seq == 0 && from as u8 == State::SynSent as u8 {
+    if opening && segment.has(RST) && seq == 0 {
         (seq, end) = (sent, sent);
     }
-    let allowed = windows.max_end[own].get();
-    let takes = windows.max_win[other].get();
+    let allowed = windows.sides[own].max_end.get();
+    let takes = windows.sides[other].max_win.get();
     let fits = !after(ack, heard);
-    let in_time = is_in_time(ack, heard, windows.max_win[own].get());
+    let in_time = is_in_time(ack, heard, windows.sides[own].max_win.get());
     let in_view = takes == 0 || after(end, sent.wrapping_sub(takes).wrapping_sub(1));
     if after(seq, allowed) || !fits || !in_view || !in_time {
         if windows.marks[own].get() & mark::LIBERAL != 0 {
@@ -97,7 +98,7 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
             return Check::Outside;
         }
         // More than it was allowed, less than a window more: what acknowledges it will pass.
-        tables.raise(&windows.end[own], end);
+        tables.raise(&windows.sides[own].end, end);
         set(windows, own, mark::UNACKNOWLEDGED, true);
         return Check::Ignore;
     }
@@ -106,16 +107,18 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
         set(windows, other, mark::UNACKNOWLEDGED, false);
     }
     if after(end, sent) {
-        tables.raise(&windows.end[own], end);
+        tables.raise(&windows.sides[own].end, end);
         set(windows, own, mark::UNACKNOWLEDGED, true);
     }
     if takes != 0 && after(end, allowed) {
-        windows.max_win[other].set(takes.wrapping_add(end.wrapping_sub(allowed)));
+        windows.sides[other]
+            .max_win
+            .set(takes.wrapping_add(end.wrapping_sub(allowed)));
     }
     if segment.has(ACK) {
         let first = windows.marks[own].get() & mark::ACKNOWLEDGES == 0;
-        if first || after(ack, windows.max_ack[own].get()) {
-            windows.max_ack[own].set(ack);
+        if first || after(ack, windows.sides[own].max_ack.get()) {
+            windows.sides[own].max_ack.set(ack);
             set(windows, own, mark::ACKNOWLEDGES, true);
         }
     }
@@ -123,12 +126,14 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     if !segment.has(SYN) {
         win <<= windows.scale[own].get() & 15;
     }
-    if windows.max_win[own].get() < win {
-        windows.max_win[own].set(win);
+    if windows.sides[own].max_win.get() < win {
+        windows.sides[own].max_win.set(win);
     }
     let edge = ack.wrapping_add(win);
-    if !before(edge, windows.max_end[other].get()) {
-        windows.max_end[other].set(ack.wrapping_add(at_least_one(win)));
+    if !before(edge, windows.sides[other].max_end.get()) {
+        windows.sides[other]
+            .max_end
+            .set(ack.wrapping_add(at_least_one(win)));
     }
     if segment.is(Kind::Ack) {
         remember(windows, segment, end, ack);
@@ -160,12 +165,12 @@ const fn is_in_time(ack: u32, heard: u32, size: u32) -> bool {
 pub(super) fn introduce(windows: &Windows, from: State, segment: &Segment) -> Option<Check> {
     let (own, other) = segment.sides();
     let end = segment.end();
-    let first = windows.max_win[own].get() == 0;
-    let takes = windows.max_win[other].get();
-    let mut heard = windows.end[other].get();
+    let first = windows.sides[own].max_win.get() == 0;
+    let takes = windows.sides[other].max_win.get();
+    let mut heard = windows.sides[other].end.get();
     let syn = segment.has(SYN);
     let opening = matches!(from, State::SynSent | State::SynReceived);
-    let anew = opening && after(end, windows.end[own].get());
+    let anew = opening && after(end, windows.sides[own].end.get());
     if !first && !anew {
         return None;
     }
@@ -174,12 +179,12 @@ pub(super) fn introduce(windows: &Windows, from: State, segment: &Segment) -> Op
         // In the middle of a connection whose history nobody saw.
         size <<= windows.scale[own].get() & 15;
         if takes == 0 {
-            windows.end[other].set(segment.ack);
-            windows.max_end[other].set(segment.ack);
+            windows.sides[other].end.set(segment.ack);
+            windows.sides[other].max_end.set(segment.ack);
             heard = segment.ack;
         } else if segment.ack == heard.wrapping_add(1) {
             // Answers a keep-alive.
-            windows.end[other].set(segment.ack);
+            windows.sides[other].end.set(segment.ack);
             heard = segment.ack;
         }
     }
@@ -193,13 +198,13 @@ pub(super) fn introduce(windows: &Windows, from: State, segment: &Segment) -> Op
         return Some(Check::Ignore);
     }
     size = at_least_one(size);
-    windows.end[own].set(end);
-    windows.max_win[own].set(size);
+    windows.sides[own].end.set(end);
+    windows.sides[own].max_win.set(size);
     if !syn {
-        windows.max_end[own].set(end.wrapping_add(size));
+        windows.sides[own].max_end.set(end.wrapping_add(size));
         return None;
     }
-    windows.max_end[own].set(end);
+    windows.sides[own].max_end.set(end);
     let (scale, marks) = offer(segment.scale);
     windows.scale[own].set(scale);
     windows.marks[own].set(marks | liberal);

@@ -16,7 +16,7 @@ use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::Ticks;
-use forwarder_common::window::{self, Fate, Prepared, Segment};
+use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use super::{Host, Target};
 
@@ -249,11 +249,11 @@ impl Tables<V4> for Host {
         let windows = &self.flows[index as usize].windows;
         Prepared::unpack(window::prepare(windows, gate, &segment).pack())
     }
-    fn settle(&self, index: u32, prepared: Prepared, segment: &Segment) -> Fate {
+    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
         let segment = Segment::unpack(segment.pack());
-        let prepared = Prepared::unpack(prepared.pack());
+        let lead = Lead::unpack(lead.pack());
         let windows = &self.flows[index as usize].windows;
-        Fate::unpack(window::settle(self, windows, prepared, &segment).pack())
+        Fate::unpack(window::settle(self, windows, lead, &segment).pack())
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {

@@ -475,19 +475,20 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
         };
         prop_assert_eq!(fate, expected, "{:?} {:?}", segment, before);
         for (dir, side) in reference.sides.iter().enumerate() {
-            let words = [&windows.end, &windows.max_end, &windows.max_ack];
+            let kept = &windows.sides[dir];
+            let words = [&kept.end, &kept.max_end, &kept.max_ack];
             let numbers = [side.end, side.max_end, side.max_ack];
             for (word, number) in words.into_iter().zip(numbers) {
                 let unset =
-                    side.max_win == 0 || std::ptr::eq(word, &windows.max_ack) && !side.acknowledges;
+                    side.max_win == 0 || std::ptr::eq(word, &kept.max_ack) && !side.acknowledges;
                 prop_assert!(
-                    unset || word[dir].get() == wire(number),
+                    unset || word.get() == wire(number),
                     "{:?} {:?}",
                     segment,
                     before
                 );
             }
-            prop_assert_eq!(i64::from(windows.max_win[dir].get()), side.max_win);
+            prop_assert_eq!(i64::from(windows.sides[dir].max_win.get()), side.max_win);
             prop_assert_eq!(windows.scale[dir].get(), side.scale);
         }
     }

@@ -251,17 +251,12 @@ fn bytes(flow: &Flow<V4>) -> Vec<u8> {
 }
 
 fn windows(windows: &Windows) -> Vec<u8> {
-    let Windows {
-        end,
-        max_end,
-        max_win,
-        max_ack,
-        last_end,
-        last_ack,
-        ..
-    } = windows;
-    let pairs = [end, max_end, max_win, max_ack];
-    let words = pairs.into_iter().flatten().chain([last_end, last_ack]);
+    let sides = windows.sides.each_ref();
+    let words = sides.map(|side| [&side.end, &side.max_end, &side.max_win, &side.max_ack]);
+    let words = words
+        .into_iter()
+        .flatten()
+        .chain([&windows.last_end, &windows.last_ack]);
     let mut bytes: Vec<u8> = words.flat_map(|word| word.get().to_ne_bytes()).collect();
     bytes.extend(windows.last_win.get().to_ne_bytes());
     let octets = [&windows.last, &windows.noted];

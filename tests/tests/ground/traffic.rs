@@ -282,17 +282,20 @@ impl Traffic {
         let flow = &host.flows[reference.index as usize];
         let own = usize::from(flow.tuples[0].get() != spec.tuple);
         let windows = &flow.windows;
-        let known = windows.max_win[own].get() != 0;
+        let known = windows.sides[own].max_win.get() != 0;
         let start = dice.roll() as u32;
-        let (sent, heard) = (windows.end[own].get(), windows.end[own ^ 1].get());
+        let (sent, heard) = (
+            windows.sides[own].end.get(),
+            windows.sides[own ^ 1].end.get(),
+        );
         let seq = if !known {
             start
         } else if dice.once_in(4) {
             let places = [
-                windows.max_end[own].get(),
-                windows.max_ack[own ^ 1].get(),
+                windows.sides[own].max_end.get(),
+                windows.sides[own ^ 1].max_ack.get(),
                 windows.last_end.get(),
-                sent.wrapping_sub(windows.max_win[own ^ 1].get()),
+                sent.wrapping_sub(windows.sides[own ^ 1].max_win.get()),
                 0,
             ];
             dice.pick(&places)
