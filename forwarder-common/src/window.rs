@@ -130,8 +130,9 @@ impl Lead {
     #[must_use]
     pub const fn new(from: State, to: State, inside: bool) -> Self {
         let opening = from as u8 == State::SynSent as u8;
-        let marks = (inside as u64) * INSIDE | (opening as u64) * OPENING;
-        Self((to as u64) << 8 | marks)
+        let inside = if inside { INSIDE } else { 0 };
+        let opening = if opening { OPENING } else { 0 };
+        Self((to as u64) << 8 | inside | opening)
     }
 
     /// The word.
