@@ -73,52 +73,38 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     segment: &Segment,
 ) -> Check {
     let (own, other) = segment.sides();
+    let (said, heard) = (&windows.sides[own], &windows.sides[other]);
     let (mut seq, mut end) = (segment.seq, segment.end());
-    let sent = windows.sides[own].end.get();
-    let heard = windows.sides[other].end.get();
-    let ack = acknowledged(segment, heard);
+    let sent = said.end.get();
+    let ack = acknowledged(segment, heard.end.get());
     // The reset that answers a SYN.
     if opening && segment.has(RST) && seq == 0 {
         (seq, end) = (sent, sent);
     }
-    let allowed = windows.sides[own].max_end.get();
-    let takes = windows.sides[other].max_win.get();
-    let fits = !after(ack, heard);
-    let in_time = is_in_time(ack, heard, windows.sides[own].max_win.get());
-    let in_view = takes == 0 || after(end, sent.wrapping_sub(takes).wrapping_sub(1));
-    if after(seq, allowed) || !fits || !in_view || !in_time {
-        if windows.marks[own].get() & mark::LIBERAL != 0 {
-            return Check::Inside;
-        }
-        if !after(seq, allowed) {
-            return if fits { Check::Ignore } else { Check::Outside };
-        }
-        let over = end.wrapping_sub(allowed).wrapping_add(1);
-        if takes == 0 || over > takes || !fits || !in_view || !in_time {
-            return Check::Outside;
-        }
-        // More than it was allowed, less than a window more: what acknowledges it will pass.
-        tables.raise(&windows.sides[own].end, end);
-        set(windows, own, mark::UNACKNOWLEDGED, true);
-        return Check::Ignore;
+    let takes = heard.max_win.get();
+    if after(seq, said.max_end.get())
+        || after(ack, heard.end.get())
+        || !is_in_view(end, sent, takes)
+        || !is_in_time(ack, heard.end.get(), said.max_win.get())
+    {
+        return outside(tables, windows, own, (seq as u64) << 32 | end as u64, ack);
     }
-
-    if ack == heard {
+    if ack == heard.end.get() {
         set(windows, other, mark::UNACKNOWLEDGED, false);
     }
     if after(end, sent) {
-        tables.raise(&windows.sides[own].end, end);
+        tables.raise(&said.end, end);
         set(windows, own, mark::UNACKNOWLEDGED, true);
     }
-    if takes != 0 && after(end, allowed) {
-        windows.sides[other]
+    if takes != 0 && after(end, said.max_end.get()) {
+        heard
             .max_win
-            .set(takes.wrapping_add(end.wrapping_sub(allowed)));
+            .set(takes.wrapping_add(end.wrapping_sub(said.max_end.get())));
     }
     if segment.has(ACK) {
         let first = windows.marks[own].get() & mark::ACKNOWLEDGES == 0;
-        if first || after(ack, windows.sides[own].max_ack.get()) {
-            windows.sides[own].max_ack.set(ack);
+        if first || after(ack, said.max_ack.get()) {
+            said.max_ack.set(ack);
             set(windows, own, mark::ACKNOWLEDGES, true);
         }
     }
@@ -126,19 +112,59 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     if !segment.has(SYN) {
         win <<= windows.scale[own].get() & 15;
     }
-    if windows.sides[own].max_win.get() < win {
-        windows.sides[own].max_win.set(win);
+    if said.max_win.get() < win {
+        said.max_win.set(win);
     }
     let edge = ack.wrapping_add(win);
-    if !before(edge, windows.sides[other].max_end.get()) {
-        windows.sides[other]
-            .max_end
-            .set(ack.wrapping_add(at_least_one(win)));
+    if !before(edge, heard.max_end.get()) {
+        heard.max_end.set(ack.wrapping_add(at_least_one(win)));
     }
     if segment.is(Kind::Ack) {
         remember(windows, segment, end, ack);
     }
     Check::Inside
+}
+
+/// What a segment that is not inside is then. Its first and its last number come in one word: a BPF
+/// function takes five.
+#[inline(never)]
+fn outside<F: Family, T: Tables<F>>(
+    tables: &T,
+    windows: &Windows,
+    own: usize,
+    numbers: u64,
+    ack: u32,
+) -> Check {
+    let own = own & 1;
+    let (said, heard) = (&windows.sides[own], &windows.sides[own ^ 1]);
+    let (seq, end) = ((numbers >> 32) as u32, numbers as u32);
+    let (allowed, takes) = (said.max_end.get(), heard.max_win.get());
+    let fits = !after(ack, heard.end.get());
+    if windows.marks[own].get() & mark::LIBERAL != 0 {
+        return Check::Inside;
+    }
+    if !after(seq, allowed) {
+        return if fits { Check::Ignore } else { Check::Outside };
+    }
+    let over = end.wrapping_sub(allowed).wrapping_add(1);
+    if takes == 0
+        || over > takes
+        || !fits
+        || !is_in_view(end, said.end.get(), takes)
+        || !is_in_time(ack, heard.end.get(), said.max_win.get())
+    {
+        return Check::Outside;
+    }
+    // More than it was allowed, less than a window more: what acknowledges it will pass.
+    tables.raise(&said.end, end);
+    set(windows, own, mark::UNACKNOWLEDGED, true);
+    Check::Ignore
+}
+
+/// Whether a segment ends where its receiver has not been long ago.
+#[inline(always)]
+const fn is_in_view(end: u32, sent: u32, takes: u32) -> bool {
+    takes == 0 || after(end, sent.wrapping_sub(takes).wrapping_sub(1))
 }
 
 /// What a segment acknowledges. Without an acknowledgement, or with the zero that some put into a
