@@ -13,8 +13,8 @@ use harness::{Agent, Docker, Host, Lab, PacketSocket, Peer, Space, eventually};
 
 use crate::forge::{Head, ipv4, udp};
 use crate::place::{
-    At, CONTAINERS, GATEWAY, HOST, NARROW_MTU, NEAR, NETS, PLACES, PUBLISHED, STRANGER, UPLINK_MAC,
-    mac_text,
+    At, CONTAINERS, GATEWAY, HOST, NARROW, NARROW_MTU, NEAR, NETS, PLACES, PUBLISHED, STRANGER,
+    UPLINK_MAC, mac_text,
 };
 
 /// The ports of the markers.
@@ -54,8 +54,9 @@ impl Arm {
             Docker::stock().arg("--userland-proxy=false")
         })?;
         host.ip(&format!("link set up0 address {}", mac_text(UPLINK_MAC)))?;
-        host.ip("route add 198.19.7.0/24 via 198.18.1.2 mtu 1300")?;
-        debug_assert_eq!(NARROW_MTU, 1300);
+        host.ip(&format!(
+            "route add {NARROW} via {GATEWAY} mtu {NARROW_MTU}"
+        ))?;
         for remote in [NEAR, STRANGER, GATEWAY] {
             let mac = mac_text(At::Lan.mac());
             host.ip(&format!(

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use harness::wire::is_private;
+
 use crate::flow::{Flow, Name};
 use crate::forge::End;
 use crate::known::Difference;
 use crate::place::At;
 use crate::play::Observation;
-use crate::shot::{Body, Damage, Shot, is_private};
+use crate::shot::{Body, Damage, Shot};
 use crate::view::{address, quoted_ends};
 
 /// All differences of a step, with the shot that each is about.

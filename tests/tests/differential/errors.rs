@@ -1,5 +1,7 @@
 //! Steps of ICMP errors about flows, from either end and from routers between.
 
+use std::net::Ipv4Addr;
+
 use crate::flow::{ICMP, Name, Stage, Towards, UDP};
 use crate::forge::Segment;
 use crate::place::{At, NEAR, STRANGER};
@@ -70,6 +72,24 @@ impl Trace {
         Self::step("error-stray", vec![vec![shot]])
     }
 
+    /// An error about a flow that is for somebody else than the quoted packet's sender.
+    pub(crate) fn misdirected_error(&mut self) -> Option<Step> {
+        let flow = self.live(|flow| flow.kind() == "out" || flow.kind() == "in")?;
+        let way = match self.flows[flow].answered {
+            true => self.rng.pick(&[Towards::Server, Towards::Opener]),
+            false => Towards::Server,
+        };
+        let kind = self.rng.pick(&KINDS);
+        let mut shot = self.about(flow, way, kind);
+        let other = match shot.at {
+            // An address that the host has, too.
+            At::Lan => Ipv4Addr::new(172, 28, 1, 1),
+            _ => STRANGER,
+        };
+        shot.draft.ends.1 = Name::Fixed(other, 0);
+        Some(Self::step("error-misdirected", vec![vec![shot]]))
+    }
+
     /// An error about a packet of a flow that goes this way, as its receiver sees it.
     fn about(&mut self, flow: usize, way: Towards, kind: ([u8; 2], u32, &str)) -> Shot {
         let own = self.flows[flow].clone();
@@ -107,7 +127,7 @@ impl Trace {
     fn quoting(
         &mut self,
         at: At,
-        from: std::net::Ipv4Addr,
+        from: Ipv4Addr,
         flow: Option<usize>,
         packet: Draft,
         kind: ([u8; 2], u32, &str),

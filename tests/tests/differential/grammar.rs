@@ -37,6 +37,7 @@ impl Trace {
             58..=59 => self.strangers(),
             60..=67 => self.error(),
             68 => self.damaged_error(),
+            69 if self.rng.once_in(2) => self.misdirected_error(),
             69 => Some(self.stray_error()),
             70..=72 => Some(self.hops()),
             73..=75 => Some(self.with_options()),

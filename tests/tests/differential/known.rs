@@ -40,9 +40,9 @@ pub(crate) struct Entry {
     less: Option<u64>,
     reason: String,
     source: String,
-    /// How often it was met.
+    /// How often it was met, and by which seed first.
     #[serde(skip)]
-    met: Cell<u64>,
+    met: Cell<(u64, u64)>,
 }
 
 fn anything() -> String {
@@ -78,16 +78,19 @@ impl Known {
     }
 
     /// Whether a difference is in the list, whose first entry that fits counts it.
-    pub(crate) fn holds(&self, difference: &Difference) -> bool {
+    pub(crate) fn holds(&self, difference: &Difference, seed: u64) -> bool {
         let entry = self.known.iter().find(|entry| entry.fits(difference));
         if let Some(entry) = entry {
-            entry.met.set(entry.met.get() + 1);
+            let (times, first) = entry.met.get();
+            entry
+                .met
+                .set((times + 1, if times == 0 { seed } else { first }));
         }
         entry.is_some()
     }
 
-    /// The entries, and how often each was met.
-    pub(crate) fn met(&self) -> impl Iterator<Item = (&str, u64)> {
+    /// The entries, how often each was met, and by which seed first.
+    pub(crate) fn met(&self) -> impl Iterator<Item = (&str, (u64, u64))> {
         let entries = self.known.iter();
         entries.map(|entry| (entry.name.as_str(), entry.met.get()))
     }
@@ -106,8 +109,8 @@ impl Entry {
         .all(|(pattern, text)| pattern.split('|').any(|pattern| like(pattern, text)))
             && self.less.is_none_or(|less| {
                 let number = |text: &str| text.parse::<u64>().ok();
-                let (stock, ours) = (number(&difference.stock), number(&difference.ours));
-                ours.map(|ours| ours + less) == stock.filter(|_| ours.is_some())
+                let ours = number(&difference.ours).map(|ours| ours + less);
+                ours.is_some() && ours == number(&difference.stock)
             })
     }
 }
@@ -136,12 +139,12 @@ fn an_entry_is_for_what_it_names_and_counts_it() {
         stock: "x".into(),
         ours: ours.into(),
     };
-    assert!(list.holds(&difference("ttl", "quote ttl", "none")));
-    assert!(list.holds(&difference("ttl", "at", "nowhere")));
-    assert!(!list.holds(&difference("ttl", "src", "none")));
-    assert!(!list.holds(&difference("mtu", "at", "none")));
-    assert!(!list.holds(&difference("ttl", "at", "known")));
-    assert_eq!(list.met().collect::<Vec<_>>(), [("a", 2)]);
+    assert!(list.holds(&difference("ttl", "quote ttl", "none"), 7));
+    assert!(list.holds(&difference("ttl", "at", "nowhere"), 8));
+    assert!(!list.holds(&difference("ttl", "src", "none"), 7));
+    assert!(!list.holds(&difference("mtu", "at", "none"), 7));
+    assert!(!list.holds(&difference("ttl", "at", "known"), 7));
+    assert_eq!(list.met().collect::<Vec<_>>(), [("a", (2, 7))]);
 }
 
 #[test]
@@ -155,7 +158,7 @@ fn an_entry_may_ask_for_a_number_that_is_less() {
         stock: stock.into(),
         ours: ours.into(),
     };
-    assert!(list.holds(&difference("64", "63")));
+    assert!(list.holds(&difference("64", "63"), 0));
     for (stock, ours) in [
         ("64", "64"),
         ("63", "64"),
@@ -163,7 +166,7 @@ fn an_entry_may_ask_for_a_number_that_is_less() {
         ("x", "y"),
         ("64", "y"),
     ] {
-        assert!(!list.holds(&difference(stock, ours)), "{stock} {ours}");
+        assert!(!list.holds(&difference(stock, ours), 0), "{stock} {ours}");
     }
 }
 

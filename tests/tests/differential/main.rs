@@ -53,14 +53,14 @@ fn both_arms_show_the_same_but_for_known_differences() -> Result<()> {
         number("DIFFERENTIAL_SEED", 0)?,
         number("DIFFERENTIAL_SEEDS", SHORT)?,
     );
-    // All that a packet causes happens on the processor that sends it.
-    let mut one = CpuSet::new();
-    one.set(sched_getcpu());
-    sched_setaffinity(None, &one)?;
     let known = Known::read()?;
     let begun = Instant::now();
     let mut play = Play::new(&known)?;
     let built = begun.elapsed();
+    // All that a packet causes happens on the processor that sends it.
+    let mut one = CpuSet::new();
+    one.set(sched_getcpu());
+    sched_setaffinity(None, &one)?;
     play.survey = std::env::var_os("DIFFERENTIAL_SURVEY").map(|_| Default::default());
     for seed in first..first + seeds {
         play.seed(seed)?;
@@ -68,11 +68,12 @@ fn both_arms_show_the_same_but_for_known_differences() -> Result<()> {
     let totals = &play.totals;
     println!(
         "{seeds} seeds from {first} in {:.1?} and {built:.1?} before: {} steps, {} packets on each \
-         arm, {} known differences, {} of {} eligible packets took our path",
+         arm, {} known differences and {} by chance, {} of {} eligible packets took our path",
         begun.elapsed() - built,
         totals.steps,
         totals.packets,
         totals.known,
+        totals.chance,
         totals.fast,
         totals.eligible
     );
@@ -80,8 +81,8 @@ fn both_arms_show_the_same_but_for_known_differences() -> Result<()> {
         println!("unexplained, {times} times, first by seed {seed}: {difference}");
     }
     let mut stale = Vec::new();
-    for (name, met) in known.met() {
-        println!("  {met:6} {name}");
+    for (name, (met, first)) in known.met() {
+        println!("  {met:6} {name}, first by seed {first}");
         if met == 0 {
             stale.push(name);
         }

@@ -11,7 +11,7 @@ use crate::compare::{compare, invariants};
 use crate::flow::Flow;
 use crate::forge::End;
 use crate::known::{Difference, Known};
-use crate::place::{At, HOST};
+use crate::place::{At, HOST, PUBLISHED};
 use crate::shot::{Body, Shot};
 use crate::trace::{Action, Step, Trace};
 use crate::view::{Came, Fields, Reader, gather, quoted_id};
@@ -43,6 +43,8 @@ pub(crate) struct Totals {
     pub(crate) packets: u64,
     /// Differences that the list explains.
     pub(crate) known: u64,
+    /// Differences of ports, one of which was drawn for another flow before.
+    pub(crate) chance: u64,
     /// Packets that our path has to take, and that came.
     pub(crate) eligible: u64,
     /// Of these, those that it took.
@@ -139,7 +141,12 @@ impl<'a> Play<'a> {
         let mut all = compare(step.kind, &shots, stock, ours);
         all.extend(invariants(step.kind, &shots, ours, &trace.flows, &seen[1]));
         for (difference, shot) in all {
-            if self.known.holds(&difference) {
+            let flow = shot.and_then(|shot| shots[shot].flow);
+            let chance = difference.field == "sport"
+                && flow.is_some_and(|flow| is_chance(&trace.flows, flow, seen));
+            if chance {
+                self.totals.chance += 1;
+            } else if self.known.holds(&difference, self.seed) {
                 self.totals.known += 1;
             } else if let Some(survey) = &mut self.survey {
                 let seeds = survey.entry(tell(&difference)).or_insert((0, self.seed));
@@ -147,22 +154,43 @@ impl<'a> Play<'a> {
             } else {
                 bail!(
                     "{}\nunexplained: {}",
-                    show(&shots, &showed),
+                    show(&shots, &showed, shot),
                     tell(&difference)
                 );
             }
             // Where one arm has not delivered, the flow may be another one there.
-            let flow = shot.and_then(|shot| shots[shot].flow);
             if let Some(flow) = flow.filter(|_| matches!(&*difference.field, "at" | "sport")) {
                 trace.flows[flow].over = true;
             }
         }
-        // Whether a packet that came nowhere has made a flow, is nobody's business.
         for flow in &mut trace.flows {
-            flow.over |= seen.iter().any(|seen| seen[flow.number].is_none());
+            flow.over |= seen.iter().any(|seen| match seen[flow.number] {
+                // Whether a packet that came nowhere has made a flow, is nobody's business.
+                None => true,
+                // Stock has drawn a port that is published, by chance: strangers have it, too.
+                Some((_, port)) => {
+                    port != flow.opener.1 && PUBLISHED.iter().any(|row| row.1 == port)
+                }
+            });
         }
         Ok(())
     }
+}
+
+/// Whether a flow's own port is one that another flow to the same server has, on one arm only: then
+/// that one had drawn it, and this one had to draw.
+fn is_chance(flows: &[Flow], flow: usize, seen: &[Seen; 2]) -> bool {
+    let own = &flows[flow];
+    let taken = |seen: &Seen| {
+        let wanted = seen[flow].map(|end| (end.0, own.opener.1));
+        flows.iter().any(|other| {
+            other.number != flow
+                && (other.proto, other.server) == (own.proto, own.server)
+                && wanted.is_some()
+                && seen[other.number] == wanted
+        })
+    };
+    taken(&seen[0]) != taken(&seen[1])
 }
 
 fn act(arm: &mut Arm, action: Option<Action>) -> Result<()> {
@@ -293,19 +321,22 @@ fn tell(difference: &Difference) -> String {
     format!("step {step}, packet {packet:?}, field {field:?}: stock {stock:?}, ours {ours:?}")
 }
 
-fn show(shots: &[&Shot], showed: &[Vec<Observation>; 2]) -> String {
+/// What was sent and what came, as far as a screen holds it; else of one packet only.
+fn show(shots: &[&Shot], showed: &[Vec<Observation>; 2], about: Option<usize>) -> String {
     let mut text = String::new();
-    for shot in shots.iter().take(20) {
-        let _ = writeln!(text, "sent: {shot:?}");
+    let few = shots.len() < 20;
+    for (number, shot) in shots.iter().enumerate() {
+        if few || about == Some(number) {
+            let _ = writeln!(text, "sent: {shot:?}");
+        }
     }
     for (arm, observed) in ["stock", "ours"].into_iter().zip(showed) {
-        for came in observed.iter().take(20) {
-            let fields = came
-                .fields
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"));
-            let fields = fields.collect::<Vec<_>>().join(" ");
-            let _ = writeln!(text, "{arm}: {} at {:?}: {fields}", came.key, came.at);
+        for came in observed.iter().filter(|came| few || came.shot == about) {
+            let mut fields = String::new();
+            for (name, value) in &came.fields {
+                let _ = write!(fields, " {name}={value}");
+            }
+            let _ = writeln!(text, "{arm}: {} at {:?}:{fields}", came.key, came.at);
         }
     }
     text

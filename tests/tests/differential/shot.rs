@@ -1,7 +1,5 @@
 //! A packet of the trace before either arm has named its ends, and the frames that it becomes.
 
-use std::net::Ipv4Addr;
-
 use crate::flow::{ICMP, Name, Pair, TCP, UDP};
 use crate::forge::{self, End, Head, Segment, cut, ipv4, piece};
 use crate::place::At;
@@ -209,9 +207,4 @@ impl Shot {
         };
         packets.into_iter().map(frame).collect()
     }
-}
-
-/// Whether an address is a container's.
-pub(crate) fn is_private(address: Ipv4Addr) -> bool {
-    harness::wire::is_private(address)
 }

@@ -276,3 +276,58 @@ fn hex(octets: &[u8]) -> String {
         text
     })
 }
+
+#[test]
+fn fragments_are_gathered_in_any_order_and_a_hole_is_seen() {
+    use crate::forge::{Head, cut, ipv4, udp};
+    let ends = (crate::place::NEAR, crate::place::HOST);
+    let datagram = udp((ends.0, 1), (ends.1, 2), &[7; 100], true);
+    let whole = ipv4(
+        &Head {
+            df: false,
+            ..Head::plain(UDP, ends.0, ends.1)
+        },
+        &datagram,
+    );
+    let mut pieces = cut(&whole, &[16, 64]);
+    pieces.rotate_left(1);
+    let arrive = |pieces: &[Vec<u8>]| {
+        let arrivals = pieces.iter().map(|piece| Arrival {
+            at: At::Lan,
+            bytes: [&[0; 12][..], &[8, 0], piece].concat(),
+        });
+        gather(arrivals.collect()).unwrap()
+    };
+    let [came] = &arrive(&pieces)[..] else {
+        panic!("not one")
+    };
+    assert_eq!(came.packet, whole);
+    assert_eq!(came.pieces, [(16, 48), (64, 44), (0, 16)]);
+    assert_ne!(arrive(&pieces[..2])[0].packet, whole);
+}
+
+#[test]
+fn a_drawn_port_is_called_so_at_its_own_end_only() {
+    use crate::forge::{Head, ipv4, udp};
+    let (near, host) = (crate::place::NEAR, crate::place::HOST);
+    let transport = udp((host, 80), (near, 80), b"x", true);
+    let came = Came {
+        at: At::Lan,
+        mac: [0; 6],
+        packet: ipv4(&Head::plain(UDP, host, near), &transport),
+        pieces: vec![],
+    };
+    let fields = Reader {
+        drawn: &[(host, 80)],
+    }
+    .fields(&came, true);
+    let value = |name: &str| {
+        fields
+            .iter()
+            .find(|field| field.0 == name)
+            .map(|f| f.1.as_str())
+    };
+    assert_eq!(value("sport"), Some("drawn below 512"));
+    assert_eq!(value("dport"), Some("80"));
+    assert_eq!(value("checksum"), Some("right"));
+}
