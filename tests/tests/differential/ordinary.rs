@@ -209,6 +209,21 @@ impl Trace {
         )
     }
 
+    /// A container uses the number of a published port as its own.
+    pub(crate) fn from_published(&mut self) -> Option<Step> {
+        let published = self.published();
+        let (_, port, _) = self.rng.pick(&published);
+        if !self.take(port) {
+            return None;
+        }
+        let (at, remote) = (self.rng.pick(&CONTAINERS), self.remote());
+        let proto = self.rng.pick(&[UDP, TCP]);
+        let flow = self.outward(proto, at, port, remote);
+        let body = self.opening(flow);
+        let shot = self.plain(flow, Towards::Server, "from a published port", body);
+        Some(Self::step("open", vec![vec![shot]]))
+    }
+
     /// Many flows at once, beside one that is established.
     pub(crate) fn pressure(&mut self) -> Option<Step> {
         let established = self.live(|flow| flow.answered && flow.stage != Stage::Closed)?;

@@ -82,10 +82,15 @@ impl Trace {
                 1 => 512 + self.rng.below(512),
                 _ => 1024 + self.rng.below(64_512),
             };
-            if self.ports.insert(port as u16) {
+            if self.take(port as u16) {
                 return port as u16;
             }
         }
+    }
+
+    /// Takes a port, unless something has it.
+    pub(crate) fn take(&mut self, port: u16) -> bool {
+        self.ports.insert(port)
     }
 
     /// A packet of a flow or about one.
