@@ -26,7 +26,7 @@ impl Trace {
             0..=15 => Some(self.open_plain()),
             16..=25 => Some(self.open_tcp()),
             26..=27 => Some(self.half_open()),
-            28 if self.rng.once_in(4) => self.from_published(),
+            28 if self.rng.once_in(4) => self.published_source(),
             28 => Some(self.simultaneous()),
             29..=42 => self.go_on(),
             43..=45 => self.close(),

@@ -210,7 +210,7 @@ impl Trace {
     }
 
     /// A container uses the number of a published port as its own.
-    pub(crate) fn from_published(&mut self) -> Option<Step> {
+    pub(crate) fn published_source(&mut self) -> Option<Step> {
         let published = self.published();
         let (_, port, _) = self.rng.pick(&published);
         if !self.take(port) {
