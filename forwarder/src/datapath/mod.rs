@@ -8,6 +8,7 @@ mod far_ends;
 mod hooks;
 mod maps;
 mod namespace;
+mod neighbours;
 mod pins;
 mod simulate;
 mod sock_diag;
@@ -252,17 +253,25 @@ impl Datapath {
                 slot,
                 endpoint,
             } => {
+                let Wire(before) = maps.endpoints.get(&slot, 0)?;
                 maps.endpoints.set(slot, Wire(endpoint), 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.insert(Wire(address), slot, 0)?;
+                    if before.incarnation != endpoint.incarnation {
+                        neighbours::forget(endpoint.bridge, address.octets().into()).await?;
+                    }
                 }
             }
             Op::DropEndpoint { key, slot } => {
+                let Wire(before) = maps.endpoints.get(&slot, 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.remove(&Wire(address))?;
                 }
                 maps.endpoints
                     .set(slot, Wire(Endpoint::<V4>::default()), 0)?;
+                if let EndpointKey::Address(address) = key {
+                    neighbours::forget(before.bridge, address.octets().into()).await?;
+                }
             }
             Op::PutNetwork { bridge, row, floor } => {
                 let NetworkRow {
