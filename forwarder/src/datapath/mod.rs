@@ -342,7 +342,7 @@ impl Datapath {
             }
             Op::Attach { ifindex, hook, xdp } => {
                 let device = names.get(&ifindex).context("the device has gone")?;
-                self.hooks.attach(ifindex, device, hook, xdp)?;
+                self.hooks.attach(ifindex, device, hook, xdp).await?;
             }
             Op::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
             Op::AttachSocket(hook) => self.hooks.attach_socket(hook)?,
