@@ -494,7 +494,7 @@ pub struct Quota {
     pub answers: Cell<u64>,
 }
 
-/// The port that a source got when its own was taken.
+/// The port that a source got when its own was taken. It counts as long as a flow lives that has it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hint<F: Family> {
@@ -506,6 +506,20 @@ pub struct Hint<F: Family> {
     pub port: Be16,
     /// IP protocol number, host order.
     pub proto: u32,
+    /// Flows that have it: of those that are remembered the eldest that lives, and the youngest.
+    pub holders: [FlowRef; 2],
+}
+
+impl<F: Family> Hint<F> {
+    /// The place of a source's hint. Not by the low bits of a product: an address's last octets,
+    /// in which containers differ, never reach them.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(src: F::Addr, sport: Be16, proto: u32) -> u32 {
+        let port = sport.word() as u32 | proto << 16;
+        let mixed = (src.mix() ^ port).wrapping_mul(0x85eb_ca6b);
+        mixed >> (u32::BITS - capacity::HINTS.ilog2())
+    }
 }
 
 /// One end of a conversation as a socket names it.
@@ -553,7 +567,7 @@ const _: () = {
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
     assert!(size_of::<Quota>() == 24);
-    assert!(size_of::<Hint<V4>>() == 12);
+    assert!(size_of::<Hint<V4>>() == 12 + 16);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);
 };

@@ -1,10 +1,10 @@
 //! Choosing the port of a translation, as `nf_nat_l4proto_unique_tuple` does.
 //!
-//! First the port that this source already has towards others (RFC 4787 REQ-1), then its own (so
+//! First the port that a flow of this source has towards others (RFC 4787 REQ-1), then its own (so
 //! that TCP timestamps stay monotonic for the remote), then at random in the same class. The
 //! reply tuple's key is inserted with "not if it exists": that is the lock.
 
-use crate::abi::{FlowRef, Hint, PortKey, Published, Tuple, capacity};
+use crate::abi::{FlowRef, Hint, PortKey, Published, Tuple};
 use crate::family::{Address, Be16, Family};
 use crate::flow;
 use crate::parse::proto;
@@ -34,16 +34,26 @@ pub fn draw<F: Family, T: Tables<F>>(
     owner: Owner,
 ) -> Option<Tuple<F>> {
     let (src, sport) = inside;
-    let place = (src.mix() ^ sport.word() as u32) & (capacity::HINTS - 1);
+    let place = Hint::<F>::place(src, sport, reply.proto);
     if owner == Owner::Host
-        && let Some(hint) = tables.hint(place)
+        && let Some(mut hint) = tables.hint(place)
         && hint.src == src
         && hint.sport == sport
         && hint.proto == reply.proto
     {
-        reply.dport = hint.port;
-        if take(tables, flow, &reply, owner) {
-            return Some(reply);
+        let [eldest, youngest] = hint.holders;
+        let eldest = if flow::lives(tables, eldest) {
+            Some(eldest)
+        } else {
+            Some(youngest).filter(|&youngest| flow::lives(tables, youngest))
+        };
+        if let Some(eldest) = eldest {
+            reply.dport = hint.port;
+            if take(tables, flow, &reply, owner) {
+                hint.holders = [eldest, flow];
+                tables.set_hint(place, hint);
+                return Some(reply);
+            }
         }
     }
     reply.dport = sport;
@@ -75,6 +85,7 @@ pub fn draw<F: Family, T: Tables<F>>(
             sport,
             port: search.reply.dport,
             proto: reply.proto,
+            holders: [flow; 2],
         };
         tables.set_hint(place, hint);
     }
