@@ -255,7 +255,7 @@ pub fn parse<F: Family>(
         if octets < 20 || (!header.fragment && header.len.wrapping_sub(1) < ip + octets - 1) {
             return Err(Reason::Malformed);
         }
-        flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+        flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK | tcp::URG);
         packet.seq = tail.sequence.get();
         packet.ack = tail.acknowledgement.get();
         packet.window = tail.window.get();
