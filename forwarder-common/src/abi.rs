@@ -121,8 +121,8 @@ pub const HOST: u32 = u16::MAX as u32;
 
 /// A conversation's end-to-end names as one direction's packets carry them.
 ///
-/// ICMP echo has its identifier in `sport` of the request and in `dport` of the reply; the other
-/// port is zero.
+/// An ICMP query has its identifier in `sport` of the request and in `dport` of the reply; the other
+/// port is the request's type, and zero for echo.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Tuple<F: Family> {

@@ -11,7 +11,7 @@ use forwarder_common::flow::REPLY;
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts;
 use model::Host;
-use model::frames::{SYN, Spec, ip};
+use model::frames::{SYN, Spec, ip, sums_up};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};
 use proptest::prelude::*;
 
@@ -137,6 +137,56 @@ fn a_drawn_port_is_forgotten_with_its_last_flow() {
     host.wait(timeouts::UDP_STREAM + 1);
     assert_eq!(from_app(&host, &to(REMOTE)), 5000);
     assert_eq!(from_app(&host, &to(CLIENT)), 5000);
+}
+
+#[test]
+fn every_icmp_query_is_a_flow_of_its_own() {
+    let host = Host::usual(FLOWS);
+    // The same identifier of one container: no clash among the kinds. Of another: one each.
+    let requests = |src| {
+        [
+            Spec::ping(src, REMOTE, 7),
+            Spec::query(13, src, REMOTE, 7),
+            Spec::query(15, src, REMOTE, 7),
+            Spec::query(17, src, REMOTE, 7),
+        ]
+    };
+    for (request, kind) in requests(APP).into_iter().zip([0, 14, 16, 18]) {
+        assert_eq!(from_app(&host, &request), 7);
+        let other = from_web(
+            &host,
+            &Spec {
+                tuple: Tuple {
+                    src: WEB,
+                    ..request.tuple
+                },
+                ..request
+            },
+        );
+        assert_ne!(other, 7);
+        for (id, addr, own) in [(7, APP, 7), (other, WEB, 7)] {
+            let reply = match kind {
+                0 => Spec::pong(REMOTE, HOST, id),
+                _ => Spec::query(kind, REMOTE, HOST, id),
+            };
+            let (outcome, packet) = host.by_uplink(&reply);
+            assert_eq!(outcome.reason, Some(Reason::Forwarded));
+            assert!(sums_up(&packet));
+            assert_eq!(packet[16..20], addr.octets());
+            assert_eq!(packet[24..26], u16::to_be_bytes(own));
+        }
+    }
+    // A reply of another kind is none.
+    let fresh = Host::usual(FLOWS);
+    from_app(&fresh, &Spec::query(13, APP, REMOTE, 7));
+    for stray in [
+        Spec::pong(REMOTE, HOST, 7),
+        Spec::query(16, REMOTE, HOST, 7),
+    ] {
+        assert_eq!(fresh.by_uplink(&stray).0.reason, Some(Reason::ToHost));
+    }
+    let (outcome, _) = fresh.by_veth(APP_VETH, &Spec::query(14, APP, REMOTE, 9));
+    assert_eq!(outcome.reason, Some(Reason::NoFlow));
 }
 
 #[test]
