@@ -511,6 +511,13 @@ pub struct Hint<F: Family> {
 }
 
 impl<F: Family> Hint<F> {
+    /// Whether it is this source's.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(&self, src: F::Addr, sport: Be16, proto: u32) -> bool {
+        self.src == src && self.sport == sport && self.proto == proto
+    }
+
     /// The place of a source's hint. Not by the low bits of a product: an address's last octets,
     /// in which containers differ, never reach them.
     #[inline(always)]
