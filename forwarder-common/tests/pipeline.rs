@@ -252,6 +252,7 @@ fn the_hosts_own_errors_about_hairpins_show_what_was_sent() {
         assert_eq!(outcome.reason, Some(Reason::HostError), "{spec:?}");
         assert!(sums_up(&told));
         assert_eq!(told[28..], spec.packet());
+        assert_eq!(told[12..16], spec.tuple.dst.octets(), "from who was asked");
     }
     // Neither what was sent as it is, nor what tells no flow.
     let lone = Spec::udp((APP, 9), (REMOTE, 53)).packet();

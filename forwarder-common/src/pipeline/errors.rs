@@ -81,6 +81,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         };
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let Tuple { src, dst, .. } = self.packet.tuple;
+        // From the address that was asked, as in nf_nat; where nothing is translated, that is another's.
+        let src = if self.tables.is_local(sent.dst) {
+            sent.dst
+        } else {
+            src
+        };
         let outer = Outer {
             src,
             dst,
