@@ -121,8 +121,8 @@ pub const HOST: u32 = u16::MAX as u32;
 
 /// A conversation's end-to-end names as one direction's packets carry them.
 ///
-/// ICMP echo has its identifier in `sport` of the request and in `dport` of the reply; the other
-/// port is zero.
+/// An ICMP query has its identifier in `sport` of the request and in `dport` of the reply; the other
+/// port is the request's type, and zero for echo.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Tuple<F: Family> {
@@ -498,7 +498,7 @@ pub struct Quota {
     pub answers: Cell<u64>,
 }
 
-/// The port that a source got when its own was taken.
+/// The port that a source got when its own was taken. It counts as long as a flow lives that has it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hint<F: Family> {
@@ -510,6 +510,27 @@ pub struct Hint<F: Family> {
     pub port: Be16,
     /// IP protocol number, host order.
     pub proto: u32,
+    /// Flows that have it: of those that are remembered the eldest that lives, and the youngest.
+    pub holders: [FlowRef; 2],
+}
+
+impl<F: Family> Hint<F> {
+    /// Whether it is this source's.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(&self, src: F::Addr, sport: Be16, proto: u32) -> bool {
+        self.src == src && self.sport == sport && self.proto == proto
+    }
+
+    /// The place of a source's hint. Not by the low bits of a product: an address's last octets,
+    /// in which containers differ, never reach them.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(src: F::Addr, sport: Be16, proto: u32) -> u32 {
+        let port = sport.word() as u32 | proto << 16;
+        let mixed = (src.mix() ^ port).wrapping_mul(0x85eb_ca6b);
+        mixed >> (u32::BITS - capacity::HINTS.ilog2())
+    }
 }
 
 /// One end of a conversation as a socket names it.
@@ -557,7 +578,7 @@ const _: () = {
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
     assert!(size_of::<Quota>() == 24);
-    assert!(size_of::<Hint<V4>>() == 12);
+    assert!(size_of::<Hint<V4>>() == 12 + 16);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);
 };

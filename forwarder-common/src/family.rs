@@ -119,7 +119,7 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
     /// In 127.0.0.0/8, or `::1`.
     fn is_loopback(self) -> bool;
 
-    /// Multicast, limited broadcast or unspecified: never anybody's source behind a NAT.
+    /// Multicast, limited broadcast or of "this network": what the kernel never forwards to.
     fn is_unroutable(self) -> bool;
 
     /// In the address pools that dockerd takes networks from by default (libnetwork's
@@ -157,7 +157,8 @@ impl Address for Be32 {
 
     #[inline(always)]
     fn is_unroutable(self) -> bool {
-        self.0 == 0 || self.get() >> 28 >= 0xe
+        let address = self.get();
+        address >> 24 == 0 || address >> 28 == 0xe || address == u32::MAX
     }
 
     /// 172.17.0.0/16 to 172.31.0.0/16, 192.168.0.0/16.

@@ -369,6 +369,16 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
     flow.policy.set(plan.policy);
 }
 
+/// Whether the flow of a reference lives and is current.
+#[inline(never)]
+pub fn lives<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> bool {
+    let Some(flow) = tables.flow(reference.index) else {
+        return false;
+    };
+    let gate = tables.gate(flow);
+    gate.id() == reference.id && gate.is_live() && is_current(tables, flow, tables.now())
+}
+
 /// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
 #[inline(never)]
 pub fn end_if_over<F: Family, T: Tables<F>>(tables: &T, tuple: &Tuple<F>) -> bool {

@@ -7,14 +7,14 @@ use crate::abi::Tuple;
 use crate::checksum;
 use crate::family::{Address, Be16, Family};
 use crate::frame::Frame;
-use crate::parse::{ECHO_REPLY, ECHO_REQUEST, IcmpHeader, Packet, Ports, REDIRECT, proto};
+use crate::parse::{IcmpHeader, Packet, Ports, REDIRECT, proto};
 
 /// The packet that an ICMP error quotes.
 #[derive(Clone, Copy, Debug)]
 pub struct Quote<F: Family> {
     /// Its tuple, as the error's sender saw it.
     pub tuple: Tuple<F>,
-    /// It is an echo reply.
+    /// It is an ICMP query's reply.
     answer: bool,
     l3: u8,
     l4: u8,
@@ -61,15 +61,11 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
             tuple.dport = ports.dst;
         }
         icmp if icmp == F::ICMP as u32 => {
-            let echo: IcmpHeader = frame.read(l4)?;
-            match echo.kind {
-                ECHO_REQUEST => tuple.sport = echo.id,
-                ECHO_REPLY => {
-                    tuple.dport = echo.id;
-                    answer = true;
-                }
-                _ => return None,
-            }
+            let icmp: IcmpHeader = frame.read(l4)?;
+            let (ports, reply) = icmp.query()?;
+            tuple.sport = ports.src;
+            tuple.dport = ports.dst;
+            answer = reply;
         }
         _ => return None,
     }

@@ -1,10 +1,10 @@
 //! Choosing the port of a translation, as `nf_nat_l4proto_unique_tuple` does.
 //!
-//! First the port that this source already has towards others (RFC 4787 REQ-1), then its own (so
+//! First the port that a flow of this source has towards others (RFC 4787 REQ-1), then its own (so
 //! that TCP timestamps stay monotonic for the remote), then at random in the same class. The
 //! reply tuple's key is inserted with "not if it exists": that is the lock.
 
-use crate::abi::{FlowRef, Hint, PortKey, Published, Tuple, capacity};
+use crate::abi::{FlowRef, Hint, PortKey, Published, Tuple};
 use crate::family::{Address, Be16, Family};
 use crate::flow;
 use crate::parse::proto;
@@ -29,32 +29,11 @@ pub enum Owner {
 pub fn draw<F: Family, T: Tables<F>>(
     tables: &T,
     flow: FlowRef,
-    mut reply: Tuple<F>,
+    reply: Tuple<F>,
     inside: (F::Addr, Be16),
     owner: Owner,
 ) -> Option<Tuple<F>> {
     let (src, sport) = inside;
-    let place = (src.mix() ^ sport.word() as u32) & (capacity::HINTS - 1);
-    if owner == Owner::Host
-        && let Some(hint) = tables.hint(place)
-        && hint.src == src
-        && hint.sport == sport
-        && hint.proto == reply.proto
-    {
-        reply.dport = hint.port;
-        if take(tables, flow, &reply, owner) {
-            return Some(reply);
-        }
-    }
-    reply.dport = sport;
-    if take(tables, flow, &reply, owner) {
-        return Some(reply);
-    }
-    // Somebody has it. If that flow is over, it has to go before its time: a connection made anew
-    // keeps its port.
-    if flow::end_if_over(tables, &reply) && take(tables, flow, &reply, owner) {
-        return Some(reply);
-    }
     let (low, count) = class(sport, reply.proto);
     let mut search = Search {
         tables,
@@ -65,23 +44,26 @@ pub fn draw<F: Family, T: Tables<F>>(
         count,
         found: false,
     };
-    tables.attempt(TRIES, &mut search);
-    if !search.found {
+    let known = if owner == Owner::Host {
+        known(tables, src, sport, reply.proto)
+    } else {
+        Be16::default()
+    };
+    // A flow that is over goes before its time: a connection made anew keeps its port.
+    let found = known != Be16::default() && search.take(known)
+        || search.take(sport)
+        || flow::end_if_over(tables, &search.reply) && search.take(sport)
+        || search.draw();
+    if !found {
         return None;
     }
-    if owner == Owner::Host {
-        let hint = Hint {
-            src,
-            sport,
-            port: search.reply.dport,
-            proto: reply.proto,
-        };
-        tables.set_hint(place, hint);
+    if owner == Owner::Host && search.reply.dport != sport {
+        remember(tables, flow, &search.reply, src, sport);
     }
     Some(search.reply)
 }
 
-/// A search for a free port at random.
+/// A search for a free port.
 struct Search<'a, F: Family, T> {
     tables: &'a T,
     flow: FlowRef,
@@ -92,13 +74,77 @@ struct Search<'a, F: Family, T> {
     found: bool,
 }
 
+impl<F: Family, T: Tables<F>> Search<'_, F, T> {
+    #[inline(always)]
+    fn take(&mut self, port: Be16) -> bool {
+        self.reply.dport = port;
+        take(self.tables, self.flow, &self.reply, self.owner)
+    }
+
+    #[inline(always)]
+    fn draw(&mut self) -> bool {
+        let tables = self.tables;
+        tables.attempt(TRIES, self);
+        self.found
+    }
+}
+
 impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
     #[inline(always)]
     fn once(&mut self) -> bool {
-        self.reply.dport = scale(self.tables.random(), self.low, self.count);
-        self.found = take(self.tables, self.flow, &self.reply, self.owner);
+        let port = scale(self.tables.random(), self.low, self.count);
+        self.found = self.take(port);
         self.found
     }
+}
+
+/// The port that a flow of this source was drawn and has, towards whomever; 0 for none.
+#[inline(never)]
+fn known<F: Family, T: Tables<F>>(tables: &T, src: F::Addr, sport: Be16, proto: u32) -> Be16 {
+    match tables.hint(Hint::<F>::place(src, sport, proto)) {
+        Some(hint)
+            if hint.is_of(src, sport, proto)
+                && hint
+                    .holders
+                    .into_iter()
+                    .any(|holder| flow::lives(tables, holder)) =>
+        {
+            hint.port
+        }
+        _ => Be16::default(),
+    }
+}
+
+/// Remembers the port that a flow of this source was drawn.
+#[inline(never)]
+fn remember<F: Family, T: Tables<F>>(
+    tables: &T,
+    flow: FlowRef,
+    reply: &Tuple<F>,
+    src: F::Addr,
+    sport: Be16,
+) {
+    let proto = reply.proto;
+    let place = Hint::<F>::place(src, sport, proto);
+    let mut hint = Hint {
+        src,
+        sport,
+        port: reply.dport,
+        proto,
+        holders: [flow; 2],
+    };
+    if let Some(old) = tables.hint(place)
+        && old.is_of(src, sport, proto)
+        && old.port == hint.port
+    {
+        let [eldest, youngest] = old.holders;
+        hint.holders[0] = if flow::lives(tables, eldest) {
+            eldest
+        } else {
+            youngest
+        };
+    }
+    tables.set_hint(place, hint);
 }
 
 /// Takes one port, if nobody has it.

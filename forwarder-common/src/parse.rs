@@ -45,7 +45,7 @@ pub struct Header<F: Family> {
 /// What a packet is to the pipeline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Class {
-    /// TCP, UDP or ICMP echo with all of its transport header: has a tuple.
+    /// TCP, UDP or an ICMP query with all of its transport header: has a tuple.
     Flow,
     /// A fragment; its tuple is whole only if it is the first.
     Fragment,
@@ -86,7 +86,7 @@ pub struct Packet<F: Family> {
     pub options: bool,
     /// A fragment without a transport header.
     pub tail: bool,
-    /// An echo reply: never opens a flow.
+    /// An ICMP query's reply: never opens a flow.
     pub answer: bool,
 }
 
@@ -204,9 +204,33 @@ pub(crate) struct IcmpHeader {
     pub(crate) sequence: Be16,
 }
 
-pub(crate) const ECHO_REPLY: u8 = 0;
-pub(crate) const ECHO_REQUEST: u8 = 8;
 pub(crate) const REDIRECT: u8 = 5;
+
+impl IcmpHeader {
+    /// The ports of an ICMP query, and whether it is the reply. The asker's port is the identifier,
+    /// the other one the kind of query: the request's type, and 0 for echo. `None` for what is no
+    /// query (`invmap` of nf_conntrack_proto_icmp.c).
+    #[inline(always)]
+    pub(crate) fn query(&self) -> Option<(Ports, bool)> {
+        // By arithmetic: of a `match`, LLVM makes a table, which BPF has no place for but the stack.
+        let (asked, answer) = if self.kind & !8 == 0 {
+            (0, self.kind == 0)
+        } else if self.kind.wrapping_sub(13) < 6 {
+            // Time stamp, information, address mask: the reply's type is one more.
+            let answer = self.kind & 1 == 0;
+            (self.kind - answer as u8, answer)
+        } else {
+            return None;
+        };
+        let (src, dst) = (self.id, Be16::new(asked as u16));
+        let ports = if answer {
+            Ports { src: dst, dst: src }
+        } else {
+            Ports { src, dst }
+        };
+        Some((ports, answer))
+    }
+}
 
 /// Reads the packet whose network header is at `l3` into `packet`: in place, since a large value
 /// on its way back costs as much as reading it.
@@ -255,7 +279,7 @@ pub fn parse<F: Family>(
         if octets < 20 || (!header.fragment && header.len.wrapping_sub(1) < ip + octets - 1) {
             return Err(Reason::Malformed);
         }
-        flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+        flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK | tcp::URG);
         packet.seq = tail.sequence.get();
         packet.ack = tail.acknowledgement.get();
         packet.window = tail.window.get();
@@ -266,18 +290,11 @@ pub fn parse<F: Family>(
         if header.len < ip + octets {
             return Err(Reason::Malformed);
         }
-        match icmp.kind {
-            ECHO_REQUEST => {
-                ports.src = icmp.id;
-                class = Class::Flow;
-            }
-            ECHO_REPLY => {
-                ports.dst = icmp.id;
-                answer = true;
-                class = Class::Flow;
-            }
-            3 | 4 | REDIRECT | 11 | 12 => class = Class::IcmpError,
-            _ => {}
+        if let Some(query) = icmp.query() {
+            (ports, answer) = query;
+            class = Class::Flow;
+        } else if matches!(icmp.kind, 3 | 4 | REDIRECT | 11 | 12) {
+            class = Class::IcmpError;
         }
     }
     if header.fragment {

@@ -337,10 +337,26 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     }
     let network = tables.network(meta.ifindex);
     if network.is_some_and(|network| network.flags & network::ISOLATED != 0) {
-        Reason::Internal
-    } else {
-        Reason::FromHost
+        return Reason::Internal;
     }
+    // A word to a container about what it sent to a neighbour shows where that went.
+    let may_quote = F::header(&frame, meta.l3 as usize)
+        .is_ok_and(|header| header.proto == F::ICMP as u32)
+        && parse(&frame, meta.l3 as usize, packet).is_ok()
+        && packet.class == Class::IcmpError;
+    if !may_quote {
+        return Reason::FromHost;
+    }
+    let mut passage = Passage {
+        frame,
+        meta,
+        tables,
+        side: Side::Bridge,
+        packet,
+    };
+    tables
+        .restore_own_error(&mut passage)
+        .unwrap_or(Reason::FromHost)
 }
 
 /// A packet's passage by one of our hooks: what every step below asks about.

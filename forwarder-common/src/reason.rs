@@ -107,7 +107,7 @@ reasons! {
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
     Fragment = Drop "fragment" "A fragment of a datagram that would have to be translated.";
-    Protocol = Drop "protocol" "Neither TCP, UDP nor ICMP echo, and would have to be translated.";
+    Protocol = Drop "protocol" "Neither TCP, UDP nor an ICMP query, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
     NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
     TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";

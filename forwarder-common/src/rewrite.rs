@@ -36,11 +36,11 @@ pub struct Edit<F: Family> {
     pub src: F::Addr,
     /// New destination address.
     pub dst: F::Addr,
-    /// New source port, or the identifier of an echo request.
+    /// New source port, or the identifier of an ICMP request.
     pub sport: Be16,
-    /// New destination port, or the identifier of an echo reply.
+    /// New destination port, or the identifier of an ICMP reply.
     pub dport: Be16,
-    /// An echo reply.
+    /// An ICMP reply.
     pub answer: bool,
     /// The packet has a transport header: not so in the tail of a fragmented datagram.
     pub transport: bool,
@@ -109,7 +109,7 @@ pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
                 dst: edit.dport,
             },
         ),
-        // Only echo has ports; other protocols are never translated.
+        // Only ICMP queries have an identifier; other protocols are never translated.
         _ => {
             let id = if edit.answer { edit.dport } else { edit.sport };
             let Some(old) = frame.read::<Be16>(l4 + ICMP_CHECKSUM) else {

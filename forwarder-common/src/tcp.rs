@@ -85,6 +85,8 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 /// ACK.
 pub const ACK: u8 = 0x10;
+/// URG.
+pub const URG: u8 = 0x20;
 
 /// What a packet asks of a flow's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,18 +164,22 @@ pub enum Kind {
 }
 
 /// What flags say (`get_conntrack_index`, and `tcp_valid_flags`: what is not valid is nothing).
+/// PSH, ECE and CWR say nothing of this, URG only where it cannot be.
 #[inline(always)]
 #[must_use]
 pub const fn kind(flags: u8) -> Kind {
-    const ALL: u8 = FIN | SYN | RST | ACK;
+    const ALL: u8 = FIN | SYN | RST | ACK | URG;
     const SYN_ACK: u8 = SYN | ACK;
     const FIN_ACK: u8 = FIN | ACK;
     const RST_ACK: u8 = RST | ACK;
+    const ACK_URG: u8 = ACK | URG;
+    const SYN_URG: u8 = SYN | URG;
+    const FIN_ACK_URG: u8 = FIN | ACK | URG;
     match flags & ALL {
-        ACK => Kind::Ack,
-        SYN => Kind::Syn,
+        ACK | ACK_URG => Kind::Ack,
+        SYN | SYN_URG => Kind::Syn,
         SYN_ACK => Kind::SynAck,
-        FIN_ACK => Kind::Fin,
+        FIN_ACK | FIN_ACK_URG => Kind::Fin,
         RST | RST_ACK => Kind::Rst,
         _ => Kind::None,
     }

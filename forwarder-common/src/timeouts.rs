@@ -67,7 +67,7 @@ pub const UDP_STREAM: Ticks = seconds(120);
 /// A UDP flow with answers counts as a stream this long after its first packet (`stream_ts`).
 pub const UDP_STREAM_AFTER: Ticks = seconds(2);
 
-/// ICMP echo (`nf_ct_icmp_timeout`).
+/// ICMP queries (`nf_ct_icmp_timeout`).
 pub const ICMP: Ticks = seconds(30);
 
 /// The agent's heartbeat is trusted for this long; then routes are looked up anew per packet.

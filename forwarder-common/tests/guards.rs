@@ -64,6 +64,32 @@ fn what_a_container_may_not_send() {
             Spec::udp((APP, 1), (ip(127, 0, 0, 1), 53)),
             Reason::Loopback,
         ),
+        (
+            APP_VETH,
+            Spec::udp((APP, 1), (ip(0, 1, 2, 3), 53)),
+            Reason::ToHost,
+        ),
+        (
+            APP_VETH,
+            Spec::udp((APP, 1), (ip(239, 255, 255, 255), 53)),
+            Reason::ToHost,
+        ),
+        (
+            APP_VETH,
+            Spec::udp((APP, 1), (ip(255, 255, 255, 255), 53)),
+            Reason::ToHost,
+        ),
+        // Reserved, and routed all the same.
+        (
+            APP_VETH,
+            Spec::udp((APP, 1), (ip(240, 0, 0, 1), 53)),
+            Reason::Forwarded,
+        ),
+        (
+            APP_VETH,
+            Spec::udp((APP, 1), (ip(255, 255, 255, 254), 53)),
+            Reason::Forwarded,
+        ),
         (APP_VETH, Spec::udp((APP, 1), (FAR, 53)), Reason::Isolated),
         (
             FAR_VETH,

@@ -28,6 +28,7 @@ fn an_error_from_the_way_reaches_the_container_with_its_own_packet_inside() {
         Spec::udp((APP, 5000), (REMOTE, 53)),
         Spec::tcp((APP, 5000), (REMOTE, 80), SYN),
         Spec::ping(APP, REMOTE, 77),
+        Spec::query(13, APP, REMOTE, 77),
     ] {
         let host = Host::usual(64);
         let left = out(&host, &spec);

@@ -11,8 +11,8 @@ use forwarder_common::flow::REPLY;
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts;
 use model::Host;
-use model::frames::{SYN, Spec, ip};
-use model::host::{APP, APP_VETH, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};
+use model::frames::{SYN, Spec, ip, sums_up};
+use model::host::{APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};
 use proptest::prelude::*;
 
 const FLOWS: u32 = 1024;
@@ -87,6 +87,106 @@ fn a_source_keeps_the_port_that_it_has_towards_others() {
         5000
     );
     assert_eq!(from_app(&host, &Spec::udp((APP, 5001), (CLIENT, 53))), 5001);
+}
+
+#[test]
+fn the_last_octets_of_an_address_count() {
+    // Of 64 neighbours that each had to draw, 64 know what they drew: but for a few that share a
+    // place by chance.
+    let mut host = Host::usual(FLOWS);
+    let mut kept = 0;
+    let mut drawn = Vec::new();
+    from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
+    for last in 0..64 {
+        let (addr, veth) = (ip(172, 17, 7, last), 100 + u32::from(last));
+        host.container(BRIDGE, veth, addr);
+        let spec = Spec::udp((addr, 5000), (REMOTE, 53));
+        assert_eq!(host.by_veth(veth, &spec).0.reason, Some(Reason::Forwarded));
+        drawn.push((addr, veth, port(&host, &spec)));
+    }
+    for (addr, veth, drawn) in drawn {
+        let spec = Spec::udp((addr, 5000), (CLIENT, 53));
+        host.by_veth(veth, &spec);
+        kept += u32::from(port(&host, &spec) == drawn);
+    }
+    assert!(kept > 56, "{kept} of 64");
+}
+
+#[test]
+fn a_drawn_port_is_forgotten_with_its_last_flow() {
+    let mut host = Host::usual(FLOWS);
+    let to = |remote| Spec::udp((APP, 5000), (remote, 53));
+    from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
+    let drawn = from_app(&host, &to(REMOTE));
+    // The flow that drew it lives on by its packets, one that came later too, others end.
+    from_app(&host, &to(CLIENT));
+    for _ in 0..4 {
+        host.wait(timeouts::UDP / 2 + 1);
+        from_app(&host, &to(REMOTE));
+    }
+    let third = ip(198, 19, 0, 3);
+    assert_eq!(from_app(&host, &to(third)), drawn);
+    // Now the youngest outlives the one that drew it.
+    for _ in 0..4 {
+        host.wait(timeouts::UDP / 2 + 1);
+        from_app(&host, &to(third));
+    }
+    let fourth = ip(198, 19, 0, 4);
+    assert_eq!(from_app(&host, &to(fourth)), drawn);
+    // All are over: the own port is free, and it is taken.
+    host.wait(timeouts::UDP_STREAM + 1);
+    assert_eq!(from_app(&host, &to(REMOTE)), 5000);
+    assert_eq!(from_app(&host, &to(CLIENT)), 5000);
+}
+
+#[test]
+fn every_icmp_query_is_a_flow_of_its_own() {
+    let host = Host::usual(FLOWS);
+    // The same identifier of one container: no clash among the kinds. Of another: one each.
+    let requests = |src| {
+        [
+            Spec::ping(src, REMOTE, 7),
+            Spec::query(13, src, REMOTE, 7),
+            Spec::query(15, src, REMOTE, 7),
+            Spec::query(17, src, REMOTE, 7),
+        ]
+    };
+    for (request, kind) in requests(APP).into_iter().zip([0, 14, 16, 18]) {
+        assert_eq!(from_app(&host, &request), 7);
+        let other = from_web(
+            &host,
+            &Spec {
+                tuple: Tuple {
+                    src: WEB,
+                    ..request.tuple
+                },
+                ..request
+            },
+        );
+        assert_ne!(other, 7);
+        for (id, addr, own) in [(7, APP, 7), (other, WEB, 7)] {
+            let reply = match kind {
+                0 => Spec::pong(REMOTE, HOST, id),
+                _ => Spec::query(kind, REMOTE, HOST, id),
+            };
+            let (outcome, packet) = host.by_uplink(&reply);
+            assert_eq!(outcome.reason, Some(Reason::Forwarded));
+            assert!(sums_up(&packet));
+            assert_eq!(packet[16..20], addr.octets());
+            assert_eq!(packet[24..26], u16::to_be_bytes(own));
+        }
+    }
+    // A reply of another kind is none.
+    let fresh = Host::usual(FLOWS);
+    from_app(&fresh, &Spec::query(13, APP, REMOTE, 7));
+    for stray in [
+        Spec::pong(REMOTE, HOST, 7),
+        Spec::query(16, REMOTE, HOST, 7),
+    ] {
+        assert_eq!(fresh.by_uplink(&stray).0.reason, Some(Reason::ToHost));
+    }
+    let (outcome, _) = fresh.by_veth(APP_VETH, &Spec::query(14, APP, REMOTE, 9));
+    assert_eq!(outcome.reason, Some(Reason::NoFlow));
 }
 
 #[test]

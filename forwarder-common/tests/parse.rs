@@ -94,9 +94,9 @@ fn what_is_whole_is_read_as_it_is() {
     assert_eq!((packet.l4, packet.headers, packet.hops), (28, 48, 64));
     assert!(packet.options && !packet.tail && !packet.answer);
 
-    // PSH, URG and the rest are nobody's business.
+    // PSH, ECE and CWR are nobody's business.
     let push = Spec {
-        flags: ACK | PSH | FIN | 0xe0,
+        flags: ACK | PSH | FIN | 0xc0,
         ..tcp()
     };
     assert_eq!(read(&mut push.packet()).unwrap().flags, ACK | FIN);
@@ -109,7 +109,13 @@ fn what_is_whole_is_read_as_it_is() {
         let error = Spec::error(kind, CLIENT, HOST, &tcp().packet(), 28);
         assert_eq!(read(&mut error.packet()).unwrap().class, Class::IcmpError);
     }
-    for kind in [ECHO_REPLY + 1, 9, 10, 13, 17, 42] {
+    for kind in 13..=18 {
+        let query = Spec::query(kind, CLIENT, HOST, 7);
+        let read = read(&mut query.packet()).unwrap();
+        assert_eq!((read.class, read.tuple), (Class::Flow, query.tuple));
+        assert_eq!(read.answer, kind % 2 == 0);
+    }
+    for kind in [ECHO_REPLY + 1, 9, 10, 19, 42] {
         let other = Spec {
             kind,
             ..Spec::ping(CLIENT, HOST, 7)

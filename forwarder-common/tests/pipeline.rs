@@ -3,13 +3,14 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::family::Be32;
+use forwarder_common::abi::Tuple;
+use forwarder_common::family::{Be16, Be32};
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
 use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, sums_up};
 use model::host::{
-    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, REMOTE, UPLINK, VPN, WEB,
-    WEB_VETH, far_mac, mac,
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
+    UPLINK, VPN, WEB, WEB_VETH, far_mac, mac,
 };
 use model::{Arrival, Hook, Host, Target};
 
@@ -222,6 +223,45 @@ fn hairpins() {
     let (outcome, packet) = host.by_veth(FAR_VETH, &far);
     assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
     assert_eq!(addresses(&packet), (GATEWAY, WEB));
+}
+
+#[test]
+fn the_hosts_own_errors_about_hairpins_show_what_was_sent() {
+    let host = Host::usual(64);
+    let question = hairpin().hops(1);
+    let answer = Spec::udp((WEB, 80), (GATEWAY, 5000)).hops(1);
+    let far = Spec::udp((FAR, 5000), (HOST, 8080)).hops(1);
+    let far_answer = Spec::udp((WEB, 80), (GATEWAY, 5001)).hops(1);
+    let far = Spec {
+        tuple: Tuple {
+            sport: Be16::new(5001),
+            ..far.tuple
+        },
+        ..far
+    };
+    for (veth, bridge, spec) in [
+        (APP_VETH, BRIDGE, question),
+        (WEB_VETH, BRIDGE, answer),
+        (FAR_VETH, OTHER_BRIDGE, far),
+        (WEB_VETH, BRIDGE, far_answer),
+    ] {
+        let (outcome, handed) = host.by_veth(veth, &spec);
+        assert_eq!(outcome.reason, Some(Reason::HopLimit), "{spec:?}");
+        let error = Spec::error(TIME_EXCEEDED, GATEWAY, spec.tuple.src, &handed, 100);
+        let (outcome, told) = host.to_bridge(bridge, 0, 0, &error.packet());
+        assert_eq!(outcome.reason, Some(Reason::HostError), "{spec:?}");
+        assert!(sums_up(&told));
+        assert_eq!(told[28..], spec.packet());
+        assert_eq!(told[12..16], spec.tuple.dst.octets(), "from who was asked");
+    }
+    // Neither what was sent as it is, nor what tells no flow.
+    let lone = Spec::udp((APP, 9), (REMOTE, 53)).packet();
+    for octets in [100, 20] {
+        let error = Spec::error(TIME_EXCEEDED, GATEWAY, APP, &lone, octets).packet();
+        let (outcome, told) = host.to_bridge(BRIDGE, 0, 0, &error);
+        assert_eq!(outcome.reason, Some(Reason::FromHost));
+        assert_eq!(told, error);
+    }
 }
 
 #[test]

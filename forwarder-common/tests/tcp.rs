@@ -4,7 +4,7 @@
 mod model;
 
 use forwarder_common::reason::Reason;
-use forwarder_common::tcp::{Opening, State, Step, opening, reopens, step};
+use forwarder_common::tcp::{Kind, Opening, State, Step, URG, kind, opening, reopens, step};
 use forwarder_common::timeouts;
 use model::Host;
 use model::frames::{ACK, FIN, RST, SYN, Spec};
@@ -166,6 +166,32 @@ fn numbers_and_states_are_one() {
         assert_eq!(State::from_u8(number as u8), state);
     }
     assert!((10..=255).all(|number| State::from_u8(number) == State::None));
+}
+
+#[test]
+fn only_flags_that_nf_conntrack_calls_valid_are_anything() {
+    // `tcp_valid_flags`, beside PSH, ECE and CWR.
+    let valid = [
+        SYN,
+        SYN | URG,
+        SYN_ACK,
+        RST,
+        RST | ACK,
+        FIN_ACK,
+        FIN_ACK | URG,
+        ACK,
+        ACK | URG,
+    ];
+    for flags in 0..=u8::MAX {
+        let is_valid = valid.contains(&(flags & (FIN | SYN | RST | ACK | URG)));
+        assert_eq!(kind(flags) != Kind::None, is_valid, "{flags:#x}");
+    }
+    // All the way: neither opens anything.
+    let host = Host::usual(64);
+    for flags in [SYN | FIN, SYN_ACK | URG, RST | URG] {
+        let (outcome, _) = host.by_uplink(&Spec::tcp((CLIENT, 40_000), (HOST, 8080), flags));
+        assert_eq!(outcome.reason, Some(Reason::NoFlow), "{flags:#x}");
+    }
 }
 
 #[test]

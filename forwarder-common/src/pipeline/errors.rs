@@ -2,10 +2,11 @@
 
 use super::{Passage, Side, Steps, Way, mark};
 use crate::abi::Tuple;
-use crate::family::Family;
-use crate::flow;
+use crate::family::{Address, Family};
+use crate::flow::{self, Hit, ORIGINAL, REPLY};
 use crate::icmp::{self, Outer};
 use crate::reason::Reason;
+use crate::tables::Tables;
 
 /// ICMP errors: about our flows from either side, and the host's own.
 impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
@@ -61,11 +62,15 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     }
 
     /// The host's own error about a packet that it was handed: its quote shows a translated one.
+    /// `None` if it may stay as it is.
     #[inline(always)]
     pub fn restore_own_error(&mut self) -> Option<Reason> {
         let quote = icmp::quote(&self.frame, self.packet);
-        let hit = quote.and_then(|quote| flow::find(self.tables, &quote.tuple.reversed()));
+        let hit = quote.and_then(|quote| self.handed(&quote.tuple));
         let (Some(quote), Some(hit)) = (quote, hit) else {
+            if self.side == Side::Bridge {
+                return None;
+            }
             // Its flow has ended, or had another port: it must not show a container's address.
             let quoted = F::header(&self.frame, icmp::quoted_at(self.packet)).ok()?;
             return self
@@ -76,6 +81,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         };
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let Tuple { src, dst, .. } = self.packet.tuple;
+        // From the address that was asked, as in nf_nat; where nothing is translated, that is another's.
+        let src = if self.tables.is_local(sent.dst) {
+            sent.dst
+        } else {
+            src
+        };
         let outer = Outer {
             src,
             dst,
@@ -84,4 +95,43 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer)
             .then_some(Reason::HostError)
     }
+
+    /// The flow of a packet as the host is handed it: with the destination translated and the source
+    /// as it came. The answers' direction.
+    #[inline(always)]
+    fn handed(&self, quoted: &Tuple<F>) -> Option<Hit<'_, F>> {
+        let answers = quoted.reversed();
+        if let Some(hit) = flow::find(self.tables, &answers) {
+            return Some(hit);
+        }
+        if self.side != Side::Bridge {
+            return None;
+        }
+        // Between containers both ends are translated, and neither key has the names of both. But
+        // how the server sees its client can be told.
+        if let Some(hit) = hairpin(self.tables, &answers) {
+            return Some(hit);
+        }
+        let hit = hairpin(self.tables, quoted)?;
+        Some(Hit {
+            dir: ORIGINAL,
+            ..hit
+        })
+    }
+}
+
+/// The flow in which a container answers another one, by the true names of both, if the client's port
+/// is the same to the server.
+#[inline(never)]
+fn hairpin<'a, F: Family, T: Tables<F>>(tables: &'a T, answers: &Tuple<F>) -> Option<Hit<'a, F>> {
+    let (server, client) = (tables.subnet(answers.src)?, tables.subnet(answers.dst)?);
+    let source = tables.network(client)?.source;
+    let dst = if client == server || source == F::Addr::ANY {
+        tables.network(server)?.gateway
+    } else {
+        source
+    };
+    let hit = flow::find(tables, &Tuple { dst, ..*answers })?;
+    let opener = hit.flow.tuples[ORIGINAL].get();
+    (hit.dir == REPLY && opener.src == answers.dst && opener.sport == answers.dport).then_some(hit)
 }

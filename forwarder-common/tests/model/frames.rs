@@ -110,6 +110,20 @@ impl Spec {
         }
     }
 
+    /// An ICMP query other than echo, or its reply: the type says which.
+    pub(crate) fn query(kind: u8, src: Be32, dst: Be32, id: u16) -> Self {
+        let query = u16::from(kind - (kind + 1) % 2);
+        let (sport, dport) = if kind % 2 == 1 {
+            (id, query)
+        } else {
+            (query, id)
+        };
+        Self {
+            kind,
+            ..Self::new(proto::ICMP, (src, sport), (dst, dport))
+        }
+    }
+
     /// An ICMP error that quotes the first `octets` of a packet.
     pub(crate) fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
         let quoted = packet[..octets.min(packet.len())].to_vec();
@@ -204,7 +218,7 @@ impl Spec {
                 [&ports[..], &len.to_be_bytes(), &[0, 0]].concat()
             }
             proto::ICMP => {
-                let id = if self.kind == ECHO_REPLY {
+                let id = if matches!(self.kind, ECHO_REPLY | 14 | 16 | 18) {
                     dport
                 } else {
                     sport

@@ -75,11 +75,11 @@ pub struct EndpointRow {
 pub struct Ends {
     /// Source address.
     pub src: IpAddr,
-    /// Source port, or the identifier of an ICMP echo request.
+    /// Source port, or the identifier of an ICMP request; of a reply the query's type, 0 for echo.
     pub sport: u16,
     /// Destination address.
     pub dst: IpAddr,
-    /// Destination port, or the identifier of an ICMP echo reply.
+    /// Destination port, or the identifier of an ICMP reply; of a request its type, 0 for echo.
     pub dport: u16,
 }
 

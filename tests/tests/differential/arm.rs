@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Array, MapData, PerCpuArray};
-use forwarder_common::abi::{Hint, LAYOUT, capacity, name};
-use forwarder_common::family::V4;
+use aya::maps::{Map, MapData, PerCpuArray};
+use forwarder_common::abi::{LAYOUT, name};
 use forwarder_common::reason::Reason;
 use harness::{Agent, Docker, Host, Lab, PacketSocket, Peer, Space, eventually};
 
@@ -83,7 +82,7 @@ impl Arm {
             markers: 0,
         };
         if ours {
-            arm.reasons = Some(PerCpuArray::try_from(arm.map(name::REASONS)?)?);
+            arm.reasons = Some(arm.counters()?);
         }
         let lan = Space::clone(arm.lab.lan());
         arm.open(At::Lan, &lan, "h1")?;
@@ -169,20 +168,6 @@ impl Arm {
         }
     }
 
-    /// Ends all flows, and forgets the ports that sources had.
-    pub(crate) fn forget(&mut self) -> Result<()> {
-        self.end_flows()?;
-        if !self.is_ours() {
-            return Ok(());
-        }
-        let mut hints: Array<MapData, [u8; size_of::<Hint<V4>>()]> =
-            Array::try_from(self.map(name::HINTS)?)?;
-        for place in 0..capacity::HINTS {
-            hints.set(place, [0; size_of::<Hint<V4>>()], 0)?;
-        }
-        Ok(())
-    }
-
     /// Sets the MTU of the host's device towards the LAN, and waits until it counts.
     pub(crate) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
         self.host.ip(&format!("link set up0 mtu {mtu}"))?;
@@ -200,17 +185,14 @@ impl Arm {
         })
     }
 
-    fn map(&self, name: &str) -> Result<aya::maps::Map> {
+    fn counters(&self) -> Result<PerCpuArray<MapData, u64>> {
         let file = self
             .host
             .bpffs_dir()
             .join(format!("v{LAYOUT}/maps"))
-            .join(name);
+            .join(name::REASONS);
         let map = MapData::from_pin(&file).with_context(|| file.display().to_string())?;
-        Ok(match name {
-            name::REASONS => aya::maps::Map::PerCpuArray(map),
-            _ => aya::maps::Map::Array(map),
-        })
+        Ok(PerCpuArray::try_from(Map::PerCpuArray(map))?)
     }
 
     /// How many packets went all the way by our path; none on a stock host.

@@ -257,13 +257,23 @@ impl Trace {
         Self::step("protocol", vec![vec![shot]])
     }
 
-    /// Another question than echo, of ICMP.
+    /// Another question than echo, of ICMP, its answer, and an answer that nobody asked for.
     pub(crate) fn other_query(&mut self) -> Step {
         let at = self.rng.pick(&CONTAINERS);
+        let (asks, what) = self
+            .rng
+            .pick(&[(13, "timestamp"), (15, "information"), (17, "mask")]);
         let id = self.rng.word().to_be_bytes();
-        let body = Body::Raw(1, icmp([13, 0], [id[0], id[1], 0, 1], &[0; 12]));
-        let shot = self.lone("timestamp", at, (at.address(), 0), (NEAR, 0), body);
-        Self::step("icmp-query", vec![vec![shot]])
+        let body =
+            |kind, id: [u8; 4]| Body::Raw(1, icmp([kind, 0], [id[0], id[1], 0, 1], &[0; 12]));
+        let asked = self.lone(what, at, (at.address(), 0), (NEAR, 0), body(asks, id));
+        let mut answer = |kind, what: &str| {
+            let label = format!("{what} reply");
+            self.lone(&label, At::Lan, (NEAR, 0), (HOST, 0), body(kind, id))
+        };
+        let answered = answer(asks + 1, what);
+        let stray = answer(if asks == 17 { 14 } else { asks + 3 }, "stray");
+        Self::step("icmp-query", vec![vec![asked], vec![answered, stray]])
     }
 
     /// Larger than the next link: by the route's MTU outwards, by the network's inwards.

@@ -88,7 +88,7 @@ impl<'a> Play<'a> {
                 arm.remove(At::Two)?;
                 arm.start(At::Two, true)?;
             }
-            arm.forget()?;
+            arm.end_flows()?;
         }
         self.two_is_published = true;
         let mut trace = Trace::new(seed, true);

@@ -151,7 +151,7 @@ impl Reader<'_> {
         if proto == ICMP {
             put("type", format!("{} {}", transport[0], transport[1]));
             put("checksum", right(sum(&[transport]) == 0xffff));
-            if matches!(transport[0], 0 | 8) {
+            if matches!(transport[0], 0 | 8 | 13..=18) {
                 put("sport", self.identifier(ends, &transport[4..6]));
                 put("payload", hex(&transport[6..]));
             } else {
@@ -249,7 +249,7 @@ impl Reader<'_> {
 /// The identification of the packet that an ICMP error quotes.
 pub(crate) fn quoted_id(packet: &[u8]) -> Option<u16> {
     let transport = &packet[usize::from(packet[0] & 0xf) * 4..];
-    let error = packet[9] == ICMP && !matches!(transport.first()?, 0 | 8);
+    let error = packet[9] == ICMP && !matches!(transport.first()?, 0 | 8 | 13..=18);
     let id = transport.get(12..14)?;
     error.then(|| u16::from_be_bytes([id[0], id[1]]))
 }

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, RingBuf};
-use forwarder_common::abi::{Flow, FlowRef, Settings, Tuple, Windows, capacity, name};
+use forwarder_common::abi::{Flow, FlowRef, Hint, Settings, Tuple, Windows, capacity, name};
 use forwarder_common::event::Event;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 
 const FLOW: usize = size_of::<Flow<V4>>();
+const HINT: usize = size_of::<Hint<V4>>();
 /// Offset of the second tuple's destination port in a record.
 const REPLY_DPORT: usize = 40 + 16 + 10;
 /// Where a record's times are.
@@ -31,7 +32,7 @@ pub(crate) struct Raw {
     free: Queue<MapData, u32>,
     ring: Array<MapData, [u8; 8]>,
     cursors: Array<MapData, [u8; 16]>,
-    hints: Array<MapData, [u8; 12]>,
+    hints: Array<MapData, [u8; HINT]>,
     watch: Array<MapData, u64>,
     events: RingBuf<MapData>,
     quotas: Array<MapData, [u64; 3]>,
@@ -72,7 +73,7 @@ impl Raw {
             self.ring.set(place, [0; 8], 0)?;
         }
         for place in 0..capacity::HINTS {
-            self.hints.set(place, [0; 12], 0)?;
+            self.hints.set(place, [0; HINT], 0)?;
         }
         // More than any model has.
         for slot in 0..256 {
