@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -251,6 +251,10 @@ pub struct Settings {
     pub flow_quota: u32,
     /// How many flows an endpoint may open in a second; 0 is any number.
     pub flow_rate: u32,
+    /// The device that fragments go round by to be put together; 0 if nobody puts them together.
+    pub round: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
     pub netns_cookie: u64,
 }
@@ -437,6 +441,9 @@ pub struct Quota {
     pub opens: Cell<u64>,
     /// The same of answers that say that it is refused.
     pub answers: Cell<u64>,
+    /// When the bucket of octets in incomplete datagrams was filled last, and what is in it, counted
+    /// from 0.
+    pub pieces: Cell<u64>,
 }
 
 /// The port that a source got when its own was taken.
@@ -484,7 +491,7 @@ const _: () = {
     assert!(size_of::<FlowRef>() == 8);
     assert!(size_of::<Leg<V4>>() == 4 * 6);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2);
-    assert!(size_of::<Settings>() == 4 * 8 + 8);
+    assert!(size_of::<Settings>() == 4 * 10 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
@@ -495,7 +502,7 @@ const _: () = {
     assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
-    assert!(size_of::<Quota>() == 24);
+    assert!(size_of::<Quota>() == 32);
     assert!(size_of::<Hint<V4>>() == 12);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);

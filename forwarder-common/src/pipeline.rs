@@ -17,6 +17,7 @@
 mod access;
 mod admit;
 mod errors;
+pub mod fragments;
 pub mod mark;
 
 use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network};
@@ -26,11 +27,14 @@ use crate::flow::{self, Direction, End, Hit, ORIGINAL, Plan, REPLY};
 use crate::frame::Frame;
 use crate::nat::Owner;
 use crate::parse::{Class, Packet, parse, proto};
+use crate::quota;
 use crate::reason::{Path, Reason};
 use crate::rewrite::{Edit, Exit};
 use crate::tables::{Route, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks};
+
+pub use fragments::round_out;
 
 /// What a hook knows of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +61,8 @@ pub enum Side {
     Veth,
     /// The bridge, behind veths without a hook.
     Bridge,
+    /// The bridge, for what a container sent in pieces and is whole now: it was checked before.
+    Back,
 }
 
 /// The larger steps of a passage. The kernel's side makes functions of their own of them, which
@@ -68,6 +74,10 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn carry_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::admit`].
     fn admit(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`fragments::name`]: the packet is the one at hand.
+    fn name(&self, meta: &Meta, packet: &mut Packet<F>) -> Option<Reason>;
+    /// [`Passage::piece`].
+    fn piece(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::complete`].
     fn complete(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::give_way`].
@@ -154,6 +164,9 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
         tables.mark(0);
         return Reason::Admitted;
     }
+    if meta.mark == mark::BACK {
+        return come_in(frame, meta, tables, packet, Side::Back);
+    }
     if mark::is_ours(meta.mark) {
         return Reason::Admitted;
     }
@@ -170,6 +183,11 @@ fn come_in<F: Family, T: Steps<F>>(
     side: Side,
 ) -> Reason {
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+        return reason;
+    }
+    if packet.piece
+        && let Some(reason) = tables.name(meta, packet)
+    {
         return reason;
     }
     let mut passage = Passage {
@@ -360,6 +378,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// way as any other: so does the one that loses the race to make it.
     #[inline(always)]
     fn carry_or_admit(&mut self) -> Reason {
+        if self.packet.apart
+            && let Some(reason) = self.tables.piece(self)
+        {
+            return reason;
+        }
         let carried = match self.packet.class {
             Class::Flow => self.tables.carry(self),
             Class::IcmpError => self.tables.carry_error(self),
@@ -380,6 +403,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let hit = flow::find(self.tables, &self.packet.tuple)?;
         let over = !flow::is_current(self.tables, hit.flow, now)
             || self.packet.tuple.proto == proto::TCP
+                && !self.packet.tail
                 && tcp::reopens(State::from_u8(hit.gate.state()), self.packet.flags);
         if over {
             flow::end(self.tables, &hit);
@@ -403,7 +427,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if let Way::Refuse(reason) = way {
             return Some(reason);
         }
-        if !flow::track(self.tables, &hit, self.packet, now) {
+        // TCP's first piece spoke for the others.
+        let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
+        if !silent && !flow::track(self.tables, &hit, self.packet, now) {
             return Some(Reason::TcpState);
         }
         // Read first, checked after: the record may have gone to another flow in between, and then
@@ -440,6 +466,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
         let ifindex = self.meta.ifindex;
+        if self.side == Side::Back {
+            return endpoint.bridge == ifindex;
+        }
         if endpoint.ifindex != 0 {
             return self.side == Side::Veth && endpoint.ifindex == ifindex;
         }
@@ -506,6 +535,8 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         };
         if packet.hops <= 1 {
             Some(Reason::HopLimit)
+        } else if packet.apart {
+            Some(Reason::Reassembled)
         } else if packet.options {
             Some(Reason::Options)
         } else if size > mtu {
@@ -560,7 +591,8 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         // To the host itself: no further hook of ours is on the way.
         if reason as u8 != Reason::HostFlow as u8 {
-            self.tables.mark(mark::flow(hit.index, hit.dir));
+            self.tables
+                .mark(mark::flow(hit.index, hit.dir, self.packet.apart));
         }
         reason
     }
@@ -571,6 +603,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let (index, dir) = mark::handed_on(self.meta.mark);
         let packet = self.packet;
         let old = &packet.tuple;
+        if mark::was_apart(self.meta.mark)
+            && let Some(slot) = self.tables.endpoint_slot(old.src)
+        {
+            quota::return_piece(self.tables, slot, packet.len);
+        }
         let flow = self.tables.flow(index)?;
         let before = flow.tuples[dir & 1].get();
         let after = flow.tuples[(dir ^ 1) & 1].get();

@@ -3,7 +3,7 @@
 use core::mem::zeroed;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::{
@@ -14,7 +14,7 @@ use aya_ebpf::programs::TcContext;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
-use forwarder_common::pipeline::{Meta, Passage, Steps, mark};
+use forwarder_common::pipeline::{Meta, Passage, Steps, fragments, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
 
@@ -66,6 +66,7 @@ pub fn run_telling(
 fn verdict(reason: Reason) -> i32 {
     match reason.path() {
         Path::Fast => TC_ACT_REDIRECT,
+        Path::Again if reason as u8 == Reason::Whole as u8 => TC_ACT_REDIRECT,
         Path::Kernel | Path::Again => TC_ACT_UNSPEC,
         Path::Drop => TC_ACT_SHOT,
     }
@@ -134,6 +135,11 @@ macro_rules! steps {
         )+
 
         impl Steps<V4> for Kernel<TcContext> {
+            #[inline(always)]
+            fn name(&self, _: &Meta, _: &mut Packet<V4>) -> Option<Reason> {
+                Reason::from_u8(tc_name(self.ctx.skb.skb) as u8)
+            }
+
             $(
                 #[inline(always)]
                 fn $step(&self, passage: &mut TcPassage<'_>) -> Option<Reason> {
@@ -152,9 +158,27 @@ steps! {
     carry = tc_carry
     carry_error = tc_carry_error
     admit = tc_admit
+    piece = tc_piece
     complete = tc_complete
     give_way = tc_give_way
     restore_own_error = tc_restore_own_error
+}
+
+/// [`fragments::name`] of the packet at hand: the reason's number, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_name(skb: *mut __sk_buff) -> u32 {
+    let Some(passing) = PASSING.get_ptr_mut(0) else {
+        return NONE;
+    };
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    // SAFETY: this CPU's own element, which the hook that called does not look at meanwhile, and the
+    // context's field.
+    let (packet, mark) = unsafe { (&mut (*passing).packet, (*skb).mark) };
+    let reason = fragments::name(&kernel, mark, packet);
+    reason.map_or(NONE, |reason| reason as u32)
 }
 
 const NONE: u32 = 0xff;
@@ -271,6 +295,12 @@ impl Exit<V4> for Kernel<TcContext> {
         }
         // SAFETY: no pointers.
         unsafe { bpf_redirect_peer(ifindex, 0) };
+    }
+
+    #[inline(always)]
+    fn to_ingress(&self, ifindex: u32) {
+        // SAFETY: no pointers.
+        unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) };
     }
 
     #[inline(always)]

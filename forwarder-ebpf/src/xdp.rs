@@ -4,6 +4,7 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
 use forwarder_common::family::{Be16, Be32, Family, V4};
 use forwarder_common::frame::Frame;
+use forwarder_common::parse::Packet;
 use forwarder_common::pipeline::{self, Meta, Passage, Steps};
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
@@ -59,6 +60,9 @@ impl Exit<V4> for Kernel<XdpContext> {
     fn to_peer(&self, _: u32) {}
 
     #[inline(always)]
+    fn to_ingress(&self, _: u32) {}
+
+    #[inline(always)]
     fn to_neighbour(&self, _: u32, _: Be32) {}
 }
 
@@ -66,6 +70,11 @@ impl Exit<V4> for Kernel<XdpContext> {
 macro_rules! no_steps {
     ($($step:ident)+) => {
         impl Steps<V4> for Kernel<XdpContext> {
+            #[inline(always)]
+            fn name(&self, _: &Meta, _: &mut Packet<V4>) -> Option<Reason> {
+                None
+            }
+
             $(
                 #[inline(always)]
                 fn $step(&self, _: &mut Passage<'_, V4, Self>) -> Option<Reason> {
@@ -76,4 +85,4 @@ macro_rules! no_steps {
     };
 }
 
-no_steps!(carry carry_error admit complete give_way restore_own_error);
+no_steps!(carry carry_error admit piece complete give_way restore_own_error);

@@ -20,10 +20,10 @@ use super::ethtool::Ethtool;
 use crate::world::NetnsId;
 
 /// A task that ends with its owner.
-pub(super) struct Background(JoinHandle<()>);
+pub(crate) struct Background(JoinHandle<()>);
 
 impl Background {
-    pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(tokio::spawn(task))
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Raw {
     hints: Array<MapData, [u8; 12]>,
     watch: Array<MapData, u64>,
     events: RingBuf<MapData>,
-    quotas: Array<MapData, [u64; 3]>,
+    quotas: Array<MapData, [u64; 4]>,
 }
 
 impl Raw {
@@ -94,6 +94,8 @@ impl Raw {
             policy,
             flow_quota,
             flow_rate,
+            round,
+            reserved,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -106,6 +108,8 @@ impl Raw {
             policy,
             flow_quota,
             flow_rate,
+            round,
+            reserved,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());

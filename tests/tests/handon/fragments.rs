@@ -1,0 +1,93 @@
+//! Datagrams that their sender cut: in whatever order the pieces come, each direction brings the whole
+//! one or nothing.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use harness::{Packet, eventually, holds};
+
+use crate::SOON;
+use crate::rows::{ALL, Hairpin, Outgoing, Published, Row, Stage};
+
+/// Octets of a piece's payload.
+const PIECE: usize = 1480;
+/// How long nothing has to come.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// A generator of random numbers (SplitMix64) that a seed repeats.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) % bound as u64) as usize
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+/// Numbers that no two datagrams of a test share.
+struct Numbers(u16);
+
+impl Numbers {
+    fn next(&mut self) -> u16 {
+        self.0 += 1;
+        self.0
+    }
+}
+
+/// Whether a row's datagram came, whole and once.
+fn arrived(stage: &Stage, row: Row, expected: &Packet) -> Result<()> {
+    let came = stage.came(row, false)?;
+    let whole = came.contains(expected) || expected.whole(&came).as_ref() == Some(expected);
+    ensure!(whole, "{row:?} brings no {:?}", expected.ends());
+    Ok(())
+}
+
+/// Sends a row's datagram in pieces that `order` chooses, and expects it.
+fn carries(
+    stage: &Stage,
+    row: Row,
+    number: u16,
+    size: usize,
+    order: impl Fn(&mut Vec<Packet>),
+) -> Result<()> {
+    let mut pieces = stage.sent(row, size).numbered(number).cut(PIECE);
+    order(&mut pieces);
+    for piece in &pieces {
+        stage.send(row, piece)?;
+    }
+    let expected = stage.seen(row, size).numbered(number);
+    eventually(SOON, || arrived(stage, row, &expected))
+}
+
+#[test]
+fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<()> {
+    let stage = Stage::new("pieces", None)?;
+    let mut numbers = Numbers(0);
+    // No packet before: the first piece makes the flow, whenever it comes.
+    for row in ALL {
+        carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
+        carries(&stage, row, numbers.next(), 4000, |_| {})?;
+        carries(&stage, row, numbers.next(), 4000, |pieces| pieces.rotate_left(1))?;
+        // All but the last one twice: a whole datagram makes no second one.
+        carries(&stage, row, numbers.next(), 4000, |pieces| {
+            let twice = pieces.clone();
+            pieces.splice(..0, twice[..2].iter().cloned());
+        })?;
+        carries(&stage, row, numbers.next(), 65_507, |_| {})?;
+        for seed in 0..4 {
+            carries(&stage, row, numbers.next(), 20_000, |pieces| {
+                Dice(seed).shuffle(pieces);
+            })?;
+        }
+    }
+    Ok(())
+}
