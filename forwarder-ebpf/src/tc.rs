@@ -136,8 +136,17 @@ macro_rules! steps {
 
         impl Steps<V4> for Kernel<TcContext> {
             #[inline(always)]
-            fn name(&self, _: &Meta, _: &mut Packet<V4>) -> Option<Reason> {
-                Reason::from_u8(tc_name(self.ctx.skb.skb) as u8)
+            fn name(&self, _: &Meta, packet: &mut Packet<V4>) -> Option<Reason> {
+                let reason = Reason::from_u8(tc_name(self.ctx.skb.skb) as u8);
+                if let Some(passing) = PASSING.get_ptr(0) {
+                    // SAFETY: this CPU's own element, which is the packet: volatile, since the
+                    // compiler does not know that the call has changed it.
+                    unsafe {
+                        packet.class = (&raw const (*passing).packet.class).read_volatile();
+                        packet.apart = (&raw const (*passing).packet.apart).read_volatile();
+                    }
+                }
+                reason
             }
 
             $(

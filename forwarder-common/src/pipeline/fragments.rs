@@ -22,7 +22,6 @@ use crate::parse::{Class, Packet};
 use crate::quota;
 use crate::reason::Reason;
 use crate::rewrite::Edit;
-use crate::tables::Tables;
 
 /// The datagram whose pieces are returning at the moment: they come one right after the other, on
 /// one CPU.

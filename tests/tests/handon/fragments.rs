@@ -91,3 +91,81 @@ fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<
     }
     Ok(())
 }
+
+/// Sends a row's pieces of which no datagram comes, and one behind them that does: nothing of the
+/// first ones' number arrives.
+fn refuses(stage: &Stage, row: Row, numbers: &mut Numbers, pieces: &[Packet]) -> Result<()> {
+    for piece in pieces {
+        stage.send(row, piece)?;
+    }
+    carries(stage, row, numbers.next(), 4000, |_| {})?;
+    let number = &pieces[0].bytes()[4..6];
+    holds(SILENCE, || {
+        let came = stage.came(row, false)?;
+        let strays = came
+            .iter()
+            .filter(|packet| packet.is_fragment() && packet.bytes()[4..6] == *number);
+        ensure!(strays.count() == 0, "{row:?}: something came of it");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_incomplete_or_overlaps_brings_nothing() -> Result<()> {
+    let stage = Stage::new("no-pieces", None)?;
+    let mut numbers = Numbers(0x1000);
+    for row in ALL {
+        let pieces = |numbers: &mut Numbers| {
+            let sent = stage.sent(row, 4000).numbered(numbers.next());
+            sent.cut(PIECE)
+        };
+        // Without the first one, one in the middle, the last one.
+        for lost in 0..3 {
+            let mut pieces = pieces(&mut numbers);
+            pieces.remove(lost);
+            refuses(&stage, row, &mut numbers, &pieces)?;
+        }
+        // The second one begins in the first one.
+        let sent = stage.sent(row, 4000).numbered(numbers.next());
+        let (long, short) = (sent.cut(PIECE), sent.cut(PIECE - 8));
+        let overlapping = [long[0].clone(), short[1].clone(), long[2].clone()];
+        refuses(&stage, row, &mut numbers, &overlapping)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pieces_that_are_too_long_for_what_follows_are_cut_again() -> Result<()> {
+    let options = ["-o", "com.docker.network.driver.mtu=1300"];
+    let stage = Stage::new("pieces-mtu-in", Some(&options))?;
+    let mut numbers = Numbers(0x2000);
+    for row in [Published, Hairpin] {
+        carries(&stage, row, numbers.next(), 4000, |_| {})?;
+        carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
+    }
+    stage.scene.host.ip("link set up0 mtu 1200")?;
+    for row in [Row::PublishedReply, Outgoing] {
+        let pieces = |pieces: &mut Vec<Packet>| pieces.reverse();
+        carries(&stage, row, numbers.next(), 4000, pieces)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn one_that_leaves_everything_incomplete_harms_no_neighbour() -> Result<()> {
+    let stage = Stage::new("pieces-quota", None)?;
+    let mut numbers = Numbers(0x3000);
+    // More than the kernel holds for all of them, twice over.
+    for number in 0..6000 {
+        let sent = stage.sent(Outgoing, 4000).numbered(number);
+        stage.send(Outgoing, &sent.cut(PIECE)[1])?;
+    }
+    ensure!(stage.scene.count("fragment-quota")? > 4000, "not refused");
+    // The other container's replies, all of them.
+    for row in [Published, Row::PublishedReply] {
+        for _ in 0..100 {
+            carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
+        }
+    }
+    Ok(())
+}
