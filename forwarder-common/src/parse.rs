@@ -76,6 +76,9 @@ pub struct Packet<F: Family> {
     pub l4: u8,
     /// Length from the network header on, as the header says.
     pub len: u16,
+    /// What decides whether it fits: its length, or that of its datagram's first piece, which all
+    /// others have to follow.
+    pub size: u16,
     /// Network and transport header together, in octets.
     pub headers: u16,
     /// Hops left.
@@ -253,6 +256,7 @@ pub fn parse<F: Family>(
     packet.l3 = l3 as u8;
     packet.l4 = l4 as u8;
     packet.len = header.len;
+    packet.size = header.len;
     packet.hops = header.hops;
     packet.options = header.options;
     packet.tail = header.tail;

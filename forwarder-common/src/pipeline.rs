@@ -529,7 +529,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let packet = self.packet;
         let segment = self.meta.segment;
         let size = if segment == 0 {
-            packet.len as u32
+            packet.size as u32
         } else {
             packet.headers as u32 + segment
         };

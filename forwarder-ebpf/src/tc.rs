@@ -3,8 +3,8 @@
 use core::mem::zeroed;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT,
+    TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::{
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
@@ -143,6 +143,8 @@ macro_rules! steps {
                     // compiler does not know that the call has changed it.
                     unsafe {
                         packet.class = (&raw const (*passing).packet.class).read_volatile();
+                        packet.size = (&raw const (*passing).packet.size).read_volatile();
+                        packet.options = (&raw const (*passing).packet.options).read_volatile();
                         packet.apart = (&raw const (*passing).packet.apart).read_volatile();
                     }
                 }

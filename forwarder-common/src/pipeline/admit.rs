@@ -120,9 +120,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Class::Flow => {}
             // Of a flow, or for a published port: the host must not piece it together.
             Class::Fragment
-                if !packet.tail
-                    && self.tables.settings().round == 0
-                    && self.is_translated() => {
+                if !packet.tail && self.tables.settings().round == 0 && self.is_translated() =>
+            {
                 return Err(Reason::Fragment);
             }
             _ => return Err(Reason::ToHost),

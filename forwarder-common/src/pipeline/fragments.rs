@@ -34,8 +34,12 @@ pub struct Train<F: Family> {
     pub id: Be16,
     /// Where the next piece has to begin; 0 is no train.
     pub next: u16,
-    /// What the first piece was.
+    /// How long the first piece was.
+    pub size: u16,
+    /// What it was.
     pub class: Class,
+    /// Whether it had options.
+    pub options: bool,
 }
 
 impl<F: Family> Train<F> {
@@ -48,7 +52,9 @@ impl<F: Family> Train<F> {
             tuple: packet.tuple,
             id: packet.id,
             next: if goes_on { next as u16 } else { 0 },
+            size: packet.size,
             class: packet.class,
+            options: packet.options,
         }
     }
 
@@ -95,6 +101,9 @@ pub fn name<F: Family, T: Steps<F>>(
     }
     packet.tuple = train.tuple;
     packet.class = train.class;
+    // All of them go the same way: some of the kernel's would wait for the others.
+    packet.size = train.size;
+    packet.options = train.options;
     tables.set_train(Train::behind(packet));
     None
 }

@@ -131,7 +131,9 @@ pub(super) fn switch_on(pin: &Path) -> Result<()> {
             // Ours, of an earlier agent.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && pinned => return Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(error).context("the kernel puts no datagrams together for us"),
+            Err(error) => {
+                return Err(error).context("the kernel puts no datagrams together for us");
+            }
         }
     }
     bail!("others have taken every place behind the kernel's reassembly");
