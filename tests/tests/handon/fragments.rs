@@ -146,9 +146,13 @@ fn pieces_that_are_too_long_for_what_follows_are_cut_again() -> Result<()> {
         carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
     }
     stage.scene.host.ip("link set up0 mtu 1200")?;
-    for row in [Row::PublishedReply, Outgoing] {
-        let pieces = |pieces: &mut Vec<Packet>| pieces.reverse();
-        carries(&stage, row, numbers.next(), 4000, pieces)?;
+    // The server's own device takes no such pieces.
+    for order in [false, true] {
+        carries(&stage, Outgoing, numbers.next(), 4000, |pieces| {
+            if order {
+                pieces.reverse();
+            }
+        })?;
     }
     Ok(())
 }
