@@ -29,7 +29,8 @@ pub struct Header<F: Family> {
     pub proto: u32,
     /// Where the transport header begins, from the frame's start.
     pub l4: usize,
-    /// The packet's length from its network header on.
+    /// The packet's length from its network header on; 0 for a TCP segment that is yet to be cut and
+    /// longer than the field can say (Linux' BIG TCP).
     pub len: u16,
     /// Hops left.
     pub hops: u8,
@@ -74,7 +75,7 @@ pub struct Packet<F: Family> {
     pub l3: u8,
     /// Where the transport header begins, from the frame's start.
     pub l4: u8,
-    /// Length from the network header on, as the header says.
+    /// Length from the network header on, as the header says: see [`Header::len`].
     pub len: u16,
     /// What decides whether it fits: its length, or that of its datagram's first piece, which all
     /// others have to follow.
@@ -85,6 +86,12 @@ pub struct Packet<F: Family> {
     pub hops: u8,
     /// TCP's flag octet; 0 for others.
     pub flags: u8,
+    /// TCP's sequence number.
+    pub seq: u32,
+    /// TCP's acknowledgement.
+    pub ack: u32,
+    /// TCP's window as announced.
+    pub window: u16,
     /// IP options are there.
     pub options: bool,
     /// A fragment without a transport header.
@@ -139,7 +146,11 @@ impl Family for V4 {
     fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason> {
         let header: Ipv4Header = frame.read(l3).ok_or(Reason::Truncated)?;
         let octets = ((header.version_ihl & 0x0f) as usize) * 4;
-        if header.version_ihl >> 4 != 4 || octets < 20 || (header.len.get() as usize) < octets {
+        if header.version_ihl >> 4 != 4 || octets < 20 {
+            return Err(Reason::Malformed);
+        }
+        // Too short, and not zero.
+        if (header.len.get().wrapping_sub(1) as usize) < octets - 1 {
             return Err(Reason::Malformed);
         }
         let fragment = header.fragment.get();
@@ -248,6 +259,9 @@ pub fn parse<F: Family>(
     packet: &mut Packet<F>,
 ) -> Result<(), Reason> {
     let header = F::header(frame, l3)?;
+    if header.fragment && header.len == 0 {
+        return Err(Reason::Malformed);
+    }
     let l4 = header.l4;
     let ip = (l4 - l3) as u16;
     packet.tuple.src = header.src;
@@ -313,6 +327,9 @@ fn transport<F: Family>(
         packet.tuple.sport = ports.src;
         packet.tuple.dport = ports.dst;
         packet.flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+        packet.seq = tail.sequence.get();
+        packet.ack = tail.acknowledgement.get();
+        packet.window = tail.window.get();
         packet.class = Class::Flow;
     } else if header.proto == F::ICMP as u32 {
         let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;
@@ -332,7 +349,12 @@ fn transport<F: Family>(
         }
     }
     packet.headers += octets;
-    if header.len < packet.headers {
+    // Too short, and not zero.
+    if header.len.wrapping_sub(1) < packet.headers - 1 {
+        return Err(Reason::Malformed);
+    }
+    // Only TCP is put together to more than the field can say.
+    if header.len == 0 && packet.class as u8 != Class::Flow as u8 {
         return Err(Reason::Malformed);
     }
     Ok(())

@@ -14,9 +14,10 @@ use aya_ebpf::programs::TcContext;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
-use forwarder_common::pipeline::{Meta, Passage, Steps, fragments, mark};
+use forwarder_common::pipeline::{Meta, Passage, Side, Steps, fragments, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
 use crate::maps::{PASSING, Passing};
@@ -136,18 +137,20 @@ macro_rules! steps {
 
         impl Steps<V4> for Kernel<TcContext> {
             #[inline(always)]
-            fn name(&self, _: &Meta, packet: &mut Packet<V4>) -> Option<Reason> {
-                let reason = Reason::from_u8(tc_name(self.ctx.skb.skb) as u8);
-                if let Some(passing) = PASSING.get_ptr(0) {
-                    // SAFETY: this CPU's own element, which is the packet: volatile, since the
-                    // compiler does not know that the call has changed it.
-                    unsafe {
-                        packet.class = (&raw const (*passing).packet.class).read_volatile();
-                        packet.size = (&raw const (*passing).packet.size).read_volatile();
-                        packet.options = (&raw const (*passing).packet.options).read_volatile();
-                        packet.apart = (&raw const (*passing).packet.apart).read_volatile();
-                    }
-                }
+            fn meet(
+                &self,
+                _: Frame<'_>,
+                _: &Meta,
+                side: Side,
+                packet: &mut Packet<V4>,
+            ) -> Option<Reason> {
+                let passing = PASSING.get_ptr_mut(0)?;
+                // SAFETY: this CPU's own element.
+                unsafe { (*passing).side = side };
+                let reason = Reason::from_u8(tc_meet(self.ctx.skb.skb) as u8);
+                // SAFETY: the same, which the packet is in: volatile, since the compiler does not
+                // know that the call has changed it.
+                packet.class = unsafe { (&raw const (*passing).packet.class).read_volatile() };
                 reason
             }
 
@@ -161,6 +164,16 @@ macro_rules! steps {
                     Reason::from_u8($global(self.ctx.skb.skb) as u8)
                 }
             )+
+
+            #[inline(always)]
+            fn scale(&self, _: &TcPassage<'_>) -> u8 {
+                tc_scale(self.ctx.skb.skb) as u8
+            }
+
+            #[inline(always)]
+            fn length(&self) -> u32 {
+                self.ctx.len()
+            }
         }
     };
 }
@@ -169,26 +182,26 @@ steps! {
     carry = tc_carry
     carry_error = tc_carry_error
     admit = tc_admit
-    piece = tc_piece
     complete = tc_complete
     give_way = tc_give_way
     restore_own_error = tc_restore_own_error
 }
 
-/// [`fragments::name`] of the packet at hand: the reason's number, or [`NONE`].
+/// [`fragments::meet`]: the reason's number, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tc_name(skb: *mut __sk_buff) -> u32 {
+pub extern "C" fn tc_meet(skb: *mut __sk_buff) -> u32 {
     let Some(passing) = PASSING.get_ptr_mut(0) else {
         return NONE;
     };
+    let ctx = TcContext::new(skb);
+    // SAFETY: this CPU's own element, which the hook that called does not look at meanwhile.
+    let Passing { packet, side, l3 } = unsafe { &mut *passing };
+    let meta = meta(&ctx, *l3);
     let kernel = Kernel {
         ctx: TcContext::new(skb),
     };
-    // SAFETY: this CPU's own element, which the hook that called does not look at meanwhile, and the
-    // context's field.
-    let (packet, mark) = unsafe { (&mut (*passing).packet, (*skb).mark) };
-    let reason = fragments::name(&kernel, mark, packet);
+    let reason = fragments::meet(frame(&ctx), &meta, &kernel, *side, packet);
     reason.map_or(NONE, |reason| reason as u32)
 }
 
@@ -220,6 +233,13 @@ fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) ->
         packet,
     };
     Some(step(&mut passage))
+}
+
+/// [`Passage::scale`], whose octet it is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_scale(skb: *mut __sk_buff) -> u32 {
+    resume(skb, |passage| passage.scale()).unwrap_or(window::UNREAD) as u32
 }
 
 /// Turns a container's packet that was refused into the answer that says so, and sends it back by

@@ -5,9 +5,10 @@ use aya_ebpf::programs::XdpContext;
 use forwarder_common::family::{Be16, Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::{self, Meta, Passage, Steps};
+use forwarder_common::pipeline::{self, Meta, Passage, Side, Steps};
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
 use crate::tc::ETHERNET;
@@ -71,7 +72,13 @@ macro_rules! no_steps {
     ($($step:ident)+) => {
         impl Steps<V4> for Kernel<XdpContext> {
             #[inline(always)]
-            fn name(&self, _: &Meta, _: &mut Packet<V4>) -> Option<Reason> {
+            fn meet(
+                &self,
+                _: Frame<'_>,
+                _: &Meta,
+                _: Side,
+                _: &mut Packet<V4>,
+            ) -> Option<Reason> {
                 None
             }
 
@@ -81,8 +88,19 @@ macro_rules! no_steps {
                     None
                 }
             )+
+
+            #[inline(always)]
+            fn scale(&self, _: &Passage<'_, V4, Self>) -> u8 {
+                window::UNREAD
+            }
+
+            /// Frames are never longer than their header says.
+            #[inline(always)]
+            fn length(&self) -> u32 {
+                0
+            }
         }
     };
 }
 
-no_steps!(carry carry_error admit piece complete give_way restore_own_error);
+no_steps!(carry carry_error admit complete give_way restore_own_error);

@@ -96,6 +96,7 @@ impl Agent {
             flows: config.flows,
             flow_quota: config.flow_quota,
             flow_rate: config.flow_rate,
+            tcp_loose: config.tcp_loose,
             clsact: match config.attach {
                 Attach::Tcx => false,
                 Attach::Clsact => true,
@@ -147,6 +148,22 @@ impl Agent {
 
     /// Makes the kernel hold what it should. Failures are logged and tried again.
     pub(crate) async fn sync(&mut self, world: &World, config: &Config) -> Result<()> {
+        loop {
+            let known = self.refusals();
+            self.round(world, config).await?;
+            // What is refused changes what is wanted.
+            if self.refusals() == known {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How much of what was tried this kernel and its drivers do not take.
+    fn refusals(&self) -> usize {
+        self.refused.len() + SocketHook::ALL.len() - self.sockets.len()
+    }
+
+    async fn round(&mut self, world: &World, config: &Config) -> Result<()> {
         self.uplinks = uplinks::choose(world, &config.uplinks, config.xdp, uplinks::driver);
         for choice in &mut self.uplinks {
             if let Some(why) = self.refused.get(&choice.ifindex) {

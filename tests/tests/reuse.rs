@@ -151,6 +151,47 @@ fn a_new_container_with_the_same_address_gets_nothing_of_the_old_ones_flows() ->
 }
 
 #[test]
+fn what_waits_for_an_addresss_owner_does_not_reach_the_next_one() -> Result<()> {
+    let lab = Lab::new("waiting")?;
+    let host = host(&lab)?;
+    let _agent = host.agent().start()?;
+    // Somebody else, so that the bridge keeps its carrier.
+    host.run("other", &["--network=fixed"], &Peer::idle())?;
+    let options = [&ADDRESS[..], &["-p", "9000:80/udp"]].concat();
+    let old = host.run("old", &options, &Peer::serve(80))?;
+    eventually(CONVERGED, || {
+        lab.lan().peer(&["udp", "198.18.1.1:9000", "x"])
+    })?;
+
+    // It answers nobody any more, so that what the kernel is to deliver waits for its address.
+    let id = host.docker(&["network", "inspect", "-f", "{{.Id}}", "fixed"])?;
+    let bridge = format!("br-{}", &id[..12]);
+    host.sysctl(&format!("net/ipv4/neigh/{bridge}/mcast_solicit"), "100")?;
+    old.space()?.ip("link set eth0 arp off")?;
+    host.ip(&format!("neigh flush dev {bridge}"))?;
+    let macs = [host.mac("up0")?, lab.lan().mac("h1")?];
+    let with_options = Craft {
+        options: vec![1, 1, 1, 0],
+        ..Craft::new(macs, (LAN, 40_000), (HOST, 9000))
+    };
+    let waiting = with_options.udp(b"waiting");
+    lab.lan().send_frames("h1", &vec![waiting; 5])?;
+    eventually(SOON, || {
+        let entries = host.ip(&format!("neigh show dev {bridge}"))?;
+        ensure!(entries.contains("172.30.0.10 INCOMPLETE"), "{entries}");
+        Ok(())
+    })?;
+
+    old.remove()?;
+    let new = host.run("new", &ADDRESS, &Peer::serve(80))?;
+    // Whoever is delivered to now comes after what waited.
+    host.peer(&["udp", "172.30.0.10:80", "x"])?;
+    new.log_line("udp 172.30.0.1:")?;
+    assert_eq!(heard(&host, "new")?, 0, "{}", new.logs()?);
+    Ok(())
+}
+
+#[test]
 fn a_container_that_is_restarted_gets_only_what_is_published_again() -> Result<()> {
     let lab = Lab::new("restarted")?;
     let host = host(&lab)?;

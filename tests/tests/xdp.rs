@@ -141,7 +141,13 @@ fn tcp_of_known_flows_is_redirected_if_it_is_asked_for() -> Result<()> {
         seen(&stack, "tcp")?,
         seen(&stack, "tcp[tcpflags] & tcp-syn != 0")?,
     );
-    assert_eq!((all, syns), (6, 6), "only what opens a connection is seen");
+    assert_eq!(
+        (all, syns),
+        (6, 6),
+        "only what opens a connection is seen; {}; {}",
+        site.host.json("status")?,
+        site.host.json("endpoints")?
+    );
     Ok(())
 }
 

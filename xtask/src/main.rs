@@ -1,9 +1,10 @@
-//! The project's tasks: `cargo xtask setup | build | run | test | bench | lint`, one file each.
+//! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | lint`, one file each.
 //!
 //! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
 mod apt;
 mod bench;
 mod build;
+mod differential;
 mod lint;
 mod run;
 mod setup;
@@ -38,6 +39,8 @@ enum Task {
     Run(run::Args),
     /// Run every test, unprivileged tiers first
     Test(test::Args),
+    /// Build, then play random traces on a stock Docker host and on ours, and compare
+    Differential(differential::Args),
     /// Build, then measure against a stock Docker host and a bare veth
     Bench(bench::Args),
     /// Check format, clippy and documentation
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Build => build::build(&workspace).map(|()| ExitCode::SUCCESS),
         Task::Run(args) => run::run(&workspace, &args),
         Task::Test(args) => Ok(test::run(&workspace, &args)),
+        Task::Differential(args) => differential::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, &args),
         Task::Lint => lint::run(&workspace).map(|()| ExitCode::SUCCESS),
     });

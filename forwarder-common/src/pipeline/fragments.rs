@@ -14,7 +14,7 @@
 //!   ingress that it came by. The first one goes as any packet, the others follow it ([`Train`]):
 //!   with its ports they meet the same fate, but open no flow.
 
-use super::{Passage, Side, Steps, mark};
+use super::{Meta, Passage, Side, Steps, mark};
 use crate::abi::Tuple;
 use crate::family::{Address, Be16, Family};
 use crate::frame::Frame;
@@ -73,13 +73,35 @@ impl<F: Family> Train<F> {
     }
 }
 
-/// What a piece that was just read is to the steps that follow: the reason, where it is none.
+/// A piece that was just read: the reason, where nothing is left to do. One that goes on, does so as
+/// what `packet` says by now.
 #[inline(always)]
-pub fn name<F: Family, T: Steps<F>>(
+pub fn meet<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
     tables: &T,
-    mark: u32,
+    side: Side,
     packet: &mut Packet<F>,
 ) -> Option<Reason> {
+    if let Some(reason) = name(tables, meta.mark, packet) {
+        return Some(reason);
+    }
+    if !packet.apart {
+        return None;
+    }
+    Passage {
+        frame,
+        meta,
+        tables,
+        side,
+        packet,
+    }
+    .piece()
+}
+
+/// What a piece is to the steps that follow: the reason, where it is none.
+#[inline(always)]
+fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -> Option<Reason> {
     if mark != mark::BACK {
         packet.apart = tables.settings().round != 0;
         if packet.apart && packet.named {
@@ -112,7 +134,7 @@ pub fn name<F: Family, T: Steps<F>>(
 #[inline(always)]
 pub fn round_out<F: Family, T: Steps<F>>(
     mut frame: Frame<'_>,
-    meta: &super::Meta,
+    meta: &Meta,
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
@@ -140,7 +162,7 @@ pub fn round_out<F: Family, T: Steps<F>>(
 impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Sends a piece where it becomes whole: `None` for one that goes on as any packet.
     #[inline(always)]
-    pub fn piece(&mut self) -> Option<Reason> {
+    fn piece(&mut self) -> Option<Reason> {
         let Tuple { src, dst, .. } = self.packet.tuple;
         if self.side == Side::Outside {
             if src.is_loopback() || dst.is_loopback() {

@@ -9,6 +9,7 @@ mod far_ends;
 mod hooks;
 mod maps;
 mod namespace;
+mod neighbours;
 mod pins;
 mod round;
 mod simulate;
@@ -64,6 +65,8 @@ pub struct Setup {
     pub flow_quota: u32,
     /// How many flows one container may open in a second; 0 is any number.
     pub flow_rate: u32,
+    /// Whether a TCP connection is taken up in its middle.
+    pub tcp_loose: bool,
     /// Attach by clsact filters instead of tcx links.
     pub clsact: bool,
 }
@@ -112,6 +115,7 @@ impl Datapath {
             netns_cookie: namespace::cookie()?,
             flow_quota: setup.flow_quota,
             flow_rate: setup.flow_rate,
+            tcp_strict: u32::from(!setup.tcp_loose),
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
@@ -256,17 +260,25 @@ impl Datapath {
                 slot,
                 endpoint,
             } => {
+                let Wire(before) = maps.endpoints.get(&slot, 0)?;
                 maps.endpoints.set(slot, Wire(endpoint), 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.insert(Wire(address), slot, 0)?;
+                    if before.incarnation != endpoint.incarnation {
+                        neighbours::forget(endpoint.bridge, address.octets().into()).await?;
+                    }
                 }
             }
             Op::DropEndpoint { key, slot } => {
+                let Wire(before) = maps.endpoints.get(&slot, 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.remove(&Wire(address))?;
                 }
                 maps.endpoints
                     .set(slot, Wire(Endpoint::<V4>::default()), 0)?;
+                if let EndpointKey::Address(address) = key {
+                    neighbours::forget(before.bridge, address.octets().into()).await?;
+                }
             }
             Op::PutNetwork { bridge, row, floor } => {
                 let NetworkRow {
