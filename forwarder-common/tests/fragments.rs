@@ -8,7 +8,7 @@ use forwarder_common::pipeline::mark;
 use forwarder_common::quota::PIECES;
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::REASSEMBLY;
-use model::frames::{SYN, Spec, ip};
+use model::frames::{ACK, SYN, Spec, cut, ip};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
@@ -109,6 +109,39 @@ fn pieces_for_the_host_go_round_and_come_back_as_they_were() {
             assert_eq!(out[20..], packet[20..]);
         }
     }
+}
+
+#[test]
+fn what_acknowledges_all_pieces_of_a_segment_passes() {
+    let host = host();
+    let (client, server) = ((CLIENT, 40_000), (WEB, 80));
+    let asks = |flags| Spec::tcp(client, (HOST, 8080), flags);
+    let answers = |flags| Spec::tcp(server, client, flags);
+    let inward = |spec: Spec, mark| {
+        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark, &bytes(&spec));
+        outcome.reason
+    };
+    let outward = |spec: Spec| {
+        let (outcome, _) = at(&host, Hook::ContainerIn, WEB_VETH, 0, &bytes(&spec));
+        outcome.reason
+    };
+    let through = Some(Reason::Forwarded);
+    assert_eq!(inward(asks(SYN), 0), through);
+    assert_eq!(outward(answers(SYN | ACK)), through);
+    assert_eq!(inward(asks(ACK), 0), through);
+    // Without any piece, nothing may be acknowledged.
+    let early = answers(ACK).numbers(2, 2 + 24, 0x1000);
+    assert_eq!(outward(early.clone()), Some(Reason::TcpWindow));
+    let whole = asks(ACK).payload(24).packet();
+    for piece in cut(&whole, 24, 7) {
+        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &piece);
+        assert_eq!(outcome.reason, through);
+    }
+    assert_eq!(outward(early), through);
+    assert_eq!(
+        inward(asks(ACK).numbers(2 + 24, 2, 0x1000).payload(8), 0),
+        through
+    );
 }
 
 #[test]

@@ -94,12 +94,9 @@ fn owned(result: io::Result<i32>) -> io::Result<OwnedFd> {
     result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Switches reassembly on in our network namespace, and pins the switch; fine if it is.
-///
-/// # Errors
-/// The kernel has no such programs (before 6.6, or built without).
-pub(super) fn switch_on(pin: &Path) -> Result<()> {
-    let program = owned(bpf(
+/// Loads the program that accepts everything.
+fn load() -> Result<OwnedFd> {
+    owned(bpf(
         PROG_LOAD,
         &Load {
             kind: NETFILTER,
@@ -111,7 +108,20 @@ pub(super) fn switch_on(pin: &Path) -> Result<()> {
             ..Load::default()
         },
     ))
-    .context("the kernel has no programs that want whole datagrams (Linux 6.6)")?;
+    .context("the kernel has no programs that want whole datagrams (Linux 6.6)")
+}
+
+/// Whether the kernel has such programs; changes nothing.
+pub(super) fn is_possible() -> bool {
+    load().is_ok()
+}
+
+/// Switches reassembly on in our network namespace, and pins the switch; fine if it is.
+///
+/// # Errors
+/// The kernel has no such programs (before 6.6, or built without).
+pub(super) fn switch_on(pin: &Path) -> Result<()> {
+    let program = load()?;
     let pinned = pin.exists();
     for priority in PRIORITIES {
         let link = owned(bpf(

@@ -43,7 +43,7 @@ use hooks::Hooks;
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
 use pins::Pins;
-pub use round::make_round;
+pub use round::{can_reassemble, make_round};
 pub use simulate::{Arrival, Fate};
 use sock_diag::SockDiag;
 pub use sock_diag::can_end_sockets;

@@ -23,6 +23,12 @@ use crate::watch::sandbox::Background;
 /// No datagram is longer.
 const MTU: u32 = 65_535;
 
+/// Whether the kernel can put datagrams together for us.
+#[must_use]
+pub fn can_reassemble() -> bool {
+    defrag::is_possible()
+}
+
 /// Switches reassembly on and makes the device, as far as they are not there.
 ///
 /// # Errors

@@ -76,7 +76,7 @@ impl Raw {
         }
         // More than any model has.
         for slot in 0..256 {
-            self.quotas.set(slot, [0; 3], 0)?;
+            self.quotas.set(slot, [0; 4], 0)?;
         }
         self.cursors.set(0, [0; 16], 0)?;
         self.watch.set(0, u64::MAX, 0)?;

@@ -1,6 +1,7 @@
 //! Datagrams that their sender cut: in whatever order the pieces come, each direction brings the whole
 //! one or nothing.
 
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -13,6 +14,10 @@ use crate::rows::{ALL, Hairpin, Outgoing, Published, Row, Stage};
 const PIECE: usize = 1480;
 /// How long nothing has to come.
 const SILENCE: Duration = Duration::from_millis(300);
+/// So many other pieces of the same sender may come between two of a datagram
+/// (`net.ipv4.ipfrag_max_dist`).
+const AT_ONCE: usize = 64;
+const ACK: u8 = 0x10;
 
 /// A generator of random numbers (SplitMix64) that a seed repeats.
 struct Dice(u64);
@@ -90,6 +95,61 @@ fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<
                 Dice(seed).shuffle(pieces);
             })?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn as_many_datagrams_at_once_as_the_kernel_tells_apart_come_out_as_they_were() -> Result<()> {
+    let stage = Stage::new("pieces-at-once", None)?;
+    let mut numbers = Numbers(0x4000);
+    for row in ALL {
+        let first: Vec<_> = (0..AT_ONCE).map(|_| numbers.next()).collect();
+        let cut = |number| stage.sent(row, 2000).numbered(number).cut(PIECE);
+        let pieces: Vec<_> = first.iter().map(|number| cut(*number)).collect();
+        for nth in 0..2 {
+            for datagram in &pieces {
+                stage.send(row, &datagram[nth])?;
+            }
+        }
+        for number in first {
+            let expected = stage.seen(row, 2000).numbered(number);
+            eventually(SOON, || arrived(&stage, row, &expected))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn pieces_of_tcp_and_of_echoes_come_out_as_what_they_were() -> Result<()> {
+    let stage = Stage::new("pieces-others", None)?;
+    let mut numbers = Numbers(0x5000);
+    let data = vec![b'x'; 4000];
+    let mut check = |row, sent: Packet, seen: Packet| {
+        for (turned, number) in [(false, numbers.next()), (true, numbers.next())] {
+            let mut pieces = sent.clone().numbered(number).cut(PIECE);
+            if turned {
+                pieces.reverse();
+            }
+            for piece in &pieces {
+                stage.send(row, piece)?;
+            }
+            let expected = seen.clone().ttl(63).numbered(number);
+            eventually(SOON, || arrived(&stage, row, &expected))?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    // Connections that are met in their middle.
+    for row in [Published, Outgoing, Hairpin] {
+        let segment = |(from, to)| Packet::segment(from, to, ACK, (1, 1), &data);
+        check(row, segment(stage.asked(row)), segment(stage.given(row)))?;
+    }
+    for (row, kind) in [(Outgoing, 8), (Row::OutgoingReply, 0)] {
+        let body = [&[0, 7, 0, 1][..], &data].concat();
+        let echo = |(from, to): (SocketAddrV4, SocketAddrV4)| {
+            Packet::icmp(*from.ip(), *to.ip(), [kind, 0], &body)
+        };
+        check(row, echo(stage.asked(row)), echo(stage.given(row)))?;
     }
     Ok(())
 }
