@@ -306,10 +306,10 @@ pub struct Settings {
     pub flow_quota: u32,
     /// How many flows an endpoint may open in a second; 0 is any number.
     pub flow_rate: u32,
+    /// The device that fragments go round by to be put together; 0 if nobody puts them together.
+    pub round: u32,
     /// 1 if only a SYN opens a TCP flow (`nf_conntrack_tcp_loose=0`).
     pub tcp_strict: u32,
-    /// Always 0.
-    pub reserved: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
     pub netns_cookie: u64,
 }
@@ -496,6 +496,9 @@ pub struct Quota {
     pub opens: Cell<u64>,
     /// The same of answers that say that it is refused.
     pub answers: Cell<u64>,
+    /// When the bucket of octets in incomplete datagrams was filled last, and what is in it, counted
+    /// from 0.
+    pub pieces: Cell<u64>,
 }
 
 /// The port that a source got when its own was taken. It counts as long as a flow lives that has it.
@@ -577,7 +580,7 @@ const _: () = {
     assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Cursors>() == 16);
-    assert!(size_of::<Quota>() == 24);
+    assert!(size_of::<Quota>() == 32);
     assert!(size_of::<Hint<V4>>() == 12 + 16);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);

@@ -126,6 +126,13 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
     /// `ipamutils.localScopeDefaultNetworks`).
     fn is_pooled(self) -> bool;
 
+    /// An address that is nobody's, and what else it takes to find this one again: 28 bits at most.
+    /// Two addresses of one host must not be lost at the same place.
+    fn lost(self) -> (Self, u32);
+
+    /// What was [`lost`](Self::lost) there.
+    fn found(self, rest: u32) -> Self;
+
     /// A hash of the address for small tables; not for anything that an attacker must not guess.
     fn mix(self) -> u32;
 }
@@ -168,6 +175,19 @@ impl Address for Be32 {
         (0xac11..=0xac1f).contains(&high) || high == 0xc0a8
     }
 
+    /// In 0.0.0.0/8, where no host is (RFC 1122 section 3.2.1.3) but where Linux routes to. The
+    /// complement, since an address may end in zeros, and none ends in so many ones.
+    #[inline(always)]
+    fn lost(self) -> (Self, u32) {
+        let address = self.get();
+        (Self::new(!address & 0x00ff_ffff), address >> 24)
+    }
+
+    #[inline(always)]
+    fn found(self, rest: u32) -> Self {
+        Self::new(rest << 24 | !self.get() & 0x00ff_ffff)
+    }
+
     #[inline(always)]
     fn mix(self) -> u32 {
         self.0.wrapping_mul(0x9e37_79b1)
@@ -203,6 +223,10 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
         dst: Self::Addr,
         hop: bool,
     ) -> bool;
+
+    /// Gives the network header at `l3` one hop more, unless it has the most there are. `false` if
+    /// it is not in the window.
+    fn lift(frame: &mut Frame<'_>, l3: usize) -> bool;
 
     /// Octets of what [`Self::prohibit`] writes.
     const REFUSAL: usize;

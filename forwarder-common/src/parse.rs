@@ -40,20 +40,27 @@ pub struct Header<F: Family> {
     pub fragment: bool,
     /// A fragment that begins in the middle, without a transport header.
     pub tail: bool,
+    /// Which datagram a fragment is of.
+    pub id: Be16,
+    /// Where in the datagram it begins, in octets.
+    pub offset: u16,
+    /// More of the datagram follows.
+    pub more: bool,
 }
 
 /// What a packet is to the pipeline.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Class {
+    /// Any other protocol.
+    #[default]
+    Other,
     /// TCP, UDP or an ICMP query with all of its transport header: has a tuple.
     Flow,
     /// A fragment; its tuple is whole only if it is the first.
     Fragment,
     /// An ICMP error that quotes another packet.
     IcmpError,
-    /// Any other protocol.
-    #[default]
-    Other,
 }
 
 /// A packet, read.
@@ -70,6 +77,9 @@ pub struct Packet<F: Family> {
     pub l4: u8,
     /// Length from the network header on, as the header says: see [`Header::len`].
     pub len: u16,
+    /// What decides whether it fits: its length, or that of its datagram's first piece, which all
+    /// others have to follow.
+    pub size: u16,
     /// Network and transport header together, in octets.
     pub headers: u16,
     /// Hops left.
@@ -86,6 +96,18 @@ pub struct Packet<F: Family> {
     pub options: bool,
     /// A fragment without a transport header.
     pub tail: bool,
+    /// Part of a fragmented datagram.
+    pub piece: bool,
+    /// A first fragment, as a whole packet a flow's: its transport header is all there.
+    pub named: bool,
+    /// A fragment that has not met the others of its datagram yet: set by the pipeline.
+    pub apart: bool,
+    /// A fragment that others follow.
+    pub more: bool,
+    /// Which datagram a fragment is of.
+    pub id: Be16,
+    /// Where in the datagram a fragment begins, in octets.
+    pub offset: u16,
     /// An ICMP query's reply: never opens a flow.
     pub answer: bool,
 }
@@ -113,6 +135,7 @@ const IPV4_CHECKSUM: usize = 10;
 /// "More fragments" and the fragment offset; not "don't fragment".
 const IPV4_FRAGMENT: u16 = 0x3fff;
 const IPV4_OFFSET: u16 = 0x1fff;
+const IPV4_MORE: u16 = 0x2000;
 
 impl Family for V4 {
     type Addr = Be32;
@@ -141,6 +164,9 @@ impl Family for V4 {
             options: octets != 20,
             fragment: fragment & IPV4_FRAGMENT != 0,
             tail: fragment & IPV4_OFFSET != 0,
+            id: header.id,
+            offset: (fragment & IPV4_OFFSET) << 3,
+            more: fragment & IPV4_MORE != 0,
         })
     }
 
@@ -162,6 +188,18 @@ impl Family for V4 {
             && frame.write(l3 + IPV4_CHECKSUM, checksum::update(old.checksum, delta))
             && frame.write(l3 + IPV4_SRC, src)
             && frame.write(l3 + IPV4_DST, dst)
+    }
+
+    #[inline(always)]
+    fn lift(frame: &mut Frame<'_>, l3: usize) -> bool {
+        let Some(old) = frame.read::<Ipv4Header>(l3) else {
+            return false;
+        };
+        let ttl = old.ttl.saturating_add(1);
+        let word = |ttl: u8| Be16::new((ttl as u16) << 8).word() as u32;
+        let delta = checksum::delta(word(old.ttl), word(ttl));
+        frame.write(l3 + IPV4_TTL, ttl)
+            && frame.write(l3 + IPV4_CHECKSUM, checksum::update(old.checksum, delta))
     }
 
     const REFUSAL: usize = refusal::IPV4;
@@ -245,6 +283,9 @@ pub fn parse<F: Family>(
     packet: &mut Packet<F>,
 ) -> Result<(), Reason> {
     let header = F::header(frame, l3)?;
+    if header.fragment && header.len == 0 {
+        return Err(Reason::Malformed);
+    }
     let l4 = header.l4;
     let ip = (l4 - l3) as u16;
     packet.tuple.src = header.src;
@@ -253,62 +294,96 @@ pub fn parse<F: Family>(
     packet.l3 = l3 as u8;
     packet.l4 = l4 as u8;
     packet.len = header.len;
+    packet.size = header.len;
     packet.hops = header.hops;
     packet.options = header.options;
     packet.tail = header.tail;
-    let mut class = Class::Other;
-    let mut ports = Ports::default();
-    let mut octets = 0;
-    let mut flags = 0;
-    let mut answer = false;
+    packet.piece = header.fragment;
+    packet.more = header.more;
+    packet.id = header.id;
+    packet.offset = header.offset;
+    packet.apart = false;
+    packet.tuple.sport = Be16::new(0);
+    packet.tuple.dport = Be16::new(0);
+    packet.headers = ip;
+    packet.flags = 0;
+    packet.answer = false;
+    packet.named = false;
+    packet.class = Class::Other;
     if header.tail {
-        class = Class::Fragment;
-    } else if header.proto == proto::UDP {
-        ports = frame.read(l4).ok_or(Reason::Truncated)?;
+        packet.class = Class::Fragment;
+        return Ok(());
+    }
+    let read = transport(frame, &header, packet);
+    if header.fragment {
+        // What cannot be read is no error: the kernel puts it together before anybody asks.
+        packet.named = read.is_ok() && packet.class as u8 == Class::Flow as u8;
+        packet.class = Class::Fragment;
+        return Ok(());
+    }
+    read
+}
+
+/// Reads the transport header behind a network header that was read into `packet`.
+#[inline(always)]
+fn transport<F: Family>(
+    frame: &Frame<'_>,
+    header: &Header<F>,
+    packet: &mut Packet<F>,
+) -> Result<(), Reason> {
+    let l4 = header.l4;
+    let mut octets = 0;
+    if header.proto == proto::UDP {
+        let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
         // Length and checksum must be there too: the rewrite touches the latter.
         let _: Ports = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
+        packet.tuple.sport = ports.src;
+        packet.tuple.dport = ports.dst;
         octets = 8;
-        if header.len < ip + octets {
-            return Err(Reason::Malformed);
-        }
-        class = Class::Flow;
+        packet.class = Class::Flow;
     } else if header.proto == proto::TCP {
-        ports = frame.read(l4).ok_or(Reason::Truncated)?;
+        let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
         let tail: TcpTail = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
         octets = ((tail.offset >> 4) as u16) * 4;
-        if octets < 20 || (!header.fragment && header.len.wrapping_sub(1) < ip + octets - 1) {
+        if octets < 20 {
             return Err(Reason::Malformed);
         }
-        flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK | tcp::URG);
+        packet.tuple.sport = ports.src;
+        packet.tuple.dport = ports.dst;
+        packet.flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK | tcp::URG);
         packet.seq = tail.sequence.get();
         packet.ack = tail.acknowledgement.get();
         packet.window = tail.window.get();
-        class = Class::Flow;
+        packet.class = Class::Flow;
     } else if header.proto == F::ICMP as u32 {
         let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;
         octets = 8;
-        if header.len < ip + octets {
-            return Err(Reason::Malformed);
-        }
-        if let Some(query) = icmp.query() {
-            (ports, answer) = query;
-            class = Class::Flow;
+        if let Some((ports, answer)) = icmp.query() {
+            packet.tuple.sport = ports.src;
+            packet.tuple.dport = ports.dst;
+            packet.answer = answer;
+            packet.class = Class::Flow;
         } else if matches!(icmp.kind, 3 | 4 | REDIRECT | 11 | 12) {
-            class = Class::IcmpError;
+            packet.class = Class::IcmpError;
         }
     }
-    if header.fragment {
-        class = Class::Fragment;
-    }
-    // Only TCP is put together to more than the field can say.
-    if packet.len == 0 && !matches!(class, Class::Flow) {
+    packet.headers += octets;
+    // Too short, and not zero.
+    if header.len.wrapping_sub(1) < packet.headers - 1 {
         return Err(Reason::Malformed);
     }
-    packet.tuple.sport = ports.src;
-    packet.tuple.dport = ports.dst;
-    packet.headers = ip + octets;
-    packet.flags = flags;
-    packet.answer = answer;
-    packet.class = class;
+    // Only TCP is put together to more than the field can say.
+    if header.len == 0 && packet.class as u8 != Class::Flow as u8 {
+        return Err(Reason::Malformed);
+    }
     Ok(())
+}
+
+impl<F: Family> Packet<F> {
+    /// Octets of the network header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn network(&self) -> u16 {
+        self.l4 as u16 - self.l3 as u16
+    }
 }

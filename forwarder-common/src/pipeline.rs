@@ -17,6 +17,7 @@
 mod access;
 mod admit;
 mod errors;
+pub mod fragments;
 pub mod mark;
 
 use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network};
@@ -26,12 +27,15 @@ use crate::flow::{self, Direction, End, Hit, ORIGINAL, Plan, REPLY};
 use crate::frame::Frame;
 use crate::nat::Owner;
 use crate::parse::{Class, Packet, parse, proto};
+use crate::quota;
 use crate::reason::{Path, Reason};
 use crate::rewrite::{Edit, Exit};
 use crate::tables::{Route, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks};
 use crate::window;
+
+pub use fragments::round_out;
 
 /// What a hook knows of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +62,8 @@ pub enum Side {
     Veth,
     /// The bridge, behind veths without a hook.
     Bridge,
+    /// The bridge, for what a container sent in pieces and is whole now: it was checked before.
+    Back,
 }
 
 /// The larger steps of a passage. The kernel's side makes functions of their own of them, which
@@ -69,6 +75,14 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn carry_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::admit`].
     fn admit(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`fragments::meet`]: the packet is the one at hand, and is only read for its class afterwards.
+    fn meet(
+        &self,
+        frame: Frame<'_>,
+        meta: &Meta,
+        side: Side,
+        packet: &mut Packet<F>,
+    ) -> Option<Reason>;
     /// [`Passage::complete`].
     fn complete(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::give_way`].
@@ -168,6 +182,9 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
         tables.mark(0);
         return Reason::Admitted;
     }
+    if meta.mark == mark::BACK {
+        return come_in(frame, meta, tables, packet, Side::Back);
+    }
     if mark::is_ours(meta.mark) {
         return Reason::Admitted;
     }
@@ -184,6 +201,11 @@ fn come_in<F: Family, T: Steps<F>>(
     side: Side,
 ) -> Reason {
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
+        return reason;
+    }
+    if packet.piece
+        && let Some(reason) = tables.meet(frame, meta, side, packet)
+    {
         return reason;
     }
     let mut passage = Passage {
@@ -410,6 +432,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let hit = flow::find(self.tables, &self.packet.tuple)?;
         let over = !flow::is_current(self.tables, hit.flow, now)
             || self.packet.tuple.proto == proto::TCP
+                && !self.packet.tail
                 && tcp::reopens(State::from_u8(hit.gate.state()), self.packet.flags);
         if over {
             flow::end(self.tables, &hit);
@@ -437,7 +460,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if let Way::Refuse(reason) = way {
             return Some(reason);
         }
-        if let Err(reason) = self.track(&hit, now) {
+        // TCP's first piece spoke for the others.
+        let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
+        if !silent && let Err(reason) = self.track(&hit, now) {
             return Some(reason);
         }
         // Read first, checked after: the record may have gone to another flow in between, and then
@@ -496,6 +521,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
         let ifindex = self.meta.ifindex;
+        if self.side == Side::Back {
+            return endpoint.bridge == ifindex;
+        }
         if endpoint.ifindex != 0 {
             return self.side == Side::Veth && endpoint.ifindex == ifindex;
         }
@@ -556,12 +584,14 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let packet = self.packet;
         let segment = self.meta.segment;
         let size = if segment == 0 {
-            packet.len as u32
+            packet.size as u32
         } else {
             packet.headers as u32 + segment
         };
         if packet.hops <= 1 {
             Some(Reason::HopLimit)
+        } else if packet.apart {
+            Some(Reason::Reassembled)
         } else if packet.options {
             Some(Reason::Options)
         } else if size > mtu {
@@ -623,7 +653,8 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         // To the host itself: no further hook of ours is on the way.
         if reason as u8 != Reason::HostFlow as u8 {
-            self.tables.mark(mark::flow(hit.index, hit.dir));
+            self.tables
+                .mark(mark::flow(hit.index, hit.dir, self.packet.apart));
         }
         reason
     }
@@ -634,6 +665,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let (index, dir) = mark::handed_on(self.meta.mark);
         let packet = self.packet;
         let old = &packet.tuple;
+        if mark::was_apart(self.meta.mark)
+            && let Some(slot) = self.tables.endpoint_slot(old.src)
+        {
+            quota::return_piece(self.tables, slot, packet.len);
+        }
         let flow = self.tables.flow(index)?;
         let before = flow.tuples[dir & 1].get();
         let after = flow.tuples[(dir ^ 1) & 1].get();

@@ -16,7 +16,7 @@ use crate::family::Family;
 use crate::flow::End;
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::timeouts::{Ticks, seconds};
+use crate::timeouts::{self, Ticks, seconds};
 
 /// The low half of a word counts from here, so that it can be one too low for a moment without
 /// touching the high half.
@@ -169,4 +169,69 @@ const fn filled(bucket: u64, rate: u32, now: Ticks) -> u64 {
             level as u32
         },
     )
+}
+
+/// How many octets of memory one endpoint may hold in incomplete datagrams: an eighth of what the
+/// kernel has for all of them (`net.ipv4.ipfrag_high_thresh`). As it comes back in time, whether or
+/// not what it stands for has been forgotten yet, twice as much at worst.
+pub const PIECES: u32 = 512 << 10;
+
+/// What flows back per tick: all of it, in the time after which the kernel forgets a datagram.
+const PIECES_BACK: u32 = PIECES / timeouts::REASSEMBLY + 1;
+
+/// What the kernel holds for a piece of so many octets: its buffer is up to twice as long, beside
+/// what describes it (`skb->truesize`).
+#[inline(always)]
+const fn held_for(octets: u16) -> u32 {
+    octets as u32 * 2 + 768
+}
+
+/// Charges a piece of a datagram that is to be put together; whether the endpoint may have it.
+#[inline(always)]
+pub fn charge_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16) -> bool {
+    let Some(quota) = tables.quota(slot) else {
+        return false;
+    };
+    let now = tables.now();
+    let before = quota.pieces.get();
+    let level = pieces_at(before, now);
+    let cost = held_for(octets);
+    // Lost against another CPU: the piece passes free of charge, which evens out.
+    if cost <= level {
+        tables.swap(&quota.pieces, before, pieces(now, level - cost));
+    }
+    cost <= level
+}
+
+/// Gives back what a piece was charged: its datagram is whole.
+#[inline(always)]
+pub fn return_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16) {
+    let Some(quota) = tables.quota(slot) else {
+        return;
+    };
+    let now = tables.now();
+    let before = quota.pieces.get();
+    let level = pieces_at(before, now) + held_for(octets);
+    let level = if level < PIECES { level } else { PIECES };
+    tables.swap(&quota.pieces, before, pieces(now, level));
+}
+
+#[inline(always)]
+const fn pieces(now: Ticks, level: u32) -> u64 {
+    (now as u64) << 32 | level as u64
+}
+
+/// What is in the bucket of pieces by now.
+#[inline(always)]
+const fn pieces_at(word: u64, now: Ticks) -> u32 {
+    let since = now.wrapping_sub(owner(word));
+    // Another CPU's clock was read a little later than ours.
+    if since.wrapping_neg() < timeouts::REASSEMBLY {
+        return word as u32;
+    }
+    if since >= timeouts::REASSEMBLY {
+        return PIECES;
+    }
+    let level = word as u32 + since * PIECES_BACK;
+    if level < PIECES { level } else { PIECES }
 }

@@ -88,12 +88,14 @@ reasons! {
     TooBig = Kernel "too-big" "Over the next device's MTU: the kernel fragments it, or answers with fragmentation needed.";
     Options = Kernel "options" "IP options: the kernel handles them.";
     Routed = Kernel "routed" "To or from a container that is not translated, without a flow: the kernel routes it.";
+    Reassembled = Kernel "reassembled" "A fragment: the kernel puts its datagram together.";
     NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
     HostFlow = Kernel "host-flow" "The host's own, of a flow whose port a container's flow had: translated.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
 
     Completed = Again "completed" "The kernel path's other half: the source rewritten on the way out.";
+    Whole = Again "whole" "A fragment of a datagram that is whole, on its way back to where it came from.";
     Admitted = Again "admitted" "Admitted by an earlier hook, nothing left to rewrite.";
 
     SpoofedSource = Drop "spoofed-source" "A container's packet with another endpoint's address.";
@@ -106,7 +108,7 @@ reasons! {
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
-    Fragment = Drop "fragment" "A fragment of a datagram that would have to be translated.";
+    Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or nobody puts it together.";
     Protocol = Drop "protocol" "Neither TCP, UDP nor an ICMP query, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
     NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
@@ -115,6 +117,7 @@ reasons! {
     TableFull = Drop "table-full" "No flow record is free.";
     FlowQuota = Drop "flow-quota" "The container has as many flows open as it may.";
     FlowRate = Drop "flow-rate" "The container opens flows faster than it may.";
+    FragmentQuota = Drop "fragment-quota" "The container has as much in incomplete datagrams as it may.";
     PortsExhausted = Drop "ports-exhausted" "No port is free for a translation.";
     NoEndpoint = Drop "no-endpoint" "A published port whose container is not there.";
     TargetGone = Drop "target-gone" "The container's device has gone.";

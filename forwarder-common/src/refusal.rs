@@ -30,6 +30,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let (tables, packet) = (self.tables, self.packet);
         let told = self.side != Side::Outside
             && packet.class == Class::Flow
+            && !packet.piece
             && !packet.options
             && self.meta.l3 as usize == ETHERNET
             && self.meta.segment == 0;

@@ -19,6 +19,8 @@ pub trait Exit<F: Family> {
     fn mark(&self, mark: u32);
     /// Into the namespace of the veth at this index (`bpf_redirect_peer`; XDP: its device map).
     fn to_peer(&self, ifindex: u32);
+    /// To the ingress of a device, as if it had just come by it.
+    fn to_ingress(&self, ifindex: u32);
     /// Out by a device to a next hop (`bpf_redirect_neigh`), marked as done.
     fn to_neighbour(&self, ifindex: u32, next_hop: F::Addr);
 }

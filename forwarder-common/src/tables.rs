@@ -12,6 +12,7 @@ use crate::abi::{
 use crate::event::News;
 use crate::family::{Be16, Family};
 use crate::flow::{End, Gate};
+use crate::pipeline::fragments::Train;
 use crate::reason::Reason;
 use crate::timeouts::Ticks;
 use crate::window::{Fate, Lead, Prepared, Segment};
@@ -104,6 +105,11 @@ pub trait Tables<F: Family> {
     fn hint(&self, place: u32) -> Option<Hint<F>>;
     /// Remembers a port.
     fn set_hint(&self, place: u32, hint: Hint<F>);
+
+    /// The datagram whose pieces come at the moment, on this CPU.
+    fn train(&self) -> Train<F>;
+    /// Remembers it.
+    fn set_train(&self, train: Train<F>);
 
     /// [`crate::quota::charge`]. This and the next six are methods so that the kernel's side can make
     /// functions of their own of them, which the verifier proves once, whoever calls them.

@@ -70,5 +70,8 @@ pub const UDP_STREAM_AFTER: Ticks = seconds(2);
 /// ICMP queries (`nf_ct_icmp_timeout`).
 pub const ICMP: Ticks = seconds(30);
 
+/// How long the kernel waits for the rest of a datagram (`net.ipv4.ipfrag_time`).
+pub const REASSEMBLY: Ticks = seconds(30);
+
 /// The agent's heartbeat is trusted for this long; then routes are looked up anew per packet.
 pub const HEARTBEAT: Ticks = seconds(5);

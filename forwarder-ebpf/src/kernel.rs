@@ -23,6 +23,7 @@ use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::flow::{End, Gate};
 use forwarder_common::parse::proto;
+use forwarder_common::pipeline::fragments::Train;
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
@@ -33,7 +34,7 @@ use crate::atomic;
 use crate::maps::{
     CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS,
     LINKS, LOCALS, LOST, MAPPINGS, NETWORKS, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING,
-    SETTINGS, SOURCES, SUBNETS, TRUSTED, WATCH,
+    SETTINGS, SOURCES, SUBNETS, TRAIN, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -287,6 +288,19 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         if let Some(entry) = HINTS.get_ptr_mut(place) {
             // SAFETY: a live element; a torn hint only costs a try.
             unsafe { *entry = hint };
+        }
+    }
+
+    #[inline(always)]
+    fn train(&self) -> Train<V4> {
+        TRAIN.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn set_train(&self, train: Train<V4>) {
+        if let Some(place) = TRAIN.get_ptr_mut(0) {
+            // SAFETY: this CPU's own element; programs of a kind do not interrupt each other.
+            unsafe { *place = train };
         }
     }
 

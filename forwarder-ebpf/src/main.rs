@@ -107,6 +107,14 @@ mod programs {
         })
     }
 
+    /// tcx egress of the device that fragments go round by.
+    #[classifier]
+    pub fn round_out(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+            pipeline::round_out(frame, meta, kernel, packet)
+        })
+    }
+
     /// XDP on an uplink.
     #[xdp]
     pub fn uplink(ctx: XdpContext) -> u32 {

@@ -11,6 +11,7 @@ use forwarder_common::abi::{
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
 use forwarder_common::pipeline::Side;
+use forwarder_common::pipeline::fragments::Train;
 use forwarder_common::reason;
 
 /// A flow as a map's element.
@@ -105,6 +106,10 @@ pub struct Passing {
 /// a value on the stack, it tells apart on every path.
 #[map]
 pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
+
+/// The datagram whose pieces return at the moment, on this CPU.
+#[map]
+pub static TRAIN: PerCpuArray<Train<V4>> = PerCpuArray::with_max_entries(1, 0);
 
 /// `BPF_F_NO_PREALLOC`: a trie has no other way, and what only the agent fills need not take memory
 /// before it does.

@@ -3,8 +3,8 @@
 use core::mem::zeroed;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT,
+    TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::{
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
@@ -14,7 +14,7 @@ use aya_ebpf::programs::TcContext;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
-use forwarder_common::pipeline::{Meta, Passage, Steps, mark};
+use forwarder_common::pipeline::{Meta, Passage, Side, Steps, fragments, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::window;
@@ -67,6 +67,7 @@ pub fn run_telling(
 fn verdict(reason: Reason) -> i32 {
     match reason.path() {
         Path::Fast => TC_ACT_REDIRECT,
+        Path::Again if reason as u8 == Reason::Whole as u8 => TC_ACT_REDIRECT,
         Path::Kernel | Path::Again => TC_ACT_UNSPEC,
         Path::Drop => TC_ACT_SHOT,
     }
@@ -135,6 +136,24 @@ macro_rules! steps {
         )+
 
         impl Steps<V4> for Kernel<TcContext> {
+            #[inline(always)]
+            fn meet(
+                &self,
+                _: Frame<'_>,
+                _: &Meta,
+                side: Side,
+                packet: &mut Packet<V4>,
+            ) -> Option<Reason> {
+                let passing = PASSING.get_ptr_mut(0)?;
+                // SAFETY: this CPU's own element.
+                unsafe { (*passing).side = side };
+                let reason = Reason::from_u8(tc_meet(self.ctx.skb.skb) as u8);
+                // SAFETY: the same, which the packet is in: volatile, since the compiler does not
+                // know that the call has changed it.
+                packet.class = unsafe { (&raw const (*passing).packet.class).read_volatile() };
+                reason
+            }
+
             $(
                 #[inline(always)]
                 fn $step(&self, passage: &mut TcPassage<'_>) -> Option<Reason> {
@@ -166,6 +185,24 @@ steps! {
     complete = tc_complete
     give_way = tc_give_way
     restore_own_error = tc_restore_own_error
+}
+
+/// [`fragments::meet`]: the reason's number, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_meet(skb: *mut __sk_buff) -> u32 {
+    let Some(passing) = PASSING.get_ptr_mut(0) else {
+        return NONE;
+    };
+    let ctx = TcContext::new(skb);
+    // SAFETY: this CPU's own element, which the hook that called does not look at meanwhile.
+    let Passing { packet, side, l3 } = unsafe { &mut *passing };
+    let meta = meta(&ctx, *l3);
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    let reason = fragments::meet(frame(&ctx), &meta, &kernel, *side, packet);
+    reason.map_or(NONE, |reason| reason as u32)
 }
 
 const NONE: u32 = 0xff;
@@ -289,6 +326,12 @@ impl Exit<V4> for Kernel<TcContext> {
         }
         // SAFETY: no pointers.
         unsafe { bpf_redirect_peer(ifindex, 0) };
+    }
+
+    #[inline(always)]
+    fn to_ingress(&self, ifindex: u32) {
+        // SAFETY: no pointers.
+        unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) };
     }
 
     #[inline(always)]

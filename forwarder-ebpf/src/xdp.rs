@@ -4,7 +4,8 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
 use forwarder_common::family::{Be16, Be32, Family, V4};
 use forwarder_common::frame::Frame;
-use forwarder_common::pipeline::{self, Meta, Passage, Steps};
+use forwarder_common::parse::Packet;
+use forwarder_common::pipeline::{self, Meta, Passage, Side, Steps};
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::window;
@@ -60,6 +61,9 @@ impl Exit<V4> for Kernel<XdpContext> {
     fn to_peer(&self, _: u32) {}
 
     #[inline(always)]
+    fn to_ingress(&self, _: u32) {}
+
+    #[inline(always)]
     fn to_neighbour(&self, _: u32, _: Be32) {}
 }
 
@@ -67,6 +71,17 @@ impl Exit<V4> for Kernel<XdpContext> {
 macro_rules! no_steps {
     ($($step:ident)+) => {
         impl Steps<V4> for Kernel<XdpContext> {
+            #[inline(always)]
+            fn meet(
+                &self,
+                _: Frame<'_>,
+                _: &Meta,
+                _: Side,
+                _: &mut Packet<V4>,
+            ) -> Option<Reason> {
+                None
+            }
+
             $(
                 #[inline(always)]
                 fn $step(&self, _: &mut Passage<'_, V4, Self>) -> Option<Reason> {

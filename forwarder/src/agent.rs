@@ -16,7 +16,7 @@ use crate::desired::{Policy, be32, desired, port_key};
 use crate::diff::{Op, diff};
 use crate::exhaustion::{self, Exhaustion};
 use crate::report;
-use crate::tables::{Hook, SocketHook, Tables};
+use crate::tables::{Hook, ROUND, SocketHook, Tables};
 use crate::uplinks::{self, Choice};
 use crate::world::{HostPort, World};
 
@@ -53,6 +53,17 @@ impl Routing {
     }
 }
 
+/// Has the kernel put fragments together; whether it does.
+pub(crate) async fn reassemble(config: &Config) -> bool {
+    match datapath::make_round(&config.bpffs_dir).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!("fragments that would have to be translated are dropped: {error:#}");
+            false
+        }
+    }
+}
+
 /// The agent's own state, all of it derived anew when it starts.
 pub(crate) struct Agent {
     datapath: Datapath,
@@ -64,6 +75,8 @@ pub(crate) struct Agent {
     refused: BTreeMap<u32, String>,
     /// Socket programs that this kernel takes, until it refuses one.
     sockets: BTreeSet<SocketHook>,
+    /// Whether the kernel puts fragments together.
+    reassembles: bool,
     route_generation: u32,
     /// What `route_generation` stands for.
     routing: Option<Routing>,
@@ -76,7 +89,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn start(config: &Config, world: &World) -> Result<Self> {
+    pub(crate) fn start(config: &Config, world: &World, reassembles: bool) -> Result<Self> {
         let setup = Setup {
             bpffs_dir: config.bpffs_dir.clone(),
             state_dir: config.state_dir.clone(),
@@ -113,6 +126,7 @@ impl Agent {
             uplinks: Vec::new(),
             refused: BTreeMap::new(),
             sockets,
+            reassembles,
             route_generation,
             routing: None,
             failing: false,
@@ -167,6 +181,7 @@ impl Agent {
             direct_routing: config.allow_direct_routing,
             rules: config.rules.clone(),
             sockets: self.sockets.clone(),
+            reassembles: self.reassembles(world, config).await,
         };
         let mut tables = desired(world, &policy, self.route_generation);
         let routing = Routing::of(world, &tables);
@@ -204,6 +219,15 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Whether the kernel puts fragments together; makes it do so where it does not.
+    async fn reassembles(&mut self, world: &World, config: &Config) -> bool {
+        let there = world.links.values().any(|link| link.name == ROUND);
+        if !there && self.reassembles {
+            self.reassembles = reassemble(config).await;
+        }
+        self.reassembles
     }
 
     /// Whether the last sync brought into the kernel what a shim has bound; else why not.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
 use crate::rules::Rules;
@@ -55,6 +55,8 @@ enum Event {
 /// # Errors
 /// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable.
 pub async fn run(mut config: Config) -> Result<()> {
+    // Before the devices are listed: its own is among them then.
+    let reassembles = reassemble(&config).await;
     let mut sources = Sources::start(&config)?;
     let mut world = World::default();
     let mut agent: Option<Agent> = None;
@@ -99,7 +101,7 @@ pub async fn run(mut config: Config) -> Result<()> {
             continue;
         }
         if agent.is_none() {
-            agent = Some(Agent::start(&config, &world)?);
+            agent = Some(Agent::start(&config, &world, reassembles)?);
         }
         let Some(agent) = &mut agent else { continue };
         agent.sync(&world, &config).await?;

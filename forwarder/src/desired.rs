@@ -11,7 +11,7 @@ use forwarder_common::family::{Be32, V4};
 pub use self::published::port_key;
 use crate::lists::Lists;
 use crate::rules::Rules;
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, SocketHook, Tables, XdpKind};
+use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, ROUND, SocketHook, Tables, XdpKind};
 use crate::world::{Container, Family, GatewayMode, Link, LinkLayer, Network, Terms, World};
 
 /// What the configuration decides about the tables.
@@ -26,6 +26,8 @@ pub struct Policy {
     pub direct_routing: bool,
     /// What is laid down for networks and ports.
     pub rules: Rules,
+    /// Whether the kernel puts fragments together.
+    pub reassembles: bool,
     /// The socket programs that this kernel takes.
     pub sockets: BTreeSet<SocketHook>,
 }
@@ -92,6 +94,11 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
             _ => {}
         }
     }
+    let round = world.links.values().find(|link| link.name == ROUND);
+    if let Some(link) = round.filter(|link| policy.reassembles && link.up) {
+        tables.round = link.index;
+        tables.hooks.insert((link.index, Hook::RoundOut));
+    }
     tables.locals = locals(world);
     published::add_published(&mut tables, world, policy, &terms, &mut lists);
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
@@ -128,6 +135,7 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
             .is_some_and(|master| master.kind == "vrf")
     };
     link.up
+        && link.name != ROUND
         && link.master.is_none_or(master_routes)
         && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
         && !link.name.starts_with("ov-")

@@ -62,6 +62,8 @@ pub enum Op {
     PutIngress((u32, Be32, u8), u32),
     DropIngress((u32, Be32, u8)),
     Policy(u32),
+    /// The device that fragments go round by.
+    Round(u32),
     PutPort(u32, FarEnd),
     DropPort(u32),
     Attach {
@@ -108,6 +110,9 @@ impl Op {
 pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     let now = &observed.tables;
     let mut ops = Vec::new();
+    if desired.round == 0 && now.round != 0 {
+        ops.push(Op::Round(0));
+    }
 
     // What must not deliver any more.
     for (&key, &target) in &now.published {
@@ -202,6 +207,9 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     for &(ifindex, hook) in desired.hooks.difference(&now.hooks) {
         let xdp = desired.xdp.get(&ifindex).copied();
         ops.push(Op::Attach { ifindex, hook, xdp });
+    }
+    if desired.round != 0 && now.round != desired.round {
+        ops.push(Op::Round(desired.round));
     }
 
     // What delivers.

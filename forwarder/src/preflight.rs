@@ -151,6 +151,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
         docker(&probe.docker, config),
     ];
     findings.extend(comfort(probe));
+    findings.push(fragments(probe));
     findings.extend(sockets(probe));
     findings.extend(uplinks(probe, config));
     findings.extend(firewall::judge(&probe.firewall));
@@ -264,6 +265,19 @@ fn comfort(probe: &Probe) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What becomes of datagrams that their sender cut.
+fn fragments(probe: &Probe) -> Finding {
+    if probe.reassembles {
+        Finding::ok("the kernel puts fragments together before they are translated")
+    } else {
+        Finding::warn(
+            "the kernel puts no fragments together for programs, so those that would have to be \
+             translated are dropped",
+            "use a kernel from 6.6 on with CONFIG_NETFILTER_BPF_LINK, or datagrams that fit the MTU",
+        )
+    }
 }
 
 /// What processes of the host itself get of published ports.

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
 use forwarder_common::family::{Be16, Be32, V4};
 
+/// The name of the device that fragments go round by.
+pub const ROUND: &str = "forwarder0";
+
 /// A program's place on a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Hook {
@@ -25,13 +28,15 @@ pub enum Hook {
     BridgeIn,
     /// Egress of a bridge.
     BridgeOut,
+    /// Egress of the device that fragments go round by.
+    RoundOut,
     /// XDP of an uplink.
     Uplink,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::OutsideIn,
         Self::OutsideInRaw,
         Self::OutsideOut,
@@ -40,6 +45,7 @@ impl Hook {
         Self::ContainerOut,
         Self::BridgeIn,
         Self::BridgeOut,
+        Self::RoundOut,
         Self::Uplink,
     ];
 
@@ -55,6 +61,7 @@ impl Hook {
             Self::ContainerOut => "container_out",
             Self::BridgeIn => "bridge_in",
             Self::BridgeOut => "bridge_out",
+            Self::RoundOut => "round_out",
             Self::Uplink => "uplink",
         }
     }
@@ -194,6 +201,8 @@ pub struct Tables {
     pub route_generation: u32,
     /// Whether XDP may forward TCP.
     pub xdp_tcp: bool,
+    /// The device that fragments go round by; 0 for none.
+    pub round: u32,
     /// Devices by index.
     pub devices: BTreeMap<u32, Device>,
     /// Networks by their bridge's index.

@@ -22,6 +22,7 @@ fn apply(kernel: &mut Observed, op: &Op) {
             tables.route_generation = route_generation;
             tables.xdp_tcp = xdp_tcp;
         }
+        Op::Round(index) => tables.round = index,
         Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
         Op::DropDevice(index) => _ = tables.devices.remove(&index),
         Op::PutEndpoint {

@@ -253,6 +253,25 @@ impl Packet {
         (last.word(6) & 0x2000 == 0).then_some(whole)
     }
 
+    /// Cut into fragments of so many octets of payload each, a multiple of eight; in order.
+    #[must_use]
+    pub fn cut(&self, octets: usize) -> Vec<Self> {
+        let header = self.header();
+        let pieces = self.0[header..].chunks(octets);
+        let last = pieces.len() - 1;
+        let piece = |(number, payload): (usize, &[u8])| {
+            let more = if number < last { 0x2000 } else { 0 };
+            let place = self.word(6) | more | (number * octets / 8) as u16;
+            let mut piece = Self([&self.0[..header], payload].concat());
+            piece.put(2, piece.0.len() as u16);
+            piece.put(6, place);
+            piece.put(10, 0);
+            piece.put(10, !sum(&[&piece.0[..header]]));
+            piece
+        };
+        pieces.enumerate().map(piece).collect()
+    }
+
     /// Kind and code of the ICMP error that it is.
     #[must_use]
     pub fn error_kind(&self) -> Option<[u8; 2]> {

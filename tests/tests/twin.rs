@@ -22,6 +22,7 @@ use ground::raw::{state_of, told_of};
 use ground::traffic::{Case, Traffic};
 use ground::world::{disturb, world};
 use ground::{Ground, Loaded, code, ready};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 /// Packets in all.
 const CASES: usize = 100_000;
@@ -43,6 +44,10 @@ fn host_and_kernel_are_twins() -> Result<()> {
     let ground = Ground::new("twin")?;
     let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
     ground.space().enter(|| {
+        // Which piece of a datagram comes next is known to one CPU.
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu());
+        sched_setaffinity(None, &here)?;
         let mut twins = Twins {
             kernel: Loaded::open(&bpffs, &netns, FLOWS)?,
             seen: BTreeMap::new(),
@@ -208,6 +213,8 @@ impl Twins {
             Reason::TableFull,
             Reason::PortsExhausted,
             Reason::FlowRate,
+            // More pieces than a sequence has packets.
+            Reason::FragmentQuota,
         ];
         let missed: Vec<_> = Reason::ALL
             .into_iter()

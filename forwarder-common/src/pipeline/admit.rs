@@ -56,7 +56,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     pub fn admit(&self) -> Option<Reason> {
         let refusal = match self.side {
             Side::Outside => self.admit_inward(),
-            Side::Veth | Side::Bridge => match self.originates() {
+            Side::Veth | Side::Bridge | Side::Back => match self.originates() {
                 Origin::Settled(reason) => Err(reason),
                 Origin::Leaves(client, Bound::Straight(bridge, network)) => {
                     self.admit_straight(Some(&client), bridge, &network, [0; 6])
@@ -119,7 +119,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         match packet.class {
             Class::Flow => {}
             // Of a flow, or for a published port: the host must not piece it together.
-            Class::Fragment if !packet.tail && self.is_translated() => {
+            Class::Fragment
+                if !packet.tail && self.tables.settings().round == 0 && self.is_translated() =>
+            {
                 return Err(Reason::Fragment);
             }
             _ => return Err(Reason::ToHost),
@@ -337,7 +339,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Whether the packet may make a flow.
     #[inline(always)]
     fn may_open(&self) -> bool {
-        if self.packet.tuple.proto == proto::TCP {
+        if self.packet.tail {
+            false
+        } else if self.packet.tuple.proto == proto::TCP {
             match tcp::opening(self.packet.flags) {
                 Opening::Open => true,
                 Opening::PickUp => self.tables.settings().tcp_strict == 0,
@@ -345,6 +349,16 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             }
         } else {
             !self.packet.answer
+        }
+    }
+
+    /// Whether a container's piece is for an address of the host's, of those that may leave their
+    /// network.
+    #[inline(always)]
+    pub(super) fn leaves(&self) -> Result<bool, Reason> {
+        match self.originates() {
+            Origin::Settled(reason) => Err(reason),
+            Origin::Leaves(_, bound) => Ok(matches!(bound, Bound::Published)),
         }
     }
 
@@ -405,8 +419,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             )
         };
         if tables.is_local(dst) {
-            let published = !packet.tail
-                && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto).is_some();
+            let published = packet.apart
+                || !packet.tail
+                    && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto)
+                        .is_some();
             if published && !internal {
                 return leaves(Bound::Published);
             }

@@ -54,7 +54,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 Some(Reason::IcmpError)
             }
             Way::HandOn(reason) => {
-                self.tables.mark(mark::flow(hit.index, hit.dir));
+                self.tables.mark(mark::flow(hit.index, hit.dir, false));
                 Some(reason)
             }
             Way::Refuse(_) => None,

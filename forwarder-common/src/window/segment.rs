@@ -25,6 +25,8 @@ const PADDING: u8 = 1;
 const SCALE: u8 = 3;
 /// The bits of a payload's length.
 const PAYLOAD: u32 = (1 << 24) - 1;
+/// No datagram is longer.
+const LONGEST: u32 = u16::MAX as u32;
 /// TCP's header without options.
 const FIXED: u8 = 20;
 
@@ -111,10 +113,12 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// A packet's of `len` octets from the network header on.
+    /// A packet's of `len` octets from the network header on. One whose rest follows in other pieces
+    /// is taken to be as long as it can be: what acknowledges the rest must pass.
     #[inline(always)]
     #[must_use]
     pub fn of<F: Family>(packet: &Packet<F>, len: u32, dir: Direction, scale: u8) -> Self {
+        let len = if packet.more { LONGEST } else { len };
         Self {
             seq: packet.seq,
             ack: packet.ack,

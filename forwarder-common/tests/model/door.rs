@@ -10,7 +10,9 @@ use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::frame::Frame;
-use forwarder_common::pipeline::{Passage, Steps, mark};
+use forwarder_common::parse::Packet;
+use forwarder_common::pipeline::fragments::{self, Train};
+use forwarder_common::pipeline::{Meta, Passage, Side, Steps, mark};
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
@@ -217,6 +219,14 @@ impl Tables<V4> for Host {
         self.hints.borrow_mut().insert(place, hint);
     }
 
+    fn train(&self) -> Train<V4> {
+        self.train.get()
+    }
+
+    fn set_train(&self, train: Train<V4>) {
+        self.train.set(train);
+    }
+
     fn charge(&self, opener: End) -> Option<Reason> {
         quota::charge(self, opener)
     }
@@ -318,6 +328,10 @@ impl Exit<V4> for Host {
         self.target.set(Some(Target::Peer(ifindex)));
     }
 
+    fn to_ingress(&self, ifindex: u32) {
+        self.target.set(Some(Target::Ingress(ifindex)));
+    }
+
     fn to_neighbour(&self, ifindex: u32, next_hop: Be32) {
         self.mark.set(mark::DONE);
         self.target.set(Some(Target::Neighbour(ifindex, next_hop)));
@@ -335,6 +349,16 @@ impl Steps<V4> for Host {
 
     fn admit(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
         passage.admit()
+    }
+
+    fn meet(
+        &self,
+        frame: Frame<'_>,
+        meta: &Meta,
+        side: Side,
+        packet: &mut Packet<V4>,
+    ) -> Option<Reason> {
+        fragments::meet(frame, meta, self, side, packet)
     }
 
     fn complete(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {

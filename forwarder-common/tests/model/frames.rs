@@ -264,6 +264,27 @@ impl Spec {
     }
 }
 
+/// A whole packet in pieces of so many octets of payload, a multiple of eight, and with this number.
+pub(crate) fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
+    let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
+    let chunks = payload.chunks(octets).enumerate();
+    let piece = |(nth, chunk): (usize, &[u8])| {
+        let begin = nth * octets;
+        let more = begin + chunk.len() < payload.len();
+        let word = (begin / 8) as u16 | if more { 0x2000 } else { 0 };
+        let mut piece = [header, chunk].concat();
+        let len = piece.len() as u16;
+        piece[2..4].copy_from_slice(&len.to_be_bytes());
+        piece[4..6].copy_from_slice(&number.to_be_bytes());
+        piece[6..8].copy_from_slice(&word.to_be_bytes());
+        piece[10..12].fill(0);
+        let sum = finish(sum(&piece[..header.len()]));
+        piece[10..12].copy_from_slice(&sum.to_be_bytes());
+        piece
+    };
+    chunks.map(piece).collect()
+}
+
 /// The ones' complement sum of 16-bit words, folded.
 fn sum(octets: &[u8]) -> u32 {
     let words = octets

@@ -17,6 +17,7 @@ use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
+use forwarder_common::pipeline::fragments::Train;
 use forwarder_common::pipeline::{self, Meta, Passage, Side};
 use forwarder_common::quota;
 use forwarder_common::reason::{Path, Reason};
@@ -35,6 +36,7 @@ pub(crate) enum Hook {
     ContainerOut,
     BridgeIn,
     BridgeOut,
+    RoundOut,
     Uplink,
 }
 
@@ -54,6 +56,8 @@ pub(crate) enum Target {
     Neighbour(u32, Be32),
     /// Back by the device that the packet came from: it became an answer.
     Back(u32),
+    /// To a device's ingress.
+    Ingress(u32),
 }
 
 /// What became of a packet: no reason where XDP left it alone.
@@ -116,6 +120,7 @@ pub(crate) struct Host {
     cursors: Cell<Cursors>,
     hints: RefCell<HashMap<u32, Hint<V4>>>,
     recent: RefCell<HashMap<u32, FlowRef>>,
+    pub(crate) train: Cell<Train<V4>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
     /// Of the frame at hand.
@@ -164,6 +169,7 @@ impl Host {
             cursors: Cell::default(),
             hints: RefCell::default(),
             recent: RefCell::default(),
+            train: Cell::default(),
             dice: RefCell::new(Dice::new(1)),
             mark: Cell::default(),
             length: Cell::default(),
@@ -242,10 +248,12 @@ impl Host {
             Hook::ContainerOut => pipeline::container_out(frame, &meta, self, packet),
             Hook::BridgeIn => pipeline::bridge_in(frame, &meta, self, packet),
             Hook::BridgeOut => pipeline::bridge_out(frame, &meta, self, packet),
+            Hook::RoundOut => pipeline::round_out(frame, &meta, self, packet),
             Hook::Uplink => return pipeline::uplink(frame, &meta, self),
         };
         let side = match hook {
             Hook::ContainerIn => Side::Veth,
+            Hook::BridgeIn if mark == pipeline::mark::BACK => Side::Back,
             Hook::BridgeIn => Side::Bridge,
             _ => Side::Outside,
         };

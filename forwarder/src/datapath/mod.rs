@@ -2,6 +2,7 @@
 //! aya.
 
 mod cgroup;
+mod defrag;
 mod errands;
 mod events;
 mod far_ends;
@@ -10,6 +11,7 @@ mod maps;
 mod namespace;
 mod neighbours;
 mod pins;
+mod round;
 mod simulate;
 mod sock_diag;
 mod sockets;
@@ -41,6 +43,7 @@ use hooks::Hooks;
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
 use pins::Pins;
+pub use round::{can_reassemble, make_round};
 pub use simulate::{Arrival, Fate};
 use sock_diag::SockDiag;
 pub use sock_diag::can_end_sockets;
@@ -144,6 +147,7 @@ impl Datapath {
         tables.route_generation = settings.route_generation;
         tables.xdp_tcp = settings.xdp_tcp != 0;
         tables.policy = settings.policy;
+        tables.round = settings.round;
         for entry in &maps.devices {
             let (index, Wire(device)) = entry?;
             tables.devices.insert(index, device);
@@ -332,6 +336,10 @@ impl Datapath {
                 let settings = maps.settings()?;
                 maps.set_settings(Settings { policy, ..settings })?;
             }
+            Op::Round(round) => {
+                let settings = maps.settings()?;
+                maps.set_settings(Settings { round, ..settings })?;
+            }
             Op::PutPort(veth, ref far_end) => {
                 self.far_ends.prepare(veth, far_end).await?;
                 maps.ports.insert(veth, veth, None, 0)?;
@@ -434,6 +442,7 @@ const FAR_ENDS: &str = "far-ends";
 pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     hooks::remove_filters(&state_dir.join(CLSACT))?;
     pins::remove_all(bpffs_dir)?;
+    round::remove().await?;
     far_ends::restore_all(&state_dir.join(FAR_ENDS)).await
 }
 

@@ -54,6 +54,11 @@ impl Pins {
         self.root.join("maps")
     }
 
+    /// The pin of the switch of reassembly.
+    pub(super) fn defrag(&self) -> PathBuf {
+        self.root.join("defrag")
+    }
+
     /// The links' directory.
     pub(super) fn links(&self) -> PathBuf {
         self.root.join("links")

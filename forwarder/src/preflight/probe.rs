@@ -47,6 +47,8 @@ pub(super) struct Probe {
     pub(super) cgroup: Option<PathBuf>,
     /// Whether the kernel ends sockets when asked to; none if it does not say.
     pub(super) ends_sockets: Option<bool>,
+    /// Whether the kernel puts fragments together for programs.
+    pub(super) reassembles: bool,
     pub(super) firewall: Firewall,
     /// How dockerd is told to be.
     pub(super) dockerd: Option<Setup>,
@@ -102,6 +104,7 @@ impl Probe {
             docker: docker(&config.docker),
             cgroup: datapath::cgroup_root(),
             ends_sockets: datapath::can_end_sockets(),
+            reassembles: datapath::can_reassemble(),
             firewall: firewall(),
             dockerd: Setup::take(),
             proxies: proxies(),

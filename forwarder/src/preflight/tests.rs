@@ -19,6 +19,7 @@ fn good() -> Probe {
         docker: Docker::Answers("20.10.24".into()),
         cgroup: Some("/sys/fs/cgroup".into()),
         ends_sockets: Some(true),
+        reassembles: true,
         firewall: rules_of("iptables-nft", rules),
         dockerd: Some(setup(Proxy::Shim)),
         proxies: 0,
@@ -431,6 +432,15 @@ fn releases_are_read_as_versions() {
     ] {
         assert_eq!(version(release), expected, "{release}");
     }
+}
+
+#[test]
+fn fragments_that_nobody_puts_together_are_said() {
+    let line = warning(&Probe {
+        reassembles: false,
+        ..good()
+    });
+    assert!(line.contains("CONFIG_NETFILTER_BPF_LINK"), "{line}");
 }
 
 #[test]

@@ -277,7 +277,13 @@ pub(crate) fn code(hook: model::Hook, outcome: &model::Outcome) -> i32 {
         hook,
         outcome.reason.map(forwarder_common::reason::Reason::path),
     ) {
-        _ if matches!(outcome.target, Some(model::Target::Back(_))) => 7,
+        _ if matches!(
+            outcome.target,
+            Some(model::Target::Back(_) | model::Target::Ingress(_))
+        ) =>
+        {
+            7
+        }
         (model::Hook::Uplink, Some(_)) => 4,
         (model::Hook::Uplink, None) | (_, Some(Path::Drop)) => 2,
         (_, Some(Path::Fast)) => 7,
@@ -295,6 +301,7 @@ fn place(hook: model::Hook) -> Hook {
         model::Hook::ContainerOut => Hook::ContainerOut,
         model::Hook::BridgeIn => Hook::BridgeIn,
         model::Hook::BridgeOut => Hook::BridgeOut,
+        model::Hook::RoundOut => Hook::RoundOut,
         model::Hook::Uplink => Hook::Uplink,
     }
 }

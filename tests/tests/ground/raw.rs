@@ -35,7 +35,7 @@ pub(crate) struct Raw {
     hints: Array<MapData, [u8; HINT]>,
     watch: Array<MapData, u64>,
     events: RingBuf<MapData>,
-    quotas: Array<MapData, [u64; 3]>,
+    quotas: Array<MapData, [u64; 4]>,
 }
 
 impl Raw {
@@ -77,7 +77,7 @@ impl Raw {
         }
         // More than any model has.
         for slot in 0..256 {
-            self.quotas.set(slot, [0; 3], 0)?;
+            self.quotas.set(slot, [0; 4], 0)?;
         }
         self.cursors.set(0, [0; 16], 0)?;
         self.watch.set(0, u64::MAX, 0)?;
@@ -95,8 +95,8 @@ impl Raw {
             policy,
             flow_quota,
             flow_rate,
+            round,
             tcp_strict,
-            reserved,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -109,8 +109,8 @@ impl Raw {
             policy,
             flow_quota,
             flow_rate,
+            round,
             tcp_strict,
-            reserved,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());

@@ -2,6 +2,7 @@
 //! errors about flows, the host's own.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
 use forwarder_common::abi::{self, OUTSIDE, Tuple};
 use forwarder_common::family::{Be32, V4};
@@ -9,7 +10,7 @@ use forwarder_common::parse::proto;
 use forwarder_common::pipeline::mark;
 
 use super::damage::damage;
-use super::model::frames::{ACK, FIN, PSH, RST, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip};
+use super::model::frames::{ACK, FIN, PSH, RST, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, cut, ip};
 use super::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
     SECOND, UPLINK, WEB, WEB_VETH, far_mac, mac,
@@ -32,13 +33,29 @@ pub(crate) struct Traffic {
     dice: RefCell<Dice>,
     /// Packets that the kernel's stack would carry on, as they left a hook.
     under_way: Vec<(Outcome, Vec<u8>, u32)>,
+    /// What comes before anything else does: a datagram's pieces.
+    pieces: VecDeque<Case>,
 }
 
 impl Traffic {
     pub(crate) fn new(seed: u64) -> Self {
+        // Whatever went before, both sides expect the same next piece from here on.
+        let first = Spec::udp((CLIENT, 1), (HOST, 1))
+            .payload(8)
+            .fragment(0x2000);
+        let first = Case {
+            hook: Hook::OutsideIn,
+            arrival: Arrival {
+                ifindex: UPLINK,
+                mark: mark::BACK,
+                ..Arrival::default()
+            },
+            frame: first.between(mac(UPLINK), far_mac(UPLINK)).build(),
+        };
         Self {
             dice: RefCell::new(Dice::new(seed)),
             under_way: Vec::new(),
+            pieces: VecDeque::from([first]),
         }
     }
 
@@ -47,7 +64,15 @@ impl Traffic {
         if outcome.passes() && after.len() > 34 && mark::is_ours(outcome.mark) {
             let room = self.under_way.len() < 64;
             let at = self.dice.get_mut().below(64);
-            let entry = (*outcome, after.to_vec(), case.arrival.ifindex);
+            let came_by = match case.arrival.ifindex {
+                // It is to go back there.
+                _ if outcome.mark == mark::BACK => case.arrival.came_by,
+                // Behind the veth comes the bridge.
+                WEB_VETH | APP_VETH => BRIDGE,
+                FAR_VETH => OTHER_BRIDGE,
+                ifindex => ifindex,
+            };
+            let entry = (*outcome, after.to_vec(), came_by);
             if room {
                 self.under_way.push(entry);
             } else {
@@ -58,8 +83,12 @@ impl Traffic {
 
     /// The next packet.
     pub(crate) fn next(&mut self, host: &Host) -> Case {
-        let kind = self.dice.get_mut().below(20);
+        if let Some(piece) = self.pieces.pop_front() {
+            return piece;
+        }
+        let kind = self.dice.get_mut().below(21);
         let case = match kind {
+            20 => self.in_pieces(host),
             0..4 => self.by_veth(),
             4..7 => self.by_uplink(),
             7 => self.of_the_hosts(host).unwrap_or_else(|| self.by_uplink()),
@@ -394,6 +423,43 @@ impl Traffic {
         })
     }
 
+    /// The first piece of a datagram: the others come next, more or less. They come for the first
+    /// time, or are back from where they became whole.
+    fn in_pieces(&mut self, host: &Host) -> Case {
+        let case = match self.dice().below(3) {
+            0 => self.by_veth(),
+            1 => self.by_uplink(),
+            _ => self.along_a_flow(host).unwrap_or_else(|| self.by_uplink()),
+        };
+        let mut dice = self.dice.borrow_mut();
+        let (ethernet, packet) = case.frame.split_at(14);
+        let long = dice.pick(&[8, 8, 200, 1000]);
+        let packet = [packet, &vec![7; long]].concat();
+        let octets = dice.pick(&[8, 16, 24, 200, 504]);
+        let mut arrival = case.arrival;
+        let returns = matches!(case.hook, Hook::OutsideIn | Hook::BridgeIn);
+        if returns && !dice.once_in(3) {
+            arrival.mark = mark::BACK;
+        }
+        let mut pieces: Vec<_> = cut(&packet, octets, dice.roll() as u16)
+            .into_iter()
+            .take(4)
+            .map(|piece| Case {
+                hook: case.hook,
+                arrival,
+                frame: [ethernet, &piece].concat(),
+            })
+            .collect();
+        if pieces.len() > 2 && dice.once_in(4) {
+            let lost = dice.below(pieces.len());
+            pieces.remove(lost);
+        }
+        let first = pieces.remove(0);
+        drop(dice);
+        self.pieces.extend(pieces);
+        first
+    }
+
     /// A packet that a hook has handed on, at the next one.
     fn carried_on(&mut self) -> Option<Case> {
         let count = self.under_way.len();
@@ -404,6 +470,9 @@ impl Traffic {
         let (outcome, frame, came_by) = self.under_way.swap_remove(at);
         let to_container = frame[30..32] == [172, 17] || frame[30..32] == [172, 18];
         let (hook, ifindex) = match self.dice.get_mut().below(8) {
+            1.. if outcome.mark == mark::BACK && came_by == BRIDGE => (Hook::BridgeIn, BRIDGE),
+            1.. if outcome.mark == mark::BACK => (Hook::OutsideIn, came_by),
+            1.. if frame[30] == 0 => (Hook::RoundOut, UPLINK),
             0 => (Hook::BridgeIn, BRIDGE),
             1 => (Hook::ContainerOut, APP_VETH),
             _ if to_container => (Hook::BridgeOut, BRIDGE),

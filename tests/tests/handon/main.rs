@@ -3,6 +3,7 @@
 
 mod causes;
 mod errors;
+mod fragments;
 mod headerless;
 mod rows;
 

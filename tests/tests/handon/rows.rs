@@ -78,6 +78,8 @@ impl Stage {
         }
         let ports = [
             "-p",
+            "8080:80/tcp",
+            "-p",
             "8080:80/udp",
             "-p",
             "8081:81/udp",
@@ -125,31 +127,41 @@ impl Stage {
         })
     }
 
-    /// A packet of a row as its sender sends it, with a payload of so many octets.
-    pub(crate) fn sent(&self, row: Row, size: usize) -> Packet {
+    /// The names in a row's packet, from and to, as its sender sends it.
+    pub(crate) fn asked(&self, row: Row) -> (SocketAddrV4, SocketAddrV4) {
         let end = SocketAddrV4::new;
-        let (from, to) = match row {
+        match row {
             Published => (end(LAN, 5000), end(HOST, 8080)),
             PublishedReply => (end(self.server_at, 80), end(LAN, 5000)),
             Outgoing => (end(self.client_at, 5000), end(LAN, 9)),
             OutgoingReply => (end(LAN, 9), end(HOST, 5000)),
             Hairpin => (end(self.client_at, 6000), end(HOST, 8080)),
             HairpinReply => (end(self.server_at, 80), end(self.gateway, 6000)),
-        };
-        Packet::udp(from, to, &vec![row as u8 + b'0'; size])
+        }
     }
 
-    /// The same as its receiver has to see it.
-    pub(crate) fn seen(&self, row: Row, size: usize) -> Packet {
+    /// The same as its receiver has to see them.
+    pub(crate) fn given(&self, row: Row) -> (SocketAddrV4, SocketAddrV4) {
         let end = SocketAddrV4::new;
-        let (from, to) = match row {
+        match row {
             Published => (end(LAN, 5000), end(self.server_at, 80)),
             PublishedReply => (end(HOST, 8080), end(LAN, 5000)),
             Outgoing => (end(HOST, 5000), end(LAN, 9)),
             OutgoingReply => (end(LAN, 9), end(self.client_at, 5000)),
             Hairpin => (end(self.gateway, 6000), end(self.server_at, 80)),
             HairpinReply => (end(HOST, 8080), end(self.client_at, 6000)),
-        };
+        }
+    }
+
+    /// A packet of a row as its sender sends it, with a payload of so many octets.
+    pub(crate) fn sent(&self, row: Row, size: usize) -> Packet {
+        let (from, to) = self.asked(row);
+        Packet::udp(from, to, &vec![row as u8 + b'0'; size])
+    }
+
+    /// The same as its receiver has to see it.
+    pub(crate) fn seen(&self, row: Row, size: usize) -> Packet {
+        let (from, to) = self.given(row);
         Packet::udp(from, to, &vec![row as u8 + b'0'; size]).ttl(63)
     }
 

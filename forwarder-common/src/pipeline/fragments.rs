@@ -1,0 +1,214 @@
+//! A packet's story, in pieces: fragments, of which only a datagram's first one has ports.
+//!
+//! They are not translated before they are whole, as in nf_nat: the kernel's own reassembly
+//! (`nf_defrag_ipv4`, which the agent has switched on) waits for all of them, in whatever order they
+//! come, forgets what stays incomplete, and refuses what overlaps. What it hands on it cuts again
+//! where it leaves, so that it comes out complete, in order, and at once.
+//!
+//! * **Onward**, where the destination stays as it is: the first piece finds or makes its flow and
+//!   carries the flow's mark, which the whole datagram inherits; the others carry a mark that leads
+//!   nowhere. On its way out each piece is translated by the mark (`complete`).
+//! * **Round**, where the destination is the host's and will be another one: the kernel would keep
+//!   the datagram. So it is sent to a destination that is nobody's, whose route leads to a device
+//!   of ours ([`round_out`]). There each piece is given its destination back and returns to the
+//!   ingress that it came by. The first one goes as any packet, the others follow it ([`Train`]):
+//!   with its ports they meet the same fate, but open no flow.
+
+use super::{Meta, Passage, Side, Steps, mark};
+use crate::abi::Tuple;
+use crate::family::{Address, Be16, Family};
+use crate::frame::Frame;
+use crate::parse::{Class, Packet};
+use crate::quota;
+use crate::reason::Reason;
+use crate::rewrite::Edit;
+
+/// The datagram whose pieces are returning at the moment: they come one right after the other, on
+/// one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Train<F: Family> {
+    /// The first piece's tuple.
+    pub tuple: Tuple<F>,
+    /// The datagram's identification.
+    pub id: Be16,
+    /// Where the next piece has to begin; 0 is no train.
+    pub next: u16,
+    /// How long the first piece was.
+    pub size: u16,
+    /// What it was.
+    pub class: Class,
+    /// Whether it had options.
+    pub options: bool,
+}
+
+impl<F: Family> Train<F> {
+    /// The train behind a piece; none behind the last one, or where it would be too long.
+    #[inline(always)]
+    fn behind(packet: &Packet<F>) -> Self {
+        let next = packet.offset as u32 + (packet.len - packet.network()) as u32;
+        let goes_on = packet.more && next <= u16::MAX as u32;
+        Self {
+            tuple: packet.tuple,
+            id: packet.id,
+            next: if goes_on { next as u16 } else { 0 },
+            size: packet.size,
+            class: packet.class,
+            options: packet.options,
+        }
+    }
+
+    /// Whether a piece is the next one.
+    #[inline(always)]
+    fn goes_on_with(&self, packet: &Packet<F>) -> bool {
+        let Tuple {
+            src, dst, proto, ..
+        } = packet.tuple;
+        self.next != 0
+            && self.next == packet.offset
+            && self.id == packet.id
+            && self.tuple.src == src
+            && self.tuple.dst == dst
+            && self.tuple.proto == proto
+    }
+}
+
+/// A piece that was just read: the reason, where nothing is left to do. One that goes on, does so as
+/// what `packet` says by now.
+#[inline(always)]
+pub fn meet<F: Family, T: Steps<F>>(
+    frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    side: Side,
+    packet: &mut Packet<F>,
+) -> Option<Reason> {
+    if let Some(reason) = name(tables, meta.mark, packet) {
+        return Some(reason);
+    }
+    if !packet.apart {
+        return None;
+    }
+    Passage {
+        frame,
+        meta,
+        tables,
+        side,
+        packet,
+    }
+    .piece()
+}
+
+/// What a piece is to the steps that follow: the reason, where it is none.
+#[inline(always)]
+fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -> Option<Reason> {
+    if mark != mark::BACK {
+        packet.apart = tables.settings().round != 0;
+        if packet.apart && packet.named {
+            packet.class = Class::Flow;
+        }
+        return None;
+    }
+    tables.mark(0);
+    if packet.named {
+        packet.class = Class::Flow;
+    }
+    if !packet.tail {
+        tables.set_train(Train::behind(packet));
+        return None;
+    }
+    let train = tables.train();
+    if !train.goes_on_with(packet) {
+        return Some(Reason::Fragment);
+    }
+    packet.tuple = train.tuple;
+    packet.class = train.class;
+    // All of them go the same way: some of the kernel's would wait for the others.
+    packet.size = train.size;
+    packet.options = train.options;
+    tables.set_train(Train::behind(packet));
+    None
+}
+
+/// tcx egress of the device that what is nobody's is routed to: whole datagrams in pieces.
+#[inline(always)]
+pub fn round_out<F: Family, T: Steps<F>>(
+    mut frame: Frame<'_>,
+    meta: &Meta,
+    tables: &T,
+    packet: &mut Packet<F>,
+) -> Reason {
+    let l3 = meta.l3 as usize;
+    let (Some(rest), Ok(header)) = (mark::of_round(meta.mark), F::header(&frame, l3)) else {
+        return Reason::Fragment;
+    };
+    let Some(device) = tables.device(meta.came_by) else {
+        return Reason::DeviceUnknown;
+    };
+    packet.len = header.len;
+    if let Some(slot) = tables.endpoint_slot(header.src) {
+        quota::return_piece(tables, slot, header.len);
+    }
+    // Checked by the kernel's stack where it left; nobody looks at it where it returns but the
+    // device itself.
+    let _ = frame.write(0, device.mac);
+    F::readdress(&mut frame, l3, header.src, header.dst.found(rest), false);
+    tables.mark(mark::BACK);
+    tables.to_ingress(meta.came_by);
+    Reason::Whole
+}
+
+/// A piece that comes for the first time.
+impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+    /// Sends a piece where it becomes whole: `None` for one that goes on as any packet.
+    #[inline(always)]
+    fn piece(&mut self) -> Option<Reason> {
+        let Tuple { src, dst, .. } = self.packet.tuple;
+        if self.side == Side::Outside {
+            if src.is_loopback() || dst.is_loopback() {
+                return Some(Reason::Loopback);
+            }
+            if self.tables.is_local(dst) {
+                return Some(self.round());
+            }
+            if !self.packet.tail || self.tables.subnet(dst).is_none() {
+                return None;
+            }
+        } else {
+            let goes_round = match self.leaves() {
+                Ok(goes_round) => goes_round,
+                Err(reason) => return Some(reason),
+            };
+            let slot = self.tables.endpoint_slot(src);
+            if slot.is_some_and(|slot| !quota::charge_piece(self.tables, slot, self.packet.len)) {
+                return Some(Reason::FragmentQuota);
+            }
+            if goes_round {
+                return Some(self.round());
+            }
+            if !self.packet.tail {
+                return None;
+            }
+        }
+        // Worth nothing without the first one, whose mark the whole datagram gets.
+        self.tables.mark(mark::PIECE);
+        Some(Reason::Reassembled)
+    }
+
+    /// On a way on which the kernel puts it together and does not keep it.
+    #[inline(always)]
+    fn round(&mut self) -> Reason {
+        let packet = self.packet;
+        let (dst, rest) = packet.tuple.dst.lost();
+        // The way round costs a hop.
+        F::lift(&mut self.frame, packet.l3 as usize);
+        let edit = Edit {
+            dst,
+            transport: false,
+            ..Edit::of(packet)
+        };
+        self.tables.edit(&mut self.frame, &edit);
+        self.tables.mark(mark::round(rest));
+        Reason::Reassembled
+    }
+}

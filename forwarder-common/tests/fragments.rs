@@ -1,0 +1,295 @@
+//! Fragments: the way round and back, the way onward, the train behind a first piece, and what one
+//! container may hold.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use forwarder_common::pipeline::mark;
+use forwarder_common::quota::PIECES;
+use forwarder_common::reason::Reason;
+use forwarder_common::timeouts::REASSEMBLY;
+use model::frames::{ACK, SYN, Spec, cut, ip};
+use model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, FAR, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+};
+use model::{Arrival, Hook, Host, Outcome, Target};
+
+/// The device that pieces go round by.
+const ROUND: u32 = 90;
+const MORE: u16 = 0x2000;
+
+fn host() -> Host {
+    let mut host = Host::usual(64);
+    host.settings.round = ROUND;
+    host
+}
+
+fn request() -> Spec {
+    Spec::udp((CLIENT, 40_000), (HOST, 8080))
+}
+
+fn query() -> Spec {
+    Spec::udp((APP, 5000), (REMOTE, 53))
+}
+
+/// The `nth` piece of a datagram of `of` pieces, eight octets of payload each; the first one has a
+/// header before them.
+fn piece(spec: Spec, nth: u16, of: u16) -> Spec {
+    let offset = if nth == 0 { 0 } else { nth + 1 };
+    spec.payload(8)
+        .fragment(offset | if nth + 1 < of { MORE } else { 0 })
+}
+
+fn bytes(spec: &Spec) -> Vec<u8> {
+    spec.packet()
+}
+
+fn at(host: &Host, hook: Hook, ifindex: u32, mark: u32, packet: &[u8]) -> (Outcome, Vec<u8>) {
+    let src = if hook == Hook::ContainerIn {
+        far_mac(ifindex)
+    } else {
+        mac(ifindex)
+    };
+    let dst = if hook == Hook::ContainerIn {
+        mac(BRIDGE)
+    } else {
+        mac(ifindex)
+    };
+    let came_by = if ifindex == ROUND { UPLINK } else { 0 };
+    let mut frame = [&dst, &src, &[8, 0][..], packet].concat();
+    let arrival = Arrival {
+        ifindex,
+        came_by,
+        mark,
+        segment: 0,
+    };
+    let outcome = host.run(hook, &mut frame, arrival);
+    (outcome, frame.split_off(14))
+}
+
+/// From outside, round and back: what becomes of it there.
+fn round(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
+    let (there, lost) = at(host, Hook::OutsideIn, UPLINK, 0, packet);
+    assert_eq!(there.reason, Some(Reason::Reassembled));
+    // Nobody's address; one hop more, which forwarding takes.
+    assert_eq!((lost[16], lost[8]), (0, packet[8] + 1));
+    let mut lost = lost;
+    lost[8] -= 1;
+    let sum = u16::from_be_bytes([lost[10], lost[11]]);
+    let (sum, carry) = sum.overflowing_add(0x100);
+    lost[10..12].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
+    let (back, found) = at(host, Hook::RoundOut, ROUND, there.mark, &lost);
+    assert_eq!(
+        (back.reason, back.target, back.mark),
+        (
+            Some(Reason::Whole),
+            Some(Target::Ingress(UPLINK)),
+            mark::BACK
+        )
+    );
+    assert_eq!(found, packet);
+    at(host, Hook::OutsideIn, UPLINK, back.mark, &found)
+}
+
+fn destination(packet: &[u8]) -> [u8; 4] {
+    [packet[16], packet[17], packet[18], packet[19]]
+}
+
+#[test]
+fn pieces_for_the_host_go_round_and_come_back_as_they_were() {
+    let host = host();
+    for nth in 0..3 {
+        let packet = bytes(&piece(request(), nth, 3));
+        let (outcome, out) = round(&host, &packet);
+        assert_eq!(outcome.reason, Some(Reason::Forwarded), "piece {nth}");
+        assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
+        assert_eq!(destination(&out), WEB.octets());
+        // Ports are in the first one only: what follows is payload.
+        if nth > 0 {
+            assert_eq!(out[20..], packet[20..]);
+        }
+    }
+}
+
+#[test]
+fn what_acknowledges_all_pieces_of_a_segment_passes() {
+    let host = host();
+    let (client, server) = ((CLIENT, 40_000), (WEB, 80));
+    let asks = |flags| Spec::tcp(client, (HOST, 8080), flags);
+    let answers = |flags| Spec::tcp(server, client, flags);
+    let inward = |spec: Spec, mark| {
+        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark, &bytes(&spec));
+        outcome.reason
+    };
+    let outward = |spec: Spec| {
+        let (outcome, _) = at(&host, Hook::ContainerIn, WEB_VETH, 0, &bytes(&spec));
+        outcome.reason
+    };
+    let through = Some(Reason::Forwarded);
+    assert_eq!(inward(asks(SYN), 0), through);
+    assert_eq!(outward(answers(SYN | ACK)), through);
+    assert_eq!(inward(asks(ACK), 0), through);
+    // Without any piece, nothing may be acknowledged.
+    let early = answers(ACK).numbers(2, 2 + 24, 0x1000);
+    assert_eq!(outward(early.clone()), Some(Reason::TcpWindow));
+    let whole = asks(ACK).payload(24).packet();
+    for piece in cut(&whole, 24, 7) {
+        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &piece);
+        assert_eq!(outcome.reason, through);
+    }
+    assert_eq!(outward(early), through);
+    assert_eq!(
+        inward(asks(ACK).numbers(2 + 24, 2, 0x1000).payload(8), 0),
+        through
+    );
+}
+
+#[test]
+fn a_piece_without_its_train_goes_nowhere() {
+    let host = host();
+    let back = |nth, of| {
+        let packet = bytes(&piece(request(), nth, of));
+        at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet)
+            .0
+            .reason
+    };
+    assert_eq!(back(1, 3), Some(Reason::Fragment));
+    assert_eq!(back(0, 3), Some(Reason::Forwarded));
+    // One left out; then the right one comes late, to a train that has not moved; then twice.
+    assert_eq!(back(2, 3), Some(Reason::Fragment));
+    assert_eq!(back(1, 3), Some(Reason::Forwarded));
+    assert_eq!(back(1, 3), Some(Reason::Fragment));
+    assert_eq!(back(2, 3), Some(Reason::Forwarded));
+    // The last one ends it.
+    assert_eq!(back(2, 3), Some(Reason::Fragment));
+    // Another source, though everything else is as it has to be.
+    assert_eq!(back(0, 3), Some(Reason::Forwarded));
+    let other = Spec::udp((REMOTE, 40_000), (HOST, 8080));
+    let packet = bytes(&piece(other, 1, 3));
+    let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
+    assert_eq!(outcome.reason, Some(Reason::Fragment));
+}
+
+#[test]
+fn the_hosts_own_pieces_come_to_it() {
+    let host = host();
+    for nth in 0..2 {
+        let packet = bytes(&piece(Spec::udp((CLIENT, 1), (HOST, 53)), nth, 2));
+        let (outcome, out) = round(&host, &packet);
+        assert_eq!((outcome.reason, outcome.mark), (Some(Reason::ToHost), 0));
+        assert_eq!(out, packet);
+    }
+}
+
+#[test]
+fn onward_the_first_piece_carries_the_flows_mark_and_the_others_one_that_leads_nowhere() {
+    let host = host();
+    let (head, packet) = at(
+        &host,
+        Hook::ContainerIn,
+        APP_VETH,
+        0,
+        &bytes(&piece(query(), 0, 2)),
+    );
+    assert_eq!(head.reason, Some(Reason::Reassembled));
+    assert_eq!(packet, bytes(&piece(query(), 0, 2)));
+    let (tail, _) = at(
+        &host,
+        Hook::ContainerIn,
+        APP_VETH,
+        0,
+        &bytes(&piece(query(), 1, 2)),
+    );
+    assert_eq!(
+        (tail.reason, tail.mark),
+        (Some(Reason::Reassembled), mark::PIECE)
+    );
+    for nth in 0..2 {
+        let piece = bytes(&piece(query(), nth, 2));
+        let (out, packet) = host.to_outside(BRIDGE, head.mark, &piece);
+        assert_eq!(out.reason, Some(Reason::Completed));
+        assert_eq!(packet[12..16], HOST.octets());
+        // Without the first one's mark nothing leaves.
+        let (out, packet) = host.to_outside(BRIDGE, mark::PIECE, &piece);
+        assert_eq!(out.reason, Some(Reason::Untranslated));
+        assert_eq!(packet, piece);
+    }
+}
+
+#[test]
+fn a_containers_pieces_are_checked_before_they_go_anywhere() {
+    let host = host();
+    for (spec, reason) in [
+        (Spec::udp((WEB, 1), (REMOTE, 53)), Reason::SpoofedSource),
+        (Spec::udp((FAR, 1), (HOST, 8080)), Reason::SpoofedSource),
+        (
+            Spec::udp((APP, 1), (ip(127, 0, 0, 1), 53)),
+            Reason::Loopback,
+        ),
+    ] {
+        for nth in 0..2 {
+            let packet = bytes(&piece(spec.clone(), nth, 2));
+            let (outcome, out) = at(&host, Hook::ContainerIn, APP_VETH, 0, &packet);
+            assert_eq!((outcome.reason, out), (Some(reason), packet), "{nth}");
+        }
+    }
+    // The first one to another network is refused, so its datagram is.
+    let packet = bytes(&piece(Spec::udp((APP, 1), (FAR, 53)), 0, 2));
+    let (outcome, _) = at(&host, Hook::ContainerIn, APP_VETH, 0, &packet);
+    assert_eq!(outcome.reason, Some(Reason::Isolated));
+}
+
+#[test]
+fn a_first_piece_without_all_of_its_header_is_not_translated() {
+    let host = host();
+    let mut packet = Spec::tcp((APP, 5000), (REMOTE, 80), SYN)
+        .fragment(MORE)
+        .packet();
+    packet.truncate(28);
+    packet[2..4].copy_from_slice(&28_u16.to_be_bytes());
+    let (outcome, out) = at(&host, Hook::ContainerIn, APP_VETH, 0, &packet);
+    assert_eq!((outcome.reason, out), (Some(Reason::Fragment), packet));
+}
+
+#[test]
+fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
+    let mut host = host();
+    host.wait(REASSEMBLY);
+    let tail = bytes(&piece(query(), 1, 3));
+    let send = |host: &Host| {
+        at(host, Hook::ContainerIn, APP_VETH, 0, &tail)
+            .0
+            .reason
+            .unwrap()
+    };
+    let until_refused = |host: &Host| {
+        let sent = (0..PIECES).take_while(|_| send(host) == Reason::Reassembled);
+        sent.count() as u32
+    };
+    let cost = tail.len() as u32 * 2 + 768;
+    assert_eq!(until_refused(&host), PIECES / cost);
+    assert_eq!(send(&host), Reason::FragmentQuota);
+    // Its neighbour has its own.
+    let other = bytes(&piece(Spec::udp((WEB, 1), (REMOTE, 53)), 1, 3));
+    let (outcome, _) = at(&host, Hook::ContainerIn, WEB_VETH, 0, &other);
+    assert_eq!(outcome.reason, Some(Reason::Reassembled));
+    // In time all of it comes back, half in half of the time.
+    host.wait(REASSEMBLY / 2);
+    let half = until_refused(&host);
+    assert!(half.abs_diff(PIECES / cost / 2) <= 2, "{half}");
+    host.wait(REASSEMBLY);
+    assert_eq!(until_refused(&host), PIECES / cost);
+    // What leaves whole is given back at once.
+    host.wait(REASSEMBLY);
+    let head = bytes(&piece(query(), 0, 2));
+    let (outcome, _) = at(&host, Hook::ContainerIn, APP_VETH, 0, &head);
+    assert_eq!(outcome.reason, Some(Reason::Reassembled));
+    assert_eq!(until_refused(&host), (PIECES - cost_of(&head)) / cost);
+    let (out, _) = host.to_outside(BRIDGE, outcome.mark, &head);
+    assert_eq!(out.reason, Some(Reason::Completed));
+    assert!(until_refused(&host) > 0);
+}
+
+fn cost_of(packet: &[u8]) -> u32 {
+    packet.len() as u32 * 2 + 768
+}

@@ -1,0 +1,168 @@
+//! The switch of `nf_defrag_ipv4`: a netfilter program that accepts everything and whose link says
+//! that it wants whole datagrams (`BPF_F_NETFILTER_IP_DEFRAG`). Written out, since aya knows no such
+//! programs.
+#![expect(unsafe_code, reason = "the bpf system call takes pointers")]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+
+/// Commands of bpf(2).
+const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
+const LINK_CREATE: libc::c_long = 28;
+/// `BPF_PROG_TYPE_NETFILTER` and `BPF_NETFILTER`, its place.
+const NETFILTER: u32 = 32;
+const AT_NETFILTER: u32 = 45;
+const IPV4: u32 = 2;
+const PRE_ROUTING: u32 = 0;
+/// `BPF_F_NETFILTER_IP_DEFRAG`.
+const WHOLE: u32 = 1;
+/// Behind reassembly itself (-400), which a program that wants whole datagrams must be; each program
+/// has one to itself.
+const PRIORITIES: std::ops::Range<i32> = -399..-383;
+
+/// `return NF_ACCEPT`: `r0 = 1`, `exit`.
+const PROGRAM: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+
+/// As much of `union bpf_attr` as loading a program wants.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    instructions: u32,
+    program: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    place: u32,
+}
+
+/// The same for a link.
+#[repr(C)]
+#[derive(Default)]
+struct Link {
+    program: u32,
+    target: u32,
+    place: u32,
+    flags: u32,
+    family: u32,
+    hook: u32,
+    priority: i32,
+    wants: u32,
+}
+
+/// The same for a pin.
+#[repr(C)]
+#[derive(Default)]
+struct Pin {
+    path: u64,
+    object: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: plain integers of the stated length, whose pointers outlive the call; the kernel
+    // writes into none of them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attributes),
+            size_of::<T>(),
+        )
+    };
+    i32::try_from(result)
+        .ok()
+        .filter(|result| *result >= 0)
+        .ok_or_else(io::Error::last_os_error)
+}
+
+fn owned(result: io::Result<i32>) -> io::Result<OwnedFd> {
+    // SAFETY: the command made this descriptor for us.
+    result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Loads the program that accepts everything.
+fn load() -> Result<OwnedFd> {
+    owned(bpf(
+        PROG_LOAD,
+        &Load {
+            kind: NETFILTER,
+            instructions: PROGRAM.len() as u32,
+            program: PROGRAM.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+            name: *b"reassemble\0\0\0\0\0\0",
+            place: AT_NETFILTER,
+            ..Load::default()
+        },
+    ))
+    .context("the kernel has no programs that want whole datagrams (Linux 6.6)")
+}
+
+/// Whether the kernel has such programs; changes nothing.
+pub(super) fn is_possible() -> bool {
+    load().is_ok()
+}
+
+/// Switches reassembly on in our network namespace, and pins the switch; fine if it is.
+///
+/// # Errors
+/// The kernel has no such programs (before 6.6, or built without).
+pub(super) fn switch_on(pin: &Path) -> Result<()> {
+    let program = load()?;
+    let pinned = pin.exists();
+    for priority in PRIORITIES {
+        let link = owned(bpf(
+            LINK_CREATE,
+            &Link {
+                program: program.as_raw_fd() as u32,
+                place: AT_NETFILTER,
+                family: IPV4,
+                hook: PRE_ROUTING,
+                priority,
+                wants: WHOLE,
+                ..Link::default()
+            },
+        ));
+        match link {
+            Ok(link) => return keep(&link, pin, pinned),
+            // Ours, of an earlier agent.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && pinned => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => {
+                return Err(error).context("the kernel puts no datagrams together for us");
+            }
+        }
+    }
+    bail!("others have taken every place behind the kernel's reassembly");
+}
+
+/// Pins a link, in the place of one whose network namespace has gone.
+fn keep(link: &OwnedFd, pin: &Path, pinned: bool) -> Result<()> {
+    if pinned {
+        std::fs::remove_file(pin)?;
+    }
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    bpf(
+        OBJ_PIN,
+        &Pin {
+            path: path.as_ptr() as u64,
+            object: link.as_raw_fd() as u32,
+            flags: 0,
+        },
+    )
+    .with_context(|| format!("cannot pin {}", pin.display()))?;
+    Ok(())
+}

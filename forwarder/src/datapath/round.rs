@@ -1,0 +1,88 @@
+//! Where fragments become whole: the kernel's own reassembly, and the device that whole datagrams
+//! come back by.
+//!
+//! Reassembly is a switch of our network namespace that a program of the netfilter kind holds (Linux
+//! 6.6): the program itself lets everything through. Its link is pinned, the device has a route and
+//! no agent either, so that both outlive us.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder, new_connection};
+
+use super::defrag;
+use super::pins::Pins;
+use crate::tables::ROUND;
+use crate::watch::sandbox::Background;
+
+/// No datagram is longer.
+const MTU: u32 = 65_535;
+
+/// Whether the kernel can put datagrams together for us.
+#[must_use]
+pub fn can_reassemble() -> bool {
+    defrag::is_possible()
+}
+
+/// Switches reassembly on and makes the device, as far as they are not there.
+///
+/// # Errors
+/// The kernel cannot do one of it. Fragments that would have to be translated are dropped then.
+pub async fn make_round(bpffs_dir: &Path) -> Result<()> {
+    let pins = Pins::below(bpffs_dir);
+    pins.make()?;
+    defrag::switch_on(&pins.defrag())?;
+    let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
+    let _answers = Background::spawn(connection);
+    if find(&kernel).await?.is_none() {
+        let device = LinkBridge::new(ROUND).mtu(MTU).arp(false).build();
+        let added = kernel.link().add(device).execute().await;
+        added.with_context(|| format!("cannot make the device {ROUND}"))?;
+        // It has nothing to say to anybody. Without IPv6 there is nothing to forbid.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ROUND}/disable_ipv6"), "1");
+    }
+    let Some(index) = find(&kernel).await? else {
+        bail!("the device {ROUND} has gone");
+    };
+    let up = LinkUnspec::new_with_index(index).up().build();
+    let done = kernel.link().set(up).execute().await;
+    done.with_context(|| format!("cannot set {ROUND} up"))?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(Ipv4Addr::UNSPECIFIED, 8)
+        .output_interface(index)
+        .scope(RouteScope::Link)
+        .build();
+    let added = kernel.route().add(route).replace().execute().await;
+    added.with_context(|| format!("cannot route what is nobody's to {ROUND}"))
+}
+
+/// Takes the device away. Reassembly ends with its pin.
+pub(super) async fn remove() -> Result<()> {
+    let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
+    let _answers = Background::spawn(connection);
+    if let Some(index) = find(&kernel).await? {
+        let gone = kernel.link().del(index).execute().await;
+        gone.with_context(|| format!("cannot remove the device {ROUND}"))?;
+    }
+    Ok(())
+}
+
+/// The device's index.
+async fn find(kernel: &Handle) -> Result<Option<u32>> {
+    let mut links = kernel.link().get().match_name(ROUND.to_owned()).execute();
+    let found: std::result::Result<Option<LinkMessage>, _> = links.try_next().await;
+    match found {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(rtnetlink::Error::NetlinkError(error))
+            if error.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).context("cannot look for our device"),
+    }
+}

@@ -1,0 +1,237 @@
+//! Datagrams that their sender cut: in whatever order the pieces come, each direction brings the whole
+//! one or nothing.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use harness::{Packet, eventually, holds};
+
+use crate::SOON;
+use crate::rows::{ALL, Hairpin, Outgoing, Published, Row, Stage};
+
+/// Octets of a piece's payload.
+const PIECE: usize = 1480;
+/// How long nothing has to come.
+const SILENCE: Duration = Duration::from_millis(300);
+/// So many other pieces of the same sender may come between two of a datagram
+/// (`net.ipv4.ipfrag_max_dist`).
+const AT_ONCE: usize = 64;
+const ACK: u8 = 0x10;
+
+/// A generator of random numbers (SplitMix64) that a seed repeats.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) % bound as u64) as usize
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+/// Numbers that no two datagrams of a test share.
+struct Numbers(u16);
+
+impl Numbers {
+    fn next(&mut self) -> u16 {
+        self.0 += 1;
+        self.0
+    }
+}
+
+/// Whether a row's datagram came, whole and once.
+fn arrived(stage: &Stage, row: Row, expected: &Packet) -> Result<()> {
+    let came = stage.came(row, false)?;
+    let whole = came.contains(expected) || expected.whole(&came).as_ref() == Some(expected);
+    ensure!(whole, "{row:?} brings no {:?}", expected.ends());
+    Ok(())
+}
+
+/// Sends a row's datagram in pieces that `order` chooses, and expects it.
+fn carries(
+    stage: &Stage,
+    row: Row,
+    number: u16,
+    size: usize,
+    order: impl Fn(&mut Vec<Packet>),
+) -> Result<()> {
+    let mut pieces = stage.sent(row, size).numbered(number).cut(PIECE);
+    order(&mut pieces);
+    for piece in &pieces {
+        stage.send(row, piece)?;
+    }
+    let expected = stage.seen(row, size).numbered(number);
+    eventually(SOON, || arrived(stage, row, &expected))
+}
+
+#[test]
+fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<()> {
+    let stage = Stage::new("pieces", None)?;
+    let mut numbers = Numbers(0);
+    // No packet before: the first piece makes the flow, whenever it comes.
+    for row in ALL {
+        carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
+        carries(&stage, row, numbers.next(), 4000, |_| {})?;
+        carries(&stage, row, numbers.next(), 4000, |pieces| {
+            pieces.rotate_left(1)
+        })?;
+        // All but the last one twice: a whole datagram makes no second one.
+        carries(&stage, row, numbers.next(), 4000, |pieces| {
+            let twice = pieces.clone();
+            pieces.splice(..0, twice[..2].iter().cloned());
+        })?;
+        carries(&stage, row, numbers.next(), 65_507, |_| {})?;
+        for seed in 0..4 {
+            carries(&stage, row, numbers.next(), 20_000, |pieces| {
+                Dice(seed).shuffle(pieces);
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn as_many_datagrams_at_once_as_the_kernel_tells_apart_come_out_as_they_were() -> Result<()> {
+    let stage = Stage::new("pieces-at-once", None)?;
+    let mut numbers = Numbers(0x4000);
+    for row in ALL {
+        let first: Vec<_> = (0..AT_ONCE).map(|_| numbers.next()).collect();
+        let cut = |number| stage.sent(row, 2000).numbered(number).cut(PIECE);
+        let pieces: Vec<_> = first.iter().map(|number| cut(*number)).collect();
+        for nth in 0..2 {
+            for datagram in &pieces {
+                stage.send(row, &datagram[nth])?;
+            }
+        }
+        for number in first {
+            let expected = stage.seen(row, 2000).numbered(number);
+            eventually(SOON, || arrived(&stage, row, &expected))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn pieces_of_tcp_and_of_echoes_come_out_as_what_they_were() -> Result<()> {
+    let stage = Stage::new("pieces-others", None)?;
+    let mut numbers = Numbers(0x5000);
+    let data = vec![b'x'; 4000];
+    let mut check = |row, sent: Packet, seen: Packet| {
+        for (turned, number) in [(false, numbers.next()), (true, numbers.next())] {
+            let mut pieces = sent.clone().numbered(number).cut(PIECE);
+            if turned {
+                pieces.reverse();
+            }
+            for piece in &pieces {
+                stage.send(row, piece)?;
+            }
+            let expected = seen.clone().ttl(63).numbered(number);
+            eventually(SOON, || arrived(&stage, row, &expected))?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    // Connections that are met in their middle.
+    for row in [Published, Outgoing, Hairpin] {
+        let segment = |(from, to)| Packet::segment(from, to, ACK, (1, 1), &data);
+        check(row, segment(stage.asked(row)), segment(stage.given(row)))?;
+    }
+    for (row, kind) in [(Outgoing, 8), (Row::OutgoingReply, 0)] {
+        let body = [&[0, 7, 0, 1][..], &data].concat();
+        let echo = |(from, to): (SocketAddrV4, SocketAddrV4)| {
+            Packet::icmp(*from.ip(), *to.ip(), [kind, 0], &body)
+        };
+        check(row, echo(stage.asked(row)), echo(stage.given(row)))?;
+    }
+    Ok(())
+}
+
+/// Sends a row's pieces of which no datagram comes, and one behind them that does: nothing of the
+/// first ones' number arrives.
+fn refuses(stage: &Stage, row: Row, numbers: &mut Numbers, pieces: &[Packet]) -> Result<()> {
+    for piece in pieces {
+        stage.send(row, piece)?;
+    }
+    carries(stage, row, numbers.next(), 4000, |_| {})?;
+    let number = &pieces[0].bytes()[4..6];
+    holds(SILENCE, || {
+        let came = stage.came(row, false)?;
+        let strays = came
+            .iter()
+            .filter(|packet| packet.is_fragment() && packet.bytes()[4..6] == *number);
+        ensure!(strays.count() == 0, "{row:?}: something came of it");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_incomplete_or_overlaps_brings_nothing() -> Result<()> {
+    let stage = Stage::new("no-pieces", None)?;
+    let mut numbers = Numbers(0x1000);
+    for row in ALL {
+        let pieces = |numbers: &mut Numbers| {
+            let sent = stage.sent(row, 4000).numbered(numbers.next());
+            sent.cut(PIECE)
+        };
+        // Without the first one, one in the middle, the last one.
+        for lost in 0..3 {
+            let mut pieces = pieces(&mut numbers);
+            pieces.remove(lost);
+            refuses(&stage, row, &mut numbers, &pieces)?;
+        }
+        // The second one begins in the first one.
+        let sent = stage.sent(row, 4000).numbered(numbers.next());
+        let (long, short) = (sent.cut(PIECE), sent.cut(PIECE - 8));
+        let overlapping = [long[0].clone(), short[1].clone(), long[2].clone()];
+        refuses(&stage, row, &mut numbers, &overlapping)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pieces_that_are_too_long_for_what_follows_are_cut_again() -> Result<()> {
+    let options = ["-o", "com.docker.network.driver.mtu=1300"];
+    let stage = Stage::new("pieces-mtu-in", Some(&options))?;
+    let mut numbers = Numbers(0x2000);
+    for row in [Published, Hairpin] {
+        carries(&stage, row, numbers.next(), 4000, |_| {})?;
+        carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
+    }
+    stage.scene.host.ip("link set up0 mtu 1200")?;
+    // The server's own device takes no such pieces.
+    for order in [false, true] {
+        carries(&stage, Outgoing, numbers.next(), 4000, |pieces| {
+            if order {
+                pieces.reverse();
+            }
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn one_that_leaves_everything_incomplete_harms_no_neighbour() -> Result<()> {
+    let stage = Stage::new("pieces-quota", None)?;
+    let mut numbers = Numbers(0x3000);
+    // More than the kernel holds for all of them, twice over.
+    for number in 0..6000 {
+        let sent = stage.sent(Outgoing, 4000).numbered(number);
+        stage.send(Outgoing, &sent.cut(PIECE)[1])?;
+    }
+    ensure!(stage.scene.count("fragment-quota")? > 4000, "not refused");
+    // The other container's replies, all of them.
+    for row in [Published, Row::PublishedReply] {
+        for _ in 0..100 {
+            carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
+        }
+    }
+    Ok(())
+}
