@@ -472,7 +472,7 @@ impl Traffic {
         let to_container = frame[30..32] == [172, 17] || frame[30..32] == [172, 18];
         let (hook, ifindex) = match self.dice.get_mut().below(8) {
             1.. if outcome.mark == mark::BACK && came_by == BRIDGE => (Hook::BridgeIn, BRIDGE),
-            1.. if outcome.mark == mark::BACK => (Hook::OutsideIn, came_by),
+            1.. if outcome.mark == mark::BACK => (Hook::OutsideIn, UPLINK),
             1.. if frame[30] == 0 => (Hook::RoundOut, UPLINK),
             0 => (Hook::BridgeIn, BRIDGE),
             1 => (Hook::ContainerOut, APP_VETH),
