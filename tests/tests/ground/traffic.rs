@@ -88,13 +88,13 @@ impl Traffic {
         }
         let kind = self.dice.get_mut().below(21);
         let case = match kind {
-            20 => self.in_pieces(host),
             0..4 => self.by_veth(),
             4..7 => self.by_uplink(),
             7 => self.of_the_hosts(host).unwrap_or_else(|| self.by_uplink()),
             8..14 => self.along_a_flow(host).unwrap_or_else(|| self.by_veth()),
             14..16 => self.error(host).unwrap_or_else(|| self.by_uplink()),
             16..19 => self.carried_on().unwrap_or_else(|| self.by_veth()),
+            19 => self.in_pieces(host),
             _ => self.garbage(),
         };
         damage(self.dice.get_mut(), case)
@@ -426,7 +426,8 @@ impl Traffic {
     /// The first piece of a datagram: the others come next, more or less. They come for the first
     /// time, or are back from where they became whole.
     fn in_pieces(&mut self, host: &Host) -> Case {
-        let case = match self.dice().below(3) {
+        let kind = self.dice().below(3);
+        let case = match kind {
             0 => self.by_veth(),
             1 => self.by_uplink(),
             _ => self.along_a_flow(host).unwrap_or_else(|| self.by_uplink()),
@@ -471,7 +472,7 @@ impl Traffic {
         let to_container = frame[30..32] == [172, 17] || frame[30..32] == [172, 18];
         let (hook, ifindex) = match self.dice.get_mut().below(8) {
             1.. if outcome.mark == mark::BACK && came_by == BRIDGE => (Hook::BridgeIn, BRIDGE),
-            1.. if outcome.mark == mark::BACK => (Hook::OutsideIn, came_by),
+            1.. if outcome.mark == mark::BACK => (Hook::OutsideIn, UPLINK),
             1.. if frame[30] == 0 => (Hook::RoundOut, UPLINK),
             0 => (Hook::BridgeIn, BRIDGE),
             1 => (Hook::ContainerOut, APP_VETH),
