@@ -77,6 +77,9 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::scale`].
     fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
+    /// The folded ones' complement sum of everything from the transport header on, however far the
+    /// frame reaches; 0 where the packet ends before its header says.
+    fn sum(&self, passage: &Passage<'_, F, Self>) -> u16;
     /// The frame's length in octets, with what is not at hand.
     fn length(&self) -> u32;
 }

@@ -265,7 +265,7 @@ impl Spec {
 }
 
 /// The ones' complement sum of 16-bit words, folded.
-fn sum(octets: &[u8]) -> u32 {
+pub(super) fn sum(octets: &[u8]) -> u32 {
     let words = octets
         .chunks(2)
         .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()));
