@@ -123,6 +123,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
         || !flow::is_current(tables, hit.flow, now)
         || hit.flow.policy.get() != tables.settings().policy
         || !passage.comes_from(&hit)
+        || !passage.is_intact()
     {
         return None;
     }
@@ -425,7 +426,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     pub fn carry(&mut self) -> Option<Reason> {
         // Only what is yet to be cut may leave its length open.
-        if self.packet.len == 0 && self.meta.segment == 0 {
+        if self.packet.len == 0 && self.meta.segment == 0 || !self.is_intact() {
             return Some(Reason::Malformed);
         }
         let now = self.tables.now();
@@ -459,6 +460,13 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             Way::HandOn(reason) => self.hand_on(&hit, translation, reason),
             Way::Refuse(reason) => reason,
         })
+    }
+
+    /// Whether the network header is as it was sent. With options the kernel finishes the packet: it
+    /// asks by itself.
+    #[inline(always)]
+    fn is_intact(&self) -> bool {
+        self.packet.options || F::is_intact(&self.frame, self.packet.l3 as usize)
     }
 
     /// Moves the flow on by the packet: why it does not fit, otherwise.

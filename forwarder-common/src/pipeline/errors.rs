@@ -16,6 +16,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Carries an ICMP error to the one who sent the packet that it quotes: `None` if no flow did.
     #[inline(always)]
     pub fn carry_error(&mut self) -> Option<Reason> {
+        if !self.is_intact() {
+            return Some(Reason::Malformed);
+        }
         let quote = icmp::quote(&self.frame, self.packet)?;
         let hit = flow::find(self.tables, &quote.tuple.reversed())?;
         let now = self.tables.now();
