@@ -15,6 +15,15 @@ pub const fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
+/// Folds a sum of less than 2^16 32-bit words to 16 bits, likewise.
+#[inline(always)]
+#[must_use]
+pub const fn fold_wide(sum: u64) -> u16 {
+    // At most 2^32 + 2^16: half of it is no more than a sum of words.
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    fold((sum & 0xffff) as u32 + (sum >> 16) as u32)
+}
+
 /// The delta that turns a sum with `old` words in it into one with `new` words: both are unfolded
 /// sums of at most 2^15 words. Zero, never its twin 0xffff, where nothing changes.
 #[inline(always)]

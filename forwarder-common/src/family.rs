@@ -213,6 +213,10 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     /// they are no such header.
     fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason>;
 
+    /// Whether the network header at `l3`, one without options, is as it was sent: what the kernel's
+    /// stack asks of each packet, and what is redirected past it has to be asked here.
+    fn is_intact(frame: &Frame<'_>, l3: usize) -> bool;
+
     /// Writes new addresses into the network header at `l3`, one hop fewer if `hop`, and brings
     /// the header's own checksum along. `false` if the bytes are not in the window, with nothing
     /// written.

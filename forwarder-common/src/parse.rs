@@ -170,6 +170,16 @@ impl Family for V4 {
         })
     }
 
+    /// RFC 1812 section 5.2.2 (2).
+    #[inline(always)]
+    fn is_intact(frame: &Frame<'_>, l3: usize) -> bool {
+        let Some(words) = frame.read::<[u32; 5]>(l3) else {
+            return false;
+        };
+        let [a, b, c, d, e] = words.map(u64::from);
+        checksum::fold_wide(a + b + c + d + e) == 0xffff
+    }
+
     #[inline(always)]
     fn readdress(frame: &mut Frame<'_>, l3: usize, src: Be32, dst: Be32, hop: bool) -> bool {
         let Some(old) = frame.read::<Ipv4Header>(l3) else {

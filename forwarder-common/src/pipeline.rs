@@ -91,6 +91,9 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::scale`].
     fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
+    /// The folded ones' complement sum of everything from the transport header on, however far the
+    /// frame reaches; 0 where the packet ends before its header says.
+    fn sum(&self, passage: &Passage<'_, F, Self>) -> u16;
     /// The frame's length in octets, with what is not at hand.
     fn length(&self) -> u32;
 }
@@ -134,6 +137,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
         || !flow::is_current(tables, hit.flow, now)
         || hit.flow.policy.get() != tables.settings().policy
         || !passage.comes_from(&hit)
+        || !passage.is_intact()
     {
         return None;
     }
@@ -445,7 +449,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     pub fn carry(&mut self) -> Option<Reason> {
         // Only what is yet to be cut may leave its length open.
-        if self.packet.len == 0 && self.meta.segment == 0 {
+        if self.packet.len == 0 && self.meta.segment == 0 || !self.is_intact() {
             return Some(Reason::Malformed);
         }
         let now = self.tables.now();
@@ -481,6 +485,13 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             Way::HandOn(reason) => self.hand_on(&hit, translation, reason),
             Way::Refuse(reason) => reason,
         })
+    }
+
+    /// Whether the network header is as it was sent. With options the kernel finishes the packet: it
+    /// asks by itself.
+    #[inline(always)]
+    fn is_intact(&self) -> bool {
+        self.packet.options || F::is_intact(&self.frame, self.packet.l3 as usize)
     }
 
     /// Moves the flow on by the packet: why it does not fit, otherwise.

@@ -119,6 +119,28 @@ fn what_has_no_flow_is_routed_past_both_guards() {
 }
 
 #[test]
+fn a_neighbour_is_reached_by_the_gateway_where_it_is_reached_at_all() {
+    let mut host = host(network::MASQUERADE);
+    let spec = Spec::udp((APP, 5000), (WEB, 53));
+    let (outcome, _) = host.by_veth(APP_VETH, &spec);
+    assert_eq!(
+        (outcome.reason, outcome.mark),
+        (Some(Reason::Routed), mark::ROUTED)
+    );
+    let (passed, packet) = host.by_bridge(BRIDGE, outcome.mark, &spec);
+    assert_eq!(passed.reason, Some(Reason::Admitted));
+    let (done, after) = host.to_bridge(BRIDGE, BRIDGE, passed.mark, &packet);
+    assert_eq!((done.reason, done.mark), (Some(Reason::Admitted), 0));
+    assert_eq!(after, spec.packet());
+    // With somebody else's address, or where containers are kept apart, not.
+    let spoofed = Spec::udp((GATEWAY, 5000), (WEB, 53));
+    let reason = |host: &Host, spec: &Spec| host.by_veth(APP_VETH, spec).0.reason;
+    assert_eq!(reason(&host, &spoofed), Some(Reason::SpoofedSource));
+    host.networks.get_mut(&BRIDGE).unwrap().flags |= network::NO_PEERS;
+    assert_eq!(reason(&host, &spec), Some(Reason::PeerBlocked));
+}
+
+#[test]
 fn other_networks_reach_what_outside_reaches() {
     let asked = Spec::tcp((FAR, 40_000), (WEB, 80), SYN);
     let reason = |host: &Host, spec: &Spec| host.by_veth(FAR_VETH, spec).0.reason;

@@ -3,7 +3,7 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::checksum::{add, delta, fold, update, update_udp};
+use forwarder_common::checksum::{add, delta, fold, fold_wide, update, update_udp};
 use forwarder_common::family::Be16;
 use forwarder_common::reason::Reason;
 use model::Host;
@@ -37,6 +37,13 @@ proptest! {
         prop_assert_eq!(update(before, difference), after);
         let udp = |sum: Be16| if sum.word() == 0 { Be16::from_word(0xffff) } else { sum };
         prop_assert_eq!(update_udp(udp(before), difference), udp(after));
+    }
+
+    #[test]
+    fn wide_words_sum_up_as_narrow_ones(words in prop::collection::vec(any::<u32>(), 0..60)) {
+        let wide = words.iter().map(|&word| u64::from(word)).sum();
+        let narrow = words.iter().map(|&word| (word & 0xffff) + (word >> 16)).sum();
+        prop_assert_eq!(fold_wide(wide), fold(narrow));
     }
 
     #[test]

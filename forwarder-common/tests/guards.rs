@@ -114,7 +114,7 @@ fn what_a_container_may_not_send() {
         );
     }
     for (spec, reason) in [
-        (Spec::udp((APP, 1), (WEB, 53)), Reason::Bridged),
+        (Spec::udp((APP, 1), (WEB, 53)), Reason::Routed),
         (Spec::udp((APP, 1), (GATEWAY, 53)), Reason::ToHost),
         (Spec::udp((APP, 1), (HOST, 53)), Reason::ToHost),
         (

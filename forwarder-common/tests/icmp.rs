@@ -5,8 +5,10 @@ mod model;
 
 use forwarder_common::reason::Reason;
 use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip, sums_up};
-use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
-use model::{Host, Target};
+use model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+};
+use model::{Arrival, Hook, Host, Target};
 use proptest::prelude::*;
 
 const ROUTER: forwarder_common::family::Be32 = ip(198, 19, 200, 1);
@@ -112,6 +114,46 @@ fn what_tells_no_flow_goes_no_further() {
         reason(&Spec::error(11, ROUTER, HOST, &tail, 100)),
         Some(Reason::ToHost)
     );
+}
+
+#[test]
+fn a_damaged_error_goes_no_further() {
+    let host = Host::usual(64);
+    let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)).payload(301));
+    let (_, delivered) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8080)));
+    let inward = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, 500).packet();
+    let outward = Spec::error(UNREACHABLE, WEB, CLIENT, &delivered, 100).packet();
+    for (error, hook, (station, ifindex), stray) in [
+        (inward, Hook::OutsideIn, (UPLINK, UPLINK), Reason::ToHost),
+        (
+            outward,
+            Hook::ContainerIn,
+            (BRIDGE, WEB_VETH),
+            Reason::IcmpStray,
+        ),
+    ] {
+        let run = |packet: &[u8]| {
+            let mut frame = [&mac(station)[..], &far_mac(ifindex), &[8, 0], packet].concat();
+            let arrival = Arrival {
+                ifindex,
+                ..Arrival::default()
+            };
+            (host.run(hook, &mut frame, arrival).reason.unwrap(), frame)
+        };
+        assert_eq!(run(&error).0, Reason::IcmpError);
+        // Type, code, the quote's first octet that is not looked at, the very last one.
+        for at in [21, 24, 50, error.len() - 1] {
+            let mut damaged = error.clone();
+            damaged[at] ^= 0x10;
+            let (reason, frame) = run(&damaged);
+            assert_eq!(reason, stray, "octet {at}");
+            assert_eq!(frame[14..], damaged);
+        }
+        // Cut short on its way.
+        assert_eq!(run(&error[..error.len() - 1]).0, stray);
+        // What stands behind it is not its.
+        assert_eq!(run(&[&error[..], &[1, 2, 3]].concat()).0, Reason::IcmpError);
+    }
 }
 
 #[test]

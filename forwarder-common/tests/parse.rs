@@ -9,7 +9,7 @@ use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Class, Packet, parse, proto};
 use forwarder_common::reason::{Path, Reason};
 use model::frames::{ACK, ECHO_REPLY, FIN, PSH, SYN, Spec, TIME_EXCEEDED};
-use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, UPLINK, WEB_VETH, far_mac, mac};
+use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB_VETH, far_mac, mac};
 use model::{Arrival, Hook, Host};
 use proptest::prelude::*;
 
@@ -50,6 +50,50 @@ fn headers_that_contradict_themselves_are_malformed() {
     ];
     for (name, mut packet) in cases {
         assert_eq!(read(&mut packet).err(), Some(Reason::Malformed), "{name}");
+    }
+}
+
+#[test]
+fn a_damaged_header_is_the_kernels_to_drop() {
+    let host = Host::usual(64);
+    let (sent, left) = host.by_veth(APP_VETH, &Spec::udp((APP, 5000), (REMOTE, 53)));
+    assert_eq!(sent.reason, Some(Reason::Forwarded));
+    let run = |hook, packet: &[u8]| {
+        let mut frame = [&mac(UPLINK)[..], &far_mac(UPLINK), &[8, 0], packet].concat();
+        let arrival = Arrival {
+            ifindex: UPLINK,
+            ..Arrival::default()
+        };
+        let outcome = host.run(hook, &mut frame, arrival);
+        (outcome.reason, frame)
+    };
+    let packets = [
+        (udp().packet(), Reason::Forwarded),
+        (
+            Spec::udp((REMOTE, 53), (HOST, 5000)).packet(),
+            Reason::Forwarded,
+        ),
+        (
+            Spec::error(TIME_EXCEEDED, REMOTE, HOST, &left, 28).packet(),
+            Reason::IcmpError,
+        ),
+    ];
+    for (packet, whole) in packets {
+        let flows = host.index.borrow().len();
+        for at in [1, 4, 8, 10, 11] {
+            let mut damaged = packet.clone();
+            damaged[at] ^= 0x10;
+            for (hook, reason) in [
+                (Hook::Uplink, None),
+                (Hook::OutsideIn, Some(Reason::Malformed)),
+            ] {
+                let (told, frame) = run(hook, &damaged);
+                assert_eq!(told, reason, "octet {at}");
+                assert_eq!(frame[14..], damaged);
+            }
+        }
+        assert_eq!(host.index.borrow().len(), flows, "it opened a flow");
+        assert_eq!(run(Hook::OutsideIn, &packet).0, Some(whole));
     }
 }
 

@@ -1,22 +1,25 @@
 //! A tcx (or clsact) program's run: context in, pipeline, verdict out.
 
 use core::mem::zeroed;
+use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT,
     TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-    bpf_skb_change_tail,
+    bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
 };
 use aya_ebpf::programs::TcContext;
+use forwarder_common::checksum;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
 use forwarder_common::pipeline::{Meta, Passage, Side, Steps, fragments, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::tables::{Attempt, Tables as _};
 use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
@@ -171,6 +174,11 @@ macro_rules! steps {
             }
 
             #[inline(always)]
+            fn sum(&self, _: &TcPassage<'_>) -> u16 {
+                tc_sum(self.ctx.skb.skb) as u16
+            }
+
+            #[inline(always)]
             fn length(&self) -> u32 {
                 self.ctx.len()
             }
@@ -240,6 +248,67 @@ fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) ->
 #[inline(never)]
 pub extern "C" fn tc_scale(skb: *mut __sk_buff) -> u32 {
     resume(skb, |passage| passage.scale()).unwrap_or(window::UNREAD) as u32
+}
+
+/// [`Steps::sum`], by pieces: of a long packet not all is linear.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_sum(skb: *mut __sk_buff) -> u32 {
+    let Some(passing) = PASSING.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own element, written by the hook that called.
+    let Packet { l3, l4, len, .. } = unsafe { (*passing).packet };
+    let mut pieces = Pieces {
+        skb,
+        at: l4 as u32,
+        left: (len as u32).wrapping_sub((l4 - l3) as u32),
+        sum: 0,
+    };
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    kernel.attempt(u16::MAX as u32 / PIECE + 1, &mut pieces);
+    if pieces.left == 0 {
+        checksum::fold(pieces.sum) as u32
+    } else {
+        0
+    }
+}
+
+/// Octets that are summed up at once: a multiple of four, for which the stack has room.
+const PIECE: u32 = 64;
+
+/// What is left to be summed up, and the sum so far.
+struct Pieces {
+    skb: *mut __sk_buff,
+    at: u32,
+    left: u32,
+    sum: u32,
+}
+
+impl Attempt for Pieces {
+    #[inline(always)]
+    fn once(&mut self) -> bool {
+        let mut piece = [0_u32; PIECE as usize / 4];
+        let left = self.left;
+        if left == 0 {
+            return true;
+        }
+        let octets = if left > PIECE { PIECE } else { left };
+        let place = piece.as_mut_ptr();
+        // SAFETY: `piece` has room for that much, the rest of it is zero.
+        let sum = unsafe {
+            if bpf_skb_load_bytes(self.skb.cast(), self.at, place.cast(), octets) != 0 {
+                return true;
+            }
+            bpf_csum_diff(ptr::null_mut(), 0, place, PIECE, self.sum)
+        };
+        self.sum = sum as u32;
+        self.at += octets;
+        self.left -= octets;
+        false
+    }
 }
 
 /// Turns a container's packet that was refused into the answer that says so, and sends it back by

@@ -94,6 +94,11 @@ macro_rules! no_steps {
                 window::UNREAD
             }
 
+            #[inline(always)]
+            fn sum(&self, _: &Passage<'_, V4, Self>) -> u16 {
+                0
+            }
+
             /// Frames are never longer than their header says.
             #[inline(always)]
             fn length(&self) -> u32 {

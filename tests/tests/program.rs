@@ -141,7 +141,7 @@ fn table() -> Vec<(&'static str, Place, Mark, Spec, Fate, Out)> {
         ("its answer", OUTSIDE, NONE, udp(dns, (HOST, 9)), passed(Reason::NotHooked, Flow), Like(udp(dns, (BARE, 9)))),
         ("a container that nobody knows", FROM_BARE, NONE, udp((ip(172, 17, 0, 99), 10), dns), forwarded(DONE), Like(udp((HOST, 10), dns).hops(63))),
         ("to the host", FROM_APP, NONE, udp(app, (HOST, 22)), passed(Reason::ToHost, Is(mark::HOST)), Same),
-        ("to a neighbour", FROM_APP, NONE, udp(app, web), passed(Reason::Bridged, NONE), Same),
+        ("to a neighbour", FROM_APP, NONE, udp(app, web), passed(Reason::Routed, Is(mark::ROUTED)), Same),
         ("the same, switched", SWITCHED, NONE, udp(web, app), passed(Reason::Bridged, NONE), Same),
         // Refused.
         ("a spoofed source", FROM_APP, NONE, udp((WEB, 1), dns), dropped(Reason::SpoofedSource), Same),

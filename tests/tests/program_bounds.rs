@@ -11,7 +11,7 @@ use forwarder::datapath::{Fate, View, now};
 use forwarder_common::abi::capacity;
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
-use ground::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
+use ground::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, seal_header, sums_up};
 use ground::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
@@ -96,7 +96,7 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
         ensure!(before.len() == usize::from(STANDING), "{}", before.len());
         ensure!(before.values().all(|(gate, _)| gate.is_assured()));
 
-        // Nobody checks checksums on the way: one frame each way, addressed anew.
+        // Nobody checks the transport's checksum on the way: one frame each way, addressed anew.
         let client = ip(198, 19, 0, 0);
         let spec = Spec::tcp((client, 0), (HOST, 8080), SYN);
         let mut syn = spec.between(mac(UPLINK), far_mac(UPLINK)).build();
@@ -109,6 +109,8 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
             syn[34..36].copy_from_slice(&port.to_be_bytes());
             answer[33] = addr;
             answer[36..38].copy_from_slice(&port.to_be_bytes());
+            seal_header(&mut syn[14..]);
+            seal_header(&mut answer[14..]);
             let came = kernel.run(Hook::OutsideIn, &syn, on(UPLINK))?;
             let went = kernel.run(Hook::ContainerIn, &answer, on(WEB_VETH))?;
             carried += u32::from(came.code == REDIRECT && went.code == REDIRECT);

@@ -1,6 +1,6 @@
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
-use super::access::{Straight, is_welcome};
+use super::access::{self, Straight, is_welcome};
 use super::{Passage, Side, Steps, mark, source};
 use crate::abi::{Network, Published, Tuple, device, network};
 use crate::family::{Address, Family};
@@ -362,6 +362,17 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
     }
 
+    /// To a neighbour by way of the gateway, as a container with a route for just its own address does:
+    /// what could go there by itself goes on.
+    #[inline(always)]
+    fn detour(&self, network: &Network<F>) -> Reason {
+        if network.flags & network::NO_PEERS != 0 && !access::is_linked(self.tables, self.packet) {
+            return Reason::PeerBlocked;
+        }
+        self.tables.mark(mark::ROUTED);
+        Reason::Routed
+    }
+
     /// Checks a container's packet: its source, and whether it may leave its network at all.
     #[inline(always)]
     fn originates(&self) -> Origin<F> {
@@ -435,7 +446,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Origin::Settled(Reason::ToHost);
         }
         match tables.subnet(dst) {
-            Some(bridge) if bridge == device.bridge => Origin::Settled(Reason::Bridged),
+            Some(bridge) if bridge == device.bridge => Origin::Settled(self.detour(&network)),
             Some(_) if internal => Origin::Settled(Reason::Isolated),
             Some(bridge) => match tables.network(bridge) {
                 Some(other) => leaves(Bound::Straight(bridge, other)),

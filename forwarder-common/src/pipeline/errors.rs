@@ -8,15 +8,22 @@ use crate::icmp::{self, Outer};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
+/// What an ICMP message sums up to, its checksum included.
+const INTACT: u16 = 0xffff;
+
 /// ICMP errors: about our flows from either side, and the host's own.
 impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Carries an ICMP error to the one who sent the packet that it quotes: `None` if no flow did.
     #[inline(always)]
     pub fn carry_error(&mut self) -> Option<Reason> {
+        if !self.is_intact() {
+            return Some(Reason::Malformed);
+        }
         let quote = icmp::quote(&self.frame, self.packet)?;
         let hit = flow::find(self.tables, &quote.tuple.reversed())?;
         let now = self.tables.now();
-        if !flow::is_current(self.tables, hit.flow, now) {
+        // A damaged one is not to become a sound one, nor a clue to what its quote was (RFC 5508 REQ-3).
+        if !flow::is_current(self.tables, hit.flow, now) || self.tables.sum(self) != INTACT {
             return None;
         }
         let answers = hit.flow.tuples[hit.dir & 1].get();

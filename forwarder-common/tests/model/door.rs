@@ -20,6 +20,7 @@ use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::Ticks;
 use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
+use super::frames::sum;
 use super::{Host, Target};
 
 /// The most specific of the prefixes that `addr` is in.
@@ -374,6 +375,12 @@ impl Steps<V4> for Host {
     }
     fn scale(&self, passage: &Passage<'_, V4, Self>) -> u8 {
         passage.scale()
+    }
+    fn sum(&self, passage: &Passage<'_, V4, Self>) -> u16 {
+        let Packet { l3, l4, len, .. } = *passage.packet;
+        let (l4, end) = (usize::from(l4), usize::from(l3) + usize::from(len));
+        let octets: Option<Vec<u8>> = (l4..end).map(|at| passage.frame.read(at)).collect();
+        octets.map_or(0, |octets| sum(&octets) as u16)
     }
     fn length(&self) -> u32 {
         self.length.get()

@@ -249,8 +249,7 @@ impl Spec {
         packet.extend_from_slice(&src.octets());
         packet.extend_from_slice(&dst.octets());
         packet.extend_from_slice(&self.options);
-        let header = finish(sum(&packet));
-        packet[10..12].copy_from_slice(&header.to_be_bytes());
+        seal_header(&mut packet);
         packet.extend_from_slice(&transport);
         if !(tail || self.unsummed && proto == proto::UDP) {
             seal(&mut packet);
@@ -286,7 +285,7 @@ pub(crate) fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
 }
 
 /// The ones' complement sum of 16-bit words, folded.
-fn sum(octets: &[u8]) -> u32 {
+pub(super) fn sum(octets: &[u8]) -> u32 {
     let words = octets
         .chunks(2)
         .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()));
@@ -312,6 +311,17 @@ fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
         proto::ICMP => (l4 + 2, Vec::new()),
         _ => return None,
     })
+}
+
+/// Writes the network header's checksum; nothing if the header is not whole.
+pub(crate) fn seal_header(packet: &mut [u8]) {
+    let octets = usize::from(packet[0] & 15) * 4;
+    if octets < 20 || packet.len() < octets {
+        return;
+    }
+    packet[10..12].fill(0);
+    let checksum = finish(sum(&packet[..octets]));
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// Writes the transport checksum.

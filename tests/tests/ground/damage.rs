@@ -4,14 +4,15 @@ use forwarder_common::parse::proto;
 use forwarder_common::pipeline::mark;
 
 use super::model::Dice;
-use super::model::frames::seal;
+use super::model::frames::{seal, seal_header};
 use super::model::host::{BRIDGE, UPLINK, WEB_VETH};
 use super::traffic::Case;
 
 /// What may befall any packet.
 pub(super) fn damage(dice: &mut Dice, mut case: Case) -> Case {
     let frame = &mut case.frame;
-    match dice.below(24) {
+    let what = dice.below(24);
+    match what {
         0 | 1 => {
             let at = 14 + dice.below(frame.len() - 14);
             frame[at] = dice.roll() as u8;
@@ -45,6 +46,10 @@ pub(super) fn damage(dice: &mut Dice, mut case: Case) -> Case {
         13 if frame[23] == 17 && frame.len() > 42 => frame[40..42].fill(0),
         14 if frame.len() > 42 => frame[40..42].fill(0xff),
         _ => {}
+    }
+    // What is damaged by accident says so by its checksum, what was sent like that does not.
+    if matches!(what, 1 | 4..=9) {
+        seal_header(&mut case.frame[14..]);
     }
     case
 }
