@@ -829,7 +829,13 @@ fn renew_route<F: Family, T: Tables<F>>(
     flow.ifindex.set(ifindex);
     flow.next_hop.set(next_hop);
     // No packet is longer than this.
-    let mtu = if mtu > MAX_MTU { MAX_MTU } else { mtu };
+    let mut mtu = if mtu > MAX_MTU { MAX_MTU } else { mtu };
+    // `bpf_fib_lookup` knows a route's own MTU only where it is locked (`ip_mtu_from_fib_result`),
+    // but what is forwarded has to heed it (`ip_dst_mtu_maybe_forward`).
+    let smallest = tables.settings().route_mtu;
+    if smallest != 0 && smallest < mtu {
+        mtu = smallest;
+    }
     leg.mtu
         .set(if device.ethernet != 0 { mtu as u16 } else { 0 });
     leg.incarnation.set(generation);

@@ -38,6 +38,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     let mut tables = Tables {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
+        route_mtu: world.route_mtu,
         sockets: policy.sockets.clone(),
         ..Tables::default()
     };

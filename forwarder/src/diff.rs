@@ -22,6 +22,7 @@ pub enum Op {
     Settings {
         route_generation: u32,
         xdp_tcp: bool,
+        route_mtu: u32,
     },
     PutDevice(u32, Device),
     DropDevice(u32),
@@ -193,16 +194,13 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     }
     ops.extend(changed(&now.subnets, &desired.subnets).map(|(k, v)| Op::PutSubnet(k, v)));
     ops.extend(changed(&now.sources, &desired.sources).map(|(k, v)| Op::PutSource(k, v)));
-    if (now.route_generation, now.xdp_tcp) != (desired.route_generation, desired.xdp_tcp) {
-        let Tables {
-            route_generation,
-            xdp_tcp,
-            ..
-        } = *desired;
-        ops.push(Op::Settings {
-            route_generation,
-            xdp_tcp,
-        });
+    let settings = |tables: &Tables| Op::Settings {
+        route_generation: tables.route_generation,
+        xdp_tcp: tables.xdp_tcp,
+        route_mtu: tables.route_mtu,
+    };
+    if settings(now) != settings(desired) {
+        ops.push(settings(desired));
     }
     for &(ifindex, hook) in desired.hooks.difference(&now.hooks) {
         let xdp = desired.xdp.get(&ifindex).copied();

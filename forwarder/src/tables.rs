@@ -201,6 +201,8 @@ pub struct Tables {
     pub route_generation: u32,
     /// Whether XDP may forward TCP.
     pub xdp_tcp: bool,
+    /// The smallest MTU that a route has by itself; 0 if none has.
+    pub route_mtu: u32,
     /// The device that fragments go round by; 0 for none.
     pub round: u32,
     /// Devices by index.

@@ -18,9 +18,11 @@ fn apply(kernel: &mut Observed, op: &Op) {
         Op::Settings {
             route_generation,
             xdp_tcp,
+            route_mtu,
         } => {
             tables.route_generation = route_generation;
             tables.xdp_tcp = xdp_tcp;
+            tables.route_mtu = route_mtu;
         }
         Op::Round(index) => tables.round = index,
         Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
@@ -161,6 +163,7 @@ fn tables() -> impl Strategy<Value = Tables> {
             let mut tables = Tables {
                 route_generation: generation,
                 xdp_tcp: xdp,
+                route_mtu: generation % 2 * 1300,
                 ..Tables::default()
             };
             let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);

@@ -146,6 +146,7 @@ impl Datapath {
         let tables = &mut observed.tables;
         tables.route_generation = settings.route_generation;
         tables.xdp_tcp = settings.xdp_tcp != 0;
+        tables.route_mtu = settings.route_mtu;
         tables.policy = settings.policy;
         tables.round = settings.round;
         for entry in &maps.devices {
@@ -244,12 +245,14 @@ impl Datapath {
             Op::Settings {
                 route_generation,
                 xdp_tcp,
+                route_mtu,
             } => {
                 let settings = maps.settings()?;
                 let xdp_tcp = u32::from(xdp_tcp);
                 maps.set_settings(Settings {
                     route_generation,
                     xdp_tcp,
+                    route_mtu,
                     ..settings
                 })?;
             }

@@ -10,7 +10,9 @@ use rtnetlink::packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::nsid::NsidAttribute;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
+};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::Notify;
@@ -118,19 +120,26 @@ async fn settle(namespaces: &Namespaces, facts: &Sender<Fact>, due: Due) -> Resu
         closed |= facts.send(Fact::Addresses(list)).await.is_err();
     }
     if due.routes {
-        let defaults = default_devices(namespaces).await?;
-        closed |= facts.send(Fact::RouteChanged { defaults }).await.is_err();
+        let (defaults, mtu) = routes(namespaces).await?;
+        let fact = Fact::RouteChanged { defaults, mtu };
+        closed |= facts.send(fact).await.is_err();
     }
     Ok(closed)
 }
 
-/// The devices that the IPv4 default routes lead to: the uplinks, unless others are named.
-async fn default_devices(namespaces: &Namespaces) -> Result<BTreeSet<u32>> {
+/// Of the IPv4 routes: the devices that the default ones lead to, which are the uplinks unless others
+/// are named, and the smallest MTU that one has by itself, or 0.
+async fn routes(namespaces: &Namespaces) -> Result<(BTreeSet<u32>, u32)> {
     let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let mut dump = namespaces.handle().route().get(all).execute();
     let mut devices = BTreeSet::new();
+    let mut smallest = None;
     while let Some(route) = dump.try_next().await.context("cannot list the routes")? {
-        if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
+        if route.header.kind != RouteType::Unicast {
+            continue;
+        }
+        smallest = smallest.into_iter().chain(own_mtu(&route)).min();
+        if route.header.destination_prefix_length == 0 {
             devices.extend(
                 route
                     .attributes
@@ -142,7 +151,22 @@ async fn default_devices(namespaces: &Namespaces) -> Result<BTreeSet<u32>> {
             );
         }
     }
-    Ok(devices)
+    Ok((devices, smallest.unwrap_or_default()))
+}
+
+/// The MTU of a route itself (`ip route … mtu`).
+fn own_mtu(route: &RouteMessage) -> Option<u32> {
+    let metrics = route
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            RouteAttribute::Metrics(metrics) => Some(metrics),
+            _ => None,
+        });
+    metrics.flatten().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 async fn read(namespaces: &Namespaces, notice: RouteNetlinkMessage, due: &mut Due) -> Option<Fact> {

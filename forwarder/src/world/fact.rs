@@ -44,6 +44,8 @@ pub enum Fact {
     RouteChanged {
         /// The devices of the IPv4 default routes.
         defaults: BTreeSet<u32>,
+        /// The smallest MTU that an IPv4 route has by itself; 0 if none has.
+        mtu: u32,
     },
     /// A shim has a port: the last word on where that leads.
     Bound(HostPort, Bound),

@@ -97,6 +97,8 @@ impl Raw {
             flow_rate,
             round,
             tcp_strict,
+            route_mtu,
+            reserved,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -111,6 +113,8 @@ impl Raw {
             flow_rate,
             round,
             tcp_strict,
+            route_mtu,
+            reserved,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());

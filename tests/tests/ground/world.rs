@@ -58,6 +58,7 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
     host.settings.flow_quota = dice.pick(&[0, 0, 0, 2, 10]);
     host.settings.xdp_tcp = u32::from(dice.once_in(2));
     host.settings.tcp_strict = u32::from(dice.once_in(4));
+    host.settings.route_mtu = dice.pick(&[0, 0, 0, 576, 1400]);
     host.settings.round = u32::from(!dice.once_in(4));
     for bridge in [BRIDGE, OTHER_BRIDGE] {
         let flags = match dice.below(12) {
