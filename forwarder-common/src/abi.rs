@@ -306,6 +306,10 @@ pub struct Settings {
     pub flow_quota: u32,
     /// How many flows an endpoint may open in a second; 0 is any number.
     pub flow_rate: u32,
+    /// 1 if only a SYN opens a TCP flow (`nf_conntrack_tcp_loose=0`).
+    pub tcp_strict: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
     pub netns_cookie: u64,
 }
@@ -562,7 +566,7 @@ const _: () = {
     assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 16 + 7 * 4 + 48 + 3 * 2 + 6);
     assert!(capacity::ENDPOINTS < HOST && capacity::PUBLISHED <= u16::MAX as u32 + 1);
-    assert!(size_of::<Settings>() == 4 * 8 + 8);
+    assert!(size_of::<Settings>() == 4 * 10 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);

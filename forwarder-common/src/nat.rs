@@ -10,9 +10,9 @@ use crate::flow;
 use crate::parse::proto;
 use crate::tables::{Attempt, Tables, scale};
 
-/// Random ports that are tried before a flow is refused: at 95 % of the ports taken, all fail
-/// once in 700 flows.
-const TRIES: u32 = 128;
+/// Random ports that are tried before a flow is refused (nf_nat: 248): at 95 % of the ports taken, all
+/// fail once in 500,000 flows.
+const TRIES: u32 = 256;
 
 /// Who owns the translated address, and may hold ports of it beside our flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -216,7 +216,7 @@ pub const fn reopens(state: State, flags: u8) -> bool {
 pub enum Opening {
     /// A SYN: a connection opens.
     Open,
-    /// A bare ACK or data: the middle of a connection that began elsewhere (`tcp_loose`).
+    /// A bare ACK or data: the middle of a connection that began elsewhere (`nf_conntrack_tcp_loose`).
     PickUp,
     /// Anything else belongs to no flow.
     Refuse,

@@ -1,6 +1,5 @@
 //! TCP's sequence windows: which segments can belong to a connection, after `tcp_in_window` and
-//! `nf_conntrack_tcp_packet` of Linux' `nf_conntrack_proto_tcp.c` with `nf_conntrack_tcp_be_liberal=0`
-//! and `nf_conntrack_tcp_loose=1`.
+//! `nf_conntrack_tcp_packet` of Linux' `nf_conntrack_proto_tcp.c` with `nf_conntrack_tcp_be_liberal=0`.
 //!
 //! A segment is [followed](Fate::To), or [let through](Fate::Ignore) without a change to the
 //! connection (a late retransmission, a SYN that its receiver has to judge), or

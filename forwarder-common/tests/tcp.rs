@@ -328,3 +328,15 @@ fn a_picked_up_connection_waits_for_an_answer() {
     host.by_veth(WEB_VETH, &server(ACK));
     assert!(host.flow_of(&client(0).tuple).unwrap().1.is_assured());
 }
+
+#[test]
+fn a_strict_host_takes_nothing_up_in_its_middle() {
+    let mut host = Host::usual(64);
+    host.settings.tcp_strict = 1;
+    host.by_uplink(&client(ACK));
+    assert!(host.flow_of(&client(0).tuple).is_none());
+    host.by_uplink(&client(SYN));
+    host.by_veth(WEB_VETH, &server(SYN | ACK));
+    host.by_uplink(&client(ACK));
+    assert!(host.flow_of(&client(0).tuple).unwrap().1.is_assured());
+}

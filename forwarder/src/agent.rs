@@ -83,6 +83,7 @@ impl Agent {
             flows: config.flows,
             flow_quota: config.flow_quota,
             flow_rate: config.flow_rate,
+            tcp_loose: config.tcp_loose,
             clsact: match config.attach {
                 Attach::Tcx => false,
                 Attach::Clsact => true,

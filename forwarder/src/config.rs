@@ -71,6 +71,8 @@ pub struct Config {
     pub flow_quota: u32,
     /// How many flows one container may open in a second, and at once after a rest; 0 is any number.
     pub flow_rate: u32,
+    /// Whether a TCP connection that is not known is taken up in its middle.
+    pub tcp_loose: bool,
     /// How the other programs are attached.
     pub attach: Attach,
     /// Whether published ports are reached straight by the containers' own addresses, from
@@ -96,6 +98,7 @@ impl Default for Config {
             flows: capacity::FLOWS,
             flow_quota: capacity::FLOWS / capacity::QUOTA_SHARE,
             flow_rate: capacity::FLOW_RATE,
+            tcp_loose: true,
             attach: Attach::default(),
             allow_direct_routing: false,
             file: FILE.into(),
@@ -159,6 +162,16 @@ pub struct Settings {
     #[arg(value_parser = clap::value_parser!(u32).range(0..=RATE_MAX as i64))]
     #[serde(default, deserialize_with = "within::<0, RATE_MAX, _>")]
     flow_rate: Option<u32>,
+    /// Take up TCP connections in their middle, as nf_conntrack_tcp_loose does [default: true]
+    #[arg(long, global = true, env = "FORWARDER_TCP_LOOSE")]
+    #[arg(
+        value_name = "BOOL",
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = BoolishValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    tcp_loose: Option<bool>,
     /// Attach by tcx links where the kernel has them, by tcx, by clsact [default: auto]
     #[arg(long, global = true, env = "FORWARDER_ATTACH")]
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
@@ -216,6 +229,7 @@ impl Settings {
             flows,
             flow_quota,
             flow_rate,
+            tcp_loose,
             attach,
             allow_direct_routing,
             log,
@@ -234,6 +248,7 @@ impl Settings {
             flows,
             flow_quota: flow_quota.unwrap_or(flows / capacity::QUOTA_SHARE),
             flow_rate: flow_rate.unwrap_or(default.flow_rate),
+            tcp_loose: tcp_loose.unwrap_or(default.tcp_loose),
             attach: attach.unwrap_or(default.attach),
             allow_direct_routing: allow_direct_routing.unwrap_or(default.allow_direct_routing),
             file: path,
@@ -257,6 +272,7 @@ impl Settings {
             flows: self.flows.or(lower.flows),
             flow_quota: self.flow_quota.or(lower.flow_quota),
             flow_rate: self.flow_rate.or(lower.flow_rate),
+            tcp_loose: self.tcp_loose.or(lower.tcp_loose),
             attach: self.attach.or(lower.attach),
             allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),
@@ -407,7 +423,7 @@ mod tests {
     fn every_key_is_accepted_by_a_file() {
         let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
             bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
-            flow-quota = 300\nflow-rate = 50\n\
+            flow-quota = 300\nflow-rate = 50\ntcp-loose = false\n\
             allow-direct-routing = true\n\
             log = 'trace'\n";
         let settings = parse(text).unwrap();
@@ -422,6 +438,7 @@ mod tests {
             "--flows=1024",
             "--flow-quota=300",
             "--flow-rate=50",
+            "--tcp-loose=no",
             "--attach=clsact",
             "--allow-direct-routing",
             "--log=trace",
@@ -479,6 +496,7 @@ mod tests {
             default.xdp_tcp.to_string(),
             default.flows.to_string(),
             default.flow_rate.to_string(),
+            default.tcp_loose.to_string(),
             default.log,
         ] {
             let default = format!("[default: {value}]");

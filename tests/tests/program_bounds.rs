@@ -1,10 +1,10 @@
 //! The loaded programs under pressure: a flood that is answered evicts nobody who proved that he is
-//! there, and a container that may open no more is told so.
+//! there, a container that may open no more is told so, and nearly all ports are there to be used.
 
 #[expect(dead_code, reason = "the bounds need less of the ground than there is")]
 mod ground;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
 use forwarder::datapath::{Fate, View, now};
@@ -25,6 +25,8 @@ const REDIRECT: i32 = 7;
 const FLOOD: u32 = 1_000_000;
 /// Connections that stand meanwhile.
 const STANDING: u16 = 1_000;
+/// Flows of each of two containers towards one destination, of 64,512 ports.
+const CROWD: u16 = 30_500;
 
 /// Runs a test in the ground's namespace, over the usual world with these bounds.
 fn on_ground(
@@ -137,6 +139,46 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
             .context("none")?;
         let most = capacity::FLOWS / capacity::UNASSURED_SHARE + u32::from(STANDING);
         ensure!(flows.fill == most, "{} flows, not {most}", flows.fill);
+        Ok(())
+    })
+}
+
+#[test]
+fn of_64512_ports_towards_one_destination_61000_are_used_and_nobody_guesses_them() -> Result<()> {
+    on_ground("ports", capacity::FLOWS, (0, 0), |kernel, view| {
+        let mut outer = |veth, addr, port| -> Result<u16> {
+            let fate = by_veth(kernel, veth, &Spec::udp((addr, port), (REMOTE, 53)))?;
+            ensure!(fate.code == REDIRECT, "port {port}: {}", fate.code);
+            ensure!(fate.frame[26..30] == HOST.octets());
+            Ok(u16::from_be_bytes([fate.frame[34], fate.frame[35]]))
+        };
+        let own = 20_000..20_000 + CROWD;
+        let mut taken = BTreeSet::new();
+        for port in own.clone() {
+            ensure!(outer(WEB_VETH, WEB, port)? == port && taken.insert(port));
+        }
+        let mut drawn = Vec::new();
+        for port in own {
+            let outer = outer(APP_VETH, APP, port)?;
+            ensure!(outer >= 1024 && taken.insert(outer), "{outer} is taken");
+            drawn.push(outer);
+        }
+        ensure!(taken.len() == usize::from(CROWD) * 2);
+        ensure!(count(view, Reason::PortsExhausted)? == 0);
+
+        // While most are free every sixteenth of them is as likely (15 degrees of freedom: above 56
+        // once in a million), and none tells the next one.
+        let free: Vec<u16> = (1024..20_000).chain(20_000 + CROWD..=65_535).collect();
+        let mut sixteenths = [0_f64; 16];
+        for port in &drawn[..1600] {
+            let place = free.binary_search(port).ok().context("taken")?;
+            sixteenths[place * 16 / free.len()] += 1.0;
+        }
+        let chi_square: f64 = sixteenths.iter().map(|n| (n - 100.0).powi(2) / 100.0).sum();
+        ensure!(chi_square < 56.0, "{chi_square}: {sixteenths:?}");
+        let near = |pair: &[u16]| pair[0].abs_diff(pair[1]) < 16;
+        let near = drawn.windows(2).filter(|pair| near(pair)).count();
+        ensure!(near < 100, "{near} lie beside the one before");
         Ok(())
     })
 }

@@ -338,7 +338,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     #[inline(always)]
     fn may_open(&self) -> bool {
         if self.packet.tuple.proto == proto::TCP {
-            tcp::opening(self.packet.flags) != Opening::Refuse
+            match tcp::opening(self.packet.flags) {
+                Opening::Open => true,
+                Opening::PickUp => self.tables.settings().tcp_strict == 0,
+                Opening::Refuse => false,
+            }
         } else {
             !self.packet.answer
         }

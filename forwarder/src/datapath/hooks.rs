@@ -6,6 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -25,6 +26,9 @@ use crate::tables::{Hook, SocketHook, XdpKind};
 const PRIORITY: u16 = 0xc000;
 /// Handle of our clsact filters.
 const HANDLE: u16 = 1;
+
+/// In which time the kernel has taken off a program whose link is gone.
+const TAKEN_OFF: Duration = Duration::from_secs(2);
 
 /// The programs of one object and their places.
 pub(super) struct Hooks {
@@ -112,31 +116,47 @@ impl Hooks {
     }
 
     /// Puts a program on a device.
-    pub(super) fn attach(
+    pub(super) async fn attach(
         &mut self,
         ifindex: u32,
         device: &str,
         hook: Hook,
         xdp: Option<XdpKind>,
     ) -> Result<()> {
-        let path = self.pins.link(ifindex, hook);
         if hook == Hook::Uplink {
-            let mode = match xdp {
-                Some(XdpKind::Generic) => XdpMode::Skb,
-                Some(XdpKind::Native) | None => XdpMode::Driver,
-            };
-            let program = self.xdp()?;
-            let id = program.attach_to_if_index(ifindex, mode)?;
-            let link = FdLink::try_from(program.take_link(id)?)?;
-            link.pin(&path)?;
-            return Ok(());
+            return self.attach_xdp(ifindex, xdp).await;
         }
         if let Some(dir) = self.clsact.clone() {
             return self.attach_filter(&dir, ifindex, device, hook);
         }
+        let path = self.pins.link(ifindex, hook);
         let program = self.classifier(hook)?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program.attach_with_options(device, direction(hook), options)?;
+        let link = FdLink::try_from(program.take_link(id)?)?;
+        link.pin(&path)?;
+        Ok(())
+    }
+
+    /// The kernel takes a program off some time after the last pin of its link has gone
+    /// (`bpf_link_put`): one of ours may still be there.
+    async fn attach_xdp(&mut self, ifindex: u32, xdp: Option<XdpKind>) -> Result<()> {
+        let path = self.pins.link(ifindex, Hook::Uplink);
+        let mode = match xdp {
+            Some(XdpKind::Generic) => XdpMode::Skb,
+            Some(XdpKind::Native) | None => XdpMode::Driver,
+        };
+        let program = self.xdp()?;
+        let start = Instant::now();
+        let id = loop {
+            let attached = program.attach_to_if_index(ifindex, mode);
+            match attached.map_err(anyhow::Error::from) {
+                Err(error) if already_there(&error) && start.elapsed() < TAKEN_OFF => {
+                    tokio::time::sleep(TAKEN_OFF / 100).await;
+                }
+                attached => break attached?,
+            }
+        };
         let link = FdLink::try_from(program.take_link(id)?)?;
         link.pin(&path)?;
         Ok(())

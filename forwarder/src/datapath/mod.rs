@@ -62,6 +62,8 @@ pub struct Setup {
     pub flow_quota: u32,
     /// How many flows one container may open in a second; 0 is any number.
     pub flow_rate: u32,
+    /// Whether a TCP connection is taken up in its middle.
+    pub tcp_loose: bool,
     /// Attach by clsact filters instead of tcx links.
     pub clsact: bool,
 }
@@ -110,6 +112,7 @@ impl Datapath {
             netns_cookie: namespace::cookie()?,
             flow_quota: setup.flow_quota,
             flow_rate: setup.flow_rate,
+            tcp_strict: u32::from(!setup.tcp_loose),
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
@@ -339,7 +342,7 @@ impl Datapath {
             }
             Op::Attach { ifindex, hook, xdp } => {
                 let device = names.get(&ifindex).context("the device has gone")?;
-                self.hooks.attach(ifindex, device, hook, xdp)?;
+                self.hooks.attach(ifindex, device, hook, xdp).await?;
             }
             Op::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
             Op::AttachSocket(hook) => self.hooks.attach_socket(hook)?,

@@ -188,6 +188,7 @@ impl Loaded {
             flows,
             flow_quota: 0,
             flow_rate: 0,
+            tcp_loose: true,
             clsact: false,
         };
         let datapath = Datapath::open(&setup, |_| None)?;

@@ -95,6 +95,8 @@ impl Raw {
             policy,
             flow_quota,
             flow_rate,
+            tcp_strict,
+            reserved,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -107,6 +109,8 @@ impl Raw {
             policy,
             flow_quota,
             flow_rate,
+            tcp_strict,
+            reserved,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());

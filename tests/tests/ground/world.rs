@@ -57,6 +57,7 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
     host.settings.route_generation = 1 + dice.below(5) as u32;
     host.settings.flow_quota = dice.pick(&[0, 0, 0, 2, 10]);
     host.settings.xdp_tcp = u32::from(dice.once_in(2));
+    host.settings.tcp_strict = u32::from(dice.once_in(4));
     for bridge in [BRIDGE, OTHER_BRIDGE] {
         let flags = match dice.below(12) {
             0 => 0,
