@@ -225,8 +225,8 @@ impl Stage {
         Ok(error)
     }
 
-    /// The same, whatever it quotes of the packet's destination.
-    pub(crate) fn error(&self, row: Row, sent: &Packet, kind: [u8; 2]) -> Result<Packet> {
+    /// The same, whatever it quotes.
+    fn error(&self, row: Row, sent: &Packet, kind: [u8; 2]) -> Result<Packet> {
         let before = self.errors(row, kind)?.len();
         self.send(row, sent)?;
         let error = eventually(SOON, || {
@@ -234,7 +234,7 @@ impl Stage {
             error.with_context(|| format!("{row:?}: no error {kind:?}"))
         })?;
         error.check()?;
-        let host = if matches!(row, Published | OutgoingReply) {
+        let host = if matches!(row, Published | OutgoingReply | Hairpin) {
             HOST
         } else {
             self.near(row)
