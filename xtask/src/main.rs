@@ -1,10 +1,12 @@
-//! The project's tasks: `cargo xtask setup | build | run | test | bench | lint`, one file each.
+//! The project's tasks: `cargo xtask setup | build | run | test | bench | fuzz | mutants | lint`, one file each.
 //!
 //! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
 mod apt;
 mod bench;
 mod build;
+mod fuzz;
 mod lint;
+mod mutants;
 mod run;
 mod setup;
 mod step;
@@ -40,6 +42,10 @@ enum Task {
     Test(test::Args),
     /// Build, then measure against a stock Docker host and a bare veth
     Bench(bench::Args),
+    /// Run the fuzzers of the packet logic and of the agent's plans
+    Fuzz(fuzz::Args),
+    /// Break the datapath on purpose, one fault at a time: the tests must notice
+    Mutants(mutants::Args),
     /// Check format, clippy and documentation
     Lint,
 }
@@ -51,6 +57,8 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&workspace, &args),
         Task::Test(args) => Ok(test::run(&workspace, &args)),
         Task::Bench(args) => bench::run(&workspace, &args),
+        Task::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| ExitCode::SUCCESS),
+        Task::Mutants(args) => mutants::run(&workspace, &args),
         Task::Lint => lint::run(&workspace).map(|()| ExitCode::SUCCESS),
     });
     done.unwrap_or_else(|error| {
