@@ -1,9 +1,11 @@
-//! The project's tasks: `cargo xtask setup | build | run | test | bench | fuzz | mutants | lint`, one file each.
+//! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz | mutants | lint`,
+//! one file each.
 //!
 //! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
 mod apt;
 mod bench;
 mod build;
+mod differential;
 mod fuzz;
 mod lint;
 mod mutants;
@@ -40,6 +42,8 @@ enum Task {
     Run(run::Args),
     /// Run every test, unprivileged tiers first
     Test(test::Args),
+    /// Build, then play random traces on a stock Docker host and on ours, and compare
+    Differential(differential::Args),
     /// Build, then measure against a stock Docker host and a bare veth
     Bench(bench::Args),
     /// Run the fuzzers of the packet logic and of the agent's plans
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Task::Build => build::build(&workspace).map(|()| ExitCode::SUCCESS),
         Task::Run(args) => run::run(&workspace, &args),
         Task::Test(args) => Ok(test::run(&workspace, &args)),
+        Task::Differential(args) => differential::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, &args),
         Task::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| ExitCode::SUCCESS),
         Task::Mutants(args) => mutants::run(&workspace, &args),

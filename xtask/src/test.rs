@@ -174,7 +174,7 @@ fn privileged(workspace: &Workspace, tier: Tier, filter: Option<&str>, report: &
 }
 
 /// Installs and builds what the privileged tiers start.
-fn prepare(workspace: &Workspace) -> Result<()> {
+pub(crate) fn prepare(workspace: &Workspace) -> Result<()> {
     require_root("the program and host tier")?;
     apt::ensure(&NEEDS)?;
     build::build(workspace)
