@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -117,7 +117,7 @@ pub mod capacity {
 pub const OUTSIDE: u32 = 0;
 
 /// The slot that stands for the host itself: no endpoint, its packets go to and come from the stack.
-pub const HOST: u32 = u32::MAX;
+pub const HOST: u32 = u16::MAX as u32;
 
 /// A conversation's end-to-end names as one direction's packets carry them.
 ///
@@ -174,22 +174,64 @@ pub struct FlowRef {
     pub id: u32,
 }
 
-/// Where one direction's packets go.
+/// Where one direction's packets go. At most one of a flow's legs is outside: what is known of the
+/// way there beside this stands in the flow.
 #[repr(C)]
-#[derive(Debug)]
-pub struct Leg<F: Family> {
-    /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
-    pub slot: Cell<u32>,
-    /// The endpoint's incarnation when the flow was made; 0 outside.
+#[derive(Debug, Default)]
+pub struct Leg {
+    /// The endpoint's incarnation when the flow was made. Outside: the settings' route generation
+    /// that the way was looked up in; 0 is never.
     pub incarnation: Cell<u32>,
-    /// Outside: the device, as of `route_generation`.
-    pub ifindex: Cell<u32>,
-    /// Outside: the settings' route generation that the route was looked up in; 0 is never.
-    pub route_generation: Cell<u32>,
-    /// Outside: the next hop.
-    pub next_hop: Cell<F::Addr>,
+    /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
+    pub slot: Cell<u16>,
     /// Outside: the route's MTU in octets, network header included.
-    pub mtu: Cell<u32>,
+    pub mtu: Cell<u16>,
+}
+
+impl Leg {
+    /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
+    #[inline(always)]
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.slot.get() as u32
+    }
+}
+
+/// What one side of a TCP connection has said: nf_conntrack's `ip_ct_tcp_state`.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Said {
+    /// The highest sequence number sent, plus one (`td_end`).
+    pub end: Cell<u32>,
+    /// The highest sequence number that the other side has allowed, plus one (`td_maxend`).
+    pub max_end: Cell<u32>,
+    /// The largest window announced, scaled (`td_maxwin`); 0: nothing was sent yet.
+    pub max_win: Cell<u32>,
+    /// The highest acknowledgement sent (`td_maxack`).
+    pub max_ack: Cell<u32>,
+}
+
+/// What is known of a TCP connection's sequence numbers: nf_conntrack's `ip_ct_tcp`, by the
+/// direction of the segments that it is learned from. See [`window`](crate::window).
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Windows {
+    /// What each side has said.
+    pub sides: [Said; 2],
+    /// Of the last pure ACK, or of a segment let through without being followed: its end.
+    pub last_end: Cell<u32>,
+    /// Of the same: its acknowledgement.
+    pub last_ack: Cell<u32>,
+    /// Of the same: its window as announced.
+    pub last_win: Cell<u16>,
+    /// The last segment's kind and direction, and how often it was seen again.
+    pub last: Cell<u8>,
+    /// What was noted of a SYN that was let through without being followed.
+    pub noted: Cell<u8>,
+    /// How far announced windows are shifted (`td_scale`).
+    pub scale: [Cell<u8>; 2],
+    /// Bits of [`window::mark`](crate::window::mark).
+    pub marks: [Cell<u8>; 2],
 }
 
 /// A flow: both directions of one conversation, as one unit.
@@ -207,27 +249,40 @@ pub struct Flow<F: Family> {
     /// direction `d` leaves as the reverse of `tuples[1 - d]`.
     pub tuples: [Cell<Tuple<F>>; 2],
     /// Where the packets of each direction go.
-    pub legs: [Leg<F>; 2],
+    pub legs: [Leg; 2],
+    /// Of the leg that is outside: the device.
+    pub ifindex: Cell<u32>,
+    /// Of the leg that is outside: the next hop.
+    pub next_hop: Cell<F::Addr>,
     /// When the flow ends unless a packet comes.
     pub expires: Cell<Ticks>,
     /// When the last packet came.
     pub seen: Cell<Ticks>,
     /// When the flow was made.
     pub created: Cell<Ticks>,
-    /// The published port's slot in `MAPPINGS`, or 0.
-    pub mapping: Cell<u32>,
-    /// That mapping's incarnation when the flow was made.
+    /// The incarnation of the published port's mapping when the flow was made.
     pub mapping_incarnation: Cell<u32>,
-    /// By direction, the checksum delta of the changed addresses.
-    pub address_delta: [Cell<u16>; 2],
-    /// By direction, the checksum delta of the changed ports.
-    pub port_delta: [Cell<u16>; 2],
     /// The settings' generation of the lists of clients that let the flow in.
     pub policy: Cell<u32>,
+    /// TCP's sequence windows. Of other protocols, whatever the record's last flow left.
+    pub windows: Windows,
+    /// The published port's slot in `MAPPINGS`, or 0.
+    pub mapping: Cell<u16>,
+    /// The checksum delta of the addresses that change in the opener's packets.
+    pub address_delta: Cell<u16>,
+    /// The same of the ports.
+    pub port_delta: Cell<u16>,
     /// The MAC address that frames from outside are sent to: XDP compares it.
     pub uplink_mac: Cell<[u8; 6]>,
-    /// Zero.
-    pub reserved: Cell<[u8; 2]>,
+}
+
+impl<F: Family> Flow<F> {
+    /// The published port's slot in `MAPPINGS`, or 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn mapping(&self) -> u32 {
+        self.mapping.get() as u32
+    }
 }
 
 /// What the agent tells all programs.
@@ -482,8 +537,10 @@ pub struct SocketKey {
 const _: () = {
     assert!(size_of::<Tuple<V4>>() == 4 + 4 + 2 + 2 + 4);
     assert!(size_of::<FlowRef>() == 8);
-    assert!(size_of::<Leg<V4>>() == 4 * 6);
-    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 48 + 5 * 4 + 8 + 4 + 6 + 2);
+    assert!(size_of::<Leg>() == 4 + 2 + 2);
+    assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
+    assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 16 + 7 * 4 + 48 + 3 * 2 + 6);
+    assert!(capacity::ENDPOINTS < HOST && capacity::PUBLISHED <= u16::MAX as u32 + 1);
     assert!(size_of::<Settings>() == 4 * 8 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
     assert!(size_of::<Network<V4>>() == 20);

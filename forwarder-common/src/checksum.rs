@@ -24,6 +24,13 @@ pub const fn delta(old: u32, new: u32) -> u16 {
     if delta == 0xffff { 0 } else { delta }
 }
 
+/// The delta of the opposite change.
+#[inline(always)]
+#[must_use]
+pub const fn opposite(delta: u16) -> u16 {
+    if delta == 0 { 0 } else { !delta }
+}
+
 /// Adds two deltas.
 #[inline(always)]
 #[must_use]

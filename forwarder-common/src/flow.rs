@@ -9,9 +9,11 @@ use crate::checksum;
 use crate::event::News;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
+use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::tcp::{self, State, Step};
+use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
+use crate::window::{self, Fate, Segment};
 
 /// A direction: of the opener's packets, or of the answers.
 pub type Direction = usize;
@@ -159,40 +161,47 @@ pub fn is_current<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, now: Tick
     if reached(flow.expires.get(), now) {
         return false;
     }
-    let mapping = flow.mapping.get();
+    let mapping = flow.mapping();
     if mapping != 0 && tables.mapping(mapping) != flow.mapping_incarnation.get() {
         return false;
     }
-    is_same(tables, &flow.legs[ORIGINAL]) && is_same(tables, &flow.legs[REPLY])
+    is_same::<F, T>(tables, &flow.legs[ORIGINAL]) && is_same::<F, T>(tables, &flow.legs[REPLY])
 }
 
 #[inline(always)]
-fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg<F>) -> bool {
-    matches!(leg.slot.get(), OUTSIDE | HOST)
+fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg) -> bool {
+    matches!(leg.slot(), OUTSIDE | HOST)
         || tables
-            .endpoint(leg.slot.get())
+            .endpoint(leg.slot())
             .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
 }
 
-/// Moves the flow's state and timeout on by a packet, and counts it; `false`, with nothing
-/// changed, if the packet does not fit the state.
+/// Moves the flow's state, windows and timeout on by a packet, and counts it. `len` is its length from the network header
+/// on, `scale` what
+/// [`window::scale`](crate::window::scale()) says of the packet.
+///
+/// # Errors
+/// Why the packet does not fit, with nothing changed.
 #[inline(always)]
 pub fn track<F: Family, T: Tables<F>>(
     tables: &T,
     hit: &Hit<'_, F>,
     packet: &Packet<F>,
+    len: u32,
+    scale: u8,
     now: Ticks,
-) -> bool {
+) -> Result<(), Reason> {
     let flow = hit.flow;
     let reply = hit.dir == REPLY;
     let mut next = hit.gate;
     let mut lifetime = 0;
     if packet.tuple.proto == proto::TCP {
         let state = State::from_u8(hit.gate.state());
-        match tcp::step(state, packet.flags, reply) {
-            Step::Invalid => return false,
-            Step::Ignore => {}
-            Step::To(to) => {
+        let segment = Segment::of(packet, len, hit.dir, scale);
+        match window::follow(tables, &flow.windows, hit.index, hit.gate, &segment) {
+            Fate::Refuse(reason) => return Err(reason),
+            Fate::Ignore => {}
+            Fate::To(to, span) => {
                 let mut flags = if reply { SEEN_REPLY } else { 0 };
                 // The opener's ACK after the SYN-ACK: both ends proved that they are there. A
                 // picked-up connection has proved it by its first answer.
@@ -202,8 +211,8 @@ pub fn track<F: Family, T: Tables<F>>(
                 next = hit.gate.with(to as u8, flags);
                 // A SYN seen again does not buy more time.
                 if !(to == state && packet.flags & tcp::SYN != 0) {
-                    lifetime = timeouts::tcp(to);
-                    if !next.is_replied() && to == State::Established {
+                    lifetime = span;
+                    if !next.is_replied() && lifetime > timeouts::TCP_UNACKNOWLEDGED {
                         lifetime = timeouts::TCP_UNACKNOWLEDGED;
                     }
                 }
@@ -235,8 +244,8 @@ pub fn track<F: Family, T: Tables<F>>(
     flow.seen.set(now);
     let dir = hit.dir & 1;
     flow.packets[dir].set(flow.packets[dir].get().wrapping_add(1));
-    flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(packet.len as u64));
-    true
+    flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(len as u64));
+    Ok(())
 }
 
 /// One end of a flow about to be made.
@@ -265,9 +274,9 @@ impl End {
     /// The end that a leg leads to.
     #[inline(always)]
     #[must_use]
-    pub fn of<F: Family>(leg: &Leg<F>) -> Self {
+    pub fn of(leg: &Leg) -> Self {
         Self {
-            slot: leg.slot.get(),
+            slot: leg.slot(),
             incarnation: leg.incarnation.get(),
         }
     }
@@ -348,19 +357,16 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
         flow.bytes[dir].set(0);
         let leg = &flow.legs[dir];
         let end = if dir == ORIGINAL { plan.to } else { plan.from };
-        leg.slot.set(end.slot);
+        leg.slot.set(end.slot as u16);
         leg.incarnation.set(end.incarnation);
-        leg.route_generation.set(0);
-        leg.ifindex.set(0);
     }
     flow.tuples[ORIGINAL].set(plan.original);
     flow.seen.set(now);
     flow.created.set(now);
-    flow.mapping.set(plan.mapping);
+    flow.mapping.set(plan.mapping as u16);
     flow.mapping_incarnation.set(plan.mapping_incarnation);
     flow.uplink_mac.set(plan.uplink_mac);
     flow.policy.set(plan.policy);
-    flow.reserved.set([0; 2]);
 }
 
 /// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
@@ -394,17 +400,15 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
-    // A packet of direction `d` leaves as the reverse of the other direction's tuple.
-    for (dir, old, new) in [(ORIGINAL, &original, &reply), (REPLY, &reply, &original)] {
-        let addresses =
-            checksum::delta(old.src.sum() + old.dst.sum(), new.src.sum() + new.dst.sum());
-        let ports = checksum::delta(
-            old.sport.word() as u32 + old.dport.word() as u32,
-            new.sport.word() as u32 + new.dport.word() as u32,
-        );
-        flow.address_delta[dir].set(addresses);
-        flow.port_delta[dir].set(ports);
-    }
+    // The opener's packets leave as the reverse of what the answers carry.
+    flow.address_delta.set(checksum::delta(
+        original.src.sum() + original.dst.sum(),
+        reply.src.sum() + reply.dst.sum(),
+    ));
+    flow.port_delta.set(checksum::delta(
+        original.sport.word() as u32 + original.dport.word() as u32,
+        reply.sport.word() as u32 + reply.dport.word() as u32,
+    ));
     flow.expires
         .set(tables.now().wrapping_add(timeouts::UNTRACKED));
     let free = Gate::new(reference.id, phase::FREE, 0, 0);

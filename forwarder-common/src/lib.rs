@@ -1,8 +1,8 @@
 //! The packet brain: what happens to a packet, for the kernel and for the host from one source.
 //!
 //! Start reading in [`pipeline`]: it tells a packet's story from top to bottom. The rest is what
-//! the story needs: [`frame`] and [`parse`] read bytes, [`flow`], [`tcp`] and [`nat`] decide,
-//! [`rewrite`] and [`icmp`] write; [`quota`] bounds what one container may open, and [`refusal`] tells
+//! the story needs: [`frame`] and [`parse`] read bytes, [`flow`], [`tcp`], [`window`] and [`nat`]
+//! decide, [`rewrite`] and [`icmp`] write; [`quota`] bounds what one container may open, and [`refusal`] tells
 //! it so. [`socket`] is a story of its own, without packets; so is [`errand`], and [`event`] is what is
 //! told of flows. [`abi`] is what the programs and the agent share in maps;
 //! [`tables`] is the door through which the brain reaches them.
@@ -30,3 +30,4 @@ pub mod socket;
 pub mod tables;
 pub mod tcp;
 pub mod timeouts;
+pub mod window;

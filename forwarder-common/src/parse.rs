@@ -29,7 +29,8 @@ pub struct Header<F: Family> {
     pub proto: u32,
     /// Where the transport header begins, from the frame's start.
     pub l4: usize,
-    /// The packet's length from its network header on.
+    /// The packet's length from its network header on; 0 for a TCP segment that is yet to be cut and
+    /// longer than the field can say (Linux' BIG TCP).
     pub len: u16,
     /// Hops left.
     pub hops: u8,
@@ -67,7 +68,7 @@ pub struct Packet<F: Family> {
     pub l3: u8,
     /// Where the transport header begins, from the frame's start.
     pub l4: u8,
-    /// Length from the network header on, as the header says.
+    /// Length from the network header on, as the header says: see [`Header::len`].
     pub len: u16,
     /// Network and transport header together, in octets.
     pub headers: u16,
@@ -75,6 +76,12 @@ pub struct Packet<F: Family> {
     pub hops: u8,
     /// TCP's flag octet; 0 for others.
     pub flags: u8,
+    /// TCP's sequence number.
+    pub seq: u32,
+    /// TCP's acknowledgement.
+    pub ack: u32,
+    /// TCP's window as announced.
+    pub window: u16,
     /// IP options are there.
     pub options: bool,
     /// A fragment without a transport header.
@@ -116,7 +123,11 @@ impl Family for V4 {
     fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason> {
         let header: Ipv4Header = frame.read(l3).ok_or(Reason::Truncated)?;
         let octets = ((header.version_ihl & 0x0f) as usize) * 4;
-        if header.version_ihl >> 4 != 4 || octets < 20 || (header.len.get() as usize) < octets {
+        if header.version_ihl >> 4 != 4 || octets < 20 {
+            return Err(Reason::Malformed);
+        }
+        // Too short, and not zero.
+        if (header.len.get().wrapping_sub(1) as usize) < octets - 1 {
             return Err(Reason::Malformed);
         }
         let fragment = header.fragment.get();
@@ -241,10 +252,13 @@ pub fn parse<F: Family>(
         ports = frame.read(l4).ok_or(Reason::Truncated)?;
         let tail: TcpTail = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
         octets = ((tail.offset >> 4) as u16) * 4;
-        if octets < 20 || (!header.fragment && header.len < ip + octets) {
+        if octets < 20 || (!header.fragment && header.len.wrapping_sub(1) < ip + octets - 1) {
             return Err(Reason::Malformed);
         }
         flags = tail.flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+        packet.seq = tail.sequence.get();
+        packet.ack = tail.acknowledgement.get();
+        packet.window = tail.window.get();
         class = Class::Flow;
     } else if header.proto == F::ICMP as u32 {
         let icmp: IcmpHeader = frame.read(l4).ok_or(Reason::Truncated)?;
@@ -268,6 +282,10 @@ pub fn parse<F: Family>(
     }
     if header.fragment {
         class = Class::Fragment;
+    }
+    // Only TCP is put together to more than the field can say.
+    if packet.len == 0 && !matches!(class, Class::Flow) {
+        return Err(Reason::Malformed);
     }
     packet.tuple.sport = ports.src;
     packet.tuple.dport = ports.dst;

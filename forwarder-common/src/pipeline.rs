@@ -31,6 +31,7 @@ use crate::rewrite::{Edit, Exit};
 use crate::tables::{Route, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks};
+use crate::window;
 
 /// What a hook knows of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +75,10 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn give_way(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::restore_own_error`].
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::scale`].
+    fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
+    /// The frame's length in octets, with what is not at hand.
+    fn length(&self) -> u32;
 }
 
 /// tcx ingress of an outside device: from outside to published ports and to flows' containers.
@@ -92,9 +97,13 @@ pub fn outside_in<F: Family, T: Steps<F>>(
 pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T) -> Option<Reason> {
     let mut packet = Packet::default();
     parse::<F>(&frame, meta.l3 as usize, &mut packet).ok()?;
+    // A SYN's options are for tcx to read.
     if packet.class != Class::Flow
+        || packet.len == 0
         || packet.tuple.proto != proto::UDP
-            && (packet.tuple.proto != proto::TCP || tables.settings().xdp_tcp == 0)
+            && (packet.tuple.proto != proto::TCP
+                || packet.flags & tcp::SYN != 0
+                || tables.settings().xdp_tcp == 0)
     {
         return None;
     }
@@ -110,7 +119,6 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     if passage.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
         || !flow::is_current(tables, hit.flow, now)
         || hit.flow.policy.get() != tables.settings().policy
-        || tcp::reopens(State::from_u8(hit.gate.state()), packet.flags)
         || !passage.comes_from(&hit)
     {
         return None;
@@ -121,9 +129,15 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     if !tables.takes_frames(endpoint.ifindex) {
         return None;
     }
-    if !flow::track(tables, &hit, &packet, now) {
-        return None;
-    }
+    flow::track(
+        tables,
+        &hit,
+        &packet,
+        packet.len as u32,
+        window::NO_SCALE,
+        now,
+    )
+    .ok()?;
     let translation = passage.translate(&hit);
     if tables.gate(hit.flow).id() != hit.gate.id() {
         return None;
@@ -391,6 +405,10 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Carries a packet along its flow: `None` if it has none.
     #[inline(always)]
     pub fn carry(&mut self) -> Option<Reason> {
+        // Only what is yet to be cut may leave its length open.
+        if self.packet.len == 0 && self.meta.segment == 0 {
+            return Some(Reason::Malformed);
+        }
         let now = self.tables.now();
         let hit = self.current(now)?;
         if !self.comes_from(&hit) {
@@ -403,8 +421,8 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if let Way::Refuse(reason) = way {
             return Some(reason);
         }
-        if !flow::track(self.tables, &hit, self.packet, now) {
-            return Some(Reason::TcpState);
+        if let Err(reason) = self.track(&hit, now) {
+            return Some(reason);
         }
         // Read first, checked after: the record may have gone to another flow in between, and then
         // nothing that was read counts.
@@ -424,10 +442,32 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         })
     }
 
+    /// Moves the flow on by the packet: why it does not fit, otherwise.
+    #[inline(always)]
+    fn track(&self, hit: &Hit<'_, F>, now: Ticks) -> Result<(), Reason> {
+        let scale = if self.packet.flags & tcp::SYN == 0 {
+            window::NO_SCALE
+        } else {
+            self.tables.scale(self)
+        };
+        let len = match self.packet.len {
+            0 => self.tables.length().wrapping_sub(self.meta.l3 as u32),
+            len => len as u32,
+        };
+        flow::track(self.tables, hit, self.packet, len, scale, now)
+    }
+
+    /// The window scale that a SYN offers: see [`window::scale()`].
+    #[inline(always)]
+    #[must_use]
+    pub fn scale(&self) -> u8 {
+        window::scale(self.tables, self.frame, self.packet)
+    }
+
     /// Whether the packet came by the device that its flow's other end is behind.
     #[inline(always)]
     fn comes_from(&self, hit: &Hit<'_, F>) -> bool {
-        let slot = hit.flow.legs[(hit.dir ^ 1) & 1].slot.get();
+        let slot = hit.flow.legs[(hit.dir ^ 1) & 1].slot();
         if self.side == Side::Outside || slot == OUTSIDE {
             return self.side == Side::Outside && slot == OUTSIDE;
         }
@@ -456,7 +496,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
         let leg = &hit.flow.legs[hit.dir & 1];
-        let slot = leg.slot.get();
+        let slot = leg.slot();
         if slot == HOST {
             return Way::HandOn(Reason::HostFlow);
         }
@@ -475,7 +515,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         let settings = self.tables.settings();
         let stale = now.wrapping_sub(settings.heartbeat) > timeouts::HEARTBEAT;
-        if stale || leg.route_generation.get() != settings.route_generation {
+        if stale || leg.incarnation.get() != settings.route_generation {
             match renew_route(self.tables, hit.flow, hit.dir, settings.route_generation) {
                 None => {}
                 Some(reason) if reason.path() as u8 == Path::Drop as u8 => {
@@ -484,12 +524,12 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
                 Some(reason) => return Way::HandOn(reason),
             }
         }
-        let mtu = leg.mtu.get();
+        let mtu = leg.mtu.get() as u32;
         if mtu == 0 {
             return Way::HandOn(Reason::NoEthernet);
         }
         match self.kernel_needed(mtu) {
-            None => Way::Neighbour(leg.ifindex.get(), leg.next_hop.get()),
+            None => Way::Neighbour(hit.flow.ifindex.get(), hit.flow.next_hop.get()),
             Some(reason) => Way::HandOn(reason),
         }
     }
@@ -521,13 +561,20 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn translate(&self, hit: &Hit<'_, F>) -> Edit<F> {
         let to = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
+        let turned = |delta| {
+            if hit.dir == REPLY {
+                checksum::opposite(delta)
+            } else {
+                delta
+            }
+        };
         Edit {
             src: to.dst,
             dst: to.src,
             sport: to.dport,
             dport: to.sport,
-            address_delta: hit.flow.address_delta[hit.dir & 1].get(),
-            port_delta: hit.flow.port_delta[hit.dir & 1].get(),
+            address_delta: turned(hit.flow.address_delta.get()),
+            port_delta: turned(hit.flow.port_delta.get()),
             hop: true,
             ..Edit::of(self.packet)
         }
@@ -614,7 +661,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     #[inline(always)]
     pub fn give_way(&mut self) -> Option<Reason> {
         let now = self.tables.now();
-        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot.get() == HOST;
+        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot() == HOST;
         let hit = match self
             .current(now)
             .filter(|hit| hit.dir == ORIGINAL && is_hosts(hit))
@@ -645,8 +692,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 flow::find(self.tables, &self.packet.tuple)?
             }
         };
-        if !flow::track(self.tables, &hit, self.packet, now) {
-            return Some(Reason::TcpState);
+        if let Err(reason) = self.track(&hit, now) {
+            return Some(reason);
         }
         let edit = Edit {
             hop: false,
@@ -673,6 +720,9 @@ fn source<F: Family, T: Tables<F>>(
     }
 }
 
+/// What a packet's length has room for, in octets.
+const MAX_MTU: u32 = u16::MAX as u32;
+
 /// Looks a flow's way out up anew and keeps it in the flow; the reason, if there is none. A device
 /// without Ethernet header is kept with MTU 0: only the kernel sends there. Where the way has
 /// another source address now, the flow ends, as in nf_nat.
@@ -684,7 +734,7 @@ fn renew_route<F: Family, T: Tables<F>>(
     generation: u32,
 ) -> Option<Reason> {
     let leg = &flow.legs[dir & 1];
-    let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot.get()) else {
+    let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot()) else {
         return Some(Reason::NoEndpoint);
     };
     let Some(network) = tables.network(endpoint.bridge) else {
@@ -713,9 +763,12 @@ fn renew_route<F: Family, T: Tables<F>>(
         flow.expires.set(tables.now());
         return Some(Reason::RouteMoved);
     }
-    leg.ifindex.set(ifindex);
-    leg.next_hop.set(next_hop);
-    leg.mtu.set(if device.ethernet != 0 { mtu } else { 0 });
-    leg.route_generation.set(generation);
+    flow.ifindex.set(ifindex);
+    flow.next_hop.set(next_hop);
+    // No packet is longer than this.
+    let mtu = if mtu > MAX_MTU { MAX_MTU } else { mtu };
+    leg.mtu
+        .set(if device.ethernet != 0 { mtu as u16 } else { 0 });
+    leg.incarnation.set(generation);
     None
 }

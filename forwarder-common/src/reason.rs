@@ -111,6 +111,7 @@ reasons! {
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
     NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
     TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";
+    TcpWindow = Drop "tcp-window" "TCP whose sequence numbers lie outside of its connection's windows.";
     TableFull = Drop "table-full" "No flow record is free.";
     FlowQuota = Drop "flow-quota" "The container has as many flows open as it may.";
     FlowRate = Drop "flow-rate" "The container opens flows faster than it may.";

@@ -14,6 +14,7 @@ use crate::family::{Be16, Family};
 use crate::flow::{End, Gate};
 use crate::reason::Reason;
 use crate::timeouts::Ticks;
+use crate::window::{Fate, Lead, Prepared, Segment};
 
 /// What the kernel's routing says of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +85,9 @@ pub trait Tables<F: Family> {
     fn gate(&self, flow: &Flow<F>) -> Gate;
     /// Changes the gate from one value to another; whether it did.
     fn swap_gate(&self, flow: &Flow<F>, from: Gate, to: Gate) -> bool;
+    /// Raises a sequence number to `to`, unless it is there already, or further: not by a plain
+    /// write, which could take back what another CPU wrote.
+    fn raise(&self, number: &Cell<u32>, to: u32);
     /// Takes the index of a free record.
     fn take_free(&self) -> Option<u32>;
     /// Gives a record's index back.
@@ -101,7 +105,7 @@ pub trait Tables<F: Family> {
     /// Remembers a port.
     fn set_hint(&self, place: u32, hint: Hint<F>);
 
-    /// [`crate::quota::charge`]. This and the next four are methods so that the kernel's side can make
+    /// [`crate::quota::charge`]. This and the next six are methods so that the kernel's side can make
     /// functions of their own of them, which the verifier proves once, whoever calls them.
     fn charge(&self, opener: End) -> Option<Reason>;
     /// [`crate::quota::give_back`].
@@ -112,6 +116,10 @@ pub trait Tables<F: Family> {
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].
     fn claim(&self, index: u32, gate: Gate, why: News) -> bool;
+    /// [`crate::window::prepare`], of the windows of the record at `index`.
+    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared;
+    /// [`crate::window::settle`], of the same.
+    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate;
 
     /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
     fn tell(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News);

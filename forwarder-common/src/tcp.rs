@@ -143,19 +143,39 @@ const fn pack(rows: [[u8; 10]; 12]) -> [u64; 12] {
     words
 }
 
-/// The row within a direction that flags select (`get_conntrack_index`).
+/// What a segment is by its flags: the rows of each direction in the table of steps.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// SYN alone.
+    Syn = 0,
+    /// SYN and ACK.
+    SynAck = 1,
+    /// FIN and ACK.
+    Fin = 2,
+    /// ACK alone.
+    Ack = 3,
+    /// RST, with or without ACK.
+    Rst = 4,
+    /// No combination that a TCP sends.
+    None = 5,
+}
+
+/// What flags say (`get_conntrack_index`, and `tcp_valid_flags`: what is not valid is nothing).
 #[inline(always)]
-const fn kind(flags: u8) -> usize {
-    if flags & RST != 0 {
-        4
-    } else if flags & SYN != 0 {
-        if flags & ACK != 0 { 1 } else { 0 }
-    } else if flags & FIN != 0 {
-        2
-    } else if flags & ACK != 0 {
-        3
-    } else {
-        5
+#[must_use]
+pub const fn kind(flags: u8) -> Kind {
+    const ALL: u8 = FIN | SYN | RST | ACK;
+    const SYN_ACK: u8 = SYN | ACK;
+    const FIN_ACK: u8 = FIN | ACK;
+    const RST_ACK: u8 = RST | ACK;
+    match flags & ALL {
+        ACK => Kind::Ack,
+        SYN => Kind::Syn,
+        SYN_ACK => Kind::SynAck,
+        FIN_ACK => Kind::Fin,
+        RST | RST_ACK => Kind::Rst,
+        _ => Kind::None,
     }
 }
 
@@ -163,7 +183,14 @@ const fn kind(flags: u8) -> usize {
 #[inline(always)]
 #[must_use]
 pub fn step(from: State, flags: u8, reply: bool) -> Step {
-    let row = kind(flags) + if reply { 6 } else { 0 };
+    step_of(from, kind(flags), reply)
+}
+
+/// The same of a segment of this kind.
+#[inline(always)]
+#[must_use]
+pub fn step_of(from: State, kind: Kind, reply: bool) -> Step {
+    let row = kind as usize + if reply { 6 } else { 0 };
     match ((STEPS[row] >> (4 * from as u32)) & 15) as u8 {
         IV => Step::Invalid,
         IG => Step::Ignore,
@@ -194,8 +221,8 @@ pub enum Opening {
 #[must_use]
 pub const fn opening(flags: u8) -> Opening {
     match kind(flags) {
-        0 => Opening::Open,
-        3 => Opening::PickUp,
+        Kind::Syn => Opening::Open,
+        Kind::Ack => Opening::PickUp,
         _ => Opening::Refuse,
     }
 }

@@ -50,7 +50,9 @@ pub const fn tcp(state: State) -> Ticks {
     }
 }
 
-/// A picked-up TCP connection whose other side was not heard yet (`TCP_CONNTRACK_UNACK`).
+/// A TCP connection that waits for the other side: data is not acknowledged yet or was sent again and
+/// again, the window is closed, a picked-up one was not answered yet (`TCP_CONNTRACK_UNACK` and
+/// `TCP_CONNTRACK_RETRANS`).
 pub const TCP_UNACKNOWLEDGED: Ticks = seconds(300);
 
 /// A flow between being made and its first packet being tracked.

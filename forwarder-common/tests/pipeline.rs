@@ -6,7 +6,7 @@ mod model;
 use forwarder_common::family::Be32;
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{SYN, Spec, TIME_EXCEEDED, ip, sums_up};
+use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, sums_up};
 use model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, REMOTE, UPLINK, VPN, WEB,
     WEB_VETH, far_mac, mac,
@@ -286,8 +286,14 @@ fn xdp_takes_known_flows_and_leaves_the_rest_alone() {
     let tcp = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
     host.by_uplink(&tcp);
     assert_eq!(run(&host, &tcp).0.reason, None, "TCP is left to tcx");
+    host.by_veth(WEB_VETH, &Spec::tcp((WEB, 80), (CLIENT, 40_000), SYN | ACK));
+    let ack = Spec::tcp((CLIENT, 40_000), (HOST, 8080), ACK);
+    assert_eq!(run(&host, &ack).0.reason, None);
     host.settings.xdp_tcp = 1;
-    assert_eq!(run(&host, &tcp).0.reason, Some(Reason::Forwarded));
+    assert_eq!(run(&host, &ack).0.reason, Some(Reason::Forwarded));
+    let stray = ack.clone().numbers(1 << 30, 2, 0x1000).payload(9);
+    assert_eq!(run(&host, &stray).0.reason, None, "for tcx to refuse");
+    assert_eq!(run(&host, &tcp).0.reason, None, "a SYN is left to tcx");
     host.by_veth(APP_VETH, &query());
     assert_eq!(
         run(&host, &answer()).0.reason,

@@ -15,6 +15,18 @@ pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
     }
 }
 
+/// Replaces `old` by `new`: what the word was, and whether that was `old`.
+///
+/// # Safety
+/// `word` is aligned and points into a live map element.
+#[inline(always)]
+pub unsafe fn exchange(word: *mut u32, old: u32, new: u32) -> (u32, bool) {
+    // SAFETY: as above.
+    unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
+    }
+}
+
 /// Adds; the value before.
 ///
 /// # Safety

@@ -27,6 +27,7 @@ use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::{self, Ticks};
+use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
@@ -37,6 +38,8 @@ use crate::maps::{
 use crate::steps;
 
 const AF_INET: u8 = 2;
+/// So many other CPUs may raise the same number in between.
+const RAISES: u32 = 3;
 const ENODEV: i64 = -19;
 const EINVAL: i64 = -22;
 /// `BPF_F_CURRENT_NETNS`.
@@ -212,6 +215,23 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn raise(&self, number: &Cell<u32>, to: u32) {
+        // SAFETY: an aligned word of a map's element; volatile, since another CPU may have changed it.
+        let mut seen = unsafe { ptr::read_volatile(number.as_ptr()) };
+        for _ in 0..RAISES {
+            if !window::before(seen, to) {
+                return;
+            }
+            // SAFETY: as above.
+            let (now, done) = unsafe { atomic::exchange(number.as_ptr(), seen, to) };
+            if done {
+                return;
+            }
+            seen = now;
+        }
+    }
+
+    #[inline(always)]
     fn take_free(&self) -> Option<u32> {
         FREE.pop().ok().flatten()
     }
@@ -326,6 +346,18 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
             // hand is interrupted by packets.
             unsafe { atomic::increment(lost) };
         }
+    }
+
+    #[inline(always)]
+    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared {
+        let [numbers, facts] = segment.pack();
+        Prepared::unpack(steps::prepare(index, gate.0, numbers, facts))
+    }
+
+    #[inline(always)]
+    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
+        let [numbers, facts] = segment.pack();
+        Fate::unpack(steps::settle(index, lead.pack(), numbers, facts))
     }
 
     #[inline(always)]

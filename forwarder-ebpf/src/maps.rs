@@ -52,7 +52,7 @@ pub static ENDPOINT_SLOTS: HashMap<Be32, u32> = HashMap::with_max_entries(capaci
 pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]
 pub static PUBLISHED: HashMap<PortKey<V4>, Published<V4>> =
-    HashMap::with_max_entries(capacity::PUBLISHED, 0);
+    HashMap::with_max_entries(capacity::PUBLISHED, NO_PREALLOC);
 #[map]
 pub static TRUSTED: HashMap<TrustKey, u32> = HashMap::with_max_entries(capacity::TRUSTED, 0);
 #[map]
@@ -106,5 +106,6 @@ pub struct Passing {
 #[map]
 pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
 
-/// `BPF_F_NO_PREALLOC`: a trie has no other way.
+/// `BPF_F_NO_PREALLOC`: a trie has no other way, and what only the agent fills need not take memory
+/// before it does.
 const NO_PREALLOC: u32 = 1;

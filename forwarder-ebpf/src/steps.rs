@@ -9,6 +9,8 @@ use forwarder_common::abi::FlowRef;
 use forwarder_common::event::News;
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::quota;
+use forwarder_common::tables::Tables as _;
+use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::kernel::Kernel;
 
@@ -40,6 +42,29 @@ pub extern "C" fn take_record() -> u64 {
 pub extern "C" fn publish(index: u32, id: u32) -> u64 {
     flow::publish(&Kernel { ctx: Nowhere }, FlowRef { index, id });
     0
+}
+
+/// [`window::prepare`]: a segment in two words, what is said of it in one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prepare(index: u32, gate: u64, numbers: u64, facts: u64) -> u64 {
+    let Some(flow) = (Kernel { ctx: Nowhere }).flow(index) else {
+        return Prepared::Decided(Fate::Ignore).pack();
+    };
+    let segment = Segment::unpack([numbers, facts]);
+    window::prepare(&flow.windows, Gate(gate), &segment).pack()
+}
+
+/// [`window::settle`], likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn settle(index: u32, lead: u64, numbers: u64, facts: u64) -> u64 {
+    let kernel = Kernel { ctx: Nowhere };
+    let Some(flow) = kernel.flow(index) else {
+        return Fate::Ignore.pack();
+    };
+    let (lead, segment) = (Lead::unpack(lead), Segment::unpack([numbers, facts]));
+    window::settle(&kernel, &flow.windows, lead, &segment).pack()
 }
 
 /// [`flow::claim`], why by its number: 1 if it won.

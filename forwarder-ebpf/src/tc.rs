@@ -17,6 +17,7 @@ use forwarder_common::parse::{Packet, proto};
 use forwarder_common::pipeline::{Meta, Passage, Steps, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
 use crate::maps::{PASSING, Passing};
@@ -144,6 +145,16 @@ macro_rules! steps {
                     Reason::from_u8($global(self.ctx.skb.skb) as u8)
                 }
             )+
+
+            #[inline(always)]
+            fn scale(&self, _: &TcPassage<'_>) -> u8 {
+                tc_scale(self.ctx.skb.skb) as u8
+            }
+
+            #[inline(always)]
+            fn length(&self) -> u32 {
+                self.ctx.len()
+            }
         }
     };
 }
@@ -185,6 +196,13 @@ fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) ->
         packet,
     };
     Some(step(&mut passage))
+}
+
+/// [`Passage::scale`], whose octet it is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_scale(skb: *mut __sk_buff) -> u32 {
+    resume(skb, |passage| passage.scale()).unwrap_or(window::UNREAD) as u32
 }
 
 /// Turns a container's packet that was refused into the answer that says so, and sends it back by

@@ -7,6 +7,7 @@ use forwarder_common::frame::Frame;
 use forwarder_common::pipeline::{self, Meta, Passage, Steps};
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
 use crate::tc::ETHERNET;
@@ -72,6 +73,17 @@ macro_rules! no_steps {
                     None
                 }
             )+
+
+            #[inline(always)]
+            fn scale(&self, _: &Passage<'_, V4, Self>) -> u8 {
+                window::UNREAD
+            }
+
+            /// Frames are never longer than their header says.
+            #[inline(always)]
+            fn length(&self) -> u32 {
+                0
+            }
         }
     };
 }

@@ -56,9 +56,37 @@ impl Packet {
     /// A TCP segment without payload.
     #[must_use]
     pub fn tcp(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Self {
+        Self::segment(from, to, flags, (1, 0), b"")
+    }
+
+    /// A TCP segment with these numbers: its own, and what it acknowledges.
+    #[must_use]
+    pub fn segment(
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        flags: u8,
+        (seq, ack): (u32, u32),
+        payload: &[u8],
+    ) -> Self {
         let mut transport = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-        transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        transport.extend(seq.to_be_bytes());
+        transport.extend(ack.to_be_bytes());
+        transport.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        transport.extend(payload);
         Self::new(proto::TCP, *from.ip(), *to.ip(), &transport)
+    }
+
+    /// A TCP segment's flags, and its numbers: its own, and what it acknowledges.
+    #[must_use]
+    pub fn numbers(&self) -> Option<(u8, u32, u32)> {
+        let transport = self.transport();
+        let word = |at: usize| {
+            Some(u32::from_be_bytes(
+                transport.get(at..at + 4)?.try_into().ok()?,
+            ))
+        };
+        let flags = *transport.get(13)?;
+        (self.protocol() == proto::TCP).then_some((flags, word(4)?, word(8)?))
     }
 
     /// An ICMP message: kind, code, and what follows the checksum.

@@ -86,8 +86,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
 /// Asks the lists anew about a flow that they once let in.
 #[inline(never)]
 fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
-    let server = flow.legs[ORIGINAL].slot.get();
-    let client = flow.legs[REPLY].slot.get();
+    let server = flow.legs[ORIGINAL].slot();
+    let client = flow.legs[REPLY].slot();
     if matches!(server, OUTSIDE | HOST) || client == HOST {
         return true;
     }

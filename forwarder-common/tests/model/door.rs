@@ -16,6 +16,7 @@ use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::Ticks;
+use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use super::{Host, Target};
 
@@ -158,6 +159,12 @@ impl Tables<V4> for Host {
         same
     }
 
+    fn raise(&self, number: &Cell<u32>, to: u32) {
+        if window::before(number.get(), to) {
+            number.set(to);
+        }
+    }
+
     fn take_free(&self) -> Option<u32> {
         self.free.borrow_mut().pop_front()
     }
@@ -234,6 +241,19 @@ impl Tables<V4> for Host {
         let event = Event::default();
         event.fill(flow, index, gate, news, self.clock.get());
         self.told.borrow_mut().push(event);
+    }
+
+    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared {
+        // As it crosses the call of a function in the kernel.
+        let segment = Segment::unpack(segment.pack());
+        let windows = &self.flows[index as usize].windows;
+        Prepared::unpack(window::prepare(windows, gate, &segment).pack())
+    }
+    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
+        let segment = Segment::unpack(segment.pack());
+        let lead = Lead::unpack(lead.pack());
+        let windows = &self.flows[index as usize].windows;
+        Fate::unpack(window::settle(self, windows, lead, &segment).pack())
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
@@ -327,5 +347,11 @@ impl Steps<V4> for Host {
 
     fn restore_own_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
         passage.restore_own_error()
+    }
+    fn scale(&self, passage: &Passage<'_, V4, Self>) -> u8 {
+        passage.scale()
+    }
+    fn length(&self) -> u32 {
+        self.length.get()
     }
 }

@@ -32,6 +32,10 @@ pub(crate) struct Spec {
     /// The header's fragment word: flags and offset.
     pub(crate) fragment: u16,
     pub(crate) payload: Vec<u8>,
+    /// TCP: sequence number, acknowledgement, window.
+    pub(crate) numbers: (u32, u32, u16),
+    /// TCP's options, a multiple of four octets.
+    pub(crate) tcp_options: Vec<u8>,
     /// UDP without checksum.
     pub(crate) unsummed: bool,
 }
@@ -54,14 +58,37 @@ impl Spec {
             options: Vec::new(),
             fragment: 0x4000,
             payload: b"payload.".to_vec(),
+            numbers: (2, 2, 0x1000),
+            tcp_options: Vec::new(),
             unsummed: false,
         }
     }
 
+    /// Without payload, and so that a connection of such segments is one: each side's SYN has the
+    /// number 1, everything after it 2.
     pub(crate) fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Self {
+        let seq = if flags & SYN == 0 { 2 } else { 1 };
         Self {
             flags,
+            payload: Vec::new(),
+            numbers: (seq, 2, 0x1000),
             ..Self::new(proto::TCP, src, dst)
+        }
+    }
+
+    /// With this sequence number, acknowledgement and window.
+    pub(crate) fn numbers(self, seq: u32, ack: u32, window: u16) -> Self {
+        Self {
+            numbers: (seq, ack, window),
+            ..self
+        }
+    }
+
+    /// With a window scale in its TCP options.
+    pub(crate) fn scale(self, scale: u8) -> Self {
+        Self {
+            tcp_options: vec![2, 4, 5, 0xb4, 1, 3, 3, scale],
+            ..self
         }
     }
 
@@ -155,10 +182,22 @@ impl Spec {
         let mut transport = match proto {
             _ if tail => Vec::new(),
             proto::TCP => {
-                let fixed = [
-                    0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x10, 0, 0, 0, 0, 0,
-                ];
-                [&ports[..], &fixed].concat()
+                let (seq, ack, window) = self.numbers;
+                let (seq, ack, window) =
+                    (seq.to_be_bytes(), ack.to_be_bytes(), window.to_be_bytes());
+                let words = 5 + self.tcp_options.len() as u8 / 4;
+                let middle = [words << 4, self.flags];
+                let end = [0; 4];
+                [
+                    &ports[..],
+                    &seq,
+                    &ack,
+                    &middle,
+                    &window,
+                    &end,
+                    &self.tcp_options,
+                ]
+                .concat()
             }
             proto::UDP => {
                 let len = (8 + self.payload.len()) as u16;

@@ -9,8 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, Leg, LinkKey, Network, PortKey, Published,
-    Quota, Settings, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, PortKey, Published, Quota,
+    Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Family, V4};
@@ -118,6 +118,8 @@ pub(crate) struct Host {
     recent: RefCell<HashMap<u32, FlowRef>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
+    /// Of the frame at hand.
+    length: Cell<u32>,
     target: Cell<Option<Target>>,
     meddler: RefCell<Option<(u32, Meddler)>>,
     meddling: Cell<bool>,
@@ -164,6 +166,7 @@ impl Host {
             recent: RefCell::default(),
             dice: RefCell::new(Dice::new(1)),
             mark: Cell::default(),
+            length: Cell::default(),
             target: Cell::default(),
             meddler: RefCell::default(),
             meddling: Cell::default(),
@@ -185,6 +188,7 @@ impl Host {
     /// Runs a hook on a frame, which it may change.
     pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
         self.mark.set(arrival.mark);
+        self.length.set(bytes.len() as u32);
         self.target.set(None);
         self.answer.take();
         let reason = self.decide(hook, bytes, arrival);
@@ -337,20 +341,14 @@ fn answer(refusal: &Refusal<V4>, frame: &[u8]) -> Vec<u8> {
 }
 
 fn empty_flow() -> Flow<V4> {
-    let leg = || Leg {
-        slot: Cell::default(),
-        incarnation: Cell::default(),
-        ifindex: Cell::default(),
-        route_generation: Cell::default(),
-        next_hop: Cell::default(),
-        mtu: Cell::default(),
-    };
     Flow {
         gate: Cell::default(),
         packets: Default::default(),
         bytes: Default::default(),
         tuples: Default::default(),
-        legs: [leg(), leg()],
+        legs: Default::default(),
+        ifindex: Cell::default(),
+        next_hop: Cell::default(),
         expires: Cell::default(),
         seen: Cell::default(),
         created: Cell::default(),
@@ -360,7 +358,7 @@ fn empty_flow() -> Flow<V4> {
         port_delta: Default::default(),
         policy: Cell::default(),
         uplink_mac: Cell::default(),
-        reserved: Cell::default(),
+        windows: Default::default(),
     }
 }
 

@@ -273,12 +273,12 @@ impl Maps {
 
     /// As [`forwarder_common::flow::is_current`], which the next packet would find.
     fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
-        let same = |leg: &Leg<V4>| {
-            let endpoint = || self.endpoints.get(&leg.slot.get(), 0);
-            matches!(leg.slot.get(), OUTSIDE | HOST)
+        let same = |leg: &Leg| {
+            let endpoint = || self.endpoints.get(&leg.slot(), 0);
+            matches!(leg.slot(), OUTSIDE | HOST)
                 || endpoint().is_ok_and(|at| at.0.incarnation == leg.incarnation.get())
         };
-        let slot = flow.mapping.get();
+        let slot = flow.mapping();
         let mapped = || self.mappings.get(&slot, 0);
         !reached(flow.expires.get(), now)
             && (slot == 0 || mapped().is_ok_and(|life| life == flow.mapping_incarnation.get()))

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, RingBuf};
-use forwarder_common::abi::{Flow, FlowRef, Settings, Tuple, capacity, name};
+use forwarder_common::abi::{Flow, FlowRef, Settings, Tuple, Windows, capacity, name};
 use forwarder_common::event::Event;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
@@ -15,7 +15,7 @@ const FLOW: usize = size_of::<Flow<V4>>();
 /// Offset of the second tuple's destination port in a record.
 const REPLY_DPORT: usize = 40 + 16 + 10;
 /// Where a record's times are.
-const TIMES: std::ops::Range<usize> = 120..132;
+const TIMES: std::ops::Range<usize> = 96..108;
 /// Octets of an event before its times.
 const TIMELESS_EVENT: usize = size_of::<Event<V4>>() - 4 * 4;
 
@@ -226,33 +226,42 @@ fn bytes(flow: &Flow<V4>) -> Vec<u8> {
         bytes.extend(key(&tuple.get()));
     }
     for leg in &flow.legs {
-        for word in [
-            &leg.slot,
-            &leg.incarnation,
-            &leg.ifindex,
-            &leg.route_generation,
-        ] {
-            bytes.extend(word.get().to_ne_bytes());
-        }
-        bytes.extend(leg.next_hop.get().octets());
+        bytes.extend(leg.incarnation.get().to_ne_bytes());
+        bytes.extend(leg.slot.get().to_ne_bytes());
         bytes.extend(leg.mtu.get().to_ne_bytes());
     }
+    bytes.extend(flow.ifindex.get().to_ne_bytes());
+    bytes.extend(flow.next_hop.get().octets());
     let words = [
         &flow.expires,
         &flow.seen,
         &flow.created,
-        &flow.mapping,
         &flow.mapping_incarnation,
+        &flow.policy,
     ];
     for word in words {
         bytes.extend(word.get().to_ne_bytes());
     }
-    for delta in flow.address_delta.iter().chain(&flow.port_delta) {
-        bytes.extend(delta.get().to_ne_bytes());
+    bytes.extend(windows(&flow.windows));
+    for half in [&flow.mapping, &flow.address_delta, &flow.port_delta] {
+        bytes.extend(half.get().to_ne_bytes());
     }
-    bytes.extend(flow.policy.get().to_ne_bytes());
     bytes.extend(flow.uplink_mac.get());
-    bytes.extend(flow.reserved.get());
+    bytes
+}
+
+fn windows(windows: &Windows) -> Vec<u8> {
+    let sides = windows.sides.each_ref();
+    let words = sides.map(|side| [&side.end, &side.max_end, &side.max_win, &side.max_ack]);
+    let words = words
+        .into_iter()
+        .flatten()
+        .chain([&windows.last_end, &windows.last_ack]);
+    let mut bytes: Vec<u8> = words.flat_map(|word| word.get().to_ne_bytes()).collect();
+    bytes.extend(windows.last_win.get().to_ne_bytes());
+    let octets = [&windows.last, &windows.noted];
+    let sides = windows.scale.iter().chain(&windows.marks);
+    bytes.extend(octets.into_iter().chain(sides).map(|octet| octet.get()));
     bytes
 }
 

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 
 use forwarder_common::abi::{self, OUTSIDE, Tuple};
 use forwarder_common::family::{Be32, V4};
+use forwarder_common::parse::proto;
 use forwarder_common::pipeline::mark;
 
 use super::damage::damage;
@@ -234,7 +235,7 @@ impl Traffic {
         let (tuple, reference) = tuples[self.dice().below(tuples.len())];
         let flow = &host.flows[reference.index as usize];
         let dir = usize::from(flow.tuples[0].get() != tuple);
-        let slot = flow.legs[dir ^ 1].slot.get();
+        let slot = flow.legs[dir ^ 1].slot();
         let other = flow.tuples[dir ^ 1].get();
         if slot == abi::HOST {
             return Some((tuple, other, Hook::OutsideOut, UPLINK, mac(UPLINK)));
@@ -251,6 +252,7 @@ impl Traffic {
     fn along_a_flow(&self, host: &Host) -> Option<Case> {
         let (tuple, _, hook, ifindex, mac) = self.some_flow(host)?;
         let spec = Spec::of(tuple, self.flags()).between(mac, far_mac(ifindex));
+        let spec = self.in_sequence(host, spec);
         let arrival = Arrival {
             ifindex,
             ..Arrival::default()
@@ -260,6 +262,66 @@ impl Traffic {
             arrival,
             frame: spec.build(),
         })
+    }
+
+    /// Gives a flow's segment numbers that the connection may expect, or nearly so, or not at all:
+    /// most live on, and each bound is met from both sides.
+    fn in_sequence(&self, host: &Host, spec: Spec) -> Spec {
+        if spec.tuple.proto != proto::TCP {
+            return spec;
+        }
+        let mut dice = self.dice();
+        if dice.once_in(20) {
+            let (seq, ack) = (dice.roll() as u32, dice.roll() as u32);
+            return spec.numbers(seq, ack, 0x1000);
+        }
+        let reference = host.index.borrow().get(&spec.tuple).copied();
+        let Some(reference) = reference else {
+            return spec;
+        };
+        let flow = &host.flows[reference.index as usize];
+        let own = usize::from(flow.tuples[0].get() != spec.tuple);
+        let windows = &flow.windows;
+        let known = windows.sides[own].max_win.get() != 0;
+        let start = dice.roll() as u32;
+        let (sent, heard) = (
+            windows.sides[own].end.get(),
+            windows.sides[own ^ 1].end.get(),
+        );
+        let seq = if !known {
+            start
+        } else if dice.once_in(4) {
+            let places = [
+                windows.sides[own].max_end.get(),
+                windows.sides[own ^ 1].max_ack.get(),
+                windows.last_end.get(),
+                sent.wrapping_sub(windows.sides[own ^ 1].max_win.get()),
+                0,
+            ];
+            dice.pick(&places)
+                .wrapping_add(dice.pick(&[0, 1, 2, u32::MAX, 70_000]))
+        } else {
+            sent
+        };
+        let ack = if dice.once_in(6) {
+            let places = [heard, heard.wrapping_sub(66_000), windows.last_end.get(), 0];
+            dice.pick(&places)
+                .wrapping_add(dice.pick(&[0, 1, u32::MAX, 1000]))
+        } else {
+            heard
+        };
+        let window = dice.pick(&[0, 1, 0x1000, 0x1000, 0xffff]);
+        let spec = spec.numbers(seq, ack, window);
+        let spec = if dice.once_in(3) {
+            spec.payload(0)
+        } else {
+            spec
+        };
+        if dice.once_in(3) {
+            spec.scale(dice.pick(&[0, 2, 7, 14, 15]))
+        } else {
+            spec
+        }
     }
 
     /// A packet of the host's own, whose answers would be some flow's, or near it.

@@ -6,6 +6,7 @@ mod isolation;
 mod masquerade;
 mod published;
 mod spoofing;
+mod windows;
 
 use std::time::Duration;
 

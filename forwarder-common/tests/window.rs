@@ -1,0 +1,486 @@
+//! TCP's sequence windows: nf_conntrack's cases, and any trace against a plain reference.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+mod windows;
+
+use forwarder_common::frame::Frame;
+use forwarder_common::parse::{Packet, parse};
+use forwarder_common::reason::{Path, Reason};
+use forwarder_common::tcp::State;
+use forwarder_common::timeouts::{self, Ticks};
+use forwarder_common::window::{NO_SCALE, UNREAD, scale};
+use model::frames::{ACK, FIN, RST, SYN, Spec};
+use model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
+use model::{Arrival, Hook, Host};
+
+const SYN_ACK: u8 = SYN | ACK;
+const FIN_ACK: u8 = FIN | ACK;
+/// Where both sides' sequence numbers begin: they wrap around early.
+const START: u32 = u32::MAX - 50;
+
+/// A connection from a client outside to a published port: numbers count from each side's SYN.
+struct Connection(Host);
+
+impl Connection {
+    /// Before its first segment.
+    fn new() -> Self {
+        Self(Host::usual(64))
+    }
+
+    /// Open both ways, with windows of 4096 octets.
+    fn open() -> Self {
+        let connection = Self::new();
+        connection.client(SYN, 0, 0).passes();
+        connection.server(SYN_ACK, 0, 1).passes();
+        connection.client(ACK, 1, 1).passes();
+        connection
+    }
+
+    fn client(&self, flags: u8, seq: u32, ack: u32) -> Segment<'_> {
+        Segment {
+            connection: self,
+            spec: Spec::tcp((CLIENT, 40_000), (HOST, 8080), flags).numbers(
+                START.wrapping_add(seq),
+                acked(flags, ack),
+                4096,
+            ),
+            inward: true,
+        }
+    }
+
+    fn server(&self, flags: u8, seq: u32, ack: u32) -> Segment<'_> {
+        Segment {
+            connection: self,
+            spec: Spec::tcp((WEB, 80), (CLIENT, 40_000), flags).numbers(
+                START.wrapping_add(seq),
+                acked(flags, ack),
+                4096,
+            ),
+            inward: false,
+        }
+    }
+
+    fn state(&self) -> State {
+        let tuple = self.client(0, 0, 0).spec.tuple;
+        State::from_u8(self.0.flow_of(&tuple).unwrap().1.state())
+    }
+
+    fn left(&self) -> Ticks {
+        let tuple = self.client(0, 0, 0).spec.tuple;
+        let (flow, _) = self.0.flow_of(&tuple).unwrap();
+        flow.expires.get().wrapping_sub(self.0.clock.get())
+    }
+}
+
+fn acked(flags: u8, ack: u32) -> u32 {
+    if flags & ACK == 0 {
+        0
+    } else {
+        START.wrapping_add(ack)
+    }
+}
+
+struct Segment<'a> {
+    connection: &'a Connection,
+    spec: Spec,
+    inward: bool,
+}
+
+impl Segment<'_> {
+    fn octets(mut self, octets: usize) -> Self {
+        self.spec = self.spec.payload(octets);
+        self
+    }
+
+    fn window(mut self, window: u16) -> Self {
+        self.spec.numbers.2 = window;
+        self
+    }
+
+    fn scale(mut self, scale: u8) -> Self {
+        self.spec = self.spec.scale(scale);
+        self
+    }
+
+    /// From the client, with a length of zero in its header.
+    fn too_long(self, octets: usize, segment: u32) -> Reason {
+        let host = &self.connection.0;
+        let to = host.devices[&UPLINK].mac;
+        let mut frame = self.spec.payload(octets).between(to, [2; 6]).build();
+        frame[16..18].fill(0);
+        let arrival = Arrival {
+            ifindex: UPLINK,
+            segment,
+            ..Arrival::default()
+        };
+        let outcome = host.run(Hook::OutsideIn, &mut frame, arrival);
+        outcome.reason.unwrap()
+    }
+
+    fn reason(&self) -> Reason {
+        let host = &self.connection.0;
+        let (outcome, _) = if self.inward {
+            host.by_uplink(&self.spec)
+        } else {
+            host.by_veth(WEB_VETH, &self.spec)
+        };
+        outcome.reason.unwrap()
+    }
+
+    #[track_caller]
+    fn passes(&self) {
+        let reason = self.reason();
+        assert_ne!(reason.path(), Path::Drop, "{reason:?}");
+    }
+
+    /// Dropped, and no trace is left.
+    #[track_caller]
+    fn is_out(&self) {
+        let before = (self.connection.state(), self.connection.left());
+        assert_eq!(self.reason(), Reason::TcpWindow);
+        assert_eq!(before, (self.connection.state(), self.connection.left()));
+    }
+}
+
+/// An open connection in which the server has sent 100 octets and the client acknowledged them.
+fn talked() -> Connection {
+    let connection = Connection::open();
+    connection.server(ACK, 1, 1).octets(100).passes();
+    connection.client(ACK, 1, 101).passes();
+    connection
+}
+
+#[test]
+fn an_exact_reset_closes() {
+    for exact in [true, false] {
+        let connection = talked();
+        // Exact, or right behind the data that it comes with.
+        let seq = if exact { 101 } else { 151 };
+        if !exact {
+            connection.server(ACK, 101, 1).octets(50).passes();
+        }
+        connection.server(RST, seq, 0).passes();
+        assert_eq!(connection.state(), State::Close);
+        assert_eq!(connection.left(), timeouts::tcp(State::Close));
+    }
+}
+
+#[test]
+fn a_reset_below_or_far_above_is_dropped() {
+    let connection = talked();
+    connection.server(RST, 100, 0).is_out();
+    connection.server(RST | ACK, 1, 1).is_out();
+    connection.server(RST, 101 + 2 * 4096 + 2, 0).is_out();
+    connection.server(RST, 1 << 30, 0).is_out();
+    connection.client(RST, 0, 0).is_out();
+    connection.client(RST, 1 << 30, 0).is_out();
+    assert_eq!(connection.state(), State::Established);
+    assert_eq!(connection.left(), timeouts::tcp(State::Established));
+}
+
+#[test]
+fn a_reset_inside_that_is_not_exact_passes_and_the_state_stays() {
+    let connection = talked();
+    connection.server(RST, 102, 0).passes();
+    assert_eq!(connection.state(), State::Established);
+    assert_eq!(connection.left(), timeouts::tcp(State::Close));
+    // The next segment that fits takes it back.
+    connection.client(ACK, 1, 101).passes();
+    assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
+}
+
+#[test]
+fn a_half_closed_connection_is_not_ended_by_a_blind_reset() {
+    let connection = talked();
+    connection.client(FIN_ACK, 1, 101).passes();
+    connection.server(ACK, 101, 2).passes();
+    assert_eq!(connection.state(), State::CloseWait);
+    connection.client(RST, 1 << 29, 0).is_out();
+    connection.server(RST, 100, 0).is_out();
+    connection.server(RST, 103, 0).passes();
+    assert_eq!(connection.state(), State::CloseWait);
+    connection.server(RST, 101, 0).passes();
+    assert_eq!(connection.state(), State::Close);
+}
+
+#[test]
+fn a_syn_and_a_reset_that_fits_it_end_nothing() {
+    let connection = talked();
+    connection.client(SYN, 1 << 29, 0).passes();
+    connection
+        .client(RST | ACK, 1 << 29, (1 << 29) + 1)
+        .is_out();
+    assert_eq!(connection.state(), State::Established);
+}
+
+#[test]
+fn data_outside_is_dropped_both_ways() {
+    let connection = talked();
+    for (seq, octets) in [(1 << 29, 1), (101 + 2 * 4096, 10), (9_000, 1_000)] {
+        connection.client(ACK, seq, 101).octets(octets).is_out();
+        connection.server(ACK, seq, 1).octets(octets).is_out();
+    }
+    // What acknowledges data that was never sent.
+    connection.client(ACK, 1, 102).is_out();
+    connection.server(ACK, 101, 2).octets(10).is_out();
+    connection.server(FIN_ACK, 1 << 29, 1).is_out();
+    assert_eq!(connection.state(), State::Established);
+}
+
+#[test]
+fn a_retransmission_and_a_keep_alive_pass() {
+    let mut connection = talked();
+    connection.server(ACK, 1, 1).octets(100).passes();
+    // One octet before what is expected, empty or not, and its answer.
+    connection.client(ACK, 0, 101).passes();
+    connection.client(ACK, 0, 101).octets(1).passes();
+    connection.server(ACK, 101, 1).passes();
+    // Far behind: passes, but means nothing.
+    for _ in 0..3 {
+        let seq = connection.0.flow_of(&connection.server(0, 0, 0).spec.tuple);
+        let sent = seq.unwrap().0.windows.sides[1]
+            .end
+            .get()
+            .wrapping_sub(START);
+        connection.server(ACK, sent, 1).octets(4000).passes();
+        connection.client(ACK, 1, sent + 4000).passes();
+    }
+    connection.0.wait(10);
+    let left = connection.left();
+    connection.server(ACK, 1, 1).octets(10).passes();
+    assert_eq!(connection.left(), left);
+}
+
+#[test]
+fn a_little_more_than_allowed_passes_and_so_does_its_acknowledgement() {
+    let connection = talked();
+    let edge = 101 + 4096;
+    connection.server(ACK, 101, 1).octets(4096).passes();
+    connection.server(ACK, edge + 1, 1).octets(100).passes();
+    connection.client(ACK, 1, edge + 101).passes();
+}
+
+#[test]
+fn a_closed_window_is_probed() {
+    let connection = talked();
+    connection.client(ACK, 1, 101).window(0).passes();
+    assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
+    connection.server(ACK, 101, 1).octets(1).passes();
+    connection.client(ACK, 1, 101).window(0).passes();
+    connection.client(ACK, 1, 102).passes();
+    assert_eq!(connection.left(), timeouts::tcp(State::Established));
+}
+
+#[test]
+fn windows_scale_if_both_sides_say_so() {
+    let beyond = 101 + 3 * 4096;
+    for both in [true, false] {
+        let connection = Connection::new();
+        connection.client(SYN, 0, 0).scale(7).passes();
+        let answer = connection.server(SYN_ACK, 0, 1);
+        if both { answer.scale(2) } else { answer }.passes();
+        connection.client(ACK, 1, 1).passes();
+        let data = connection.server(ACK, beyond, 1).octets(100);
+        assert_eq!(data.reason() != Reason::TcpWindow, both);
+        let data = connection.client(ACK, 4 * 4096 - 100, 1).octets(100);
+        assert_eq!(data.reason() != Reason::TcpWindow, both);
+        connection.client(ACK, 9 * 4096, 1).octets(100).is_out();
+    }
+}
+
+#[test]
+fn who_waits_is_not_kept_for_days() {
+    let connection = talked();
+    connection.server(ACK, 101, 1).octets(10).passes();
+    assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
+    connection.client(ACK, 1, 111).passes();
+    assert_eq!(connection.left(), timeouts::tcp(State::Established));
+    for _ in 0..3 {
+        connection.client(ACK, 1, 111).passes();
+    }
+    assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
+    connection.server(ACK, 111, 1).passes();
+    assert_eq!(connection.left(), timeouts::tcp(State::Established));
+}
+
+#[test]
+fn both_sides_open_at_once() {
+    let connection = Connection::new();
+    connection.client(SYN, 0, 0).passes();
+    connection.server(SYN, 0, 0).passes();
+    assert_eq!(connection.state(), State::SynSent2);
+    connection.client(SYN_ACK, 0, 1).passes();
+    connection.server(SYN_ACK, 0, 1).passes();
+    assert_eq!(connection.state(), State::SynReceived);
+    connection.server(ACK, 1, 1).passes();
+    assert_eq!(connection.state(), State::Established);
+    connection.client(ACK, 1, 1).octets(10).passes();
+    connection.client(ACK, 1 << 29, 1).octets(10).is_out();
+}
+
+#[test]
+fn a_refusal_has_to_fit_its_syn() {
+    let connection = Connection::new();
+    connection.client(SYN, 0, 0).passes();
+    let zero = 0u32.wrapping_sub(START);
+    for (flags, seq, ack) in [(RST | ACK, zero, 2), (RST | ACK, zero, zero), (RST, 7, 0)] {
+        connection.server(flags, seq, ack).is_out();
+    }
+    connection.server(RST | ACK, zero, 1).passes();
+    assert_eq!(connection.state(), State::Close);
+}
+
+#[test]
+fn a_forged_answer_does_not_spoil_an_opening() {
+    let connection = Connection::new();
+    connection.client(SYN, 0, 0).passes();
+    connection.server(SYN_ACK, 1 << 29, 7).is_out();
+    connection.server(SYN_ACK, 0, 1).passes();
+    connection.client(ACK, 1, 1).passes();
+    connection.server(ACK, 1, 1).octets(10).passes();
+    connection.client(ACK, 1, 11).passes();
+    assert_eq!(connection.state(), State::Established);
+}
+
+#[test]
+fn a_challenge_is_no_last_acknowledgement() {
+    let connection = talked();
+    connection.client(FIN_ACK, 1, 101).passes();
+    connection.server(FIN_ACK, 101, 2).passes();
+    assert_eq!(connection.state(), State::LastAck);
+    connection.client(SYN, 5_000, 0).passes();
+    connection.server(ACK, 102, 2).passes();
+    assert_eq!(connection.state(), State::LastAck);
+    connection.client(ACK, 2, 102).passes();
+    assert_eq!(connection.state(), State::TimeWait);
+}
+
+#[test]
+fn a_reset_after_a_challenge_ends_an_opening() {
+    let connection = Connection::new();
+    connection.client(SYN, 0, 0).passes();
+    // The server has an older connection of these ends: its challenge shows what it expects.
+    connection.server(ACK, 77_000, 500_000).passes();
+    assert_eq!(connection.state(), State::SynSent);
+    connection.server(RST, 500_000, 0).is_out();
+    connection.client(RST, 500_000, 0).passes();
+    assert_eq!(connection.state(), State::Close);
+}
+
+#[test]
+fn who_comes_back_after_a_crash_is_followed_once_both_sides_agree() {
+    let connection = talked();
+    connection.client(SYN, 1 << 29, 0).passes();
+    assert_eq!(connection.state(), State::Established);
+    connection.server(SYN_ACK, 1 << 30, (1 << 29) + 1).passes();
+    assert_eq!(connection.state(), State::SynReceived);
+    let (ours, theirs) = ((1 << 29) + 1, (1 << 30) + 1);
+    connection.client(ACK, ours, theirs).passes();
+    assert_eq!(connection.state(), State::Established);
+    connection.client(ACK, ours, theirs).octets(10).passes();
+    connection.client(ACK, 1, 101).octets(10).passes();
+    connection.server(RST, 101, 0).is_out();
+}
+
+#[test]
+fn a_syn_in_time_wait_opens_anew_with_windows_of_its_own() {
+    let connection = talked();
+    connection.client(FIN_ACK, 1, 101).passes();
+    connection.server(FIN_ACK, 101, 2).passes();
+    connection.client(ACK, 2, 102).passes();
+    assert_eq!(connection.state(), State::TimeWait);
+    connection.client(SYN, 1 << 29, 0).passes();
+    assert_eq!(connection.state(), State::SynSent);
+    connection.server(SYN_ACK, 1 << 30, (1 << 29) + 1).passes();
+    connection
+        .client(ACK, (1 << 29) + 1, (1 << 30) + 1)
+        .passes();
+    assert_eq!(connection.state(), State::Established);
+}
+
+#[test]
+fn a_connection_picked_up_in_its_middle_is_never_out_of_its_windows() {
+    let connection = Connection::new();
+    connection.client(ACK, 1000, 9_000_000).octets(10).passes();
+    assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
+    connection.server(ACK, 9_000_000, 1010).octets(500).passes();
+    connection
+        .client(ACK, 70_000_000, 9_000_500)
+        .octets(10)
+        .passes();
+    connection.server(ACK, 1, 1).octets(10).passes();
+    assert_eq!(connection.state(), State::Established);
+}
+
+#[test]
+fn flags_that_no_stack_sends_belong_to_nothing() {
+    let connection = talked();
+    for flags in [0, FIN, SYN | FIN, SYN | RST, FIN | RST, SYN | FIN | ACK] {
+        assert_eq!(connection.client(flags, 1, 101).reason(), Reason::TcpState);
+    }
+}
+
+/// What a SYN with these options offers; only so much of the packet is at hand.
+fn offers(options: &[u8], cut: usize) -> u8 {
+    let mut spec = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
+    spec.tcp_options = options.to_vec();
+    let mut bytes = spec.packet();
+    let len = bytes.len() - cut;
+    let frame = Frame::new(&mut bytes[..len]);
+    let mut packet = Packet::<forwarder_common::family::V4>::default();
+    parse(&frame, 0, &mut packet).unwrap();
+    scale(&Host::new(1), frame, &packet)
+}
+
+#[test]
+fn a_syns_options_are_walked() {
+    let linux = [
+        2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7,
+    ];
+    assert_eq!(offers(&linux, 0), 7);
+    assert_eq!(offers(&[], 0), NO_SCALE);
+    assert_eq!(offers(&[3, 3, 200, 0], 0), 14);
+    assert_eq!(offers(&[1, 1, 1, 0], 0), NO_SCALE);
+    // After the end, of no length, longer than the header.
+    assert_eq!(offers(&[0, 3, 3, 7], 0), NO_SCALE);
+    assert_eq!(offers(&[5, 0, 0, 0, 3, 3, 7, 0], 0), NO_SCALE);
+    assert_eq!(offers(&[1, 3, 4, 7], 0), NO_SCALE);
+    assert_eq!(offers(&[1, 1, 1, 3], 0), NO_SCALE);
+    // As many as there can be.
+    assert_eq!(offers(&[1; 40], 0), NO_SCALE);
+    let mut last = [1; 40];
+    last[37..].copy_from_slice(&[3, 3, 9]);
+    assert_eq!(offers(&last, 0), 9);
+    // Not at hand.
+    assert_eq!(offers(&linux, 1), UNREAD);
+    assert_eq!(offers(&linux, 4), UNREAD);
+}
+
+#[test]
+fn what_is_put_together_counts_wholly() {
+    let connection = Connection::new();
+    connection.client(SYN, 0, 0).scale(7).passes();
+    connection.server(SYN_ACK, 0, 1).scale(7).passes();
+    connection.client(ACK, 1, 1).passes();
+    // As long as a header can say.
+    let most = 0xffff - 40;
+    connection.client(ACK, 1, 1).octets(most).passes();
+    let after = 1 + most as u32;
+    connection.server(ACK, 1, after).passes();
+    assert_eq!(
+        connection.client(ACK, after, 1).too_long(200_000, 1448),
+        Reason::Forwarded
+    );
+    connection.server(ACK, 1, after + 200_000).passes();
+    assert_eq!(
+        connection.server(ACK, 1, after + 200_001).reason(),
+        Reason::TcpWindow
+    );
+    // Only what is yet to be cut may be so long.
+    let after = after + 200_000;
+    assert_eq!(
+        connection.client(ACK, after, 1).too_long(100, 0),
+        Reason::Malformed
+    );
+}
