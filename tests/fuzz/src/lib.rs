@@ -1,11 +1,18 @@
 //! The targets of the fuzzers, each a function of the octets that the fuzzer comes up with. What must
 //! never happen is a panic. `cargo xtask fuzz` runs them.
 
+// The agent's plans alone: they need nothing of what the agent is made of, which takes minutes to
+// build a second time.
+extern crate self as forwarder;
+#[path = "../../../forwarder/src/diff.rs"]
+pub mod diff;
 #[path = "../../../forwarder/tests/laws/mod.rs"]
 mod laws;
 #[expect(dead_code, reason = "a fuzzer needs its part of the model")]
 #[path = "../../../forwarder-common/tests/model/mod.rs"]
 mod model;
+#[path = "../../../forwarder/src/tables.rs"]
+pub mod tables;
 
 pub mod parse;
 pub mod pipeline;
