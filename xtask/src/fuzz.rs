@@ -26,9 +26,9 @@ pub(crate) struct Args {
     /// Which one; all of them in turn if none is named
     #[arg(value_enum)]
     target: Option<Target>,
-    /// How many inputs to try
-    #[arg(long, default_value_t = 1_000_000)]
-    runs: u64,
+    /// For how long each of them tries inputs
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,15 +48,15 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let fuzzers = Fuzzers::build(workspace)?;
     let chosen = args.target.map_or(ALL.to_vec(), |target| vec![target]);
     let mut each = chosen.into_iter();
-    each.try_for_each(|target| fuzzers.run(target, args.runs))
+    each.try_for_each(|target| fuzzers.run(target, args.seconds))
 }
 
-/// So many inputs for each, as part of every run of the tests: one test per fuzzer.
-pub(crate) fn run_some(workspace: &Workspace, runs: u64) -> Result<Totals> {
+/// So many seconds for each, as part of every run of the tests: one test per fuzzer.
+pub(crate) fn run_some(workspace: &Workspace, seconds: u32) -> Result<Totals> {
     let fuzzers = Fuzzers::build(workspace)?;
     let mut totals = Totals::default();
     for target in ALL {
-        match fuzzers.run(target, runs) {
+        match fuzzers.run(target, seconds) {
             Ok(()) => totals.passed += 1,
             Err(error) => {
                 eprintln!("xtask: {error:#}");
@@ -71,6 +71,8 @@ pub(crate) fn run_some(workspace: &Workspace, runs: u64) -> Result<Totals> {
 struct Fuzzers {
     folder: PathBuf,
     triple: String,
+    /// What was once found, a folder for each: tried again before anything else.
+    found: PathBuf,
 }
 
 impl Fuzzers {
@@ -79,6 +81,7 @@ impl Fuzzers {
         let fuzzers = Self {
             folder: workspace.target.join("fuzz"),
             triple: host_triple(workspace)?,
+            found: workspace.root.join("tests/fuzz/corpus"),
         };
         let mut cargo = workspace.cargo();
         cargo
@@ -91,7 +94,7 @@ impl Fuzzers {
         Ok(fuzzers)
     }
 
-    fn run(&self, target: Target, runs: u64) -> Result<()> {
+    fn run(&self, target: Target, seconds: u32) -> Result<()> {
         let value = target.to_possible_value().context("no such fuzzer")?;
         let name = value.get_name();
         let corpus = self.folder.join("corpus").join(name);
@@ -100,7 +103,10 @@ impl Fuzzers {
         let mut fuzzer = Command::new(program);
         fuzzer
             .arg(&corpus)
-            .arg(format!("-runs={runs}"))
+            .arg(self.found.join(name))
+            .arg(format!("-max_total_time={seconds}"))
+            // An input that takes longer hangs.
+            .arg("-timeout=10")
             .arg(format!("-artifact_prefix={}/found-", corpus.display()))
             .args(["-max_len=4096", "-len_control=20", "-print_final_stats=1"]);
         step(&format!("fuzz {name}"), fuzzer)

@@ -61,7 +61,8 @@ impl Fault {
         let places = text.matches(&self.find).count();
         ensure!(
             places == 1,
-            "{}: what it replaces stands {places} times in {}: bring tests/mutants.toml up to date",
+            "mutant {}: what it replaces stands {places} times in {} instead of once: bring \
+             tests/mutants.toml up to date",
             self.name,
             self.file.display()
         );
@@ -106,6 +107,22 @@ fn read(root: &Path) -> Result<Vec<Fault>> {
     Ok(faults.mutant)
 }
 
+/// An error that names every fault that does not fit the sources any more.
+fn check(root: &Path, faults: &[Fault]) -> Result<()> {
+    let misfits: Vec<String> = faults
+        .iter()
+        .filter_map(|fault| {
+            let path = root.join(&fault.file);
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("mutant {}: no {}", fault.name, fault.file.display()));
+            let error = text.and_then(|text| fault.planted(&text)).err()?;
+            Some(format!("{error:#}"))
+        })
+        .collect();
+    ensure!(misfits.is_empty(), "{}", misfits.join("\n"));
+    Ok(())
+}
+
 /// `few` of the faults, from a place on which the sources decide.
 fn rotated(root: &Path, mut faults: Vec<Fault>, few: usize) -> Result<Vec<Fault>> {
     let mut sum: u64 = 0xcbf2_9ce4_8422_2325;
@@ -122,6 +139,7 @@ fn rotated(root: &Path, mut faults: Vec<Fault>, few: usize) -> Result<Vec<Fault>
 
 /// Plants one fault after the other and says which are noticed.
 fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals> {
+    check(&workspace.root, faults)?;
     let copy = Copy::make(workspace)?;
     ensure!(
         copy.passes(suite)?,
@@ -134,7 +152,7 @@ fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals>
         fs::write(&path, fault.planted(&sound)?)?;
         let passes = copy.passes(suite);
         fs::write(&path, sound)?;
-        if passes? {
+        if passes.with_context(|| format!("mutant {}", fault.name))? {
             println!("{}: NOT NOTICED", fault.name);
             totals.failed += 1;
         } else {
@@ -219,9 +237,12 @@ mod tests {
         let faults = read(&root()).unwrap();
         assert!(faults.len() >= 20);
         let mut names = std::collections::BTreeSet::new();
+        // Shown as it reads, without a stack.
+        if let Err(error) = check(&root(), &faults) {
+            panic!("{error:#}");
+        }
         for fault in faults {
-            let text = fs::read_to_string(root().join(&fault.file)).unwrap();
-            assert_ne!(fault.planted(&text).unwrap(), text, "{}", fault.name);
+            assert_ne!(fault.find, fault.replace, "{}", fault.name);
             assert!(names.insert(fault.name.clone()), "{} twice", fault.name);
         }
     }

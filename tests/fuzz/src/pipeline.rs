@@ -121,7 +121,8 @@ fn packet(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         return Ok(input.bytes(len)?.to_vec());
     }
     let mut packet = spec(input)?.packet();
-    while input.ratio(1, 8)? {
+    // Without octets left every chance comes true.
+    while !input.is_empty() && input.ratio(1, 8)? {
         let at = input.choose_index(packet.len())?;
         packet[at] = input.arbitrary()?;
     }
