@@ -196,7 +196,10 @@ impl Copy {
 
     fn cargo(&self) -> Command {
         let mut cargo = cargo(&self.root);
-        cargo.env("CARGO_TARGET_DIR", &self.target);
+        cargo
+            .env("CARGO_TARGET_DIR", &self.target)
+            // Nobody debugs what is here: less to link.
+            .env("CARGO_PROFILE_DEV_DEBUG", "0");
         cargo
     }
 }
