@@ -17,6 +17,9 @@ use crate::{
     workspace::{Workspace, cargo},
 };
 
+/// The package whose tests are to notice.
+const LOGIC: &str = "forwarder-common";
+
 /// What share of the faults must be noticed, in percent.
 const BAR: u64 = 95;
 
@@ -67,6 +70,12 @@ impl Fault {
             self.file.display()
         );
         Ok(text.replacen(&self.find, &self.replace, 1))
+    }
+
+    /// The test file, if there is one, that has the name of the module at fault.
+    fn own_test(&self) -> Option<&str> {
+        let module = self.file.components().nth(2)?;
+        Path::new(module.as_os_str()).file_stem()?.to_str()
     }
 }
 
@@ -142,7 +151,7 @@ fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals>
     check(&workspace.root, faults)?;
     let copy = Copy::make(workspace)?;
     ensure!(
-        copy.passes(suite)?,
+        copy.passes(suite, None)?,
         "the tests fail without any fault: see to that first"
     );
     let mut totals = Totals::default();
@@ -150,7 +159,7 @@ fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals>
         let path = copy.root.join(&fault.file);
         let sound = fs::read_to_string(&path)?;
         fs::write(&path, fault.planted(&sound)?)?;
-        let passes = copy.passes(suite);
+        let passes = copy.passes_with(suite, fault);
         fs::write(&path, sound)?;
         if passes.with_context(|| format!("mutant {}", fault.name))? {
             println!("{}: NOT NOTICED", fault.name);
@@ -181,17 +190,35 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Whether a suite has nothing to say. What does not compile says nothing about the tests.
-    fn passes(&self, suite: Suite) -> Result<bool> {
-        let mut build = self.cargo();
-        build.args(["test", "-p", "forwarder-common", "--no-run"]);
-        ensure!(is_quiet(build)?, "a fault does not compile");
-        let mut tests = self.cargo();
-        match suite {
-            Suite::Unit => tests.args(["test", "-p", "forwarder-common"]),
-            Suite::Differential => tests.args(["xtask", "test", "--tier", "host", "differential"]),
+    /// Whether a suite has nothing to say about a fault. Who tests the file at fault is asked first.
+    fn passes_with(&self, suite: Suite, fault: &Fault) -> Result<bool> {
+        let own = fault
+            .own_test()
+            .filter(|test| self.root.join(format!("{LOGIC}/tests/{test}.rs")).exists());
+        let nearby = matches!(suite, Suite::Unit) && own.is_some();
+        Ok((!nearby || self.passes(suite, own)?) && self.passes(suite, None)?)
+    }
+
+    /// Whether a suite, or one test file of it, has nothing to say. What does not compile says nothing
+    /// about the tests.
+    fn passes(&self, suite: Suite, file: Option<&str>) -> Result<bool> {
+        let test = || {
+            let mut cargo = self.cargo();
+            cargo.args(["test", "-p", LOGIC]);
+            cargo.args(file.iter().flat_map(|file| ["--test", file]));
+            cargo
         };
-        is_quiet(tests)
+        let mut build = test();
+        build.arg("--no-run");
+        ensure!(is_quiet(build)?, "does not compile");
+        is_quiet(match suite {
+            Suite::Unit => test(),
+            Suite::Differential => {
+                let mut cargo = self.cargo();
+                cargo.args(["xtask", "test", "--tier", "host", "differential"]);
+                cargo
+            }
+        })
     }
 
     fn cargo(&self) -> Command {
@@ -259,7 +286,21 @@ mod tests {
             replace: "b".into(),
         };
         assert_eq!(fault.planted("cat").unwrap(), "cbt");
+        assert_eq!(fault.own_test(), None);
         assert!(fault.planted("dog").is_err() && fault.planted("banana").is_err());
+    }
+
+    #[test]
+    fn a_module_is_tested_by_its_namesake() {
+        for file in ["a/src/window.rs", "a/src/window/inside.rs"] {
+            let fault = Fault {
+                name: "none".into(),
+                file: file.into(),
+                find: String::new(),
+                replace: String::new(),
+            };
+            assert_eq!(fault.own_test(), Some("window"));
+        }
     }
 
     #[test]
