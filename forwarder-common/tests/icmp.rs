@@ -6,7 +6,7 @@ mod model;
 use forwarder_common::reason::Reason;
 use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip, sums_up};
 use model::host::{
-    APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use model::{Arrival, Hook, Host, Target};
 use proptest::prelude::*;
@@ -170,6 +170,20 @@ fn another_container_cannot_forge_an_error() {
         host.by_veth(APP_VETH, &error).0.reason,
         Some(Reason::IcmpStray)
     );
+}
+
+#[test]
+fn an_error_is_for_the_one_whose_packet_it_quotes() {
+    let host = Host::usual(64);
+    let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
+    let (_, delivered) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8080)));
+    let error = |to| Spec::error(UNREACHABLE, WEB, to, &delivered, 100);
+    let by_web = |to| host.by_veth(WEB_VETH, &error(to)).0.reason;
+    assert_eq!(by_web(REMOTE), Some(Reason::IcmpStray));
+    assert_eq!(by_web(CLIENT), Some(Reason::IcmpError));
+    // The same from outside, to another address of the host's.
+    let error = Spec::error(UNREACHABLE, ROUTER, GATEWAY, &left, 100);
+    assert_ne!(host.by_uplink(&error).0.reason, Some(Reason::IcmpError));
 }
 
 #[test]

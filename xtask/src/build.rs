@@ -136,7 +136,8 @@ fn publish(built: &Path, place: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", place.display()))
 }
 
-fn host_triple(workspace: &Workspace) -> Result<String> {
+/// The target that the compiler builds for when none is named.
+pub(crate) fn host_triple(workspace: &Workspace) -> Result<String> {
     let output = workspace
         .cargo()
         .arg("-vV")

@@ -1,11 +1,14 @@
-//! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | lint`, one file each.
+//! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz | mutants | lint`,
+//! one file each.
 //!
 //! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
 mod apt;
 mod bench;
 mod build;
 mod differential;
+mod fuzz;
 mod lint;
+mod mutants;
 mod run;
 mod setup;
 mod step;
@@ -43,6 +46,10 @@ enum Task {
     Differential(differential::Args),
     /// Build, then measure against a stock Docker host and a bare veth
     Bench(bench::Args),
+    /// Run the fuzzers of the packet logic and of the agent's plans
+    Fuzz(fuzz::Args),
+    /// Break the datapath on purpose, one fault at a time: the tests must notice
+    Mutants(mutants::Args),
     /// Check format, clippy and documentation
     Lint,
 }
@@ -55,6 +62,8 @@ fn main() -> ExitCode {
         Task::Test(args) => Ok(test::run(&workspace, &args)),
         Task::Differential(args) => differential::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, &args),
+        Task::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| ExitCode::SUCCESS),
+        Task::Mutants(args) => mutants::run(&workspace, &args),
         Task::Lint => lint::run(&workspace).map(|()| ExitCode::SUCCESS),
     });
     done.unwrap_or_else(|error| {

@@ -11,7 +11,9 @@ use clap::ValueEnum;
 use crate::{
     apt::{self, Need},
     build::{self, TESTS},
+    fuzz,
     lint::{CLIPPY, Check, DOC, FORMAT},
+    mutants,
     totals::Totals,
     workspace::{Workspace, require_root},
 };
@@ -33,6 +35,12 @@ const NEEDS: [Need; 11] = [
 
 /// The integration tests of the program tier, by how their names begin; all others are host tests.
 const PROGRAM_TESTS: [&str; 3] = ["program", "twin", "budget"];
+
+/// How many faults each run plants; `cargo xtask mutants` plants all.
+const MUTANTS: usize = 2;
+
+/// For how many seconds each fuzzer tries inputs; `cargo xtask fuzz` tries for longer.
+const FUZZ_SECONDS: u32 = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -137,6 +145,8 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
     });
     if filter.is_none() {
         check(report, &DOC);
+        report.run("mutants", || mutants::run_few(workspace, MUTANTS));
+        report.run("fuzz", || fuzz::run_some(workspace, FUZZ_SECONDS));
     }
 }
 

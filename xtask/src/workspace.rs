@@ -143,7 +143,8 @@ pub(crate) fn require_root(what: &str) -> Result<()> {
     Ok(())
 }
 
-fn cargo(folder: &Path) -> Command {
+/// The cargo that compiled this binary, to be run in `folder`.
+pub(crate) fn cargo(folder: &Path) -> Command {
     let cargo = env::var_os("CARGO");
     let mut command = Command::new(cargo.as_deref().unwrap_or(OsStr::new("cargo")));
     command.current_dir(folder);

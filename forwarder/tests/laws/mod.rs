@@ -1,0 +1,281 @@
+//! What `diff` is held to: its operations applied to a state in plain memory, and what must hold after
+//! each of them.
+
+use forwarder::diff::{Op, diff};
+use forwarder::tables::{
+    EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Tables, Target, XdpKind,
+};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device};
+use forwarder_common::family::{Be16, Be32, V4};
+use proptest::prelude::*;
+
+/// What the kernel would hold after an operation.
+pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
+    let tables = &mut kernel.tables;
+    match op.clone() {
+        Op::Settings {
+            route_generation,
+            xdp_tcp,
+            route_mtu,
+        } => {
+            tables.route_generation = route_generation;
+            tables.xdp_tcp = xdp_tcp;
+            tables.route_mtu = route_mtu;
+        }
+        Op::Round(index) => tables.round = index,
+        Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
+        Op::DropDevice(index) => _ = tables.devices.remove(&index),
+        Op::PutEndpoint {
+            key,
+            slot,
+            endpoint,
+        } => {
+            tables.endpoints.insert(key, endpoint);
+            kernel.endpoint_slots.insert(key, slot);
+        }
+        Op::DropEndpoint { key, slot } => {
+            tables.endpoints.remove(&key);
+            assert_eq!(kernel.endpoint_slots.remove(&key), Some(slot));
+        }
+        Op::PutNetwork { bridge, row, floor } => {
+            assert_eq!(
+                kernel.endpoint_slots.get(&EndpointKey::Floor(bridge)),
+                Some(&floor)
+            );
+            tables.networks.insert(bridge, row);
+        }
+        Op::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
+        Op::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
+        Op::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
+        Op::PutLocal(address) => _ = tables.locals.insert(address),
+        Op::DropLocal(address) => _ = tables.locals.remove(&address),
+        Op::PutSource(key, source) => _ = tables.sources.insert(key, source),
+        Op::DropSource(key) => _ = tables.sources.remove(&key),
+        Op::PutPublished { key, slot, target } => {
+            tables.published.insert(key, target);
+            kernel.mapping_slots.insert(key, slot);
+        }
+        Op::DropPublished { key, slot } => {
+            tables.published.remove(&key);
+            assert_eq!(kernel.mapping_slots.remove(&key), Some(slot));
+        }
+        Op::PutTrusted(key) => _ = tables.trusted.insert(key),
+        Op::DropTrusted(key) => _ = tables.trusted.remove(&key),
+        Op::PutLink(key) => _ = tables.links.insert(key),
+        Op::DropLink(key) => _ = tables.links.remove(&key),
+        Op::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
+        Op::DropIngress(key) => _ = tables.ingress.remove(&key),
+        Op::Policy(policy) => tables.policy = policy,
+        Op::PutPort(veth, far_end) => _ = tables.ports.insert(veth, far_end),
+        Op::DropPort(veth) => _ = tables.ports.remove(&veth),
+        Op::Attach { ifindex, hook, xdp } => {
+            tables.hooks.insert((ifindex, hook));
+            if let Some(kind) = xdp {
+                tables.xdp.insert(ifindex, kind);
+            }
+        }
+        Op::Detach { ifindex, hook } => {
+            tables.hooks.remove(&(ifindex, hook));
+            tables.xdp.remove(&ifindex);
+        }
+        Op::AttachSocket(hook) => _ = tables.sockets.insert(hook),
+        Op::DetachSocket(hook) => _ = tables.sockets.remove(&hook),
+        Op::SeverSockets => {}
+    }
+}
+
+/// What must hold after every single operation on the way from `before` to `after`.
+pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
+    let tables = &now.tables;
+    for (ifindex, hook) in &tables.hooks {
+        assert!(
+            tables.devices.contains_key(ifindex),
+            "{hook:?} without its device's row"
+        );
+    }
+    for bridge in tables.networks.keys() {
+        let floor = EndpointKey::Floor(*bridge);
+        assert!(
+            tables.endpoints.contains_key(&floor),
+            "a network without its floor"
+        );
+    }
+    for (key, target) in &tables.published {
+        let ends = [before.published.get(key), after.published.get(key)];
+        assert!(
+            ends.contains(&Some(target)),
+            "a port leads where nobody sent it"
+        );
+    }
+    let networks = tables.networks.values().map(|row| row.policy);
+    for list in networks.chain(tables.published.values().map(|to| to.policy)) {
+        let listed = tables.ingress.keys().any(|(id, ..)| *id == list);
+        assert!(list == 0 || listed, "sent to a list that is not there");
+    }
+    if tables.policy == after.policy && before.policy != after.policy {
+        for (key, row) in &after.networks {
+            assert_eq!(tables.networks.get(key), Some(row), "asked again too early");
+        }
+        for (key, target) in &after.published {
+            assert_eq!(
+                tables.published.get(key),
+                Some(target),
+                "asked again too early"
+            );
+        }
+    }
+    // A container is never delivered to before its protection stands.
+    for (key, endpoint) in &tables.endpoints {
+        if matches!(key, EndpointKey::Address(_)) && !before.endpoints.contains_key(key) {
+            assert!(
+                tables.networks.contains_key(&endpoint.bridge),
+                "an endpoint before its network"
+            );
+            let hook = (endpoint.bridge, Hook::BridgeOut);
+            assert!(
+                tables.hooks.contains(&hook),
+                "an endpoint before its bridge's guard"
+            );
+        }
+    }
+    let mut slots: Vec<_> = now.endpoint_slots.values().collect();
+    let count = slots.len();
+    slots.sort_unstable();
+    slots.dedup();
+    assert_eq!(slots.len(), count, "two endpoints in one slot");
+    assert!(!slots.contains(&&0), "slot 0 is everything outside");
+}
+
+/// A state that `desired` could derive: a few networks on bridges 10.. with containers and ports.
+pub(crate) fn tables() -> impl Strategy<Value = Tables> {
+    let container = (
+        any::<u8>(),
+        1_u32..5,
+        any::<bool>(),
+        prop::option::of(1_u16..6),
+    );
+    let network = (0_u32..8, prop::collection::vec(container, 0..4));
+    let networks = prop::collection::btree_map(10_u32..14, network, 0..4);
+    (networks, 1_u32..4, 0_u32..3, any::<bool>()).prop_map(
+        |(networks, generation, uplinks, xdp)| {
+            let mut tables = Tables {
+                route_generation: generation,
+                xdp_tcp: xdp,
+                route_mtu: generation % 2 * 1300,
+                ..Tables::default()
+            };
+            let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);
+            tables.sockets.extend(sockets);
+            for index in 0..uplinks {
+                let row = Device {
+                    kind: device::OUTSIDE,
+                    ethernet: 1,
+                    ..Device::default()
+                };
+                tables.devices.insert(index + 2, row);
+                tables.hooks.insert((index + 2, Hook::OutsideIn));
+                tables
+                    .sources
+                    .insert((index + 2, Be32::default(), 0), Be32::new(index + 1));
+                tables.locals.insert(Be32::new(index + 1));
+                if xdp {
+                    tables.hooks.insert((index + 2, Hook::Uplink));
+                    tables.xdp.insert(index + 2, XdpKind::Native);
+                }
+            }
+            for (bridge, (flags, containers)) in networks {
+                let row = Device {
+                    kind: device::BRIDGE,
+                    bridge,
+                    ..Device::default()
+                };
+                tables.devices.insert(bridge, row);
+                tables.hooks.insert((bridge, Hook::BridgeIn));
+                tables.hooks.insert((bridge, Hook::BridgeOut));
+                tables.networks.insert(
+                    bridge,
+                    NetworkRow {
+                        flags,
+                        gateway: Be32::new(bridge),
+                        source: Be32::new(flags & 1),
+                        policy: flags & 6,
+                    },
+                );
+                if flags & 1 != 0 {
+                    let ifindex = 2;
+                    tables.trusted.insert(TrustKey { bridge, ifindex });
+                    tables.links.insert(LinkKey {
+                        parent: Be32::new(bridge),
+                        ..LinkKey::default()
+                    });
+                }
+                if flags & 6 != 0 {
+                    let range = (flags & 6, Be32::default(), 0);
+                    tables.ingress.insert(range, 1);
+                    tables.policy += flags + bridge;
+                }
+                tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
+                let floor = Endpoint {
+                    incarnation: flags + 1,
+                    bridge,
+                    ..Endpoint::default()
+                };
+                tables.endpoints.insert(EndpointKey::Floor(bridge), floor);
+                for (host, incarnation, hooked, port) in containers {
+                    let addr = Be32::new(bridge << 16 | u32::from(host));
+                    let veth = bridge * 1000 + u32::from(host);
+                    let ifindex = if hooked { veth } else { 0 };
+                    let endpoint: Endpoint<V4> = Endpoint {
+                        incarnation,
+                        ifindex,
+                        bridge,
+                        addr,
+                        ..Endpoint::default()
+                    };
+                    tables
+                        .endpoints
+                        .insert(EndpointKey::Address(addr), endpoint);
+                    if hooked {
+                        let row = Device {
+                            kind: device::VETH,
+                            bridge,
+                            ..Device::default()
+                        };
+                        tables.devices.insert(veth, row);
+                        tables.hooks.insert((veth, Hook::ContainerIn));
+                        let far_end = FarEnd {
+                            sandbox_key: String::new(),
+                            pid: 1,
+                            index: 2,
+                        };
+                        tables.ports.insert(veth, far_end);
+                    }
+                    if let Some(port) = port {
+                        let key = PortKey {
+                            addr: Be32::default(),
+                            port: Be16::new(port),
+                            proto: 6,
+                        };
+                        let target = Target {
+                            addr,
+                            port: Be16::new(80),
+                            policy: flags & 6,
+                            incarnation,
+                        };
+                        tables.published.insert(key, target);
+                    }
+                }
+            }
+            tables
+        },
+    )
+}
+
+/// The kernel's state after `tables` were applied to an empty one.
+pub(crate) fn holding(tables: &Tables) -> Observed {
+    let mut kernel = Observed::default();
+    for op in diff(&kernel.clone(), tables) {
+        apply(&mut kernel, &op);
+    }
+    kernel
+}

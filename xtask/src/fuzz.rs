@@ -1,0 +1,114 @@
+//! `cargo xtask fuzz`: the fuzzers of `tests/fuzz`, built with coverage and run by libFuzzer.
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::{
+    apt::{self, Need},
+    build::host_triple,
+    step::step,
+    totals::Totals,
+    workspace::Workspace,
+};
+
+/// libFuzzer is C++.
+const NEEDS: [Need; 1] = [Need::program("g++", "g++")];
+const PACKAGE: &str = "forwarder-fuzz";
+/// What libFuzzer wants to see of a program's ways (as cargo-fuzz builds, without sanitizers).
+const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which one; all of them in turn if none is named
+    #[arg(value_enum)]
+    target: Option<Target>,
+    /// For how long each of them tries inputs
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// Any octets as a frame
+    Parse,
+    /// Any packets at any hooks
+    Pipeline,
+    /// The agent's plans from any state to any other
+    Plan,
+}
+
+const ALL: [Target; 3] = [Target::Parse, Target::Pipeline, Target::Plan];
+
+/// Runs the fuzzers; an error if one of them finds something, which is kept beside its corpus.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    let fuzzers = Fuzzers::build(workspace)?;
+    let chosen = args.target.map_or(ALL.to_vec(), |target| vec![target]);
+    let mut each = chosen.into_iter();
+    each.try_for_each(|target| fuzzers.run(target, args.seconds))
+}
+
+/// So many seconds for each, as part of every run of the tests: one test per fuzzer.
+pub(crate) fn run_some(workspace: &Workspace, seconds: u32) -> Result<Totals> {
+    let fuzzers = Fuzzers::build(workspace)?;
+    let mut totals = Totals::default();
+    for target in ALL {
+        match fuzzers.run(target, seconds) {
+            Ok(()) => totals.passed += 1,
+            Err(error) => {
+                eprintln!("xtask: {error:#}");
+                totals.failed += 1;
+            }
+        }
+    }
+    Ok(totals)
+}
+
+/// The fuzzers, built.
+struct Fuzzers {
+    folder: PathBuf,
+    triple: String,
+    /// What was once found, a folder for each: tried again before anything else.
+    found: PathBuf,
+}
+
+impl Fuzzers {
+    fn build(workspace: &Workspace) -> Result<Self> {
+        apt::ensure(&NEEDS)?;
+        let fuzzers = Self {
+            folder: workspace.target.join("fuzz"),
+            triple: host_triple(workspace)?,
+            found: workspace.root.join("tests/fuzz/corpus"),
+        };
+        let mut cargo = workspace.cargo();
+        cargo
+            .args(["build", "--profile", "fuzz", "-p", PACKAGE, "--bins"])
+            // A target that is named keeps the flags away from build scripts and macros.
+            .args(["--target", &fuzzers.triple])
+            .env("CARGO_TARGET_DIR", &fuzzers.folder)
+            .env("RUSTFLAGS", COVERAGE);
+        step("compile the fuzzers", cargo)?;
+        Ok(fuzzers)
+    }
+
+    fn run(&self, target: Target, seconds: u32) -> Result<()> {
+        let value = target.to_possible_value().context("no such fuzzer")?;
+        let name = value.get_name();
+        let corpus = self.folder.join("corpus").join(name);
+        fs::create_dir_all(&corpus)?;
+        let program = self.folder.join(&self.triple).join("fuzz").join(name);
+        let mut fuzzer = Command::new(program);
+        fuzzer
+            .arg(&corpus)
+            .arg(self.found.join(name))
+            .arg(format!("-max_total_time={seconds}"))
+            // An input that takes longer hangs.
+            .arg("-timeout=10")
+            .arg(format!("-artifact_prefix={}/found-", corpus.display()))
+            .args(["-max_len=4096", "-len_control=20", "-print_final_stats=1"]);
+        step(&format!("fuzz {name}"), fuzzer)
+    }
+}
