@@ -82,7 +82,7 @@ fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<
         carries(&stage, row, numbers.next(), 4000, |pieces| pieces.reverse())?;
         carries(&stage, row, numbers.next(), 4000, |_| {})?;
         carries(&stage, row, numbers.next(), 4000, |pieces| {
-            pieces.rotate_left(1)
+            pieces.rotate_left(1);
         })?;
         // All but the last one twice: a whole datagram makes no second one.
         carries(&stage, row, numbers.next(), 4000, |pieces| {
