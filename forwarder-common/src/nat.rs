@@ -65,7 +65,9 @@ pub fn draw<F: Family, T: Tables<F>>(
         count,
         found: false,
     };
-    tables.attempt(TRIES, &mut search);
+    // Without ports there is no other one.
+    let bare = proto::is_bare(reply.proto, F::ICMP as u32);
+    tables.attempt(if bare { 0 } else { TRIES }, &mut search);
     if !search.found {
         return None;
     }
