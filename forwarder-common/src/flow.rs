@@ -218,20 +218,21 @@ pub fn track<F: Family, T: Tables<F>>(
                 }
             }
         }
-    } else if packet.tuple.proto == proto::UDP {
-        lifetime = timeouts::UDP;
+    } else {
         if reply {
             next = hit.gate.with(0, SEEN_REPLY);
         }
         let age = now.wrapping_sub(flow.created.get());
-        if next.is_replied() && age > timeouts::UDP_STREAM_AFTER {
+        let echo = packet.tuple.proto == F::ICMP as u32;
+        let stream = !echo && next.is_replied() && age > timeouts::UDP_STREAM_AFTER;
+        lifetime = match packet.tuple.proto {
+            _ if echo => timeouts::ICMP,
+            proto::UDP if stream => timeouts::UDP_STREAM,
+            proto::UDP => timeouts::UDP,
+            _ => timeouts::GENERIC,
+        };
+        if stream {
             next = next.with(0, ASSURED);
-            lifetime = timeouts::UDP_STREAM;
-        }
-    } else {
-        lifetime = timeouts::ICMP;
-        if reply {
-            next = hit.gate.with(0, SEEN_REPLY);
         }
     }
     // Lost against another CPU's change: its word stands, this packet goes through all the same.

@@ -67,6 +67,7 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
             tuple.dport = ports.dst;
             answer = reply;
         }
+        bare if proto::is_bare(bare, F::ICMP as u32) => {}
         _ => return None,
     }
     let end = packet.len.saturating_add(packet.l3 as u16);
@@ -149,7 +150,7 @@ pub fn restore<F: Family>(
                 None => true,
             }
         }
-        _ => {
+        icmp if icmp == F::ICMP as u32 => {
             let id = if quote.answer {
                 inner.dport
             } else {
@@ -165,6 +166,7 @@ pub fn restore<F: Family>(
                     None => true,
                 }
         }
+        _ => true,
     };
     written
         && F::readdress(frame, quote.l3 as usize, inner.src, inner.dst, false)

@@ -53,7 +53,8 @@ pub fn draw<F: Family, T: Tables<F>>(
     let found = known != Be16::default() && search.take(known)
         || search.take(sport)
         || flow::end_if_over(tables, &search.reply) && search.take(sport)
-        || search.draw();
+        // Without ports there is no other one.
+        || !proto::is_bare(reply.proto, F::ICMP as u32) && search.draw();
     if !found {
         return None;
     }

@@ -16,6 +16,20 @@ pub mod proto {
     pub const TCP: u32 = 6;
     /// UDP.
     pub const UDP: u32 = 17;
+    /// DCCP.
+    const DCCP: u32 = 33;
+    /// SCTP.
+    const SCTP: u32 = 132;
+    /// UDP-Lite.
+    const UDP_LITE: u32 = 136;
+
+    /// Whether a protocol other than `icmp` has neither ports nor a checksum over the addresses, as
+    /// far as we know: then a packet is translated by its network header alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_bare(number: u32, icmp: u32) -> bool {
+        number != icmp && !matches!(number, TCP | UDP | DCCP | SCTP | UDP_LITE)
+    }
 }
 
 /// A network header, whatever its family.
@@ -52,15 +66,37 @@ pub struct Header<F: Family> {
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Class {
-    /// Any other protocol.
+    /// Whatever cannot be translated.
     #[default]
     Other,
     /// TCP, UDP or an ICMP query with all of its transport header: has a tuple.
     Flow,
+    /// A protocol without ports, such as GRE and ESP: has a tuple of addresses.
+    Bare,
     /// A fragment; its tuple is whole only if it is the first.
     Fragment,
     /// An ICMP error that quotes another packet.
     IcmpError,
+}
+
+impl Class {
+    /// Whether packets of this class may belong to a flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_tuple(self) -> bool {
+        matches!(self, Self::Flow | Self::Bare)
+    }
+
+    /// What a whole packet of a tuple is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(protocol: u32, icmp: u8) -> Self {
+        if proto::is_bare(protocol, icmp as u32) {
+            Self::Bare
+        } else {
+            Self::Flow
+        }
+    }
 }
 
 /// A packet, read.
@@ -327,7 +363,7 @@ pub fn parse<F: Family>(
     let read = transport(frame, &header, packet);
     if header.fragment {
         // What cannot be read is no error: the kernel puts it together before anybody asks.
-        packet.named = read.is_ok() && packet.class as u8 == Class::Flow as u8;
+        packet.named = read.is_ok() && packet.class.has_tuple();
         packet.class = Class::Fragment;
         return Ok(());
     }
@@ -376,6 +412,11 @@ fn transport<F: Family>(
         } else if matches!(icmp.kind, 3 | 4 | REDIRECT | 11 | 12) {
             packet.class = Class::IcmpError;
         }
+    } else if proto::is_bare(header.proto, F::ICMP as u32) {
+        // As much as an ICMP error about it has to quote.
+        let _: [Ports; 2] = frame.read(l4).ok_or(Reason::Truncated)?;
+        octets = 8;
+        packet.class = Class::Bare;
     }
     packet.headers += octets;
     // Too short, and not zero.

@@ -282,7 +282,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     }
     if meta.came_by == 0 {
         let translated = match passage.packet.class {
-            Class::Flow => tables.give_way(&mut passage),
+            Class::Flow | Class::Bare => tables.give_way(&mut passage),
             Class::IcmpError => tables.restore_own_error(&mut passage),
             Class::Fragment | Class::Other => None,
         };
@@ -417,7 +417,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn carry_or_admit(&mut self) -> Reason {
         let carried = match self.packet.class {
-            Class::Flow => self.tables.carry(self),
+            Class::Flow | Class::Bare => self.tables.carry(self),
             Class::IcmpError => self.tables.carry_error(self),
             Class::Fragment | Class::Other => None,
         };
@@ -596,6 +596,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let segment = self.meta.segment;
         let size = if segment == 0 {
             packet.size as u32
+        } else if packet.class as u8 == Class::Bare as u8 {
+            // Only the kernel knows what it will be cut to.
+            u32::MAX
         } else {
             packet.headers as u32 + segment
         };
@@ -721,9 +724,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// A packet of the host's whose answers a container's flow would take: the host's flow gives
     /// way and is translated to another port, as nf_nat does with whoever comes later. `None` for
     /// all others.
+    ///
+    /// Without ports it cannot: then the container's flow ends, and the host's is there before
+    /// another one can be.
     #[inline(always)]
     pub fn give_way(&mut self) -> Option<Reason> {
         let now = self.tables.now();
+        let bare = self.packet.class as u8 == Class::Bare as u8;
         let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot() == HOST;
         let hit = match self
             .current(now)
@@ -732,13 +739,23 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Some(hit) => hit,
             None => {
                 let answers = self.packet.tuple.reversed();
-                let holder = flow::find(self.tables, &answers)?;
-                // Of a flow that is not translated it is the opener's own packet.
-                if holder.dir != REPLY
-                    || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
-                    || !flow::is_current(self.tables, holder.flow, now)
-                {
-                    return None;
+                let holder = flow::find(self.tables, &answers);
+                if bare {
+                    if self.packet.tuple.dst.is_unroutable() {
+                        return None;
+                    }
+                    if let Some(holder) = holder {
+                        flow::end(self.tables, &holder);
+                    }
+                } else {
+                    let holder = holder?;
+                    // Of a flow that is not translated it is the opener's own packet.
+                    if holder.dir != REPLY
+                        || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
+                        || !flow::is_current(self.tables, holder.flow, now)
+                    {
+                        return None;
+                    }
                 }
                 let plan = Plan {
                     original: self.packet.tuple,
@@ -750,13 +767,17 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                     policy: 0,
                 };
                 if let Err(reason) = self.make(&plan, answers, Owner::Host) {
-                    return Some(reason);
+                    // Nothing of the host's own depends on a record.
+                    return if bare { None } else { Some(reason) };
                 }
                 flow::find(self.tables, &self.packet.tuple)?
             }
         };
         if let Err(reason) = self.track(&hit, now) {
             return Some(reason);
+        }
+        if bare {
+            return None;
         }
         let edit = Edit {
             hop: false,

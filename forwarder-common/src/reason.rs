@@ -91,7 +91,7 @@ reasons! {
     Reassembled = Kernel "reassembled" "A fragment: the kernel puts its datagram together.";
     NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
-    HostFlow = Kernel "host-flow" "The host's own, of a flow whose port a container's flow had: translated.";
+    HostFlow = Kernel "host-flow" "The host's own: of a flow whose port a container's flow had, translated; or of a protocol without ports.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
 
     Completed = Again "completed" "The kernel path's other half: the source rewritten on the way out.";
@@ -109,7 +109,7 @@ reasons! {
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
     Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or nobody puts it together.";
-    Protocol = Drop "protocol" "Neither TCP, UDP nor an ICMP query, and would have to be translated.";
+    Protocol = Drop "protocol" "SCTP, DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
     NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
     TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";
@@ -118,7 +118,7 @@ reasons! {
     FlowQuota = Drop "flow-quota" "The container has as many flows open as it may.";
     FlowRate = Drop "flow-rate" "The container opens flows faster than it may.";
     FragmentQuota = Drop "fragment-quota" "The container has as much in incomplete datagrams as it may.";
-    PortsExhausted = Drop "ports-exhausted" "No port is free for a translation.";
+    PortsExhausted = Drop "ports-exhausted" "No port is free for a translation, or the protocol has none and the remote is another's.";
     NoEndpoint = Drop "no-endpoint" "A published port whose container is not there.";
     TargetGone = Drop "target-gone" "The container's device has gone.";
     RouteMoved = Drop "route-moved" "The way out has another source address now: the flow has ended.";

@@ -7,7 +7,7 @@
 use crate::family::{Address, Be16, Be32, Family};
 use crate::flow::End;
 use crate::frame::Frame;
-use crate::parse::{Class, proto};
+use crate::parse::proto;
 use crate::pipeline::{Passage, Side, Steps, mark};
 use crate::quota;
 
@@ -29,7 +29,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     pub fn refuse(&self) -> Option<Refusal<F>> {
         let (tables, packet) = (self.tables, self.packet);
         let told = self.side != Side::Outside
-            && packet.class == Class::Flow
+            && packet.class.has_tuple()
             && !packet.piece
             && !packet.options
             && self.meta.l3 as usize == ETHERNET

@@ -111,8 +111,7 @@ pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
                 dst: edit.dport,
             },
         ),
-        // Only ICMP queries have an identifier; other protocols are never translated.
-        _ => {
+        icmp if icmp == F::ICMP as u32 => {
             let id = if edit.answer { edit.dport } else { edit.sport };
             let Some(old) = frame.read::<Be16>(l4 + ICMP_CHECKSUM) else {
                 return false;
@@ -120,6 +119,7 @@ pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
             frame.write(l4 + ICMP_ID, id)
                 && frame.write(l4 + ICMP_CHECKSUM, checksum::update(old, edit.port_delta))
         }
+        _ => true,
     }
 }
 

@@ -70,6 +70,9 @@ pub const UDP_STREAM_AFTER: Ticks = seconds(2);
 /// ICMP queries (`nf_ct_icmp_timeout`).
 pub const ICMP: Ticks = seconds(30);
 
+/// Protocols without ports (`nf_ct_generic_timeout`).
+pub const GENERIC: Ticks = seconds(600);
+
 /// How long the kernel waits for the rest of a datagram (`net.ipv4.ipfrag_time`).
 pub const REASSEMBLY: Ticks = seconds(30);
 

@@ -24,7 +24,9 @@ pub struct Pinned {
     pub links: BTreeMap<String, u64>,
     /// Ids of the links on the root of all control groups.
     pub sockets: BTreeMap<String, u64>,
-    /// Ids of the programs of both.
+    /// The id of the link that has datagrams put together; its program never changes.
+    pub defrag: BTreeMap<String, u64>,
+    /// Ids of the programs of links and sockets.
     pub programs: BTreeMap<String, u64>,
 }
 
@@ -38,6 +40,7 @@ impl Pinned {
             ("map", &self.maps),
             ("link", &self.links),
             ("link", &self.sockets),
+            ("link", &self.defrag),
             ("prog", &self.programs),
         ];
         for (kind, objects) in kinds {
@@ -75,6 +78,8 @@ impl Host {
                 ("link", &mut pinned.links)
             } else if is_in("sockets") {
                 ("link", &mut pinned.sockets)
+            } else if name == "defrag" {
+                ("link", &mut pinned.defrag)
             } else {
                 ("map", &mut pinned.maps)
             };
@@ -89,7 +94,7 @@ impl Host {
                     .as_u64()
                     .with_context(|| format!("{name}: {text}"))
             };
-            if kind == "link" {
+            if kind == "link" && name != "defrag" {
                 pinned.programs.insert(name.clone(), number("prog_id")?);
             }
             let id = number("id")?;

@@ -245,8 +245,9 @@ fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Re
     let _agent = start(host)?;
     site.new_flows_work()?;
     let pinned = host.pinned()?;
-    // Uplink, bridge, two veths: two programs each, as after a start without kills.
-    assert_eq!(pinned.links.len(), 8, "{pinned:?}");
+    // Uplink, bridge, two veths: two programs each, and one where fragments go round; as after a start
+    // without kills.
+    assert_eq!(pinned.links.len(), 9, "{pinned:?}");
     held.context("never held")?.all_live()
 }
 

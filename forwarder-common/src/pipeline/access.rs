@@ -50,19 +50,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             proto: packet.tuple.proto as u16,
         });
         let open = every || routed && control;
-        match (packet.class, published) {
-            (Class::Flow, Some(published)) => Straight::Flow {
-                mapping: published.mapping,
-                policy: published.policy,
-            },
-            (Class::Flow, None) if open => Straight::Flow {
-                mapping: 0,
-                policy: 0,
-            },
-            (Class::Fragment, published) if open || packet.tail || published.is_some() => {
-                Straight::Unnamed
-            }
-            (Class::Other | Class::IcmpError, _) if open => Straight::Unnamed,
+        let known = published.is_some();
+        let (mapping, policy) = published.map_or((0, 0), |port| (port.mapping, port.policy));
+        match packet.class {
+            Class::Flow if open || known => Straight::Flow { mapping, policy },
+            Class::Fragment if open || known || packet.tail => Straight::Unnamed,
+            Class::Other | Class::Bare | Class::IcmpError if open => Straight::Unnamed,
             _ => Straight::Closed,
         }
     }

@@ -61,7 +61,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 Origin::Leaves(client, Bound::Straight(bridge, network)) => {
                     self.admit_straight(Some(&client), bridge, &network, [0; 6])
                 }
-                Origin::Leaves(client, _) if self.packet.class != Class::Flow => {
+                Origin::Leaves(client, _) if !self.may_have_flow(&client) => {
                     Err(self.without_flow(&client))
                 }
                 Origin::Leaves(client, Bound::Published) => {
@@ -71,6 +71,17 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             },
         };
         refusal.err()
+    }
+
+    /// Whether a container's packet can have a flow: without ports only where it is translated, and
+    /// nothing is published for it.
+    #[inline(always)]
+    fn may_have_flow(&self, client: &Client<F>) -> bool {
+        match self.packet.class {
+            Class::Flow => true,
+            Class::Bare => client.network.flags & network::MASQUERADE != 0,
+            _ => false,
+        }
     }
 
     /// What becomes of a container's packet that can have no flow: it leaves as it is where the
@@ -86,7 +97,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         match self.packet.class {
             Class::IcmpError => Reason::IcmpStray,
             Class::Fragment => Reason::Fragment,
-            Class::Flow | Class::Other => Reason::Protocol,
+            Class::Flow | Class::Bare | Class::Other => Reason::Protocol,
         }
     }
 

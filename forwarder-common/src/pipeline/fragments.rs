@@ -105,13 +105,13 @@ fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -
     if mark != mark::BACK {
         packet.apart = tables.settings().round != 0;
         if packet.apart && packet.named {
-            packet.class = Class::Flow;
+            packet.class = Class::of(packet.tuple.proto, F::ICMP);
         }
         return None;
     }
     tables.mark(0);
     if packet.named {
-        packet.class = Class::Flow;
+        packet.class = Class::of(packet.tuple.proto, F::ICMP);
     }
     if !packet.tail {
         tables.set_train(Train::behind(packet));

@@ -1,0 +1,235 @@
+//! Protocols without ports: translated by their addresses alone, for one container per remote.
+
+#[expect(dead_code, reason = "each subject needs its part of the model")]
+mod model;
+
+use forwarder_common::abi::network;
+use forwarder_common::pipeline::mark;
+use forwarder_common::reason::Reason;
+use forwarder_common::timeouts::{GENERIC, UDP_STREAM_AFTER};
+use model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
+use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac};
+use model::{Arrival, Hook, Host, Target};
+
+const GRE: u32 = 47;
+const ESP: u32 = 50;
+
+fn bare(
+    protocol: u32,
+    src: forwarder_common::family::Be32,
+    dst: forwarder_common::family::Be32,
+) -> Spec {
+    let mut spec = Spec::udp((src, 0), (dst, 0)).payload(40);
+    spec.tuple.proto = protocol;
+    spec
+}
+
+fn sent(host: &Host, veth: u32, spec: &Spec) -> Option<Reason> {
+    host.by_veth(veth, spec).0.reason
+}
+
+#[test]
+fn addresses_are_translated_and_nothing_else() {
+    let host = Host::usual(64);
+    // GRE, ESP, AH, IP in IP, and one that nobody has heard of.
+    for protocol in [GRE, ESP, 51, 4, 143] {
+        let (outcome, packet) = host.by_veth(APP_VETH, &bare(protocol, APP, REMOTE));
+        assert_eq!(outcome.reason, Some(Reason::Forwarded));
+        assert_eq!(packet, bare(protocol, HOST, REMOTE).hops(63).packet());
+        let (outcome, packet) = host.by_uplink(&bare(protocol, REMOTE, HOST));
+        assert_eq!(outcome.reason, Some(Reason::Forwarded));
+        assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
+        assert_eq!(packet, bare(protocol, REMOTE, APP).hops(63).packet());
+    }
+}
+
+#[test]
+fn a_remote_is_one_containers() {
+    let host = Host::usual(64);
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(GRE, APP, REMOTE)),
+        Some(Reason::Forwarded)
+    );
+    // No other number could tell their answers apart.
+    assert_eq!(
+        sent(&host, WEB_VETH, &bare(GRE, WEB, REMOTE)),
+        Some(Reason::PortsExhausted)
+    );
+    assert_eq!(
+        sent(&host, WEB_VETH, &bare(ESP, WEB, REMOTE)),
+        Some(Reason::Forwarded)
+    );
+    assert_eq!(
+        sent(&host, WEB_VETH, &bare(GRE, WEB, CLIENT)),
+        Some(Reason::Forwarded)
+    );
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(GRE, APP, REMOTE)),
+        Some(Reason::Forwarded)
+    );
+}
+
+#[test]
+fn it_lives_for_ten_minutes_and_is_immune_once_it_is_in_use() {
+    let mut host = Host::usual(64);
+    let spec = bare(GRE, APP, REMOTE);
+    sent(&host, APP_VETH, &spec);
+    host.wait(GENERIC - 1);
+    let answer = bare(GRE, REMOTE, HOST);
+    assert_eq!(host.by_uplink(&answer).0.reason, Some(Reason::Forwarded));
+    let assured = |host: &Host| host.flow_of(&spec.tuple).unwrap().1.is_assured();
+    assert!(assured(&host), "{UDP_STREAM_AFTER} ticks have gone by");
+    host.wait(GENERIC);
+    assert_eq!(host.by_uplink(&answer).0.reason, Some(Reason::ToHost));
+    // Its remote is free again.
+    assert_eq!(
+        sent(&host, WEB_VETH, &bare(GRE, WEB, REMOTE)),
+        Some(Reason::Forwarded)
+    );
+}
+
+#[test]
+fn what_covers_the_addresses_by_a_checksum_of_its_own_is_refused() {
+    let host = Host::usual(64);
+    for protocol in [33, 132, 136] {
+        let (outcome, packet) = host.by_veth(APP_VETH, &bare(protocol, APP, REMOTE));
+        assert_eq!(outcome.reason, Some(Reason::Protocol));
+        assert_eq!(packet, bare(protocol, APP, REMOTE).packet());
+    }
+}
+
+#[test]
+fn nothing_comes_in_that_nobody_asked_for() {
+    let host = Host::usual(64);
+    let asked = bare(GRE, REMOTE, HOST);
+    let (outcome, packet) = host.by_uplink(&asked);
+    assert_eq!((outcome.reason, outcome.mark), (Some(Reason::ToHost), 0));
+    assert_eq!(packet, asked.packet());
+    let straight = bare(GRE, REMOTE, APP);
+    assert_eq!(
+        host.by_uplink(&straight).0.reason,
+        Some(Reason::DirectRouting)
+    );
+}
+
+#[test]
+fn the_host_comes_first() {
+    let host = Host::usual(64);
+    let (own, answer) = (bare(ESP, HOST, REMOTE).packet(), bare(ESP, REMOTE, HOST));
+    let says = || host.to_outside(0, 0, &own);
+    let for_the_host = || {
+        let reason = host.by_uplink(&answer).0.reason;
+        assert_eq!(reason, Some(Reason::HostFlow));
+    };
+    // A container has the remote first: no longer than until the host talks to it.
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(ESP, APP, REMOTE)),
+        Some(Reason::Forwarded)
+    );
+    assert_eq!(host.by_uplink(&answer).0.reason, Some(Reason::Forwarded));
+    let (outcome, packet) = says();
+    assert_eq!(
+        (outcome.reason, packet),
+        (Some(Reason::FromHost), own.clone())
+    );
+    for_the_host();
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(ESP, APP, REMOTE)),
+        Some(Reason::PortsExhausted)
+    );
+    assert_eq!(says().0.reason, Some(Reason::FromHost));
+    for_the_host();
+    // Routing protocols speak to groups, which are nobody's remote.
+    let group = bare(89, HOST, model::frames::ip(224, 0, 0, 5));
+    host.to_outside(0, 0, &group.packet());
+    assert!(host.flow_of(&group.tuple).is_none());
+}
+
+#[test]
+fn an_error_from_the_way_quotes_what_the_container_sent() {
+    let host = Host::usual(64);
+    let spec = bare(GRE, APP, REMOTE);
+    let (_, left) = host.by_veth(APP_VETH, &spec);
+    for octets in [28, 60] {
+        let error = Spec::error(TIME_EXCEEDED, CLIENT, HOST, &left, octets);
+        let (outcome, packet) = host.by_uplink(&error);
+        assert_eq!(outcome.reason, Some(Reason::IcmpError));
+        assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
+        assert!(sums_up(&packet));
+        assert_eq!(packet[28..], spec.clone().hops(63).packet()[..octets]);
+    }
+}
+
+#[test]
+fn pieces_go_onward_and_come_back() {
+    let mut host = Host::usual(64);
+    host.settings.round = 90;
+    let whole = bare(GRE, APP, REMOTE).fragment(0).payload(100).packet();
+    let mut frames = Vec::new();
+    for piece in cut(&whole, 48, 7) {
+        let frame = [
+            &mac(BRIDGE),
+            &model::host::far_mac(APP_VETH),
+            &[8, 0][..],
+            &piece,
+        ]
+        .concat();
+        frames.push((piece, frame));
+    }
+    let mut led = 0;
+    for (nth, (piece, mut frame)) in frames.into_iter().enumerate() {
+        let arrival = Arrival {
+            ifindex: APP_VETH,
+            ..Arrival::default()
+        };
+        let outcome = host.run(Hook::ContainerIn, &mut frame, arrival);
+        assert_eq!(outcome.reason, Some(Reason::Reassembled));
+        if nth == 0 {
+            led = outcome.mark;
+        }
+        let (out, packet) = host.to_outside(BRIDGE, led, &piece);
+        assert_eq!(out.reason, Some(Reason::Completed));
+        assert_eq!(packet[12..16], HOST.octets());
+        assert_eq!(packet[20..], piece[20..]);
+    }
+    let answer = bare(GRE, REMOTE, HOST).fragment(0).payload(100).packet();
+    for piece in cut(&answer, 48, 7) {
+        let arrival = Arrival {
+            ifindex: UPLINK,
+            mark: mark::BACK,
+            ..Arrival::default()
+        };
+        let (outcome, packet) = host.raw(Hook::OutsideIn, &piece, arrival);
+        assert_eq!(outcome.reason, Some(Reason::Forwarded));
+        assert_eq!(packet[16..20], APP.octets());
+    }
+}
+
+#[test]
+fn what_is_to_be_cut_is_the_kernels_to_judge() {
+    let host = Host::usual(64);
+    let mut frame = bare(GRE, APP, REMOTE)
+        .between(mac(BRIDGE), model::host::far_mac(APP_VETH))
+        .build();
+    let arrival = Arrival {
+        ifindex: APP_VETH,
+        segment: 100,
+        ..Arrival::default()
+    };
+    let outcome = host.run(Hook::ContainerIn, &mut frame, arrival);
+    assert_eq!(outcome.reason, Some(Reason::TooBig));
+}
+
+#[test]
+fn a_network_that_is_not_translated_is_routed_as_ever() {
+    let mut host = Host::usual(64);
+    host.networks.get_mut(&BRIDGE).unwrap().flags = network::UNPROTECTED;
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(GRE, APP, REMOTE)),
+        Some(Reason::Routed)
+    );
+    assert_eq!(
+        host.by_uplink(&bare(GRE, REMOTE, APP)).0.reason,
+        Some(Reason::Routed)
+    );
+}

@@ -1,0 +1,81 @@
+//! Protocols without ports: there and back by their addresses alone, whole and in pieces.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, ensure};
+use harness::{Packet, eventually};
+
+use crate::SOON;
+use crate::rows::{Outgoing, OutgoingReply, PublishedReply, Row, Stage};
+
+/// GRE, ESP, and one that no kernel knows.
+const PROTOCOLS: [u8; 3] = [47, 50, 143];
+/// "Protocol unreachable", and "communication administratively prohibited".
+const UNKNOWN: [u8; 2] = [3, 2];
+const PROHIBITED: [u8; 2] = [3, 13];
+
+/// A packet of a row, as it is sent and as it has to arrive.
+fn pair(stage: &Stage, row: Row, protocol: u8, octets: usize, number: u16) -> [Packet; 2] {
+    let data = vec![b'0' + row as u8; octets];
+    let packet =
+        |(from, to): (Ipv4Addr, Ipv4Addr)| Packet::new(protocol, from, to, &data).numbered(number);
+    let addresses =
+        |(from, to): (std::net::SocketAddrV4, std::net::SocketAddrV4)| (*from.ip(), *to.ip());
+    [
+        packet(addresses(stage.asked(row))),
+        packet(addresses(stage.given(row))).ttl(63),
+    ]
+}
+
+/// Whether an error of a kind that quotes `about` came to a row's sender.
+fn told(stage: &Stage, row: Row, kind: [u8; 2], about: &Packet) -> Result<()> {
+    let came = stage.came(row, true)?;
+    let told = came.iter().any(|packet| {
+        let quoted = packet.quoted();
+        packet.error_kind() == Some(kind)
+            && quoted.is_some_and(|quoted| about.bytes().starts_with(quoted.bytes()))
+    });
+    ensure!(told, "{row:?}: no error about {about:?}");
+    Ok(())
+}
+
+#[test]
+fn protocols_without_ports_leave_as_the_host_and_their_answers_return() -> Result<()> {
+    let stage = Stage::new("bare", None)?;
+    let mut number = 0x6000;
+    for protocol in PROTOCOLS {
+        for octets in [40, 4000] {
+            for row in [Outgoing, OutgoingReply] {
+                number += 1;
+                let [sent, seen] = pair(&stage, row, protocol, octets, number);
+                for piece in sent.cut(1480).iter().rev() {
+                    stage.send(row, piece)?;
+                }
+                eventually(SOON, || {
+                    let came = stage.came(row, false)?;
+                    let whole = came.contains(&seen) || seen.whole(&came).as_ref() == Some(&seen);
+                    ensure!(whole, "{row:?} brings no {seen:?}");
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_remotes_error_quotes_what_the_container_sent_and_a_second_container_is_told() -> Result<()> {
+    let stage = Stage::new("bare-errors", None)?;
+    let [sent, _] = pair(&stage, Outgoing, 143, 40, 1);
+    stage.send(Outgoing, &sent)?;
+    // The LAN's kernel knows no such protocol.
+    let quoted = sent.ttl(63);
+    eventually(SOON, || told(&stage, Outgoing, UNKNOWN, &quoted))?;
+    let before = stage.scene.count("ports-exhausted")?;
+    let [other, _] = pair(&stage, PublishedReply, 143, 40, 2);
+    stage.send(PublishedReply, &other)?;
+    eventually(SOON, || told(&stage, PublishedReply, PROHIBITED, &other))?;
+    let counted = stage.scene.count("ports-exhausted")?;
+    ensure!(counted == before + 1, "{before}, then {counted}");
+    Ok(())
+}
