@@ -86,6 +86,8 @@ fn what_a_container_may_not_send() {
             "{:?}",
             spec.tuple
         );
+        // Nor does it take anybody's place.
+        assert!(host.flow_of(&spec.tuple).is_none(), "{:?}", spec.tuple);
     }
     for (spec, reason) in [
         (Spec::udp((APP, 1), (WEB, 53)), Reason::Bridged),
