@@ -109,6 +109,14 @@ fn what_may_not_come_from_outside() {
     let host = Host::usual(64);
     for (spec, reason) in [
         (Spec::udp((CLIENT, 1), (WEB, 80)), Reason::DirectRouting),
+        (
+            Spec::udp((CLIENT, 1), (ip(127, 0, 0, 1), 8080)),
+            Reason::Loopback,
+        ),
+        (
+            Spec::udp((ip(127, 0, 0, 1), 1), (HOST, 8080)),
+            Reason::Loopback,
+        ),
         (Spec::udp((CLIENT, 1), (REMOTE, 80)), Reason::NotOurs),
         (Spec::udp((CLIENT, 1), (HOST, 22)), Reason::ToHost),
         (request().fragment(0x2000), Reason::Fragment),
