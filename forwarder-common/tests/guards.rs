@@ -112,6 +112,8 @@ fn what_a_container_may_not_send() {
             "{:?}",
             spec.tuple
         );
+        // Nor does it take anybody's place.
+        assert!(host.flow_of(&spec.tuple).is_none(), "{:?}", spec.tuple);
     }
     for (spec, reason) in [
         (Spec::udp((APP, 1), (WEB, 53)), Reason::Routed),
@@ -133,6 +135,14 @@ fn what_may_not_come_from_outside() {
     let host = Host::usual(64);
     for (spec, reason) in [
         (Spec::udp((CLIENT, 1), (WEB, 80)), Reason::DirectRouting),
+        (
+            Spec::udp((CLIENT, 1), (ip(127, 0, 0, 1), 8080)),
+            Reason::Loopback,
+        ),
+        (
+            Spec::udp((ip(127, 0, 0, 1), 1), (HOST, 8080)),
+            Reason::Loopback,
+        ),
         (Spec::udp((CLIENT, 1), (REMOTE, 80)), Reason::NotOurs),
         (Spec::udp((CLIENT, 1), (HOST, 22)), Reason::ToHost),
         (request().fragment(0x2000), Reason::Fragment),
