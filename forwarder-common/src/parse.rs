@@ -424,7 +424,7 @@ fn transport<F: Family>(
         return Err(Reason::Malformed);
     }
     // Only TCP is put together to more than the field can say.
-    if header.len == 0 && packet.class as u8 != Class::Flow as u8 {
+    if header.len == 0 && header.proto != proto::TCP {
         return Err(Reason::Malformed);
     }
     Ok(())

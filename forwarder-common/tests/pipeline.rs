@@ -343,3 +343,14 @@ fn xdp_takes_known_flows_and_leaves_the_rest_alone() {
     host.ports.clear();
     assert_eq!(run(&host, &request()).0.reason, None);
 }
+
+#[test]
+fn above_the_smallest_mtu_of_a_route_the_kernel_decides() {
+    let mut host = Host::usual(64);
+    host.settings.route_mtu = 1400;
+    let asks = |octets| Spec::udp((APP, 5000), (REMOTE, 53)).payload(octets);
+    for (octets, reason) in [(1372, Reason::Forwarded), (1373, Reason::TooBig)] {
+        let (outcome, _) = host.by_veth(APP_VETH, &asks(octets));
+        assert_eq!(outcome.reason, Some(reason), "{octets}");
+    }
+}

@@ -10,7 +10,7 @@ use forwarder_common::reason::{Path, Reason};
 use forwarder_common::tcp::State;
 use forwarder_common::timeouts::{self, Ticks};
 use forwarder_common::window::{NO_SCALE, UNREAD, scale};
-use model::frames::{ACK, FIN, RST, SYN, Spec};
+use model::frames::{ACK, FIN, RST, SYN, Spec, seal_header};
 use model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
 use model::{Arrival, Hook, Host};
 
@@ -109,6 +109,7 @@ impl Segment<'_> {
         let to = host.devices[&UPLINK].mac;
         let mut frame = self.spec.payload(octets).between(to, [2; 6]).build();
         frame[16..18].fill(0);
+        seal_header(&mut frame[14..]);
         let arrival = Arrival {
             ifindex: UPLINK,
             segment,
