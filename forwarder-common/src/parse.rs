@@ -413,9 +413,6 @@ fn transport<F: Family>(
             packet.class = Class::IcmpError;
         }
     } else if proto::is_bare(header.proto, F::ICMP as u32) {
-        // As much as an ICMP error about it has to quote.
-        let _: [Ports; 2] = frame.read(l4).ok_or(Reason::Truncated)?;
-        octets = 8;
         packet.class = Class::Bare;
     }
     packet.headers += octets;

@@ -24,7 +24,8 @@ pub struct Refusal<F: Family> {
 
 impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Whether and how a container is told that its packet is refused. Not with IP options, which a
-    /// quote of fixed size would cut, nor of a whole train of segments, nor too often.
+    /// quote of fixed size would cut, nor of a whole train of segments, nor of less than a quote has to
+    /// show, nor too often.
     #[inline(always)]
     pub fn refuse(&self) -> Option<Refusal<F>> {
         let (tables, packet) = (self.tables, self.packet);
@@ -33,7 +34,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             && !packet.piece
             && !packet.options
             && self.meta.l3 as usize == ETHERNET
-            && self.meta.segment == 0;
+            && self.meta.segment == 0
+            && self.frame.read::<[Be32; 2]>(packet.l4 as usize).is_some();
         if !told {
             return None;
         }

@@ -89,6 +89,24 @@ fn it_lives_for_ten_minutes_and_is_immune_once_it_is_in_use() {
 }
 
 #[test]
+fn whoever_is_refused_is_told_if_there_is_enough_to_quote() {
+    let host = Host::usual(64);
+    sent(&host, APP_VETH, &bare(GRE, APP, REMOTE));
+    for (octets, told) in [(3, false), (7, false), (8, true)] {
+        let spec = bare(GRE, WEB, REMOTE).payload(octets);
+        let (outcome, packet) = host.by_veth(WEB_VETH, &spec);
+        assert_eq!(outcome.reason, Some(Reason::PortsExhausted));
+        assert_eq!(outcome.target.is_some(), told, "{octets} octets");
+        if told {
+            assert!(sums_up(&packet));
+            assert_eq!(packet[20..22], [3, 13]);
+        }
+    }
+    let short = bare(GRE, APP, REMOTE).payload(3);
+    assert_eq!(sent(&host, APP_VETH, &short), Some(Reason::Forwarded));
+}
+
+#[test]
 fn what_covers_the_addresses_by_a_checksum_of_its_own_is_refused() {
     let host = Host::usual(64);
     for protocol in [33, 132, 136] {

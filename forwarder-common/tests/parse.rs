@@ -113,7 +113,7 @@ fn a_frame_that_ends_within_its_headers_is_truncated() {
                 },
                 ..udp()
             },
-            28,
+            20,
         ),
     ];
     for (spec, headers) in cases {
