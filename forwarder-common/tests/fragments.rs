@@ -8,7 +8,7 @@ use forwarder_common::pipeline::mark;
 use forwarder_common::quota::PIECES;
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::REASSEMBLY;
-use model::frames::{ACK, SYN, Spec, cut, ip};
+use model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
@@ -166,6 +166,13 @@ fn a_piece_without_its_train_goes_nowhere() {
     assert_eq!(back(0, 3), Some(Reason::Forwarded));
     let other = Spec::udp((REMOTE, 40_000), (HOST, 8080));
     let packet = bytes(&piece(other, 1, 3));
+    let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
+    assert_eq!(outcome.reason, Some(Reason::Fragment));
+    // Of another datagram, likewise.
+    assert_eq!(back(0, 3), Some(Reason::Forwarded));
+    let mut packet = bytes(&piece(request(), 1, 3));
+    packet[5] ^= 1;
+    seal_header(&mut packet);
     let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
     assert_eq!(outcome.reason, Some(Reason::Fragment));
 }
