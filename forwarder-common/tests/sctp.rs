@@ -19,11 +19,8 @@ const SCTP: u16 = 132;
 const PORT: u16 = 36_412;
 const LENGTH: usize = 28;
 
-/// The usual cast; `WEB` is published as 8080 by SCTP, too.
 fn host() -> Host {
-    let mut host = Host::usual(64);
-    host.publish((Be32::default(), 8080, SCTP), (WEB, 80));
-    host
+    Host::usual(64)
 }
 
 fn request(chunk: u8) -> Spec {
