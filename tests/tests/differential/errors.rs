@@ -133,7 +133,7 @@ impl Trace {
         kind: ([u8; 2], u32, &str),
     ) -> Shot {
         let extended = kind.0[0] != 4 && kind.0[0] != 5 && kind.0[0] != 12 && self.rng.once_in(3);
-        let echo_or_datagram = !matches!(packet.body, Body::Tcp(_) | Body::Sctp(_));
+        let echo_or_datagram = !matches!(packet.body, Body::Tcp(_));
         let octets = match self.rng.below(3) {
             0 => 8,
             // Cut inside of a header that has its checksum at its end.

@@ -23,7 +23,8 @@ impl Trace {
     /// A step, unless it would need a flow that there is not.
     fn draw(&mut self) -> Option<Step> {
         match self.rng.below(100) {
-            0..=15 => Some(self.open_plain()),
+            0..=13 => Some(self.open_plain()),
+            14..=15 => Some(self.association()),
             16..=25 => Some(self.open_tcp()),
             26..=27 => Some(self.half_open()),
             28 if self.rng.once_in(4) => self.published_source(),
@@ -50,8 +51,7 @@ impl Trace {
             85 => Some(self.among_containers()),
             86 => Some(self.spoofed()),
             87 => Some(self.nowhere()),
-            88 => Some(self.other_protocol()),
-            89 => Some(self.association()),
+            88..=89 => Some(self.other_protocol()),
             90 => Some(self.other_query()),
             91..=92 => Some(self.large()),
             93..=97 => Some(self.in_pieces()),
