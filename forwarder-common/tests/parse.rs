@@ -47,6 +47,9 @@ fn headers_that_contradict_themselves_are_malformed() {
         ("TCP header longer than the packet", with(&tcp(), 32, 0xf0)),
         ("no room for UDP", with(&udp(), 3, 27)),
         ("no room for ICMP", with(&ping, 3, 27)),
+        // Only TCP may be longer than the field can say.
+        ("no length of UDP", with(&udp(), 3, 0)),
+        ("no length of ICMP", with(&ping, 3, 0)),
     ];
     for (name, mut packet) in cases {
         assert_eq!(read(&mut packet).err(), Some(Reason::Malformed), "{name}");

@@ -148,7 +148,7 @@ fn networks_come_and_go_and_containers_change_between_them() -> Result<()> {
     })?;
     let hooks = host.json("status")?["hooks"].clone();
     let devices: Vec<_> = hooks.as_object().context("no hooks")?.keys().collect();
-    assert_eq!(devices, ["docker0", "up0"]);
+    assert_eq!(devices, ["docker0", "forwarder0", "up0"]);
     Ok(())
 }
 

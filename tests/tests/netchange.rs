@@ -212,7 +212,11 @@ fn devices_may_go_down_come_back_and_change_their_names() -> Result<()> {
         Ok(())
     })?;
     let links = site.host.pinned()?.links;
-    assert_eq!(links.len(), 6, "uplink, bridge, one veth: {links:?}");
+    assert_eq!(
+        links.len(),
+        7,
+        "uplink, bridge, one veth, the way round: {links:?}"
+    );
 
     // The uplink itself: its routes go with it and come back by hand, as anywhere.
     site.host.ip("link set up0 down")?;

@@ -1,5 +1,5 @@
-//! A host that fills up: what each next container costs, how soon its ports are in the map, and how
-//! much memory the agent has in the end. Prints its figures.
+//! A host that fills up: what each next container costs, how soon its ports are in the map, how
+//! much memory the agent has in the end, and that nothing stays when all have gone. Prints its figures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -126,6 +126,38 @@ fn resident(agent: &Agent) -> Result<u64> {
     Ok(kilobytes.context("no VmRSS")?.trim().parse::<u64>()? << 10)
 }
 
+/// What containers take up: entries of each map but those of flows, which end by themselves, programs
+/// on devices, and descriptors of the agent.
+fn taken(host: &Host, agent: &Agent) -> Result<(BTreeMap<String, u64>, usize, usize)> {
+    let status = host.json("status")?;
+    let maps = status["maps"].as_object().context("no maps")?;
+    let of_flows = |name: &str| name.contains("FLOW") || name.contains("INDEX");
+    let fills: BTreeMap<_, _> = maps
+        .iter()
+        .filter(|(name, _)| !of_flows(name))
+        .filter_map(|(name, map)| Some((name.clone(), map["fill"].as_u64()?)))
+        .collect();
+    ensure!(fills.len() > 3, "{maps:?}");
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count();
+    Ok((fills, host.pinned()?.links.len(), descriptors))
+}
+
+/// Removes containers, some at a time.
+fn remove(host: &Host, containers: u16) -> Result<()> {
+    let names: Vec<_> = (0..containers).map(|number| format!("c{number}")).collect();
+    scope(|scope| {
+        let some = names.chunks(names.len().div_ceil(4)).map(|names| {
+            scope.spawn(|| {
+                let names = names.iter().map(String::as_str);
+                host.docker(&["rm", "-f"].into_iter().chain(names).collect::<Vec<_>>())
+            })
+        });
+        let all: Vec<_> = some.collect();
+        all.into_iter()
+            .try_for_each(|one| one.join().expect("a removing thread").map(drop))
+    })
+}
+
 /// Fills a host without an agent and one with it in turn, so that whatever else the machine does
 /// slows both.
 fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
@@ -140,6 +172,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     let log = host.state_dir().join("events.log");
     let events = Process::spawn("docker events", &mut command, &log)?;
     let watch = Watch::new(&host)?;
+    let empty = taken(&host, &agent)?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
     scope(|scope| {
         let looking = scope.spawn(|| watch.look(containers * PORTS));
@@ -189,7 +222,17 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     );
     ensure!(most <= PUBLISH, "published after {most:?}");
     ensure!(memory <= RESIDENT, "{memory} octets resident");
-    Ok(())
+
+    let full = taken(&host, &agent)?;
+    ensure!(full.1 >= empty.1 + usize::from(containers), "{full:?}");
+    remove(&host, containers)?;
+    eventually(SOON, || {
+        let left = taken(&host, &agent)?;
+        // A question of ours may still be open, and so may one of the agent's to Docker.
+        let same = (&left.0, left.1) == (&empty.0, empty.1) && left.2 <= empty.2 + 3;
+        ensure!(same, "left: {left:?}; it was {empty:?}");
+        Ok(())
+    })
 }
 
 #[test]

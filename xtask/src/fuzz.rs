@@ -108,7 +108,8 @@ impl Fuzzers {
             // An input that takes longer hangs.
             .arg("-timeout=10")
             .arg(format!("-artifact_prefix={}/found-", corpus.display()))
-            .args(["-max_len=4096", "-len_control=20", "-print_final_stats=1"]);
+            .args(["-max_len=4096", "-len_control=20"])
+            .args(["-verbosity=0", "-print_final_stats=1"]);
         step(&format!("fuzz {name}"), fuzzer)
     }
 }

@@ -183,6 +183,14 @@ impl Stage {
         from.space.send_frame(from.device, &frame)
     }
 
+    /// Sends packets of a row, one right after the other.
+    pub(crate) fn send_all(&self, row: Row, packets: &[Packet]) -> Result<()> {
+        let from = self.ends(row).0;
+        let frame = |packet: &Packet| packet.frame(from.host, from.own);
+        let frames: Vec<_> = packets.iter().map(frame).collect();
+        from.space.send_frames(from.device, &frames)
+    }
+
     /// What came to a row's receiver, or (`back`) to its sender.
     pub(crate) fn came(&self, row: Row, back: bool) -> Result<Vec<Packet>> {
         let (from, to) = self.ends(row);
