@@ -10,6 +10,7 @@ use crate::event::News;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
 use crate::reason::Reason;
+use crate::sctp;
 use crate::tables::Tables;
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
@@ -31,7 +32,7 @@ mod phase {
 
 /// A record's id, phase, state and flags in one word, so that one compare-and-swap decides.
 ///
-/// From the low end: 32 bits of id, 8 of TCP state, 8 of phase, 8 of flags, 8 of zero.
+/// From the low end: 32 bits of id, 8 of TCP's or SCTP's state, 8 of phase, 8 of flags, 8 of zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Gate(pub u64);
 
@@ -51,7 +52,7 @@ impl Gate {
         self.0 as u32
     }
 
-    /// The TCP state's number.
+    /// The number of TCP's or SCTP's state.
     #[inline(always)]
     #[must_use]
     pub const fn state(self) -> u8 {
@@ -218,6 +219,15 @@ pub fn track<F: Family, T: Tables<F>>(
                 }
             }
         }
+    } else if packet.tuple.proto == proto::SCTP {
+        let trusted = flow.legs[(hit.dir ^ 1) & 1].slot() != OUTSIDE;
+        let (to, span) = tables.follow(hit.gate.state(), packet.flags, reply, trusted);
+        let mut flags = if reply { SEEN_REPLY } else { 0 };
+        if to == sctp::State::Open as u8 {
+            flags |= ASSURED;
+        }
+        next = hit.gate.with(to, flags);
+        lifetime = span;
     } else {
         if reply {
             next = hit.gate.with(0, SEEN_REPLY);

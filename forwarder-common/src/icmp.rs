@@ -5,9 +5,11 @@
 
 use crate::abi::Tuple;
 use crate::checksum;
+use crate::crc;
 use crate::family::{Address, Be16, Family};
 use crate::frame::Frame;
 use crate::parse::{IcmpHeader, Packet, Ports, REDIRECT, proto};
+use crate::rewrite::SCTP_CHECKSUM;
 
 /// The packet that an ICMP error quotes.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +56,7 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
     };
     let mut answer = false;
     match header.proto {
-        proto::TCP | proto::UDP => {
+        proto::TCP | proto::UDP | proto::SCTP => {
             let ports: Ports = frame.read(l4)?;
             let _: Ports = frame.read(l4 + 4)?;
             tuple.sport = ports.src;
@@ -150,6 +152,14 @@ pub fn restore<F: Family>(
                 None => true,
             }
         }
+        // Its checksum takes more: see `restore_crc`.
+        proto::SCTP => frame.write(
+            quote.l4 as usize,
+            Ports {
+                src: inner.sport,
+                dst: inner.dport,
+            },
+        ),
         icmp if icmp == F::ICMP as u32 => {
             let id = if quote.answer {
                 inner.dport
@@ -175,6 +185,44 @@ pub fn restore<F: Family>(
             checksum::update(icmp.checksum, absorb),
         )
         && F::readdress(frame, packet.l3 as usize, outer.src, outer.dst, outer.hop)
+}
+
+/// The ports of a tuple as a packet's first four octets.
+#[inline(always)]
+pub(crate) fn ports<F: Family>(tuple: &Tuple<F>) -> u32 {
+    bytemuck::cast(Ports {
+        src: tuple.sport,
+        dst: tuple.dport,
+    })
+}
+
+/// Restores the checksum of a quoted SCTP packet after its ports, where the quote reaches that far:
+/// the quoted header says how far away the packet's end was. `ports` are the packet's first four
+/// octets, as they were quoted and as they are by now.
+#[inline(always)]
+pub fn restore_crc<F: Family>(
+    frame: &mut Frame<'_>,
+    packet: &Packet<F>,
+    ports: [u32; 2],
+    shift: impl FnOnce(u32, u16) -> u32,
+) -> bool {
+    let l3 = quoted_at(packet);
+    let Ok(header) = F::header(frame, l3) else {
+        return false;
+    };
+    let at = header.l4 + SCTP_CHECKSUM;
+    if at + size_of::<u32>() > packet.len as usize + packet.l3 as usize {
+        return true;
+    }
+    let (Some(before), Some(icmp)) = (frame.read(at), frame.read::<IcmpHeader>(packet.l4 as usize))
+    else {
+        return true;
+    };
+    let octets = header.len - (header.l4 - l3) as u16;
+    let after = crc::update(before, ports, octets, shift);
+    let [old, new] = [before, after].map(|crc| checksum::fold(crc) as u32);
+    let sum = checksum::update(icmp.checksum, checksum::delta(old, new));
+    frame.write(at, after) && frame.write(packet.l4 as usize + 2, sum)
 }
 
 /// The quoted transport checksum, where the quote reaches that far.

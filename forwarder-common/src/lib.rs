@@ -2,7 +2,7 @@
 //!
 //! Start reading in [`pipeline`]: it tells a packet's story from top to bottom. The rest is what
 //! the story needs: [`frame`] and [`parse`] read bytes, [`flow`], [`tcp`], [`window`] and [`nat`]
-//! decide, [`rewrite`] and [`icmp`] write; [`quota`] bounds what one container may open, and [`refusal`] tells
+//! decide (so does [`sctp`]), [`rewrite`] and [`icmp`] write, with [`checksum`] and [`crc`]; [`quota`] bounds what one container may open, and [`refusal`] tells
 //! it so. [`socket`] is a story of its own, without packets; so is [`errand`], and [`event`] is what is
 //! told of flows. [`abi`] is what the programs and the agent share in maps;
 //! [`tables`] is the door through which the brain reaches them.
@@ -13,6 +13,7 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod crc;
 pub mod errand;
 pub mod event;
 pub mod family;
@@ -26,6 +27,7 @@ pub mod quota;
 pub mod reason;
 pub mod refusal;
 pub mod rewrite;
+pub mod sctp;
 pub mod socket;
 pub mod tables;
 pub mod tcp;

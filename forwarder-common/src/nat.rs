@@ -205,7 +205,7 @@ pub fn find<F: Family>(
 /// 1024, or above, as nf_nat has it; ICMP identifiers have no classes.
 #[inline(always)]
 const fn class(port: Be16, protocol: u32) -> (u16, u32) {
-    if protocol != proto::TCP && protocol != proto::UDP {
+    if !matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
         (0, 65_536)
     } else if port.get() < 512 {
         (1, 511)

@@ -19,7 +19,7 @@ pub mod proto {
     /// DCCP.
     const DCCP: u32 = 33;
     /// SCTP.
-    const SCTP: u32 = 132;
+    pub const SCTP: u32 = 132;
     /// UDP-Lite.
     const UDP_LITE: u32 = 136;
 
@@ -69,7 +69,7 @@ pub enum Class {
     /// Whatever cannot be translated.
     #[default]
     Other,
-    /// TCP, UDP or an ICMP query with all of its transport header: has a tuple.
+    /// TCP, UDP, SCTP or an ICMP query with all of its transport header: has a tuple.
     Flow,
     /// A protocol without ports, such as GRE and ESP: has a tuple of addresses.
     Bare,
@@ -120,7 +120,7 @@ pub struct Packet<F: Family> {
     pub headers: u16,
     /// Hops left.
     pub hops: u8,
-    /// TCP's flag octet; 0 for others.
+    /// TCP's flag octet, the type of SCTP's first chunk; 0 for others.
     pub flags: u8,
     /// TCP's sequence number.
     pub seq: u32,
@@ -256,7 +256,7 @@ impl Family for V4 {
     }
 }
 
-/// Source and destination port, the first octets of TCP and UDP.
+/// Source and destination port, the first octets of TCP, UDP and SCTP.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct Ports {
@@ -275,6 +275,17 @@ struct TcpTail {
     window: Be16,
     checksum: Be16,
     urgent: Be16,
+}
+
+/// SCTP's common header after the ports, and its first chunk's (RFC 9260 sections 3.1 and 3.2).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SctpTail {
+    tag: Be32,
+    checksum: Be32,
+    chunk: u8,
+    flags: u8,
+    length: Be16,
 }
 
 /// ICMP's first eight octets (RFC 792).
@@ -412,6 +423,14 @@ fn transport<F: Family>(
         } else if matches!(icmp.kind, 3 | 4 | REDIRECT | 11 | 12) {
             packet.class = Class::IcmpError;
         }
+    } else if header.proto == proto::SCTP {
+        let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
+        let tail: SctpTail = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
+        octets = 16;
+        packet.tuple.sport = ports.src;
+        packet.tuple.dport = ports.dst;
+        packet.flags = tail.chunk;
+        packet.class = Class::Flow;
     } else if proto::is_bare(header.proto, F::ICMP as u32) {
         packet.class = Class::Bare;
     }

@@ -89,6 +89,8 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn give_way(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::restore_own_error`].
     fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::restore_crc`].
+    fn restore_crc(&self, passage: &mut Passage<'_, F, Self>, ports: [u32; 2]);
     /// [`Passage::scale`].
     fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
     /// The folded ones' complement sum of everything from the transport header on, however far the
@@ -460,6 +462,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if !self.is_let_in(hit.flow) {
             return Some(Reason::Policy);
         }
+        if self.is_inseparable(hit.flow) {
+            return Some(Reason::Fragment);
+        }
         let way = self.steer(&hit, now);
         if let Way::Refuse(reason) = way {
             return Some(reason);
@@ -497,7 +502,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Moves the flow on by the packet: why it does not fit, otherwise.
     #[inline(always)]
     fn track(&self, hit: &Hit<'_, F>, now: Ticks) -> Result<(), Reason> {
-        let scale = if self.packet.flags & tcp::SYN == 0 {
+        let scale = if self.packet.flags & tcp::SYN == 0 || self.packet.tuple.proto != proto::TCP {
             window::NO_SCALE
         } else {
             self.tables.scale(self)
@@ -507,6 +512,17 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             len => len as u32,
         };
         flow::track(self.tables, hit, self.packet, len, scale, now)
+    }
+
+    /// Whether a packet is a piece of a datagram that can only be translated whole: SCTP's checksum
+    /// follows a port by its distance from the datagram's end, which a piece does not know.
+    #[inline(always)]
+    fn is_inseparable(&self, flow: &Flow<F>) -> bool {
+        if !self.packet.piece || self.packet.tuple.proto != proto::SCTP {
+            return false;
+        }
+        let (asked, answer) = (flow.tuples[ORIGINAL].get(), flow.tuples[REPLY].get());
+        asked.sport != answer.dport || asked.dport != answer.sport
     }
 
     /// The window scale that a SYN offers: see [`window::scale()`].
@@ -596,7 +612,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let segment = self.meta.segment;
         let size = if segment == 0 {
             packet.size as u32
-        } else if packet.class as u8 == Class::Bare as u8 {
+        } else if packet.class as u8 == Class::Bare as u8 || packet.tuple.proto == proto::SCTP {
             // Only the kernel knows what it will be cut to.
             u32::MAX
         } else {
@@ -700,6 +716,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             } else {
                 Reason::FromHost
             });
+        }
+        if self.is_inseparable(flow) {
+            return Some(Reason::Fragment);
         }
         if after.dst == old.src && (packet.tail || after.dport == old.sport) {
             self.tables.mark(0);

@@ -108,10 +108,10 @@ reasons! {
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
-    Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or nobody puts it together.";
-    Protocol = Drop "protocol" "SCTP, DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";
+    Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or is SCTP whose ports change, or nobody puts it together.";
+    Protocol = Drop "protocol" "DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";
-    NoFlow = Drop "no-flow" "TCP that neither belongs to a flow nor may open one.";
+    NoFlow = Drop "no-flow" "TCP or SCTP that neither belongs to a flow nor may open one.";
     TcpState = Drop "tcp-state" "TCP that does not fit its flow's state.";
     TcpWindow = Drop "tcp-window" "TCP whose sequence numbers lie outside of its connection's windows.";
     TableFull = Drop "table-full" "No flow record is free.";

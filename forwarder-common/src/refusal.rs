@@ -51,10 +51,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if !quota::may_answer(tables, End { slot, incarnation }) {
             return None;
         }
-        // All of a TCP header: where its checksum is still to be finished, the kernel does not let
+        // All of a header with a checksum at its end: where that is still to be finished, the kernel does not let
         // the packet be cut before that.
         let transport = if packet.tuple.proto == proto::TCP {
             TCP_HEADER
+        } else if packet.tuple.proto == proto::SCTP {
+            SCTP_HEADER
         } else {
             QUOTED_TRANSPORT
         };
@@ -74,6 +76,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
 const ETHERNET: usize = 14;
 /// Of a TCP header, all that is no option.
 const TCP_HEADER: u8 = 20;
+/// SCTP's common header.
+const SCTP_HEADER: u8 = 12;
 /// Of other transports, what RFC 792 demands: there is no more of theirs.
 const QUOTED_TRANSPORT: u8 = 8;
 

@@ -6,15 +6,18 @@
 //! (`CHECKSUM_PARTIAL`). The twin test holds the two equal.
 
 use crate::checksum;
+use crate::crc;
 use crate::family::{Be16, Family};
 use crate::frame::Frame;
 use crate::parse::{Packet, Ports, proto};
 
-/// The ways out of a hook, beside "pass" and "drop", which the reason alone says. Nothing reads
-/// the packet after any of them.
+/// The ways out of a hook, beside "pass" and "drop", which the reason alone says. They note where the
+/// packet goes once the program has ended; until then it may be written to.
 pub trait Exit<F: Family> {
     /// Writes an edit into the packet.
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<F>);
+    /// [`crc::shift`].
+    fn shift(&self, register: u32, octets: u16) -> u32;
     /// Sets the packet's mark.
     fn mark(&self, mark: u32);
     /// Into the namespace of the veth at this index (`bpf_redirect_peer`; XDP: its device map).
@@ -87,15 +90,22 @@ impl<F: Family> Edit<F> {
     }
 }
 
+/// SCTP's checksum, from its header's start.
+pub(crate) const SCTP_CHECKSUM: usize = 8;
 const ICMP_CHECKSUM: usize = 2;
 const ICMP_ID: usize = 4;
 
 /// Writes network and transport header, but not the TCP or UDP checksum. ICMP's checksum
-/// has no pseudo header and is never left to a device: it is finished here.
+/// has no pseudo header and is never left to a device: it is finished here. SCTP's is brought along
+/// by `shift`, which is [`crc::shift`].
 ///
 /// `false` if the frame is shorter than the packet that was parsed, which cannot be.
 #[inline(always)]
-pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
+pub fn headers<F: Family>(
+    frame: &mut Frame<'_>,
+    edit: &Edit<F>,
+    shift: impl FnOnce(u32, u16) -> u32,
+) -> bool {
     if !F::readdress(frame, edit.l3 as usize, edit.src, edit.dst, edit.hop) {
         return false;
     }
@@ -111,6 +121,22 @@ pub fn headers<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
                 dst: edit.dport,
             },
         ),
+        proto::SCTP => {
+            let (Some(old), Some(crc)) = (frame.read(l4), frame.read(l4 + SCTP_CHECKSUM)) else {
+                return false;
+            };
+            let new = bytemuck::cast(Ports {
+                src: edit.sport,
+                dst: edit.dport,
+            });
+            // What is behind the packet in its frame is not the checksum's.
+            let Ok(header) = F::header(frame, edit.l3 as usize) else {
+                return false;
+            };
+            let octets = header.len - (header.l4 - edit.l3 as usize) as u16;
+            let crc = crc::update(crc, [old, new], octets, shift);
+            frame.write(l4 + SCTP_CHECKSUM, crc) && frame.write(l4, new)
+        }
         icmp if icmp == F::ICMP as u32 => {
             let id = if edit.answer { edit.dport } else { edit.sport };
             let Some(old) = frame.read::<Be16>(l4 + ICMP_CHECKSUM) else {

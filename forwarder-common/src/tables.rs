@@ -126,6 +126,8 @@ pub trait Tables<F: Family> {
     fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared;
     /// [`crate::window::settle`], of the same.
     fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate;
+    /// [`crate::sctp::follow`], the state by its number.
+    fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks);
 
     /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
     fn tell(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News);

@@ -1,6 +1,6 @@
 //! Every timeout of the datapath, in one table, and the clock that they are counted in.
 //!
-//! The values are those of Linux' `nf_conntrack` (`nf_conntrack_proto_{tcp,udp,icmp}.c`), so that
+//! The values are those of Linux' `nf_conntrack` (`nf_conntrack_proto_{tcp,udp,icmp,sctp}.c`), so that
 //! a connection lives as long through the forwarder as through iptables.
 
 use crate::tcp::State;
@@ -69,6 +69,19 @@ pub const UDP_STREAM_AFTER: Ticks = seconds(2);
 
 /// ICMP queries (`nf_ct_icmp_timeout`).
 pub const ICMP: Ticks = seconds(30);
+
+/// SCTP: an association that is open (`SCTP_CONNTRACK_ESTABLISHED`).
+pub const SCTP: Ticks = seconds(210);
+
+/// SCTP: cookies go to and fro, or its end is being agreed upon (`SCTP_CONNTRACK_COOKIE_WAIT` and
+/// others).
+pub const SCTP_HANDSHAKE: Ticks = seconds(3);
+
+/// SCTP: asked whether the other end is there (`SCTP_CONNTRACK_HEARTBEAT_SENT`).
+pub const SCTP_HEARTBEAT: Ticks = seconds(30);
+
+/// SCTP: at its very beginning or end (`SCTP_CONNTRACK_CLOSED`); the beginning is [`UNTRACKED`].
+pub const SCTP_CLOSED: Ticks = seconds(10);
 
 /// Protocols without ports (`nf_ct_generic_timeout`).
 pub const GENERIC: Ticks = seconds(600);

@@ -106,7 +106,7 @@ fn what_has_no_flow_is_routed_past_both_guards() {
     assert_eq!(unmarked, Some(Reason::DirectRouting));
 
     let mut outward = Spec::udp((WEB, 0), (REMOTE, 0));
-    outward.tuple.proto = 132;
+    outward.tuple.proto = 136;
     let (outcome, packet) = host.by_veth(WEB_VETH, &outward);
     assert_eq!(outcome.reason, Some(Reason::Routed));
     let (outcome, _) = host.to_outside(BRIDGE, 0, &packet);

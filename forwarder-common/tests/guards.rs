@@ -33,7 +33,7 @@ fn what_a_container_may_not_send() {
     host.networks.get_mut(&OTHER_BRIDGE).unwrap().flags |= network::INTERNAL;
     let other = Spec {
         tuple: forwarder_common::abi::Tuple {
-            proto: 132,
+            proto: 136,
             ..query().tuple
         },
         ..query()

@@ -375,6 +375,12 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks) {
+        let next = steps::follow(state as u32, chunk as u32, reply as u32, trusted as u32);
+        (next as u8, (next >> 32) as Ticks)
+    }
+
+    #[inline(always)]
     fn route(&self, ifindex: u32, tuple: &Tuple<V4>) -> Route<V4> {
         // SAFETY: plain integers, for which zero is a value.
         let mut params: bpf_fib_lookup = unsafe { zeroed() };

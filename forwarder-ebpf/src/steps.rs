@@ -6,9 +6,11 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use forwarder_common::abi::FlowRef;
+use forwarder_common::crc::Shift;
 use forwarder_common::event::News;
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::quota;
+use forwarder_common::sctp;
 use forwarder_common::tables::Tables as _;
 use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
@@ -81,4 +83,22 @@ pub extern "C" fn claim(index: u32, gate: u64, why: u32) -> u64 {
 pub extern "C" fn charge(slot: u32, incarnation: u32) -> u64 {
     let opener = End { slot, incarnation };
     quota::charge(&Kernel { ctx: Nowhere }, opener).map_or(NONE, |reason| reason as u64)
+}
+
+/// [`crc::shift`](forwarder_common::crc::shift).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn shift(register: u32, octets: u32) -> u64 {
+    let mut shift = Shift::new(register, octets as u16);
+    Kernel { ctx: Nowhere }.attempt(Shift::STEPS, &mut shift);
+    shift.register as u64
+}
+
+/// [`sctp::follow`]: the state by its number, above it the span.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follow(state: u32, chunk: u32, reply: u32, trusted: u32) -> u64 {
+    let state = sctp::State::from_u8(state as u8);
+    let (state, span) = sctp::follow(state, chunk as u8, reply != 0, trusted != 0);
+    (span as u64) << 32 | state as u64
 }

@@ -24,6 +24,7 @@ use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
 use crate::maps::{PASSING, Passing};
+use crate::steps;
 
 /// Network header's place behind an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -169,6 +170,11 @@ macro_rules! steps {
             )+
 
             #[inline(always)]
+            fn restore_crc(&self, _: &mut TcPassage<'_>, [before, after]: [u32; 2]) {
+                tc_restore_crc(self.ctx.skb.skb, before, after);
+            }
+
+            #[inline(always)]
             fn scale(&self, _: &TcPassage<'_>) -> u8 {
                 tc_scale(self.ctx.skb.skb) as u8
             }
@@ -241,6 +247,14 @@ fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) ->
         packet,
     };
     Some(step(&mut passage))
+}
+
+/// [`Passage::restore_crc`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_restore_crc(skb: *mut __sk_buff, before: u32, after: u32) -> u32 {
+    let _ = resume(skb, |passage| passage.restore_crc([before, after]));
+    0
 }
 
 /// [`Passage::scale`], whose octet it is.
@@ -362,7 +376,9 @@ impl Exit<V4> for Kernel<TcContext> {
     /// is finished. Last: the helper invalidates the frame.
     #[inline(always)]
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
-        if !rewrite::headers(frame, edit) || !edit.transport {
+        if !rewrite::headers(frame, edit, |register, octets| self.shift(register, octets))
+            || !edit.transport
+        {
             return;
         }
         let Some(at) = edit.checksum_at() else { return };
@@ -379,6 +395,11 @@ impl Exit<V4> for Kernel<TcContext> {
                 bpf_l4_csum_replace(skb, at as u32, 0, edit.port_delta as u64, mangled);
             }
         }
+    }
+
+    #[inline(always)]
+    fn shift(&self, register: u32, octets: u16) -> u32 {
+        steps::shift(register, octets as u32) as u32
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::window;
 
 use crate::kernel::{Kernel, count};
+use crate::steps;
 use crate::tc::ETHERNET;
 
 const ETHERTYPE: usize = 12;
@@ -50,7 +51,13 @@ pub fn run(ctx: &XdpContext) -> u32 {
 impl Exit<V4> for Kernel<XdpContext> {
     #[inline(always)]
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
-        let _ = rewrite::headers(frame, edit) && rewrite::checksum(frame, edit);
+        let _ = rewrite::headers(frame, edit, |register, octets| self.shift(register, octets))
+            && rewrite::checksum(frame, edit);
+    }
+
+    #[inline(always)]
+    fn shift(&self, register: u32, octets: u16) -> u32 {
+        steps::shift(register, octets as u32) as u32
     }
 
     #[inline(always)]
@@ -88,6 +95,9 @@ macro_rules! no_steps {
                     None
                 }
             )+
+
+            #[inline(always)]
+            fn restore_crc(&self, _: &mut Passage<'_, V4, Self>, _: [u32; 2]) {}
 
             #[inline(always)]
             fn scale(&self, _: &Passage<'_, V4, Self>) -> u8 {

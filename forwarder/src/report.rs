@@ -280,6 +280,7 @@ fn proto_name(number: u32) -> String {
     match number {
         proto::TCP => "tcp".to_owned(),
         proto::UDP => "udp".to_owned(),
+        proto::SCTP => "sctp".to_owned(),
         proto::ICMP => "icmp".to_owned(),
         other => other.to_string(),
     }

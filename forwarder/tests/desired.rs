@@ -294,6 +294,19 @@ fn only_running_containers_publish() {
 }
 
 #[test]
+fn each_protocol_with_ports_is_published_under_its_number() {
+    for (proto, number) in [(Proto::Tcp, 6), (Proto::Udp, 17), (Proto::Sctp, 132)] {
+        let mut world = world();
+        for container in world.containers.values_mut() {
+            container.ports[0].proto = proto;
+        }
+        let tables = derive(&world);
+        let numbers: Vec<u16> = tables.published.keys().map(|key| key.proto).collect();
+        assert_eq!(numbers, [number]);
+    }
+}
+
+#[test]
 fn what_a_shim_has_bound_comes_before_what_is_listed() {
     let mut world = world();
     let listed = derive(&world).published;

@@ -23,6 +23,20 @@ pub mod proto {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// An SCTP packet's checksum, as it stands in its header: a CRC32c, octet by octet, over all but itself.
+#[must_use]
+pub fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
+    let octets = [&transport[..8], &[0; 4], &transport[12..]].concat();
+    let crc = octets.into_iter().fold(!0_u32, |crc, octet| {
+        (0..8).fold(crc ^ u32::from(octet), |crc, _| {
+            crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 }
+        })
+    });
+    (!crc).to_le_bytes()
 }
 
 /// An IPv4 packet from its network header on.
@@ -51,6 +65,16 @@ impl Packet {
         let mut transport: Vec<u8> = words.into_iter().flat_map(u16::to_be_bytes).collect();
         transport.extend(payload);
         Self::new(proto::UDP, *from.ip(), *to.ip(), &transport)
+    }
+
+    /// An SCTP packet of one chunk, by its type and content.
+    #[must_use]
+    pub fn sctp(from: SocketAddrV4, to: SocketAddrV4, kind: u8, content: &[u8]) -> Self {
+        let mut transport = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+        let length = (4 + content.len() as u16).to_be_bytes();
+        transport.extend([1, 2, 3, 4, 0, 0, 0, 0, kind, 0, length[0], length[1]]);
+        transport.extend(content);
+        Self::new(proto::SCTP, *from.ip(), *to.ip(), &transport)
     }
 
     /// A TCP segment without payload.
@@ -144,6 +168,9 @@ impl Packet {
             // UDP's zero means that there is none.
             let none = checksum == 0 && self.protocol() == proto::UDP;
             self.put(header + at, if none { 0xffff } else { checksum });
+        }
+        if let Some(crc) = self.crc() {
+            self.0[header + 8..header + 12].copy_from_slice(&crc);
         }
         self
     }
@@ -304,6 +331,10 @@ impl Packet {
                 "transport checksum of {self:?}"
             );
         }
+        if let Some(crc) = self.crc().filter(|_| whole && !self.is_fragment()) {
+            let right = self.transport()[8..12] == crc;
+            ensure!(right, "SCTP's checksum of {self:?}");
+        }
         self.quoted()
             .map_or(Ok(()), |quoted| quoted.check().context("quoted"))
     }
@@ -333,6 +364,13 @@ impl Packet {
             _ => return None,
         };
         (self.transport().len() >= header).then_some(at)
+    }
+
+    /// What SCTP's checksum has to be (RFC 9260 section 6.8).
+    fn crc(&self) -> Option<[u8; 4]> {
+        let transport = self.transport();
+        let sctp = self.protocol() == proto::SCTP && transport.len() >= 12;
+        sctp.then(|| sctp_checksum(transport))
     }
 
     fn transport_sum(&self) -> u16 {

@@ -44,14 +44,16 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Straight::Closed;
         }
         let control = packet.tuple.proto == F::ICMP as u32;
-        let published = self.tables.published(&PortKey {
+        // Taken apart at once: of an `Option` that lives on, LLVM copies what `None` does not have.
+        let (known, mapping, policy) = match self.tables.published(&PortKey {
             addr: packet.tuple.dst,
             port: packet.tuple.dport,
             proto: packet.tuple.proto as u16,
-        });
+        }) {
+            Some(port) => (true, port.mapping, port.policy),
+            None => (false, 0, 0),
+        };
         let open = every || routed && control;
-        let known = published.is_some();
-        let (mapping, policy) = published.map_or((0, 0), |port| (port.mapping, port.policy));
         match packet.class {
             Class::Flow if open || known => Straight::Flow { mapping, policy },
             Class::Fragment if open || known || packet.tail => Straight::Unnamed,

@@ -8,6 +8,7 @@ use crate::flow::{self, End, Plan};
 use crate::nat::{self, Owner};
 use crate::parse::{Class, proto};
 use crate::reason::Reason;
+use crate::sctp;
 use crate::tables::{Route, Tables};
 use crate::tcp::{self, Opening};
 
@@ -358,6 +359,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 Opening::PickUp => self.tables.settings().tcp_strict == 0,
                 Opening::Refuse => false,
             }
+        } else if self.packet.tuple.proto == proto::SCTP {
+            sctp::opens(self.packet.flags)
         } else {
             !self.packet.answer
         }

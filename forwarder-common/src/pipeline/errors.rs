@@ -4,7 +4,8 @@ use super::{Passage, Side, Steps, Way, mark};
 use crate::abi::Tuple;
 use crate::family::{Address, Family};
 use crate::flow::{self, Hit, ORIGINAL, REPLY};
-use crate::icmp::{self, Outer};
+use crate::icmp::{self, Outer, Quote};
+use crate::parse::proto;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
@@ -50,22 +51,25 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             hop,
         };
         icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
-        match way {
+        let carried = match way {
             Way::Peer(endpoint) => {
                 let _ = self.frame.write(0, endpoint.macs);
                 self.tables.to_peer(endpoint.ifindex);
-                Some(Reason::IcmpError)
+                Reason::IcmpError
             }
             Way::Neighbour(ifindex, next_hop) => {
                 self.tables.to_neighbour(ifindex, next_hop);
-                Some(Reason::IcmpError)
+                Reason::IcmpError
             }
             Way::HandOn(reason) => {
                 self.tables.mark(mark::flow(hit.index, hit.dir, false));
-                Some(reason)
+                reason
             }
-            Way::Refuse(_) => None,
-        }
+            Way::Refuse(_) => return None,
+        };
+        // At the end: the verifier goes through what follows twice.
+        self.finish(&quote, &sent);
+        Some(carried)
     }
 
     /// The host's own error about a packet that it was handed: its quote shows a translated one.
@@ -99,8 +103,25 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             dst,
             hop: false,
         };
-        icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer)
-            .then_some(Reason::HostError)
+        let whole = icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
+        self.finish(&quote, &sent);
+        whole.then_some(Reason::HostError)
+    }
+
+    /// The step after [`icmp::restore`] that a quote of SCTP needs: see [`icmp::restore_crc`].
+    #[inline(always)]
+    pub fn restore_crc(&mut self, ports: [u32; 2]) {
+        let shift = |register, octets| self.tables.shift(register, octets);
+        icmp::restore_crc(&mut self.frame, self.packet, ports, shift);
+    }
+
+    /// The rest of the restoring, in what needs it.
+    #[inline(always)]
+    fn finish(&mut self, quote: &Quote<F>, sent: &Tuple<F>) {
+        if sent.proto == proto::SCTP {
+            let ports = [&quote.tuple, sent].map(icmp::ports);
+            self.tables.restore_crc(self, ports);
+        }
     }
 
     /// The flow of a packet as the host is handed it: with the destination translated and the source

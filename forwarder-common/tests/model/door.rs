@@ -6,6 +6,7 @@ use forwarder_common::abi::{
     Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
     Settings, TrustKey, Tuple,
 };
+use forwarder_common::crc;
 use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::flow::{self, End, Gate};
@@ -16,6 +17,7 @@ use forwarder_common::pipeline::{Meta, Passage, Side, Steps, mark};
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
+use forwarder_common::sctp;
 use forwarder_common::tables::{Attempt, Route, Tables};
 use forwarder_common::timeouts::Ticks;
 use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
@@ -260,6 +262,10 @@ impl Tables<V4> for Host {
         let windows = &self.flows[index as usize].windows;
         Prepared::unpack(window::prepare(windows, gate, &segment).pack())
     }
+    fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks) {
+        let (state, span) = sctp::follow(sctp::State::from_u8(state), chunk, reply, trusted);
+        (state as u8, span)
+    }
     fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
         let segment = Segment::unpack(segment.pack());
         let lead = Lead::unpack(lead.pack());
@@ -317,8 +323,12 @@ impl Tables<V4> for Host {
 
 impl Exit<V4> for Host {
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
-        let whole = rewrite::headers(frame, edit) && rewrite::checksum(frame, edit);
+        let whole = rewrite::headers(frame, edit, crc::shift) && rewrite::checksum(frame, edit);
         assert!(whole, "half a packet written: {edit:?}");
+    }
+
+    fn shift(&self, register: u32, octets: u16) -> u32 {
+        crc::shift(register, octets)
     }
 
     fn mark(&self, mark: u32) {
@@ -372,6 +382,9 @@ impl Steps<V4> for Host {
 
     fn restore_own_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
         passage.restore_own_error()
+    }
+    fn restore_crc(&self, passage: &mut Passage<'_, V4, Self>, ports: [u32; 2]) {
+        passage.restore_crc(ports);
     }
     fn scale(&self, passage: &Passage<'_, V4, Self>) -> u8 {
         passage.scale()

@@ -36,7 +36,7 @@ pub(crate) struct Spec {
     pub(crate) numbers: (u32, u32, u16),
     /// TCP's options, a multiple of four octets.
     pub(crate) tcp_options: Vec<u8>,
-    /// UDP without checksum.
+    /// UDP without checksum, SCTP with one that is left to others.
     pub(crate) unsummed: bool,
 }
 
@@ -94,6 +94,14 @@ impl Spec {
 
     pub(crate) fn udp(src: (Be32, u16), dst: (Be32, u16)) -> Self {
         Self::new(proto::UDP, src, dst)
+    }
+
+    /// SCTP with one chunk of this type, whose content is the payload.
+    pub(crate) fn sctp(src: (Be32, u16), dst: (Be32, u16), chunk: u8) -> Self {
+        Self {
+            kind: chunk,
+            ..Self::new(proto::SCTP, src, dst)
+        }
     }
 
     pub(crate) fn ping(src: Be32, dst: Be32, id: u16) -> Self {
@@ -226,6 +234,11 @@ impl Spec {
                 let id = id.get().to_be_bytes();
                 vec![self.kind, 0, 0, 0, id[0], id[1], 0, 1]
             }
+            proto::SCTP => {
+                let len = (4 + self.payload.len() as u16).to_be_bytes();
+                let chunk = [self.kind, 0, len[0], len[1]];
+                [&ports[..], &[1, 2, 3, 4], &[0; 4], &chunk].concat()
+            }
             _ => Vec::new(),
         };
         transport.extend_from_slice(&self.payload);
@@ -251,7 +264,7 @@ impl Spec {
         packet.extend_from_slice(&self.options);
         seal_header(&mut packet);
         packet.extend_from_slice(&transport);
-        if !(tail || self.unsummed && proto == proto::UDP) {
+        if !(tail || self.unsummed && matches!(proto, proto::UDP | proto::SCTP)) {
             seal(&mut packet);
         }
         packet
@@ -324,8 +337,31 @@ pub(crate) fn seal_header(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
+/// A CRC32c, octet by octet.
+pub(crate) fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
+    !octets.into_iter().fold(!0, |crc, octet| {
+        (0..8).fold(crc ^ u32::from(octet), |crc, _| {
+            crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 }
+        })
+    })
+}
+
+/// An SCTP packet's checksum (RFC 9260 section 6.8), and where it is.
+fn sctp(packet: &[u8]) -> Option<(usize, [u8; 4])> {
+    let l4 = usize::from(packet[0] & 15) * 4;
+    let at = l4 + 8;
+    if u32::from(packet[9]) != proto::SCTP || packet.len() < at + 4 {
+        return None;
+    }
+    let octets = [&packet[l4..at], &[0; 4], &packet[at + 4..]].concat();
+    Some((at, crc32c(octets).to_le_bytes()))
+}
+
 /// Writes the transport checksum.
 pub(crate) fn seal(packet: &mut [u8]) {
+    if let Some((at, crc)) = sctp(packet) {
+        packet[at..at + 4].copy_from_slice(&crc);
+    }
     let Some((at, pseudo)) = place(packet) else {
         return;
     };
@@ -347,6 +383,9 @@ pub(crate) fn sums_up(packet: &[u8]) -> bool {
     // A fragment's transport checksum covers what is not here.
     if u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
         return true;
+    }
+    if let Some((at, crc)) = sctp(packet) {
+        return packet[at..at + 4] == crc || packet[at..at + 4] == [0; 4];
     }
     let Some((at, pseudo)) = place(packet) else {
         return true;

@@ -45,7 +45,7 @@ pub(crate) const fn far_mac(ifindex: u32) -> [u8; 6] {
 }
 
 impl Host {
-    /// The usual cast: `WEB` is published as 8080, TCP and UDP, on any address.
+    /// The usual cast: `WEB` is published as 8080, TCP, UDP and SCTP, on any address.
     pub(crate) fn usual(flows: u32) -> Self {
         let mut host = Self::new(flows);
         host.outside(UPLINK, HOST, 24, 1500);
@@ -64,7 +64,7 @@ impl Host {
         host.container(BRIDGE, APP_VETH, APP);
         host.container(BRIDGE, 0, BARE);
         host.container(OTHER_BRIDGE, FAR_VETH, FAR);
-        for proto in [6, 17] {
+        for proto in [6, 17, 132] {
             host.publish((Be32::default(), 8080, proto), (WEB, 80));
             host.publish((Be32::default(), 8081, proto), (BARE, 80));
         }

@@ -123,12 +123,12 @@ pub(super) fn add_links(tables: &mut Tables, world: &World, network: &Network) {
                 continue;
             };
             for &(proto, port) in &child.exposed {
-                tables.links.extend(number(proto).map(|proto| LinkKey {
+                tables.links.insert(LinkKey {
                     parent: be32(parent),
                     child: be32(to),
                     port: Be16::new(port),
-                    proto,
-                }));
+                    proto: number(proto),
+                });
             }
         }
     }
@@ -143,15 +143,15 @@ pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
     Some(PortKey {
         addr: be32(address),
         port: Be16::new(host.port),
-        proto: number(host.proto)?,
+        proto: number(host.proto),
     })
 }
 
 /// The number of a protocol whose ports the datapath knows.
-fn number(proto: Proto) -> Option<u16> {
+fn number(proto: Proto) -> u16 {
     match proto {
-        Proto::Tcp => Some(proto::TCP as u16),
-        Proto::Udp => Some(proto::UDP as u16),
-        Proto::Sctp => None,
+        Proto::Tcp => proto::TCP as u16,
+        Proto::Udp => proto::UDP as u16,
+        Proto::Sctp => proto::SCTP as u16,
     }
 }

@@ -1,6 +1,7 @@
 //! Any octets as a frame: what is read of them lies in them, and an edit that changes nothing leaves
 //! them as they are.
 
+use forwarder_common::crc;
 use forwarder_common::family::V4;
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Class, Packet, parse, proto};
@@ -31,7 +32,8 @@ pub fn run(octets: &[u8]) {
     assert!(bytes.len() >= l4 + 8, "ports that are not there");
     let edit = Edit::of(&packet);
     let mut frame = Frame::new(&mut bytes);
-    let whole = rewrite::headers(&mut frame, &edit) && rewrite::checksum(&mut frame, &edit);
+    let whole =
+        rewrite::headers(&mut frame, &edit, crc::shift) && rewrite::checksum(&mut frame, &edit);
     assert!(whole, "half a packet written");
     assert_same(octets, &bytes, &packet);
 }

@@ -124,7 +124,7 @@ impl Trace {
     }
 
     /// An error from somewhere that quotes a packet.
-    fn quoting(
+    pub(crate) fn quoting(
         &mut self,
         at: At,
         from: Ipv4Addr,

@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use crate::forge::End;
 use crate::place::At;
 
-/// ICMP, TCP and UDP.
+/// ICMP, TCP, UDP and SCTP.
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const SCTP: u8 = 132;
 
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

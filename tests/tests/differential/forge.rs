@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use harness::wire::sctp_checksum;
+
 /// What the network header says.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
@@ -131,6 +133,29 @@ pub(crate) fn tcp(from: End, to: End, segment: &Segment) -> Vec<u8> {
     octets.extend(&segment.payload);
     let checksum = !transport_sum(6, from.0, to.0, &octets);
     octets[16..18].copy_from_slice(&checksum.to_be_bytes());
+    octets
+}
+
+/// An SCTP packet of one chunk.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    /// The packet's verification tag.
+    pub(crate) tag: u32,
+    /// The chunk's type.
+    pub(crate) kind: u8,
+    /// What it holds, a multiple of four octets.
+    pub(crate) content: Vec<u8>,
+}
+
+/// An SCTP packet.
+pub(crate) fn sctp(from: End, to: End, chunk: &Chunk) -> Vec<u8> {
+    let mut octets = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    octets.extend(chunk.tag.to_be_bytes());
+    let length = (4 + chunk.content.len() as u16).to_be_bytes();
+    octets.extend([0, 0, 0, 0, chunk.kind, 0, length[0], length[1]]);
+    octets.extend(&chunk.content);
+    let checksum = sctp_checksum(&octets);
+    octets[8..12].copy_from_slice(&checksum);
     octets
 }
 

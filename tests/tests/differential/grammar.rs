@@ -23,7 +23,8 @@ impl Trace {
     /// A step, unless it would need a flow that there is not.
     fn draw(&mut self) -> Option<Step> {
         match self.rng.below(100) {
-            0..=15 => Some(self.open_plain()),
+            0..=13 => Some(self.open_plain()),
+            14..=15 => Some(self.association()),
             16..=25 => Some(self.open_tcp()),
             26..=27 => Some(self.half_open()),
             28 if self.rng.once_in(4) => self.published_source(),

@@ -18,6 +18,7 @@ mod pieces;
 mod place;
 mod play;
 mod rng;
+mod sctp;
 mod shot;
 mod trace;
 mod view;

@@ -245,11 +245,6 @@ impl Trace {
         let (proto, what, octets) = self.rng.pick(&[
             (47_u8, "GRE", &[0, 0, 8, 0, 0x45, 0, 0, 0][..]),
             (50, "ESP", &[1, 2, 3, 4, 0, 0, 0, 1, 9, 9, 9, 9]),
-            (
-                132,
-                "SCTP",
-                &[0x10, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 4],
-            ),
             (253, "253", &[1, 2, 3]),
         ]);
         let body = Body::Raw(proto, octets.to_vec());

@@ -1,7 +1,7 @@
 //! A packet of the trace before either arm has named its ends, and the frames that it becomes.
 
-use crate::flow::{ICMP, Name, Pair, TCP, UDP};
-use crate::forge::{self, End, Head, Segment, cut, ipv4, piece};
+use crate::flow::{ICMP, Name, Pair, SCTP, TCP, UDP};
+use crate::forge::{self, Chunk, End, Head, Segment, cut, ipv4, piece};
 use crate::place::At;
 
 /// What a packet carries.
@@ -11,6 +11,8 @@ pub(crate) enum Body {
     Udp(Vec<u8>, bool),
     /// A segment.
     Tcp(Segment),
+    /// A packet of an association.
+    Sctp(Chunk),
     /// An echo request or (`true`) its reply; its identifier is the port of the flow's opener.
     Echo(bool, u16, Vec<u8>),
     /// An error about another packet.
@@ -152,6 +154,7 @@ impl Draft {
         match &self.body {
             Body::Udp(payload, checked) => (UDP, forge::udp(from, to, payload, *checked)),
             Body::Tcp(segment) => (TCP, forge::tcp(from, to, segment)),
+            Body::Sctp(chunk) => (SCTP, forge::sctp(from, to, chunk)),
             Body::Echo(reply, number, payload) => {
                 let name = if *reply { to.1 } else { from.1 };
                 let (name, number) = (name.to_be_bytes(), number.to_be_bytes());

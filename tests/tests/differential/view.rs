@@ -6,9 +6,10 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use harness::Packet;
+use harness::wire::sctp_checksum;
 
 use crate::arm::Arrival;
-use crate::flow::{ICMP, TCP, UDP};
+use crate::flow::{ICMP, SCTP, TCP, UDP};
 use crate::forge::{End, sum, transport_sum};
 use crate::place::At;
 
@@ -141,6 +142,7 @@ impl Reader<'_> {
         let least = match proto {
             TCP => 20,
             UDP | ICMP => 8,
+            SCTP => 12,
             _ => usize::MAX,
         };
         if transport.len() < least {
@@ -169,6 +171,11 @@ impl Reader<'_> {
                 if none { "none".into() } else { right(pseudo()) },
             );
             put("payload", hex(&transport[8..]));
+        } else if proto == SCTP {
+            put("tag", hex(&transport[4..8]));
+            let is = transport[8..12] == sctp_checksum(transport);
+            put("checksum", right(is));
+            put("payload", hex(&transport[12..]));
         } else {
             let options = usize::from(transport[12] >> 4) * 4;
             put("seq", hex(&transport[4..8]));
@@ -209,6 +216,7 @@ impl Reader<'_> {
         let (ports, checksum) = match proto {
             UDP => (&[0, 2][..], 6),
             TCP => (&[0, 2][..], 16),
+            SCTP => (&[0, 2][..], usize::MAX - 2),
             ICMP => (&[4][..], 2),
             _ => (&[][..], usize::MAX - 2),
         };
@@ -241,6 +249,17 @@ impl Reader<'_> {
             };
             field.fill(0);
             put("checksum", value);
+        }
+        if proto == SCTP && rest.len() >= 12 {
+            let whole = quoted.len() >= length && length > header;
+            let is = whole && transport[8..12] == sctp_checksum(&quoted[header..length]);
+            let value = match (whole, drawn) {
+                (true, _) => right(is),
+                (false, true) => "cut".to_owned(),
+                (false, false) => hex(&rest[8..12]),
+            };
+            put("checksum", value);
+            rest[8..12].fill(0);
         }
         put("payload", hex(&rest));
     }

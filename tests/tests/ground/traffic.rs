@@ -119,6 +119,12 @@ impl Traffic {
         ])
     }
 
+    /// A chunk's type, of SCTP.
+    fn chunk(&self) -> u8 {
+        self.dice()
+            .pick(&[0, 0, 1, 1, 1, 2, 4, 5, 6, 7, 8, 10, 11, 11, 14, 200])
+    }
+
     fn port(&self) -> u16 {
         self.dice()
             .pick(&[80, 443, 600, 1000, 5000, 5001, 5353, 8080, 8081, 40_000, 53])
@@ -126,7 +132,7 @@ impl Traffic {
 
     fn spec(&self, src: Be32, dst: Be32) -> Spec {
         let (sport, dport) = (self.port(), self.port());
-        let kind = self.dice().below(12);
+        let kind = self.dice().below(14);
         match kind {
             0..5 => {
                 let opening = self.dice().once_in(4);
@@ -136,8 +142,14 @@ impl Traffic {
             5..9 => Spec::udp((src, sport), (dst, dport)),
             9 => Spec::ping(src, dst, sport),
             10 => Spec::pong(src, dst, dport),
+            11 | 12 => {
+                let (chunk, octets) = (self.chunk(), self.dice().below(1500));
+                let mut spec = Spec::sctp((src, sport), (dst, dport), chunk).payload(octets);
+                spec.unsummed = self.dice().once_in(4);
+                spec
+            }
             _ => {
-                let protocol = u32::from(self.dice().pick(&[2_u8, 47, 50, 132]));
+                let protocol = u32::from(self.dice().pick(&[2_u8, 47, 50, 136]));
                 let spec = Spec::udp((src, 0), (dst, 0));
                 Spec {
                     tuple: Tuple {
@@ -280,7 +292,10 @@ impl Traffic {
 
     fn along_a_flow(&self, host: &Host) -> Option<Case> {
         let (tuple, _, hook, ifindex, mac) = self.some_flow(host)?;
-        let spec = Spec::of(tuple, self.flags()).between(mac, far_mac(ifindex));
+        let mut spec = Spec::of(tuple, self.flags()).between(mac, far_mac(ifindex));
+        if tuple.proto == proto::SCTP {
+            spec.kind = self.chunk();
+        }
         let spec = self.in_sequence(host, spec);
         let arrival = Arrival {
             ifindex,

@@ -7,6 +7,7 @@ mod errors;
 mod fragments;
 mod headerless;
 mod rows;
+mod sctp;
 
 use std::time::Duration;
 

@@ -36,6 +36,7 @@ pub(super) struct Conditions {
 enum Proto {
     Tcp,
     Udp,
+    Sctp,
     Icmp,
 }
 
@@ -54,6 +55,7 @@ impl Conditions {
             match proto {
                 Proto::Tcp => "tcp",
                 Proto::Udp => "udp",
+                Proto::Sctp => "sctp",
                 Proto::Icmp => "icmp",
             }
             .to_owned()

@@ -1,0 +1,94 @@
+//! SCTP: out of two containers that use one port, and back, with the checksum that each packet needs.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::wire::proto;
+use harness::{Packet, eventually};
+
+use crate::SOON;
+use crate::rows::{Outgoing, OutgoingReply, PublishedReply, Row, Stage};
+
+const DATA: u8 = 0;
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+/// "Protocol unreachable".
+const UNKNOWN: [u8; 2] = [3, 2];
+
+/// Sends a packet of a row and waits for it to come as `seen`, octet for octet.
+fn carry(stage: &Stage, row: Row, sent: &Packet, seen: &Packet) -> Result<()> {
+    stage.send(row, sent)?;
+    eventually(SOON, || {
+        let came = stage.came(row, false)?;
+        ensure!(came.contains(seen), "{row:?} brings no {seen:?}");
+        Ok(())
+    })?;
+    seen.check()
+}
+
+#[test]
+fn an_association_of_each_of_two_containers_by_one_port() -> Result<()> {
+    let stage = Stage::new("sctp", None)?;
+    let (from, to) = stage.asked(Outgoing);
+    let (given, _) = stage.given(Outgoing);
+    let (back, host) = stage.asked(OutgoingReply);
+    for octets in [16, 600, 1400] {
+        let content = vec![7; octets];
+        let sent = Packet::sctp(from, to, INIT, &content);
+        let seen = Packet::sctp(given, to, INIT, &content).ttl(63);
+        carry(&stage, Outgoing, &sent, &seen)?;
+        let sent = Packet::sctp(back, host, INIT_ACK, &content);
+        let seen = Packet::sctp(back, from, INIT_ACK, &content).ttl(63);
+        carry(&stage, OutgoingReply, &sent, &seen)?;
+    }
+
+    // The server's container by the same port, towards the same: it is given another one.
+    let second = SocketAddrV4::new(*stage.asked(PublishedReply).0.ip(), from.port());
+    let content = [9; 100];
+    let sent = Packet::sctp(second, to, INIT, &content);
+    stage.send(PublishedReply, &sent)?;
+    let outside = |packet: &Packet| {
+        packet.protocol() == proto::SCTP
+            && packet.transport()[16..] == content
+            && packet.source() != Ipv4Addr::UNSPECIFIED
+    };
+    let seen = eventually(SOON, || {
+        let came = stage.came(PublishedReply, false)?;
+        came.into_iter().find(outside).context("nothing came")
+    })?;
+    let port = u16::from_be_bytes([seen.transport()[0], seen.transport()[1]]);
+    ensure!(port != from.port(), "one port for both");
+    let drawn = SocketAddrV4::new(*given.ip(), port);
+    ensure!(
+        seen == Packet::sctp(drawn, to, INIT, &content).ttl(63),
+        "{seen:?}"
+    );
+    for octets in [0, 4, 1200] {
+        let content = vec![5; octets];
+        let answer = Packet::sctp(to, drawn, DATA, &content);
+        stage.send(OutgoingReply, &answer)?;
+        let seen = Packet::sctp(to, second, DATA, &content).ttl(63);
+        eventually(SOON, || {
+            let came = stage.came(PublishedReply, true)?;
+            ensure!(came.contains(&seen), "no {seen:?}");
+            Ok(())
+        })?;
+    }
+
+    // The LAN's kernel has no SCTP: what it quotes is what was sent, checksum and all.
+    let quoted = sent.ttl(63);
+    eventually(SOON, || {
+        let came = stage.came(PublishedReply, true)?;
+        let told = came.iter().any(|packet| {
+            let about = packet.quoted();
+            packet.error_kind() == Some(UNKNOWN)
+                && about.is_some_and(|about| about.bytes() == quoted.bytes())
+        });
+        ensure!(told, "no error about {quoted:?}");
+        Ok(())
+    })?;
+    stage.scene.count("protocol").and_then(|count| {
+        ensure!(count == 0, "{count} refused for their protocol");
+        Ok(())
+    })
+}
