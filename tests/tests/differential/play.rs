@@ -177,15 +177,17 @@ impl<'a> Play<'a> {
     }
 }
 
-/// Whether a flow's own port is one that another flow to the same server has, on one arm only: then
-/// that one had drawn it, and this one had to draw.
+/// Whether a flow's own port is one that another flow has, on one arm only: that one had drawn it.
+/// Then this one had to draw, if it is to the same server; else it looks as if it had.
 fn is_chance(flows: &[Flow], flow: usize, seen: &[Seen; 2]) -> bool {
     let own = &flows[flow];
     let taken = |seen: &Seen| {
         let wanted = seen[flow].map(|end| (end.0, own.opener.1));
         flows.iter().any(|other| {
+            let same = (other.proto, other.server) == (own.proto, own.server);
+            let drawn = other.opener.1 != own.opener.1;
             other.number != flow
-                && (other.proto, other.server) == (own.proto, own.server)
+                && (same || drawn)
                 && wanted.is_some()
                 && seen[other.number] == wanted
         })
