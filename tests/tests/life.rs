@@ -222,7 +222,7 @@ fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Re
     host.cli(&["cleanup"])?;
 
     let mut held = None;
-    for n in 0..20_u32 {
+    for n in 0..100_u32 {
         // The first ten begin from nothing, the others take over.
         if n == 10 {
             start(host)?.kill()?;
