@@ -177,9 +177,8 @@ fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg) -> bool {
             .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
 }
 
-/// Moves the flow's state, windows and timeout on by a packet, and counts it. `len` is its length from the network header
-/// on, `scale` what
-/// [`window::scale`](crate::window::scale()) says of the packet.
+/// Moves the flow's state, windows and timeout on by a packet, and counts it. `len` is its length from
+/// the network header on, `scale` what [`window::scale()`] says of it.
 ///
 /// # Errors
 /// Why the packet does not fit, with nothing changed.

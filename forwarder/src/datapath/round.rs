@@ -10,10 +10,10 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::RouteScope;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder, new_connection};
+use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder, new_connection};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::defrag;
 use super::pins::Pins;
@@ -39,14 +39,14 @@ pub async fn make_round(bpffs_dir: &Path) -> Result<()> {
     defrag::switch_on(&pins.defrag())?;
     let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
     let _answers = Background::spawn(connection);
-    if find(&kernel).await?.is_none() {
+    if find()?.is_none() {
         let device = LinkBridge::new(ROUND).mtu(MTU).arp(false).build();
         let added = kernel.link().add(device).execute().await;
         added.with_context(|| format!("cannot make the device {ROUND}"))?;
         // It has nothing to say to anybody. Without IPv6 there is nothing to forbid.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ROUND}/disable_ipv6"), "1");
     }
-    let Some(index) = find(&kernel).await? else {
+    let Some(index) = find()? else {
         bail!("the device {ROUND} has gone");
     };
     let up = LinkUnspec::new_with_index(index).up().build();
@@ -63,26 +63,21 @@ pub async fn make_round(bpffs_dir: &Path) -> Result<()> {
 
 /// Takes the device away. Reassembly ends with its pin.
 pub(super) async fn remove() -> Result<()> {
+    let Some(index) = find()? else {
+        return Ok(());
+    };
     let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
     let _answers = Background::spawn(connection);
-    if let Some(index) = find(&kernel).await? {
-        let gone = kernel.link().del(index).execute().await;
-        gone.with_context(|| format!("cannot remove the device {ROUND}"))?;
-    }
-    Ok(())
+    let gone = kernel.link().del(index).execute().await;
+    gone.with_context(|| format!("cannot remove the device {ROUND}"))
 }
 
-/// The device's index.
-async fn find(kernel: &Handle) -> Result<Option<u32>> {
-    let mut links = kernel.link().get().match_name(ROUND.to_owned()).execute();
-    let found: std::result::Result<Option<LinkMessage>, _> = links.try_next().await;
-    match found {
-        Ok(link) => Ok(link.map(|link| link.header.index)),
-        Err(rtnetlink::Error::NetlinkError(error))
-            if error.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error).context("cannot look for our device"),
+/// The device's index, if it is there.
+fn find() -> Result<Option<u32>> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    match netdevice::name_to_index(socket, ROUND) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot look for the device {ROUND}")),
     }
 }

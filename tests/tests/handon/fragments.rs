@@ -198,14 +198,10 @@ fn pieces_that_are_too_long_for_what_follows_are_cut_again() -> Result<()> {
     }
     stage.scene.host.ip("link set up0 mtu 1200")?;
     // The server's own device takes no such pieces.
-    for order in [false, true] {
-        carries(&stage, Outgoing, numbers.next(), 4000, |pieces| {
-            if order {
-                pieces.reverse();
-            }
-        })?;
-    }
-    Ok(())
+    carries(&stage, Outgoing, numbers.next(), 4000, |_| {})?;
+    carries(&stage, Outgoing, numbers.next(), 4000, |pieces| {
+        pieces.reverse();
+    })
 }
 
 #[test]
