@@ -7,7 +7,7 @@ use forwarder_common::abi::network;
 use forwarder_common::family::Be32;
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::{Path, Reason};
-use model::frames::{ACK, SYN, Spec, ip, sums_up};
+use model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,
     WEB_VETH, far_mac,
@@ -221,7 +221,7 @@ fn the_guards_on_the_way_out() {
 #[test]
 fn the_hosts_flow_gives_way_to_a_containers() {
     let host = Host::usual(64);
-    let port = |packet: &[u8], at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let to = |packet: &[u8]| u16::from_be_bytes([packet[22], packet[23]]);
     assert_eq!(
         host.by_veth(APP_VETH, &query()).0.reason,
         Some(Reason::Forwarded)
@@ -232,14 +232,14 @@ fn the_hosts_flow_gives_way_to_a_containers() {
     assert_eq!(outcome.reason, Some(Reason::HostFlow));
     assert!(sums_up(&left));
     assert_eq!(addresses(&left), (HOST, REMOTE));
-    let other = port(&left, 20);
+    let other = left_by(&left);
     assert_ne!(other, 5000);
-    assert_eq!(port(&host.to_outside(0, 0, &own).1, 20), other, "kept");
+    assert_eq!(left_by(&host.to_outside(0, 0, &own).1), other, "kept");
     // Each gets its own answers.
     let (_, answer) = host.by_uplink(&Spec::udp((REMOTE, 53), (HOST, other)));
-    assert_eq!((addresses(&answer).1, port(&answer, 22)), (HOST, 5000));
+    assert_eq!((addresses(&answer).1, to(&answer)), (HOST, 5000));
     let (_, answer) = host.by_uplink(&Spec::udp((REMOTE, 53), (HOST, 5000)));
-    assert_eq!((addresses(&answer).1, port(&answer, 22)), (APP, 5000));
+    assert_eq!((addresses(&answer).1, to(&answer)), (APP, 5000));
 }
 
 #[test]

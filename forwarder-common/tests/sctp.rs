@@ -10,7 +10,7 @@ use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
 use forwarder_common::sctp::chunk::*;
 use forwarder_common::timeouts::{self, Ticks, seconds};
-use model::frames::{Spec, TIME_EXCEEDED, crc32c, cut, ip, sums_up};
+use model::frames::{Spec, TIME_EXCEEDED, crc32c, cut, ip, left_by, sums_up};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH};
 use model::{Arrival, Hook, Host, Target};
 use proptest::prelude::*;
@@ -115,7 +115,7 @@ fn ports_and_checksum_are_translated_in_every_direction() {
     let second = Spec::sctp((WEB, 5000), (REMOTE, PORT), INIT);
     let (outcome, packet) = host.by_veth(WEB_VETH, &second);
     assert_eq!(outcome.reason, Some(Reason::Forwarded));
-    let port = u16::from_be_bytes([packet[20], packet[21]]);
+    let port = left_by(&packet);
     assert!(port >= 1024 && port != 5000);
     assert_eq!(packet, seen(&second, (HOST, port), (REMOTE, PORT)));
     let back = Spec::sctp((REMOTE, PORT), (HOST, port), INIT_ACK);

@@ -276,6 +276,17 @@ impl Spec {
     }
 }
 
+/// The source port, or the number of an echo request, of a packet as it left.
+pub(crate) fn left_by(packet: &[u8]) -> u16 {
+    let l4 = usize::from(packet[0] & 15) * 4;
+    let at = if u32::from(packet[9]) == proto::ICMP {
+        l4 + 4
+    } else {
+        l4
+    };
+    u16::from_be_bytes([packet[at], packet[at + 1]])
+}
+
 /// A whole packet in pieces of so many octets of payload, a multiple of eight, and with this number.
 pub(crate) fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
