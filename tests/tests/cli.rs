@@ -256,6 +256,33 @@ fn pins_of_another_version_are_refused_and_cleaned_up() -> Result<()> {
 }
 
 #[test]
+fn what_a_start_made_that_failed_half_way_is_taken_back() -> Result<()> {
+    let bare = Bare::new("halfway")?;
+    let devices = || -> Result<String> {
+        let listed = finish(bare.netns.command("ip").args(["-br", "link"]))?;
+        Ok(listed.stdout)
+    };
+    let before = devices()?;
+    for files in ["20", "35", "50"] {
+        // Fewer than the maps need.
+        let mut command = bare.netns.command("prlimit");
+        command.arg(format!("--nofile={files}:{files}"));
+        command.arg(forwarder_bin()?).args(["run", "--log=error"]);
+        let line = bare.refusal(&finish(command.args(bare.flags()))?)?;
+        assert_has(&line, &["map", "Too many open files"]);
+        assert_eq!(devices()?, before, "after {files}");
+    }
+
+    // Also without a directory that tells of it.
+    let mut command = bare.netns.command("ip");
+    finish(command.args(["link", "add", "forwarder0", "type", "bridge"]))?;
+    let done = bare.setpriv(&[], "cleanup", &[])?;
+    assert_has(&done.stdout, &["removed"]);
+    assert_eq!(devices()?, before, "after cleanup");
+    Ok(())
+}
+
+#[test]
 fn dockers_own_rules_are_refused_with_what_to_do() -> Result<()> {
     let lab = Lab::new("stock")?;
     let host = lab.host(Docker::stock())?;

@@ -45,7 +45,7 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
         other => other?,
     };
     let dirs = [&config.bpffs_dir, &config.state_dir];
-    if dirs.iter().all(|dir| !dir.exists()) {
+    if !datapath::is_there(&config.bpffs_dir, &config.state_dir)? {
         return output::text("nothing to clean up\n");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::Config;
 use crate::lock::Lock;
-use crate::{daemon, preflight};
+use crate::{daemon, datapath, preflight};
 
 /// More than one, since the kernel's answers are waited for in place.
 const THREADS: usize = 2;
@@ -32,8 +32,12 @@ pub(super) fn run(config: Config) -> Result<()> {
         .context("cannot start the agent's threads")?;
     let (state_dir, bpffs_dir) = (config.state_dir.clone(), config.bpffs_dir.clone());
     let ended = runtime.block_on(daemon::run(config));
+    // An agent that did not come to work leaves nothing.
+    if let Err(error) = runtime.block_on(datapath::take_back(&bpffs_dir, &state_dir)) {
+        tracing::warn!("what was made is left: {error:#}: run `forwarder cleanup`");
+    }
     for dir in [state_dir, bpffs_dir] {
-        // Only if it is empty: an agent that did not come to work leaves nothing.
+        // Only if it is empty.
         let _ = fs::remove_dir(dir);
     }
     ended

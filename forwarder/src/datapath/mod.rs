@@ -84,7 +84,7 @@ impl Datapath {
     ///
     /// # Errors
     /// The kernel refuses a program or a map; another layout is pinned; the flow table that is
-    /// pinned has another size. What this call has made new is removed again.
+    /// pinned has another size. What this call has made new stays: see [`take_back`].
     pub fn open(setup: &Setup, name_of: impl Fn(u32) -> Option<String>) -> Result<Self> {
         ensure!(
             !OBJECT.is_empty(),
@@ -92,20 +92,6 @@ impl Datapath {
         );
         let pins = Pins::below(&setup.bpffs_dir);
         pins.make()?;
-        let opened = Self::open_pinned(setup, &pins, name_of);
-        let unused = pins.hooks().is_ok_and(|hooks| hooks.is_empty())
-            && pins.sockets().is_ok_and(|hooks| hooks.is_empty());
-        if opened.is_err() && unused {
-            let _ = pins::remove_all(&setup.bpffs_dir);
-        }
-        opened
-    }
-
-    fn open_pinned(
-        setup: &Setup,
-        pins: &Pins,
-        name_of: impl Fn(u32) -> Option<String>,
-    ) -> Result<Self> {
         let dir = pins.maps();
         let ebpf = load(&dir, setup.flows)?;
         let mut maps = Maps::open(&dir)?;
@@ -119,7 +105,7 @@ impl Datapath {
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
-        let mut hooks = Hooks::new(ebpf, pins.clone(), clsact)?;
+        let mut hooks = Hooks::new(ebpf, pins, clsact)?;
         hooks.adopt(name_of)?;
         hooks.adopt_sockets()?;
         let far_ends = FarEnds::remembered_in(setup.state_dir.join(FAR_ENDS));
@@ -447,6 +433,24 @@ pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     pins::remove_all(bpffs_dir)?;
     round::remove().await?;
     far_ends::restore_all(&state_dir.join(FAR_ENDS)).await
+}
+
+/// Takes back what an agent made that did not come to attach anything. Where programs are attached,
+/// they have what they need and go on.
+///
+/// # Errors
+/// The kernel refuses it.
+pub async fn take_back(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
+    let filters = pins::entries(&state_dir.join(CLSACT))?;
+    if filters.is_empty() && !Pins::below(bpffs_dir).hold_links()? {
+        remove_all(bpffs_dir, state_dir).await?;
+    }
+    Ok(())
+}
+
+/// Whether there is anything of ours to take out of the kernel.
+pub fn is_there(bpffs_dir: &Path, state_dir: &Path) -> Result<bool> {
+    Ok(bpffs_dir.exists() || state_dir.exists() || round::is_there()?)
 }
 
 /// Whether the kernel attaches programs by tcx links (6.6); else by clsact filters.

@@ -31,12 +31,10 @@ impl Pins {
     /// # Errors
     /// Another layout's pins are there, or the directory cannot be made.
     pub(super) fn make(&self) -> Result<()> {
-        let parent = self.root.parent().unwrap_or(Path::new("/"));
-        let own = self.root.file_name().unwrap_or_default();
-        if let Some(other) = entries(parent)?.into_iter().find(|name| **name != *own) {
+        if let Some(other) = self.other()? {
             bail!(
                 "{} holds pins of another version ({other}): run `forwarder cleanup`, which ends its flows, or the version that made them",
-                parent.display(),
+                self.parent().display(),
             );
         }
         for dir in [self.maps(), self.links(), self.socket_links()] {
@@ -85,6 +83,23 @@ impl Pins {
             .iter()
             .filter_map(|name| SocketHook::named(name))
             .collect())
+    }
+
+    /// Whether anything is attached by pins, or another layout's are there.
+    pub(super) fn hold_links(&self) -> Result<bool> {
+        Ok(self.other()?.is_some() || !self.hooks()?.is_empty() || !self.sockets()?.is_empty())
+    }
+
+    fn parent(&self) -> &Path {
+        self.root.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Another layout whose pins are there.
+    fn other(&self) -> Result<Option<String>> {
+        let own = self.root.file_name().unwrap_or_default();
+        Ok(entries(self.parent())?
+            .into_iter()
+            .find(|name| **name != *own))
     }
 
     /// A link's pin.

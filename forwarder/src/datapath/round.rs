@@ -72,6 +72,11 @@ pub(super) async fn remove() -> Result<()> {
     gone.with_context(|| format!("cannot remove the device {ROUND}"))
 }
 
+/// Whether the device is there.
+pub(super) fn is_there() -> Result<bool> {
+    Ok(find()?.is_some())
+}
+
 /// The device's index, if it is there.
 fn find() -> Result<Option<u32>> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
