@@ -102,18 +102,40 @@ impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
 /// The port that a flow of this source was drawn and has, towards whomever; 0 for none.
 #[inline(never)]
 fn known<F: Family, T: Tables<F>>(tables: &T, src: F::Addr, sport: Be16, proto: u32) -> Be16 {
-    match tables.hint(Hint::<F>::place(src, sport, proto)) {
+    match hint(tables, src, sport, proto) {
         Some(hint)
-            if hint.is_of(src, sport, proto)
-                && hint
-                    .holders
-                    .into_iter()
-                    .any(|holder| flow::lives(tables, holder)) =>
+            if hint
+                .holders
+                .into_iter()
+                .any(|holder| flow::lives(tables, holder)) =>
         {
             hint.port
         }
         _ => Be16::default(),
     }
+}
+
+/// What is remembered of the port that a flow of this source was drawn.
+#[inline(always)]
+fn hint<F: Family, T: Tables<F>>(
+    tables: &T,
+    src: F::Addr,
+    sport: Be16,
+    proto: u32,
+) -> Option<Hint<F>> {
+    let hint = tables.hint(Hint::<F>::place(src, sport, proto))?;
+    hint.is_of(src, sport, proto).then_some(hint)
+}
+
+/// The port that a flow of this source was drawn last; 0 for none.
+#[inline(never)]
+pub(crate) fn drawn<F: Family, T: Tables<F>>(
+    tables: &T,
+    src: F::Addr,
+    sport: Be16,
+    proto: u32,
+) -> Be16 {
+    hint(tables, src, sport, proto).map_or(Be16::default(), |hint| hint.port)
 }
 
 /// Remembers the port that a flow of this source was drawn.
@@ -134,8 +156,7 @@ fn remember<F: Family, T: Tables<F>>(
         proto,
         holders: [flow; 2],
     };
-    if let Some(old) = tables.hint(place)
-        && old.is_of(src, sport, proto)
+    if let Some(old) = self::hint(tables, src, sport, proto)
         && old.port == hint.port
     {
         let [eldest, youngest] = old.holders;

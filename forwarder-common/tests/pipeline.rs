@@ -3,11 +3,10 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::abi::Tuple;
-use forwarder_common::family::{Be16, Be32};
+use forwarder_common::family::Be32;
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, sums_up};
+use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, left_by, sums_up};
 use model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
     UPLINK, VPN, WEB, WEB_VETH, far_mac, mac,
@@ -228,32 +227,30 @@ fn hairpins() {
 #[test]
 fn the_hosts_own_errors_about_hairpins_show_what_was_sent() {
     let host = Host::usual(64);
-    let question = hairpin().hops(1);
-    let answer = Spec::udp((WEB, 80), (GATEWAY, 5000)).hops(1);
-    let far = Spec::udp((FAR, 5000), (HOST, 8080)).hops(1);
-    let far_answer = Spec::udp((WEB, 80), (GATEWAY, 5001)).hops(1);
-    let far = Spec {
-        tuple: Tuple {
-            sport: Be16::new(5001),
-            ..far.tuple
-        },
-        ..far
-    };
-    for (veth, bridge, spec) in [
-        (APP_VETH, BRIDGE, question),
-        (WEB_VETH, BRIDGE, answer),
-        (FAR_VETH, OTHER_BRIDGE, far),
-        (WEB_VETH, BRIDGE, far_answer),
-    ] {
-        let (outcome, handed) = host.by_veth(veth, &spec);
+    let tells = |veth, bridge, spec: &Spec| {
+        let (outcome, handed) = host.by_veth(veth, spec);
         assert_eq!(outcome.reason, Some(Reason::HopLimit), "{spec:?}");
         let error = Spec::error(TIME_EXCEEDED, GATEWAY, spec.tuple.src, &handed, 100);
-        let (outcome, told) = host.to_bridge(bridge, 0, 0, &error.packet());
-        assert_eq!(outcome.reason, Some(Reason::HostError), "{spec:?}");
-        assert!(sums_up(&told));
-        assert_eq!(told[28..], spec.packet());
-        assert_eq!(told[12..16], spec.tuple.dst.octets(), "from who was asked");
-    }
+        let (told, packet) = host.to_bridge(bridge, 0, 0, &error.packet());
+        assert_eq!(told.reason, Some(Reason::HostError), "{spec:?}");
+        assert!(sums_up(&packet));
+        assert_eq!(packet[28..], spec.packet());
+        assert_eq!(
+            packet[12..16],
+            spec.tuple.dst.octets(),
+            "from who was asked"
+        );
+        (outcome.mark, handed)
+    };
+    let answer = |port| Spec::udp((WEB, 80), (GATEWAY, port)).hops(1);
+    tells(APP_VETH, BRIDGE, &hairpin().hops(1));
+    tells(WEB_VETH, BRIDGE, &answer(5000));
+    // A second client with the same port was drawn another one.
+    let far = Spec::udp((FAR, 5000), (HOST, 8080)).hops(1);
+    let (mark, handed) = tells(FAR_VETH, OTHER_BRIDGE, &far);
+    let (_, seen) = host.to_bridge(BRIDGE, OTHER_BRIDGE, mark, &handed);
+    assert_ne!(left_by(&seen), 5000);
+    tells(WEB_VETH, BRIDGE, &answer(left_by(&seen)));
     // Neither what was sent as it is, nor what tells no flow.
     let lone = Spec::udp((APP, 9), (REMOTE, 53)).packet();
     for octets in [100, 20] {

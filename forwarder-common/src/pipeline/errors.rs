@@ -2,9 +2,10 @@
 
 use super::{Passage, Side, Steps, Way, mark};
 use crate::abi::Tuple;
-use crate::family::{Address, Family};
+use crate::family::{Address, Be16, Family};
 use crate::flow::{self, Hit, ORIGINAL, REPLY};
 use crate::icmp::{self, Outer, Quote};
+use crate::nat;
 use crate::parse::proto;
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -137,21 +138,26 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         // Between containers both ends are translated, and neither key has the names of both. But
         // how the server sees its client can be told.
-        if let Some(hit) = hairpin(self.tables, &answers) {
-            return Some(hit);
+        for (dir, named) in [(REPLY, &answers), (ORIGINAL, quoted)] {
+            let drawn = nat::drawn(self.tables, named.dst, named.dport, named.proto);
+            for port in [named.dport, drawn] {
+                if let Some(hit) = hairpin(self.tables, named, port) {
+                    return Some(Hit { dir, ..hit });
+                }
+            }
         }
-        let hit = hairpin(self.tables, quoted)?;
-        Some(Hit {
-            dir: ORIGINAL,
-            ..hit
-        })
+        None
     }
 }
 
-/// The flow in which a container answers another one, by the true names of both, if the client's port
-/// is the same to the server.
+/// The flow in which a container answers another one, by the true names of both and the port by which
+/// the server sees its client.
 #[inline(never)]
-fn hairpin<'a, F: Family, T: Tables<F>>(tables: &'a T, answers: &Tuple<F>) -> Option<Hit<'a, F>> {
+fn hairpin<'a, F: Family, T: Tables<F>>(
+    tables: &'a T,
+    answers: &Tuple<F>,
+    dport: Be16,
+) -> Option<Hit<'a, F>> {
     let (server, client) = (tables.subnet(answers.src)?, tables.subnet(answers.dst)?);
     let source = tables.network(client)?.source;
     let dst = if client == server || source == F::Addr::ANY {
@@ -159,7 +165,12 @@ fn hairpin<'a, F: Family, T: Tables<F>>(tables: &'a T, answers: &Tuple<F>) -> Op
     } else {
         source
     };
-    let hit = flow::find(tables, &Tuple { dst, ..*answers })?;
+    let seen = Tuple {
+        dst,
+        dport,
+        ..*answers
+    };
+    let hit = flow::find(tables, &seen)?;
     let opener = hit.flow.tuples[ORIGINAL].get();
     (hit.dir == REPLY && opener.src == answers.dst && opener.sport == answers.dport).then_some(hit)
 }

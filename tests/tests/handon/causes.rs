@@ -1,6 +1,7 @@
 //! The matrix' columns: why a packet is handed on.
 
 use std::fs;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +11,9 @@ use forwarder_common::family::V4;
 use harness::{Packet, eventually, holds};
 
 use crate::SOON;
-use crate::rows::{ALL, Hairpin, Outgoing, OutgoingReply, Published, PublishedReply, Stage};
+use crate::rows::{
+    ALL, Hairpin, HairpinReply, Outgoing, OutgoingReply, Published, PublishedReply, Stage,
+};
 
 /// Octets of a payload that fits everywhere, and of one that fills 1500 octets.
 const SMALL: usize = 10;
@@ -55,6 +58,36 @@ fn at_the_hop_limit_the_host_answers_and_quotes_what_was_sent() -> Result<()> {
     for row in [Published, Outgoing] {
         stage.refuses(row, &stage.sent(row, SMALL).ttl(1), TIME_EXCEEDED)?;
     }
+    Ok(())
+}
+
+#[test]
+fn at_the_hop_limit_a_neighbour_reads_what_it_sent_though_its_port_was_another_ones() -> Result<()>
+{
+    let stage = Stage::new("hop-limit-drawn", None)?;
+    // To itself, from the port that the client is going to have.
+    let ((client, published), (server, _)) = (stage.asked(Hairpin), stage.asked(HairpinReply));
+    let first = SocketAddrV4::new(*server.ip(), client.port());
+    stage.send(HairpinReply, &Packet::udp(first, published, b"first"))?;
+    let seen = |payload: &[u8]| {
+        eventually(SOON, || {
+            let came = stage.came(Hairpin, false)?.into_iter();
+            let mut came = came.filter(|packet| packet.transport()[8..] == *payload);
+            let last = came.next_back().context("not there")?;
+            Ok(u16::from_be_bytes([
+                last.transport()[0],
+                last.transport()[1],
+            ]))
+        })
+    };
+    ensure!(seen(b"first")? == client.port());
+    let sent = Packet::udp(client, published, b"second");
+    stage.send(Hairpin, &sent)?;
+    ensure!(
+        seen(b"second")? != client.port(),
+        "there was nothing to draw"
+    );
+    stage.refuses(Hairpin, &sent.ttl(1), TIME_EXCEEDED)?;
     Ok(())
 }
 
