@@ -228,6 +228,38 @@ fn devices_may_go_down_come_back_and_change_their_names() -> Result<()> {
 }
 
 #[test]
+fn an_uplink_that_changes_fifty_times_is_followed_each_time() -> Result<()> {
+    let site = Site::new("fifty")?;
+    site.second_uplink()?;
+    for _ in 0..50 {
+        site.host.ip("address add 198.18.1.9/24 dev up0")?;
+        converges("an address", || site.reached_at("198.18.1.9:8080"))?;
+        site.host.ip("address del 198.18.1.9/24 dev up0")?;
+        converges("it goes", || refused(&site.reached_at("198.18.1.9:8080")))?;
+
+        site.host
+            .ip("route replace default via 198.18.101.2 dev up1")?;
+        converges("another way", || site.is_seen_as("198.18.101.1"))?;
+        // The way back is gone with the device.
+        site.host.ip("link set up0 down")?;
+        site.host.ip("link set up0 up")?;
+        site.host
+            .ip("route replace default via 198.18.1.2 dev up0")?;
+        converges("the way back", || site.is_seen_as("198.18.1.1"))?;
+        converges("the port", || site.reached_at("198.18.1.1:8080"))?;
+    }
+    let clients = site.server.lines();
+    let strange = clients.iter().find(|line| line.contains(" 172."));
+    ensure!(strange.is_none(), "{strange:?}");
+    let hooks = site.host.pinned()?.links;
+    ensure!(
+        hooks.len() == 9,
+        "two uplinks, bridge, one veth, the way round: {hooks:?}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_smaller_mtu_holds_at_once_also_for_a_transfer_under_way() -> Result<()> {
     let site = Site::new("mtu")?;
     // As many frames as packets: nothing cuts them after the forwarder.

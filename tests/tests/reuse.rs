@@ -2,15 +2,15 @@
 //! reaches the new one.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{Scope, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use harness::{Craft, Docker, Host, Lab, PacketSocket, Peer, Space, eventually, holds};
+use anyhow::{Result, ensure};
+use harness::{Craft, Docker, Flood, Host, Lab, Peer, eventually, holds};
 
 const SOON: Duration = Duration::from_secs(5);
 const CONVERGED: Duration = Duration::from_secs(3);
+/// Rounds of the flood after which something would have shown.
+const MORE: u64 = 300;
 const LAN: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 /// The network whose first address is passed on.
@@ -20,55 +20,6 @@ fn host(lab: &Lab) -> Result<Host> {
     let host = lab.host(Docker::replace())?;
     host.docker(&["network", "create", "--subnet=172.30.0.0/16", "fixed"])?;
     Ok(host)
-}
-
-/// Sends frames in turn, about a thousand in a second, until it is told to stop.
-fn spray<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    lan: &'scope Space,
-    frames: &'scope [Vec<u8>],
-    over: &'scope AtomicBool,
-    sent: &'scope AtomicU64,
-) -> ScopedJoinHandle<'scope, Result<()>> {
-    scope.spawn(move || {
-        lan.enter(|| {
-            let socket = PacketSocket::open("h1")?;
-            while !over.load(Ordering::Relaxed) {
-                frames.iter().try_for_each(|frame| socket.send(frame))?;
-                sent.fetch_add(1, Ordering::Relaxed);
-                sleep(Duration::from_millis(1));
-            }
-            Ok(())
-        })?
-    })
-}
-
-/// Ends the flood also when a test panics under it.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Runs `work` while the LAN sends these frames over and over.
-fn under_spray(
-    lab: &Lab,
-    frames: &[Vec<u8>],
-    work: impl FnOnce(&AtomicU64) -> Result<()>,
-) -> Result<()> {
-    let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
-    let sprayed = std::thread::scope(|scope| {
-        let sprayer = spray(scope, lab.lan(), frames, &over, &sent);
-        let ends = Over(&over);
-        work(&sent)?;
-        drop(ends);
-        sprayer
-            .join()
-            .map_err(|_| anyhow::anyhow!("the flood broke"))
-    });
-    sprayed?
 }
 
 fn frames_to(lab: &Lab, host: &Host, flows: &[(u16, u16)]) -> Result<Vec<Vec<u8>>> {
@@ -84,18 +35,6 @@ fn heard(host: &Host, name: &str) -> Result<usize> {
         .lines()
         .filter(|line| line.starts_with("udp 198.18.1.2:"))
         .count())
-}
-
-/// Waits until some more has been sent, all of it after now.
-fn some_more(sent: &AtomicU64) -> Result<()> {
-    let now = sent.load(Ordering::Relaxed);
-    eventually(SOON, || {
-        ensure!(
-            sent.load(Ordering::Relaxed) > now + 300,
-            "the flood is stuck"
-        );
-        Ok(())
-    })
 }
 
 #[test]
@@ -118,32 +57,32 @@ fn a_new_container_with_the_same_address_gets_nothing_of_the_old_ones_flows() ->
         "198.18.1.1:5555 x"
     );
     let frames = frames_to(&lab, &host, &[(40_000, 9000), (7777, 5555)])?;
-    under_spray(&lab, &frames, |sent| {
-        eventually(SOON, || {
-            ensure!(heard(&host, "old")? > 50, "the old one hears nothing");
-            Ok(())
-        })?;
-        let counter = space.capture("eth0")?;
-        some_more(sent)?;
-        let replies = counter
-            .lines("udp and src port 7777 and dst port 5555")?
-            .len();
-        assert!(replies > 50, "replies reach the old one: {replies}");
-        drop(counter);
-        old.remove()?;
-        host.run(
-            "new",
-            &ADDRESS,
-            &Peer::program(&["/peer", "serve", "80", "5555"]),
-        )?;
-        host.container("new").log_line("serving 5555")?;
-        some_more(sent)?;
-        holds(Duration::from_secs(1), || {
-            let heard = heard(&host, "new")?;
-            ensure!(heard == 0, "{heard} datagrams of old flows");
-            Ok(())
-        })
+    let flood = Flood::start(lab.lan(), "h1", frames)?;
+    eventually(SOON, || {
+        ensure!(heard(&host, "old")? > 50, "the old one hears nothing");
+        Ok(())
     })?;
+    let counter = space.capture("eth0")?;
+    flood.more(MORE)?;
+    let replies = counter
+        .lines("udp and src port 7777 and dst port 5555")?
+        .len();
+    assert!(replies > 50, "replies reach the old one: {replies}");
+    drop(counter);
+    old.remove()?;
+    host.run(
+        "new",
+        &ADDRESS,
+        &Peer::program(&["/peer", "serve", "80", "5555"]),
+    )?;
+    host.container("new").log_line("serving 5555")?;
+    flood.more(MORE)?;
+    holds(Duration::from_secs(1), || {
+        let heard = heard(&host, "new")?;
+        ensure!(heard == 0, "{heard} datagrams of old flows");
+        Ok(())
+    })?;
+    drop(flood);
     // It is there and hears who means it.
     let new = host.container("new").ip()?;
     assert_eq!(new.to_string(), "172.30.0.10");
@@ -212,18 +151,17 @@ fn a_container_that_is_restarted_gets_only_what_is_published_again() -> Result<(
     let space = web.space()?;
     space.peer(&["udp", "198.18.1.2:7777", "x", "--bind=172.30.0.10:5556"])?;
     let replies = frames_to(&lab, &host, &[(7777, 5556)])?;
-    under_spray(&lab, &replies, |sent| {
-        let counter = space.capture("eth0")?;
-        some_more(sent)?;
-        assert!(counter.lines("udp and dst port 5556")?.len() > 50);
-        drop(counter);
-        web.docker("restart")?;
-        let counter = web.space()?.capture("eth0")?;
-        some_more(sent)?;
-        let late = counter.lines("udp and dst port 5556")?.len();
-        assert_eq!(late, 0, "answers to the one before");
-        Ok(())
-    })?;
+    let flood = Flood::start(lab.lan(), "h1", replies)?;
+    let counter = space.capture("eth0")?;
+    flood.more(MORE)?;
+    assert!(counter.lines("udp and dst port 5556")?.len() > 50);
+    drop(counter);
+    web.docker("restart")?;
+    let counter = web.space()?.capture("eth0")?;
+    flood.more(MORE)?;
+    let late = counter.lines("udp and dst port 5556")?.len();
+    assert_eq!(late, 0, "answers to the one before");
+    drop(flood);
     eventually(CONVERGED, || {
         lab.lan()
             .peer(&["udp", "198.18.1.1:9000", "x", "--timeout=300"])
@@ -240,37 +178,35 @@ fn a_port_that_moves_to_another_container_moves_at_once_and_wholly() -> Result<(
     let elsewhere = ["--network=fixed", "--ip=172.30.0.20"];
     let first = host.run("first", &[&ADDRESS[..], &ports].concat(), &Peer::serve(80))?;
     let frames = frames_to(&lab, &host, &[(40_000, 9000)])?;
-    under_spray(&lab, &frames, |sent| {
-        eventually(SOON, || {
-            ensure!(heard(&host, "first")? > 50, "the first hears nothing");
-            Ok(())
-        })?;
-        first.docker("stop")?;
-        let second = host.run(
-            "second",
-            &[&elsewhere[..], &ports].concat(),
-            &Peer::serve(80),
-        )?;
-        let begun = Instant::now();
-        eventually(CONVERGED, || {
-            ensure!(heard(&host, "second")? > 0, "the second hears nothing");
-            Ok(())
-        })?;
-        println!(
-            "the port has moved after {:?} (promised: 1s)",
-            begun.elapsed()
-        );
-        lab.lan().peer(&["get", "198.18.1.1:8080"])?;
-        second.log_line("tcp 198.18.1.2:")?;
-
-        // The first comes back at its address, without ports.
-        first.remove()?;
-        host.run("first", &ADDRESS, &Peer::serve(80))?;
-        let before = heard(&host, "second")?;
-        some_more(sent)?;
-        assert_eq!(heard(&host, "first")?, 0);
-        assert!(heard(&host, "second")? > before + 100);
+    let flood = Flood::start(lab.lan(), "h1", frames)?;
+    eventually(SOON, || {
+        ensure!(heard(&host, "first")? > 50, "the first hears nothing");
         Ok(())
-    })
-    .context("under a flood from one client port")
+    })?;
+    first.docker("stop")?;
+    let second = host.run(
+        "second",
+        &[&elsewhere[..], &ports].concat(),
+        &Peer::serve(80),
+    )?;
+    let begun = Instant::now();
+    eventually(CONVERGED, || {
+        ensure!(heard(&host, "second")? > 0, "the second hears nothing");
+        Ok(())
+    })?;
+    println!(
+        "the port has moved after {:?} (promised: 1s)",
+        begun.elapsed()
+    );
+    lab.lan().peer(&["get", "198.18.1.1:8080"])?;
+    second.log_line("tcp 198.18.1.2:")?;
+
+    // The first comes back at its address, without ports.
+    first.remove()?;
+    host.run("first", &ADDRESS, &Peer::serve(80))?;
+    let before = heard(&host, "second")?;
+    flood.more(MORE)?;
+    assert_eq!(heard(&host, "first")?, 0);
+    assert!(heard(&host, "second")? > before + 100);
+    Ok(())
 }
