@@ -57,6 +57,25 @@ fn what_is_better_is_shown_to_fail_on_stock() {
 }
 
 #[test]
+fn every_fault_has_its_tests() {
+    let mut faults = 0;
+    for line in table("faults") {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let &[_, fault, holds, tests, _] = &cells[..] else {
+            panic!("three cells: {line}");
+        };
+        assert!(!fault.is_empty() && !holds.is_empty(), "{line}");
+        for path in tests.split('`').filter(|path| path.contains("::")) {
+            assert!(is_a_test(path), "{fault}: there is no test {path}");
+        }
+        let by_lint = holds.contains("clippy.toml");
+        assert!(by_lint || tests.contains("::"), "{fault} has no test");
+        faults += 1;
+    }
+    assert!(faults >= 15, "{faults} faults");
+}
+
+#[test]
 fn every_row_of_the_nat_has_its_tests() {
     let mut rows = Vec::new();
     for line in table("nat") {

@@ -8,6 +8,17 @@ use anyhow::{Context as _, Result};
 
 const POLL: Duration = Duration::from_millis(20);
 
+/// How much of something a test does: as much as every run can afford, or as much as a soak does
+/// (`cargo xtask test --soak`).
+#[must_use]
+pub fn soaked<T>(short: T, long: T) -> T {
+    if std::env::var_os("FORWARDER_TESTS_SOAK").is_some() {
+        long
+    } else {
+        short
+    }
+}
+
 /// Tries until `attempt` succeeds and hands back its value.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::process::Signal;
 
 use crate::check::{eventually, tail};
 use crate::image::built;
@@ -199,6 +200,12 @@ impl Dockerd {
             return Ok(());
         };
         daemon.stop(STOP).map(drop)
+    }
+
+    /// Asks the daemon to read its configuration again (SIGHUP).
+    pub(crate) fn reload(&mut self) -> Result<()> {
+        let daemon = self.daemon.as_mut().context("dockerd does not run")?;
+        daemon.signal(Signal::HUP)
     }
 
     /// Kills the daemon (SIGKILL): the containers go on.

@@ -189,6 +189,14 @@ impl Host {
         self.dockerd().stop()
     }
 
+    /// Has dockerd read its configuration again (SIGHUP).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn reload_docker(&self) -> Result<()> {
+        self.dockerd().reload()
+    }
+
     /// Kills dockerd (SIGKILL); the containers go on.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub mod wire;
 
 pub use agent::{Agent, AgentBuilder, forwarder_bin};
 pub use capture::{Capture, Frame};
-pub use check::{eventually, holds, require_root};
+pub use check::{eventually, holds, require_root, soaked};
 pub use container::{Container, Peer};
 pub use craft::Craft;
 pub use dockerd::{Docker, DockerCli, forwarder_proxy_bin};

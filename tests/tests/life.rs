@@ -7,7 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Agent, Container, Docker, Host, Lab, Peer, Pinned, Process, difference, eventually};
+use harness::{
+    Agent, Container, Docker, Host, Lab, Peer, Pinned, Process, difference, eventually, soaked,
+};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -212,6 +214,27 @@ fn traffic_goes_on_while_the_agent_is_dead_and_the_next_takes_over() -> Result<(
 }
 
 #[test]
+fn an_agent_that_stays_dead_is_not_missed() -> Result<()> {
+    let site = Site::new("dead")?;
+    let host = &site.host;
+    // In a soak more flows end than there is room for: what is over makes room without an agent.
+    let mut agent = host.agent().arg("--flows=8192").start()?;
+    let mut held = site.held()?;
+    agent.kill()?;
+    let end = Instant::now() + soaked(Duration::from_secs(5), Duration::from_secs(600));
+    let mut rounds = 0;
+    while Instant::now() < end {
+        site.new_flows_work()?;
+        held.all_live()?;
+        rounds += 1;
+    }
+    println!("{rounds} rounds of five new flows each, without an agent");
+    let _agent = host.agent().arg("--flows=8192").start()?;
+    site.new_flows_work()?;
+    held.all_live()
+}
+
+#[test]
 fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Result<()> {
     let site = Site::new("kills")?;
     let host = &site.host;
@@ -341,6 +364,31 @@ fn cleanup_leaves_the_host_as_it_was_before_run() -> Result<()> {
         is_as_before(&pinned, how)?;
     }
     host.cli(&["cleanup"]).context("with nothing to do")?;
+    Ok(())
+}
+
+#[test]
+fn cleanup_after_a_kill_at_any_moment_leaves_the_host_as_it_was() -> Result<()> {
+    let site = Site::new("uninstall")?;
+    let host = &site.host;
+    let begun = Instant::now();
+    let mut agent = start(host)?;
+    let whole = begun.elapsed();
+    agent.kill()?;
+    host.cli(&["cleanup"])?;
+    let before = host.state(&[])?;
+    for n in 0..50_u32 {
+        let mut agent = host.agent().quiet().spawn()?;
+        sleep(whole * n / 49);
+        agent.kill()?;
+        host.cli(&["cleanup"])?;
+        let after = host.state(&[])?;
+        assert!(
+            before == after,
+            "kill {n}:\n{}",
+            difference(&before, &after)
+        );
+    }
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! A host that fills up: what each next container costs, how soon its ports are in the map, how
-//! much memory the agent has in the end, and that nothing stays when all have gone. Prints its figures.
+//! much memory the agent has in the end, and that nothing stays when all have gone; and one whose containers
+//! come and go. Prints its figures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{scope, sleep};
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use forwarder_common::abi::{LAYOUT, PortKey, Published};
 use forwarder_common::family::V4;
-use harness::{Agent, Docker, Host, IMAGE, Lab, Process, eventually};
+use harness::{Agent, Docker, Host, IMAGE, Lab, Process, eventually, soaked};
 
 /// Ports of each container.
 const PORTS: u16 = 5;
@@ -21,6 +21,8 @@ const PORTS: u16 = 5;
 const FIRST: u16 = 10_000;
 /// From Docker's event to the map, of 99 in 100 ports.
 const PUBLISH: Duration = Duration::from_millis(100);
+/// From Docker's event to a port that is gone, of 99 in 100.
+const REVOKE: Duration = Duration::from_millis(250);
 /// How much longer the last containers may take to start than the first, beside what dockerd itself
 /// takes longer.
 const GROWTH: f64 = 1.3;
@@ -48,21 +50,29 @@ fn start(host: &Host, number: u16) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
+/// The map of published ports.
+type PublishedMap = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
+
+fn published(host: &Host) -> Result<PublishedMap> {
+    let maps = host.bpffs_dir().join(format!("v{LAYOUT}/maps"));
+    let mut files = fs::read_dir(&maps)?.filter_map(Result::ok);
+    let is_published = |name: &str| name.to_lowercase().starts_with("published");
+    let map = files.find(|file| is_published(&file.file_name().to_string_lossy()));
+    let data = MapData::from_pin(map.context("no map of published ports")?.path())?;
+    Ok(Map::HashMap(data).try_into()?)
+}
+
 /// When each host port was first seen in the pinned map, while there is more to come.
 struct Watch {
-    map: PathBuf,
+    map: PublishedMap,
     seen: Mutex<BTreeMap<u16, SystemTime>>,
     over: AtomicBool,
 }
 
 impl Watch {
     fn new(host: &Host) -> Result<Self> {
-        let maps = host.bpffs_dir().join(format!("v{LAYOUT}/maps"));
-        let mut files = fs::read_dir(&maps)?.filter_map(Result::ok);
-        let is_published = |name: &str| name.to_lowercase().starts_with("published");
-        let map = files.find(|file| is_published(&file.file_name().to_string_lossy()));
         Ok(Self {
-            map: map.context("no map of published ports")?.path(),
+            map: published(host)?,
             seen: Mutex::default(),
             over: AtomicBool::new(false),
         })
@@ -74,28 +84,35 @@ impl Watch {
     }
 
     /// Looks for the ports in their order: one container's come at once, after the one's before.
-    fn look(&self, ports: u16) -> Result<()> {
-        let data = MapData::from_pin(&self.map)?;
-        let map: HashMap<MapData, [u8; KEY], [u8; VALUE]> = Map::HashMap(data).try_into()?;
+    fn look(&self, ports: u16) {
         for port in FIRST..FIRST + ports {
             let mut key = [0; KEY];
             key[4..6].copy_from_slice(&port.to_be_bytes());
             key[6..8].copy_from_slice(&6_u16.to_ne_bytes());
-            while map.get(&key, 0).is_err() {
+            while self.map.get(&key, 0).is_err() {
                 if self.over.load(Ordering::Relaxed) {
-                    return Ok(());
+                    return;
                 }
                 sleep(LOOK);
             }
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.insert(port, SystemTime::now());
         }
-        Ok(())
     }
 }
 
-/// When Docker said that each container has started, by its number.
-fn started(events: &Process) -> BTreeMap<u16, SystemTime> {
+/// What Docker tells of containers: their names and when.
+fn events(host: &Host, event: &str) -> Result<Process> {
+    let address = host.docker_cli().address();
+    let mut command = std::process::Command::new("docker");
+    command.args(["-H", &address, "events", &format!("--filter=event={event}")]);
+    command.arg("--format={{.Actor.Attributes.name}} {{.TimeNano}}");
+    let log = host.state_dir().join(format!("{event}.log"));
+    Process::spawn("docker events", &mut command, &log)
+}
+
+/// When Docker said so of each container, by its number.
+fn told(events: &Process) -> BTreeMap<u16, SystemTime> {
     let parse = |line: String| {
         let (name, nanoseconds) = line.split_once(' ')?;
         let at = UNIX_EPOCH + Duration::from_nanos(nanoseconds.parse().ok()?);
@@ -118,6 +135,15 @@ fn growth(of: &[Duration], edge: usize) -> f64 {
     last.as_secs_f64() / first.as_secs_f64()
 }
 
+/// Prints the median, and says what 99 in 100 do not exceed.
+fn most(mut latencies: Vec<Duration>, what: &str) -> Duration {
+    latencies.sort();
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share).round() as usize];
+    let (half, most) = (at(0.5), at(0.99));
+    println!("{what}: median {half:?}, p99 {most:?}");
+    most
+}
+
 /// Octets that a process has resident.
 fn resident(agent: &Agent) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
@@ -126,9 +152,12 @@ fn resident(agent: &Agent) -> Result<u64> {
     Ok(kilobytes.context("no VmRSS")?.trim().parse::<u64>()? << 10)
 }
 
+/// See [`taken`].
+type Taken = (BTreeMap<String, u64>, usize, usize);
+
 /// What containers take up: entries of each map but those of flows, which end by themselves, programs
 /// on devices, and descriptors of the agent.
-fn taken(host: &Host, agent: &Agent) -> Result<(BTreeMap<String, u64>, usize, usize)> {
+fn taken(host: &Host, agent: &Agent) -> Result<Taken> {
     let status = host.json("status")?;
     let maps = status["maps"].as_object().context("no maps")?;
     let of_flows = |name: &str| name.contains("FLOW") || name.contains("INDEX");
@@ -140,6 +169,17 @@ fn taken(host: &Host, agent: &Agent) -> Result<(BTreeMap<String, u64>, usize, us
     ensure!(fills.len() > 3, "{maps:?}");
     let descriptors = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count();
     Ok((fills, host.pinned()?.links.len(), descriptors))
+}
+
+/// Waits until no container takes up anything any more.
+fn is_as_before(host: &Host, agent: &Agent, empty: &Taken) -> Result<()> {
+    eventually(SOON, || {
+        let left = taken(host, agent)?;
+        // A question of ours may still be open, and so may one of the agent's to Docker.
+        let same = (&left.0, left.1) == (&empty.0, empty.1) && left.2 <= empty.2 + 3;
+        ensure!(same, "left: {left:?}; it was {empty:?}");
+        Ok(())
+    })
 }
 
 /// Removes containers, some at a time.
@@ -165,12 +205,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     let base = lab.host(Docker::replace())?;
     let host = lab.host(Docker::replace())?;
     let agent = host.agent().start()?;
-    let address = host.docker_cli().address();
-    let mut command = std::process::Command::new("docker");
-    command.args(["-H", &address, "events", "--filter=event=start"]);
-    command.arg("--format={{.Actor.Attributes.name}} {{.TimeNano}}");
-    let log = host.state_dir().join("events.log");
-    let events = Process::spawn("docker events", &mut command, &log)?;
+    let events = events(&host, "start")?;
     let watch = Watch::new(&host)?;
     let empty = taken(&host, &agent)?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
@@ -190,7 +225,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
             Ok(())
         });
         watch.over.store(true, Ordering::Relaxed);
-        looking.join().expect("the looking thread")?;
+        looking.join().expect("the looking thread");
         filled.and(all)
     })?;
 
@@ -201,7 +236,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     let own_growth = growth(&with, edge);
     println!("  grown {own_growth:.2}×, without {base_growth:.2}×");
 
-    let started = started(&events);
+    let started = told(&events);
     let mut latencies = Vec::new();
     for (port, at) in watch.seen() {
         let event = started.get(&((port - FIRST) / PORTS));
@@ -209,10 +244,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
         // It may well be there before Docker says so.
         latencies.push(at.duration_since(*event).unwrap_or_default());
     }
-    latencies.sort();
-    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share).round() as usize];
-    let (half, most) = (at(0.5), at(0.99));
-    println!("from Docker's event to the map: median {half:?}, p99 {most:?}");
+    let most = most(latencies, "from Docker's event to the map");
     let memory = resident(&agent)?;
     println!("the agent has {:.1} MB resident", memory as f64 / 1e6);
 
@@ -226,16 +258,95 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     let full = taken(&host, &agent)?;
     ensure!(full.1 >= empty.1 + usize::from(containers), "{full:?}");
     remove(&host, containers)?;
-    eventually(SOON, || {
-        let left = taken(&host, &agent)?;
-        // A question of ours may still be open, and so may one of the agent's to Docker.
-        let same = (&left.0, left.1) == (&empty.0, empty.1) && left.2 <= empty.2 + 3;
-        ensure!(same, "left: {left:?}; it was {empty:?}");
-        Ok(())
-    })
+    is_as_before(&host, &agent, &empty)
 }
 
 #[test]
 fn starts_publishing_and_memory_stay_flat_with_a_thousand_ports() -> Result<()> {
     fill("scale", 200, 20)
+}
+
+/// When each host port was first seen in the map, and when first missed again.
+#[derive(Default)]
+struct Life {
+    came: BTreeMap<u16, SystemTime>,
+    went: BTreeMap<u16, SystemTime>,
+}
+
+/// Looks until it is over.
+fn follow(map: &PublishedMap, over: &AtomicBool) -> Life {
+    let mut life = Life::default();
+    let mut before = BTreeSet::new();
+    while !over.load(Ordering::Relaxed) {
+        let keys = map.keys().filter_map(Result::ok);
+        let there: BTreeSet<_> = keys
+            .map(|key| u16::from_be_bytes([key[4], key[5]]))
+            .collect();
+        let now = SystemTime::now();
+        for port in there.difference(&before) {
+            life.came.insert(*port, now);
+        }
+        for port in before.difference(&there) {
+            life.went.insert(*port, now);
+        }
+        before = there;
+        sleep(LOOK);
+    }
+    life
+}
+
+/// From what Docker told to what was seen, of each container.
+fn latencies(
+    told: &BTreeMap<u16, SystemTime>,
+    seen: &BTreeMap<u16, SystemTime>,
+) -> Result<Vec<Duration>> {
+    let of = |(number, at): (&u16, &SystemTime)| {
+        let seen = seen
+            .get(&(FIRST + number))
+            .with_context(|| format!("{number} was not seen"))?;
+        Ok(seen.duration_since(*at).unwrap_or_default())
+    };
+    told.iter().map(of).collect()
+}
+
+#[test]
+fn containers_that_come_and_go_leave_nothing_and_are_followed_at_once() -> Result<()> {
+    let lab = Lab::new("churn")?;
+    let host = lab.host(Docker::replace())?;
+    let agent = host.agent().start()?;
+    let (starts, ends) = (events(&host, "start")?, events(&host, "die")?);
+    let map = published(&host)?;
+    let empty = taken(&host, &agent)?;
+    let containers = soaked(40, 1000);
+    let over = AtomicBool::new(false);
+    let life = scope(|scope| {
+        let looking = scope.spawn(|| follow(&map, &over));
+        let churned = (0..containers).try_for_each(|number: u16| {
+            let port = format!("-p{}:80", FIRST + number);
+            let name = format!("c{number}");
+            host.docker(&["run", "-d", "--name", &name, &port, IMAGE, "/peer", "wait"])?;
+            host.docker(&["rm", "-f", &name]).map(drop)
+        });
+        let gone = eventually(SOON, || {
+            let left = map.keys().count();
+            ensure!(left == 0, "{left} ports are in the map");
+            Ok(())
+        });
+        // One more look.
+        sleep(10 * LOOK);
+        over.store(true, Ordering::Relaxed);
+        let life = looking.join().expect("the looking thread");
+        churned.and(gone).map(|()| life)
+    })?;
+    println!("{containers} containers, one after the other");
+    let (starts, ends) = (told(&starts), told(&ends));
+    ensure!((starts.len(), ends.len()) == (containers.into(), containers.into()));
+    let publish = most(
+        latencies(&starts, &life.came)?,
+        "from its start to its port",
+    );
+    let revoke = most(latencies(&ends, &life.went)?, "from its end to its port's");
+    ensure!(publish <= PUBLISH, "published after {publish:?}");
+    ensure!(revoke <= REVOKE, "revoked after {revoke:?}");
+    is_as_before(&host, &agent, &empty)
 }

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Which tier to run
     #[arg(long, value_enum, default_value_t = Tier::All)]
     tier: Tier,
+    /// As long as it takes: minutes without an agent, a thousand containers
+    #[arg(long)]
+    soak: bool,
     /// Only tests whose name contains this, and no format, clippy or documentation check
     filter: Option<String>,
 }
@@ -110,7 +113,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
         unprivileged(workspace, filter, &mut report);
     }
     if args.tier != Tier::Unit {
-        privileged(workspace, args.tier, filter, &mut report);
+        privileged(workspace, args, &mut report);
     }
     report.close()
 }
@@ -150,7 +153,7 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
     }
 }
 
-fn privileged(workspace: &Workspace, tier: Tier, filter: Option<&str>, report: &mut Report) {
+fn privileged(workspace: &Workspace, args: &Args, report: &mut Report) {
     let prepared = prepare(workspace);
     if prepared.is_err() {
         report.run("prepare", || prepared.map(|()| Totals::default()));
@@ -159,16 +162,15 @@ fn privileged(workspace: &Workspace, tier: Tier, filter: Option<&str>, report: &
     let tests = workspace.integration_tests(TESTS);
     let is_program = |test: &&str| PROGRAM_TESTS.iter().any(|prefix| test.starts_with(prefix));
     let (program, host): (Vec<_>, Vec<_>) = tests.into_iter().partition(is_program);
-    if tier.includes(Tier::Program) && !program.is_empty() {
-        report.run("program", || {
-            watch(test_command(workspace, select(&program), filter))
-        });
+    let run =
+        |selection: &mut dyn Iterator<Item = &str>| watch(test_command(workspace, selection, args));
+    if args.tier.includes(Tier::Program) && !program.is_empty() {
+        report.run("program", || run(&mut select(&program)));
     }
-    if tier.includes(Tier::Host) {
+    if args.tier.includes(Tier::Host) {
         report.run("host", || {
             // The harness has tests of its own beside the integration tests.
-            let selection = ["--lib", "--bins"].into_iter().chain(select(&host));
-            watch(test_command(workspace, selection, filter))
+            run(&mut ["--lib", "--bins"].into_iter().chain(select(&host)))
         });
     }
 }
@@ -188,7 +190,7 @@ fn select<'a>(tests: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
 fn test_command<'a>(
     workspace: &Workspace,
     selection: impl IntoIterator<Item = &'a str>,
-    filter: Option<&str>,
+    args: &Args,
 ) -> Command {
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--release", "--no-fail-fast", "-p", TESTS]);
@@ -196,9 +198,12 @@ fn test_command<'a>(
     // A host test is a dockerd and its containers: many at once only wait for each other.
     let threads = available_parallelism().map_or(1, |cores| cores.get().min(4));
     cargo
-        .args(filter)
+        .args(&args.filter)
         .args(["--", "--test-threads"])
         .arg(threads.to_string());
+    if args.soak {
+        cargo.env("FORWARDER_TESTS_SOAK", "1");
+    }
     build::with_artifacts(cargo, workspace)
 }
 

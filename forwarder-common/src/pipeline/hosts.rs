@@ -1,0 +1,78 @@
+//! A packet's story, aside: the host's own flows, which give way to the containers'.
+
+use super::{Passage, Steps};
+use crate::abi::HOST;
+use crate::family::{Address, Family};
+use crate::flow::{self, End, Hit, ORIGINAL, Plan, REPLY};
+use crate::nat::Owner;
+use crate::parse::Class;
+use crate::reason::Reason;
+use crate::rewrite::Edit;
+
+impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+    /// A packet of the host's whose answers a container's flow would take: the host's flow gives
+    /// way and is translated to another port, as nf_nat does with whoever comes later. `None` for
+    /// all others.
+    ///
+    /// Without ports it cannot: then the container's flow ends, and the host's is there before
+    /// another one can be.
+    #[inline(always)]
+    pub fn give_way(&mut self) -> Option<Reason> {
+        let now = self.tables.now();
+        let bare = self.packet.class as u8 == Class::Bare as u8;
+        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot() == HOST;
+        let hit = match self
+            .current(now)
+            .filter(|hit| hit.dir == ORIGINAL && is_hosts(hit))
+        {
+            Some(hit) => hit,
+            None => {
+                let answers = self.packet.tuple.reversed();
+                let holder = flow::find(self.tables, &answers);
+                if bare {
+                    if self.packet.tuple.dst.is_unroutable() {
+                        return None;
+                    }
+                    if let Some(holder) = holder {
+                        flow::end(self.tables, &holder);
+                    }
+                } else {
+                    let holder = holder?;
+                    // Of a flow that is not translated it is the opener's own packet.
+                    if holder.dir != REPLY
+                        || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
+                        || !flow::is_current(self.tables, holder.flow, now)
+                    {
+                        return None;
+                    }
+                }
+                let plan = Plan {
+                    original: self.packet.tuple,
+                    to: End::OUTSIDE,
+                    from: End::HOST,
+                    mapping: 0,
+                    mapping_incarnation: 0,
+                    uplink_mac: [0; 6],
+                    policy: 0,
+                };
+                if let Err(reason) = self.make(&plan, answers, Owner::Host) {
+                    // Nothing of the host's own depends on a record.
+                    return if bare { None } else { Some(reason) };
+                }
+                flow::find(self.tables, &self.packet.tuple)?
+            }
+        };
+        if let Err(reason) = self.track(&hit, now) {
+            return Some(reason);
+        }
+        if bare {
+            return None;
+        }
+        let edit = Edit {
+            hop: false,
+            ..self.translate(&hit)
+        };
+        self.tables.edit(&mut self.frame, &edit);
+        Some(Reason::HostFlow)
+    }
+}
