@@ -177,6 +177,7 @@ fn of_two_cpus_that_make_the_same_flow_the_loser_says_so() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of packets: too many for Miri")]
 fn whatever_happens_each_beginning_has_one_end() {
     for seed in 0..20 {
         let mut dice = Dice::new(seed);

@@ -260,6 +260,7 @@ fn opens(host: &Host, next: &mut u16) -> usize {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
 fn new_flows_are_bounded_by_time_whatever_the_clock_says() {
     // Also where the ticks begin anew.
     for start in [1_000, u32::MAX - 20, u32::MAX - 70] {
@@ -319,6 +320,7 @@ fn one_in_a_second_is_one_in_a_second() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
 fn the_highest_rate_does_not_overflow() {
     let mut host = host(8192, 0, quota::RATE_MAX);
     for port in 1..2000 {
