@@ -131,15 +131,16 @@ impl Hooks {
         }
         let path = self.pins.link(ifindex, hook);
         let program = self.classifier(hook)?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program.attach_with_options(device, direction(hook), options)?;
+        let id = once_taken_off(|| {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+            Ok(program.attach_with_options(device, direction(hook), options)?)
+        })
+        .await?;
         let link = FdLink::try_from(program.take_link(id)?)?;
         link.pin(&path)?;
         Ok(())
     }
 
-    /// The kernel takes a program off some time after the last pin of its link has gone
-    /// (`bpf_link_put`): one of ours may still be there.
     async fn attach_xdp(&mut self, ifindex: u32, xdp: Option<XdpKind>) -> Result<()> {
         let path = self.pins.link(ifindex, Hook::Uplink);
         let mode = match xdp {
@@ -147,16 +148,7 @@ impl Hooks {
             Some(XdpKind::Native) | None => XdpMode::Driver,
         };
         let program = self.xdp()?;
-        let start = Instant::now();
-        let id = loop {
-            let attached = program.attach_to_if_index(ifindex, mode);
-            match attached.map_err(anyhow::Error::from) {
-                Err(error) if already_there(&error) && start.elapsed() < TAKEN_OFF => {
-                    tokio::time::sleep(TAKEN_OFF / 100).await;
-                }
-                attached => break attached?,
-            }
-        };
+        let id = once_taken_off(|| Ok(program.attach_to_if_index(ifindex, mode)?)).await?;
         let link = FdLink::try_from(program.take_link(id)?)?;
         link.pin(&path)?;
         Ok(())
@@ -236,6 +228,20 @@ impl Hooks {
                 .context("the kernel refuses the program uplink")?;
         }
         Ok(program)
+    }
+}
+
+/// Attaches a program. The kernel takes one off some time after the last pin of its link has gone
+/// (`bpf_link_put`): one of ours may still be there.
+async fn once_taken_off<T>(mut attach: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attach() {
+            Err(error) if already_there(&error) && start.elapsed() < TAKEN_OFF => {
+                tokio::time::sleep(TAKEN_OFF / 100).await;
+            }
+            attached => return attached,
+        }
     }
 }
 
