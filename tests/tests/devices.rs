@@ -11,7 +11,8 @@ use harness::{
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
-/// What is promised is a second; a machine that does much else, as here by floods, gets more.
+/// What is promised is a second; a machine that does much else, as here by floods, gets more. The container
+/// itself asks for its gateway's address once a second while nobody answers.
 const CONVERGED: Duration = Duration::from_secs(20);
 /// How often each change is made.
 const TIMES: usize = 50;
