@@ -30,6 +30,13 @@ fn is_a_test(path: &str) -> bool {
     source.contains(&format!("fn {name}("))
 }
 
+/// Checks that the tests that a row's cell names are there.
+fn names_tests(row: &str, cell: &str) {
+    for path in cell.split('`').filter(|path| path.contains("::")) {
+        assert!(is_a_test(path), "{row}: there is no test {path}");
+    }
+}
+
 /// The lines of the table between marks of this name, without its head.
 fn table(name: &str) -> impl Iterator<Item = &'static str> {
     let begun = README.split(&format!("<!-- {name} -->\n")).nth(1);
@@ -65,9 +72,7 @@ fn every_fault_has_its_tests() {
             panic!("three cells: {line}");
         };
         assert!(!fault.is_empty() && !holds.is_empty(), "{line}");
-        for path in tests.split('`').filter(|path| path.contains("::")) {
-            assert!(is_a_test(path), "{fault}: there is no test {path}");
-        }
+        names_tests(fault, tests);
         let by_lint = holds.contains("clippy.toml");
         assert!(by_lint || tests.contains("::"), "{fault} has no test");
         faults += 1;
@@ -84,9 +89,7 @@ fn every_row_of_the_nat_has_its_tests() {
             panic!("five cells: {line}");
         };
         rows.push(row);
-        for path in tests.split('`').filter(|path| path.contains("::")) {
-            assert!(is_a_test(path), "{row}: there is no test {path}");
-        }
+        names_tests(row, tests);
         let is_missing = ours.starts_with("no: ");
         let is_tried = !tests.is_empty();
         let nothing = NOTHING_TO_TRY.split_whitespace().any(|none| none == row);

@@ -54,6 +54,12 @@ impl Frame {
             None
         }
     }
+
+    /// Whether these octets are anywhere in it; they are not none.
+    #[must_use]
+    pub fn carries(&self, octets: &[u8]) -> bool {
+        self.bytes.windows(octets.len()).any(|part| part == octets)
+    }
 }
 
 /// A capture on one device. It goes on until it is dropped; its first frames are shown then: a

@@ -258,10 +258,7 @@ fn pins_of_another_version_are_refused_and_cleaned_up() -> Result<()> {
 #[test]
 fn what_a_start_made_that_failed_half_way_is_taken_back() -> Result<()> {
     let bare = Bare::new("halfway")?;
-    let devices = || -> Result<String> {
-        let listed = finish(bare.netns.command("ip").args(["-br", "link"]))?;
-        Ok(listed.stdout)
-    };
+    let devices = || bare.netns.ip("-br link");
     let before = devices()?;
     for files in ["20", "35", "50"] {
         // Fewer than the maps need.
@@ -274,8 +271,7 @@ fn what_a_start_made_that_failed_half_way_is_taken_back() -> Result<()> {
     }
 
     // Also without a directory that tells of it.
-    let mut command = bare.netns.command("ip");
-    finish(command.args(["link", "add", "forwarder0", "type", "bridge"]))?;
+    bare.netns.ip("link add forwarder0 type bridge")?;
     let done = bare.setpriv(&[], "cleanup", &[])?;
     assert_has(&done.stdout, &["removed"]);
     assert_eq!(devices()?, before, "after cleanup");

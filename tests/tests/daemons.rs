@@ -63,12 +63,7 @@ fn survives(label: &str, docker: Docker) -> Result<()> {
         eventually(CONVERGED, || is_published(&lab, &host)).with_context(|| format!("time {n}"))?;
     }
     flood.more(100)?;
-    let came = bridge.count(|frame| {
-        frame
-            .bytes
-            .windows(STRANGE.len())
-            .any(|part| part == STRANGE)
-    })?;
+    let came = bridge.count(|frame| frame.carries(STRANGE))?;
     ensure!(came == 0, "{came} of a stranger's packets passed");
     let heard = web
         .logs()?

@@ -102,14 +102,10 @@ impl Site {
 
     /// Nobody got what was not for him.
     fn nobody_else_noticed(&self) -> Result<()> {
-        let strange = self.neighbours.count(|frame| is_aimed(&frame.bytes))?;
+        let strange = self.neighbours.count(|frame| frame.carries(AIMED))?;
         ensure!(strange == 0, "{strange} packets came to the neighbour");
         self.lans.audit(false)
     }
-}
-
-fn is_aimed(bytes: &[u8]) -> bool {
-    bytes.windows(AIMED.len()).any(|part| part == AIMED)
 }
 
 /// How many packets a device has received.

@@ -160,6 +160,16 @@ fn start(host: &Host) -> Result<Agent> {
     host.agent().start()
 }
 
+/// How long a start takes; nothing of it is left.
+fn start_takes(host: &Host) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut agent = start(host)?;
+    let whole = begun.elapsed();
+    agent.kill()?;
+    host.cli(&["cleanup"])?;
+    Ok(whole)
+}
+
 #[test]
 fn traffic_goes_on_while_the_agent_is_dead_and_the_next_takes_over() -> Result<()> {
     let site = Site::new("life")?;
@@ -238,11 +248,7 @@ fn an_agent_that_stays_dead_is_not_missed() -> Result<()> {
 fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Result<()> {
     let site = Site::new("kills")?;
     let host = &site.host;
-    let begun = Instant::now();
-    let mut agent = start(host)?;
-    let whole = begun.elapsed();
-    agent.kill()?;
-    host.cli(&["cleanup"])?;
+    let whole = start_takes(host)?;
 
     let mut held = None;
     for n in 0..100_u32 {
@@ -371,11 +377,7 @@ fn cleanup_leaves_the_host_as_it_was_before_run() -> Result<()> {
 fn cleanup_after_a_kill_at_any_moment_leaves_the_host_as_it_was() -> Result<()> {
     let site = Site::new("uninstall")?;
     let host = &site.host;
-    let begun = Instant::now();
-    let mut agent = start(host)?;
-    let whole = begun.elapsed();
-    agent.kill()?;
-    host.cli(&["cleanup"])?;
+    let whole = start_takes(host)?;
     let before = host.state(&[])?;
     for n in 0..50_u32 {
         let mut agent = host.agent().quiet().spawn()?;

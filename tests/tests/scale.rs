@@ -135,6 +135,21 @@ fn growth(of: &[Duration], edge: usize) -> f64 {
     last.as_secs_f64() / first.as_secs_f64()
 }
 
+/// From what Docker told of each container to what was seen of each port, of so many ports each.
+fn latencies(
+    told: &BTreeMap<u16, SystemTime>,
+    seen: &BTreeMap<u16, SystemTime>,
+    ports: u16,
+) -> Result<Vec<Duration>> {
+    let of = |(port, at): (&u16, &SystemTime)| {
+        let event = told.get(&((port - FIRST) / ports));
+        let event = event.with_context(|| format!("no event for {port}"))?;
+        // It may well be there before Docker says so.
+        Ok(at.duration_since(*event).unwrap_or_default())
+    };
+    seen.iter().map(of).collect()
+}
+
 /// Prints the median, and says what 99 in 100 do not exceed.
 fn most(mut latencies: Vec<Duration>, what: &str) -> Duration {
     latencies.sort();
@@ -236,14 +251,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     let own_growth = growth(&with, edge);
     println!("  grown {own_growth:.2}×, without {base_growth:.2}×");
 
-    let started = told(&events);
-    let mut latencies = Vec::new();
-    for (port, at) in watch.seen() {
-        let event = started.get(&((port - FIRST) / PORTS));
-        let event = event.with_context(|| format!("no event for {port}"))?;
-        // It may well be there before Docker says so.
-        latencies.push(at.duration_since(*event).unwrap_or_default());
-    }
+    let latencies = latencies(&told(&events), &watch.seen(), PORTS)?;
     let most = most(latencies, "from Docker's event to the map");
     let memory = resident(&agent)?;
     println!("the agent has {:.1} MB resident", memory as f64 / 1e6);
@@ -295,20 +303,6 @@ fn follow(map: &PublishedMap, over: &AtomicBool) -> Life {
     life
 }
 
-/// From what Docker told to what was seen, of each container.
-fn latencies(
-    told: &BTreeMap<u16, SystemTime>,
-    seen: &BTreeMap<u16, SystemTime>,
-) -> Result<Vec<Duration>> {
-    let of = |(number, at): (&u16, &SystemTime)| {
-        let seen = seen
-            .get(&(FIRST + number))
-            .with_context(|| format!("{number} was not seen"))?;
-        Ok(seen.duration_since(*at).unwrap_or_default())
-    };
-    told.iter().map(of).collect()
-}
-
 #[test]
 fn containers_that_come_and_go_leave_nothing_and_are_followed_at_once() -> Result<()> {
     let lab = Lab::new("churn")?;
@@ -340,12 +334,11 @@ fn containers_that_come_and_go_leave_nothing_and_are_followed_at_once() -> Resul
     })?;
     println!("{containers} containers, one after the other");
     let (starts, ends) = (told(&starts), told(&ends));
-    ensure!((starts.len(), ends.len()) == (containers.into(), containers.into()));
-    let publish = most(
-        latencies(&starts, &life.came)?,
-        "from its start to its port",
-    );
-    let revoke = most(latencies(&ends, &life.went)?, "from its end to its port's");
+    let Life { came, went } = life;
+    let counts = [&starts, &ends, &came, &went].map(BTreeMap::len);
+    ensure!(counts == [usize::from(containers); 4], "{counts:?}");
+    let publish = most(latencies(&starts, &came, 1)?, "from its start to its port");
+    let revoke = most(latencies(&ends, &went, 1)?, "from its end to its port's");
     ensure!(publish <= PUBLISH, "published after {publish:?}");
     ensure!(revoke <= REVOKE, "revoked after {revoke:?}");
     is_as_before(&host, &agent, &empty)

@@ -162,15 +162,16 @@ fn privileged(workspace: &Workspace, args: &Args, report: &mut Report) {
     let tests = workspace.integration_tests(TESTS);
     let is_program = |test: &&str| PROGRAM_TESTS.iter().any(|prefix| test.starts_with(prefix));
     let (program, host): (Vec<_>, Vec<_>) = tests.into_iter().partition(is_program);
-    let run =
-        |selection: &mut dyn Iterator<Item = &str>| watch(test_command(workspace, selection, args));
     if args.tier.includes(Tier::Program) && !program.is_empty() {
-        report.run("program", || run(&mut select(&program)));
+        report.run("program", || {
+            watch(test_command(workspace, select(&program), args))
+        });
     }
     if args.tier.includes(Tier::Host) {
         report.run("host", || {
             // The harness has tests of its own beside the integration tests.
-            run(&mut ["--lib", "--bins"].into_iter().chain(select(&host)))
+            let selection = ["--lib", "--bins"].into_iter().chain(select(&host));
+            watch(test_command(workspace, selection, args))
         });
     }
 }
