@@ -19,6 +19,7 @@
 //! test panics; what a killed test leaves behind is swept by the next [`Lab::new`].
 
 mod agent;
+pub mod attack;
 mod capture;
 mod check;
 mod container;

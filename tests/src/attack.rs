@@ -1,0 +1,608 @@
+//! An attacker's toolbox: frames in any dress from a container, the LAN or the host, what a user
+//! without privileges can do, and where the frames arrive.
+//!
+//! ```no_run
+//! use harness::attack::{Arp, Attacker, Watch};
+//! use harness::{Packet, Scene};
+//!
+//! # fn attack(scene: &Scene, packet: &Packet) -> anyhow::Result<()> {
+//! let liar = scene.host.container("liar");
+//! let mallory = Attacker::new(&liar.space()?, "eth0", scene.host.mac("docker0")?)?;
+//! let watch = Watch::new(&[("LAN", scene.lan(), "h1")])?;
+//! mallory.send(&mallory.dress().priority(5).ipv4(packet))?;
+//! let steals = Arp::announce(mallory.mac(), [172, 17, 0, 1].into());
+//! mallory.send(&mallory.dress().to_all().arp(&steals))?;
+//! assert!(watch.saw(|frame| frame.packet().as_ref() == Some(packet))?.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+
+use anyhow::{Context as _, Result};
+
+use crate::capture::{Capture, Frame};
+use crate::image::peer_bin;
+use crate::netns::Space;
+use crate::wire::{Packet, proto};
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+
+/// The broadcast address.
+pub const BROADCAST: Mac = [0xff; 6];
+/// The address of a bridge's control frames, which a bridge does not forward.
+pub const BRIDGE_GROUP: Mac = [0x01, 0x80, 0xc2, 0, 0, 0];
+
+/// `EtherType`s.
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// An IEEE 802.1Q tag.
+    pub const VLAN: u16 = 0x8100;
+    /// An IEEE 802.1ad tag.
+    pub const SERVICE_VLAN: u16 = 0x88a8;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+    /// IEEE Std 802: for local experiments.
+    pub const EXPERIMENTAL: u16 = 0x88b5;
+}
+
+/// Somebody who can send raw frames out of a device.
+#[derive(Debug, Clone)]
+pub struct Attacker {
+    space: Space,
+    device: String,
+    mac: Mac,
+    victim: Mac,
+}
+
+impl Attacker {
+    /// Behind a device of a namespace, next to the station whose frames have `victim` as address:
+    /// a container's gateway, or the host's uplink.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn new(space: &Space, device: &str, victim: Mac) -> Result<Self> {
+        let mac = space.mac(device)?;
+        Ok(Self {
+            space: space.clone(),
+            device: device.to_owned(),
+            mac,
+            victim,
+        })
+    }
+
+    /// The attacker's own hardware address.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// The dress of honest frames: from the attacker's own address to the victim, no tag.
+    #[must_use]
+    pub fn dress(&self) -> Dress {
+        Dress {
+            to: self.victim,
+            from: self.mac,
+            tags: Vec::new(),
+        }
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// When the device does not take it.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        self.space.send_frame(&self.device, frame)
+    }
+
+    /// Sends many frames.
+    ///
+    /// # Errors
+    /// When the device does not take one.
+    pub fn send_all(&self, frames: &[Vec<u8>]) -> Result<()> {
+        self.space.send_frames(&self.device, frames)
+    }
+}
+
+/// Everything before the network header: addresses and tags.
+#[derive(Debug, Clone)]
+pub struct Dress {
+    to: Mac,
+    from: Mac,
+    tags: Vec<u8>,
+}
+
+impl Dress {
+    /// To another station.
+    #[must_use]
+    pub fn to(self, to: Mac) -> Self {
+        Self { to, ..self }
+    }
+
+    /// To all stations.
+    #[must_use]
+    pub fn to_all(self) -> Self {
+        self.to(BROADCAST)
+    }
+
+    /// From another station.
+    #[must_use]
+    pub fn from(self, from: Mac) -> Self {
+        Self { from, ..self }
+    }
+
+    /// With one more tag, inside those that are there: its `EtherType`, priority and VLAN id.
+    #[must_use]
+    pub fn tag(mut self, kind: u16, priority: u8, vlan: u16) -> Self {
+        self.tags.extend(kind.to_be_bytes());
+        let control = u16::from(priority) << 13 | vlan;
+        self.tags.extend(control.to_be_bytes());
+        self
+    }
+
+    /// Priority-tagged: VLAN id 0 (IEEE 802.1p), which a receiver treats as untagged.
+    #[must_use]
+    pub fn priority(self, priority: u8) -> Self {
+        self.tag(ethertype::VLAN, priority, 0)
+    }
+
+    /// In a VLAN.
+    #[must_use]
+    pub fn vlan(self, id: u16) -> Self {
+        self.tag(ethertype::VLAN, 0, id)
+    }
+
+    /// In a VLAN of a service VLAN (IEEE 802.1ad, `QinQ`).
+    #[must_use]
+    pub fn qinq(self, outer: u16, inner: u16) -> Self {
+        self.tag(ethertype::SERVICE_VLAN, 0, outer).vlan(inner)
+    }
+
+    /// The frame of any body, filled up to Ethernet's 60 octets.
+    #[must_use]
+    pub fn frame(&self, ethertype: u16, body: &[u8]) -> Vec<u8> {
+        let mut frame = [&self.to[..], &self.from, &self.tags].concat();
+        frame.extend(ethertype.to_be_bytes());
+        frame.extend(body);
+        frame.resize(frame.len().max(60), 0);
+        frame
+    }
+
+    /// The frame of an IPv4 packet.
+    #[must_use]
+    pub fn ipv4(&self, packet: &Packet) -> Vec<u8> {
+        self.frame(ethertype::IPV4, packet.bytes())
+    }
+
+    /// The frame of an ARP message.
+    #[must_use]
+    pub fn arp(&self, arp: &Arp) -> Vec<u8> {
+        self.frame(ethertype::ARP, &arp.body())
+    }
+
+    /// The frame of an IPv6 packet.
+    #[must_use]
+    pub fn ipv6(&self, packet: &Packet6) -> Vec<u8> {
+        self.frame(ethertype::IPV6, &packet.bytes())
+    }
+
+    /// The same frame in every dress in which the kernel takes a packet for IPv4 that follows: untagged,
+    /// priority-tagged with and without a priority, in a VLAN, in two. With what each is called.
+    #[must_use]
+    pub fn every_tag(&self) -> [(&'static str, Self); 6] {
+        [
+            ("untagged", self.clone()),
+            ("VLAN id 0", self.clone().priority(0)),
+            ("VLAN id 0 with priority 5", self.clone().priority(5)),
+            (
+                "802.1ad VLAN id 0",
+                self.clone().tag(ethertype::SERVICE_VLAN, 0, 0),
+            ),
+            ("VLAN id 7", self.clone().vlan(7)),
+            ("QinQ 7.0", self.clone().qinq(7, 0)),
+        ]
+    }
+}
+
+/// An ARP message (RFC 826) for Ethernet and IPv4.
+#[derive(Debug, Clone, Copy)]
+pub struct Arp {
+    /// 1 asks, 2 answers.
+    pub operation: u16,
+    /// Who says it, by both addresses.
+    pub sender: (Mac, Ipv4Addr),
+    /// Who is asked for, or told.
+    pub target: (Mac, Ipv4Addr),
+}
+
+impl Arp {
+    /// Asks who has an address.
+    #[must_use]
+    pub fn ask(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Self {
+        Self {
+            operation: 1,
+            sender: (mac, sender),
+            target: ([0; 6], target),
+        }
+    }
+
+    /// Tells somebody that `sender` is at `mac`.
+    #[must_use]
+    pub fn answer(mac: Mac, sender: Ipv4Addr, target: (Mac, Ipv4Addr)) -> Self {
+        Self {
+            operation: 2,
+            sender: (mac, sender),
+            target,
+        }
+    }
+
+    /// Tells everybody that `sender` is at `mac` (gratuitous ARP).
+    #[must_use]
+    pub fn announce(mac: Mac, sender: Ipv4Addr) -> Self {
+        Self::ask(mac, sender, sender)
+    }
+
+    /// Asks whether somebody has an address that the asker wants (RFC 5227).
+    #[must_use]
+    pub fn probe(mac: Mac, wanted: Ipv4Addr) -> Self {
+        Self::ask(mac, Ipv4Addr::UNSPECIFIED, wanted)
+    }
+
+    /// Its octets.
+    #[must_use]
+    pub fn body(&self) -> Vec<u8> {
+        let mut body = vec![0, 1, 8, 0, 6, 4];
+        body.extend(self.operation.to_be_bytes());
+        for (mac, address) in [self.sender, self.target] {
+            body.extend(mac);
+            body.extend(address.octets());
+        }
+        body
+    }
+
+    /// The message in a frame.
+    #[must_use]
+    pub fn of(frame: &Frame) -> Option<Self> {
+        let body = frame.body(ethertype::ARP)?.get(..28)?;
+        let end = |at: usize| {
+            let mac = body[at..at + 6].try_into().ok()?;
+            let octets: [u8; 4] = body[at + 6..at + 10].try_into().ok()?;
+            Some((mac, Ipv4Addr::from(octets)))
+        };
+        Some(Self {
+            operation: u16::from_be_bytes([body[6], body[7]]),
+            sender: end(8)?,
+            target: end(18)?,
+        })
+    }
+}
+
+/// An IPv6 packet without extension headers.
+#[derive(Debug, Clone)]
+pub struct Packet6 {
+    /// Source.
+    pub from: Ipv6Addr,
+    /// Destination.
+    pub to: Ipv6Addr,
+    /// The next header's protocol number.
+    pub protocol: u8,
+    /// What follows the header, with a finished checksum.
+    pub transport: Vec<u8>,
+}
+
+/// ICMPv6's protocol number.
+const ICMPV6: u8 = 58;
+
+impl Packet6 {
+    /// A UDP datagram.
+    #[must_use]
+    pub fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), payload: &[u8]) -> Self {
+        let length = (8 + payload.len()) as u16;
+        let words = [from.1, to.1, length, 0];
+        let mut transport: Vec<u8> = words.into_iter().flat_map(u16::to_be_bytes).collect();
+        transport.extend(payload);
+        Self::sealed(from.0, to.0, proto::UDP, transport, 6)
+    }
+
+    /// A TCP segment without payload.
+    #[must_use]
+    pub fn tcp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), flags: u8) -> Self {
+        let mut transport = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+        transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        Self::sealed(from.0, to.0, proto::TCP, transport, 16)
+    }
+
+    /// An ICMPv6 message: kind, code, and what follows the checksum.
+    #[must_use]
+    pub fn icmp(from: Ipv6Addr, to: Ipv6Addr, kind: [u8; 2], body: &[u8]) -> Self {
+        let transport = [&kind, &[0, 0], body].concat();
+        Self::sealed(from, to, ICMPV6, transport, 2)
+    }
+
+    /// Asks who has an address (RFC 4861): with the sender's hardware address as option.
+    #[must_use]
+    pub fn solicit(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac) -> Self {
+        let body = [&[0; 4][..], &target.octets(), &[1, 1], &mac].concat();
+        Self::icmp(from, to, [135, 0], &body)
+    }
+
+    /// Tells that an address is at a hardware address, overriding what is known.
+    #[must_use]
+    pub fn advertise(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac) -> Self {
+        let body = [&[0x60, 0, 0, 0][..], &target.octets(), &[2, 1], &mac].concat();
+        Self::icmp(from, to, [136, 0], &body)
+    }
+
+    /// Says that the sender is a router, for half an hour.
+    #[must_use]
+    pub fn router(from: Ipv6Addr, to: Ipv6Addr, mac: Mac) -> Self {
+        let head = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+        Self::icmp(from, to, [134, 0], &[&head[..], &mac].concat())
+    }
+
+    /// Says that `destination` is reached by `target`.
+    #[must_use]
+    pub fn redirect(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, destination: Ipv6Addr) -> Self {
+        let body = [&[0; 4][..], &target.octets(), &destination.octets()].concat();
+        Self::icmp(from, to, [137, 0], &body)
+    }
+
+    fn sealed(
+        from: Ipv6Addr,
+        to: Ipv6Addr,
+        protocol: u8,
+        mut transport: Vec<u8>,
+        checksum_at: usize,
+    ) -> Self {
+        let length = (transport.len() as u32).to_be_bytes();
+        let pseudo = [
+            &from.octets()[..],
+            &to.octets(),
+            &length,
+            &[0, 0, 0, protocol],
+        ]
+        .concat();
+        let checksum = !crate::wire::sum(&[&pseudo, &transport]);
+        transport[checksum_at..checksum_at + 2].copy_from_slice(&checksum.to_be_bytes());
+        Self {
+            from,
+            to,
+            protocol,
+            transport,
+        }
+    }
+
+    /// Its octets; the hop limit is 255, as Neighbor Discovery demands.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let length = (self.transport.len() as u16).to_be_bytes();
+        let head = [0x60, 0, 0, 0, length[0], length[1], self.protocol, 255];
+        let ends = [self.from.octets(), self.to.octets()].concat();
+        [&head[..], &ends, &self.transport].concat()
+    }
+}
+
+/// Packets whose transport header is none, with what is wrong: a router that looks at the network header
+/// alone forwards each.
+#[must_use]
+pub fn broken(from: SocketAddrV4, to: SocketAddrV4) -> Vec<(&'static str, Packet)> {
+    let new = |protocol, transport: &[u8]| Packet::new(protocol, *from.ip(), *to.ip(), transport);
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    let segment = |offset: u8| {
+        let rest = [
+            0,
+            0,
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+            offset << 4,
+            2,
+            0xff,
+            0xff,
+            0,
+            0,
+            0,
+            0,
+        ];
+        [&ports[..], &rest].concat()
+    };
+    let sctp = [&ports[..], &[0; 4]].concat();
+    vec![
+        ("TCP with data offset 4", new(proto::TCP, &segment(4))),
+        ("TCP with data offset 15", new(proto::TCP, &segment(15))),
+        ("TCP of 8 octets", new(proto::TCP, &segment(5)[..8])),
+        ("TCP of none", new(proto::TCP, &[])),
+        (
+            "UDP of 6 octets",
+            new(proto::UDP, &[&ports[..], &[0, 6]].concat()),
+        ),
+        ("UDP of 1 octet", new(proto::UDP, &ports[..1])),
+        ("ICMP of 4 octets", new(proto::ICMP, &[8, 0, 0, 0])),
+        ("SCTP of 8 octets", new(proto::SCTP, &sctp)),
+        ("a protocol that nobody has", new(253, b"experiment")),
+    ]
+}
+
+/// What arrives at several places, from the moment on in which it was made.
+pub struct Watch(Vec<(String, Capture)>);
+
+impl Watch {
+    /// At devices of namespaces, each by a name for messages.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn new(places: &[(&str, &Space, &str)]) -> Result<Self> {
+        let places = places.iter().map(|(name, space, device)| {
+            let capture = space.capture(device);
+            Ok(((*name).to_owned(), capture.context((*name).to_owned())?))
+        });
+        places.collect::<Result<_>>().map(Self)
+    }
+
+    /// Where frames arrived that satisfy the closure, and the frames. What a place itself sent does not
+    /// count.
+    ///
+    /// # Errors
+    /// When a device has gone.
+    pub fn saw(&self, wanted: impl Fn(&Frame) -> bool) -> Result<Vec<(&str, Frame)>> {
+        let mut seen = Vec::new();
+        for (name, capture) in &self.0 {
+            let frames = capture.frames()?.into_iter();
+            let frames = frames.filter(|frame| !frame.outgoing && wanted(frame));
+            seen.extend(frames.map(|frame| (name.as_str(), frame)));
+        }
+        Ok(seen)
+    }
+}
+
+impl Frame {
+    /// Its `EtherType` behind all tags, and where its body begins.
+    fn kind(&self) -> Option<(u16, usize)> {
+        let word = |at: usize| {
+            let octets = self.bytes.get(at..at + 2)?;
+            Some(u16::from_be_bytes([octets[0], octets[1]]))
+        };
+        let mut at = 12;
+        while matches!(word(at)?, ethertype::VLAN | ethertype::SERVICE_VLAN) {
+            at += 4;
+        }
+        Some((word(at)?, at + 2))
+    }
+
+    /// Source address of the Ethernet header.
+    #[must_use]
+    pub fn source_mac(&self) -> Option<Mac> {
+        self.bytes.get(6..12)?.try_into().ok()
+    }
+
+    /// What is behind the Ethernet header and all tags, if it is of this `EtherType`.
+    #[must_use]
+    pub fn body(&self, ethertype: u16) -> Option<&[u8]> {
+        let (kind, at) = self.kind()?;
+        (kind == ethertype).then(|| &self.bytes[at..])
+    }
+
+    /// Its IPv4 packet, behind whatever tags.
+    #[must_use]
+    pub fn packet(&self) -> Option<Packet> {
+        Packet::read(self.body(ethertype::IPV4)?)
+    }
+
+    /// Its IPv4 packet's identification, which survives translation: a test's packets are told apart by
+    /// it ([`Packet::numbered`]).
+    #[must_use]
+    pub fn number(&self) -> Option<u16> {
+        let octets = self.body(ethertype::IPV4)?.get(4..6)?;
+        Some(u16::from_be_bytes([octets[0], octets[1]]))
+    }
+}
+
+/// What a user of a machine can do without any privilege: user and group 65534, no capabilities.
+impl Space {
+    /// Runs the static peer inside as that user, and hands back what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn user_peer(&self, arguments: &[&str]) -> Result<String> {
+        let program = peer_bin()?;
+        let program = program.to_str().context("PEER_BIN is not UTF-8")?;
+        let user = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+            program,
+        ];
+        self.cmd(&[&user[..], arguments].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn received(bytes: Vec<u8>) -> Frame {
+        Frame {
+            bytes,
+            outgoing: false,
+            at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn dress() -> Dress {
+        Dress {
+            to: [2; 6],
+            from: [4; 6],
+            tags: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn frame_in_any_dress_is_read_back() {
+        let end = |last, port| SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, last), port);
+        let packet = Packet::udp(end(1, 1), end(2, 2), b"x").numbered(77);
+        for (name, dress) in dress().every_tag() {
+            let frame = received(dress.ipv4(&packet));
+            assert_eq!(frame.packet().as_ref(), Some(&packet), "{name}");
+            assert_eq!(frame.number(), Some(77));
+            assert_eq!(frame.source_mac(), Some([4; 6]));
+        }
+        let tagged = dress().qinq(7, 8).ipv4(&packet);
+        assert_eq!(tagged[12..20], [0x88, 0xa8, 0, 7, 0x81, 0, 0, 8]);
+        let tagged = dress().priority(5).ipv4(&packet);
+        assert_eq!(tagged[12..18], [0x81, 0, 0xa0, 0, 8, 0]);
+    }
+
+    #[test]
+    fn arp_message_is_read_back() {
+        let arp = Arp::answer(
+            [4; 6],
+            [172, 17, 0, 1].into(),
+            ([2; 6], [172, 17, 0, 3].into()),
+        );
+        let read = Arp::of(&received(dress().arp(&arp))).unwrap();
+        assert_eq!(
+            (read.operation, read.sender, read.target),
+            (2, arp.sender, arp.target)
+        );
+    }
+
+    #[test]
+    fn broken_transport_has_a_right_network_header() {
+        let end = |last, port| SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, last), port);
+        for (what, packet) in broken(end(1, 1), end(2, 2)) {
+            let read = Packet::read(packet.bytes()).unwrap();
+            assert_eq!(read.source(), Ipv4Addr::new(198, 18, 1, 1), "{what}");
+            assert!(packet.bytes().len() < 48, "{what}");
+        }
+    }
+
+    #[test]
+    fn neighbour_discovery_checksums_are_finished() {
+        let [from, to]: [Ipv6Addr; 2] = [1, 2].map(|n| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n));
+        for packet in [
+            Packet6::solicit(from, to, to, [4; 6]),
+            Packet6::advertise(from, to, from, [4; 6]),
+            Packet6::router(from, to, [4; 6]),
+            Packet6::redirect(from, to, from, to),
+            Packet6::udp((from, 1), (to, 2), b"odd"),
+            Packet6::tcp((from, 1), (to, 2), 2),
+        ] {
+            let length = (packet.transport.len() as u32).to_be_bytes();
+            let tail = [&length[..], &[0, 0, 0, packet.protocol]].concat();
+            let pseudo = [&from.octets()[..], &to.octets(), &tail].concat();
+            let sum = crate::wire::sum(&[&pseudo, &packet.transport]);
+            assert_eq!(sum, 0xffff, "{packet:?}");
+        }
+    }
+}
