@@ -22,10 +22,12 @@ const TEST_PROGRAMS: &str = "forwarder-tests-ebpf";
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
 /// Flags for every crate of the BPF object.
-const BPF_FLAGS: [&str; 3] = [
+const BPF_FLAGS: [&str; 4] = [
     // BTF is made from debug info; without it maps and programs have no types.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
+    // Else each small `memset` and `memmove` is a call, and a frame of 32 bytes on kernel 6.1.
+    "-Clink-arg=--disable-expand-memcpy-in-order",
     // The kernel's third instruction set (5.12): 32-bit registers, and atomic operations that
     // return what they found (compare-and-swap, fetch-and-add), which v1 and v2 lack.
     "-Ctarget-cpu=v3",
