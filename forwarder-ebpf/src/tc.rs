@@ -1,5 +1,6 @@
 //! A tcx (or clsact) program's run: context in, pipeline, verdict out.
 
+use core::hint::black_box;
 use core::mem::zeroed;
 use core::ptr;
 
@@ -290,7 +291,7 @@ pub extern "C" fn tc_sum(skb: *mut __sk_buff) -> u32 {
     }
 }
 
-/// Octets that are summed up at once: a multiple of four, for which the stack has room.
+/// Octets that are summed up at once: a power of two, for which the stack has room.
 const PIECE: u32 = 64;
 
 /// What is left to be summed up, and the sum so far.
@@ -309,7 +310,10 @@ impl Attempt for Pieces {
         if left == 0 {
             return true;
         }
-        let octets = if left > PIECE { PIECE } else { left };
+        let last = if left > PIECE { PIECE } else { left } - 1;
+        // The mask changes nothing, and the compiler may not know that: kernel 6.1 takes a bound
+        // from the register that is masked, not from one that was compared with it and copied.
+        let octets = (black_box(last) & (PIECE - 1)) + 1;
         let place = piece.as_mut_ptr();
         // SAFETY: `piece` has room for that much, the rest of it is zero.
         let sum = unsafe {
