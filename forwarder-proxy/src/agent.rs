@@ -1,10 +1,16 @@
 //! The agent's side: its control socket, one line of JSON at a time.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use rustix::cmsg_space;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::geteuid;
 
 /// Where the agent's folder is, to dockerd and hence to us.
 const STATE_DIR: &str = "FORWARDER_STATE_DIR";
@@ -41,6 +47,15 @@ impl Agent {
                 path.display()
             )
         })?;
+        // Whoever listens there decides what is published.
+        let owner = socket_peercred(&stream).map_err(|e| lost(&e.into()))?.uid;
+        if !owner.is_root() && owner != geteuid() {
+            return Err(format!(
+                "{} belongs to user {}, not to root: remove it, and start `forwarder run`",
+                path.display(),
+                owner.as_raw()
+            ));
+        }
         Ok(Self {
             stream,
             heard: Vec::new(),
@@ -50,6 +65,25 @@ impl Agent {
     /// Sends one line.
     pub(crate) fn say(&mut self, line: &str) -> Result<(), String> {
         self.stream.write_all(line.as_bytes()).map_err(|e| lost(&e))
+    }
+
+    /// Sends one line, and the socket that holds the port with it: the agent believes nobody else.
+    pub(crate) fn say_with(
+        &mut self,
+        line: &str,
+        socket: Option<BorrowedFd<'_>>,
+    ) -> Result<(), String> {
+        let Some(socket) = socket else {
+            return self.say(line);
+        };
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let sockets = [socket];
+        control.push(SendAncillaryMessage::ScmRights(&sockets));
+        let bytes = [IoSlice::new(line.as_bytes())];
+        let sent = sendmsg(&self.stream, &bytes, &mut control, SendFlags::NOSIGNAL)
+            .map_err(|e| lost(&e.into()))?;
+        self.say(&line[sent..])
     }
 
     /// Whether a whole line has already come.

@@ -14,6 +14,7 @@ mod reserve;
 mod signals;
 
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -88,12 +89,8 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
     let reservation = match Reservation::make(args) {
         Err(busy) if busy.kind() == ErrorKind::AddrInUse => {
             // An orphan of a dockerd that died may hold it. If none does, what we saw is so.
-            match ask(
-                &mut agent,
-                &args.question("reclaim", false),
-                signals,
-                deadline,
-            ) {
+            let question = args.question("reclaim", false);
+            match ask(&mut agent, &question, None, signals, deadline) {
                 Ok(()) => again(args),
                 Err(End::Failed(_)) => Err(busy),
                 Err(done) => return Err(done),
@@ -102,7 +99,14 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
         made => made,
     };
     let reservation = reservation.map_err(|error| format!("cannot listen on {args}: {error}"))?;
-    ask(&mut agent, &args.question("bind", false), signals, deadline)?;
+    let question = args.question("bind", false);
+    ask(
+        &mut agent,
+        &question,
+        reservation.socket(),
+        signals,
+        deadline,
+    )?;
     Ok((agent, reservation))
 }
 
@@ -135,8 +139,14 @@ fn find(signals: &Signals) -> Result<Agent, End> {
 }
 
 /// Asks the agent and waits for its answer.
-fn ask(agent: &mut Agent, question: &str, signals: &Signals, deadline: Instant) -> Result<(), End> {
-    agent.say(question)?;
+fn ask(
+    agent: &mut Agent,
+    question: &str,
+    socket: Option<BorrowedFd<'_>>,
+    signals: &Signals,
+    deadline: Instant,
+) -> Result<(), End> {
+    agent.say_with(question, socket)?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -176,11 +186,11 @@ fn stay(
             Ok(Woken::Terminated) => {
                 orphan = true;
                 reservation.outlive_dockerd();
-                announce(args, &mut agent, orphan)
+                announce(args, &mut agent, &reservation, orphan)
             }
             Ok(Woken::Nothing) => {
                 agent = Agent::connect().ok();
-                announce(args, &mut agent, orphan)
+                announce(args, &mut agent, &reservation, orphan)
             }
             Ok(Woken::Agent) => match agent.as_mut().map(Agent::hear) {
                 Some(Ok(Some(Word::Release))) => {
@@ -201,11 +211,16 @@ fn stay(
 }
 
 /// Says what we are; returns whether the agent is lost.
-fn announce(args: &Args, agent: &mut Option<Agent>, orphan: bool) -> bool {
+fn announce(
+    args: &Args,
+    agent: &mut Option<Agent>,
+    reservation: &Reservation,
+    orphan: bool,
+) -> bool {
     let question = args.question("bind", orphan);
     agent
         .as_mut()
-        .is_some_and(|agent| agent.say(&question).is_err())
+        .is_some_and(|agent| agent.say_with(&question, reservation.socket()).is_err())
 }
 
 /// The port is no longer published: the mapping goes first, then the reservation.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::libc::{self, sock_filter, sock_fprog};
 use nix::sys::socket::{
@@ -40,7 +40,7 @@ nix::setsockopt_impl!(
 /// A reserved port, until it is dropped.
 pub(crate) enum Reservation {
     /// By a socket of our own.
-    Own(#[expect(dead_code, reason = "held, not used")] OwnedFd),
+    Own(OwnedFd),
     /// By the one that dockerd bound.
     Handed(Option<Listener>),
 }
@@ -68,6 +68,14 @@ impl Reservation {
         bind(own.as_raw_fd(), &SockaddrStorage::from(address))?;
         silence(&own, stream)?;
         Ok(Self::Own(own))
+    }
+
+    /// The socket that holds the port, as long as one does.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Own(socket) => Some(socket.as_fd()),
+            Self::Handed(listener) => listener.as_ref().map(|held| held.socket().as_fd()),
+        }
     }
 
     /// dockerd has died. A new one that binds its ports itself (28 and later) must be able to: of

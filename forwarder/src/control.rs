@@ -1,29 +1,35 @@
 //! The control socket: a question and its answer, one line of JSON each. Shims stay connected: what
 //! they say goes to [`crate::watch::shim`].
 
+mod lines;
+
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
-use tokio::net::unix::OwnedReadHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::watch::claim;
 use crate::watch::shim::{self, Call};
+pub(crate) use lines::Lines;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// No question is longer, in bytes.
-pub(crate) const QUESTION: usize = 1024;
+/// Callers at a time that have not said yet what they want, or have no answer yet.
+const CALLERS: usize = 256;
+/// Shims at a time: two for each port.
+const SHIMS: usize = 1 << 17;
 
 /// What the agent can be asked. Flows are not among it: they are read from the pins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -122,14 +128,23 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>, calls: mpsc::Sender<Call>) {
     let mut callers = JoinSet::new();
+    let room = Room {
+        callers: Arc::new(Semaphore::new(CALLERS)),
+        shims: Arc::new(Semaphore::new(SHIMS)),
+    };
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((caller, _)) => {
+                    // A caller that there is no room for hears the end of its connection.
+                    let Ok(place) = Arc::clone(&room.callers).try_acquire_owned() else {
+                        continue;
+                    };
                     let (queries, calls) = (queries.clone(), calls.clone());
+                    let shims = Arc::clone(&room.shims);
                     callers.spawn(async move {
                         // A caller that does not hear us out is its own loss.
-                        let _ = converse(caller, &queries, calls).await;
+                        let _ = converse(caller, place, &shims, &queries, calls).await;
                     });
                 }
                 Err(error) => {
@@ -143,18 +158,29 @@ async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>, calls: mps
     }
 }
 
-/// What callers are read by. A thousand shims stay connected: they shall cost little.
-pub(crate) type Lines = tokio::io::BufReader<OwnedReadHalf>;
+/// How many there may be at a time.
+struct Room {
+    callers: Arc<Semaphore>,
+    shims: Arc<Semaphore>,
+}
 
 async fn converse(
     caller: tokio::net::UnixStream,
+    place: OwnedSemaphorePermit,
+    shims: &Semaphore,
     queries: &mpsc::Sender<Query>,
     calls: mpsc::Sender<Call>,
 ) -> Result<()> {
+    claim::is_root(&caller).map_err(|why| {
+        tracing::warn!("a caller at the control socket is refused: {why}");
+        anyhow!(why)
+    })?;
     let (from, mut to) = caller.into_split();
-    let mut from = Lines::with_capacity(QUESTION, from);
-    let line = timeout(PATIENCE, next(&mut from)).await??;
+    let mut from = Lines::new(from);
+    let line = timeout(PATIENCE, from.next()).await??;
     if let Some(question) = shim::Question::read(&line) {
+        let _shim = shims.try_acquire().context("too many shims")?;
+        drop(place);
         return shim::converse(question, from, to, &calls).await;
     }
     let answer = match timeout(PATIENCE, answer(&line, queries)).await? {
@@ -164,13 +190,6 @@ async fn converse(
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     Ok(timeout(PATIENCE, to.write_all(&line)).await??)
-}
-
-/// The next line; an empty one at the end.
-pub(crate) async fn next(from: &mut Lines) -> io::Result<String> {
-    let mut line = String::new();
-    from.take(QUESTION as u64).read_line(&mut line).await?;
-    Ok(line)
 }
 
 async fn answer(line: &str, queries: &mpsc::Sender<Query>) -> Result<Value> {
@@ -214,6 +233,8 @@ pub fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
         },
         _ => silent(path, &why),
     })?;
+    claim::is_root(&stream)
+        .map_err(|why| silent(path, &format!("whoever listens there, {why}")))?;
     let answer = exchange(&stream, verb).map_err(|why| match why.kind() {
         ErrorKind::WouldBlock => silent(path, &"it takes too long"),
         _ => silent(path, &why),

@@ -88,7 +88,7 @@ pub async fn run(mut config: Config) -> Result<()> {
                 }
             }
             Event::Beat => {
-                shims.review(&mut world, Instant::now());
+                changed |= shims.review(&mut world, Instant::now());
                 if let Some(agent) = &mut agent {
                     changed |= agent.beat(&world)?;
                 }
@@ -96,6 +96,9 @@ pub async fn run(mut config: Config) -> Result<()> {
             Event::Resync => changed = true,
             Event::Stop => return Ok(()),
             Event::Broken(error) => return Err(error),
+        }
+        if changed {
+            shims.decide(&mut world, Instant::now());
         }
         if !changed || !world.is_host_known() {
             continue;

@@ -4,16 +4,23 @@
 //! once the kernel holds the mapping, an unbind once it does not, a reclaim once the orphans that
 //! stand in its way have ended.
 
+mod agreement;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::watch::shim::{Binding, Call, News, Question, Word, Words};
+use crate::watch::shim::{Binding, Call, News, Proof, Question, Word, Words};
 use crate::world::{Bound, Fact, HostPort, ShimId, World};
 
 /// How long an orphan is left alone: that dockerd is away may not have been noticed yet.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long after the agent's start shims may still have to find it: they try every second.
 const FINDING: Duration = Duration::from_secs(3);
+/// How long a claim waits for Docker's word that agrees with it: what Docker does is heard of a
+/// moment later. dockerd waits for 16 seconds.
+const AGREEING: Duration = Duration::from_secs(5);
+/// How long Docker may say something else of a port that is published, before that counts.
+const CONTRADICTING: Duration = Duration::from_secs(10);
 
 /// All shims that are connected.
 #[derive(Debug)]
@@ -23,11 +30,28 @@ pub struct Shims {
     /// Who waits for a sync, and for which port.
     syncs: Vec<(ShimId, Wish)>,
     reclaims: Vec<Reclaim>,
+    /// Claims that nothing that Docker has said agrees with yet.
+    pending: Vec<Pending>,
+    /// Ports of claims that Docker contradicted: Docker has to list them first.
+    contradicted: BTreeSet<HostPort>,
+    /// Ports of claims without proof that the log has told of.
+    unproven: BTreeSet<HostPort>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    shim: ShimId,
+    binding: Binding,
+    since: Instant,
 }
 
 #[derive(Debug)]
 struct Shim {
     words: Words,
+    /// What it has proved to hold.
+    proved: Option<HostPort>,
+    /// Since when its port is bound to it.
+    bound: Option<Instant>,
     orphaned: Option<Instant>,
     /// Was told to let go.
     released: bool,
@@ -56,6 +80,9 @@ impl Shims {
             connected: BTreeMap::new(),
             syncs: Vec::new(),
             reclaims: Vec::new(),
+            pending: Vec::new(),
+            contradicted: BTreeSet::new(),
+            unproven: BTreeSet::new(),
         }
     }
 
@@ -65,19 +92,29 @@ impl Shims {
             News::Came(words) => {
                 let new = Shim {
                     words,
+                    proved: None,
+                    bound: None,
                     orphaned: None,
                     released: false,
                 };
                 self.connected.insert(shim, new);
                 false
             }
-            News::Asks(Question::Bind(binding)) => self.bind(shim, &binding, world, now),
-            News::Asks(Question::Unbind) => {
+            News::Asks(Question::Bind(binding), proof) => {
+                self.claim(shim, binding, proof, world, now)
+            }
+            News::Asks(Question::Unbind, _) => {
+                self.pending.retain(|pending| pending.shim != shim);
                 self.syncs.push((shim, Wish::Unbound));
                 world.apply(Fact::Unbound(shim));
                 true
             }
-            News::Asks(Question::Reclaim(binding)) => {
+            News::Asks(Question::Reclaim(_), Err(why)) => {
+                tracing::warn!("a shim is refused: {why}");
+                self.tell(shim, Word::Error(why));
+                false
+            }
+            News::Asks(Question::Reclaim(binding), Ok(())) => {
                 let port = binding.host();
                 self.reclaims.push(Reclaim {
                     shim,
@@ -91,10 +128,71 @@ impl Shims {
                 self.connected.remove(&shim);
                 self.syncs.retain(|(other, _)| *other != shim);
                 self.reclaims.retain(|reclaim| reclaim.shim != shim);
+                self.pending.retain(|pending| pending.shim != shim);
                 self.ended(shim);
                 world.apply(Fact::ShimGone(shim))
             }
         }
+    }
+
+    /// A claim counts when its shim has proved to hold the port, and once Docker agrees.
+    fn claim(
+        &mut self,
+        shim: ShimId,
+        binding: Binding,
+        proof: Proof,
+        world: &mut World,
+        now: Instant,
+    ) -> bool {
+        let port = binding.host();
+        let Some(own) = self.connected.get_mut(&shim) else {
+            return false;
+        };
+        match proof {
+            Ok(()) => own.proved = Some(port),
+            // An orphan may have let go of its socket, for the next dockerd.
+            Err(_) if binding.orphan && own.proved == Some(port) => {}
+            Err(why) => {
+                if self.unproven.insert(port) {
+                    tracing::warn!("a shim is refused: {why}");
+                }
+                self.tell(shim, Word::Error(why));
+                return false;
+            }
+        }
+        self.pending.retain(|pending| pending.shim != shim);
+        self.pending.push(Pending {
+            shim,
+            binding,
+            since: now,
+        });
+        self.decide(world, now)
+    }
+
+    /// Carries out the claims that Docker agrees with by now, and refuses those that have waited
+    /// for too long. Whether the World is to be synced now.
+    pub fn decide(&mut self, world: &mut World, now: Instant) -> bool {
+        let mut changed = false;
+        for pending in std::mem::take(&mut self.pending) {
+            let Pending {
+                shim,
+                binding,
+                since,
+            } = pending;
+            let exactly = self.contradicted.contains(&binding.host());
+            match agreement::of(&binding, exactly, world) {
+                Ok(()) => {
+                    self.contradicted.remove(&binding.host());
+                    changed |= self.bind(shim, &binding, world, now);
+                }
+                Err(_) if now.duration_since(since) < AGREEING => self.pending.push(pending),
+                Err(why) => {
+                    tracing::warn!("a shim is refused: {why}");
+                    self.tell(shim, Word::Error(why));
+                }
+            }
+        }
+        changed
     }
 
     fn bind(&mut self, shim: ShimId, binding: &Binding, world: &mut World, now: Instant) -> bool {
@@ -116,6 +214,7 @@ impl Shims {
         if let Some(own) = self.connected.get_mut(&shim) {
             let since = own.orphaned.unwrap_or(now);
             own.orphaned = binding.orphan.then_some(since);
+            own.bound = Some(own.bound.unwrap_or(now));
         }
         let bound = Bound {
             shim,
@@ -147,9 +246,11 @@ impl Shims {
         }
     }
 
-    /// Once in a while: orphans whose container Docker no longer knows are told to let go, and who
-    /// asked for a port that no orphan holds hears so.
-    pub fn review(&mut self, world: &mut World, now: Instant) {
+    /// Once in a while: orphans whose container Docker no longer knows are told to let go, who
+    /// asked for a port that no orphan holds hears so, and so does whoever claims what Docker
+    /// says otherwise. Whether the World is to be synced now.
+    pub fn review(&mut self, world: &mut World, now: Instant) -> bool {
+        let changed = self.decide(world, now) | self.contradict(world, now);
         if world.is_complete() && world.docker.is_some() {
             let idle = |port: &HostPort, bound: &Bound| {
                 let orphaned = self.connected.get(&bound.shim).and_then(|s| s.orphaned);
@@ -162,6 +263,32 @@ impl Shims {
             idle.into_iter().for_each(|shim| self.release(shim));
         }
         self.pursue(world, now);
+        changed
+    }
+
+    /// What Docker lists counts, where a shim has said something else for a while.
+    fn contradict(&mut self, world: &mut World, now: Instant) -> bool {
+        let bound = |shim| self.connected.get(shim).and_then(|own| own.bound);
+        let mut wrong = Vec::new();
+        for (port, claim) in &world.bound {
+            let since = bound(&claim.shim);
+            if since.is_some_and(|since| now.duration_since(since) >= CONTRADICTING)
+                && let Err(why) = agreement::with_list(port, claim, world)
+            {
+                wrong.push((*port, claim.shim, why));
+            }
+        }
+        let changed = !wrong.is_empty();
+        for (port, shim, why) in wrong {
+            tracing::warn!("a shim is refused: {why}");
+            self.contradicted.insert(port);
+            self.tell(shim, Word::Error(why));
+            if let Some(own) = self.connected.get_mut(&shim) {
+                own.bound = None;
+            }
+            world.apply(Fact::ShimGone(shim));
+        }
+        changed
     }
 
     /// Has the orphans that stand in the way of a reclaim let go. Their mapping stays as it is: it

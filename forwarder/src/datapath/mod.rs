@@ -42,6 +42,7 @@ use far_ends::FarEnds;
 use hooks::Hooks;
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
+pub use namespace::{netns_cookie, netns_cookie_of};
 use pins::Pins;
 pub use round::{can_reassemble, make_round};
 pub use simulate::{Arrival, Fate};
@@ -98,7 +99,7 @@ impl Datapath {
         maps.fill(setup.flows)?;
         let settings = maps.settings()?;
         maps.set_settings(Settings {
-            netns_cookie: namespace::cookie()?,
+            netns_cookie: netns_cookie()?,
             flow_quota: setup.flow_quota,
             flow_rate: setup.flow_rate,
             tcp_strict: u32::from(!setup.tcp_loose),

@@ -1,5 +1,7 @@
 //! The cookie of our network namespace, by which the socket programs know its sockets.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result};
 use nix::sys::socket::getsockopt;
 use nix::{getsockopt_impl, libc, sockopt_impl};
@@ -15,7 +17,19 @@ sockopt_impl!(
 );
 
 /// The kernel's name of the network namespace that we are in; never 0, never used again.
-pub(super) fn cookie() -> Result<u64> {
+///
+/// # Errors
+/// The kernel is older than 5.14.
+pub fn netns_cookie() -> Result<u64> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
-    getsockopt(&socket, NetnsCookie).context("the kernel does not tell network namespaces apart")
+    netns_cookie_of(&socket)
+}
+
+/// The kernel's name of the network namespace that a socket belongs to.
+///
+/// # Errors
+/// As [`netns_cookie`].
+pub fn netns_cookie_of(socket: impl AsFd) -> Result<u64> {
+    getsockopt(&socket.as_fd(), NetnsCookie)
+        .context("the kernel does not tell network namespaces apart")
 }

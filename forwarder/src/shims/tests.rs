@@ -3,7 +3,9 @@
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::world::{Container, Listing, PortBinding, Proto, Seen};
+use crate::world::{
+    Address, Container, Link, Listing, Network, NetworkEndpoint, PortBinding, Proto, Seen, Subnet,
+};
 
 const PORT: HostPort = HostPort {
     proto: Proto::Tcp,
@@ -32,6 +34,7 @@ impl Stage {
             links: true,
             addresses: true,
         };
+        world.apply(Fact::Network(Box::new(network())));
         Self {
             world,
             shims: Shims::new(now),
@@ -61,7 +64,7 @@ impl Stage {
     fn again(&mut self, shim: u64, last: u8, orphan: bool) {
         if self.news(
             shim,
-            News::Asks(Question::Bind(binding(PORT, last, orphan))),
+            News::Asks(Question::Bind(binding(PORT, last, orphan)), Ok(())),
         ) {
             self.shims.synced(|_| Ok(()));
         }
@@ -69,7 +72,10 @@ impl Stage {
 
     fn reclaim(&mut self, shim: u64, port: HostPort) {
         self.come(shim);
-        self.news(shim, News::Asks(Question::Reclaim(binding(port, 9, false))));
+        self.news(
+            shim,
+            News::Asks(Question::Reclaim(binding(port, 9, false)), Ok(())),
+        );
     }
 
     fn hears(&mut self, shim: u64) -> Option<Word> {
@@ -94,6 +100,25 @@ fn binding(port: HostPort, last: u8, orphan: bool) -> Binding {
     }
 }
 
+/// Docker's own network, 172.17.0.0/16, on which c1 is 172.17.0.2.
+fn network() -> Network {
+    let at = NetworkEndpoint {
+        container: "c1".into(),
+        ipv4: Some([172, 17, 0, 2].into()),
+        ..NetworkEndpoint::default()
+    };
+    Network {
+        id: "n1".into(),
+        subnets: vec![Subnet {
+            address: [172, 17, 0, 0].into(),
+            prefix_len: 16,
+            gateway: Some([172, 17, 0, 1].into()),
+        }],
+        endpoints: [("e1".into(), at)].into(),
+        ..Network::default()
+    }
+}
+
 /// A running container that publishes the port.
 fn publisher() -> Container {
     Container {
@@ -105,6 +130,8 @@ fn publisher() -> Container {
             host_port: PORT.port,
             container_port: 80,
         }],
+        published: [(PORT.proto, 80)].into(),
+        name: "web".into(),
         ..Container::default()
     }
 }
@@ -113,7 +140,7 @@ fn publisher() -> Container {
 fn a_bind_is_answered_after_the_sync_that_carries_it_out() {
     let mut stage = Stage::new();
     stage.come(1);
-    let asks = |last| News::Asks(Question::Bind(binding(PORT, last, false)));
+    let asks = |last| News::Asks(Question::Bind(binding(PORT, last, false)), Ok(()));
     assert!(stage.news(1, asks(2)), "a sync is due");
     assert_eq!(stage.hears(1), None);
     stage.shims.synced(|port| Err(format!("no {port}")));
@@ -134,7 +161,7 @@ fn what_is_given_back_is_in_no_list_any_more() {
     stage.bind(1, 2, false);
     assert_eq!(stage.hears(1), Some(Word::Ok(())));
     assert!(stage.world.publishes(&PORT));
-    assert!(stage.news(1, News::Asks(Question::Unbind)));
+    assert!(stage.news(1, News::Asks(Question::Unbind, Ok(()))));
     assert!(!stage.world.publishes(&PORT) && stage.leads_to().is_none());
     assert_eq!(stage.hears(1), None);
     stage.shims.synced(|_| Ok(()));
@@ -257,4 +284,125 @@ fn orphans_go_when_docker_has_answered_and_knows_nobody_for_their_port() {
     stage.hears(1);
     assert_eq!(review(&mut stage, GRACE), Some(Word::Release(())));
     assert_eq!(review(&mut stage, GRACE), None, "once");
+}
+
+#[test]
+fn claim_without_its_socket_is_refused() {
+    let mut stage = Stage::new();
+    let asks = |orphan, proof: Proof| News::Asks(Question::Bind(binding(PORT, 3, orphan)), proof);
+    let why = || Err("no socket".to_owned());
+    stage.come(1);
+    assert!(!stage.news(1, asks(false, why())));
+    assert_eq!(stage.hears(1), Some(Word::Error("no socket".into())));
+    // Nor as an orphan: it has never shown one.
+    assert!(!stage.news(1, asks(true, why())) && stage.leads_to().is_none());
+    stage.again(1, 3, false);
+    assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
+    assert!(stage.news(1, asks(true, why())), "an orphan that has");
+    assert!(!stage.news(1, asks(false, why())), "no orphan");
+    stage.come(2);
+    let reclaim = Question::Reclaim(binding(PORT, 9, false));
+    assert!(!stage.news(2, News::Asks(reclaim, why())));
+    assert_eq!(stage.hears(2), Some(Word::Error("no socket".into())));
+    assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
+}
+
+#[test]
+fn claim_waits_for_dockers_agreement() {
+    let mut stage = Stage::new();
+    let foreign = |port| Binding {
+        container_ip: [198, 18, 1, 2].into(),
+        ..binding(port, 2, false)
+    };
+    let refused = |stage: &mut Stage, binding: Binding, because: &str| {
+        stage.come(1);
+        assert!(!stage.news(1, News::Asks(Question::Bind(binding), Ok(()))));
+        assert_eq!(stage.hears(1), None, "Docker may be about to say it");
+        stage.now += AGREEING;
+        stage.shims.review(&mut stage.world, stage.now);
+        let Some(Word::Error(why)) = stage.hears(1) else {
+            panic!("no refusal")
+        };
+        assert_eq!(why, because);
+        assert!(stage.leads_to().is_none());
+    };
+    refused(
+        &mut stage,
+        foreign(PORT),
+        "198.18.1.2 is in no network of Docker's",
+    );
+    let gateway = binding(PORT, 1, false);
+    refused(
+        &mut stage,
+        gateway,
+        "172.17.0.1 is in no network of Docker's",
+    );
+    stage.world.apply(Fact::Container(Box::new(publisher())));
+    let secret = Binding {
+        container_port: 5432,
+        ..binding(PORT, 2, false)
+    };
+    refused(&mut stage, secret, "Docker publishes no port 5432 of web");
+
+    // A network that Docker tells of a moment later.
+    stage.come(1);
+    assert!(!stage.news(1, News::Asks(Question::Bind(foreign(PORT)), Ok(()))));
+    let mut late = network();
+    late.id = "n2".into();
+    late.subnets[0].address = [198, 18, 0, 0].into();
+    stage.world.apply(Fact::Network(Box::new(late)));
+    assert!(stage.shims.decide(&mut stage.world, stage.now));
+    assert_eq!(stage.leads_to().unwrap(), "198.18.1.2");
+}
+
+#[test]
+fn claim_that_docker_contradicts_ends() {
+    let mut stage = Stage::new();
+    let other = HostPort { port: 81, ..PORT };
+    let asks = || News::Asks(Question::Bind(binding(other, 2, false)), Ok(()));
+    stage.come(1);
+    assert!(stage.news(1, asks()), "its container may be starting");
+    stage.shims.synced(|_| Ok(()));
+    assert_eq!(stage.hears(1), Some(Word::Ok(())));
+    stage.world.apply(Fact::Container(Box::new(publisher())));
+    let review = |stage: &mut Stage| stage.shims.review(&mut stage.world, stage.now);
+    assert!(!review(&mut stage), "it may be about to be listed");
+    stage.now += CONTRADICTING;
+    assert!(review(&mut stage) && stage.world.bound.is_empty());
+    let why = "Docker does not publish port 80 of web as 0.0.0.0:81/tcp";
+    assert_eq!(stage.hears(1), Some(Word::Error(why.into())));
+    // From here on Docker's list comes first.
+    assert!(!stage.news(1, asks()));
+    let mut listed = publisher();
+    listed.ports[0].host_port = 81;
+    stage.world.apply(Fact::Container(Box::new(listed)));
+    assert!(review(&mut stage));
+    stage.now += CONTRADICTING;
+    assert!(!review(&mut stage) && stage.world.bound.contains_key(&other));
+}
+
+#[test]
+fn claim_without_docker_needs_a_bridge() {
+    let mut stage = Stage::new();
+    stage.world.apply(Fact::DockerDown { why: String::new() });
+    stage.world.networks.clear();
+    let asks = || News::Asks(Question::Bind(binding(PORT, 2, false)), Ok(()));
+    stage.come(1);
+    assert!(!stage.news(1, asks()));
+    let bridge = Link {
+        index: 7,
+        name: "docker0".into(),
+        kind: "bridge".into(),
+        ..Link::default()
+    };
+    stage.world.apply(Fact::Addresses(vec![Address {
+        link: 7,
+        address: [172, 17, 0, 1].into(),
+        prefix_len: 16,
+        scope: 0,
+        secondary: false,
+    }]));
+    stage.world.apply(Fact::Link(bridge));
+    assert!(stage.shims.decide(&mut stage.world, stage.now));
+    assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
 }

@@ -10,7 +10,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 
-use crate::control::{Lines, next};
+use super::claim;
+use crate::control::Lines;
 use crate::world::{HostPort, Proto, ShimId};
 
 /// What a shim asks.
@@ -18,7 +19,7 @@ use crate::world::{HostPort, Proto, ShimId};
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Question {
     /// This port is mine and leads there: said at the start, to a new agent, and when dockerd dies.
-    /// Answered once the kernel holds the mapping.
+    /// The socket that holds the port comes with it. Answered once the kernel holds the mapping.
     Bind(Binding),
     /// My port is free again. Answered once the mapping is gone; the conversation ends.
     Unbind,
@@ -76,6 +77,9 @@ pub enum Word {
     Release(()),
 }
 
+/// Whether whoever asks may: that it holds the port, or why that is not so.
+pub type Proof = Result<(), String>;
+
 /// How the loop speaks to a shim; dropped, the conversation ends.
 pub type Words = mpsc::UnboundedSender<Word>;
 
@@ -93,8 +97,8 @@ pub struct Call {
 pub enum News {
     /// It is there, and listens here.
     Came(Words),
-    /// It asks.
-    Asks(Question),
+    /// It asks, and may, or may not for this reason.
+    Asks(Question, Proof),
     /// It is gone.
     Went,
 }
@@ -133,20 +137,18 @@ async fn carry(
     calls: &mpsc::Sender<Call>,
     mut words: mpsc::UnboundedReceiver<Word>,
 ) -> Result<()> {
-    let news = News::Asks(first);
+    let news = asks(first, from);
     calls.send(Call { shim, news }).await?;
-    let mut line = Box::pin(read(from));
     loop {
         tokio::select! {
-            (from, heard) = &mut line => {
+            heard = from.next() => {
                 let heard = heard?;
                 if heard.is_empty() {
                     return Ok(());
                 }
                 let question = Question::read(&heard).context("not a shim's question")?;
-                let news = News::Asks(question);
+                let news = asks(question, from);
                 calls.send(Call { shim, news }).await?;
-                line.set(read(from));
             }
             word = words.recv() => {
                 let Some(word) = word else { return Ok(()) };
@@ -158,10 +160,16 @@ async fn carry(
     }
 }
 
-/// A line whose reading may take as long as it likes, while words are written.
-async fn read(from: &mut Lines) -> (&mut Lines, std::io::Result<String>) {
-    let line = next(from).await;
-    (from, line)
+/// A question, with whether its asker may ask it.
+fn asks(question: Question, from: &mut Lines) -> News {
+    let socket = from.take_attached();
+    let may = claim::may_claim(from.stream());
+    let proof = may.and_then(|()| match &question {
+        Question::Bind(binding) => claim::holds(socket.as_ref(), binding),
+        // What they concern is the caller's own, or an orphan's that has to end anyway.
+        Question::Unbind | Question::Reclaim(_) => Ok(()),
+    });
+    News::Asks(question, proof)
 }
 
 #[cfg(test)]

@@ -1,0 +1,135 @@
+//! A caller's side of a connection: bounded lines, and the socket that may come along with one.
+
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+
+use rustix::cmsg_space;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+
+/// No line is longer, in bytes.
+pub(crate) const LINE: usize = 1024;
+/// What is read at once. Lines of shims are shorter.
+const PIECE: usize = 512;
+
+/// What callers are read by. A thousand shims stay connected: they shall cost little.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    from: OwnedReadHalf,
+    /// Received, not yet handed out.
+    buffer: Vec<u8>,
+    /// The descriptor that came last.
+    attached: Option<OwnedFd>,
+}
+
+impl Lines {
+    pub(crate) fn new(from: OwnedReadHalf) -> Self {
+        Self {
+            from,
+            buffer: Vec::new(),
+            attached: None,
+        }
+    }
+
+    /// The connection.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        self.from.as_ref()
+    }
+
+    /// The next line, with its end; an empty one when the caller has gone. Nothing is lost when
+    /// the future is dropped.
+    pub(crate) async fn next(&mut self) -> io::Result<String> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line = self.buffer.drain(..=end).collect();
+                self.buffer.shrink_to_fit();
+                return String::from_utf8(line).map_err(|_| ErrorKind::InvalidData.into());
+            }
+            if self.buffer.len() >= LINE {
+                return Err(io::Error::other(format!("a line of over {LINE} bytes")));
+            }
+            let (piece, attached) = self.receive().await?;
+            if piece.is_empty() {
+                return Ok(String::new());
+            }
+            self.buffer.extend_from_slice(&piece);
+            self.attached = attached.or(self.attached.take());
+        }
+    }
+
+    /// The descriptor that came with the line, or before it.
+    pub(crate) fn take_attached(&mut self) -> Option<OwnedFd> {
+        self.attached.take()
+    }
+
+    async fn receive(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        let stream = self.stream();
+        let receive = || {
+            let mut piece = [0; PIECE];
+            let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let into = &mut [IoSliceMut::new(&mut piece)];
+            // What does not fit into the space, the kernel closes.
+            let length = recvmsg(stream, into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+            let attached = control.drain().filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(descriptors) => descriptors.last(),
+                _ => None,
+            });
+            Ok((piece[..length].to_vec(), attached.last()))
+        };
+        stream.async_io(Interest::READABLE, receive).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::IoSlice;
+    use std::os::fd::AsFd;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    fn pair() -> (Lines, std::os::unix::net::UnixStream) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (from, to) = UnixStream::from_std(ours).unwrap().into_split();
+        to.forget();
+        (Lines::new(from), theirs)
+    }
+
+    fn send(to: &std::os::unix::net::UnixStream, text: &str, descriptor: Option<&dyn AsFd>) {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors: Vec<_> = descriptor.iter().map(|fd| fd.as_fd()).collect();
+        if descriptor.is_some() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        }
+        let bytes = &[IoSlice::new(text.as_bytes())];
+        sendmsg(to, bytes, &mut control, SendFlags::empty()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn descriptor_belongs_to_its_line() {
+        let (mut lines, theirs) = pair();
+        send(&theirs, "one\ntw", None);
+        assert_eq!(lines.next().await.unwrap(), "one\n");
+        assert!(lines.take_attached().is_none());
+        send(&theirs, "o\n", Some(&theirs));
+        assert_eq!(lines.next().await.unwrap(), "two\n");
+        assert!(lines.take_attached().is_some());
+        assert!(lines.take_attached().is_none());
+        drop(theirs);
+        assert_eq!(lines.next().await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn line_is_bounded() {
+        let (mut lines, theirs) = pair();
+        send(&theirs, &"x".repeat(3 * LINE), None);
+        let error = lines.next().await.unwrap_err().to_string();
+        assert_eq!(error, "a line of over 1024 bytes");
+    }
+}

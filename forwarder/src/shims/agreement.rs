@@ -1,0 +1,93 @@
+//! Whether what a shim says of a container agrees with what Docker and the kernel say. Pure.
+//!
+//! dockerd starts a shim before Docker lists the port, and may start it before it answers at all:
+//! so the claim has to fit what is known, and what Docker lists later counts more.
+
+use std::net::IpAddr;
+
+use crate::watch::shim::Binding;
+use crate::world::{Bound, Container, Family, HostPort, Subnet, World};
+
+/// Whether a new claim agrees: the address lies in a network of Docker's, and a container that
+/// runs there publishes this port of its own; where `exactly`, by this port of the host's.
+pub(super) fn of(binding: &Binding, exactly: bool, world: &World) -> Result<(), String> {
+    let (address, port) = (binding.container_ip, binding.container_port);
+    if !is_heard(world) {
+        let why = || format!("{address} is on no bridge of this host");
+        return is_on_a_bridge(address, world).then_some(()).ok_or_else(why);
+    }
+    if !is_in_a_network(address, world) {
+        return Err(format!("{address} is in no network of Docker's"));
+    }
+    let Some(container) = running_at(address, world) else {
+        return Ok(());
+    };
+    if !container.published.contains(&(binding.proto, port)) {
+        let name = &container.name;
+        return Err(format!("Docker publishes no port {port} of {name}"));
+    }
+    if exactly {
+        return lists(&binding.host(), port, container);
+    }
+    Ok(())
+}
+
+/// Whether a claim that was carried out agrees with what Docker lists by now.
+pub(super) fn with_list(port: &HostPort, bound: &Bound, world: &World) -> Result<(), String> {
+    match running_at(bound.container_ip, world).filter(|_| is_heard(world)) {
+        Some(container) => lists(port, bound.container_port, container),
+        None => Ok(()),
+    }
+}
+
+fn lists(port: &HostPort, to: u16, container: &Container) -> Result<(), String> {
+    let mut ports = container.ports.iter();
+    if ports.any(|own| own.host() == *port && own.container_port == to) {
+        return Ok(());
+    }
+    let name = &container.name;
+    Err(format!(
+        "Docker does not publish port {to} of {name} as {port}"
+    ))
+}
+
+fn is_heard(world: &World) -> bool {
+    world.docker.is_some() && world.is_complete()
+}
+
+fn is_in_a_network(address: IpAddr, world: &World) -> bool {
+    world.networks.values().any(|network| {
+        network
+            .subnets
+            .iter()
+            .any(|subnet| subnet.contains(address))
+            && world.gateway(network, Family::of(address)) != Some(address)
+    })
+}
+
+/// While Docker is not heard: the range of a bridge of this host. A bridge without an address
+/// (`inhibit_ipv4`) tells nothing.
+fn is_on_a_bridge(address: IpAddr, world: &World) -> bool {
+    let mut bridges = world.links.values().filter(|link| link.kind == "bridge");
+    bridges.any(|bridge| {
+        let own = world.addresses.get(&bridge.index).map(Vec::as_slice);
+        let mut own = own.unwrap_or_default().iter().peekable();
+        let family = Family::of(address);
+        if !own.clone().any(|at| Family::of(at.address) == family) {
+            return true;
+        }
+        own.any(|at| {
+            let range = Subnet {
+                address: at.address,
+                prefix_len: at.prefix_len,
+                gateway: None,
+            };
+            range.contains(address) && at.address != address
+        })
+    })
+}
+
+fn running_at(address: IpAddr, world: &World) -> Option<&Container> {
+    let (_, container) = world.seat(address)?;
+    world.containers.get(container).filter(|c| c.running)
+}

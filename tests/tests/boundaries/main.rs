@@ -1,0 +1,3 @@
+//! Boundaries that hold: what hostile containers, machines of the LAN and users of the host try.
+
+mod claims;
