@@ -1,11 +1,9 @@
 //! What the agent is told: by flag, else environment, else file, else default.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use forwarder_common::abi::capacity;
@@ -13,6 +11,7 @@ use forwarder_common::quota::RATE_MAX;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::rules::{NetworkRules, PortName, PortRules, Rules};
+use crate::trusted;
 
 /// The file that is read when none is named; it may be missing.
 pub const FILE: &str = "/etc/forwarder/forwarder.toml";
@@ -288,9 +287,9 @@ impl Settings {
 /// # Errors
 /// As [`Settings::resolve`]; a file that has gone is one without rules.
 pub fn rules(file: &Path) -> Result<Rules> {
-    let Settings { network, port, .. } = match fs::read_to_string(file) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Settings::default(),
-        _ => read(Some(file))?,
+    let Settings { network, port, .. } = match trusted::read(file)? {
+        Some(_) => read(Some(file))?,
+        None => Settings::default(),
     };
     Ok(Rules {
         networks: network,
@@ -300,12 +299,10 @@ pub fn rules(file: &Path) -> Result<Rules> {
 
 fn read(file: Option<&Path>) -> Result<Settings> {
     let path = file.unwrap_or(Path::new(FILE));
-    match fs::read_to_string(path) {
-        Ok(text) => parse(&text).with_context(|| path.display().to_string()),
-        Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => {
-            Ok(Settings::default())
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    match trusted::read(path)? {
+        Some(text) => parse(&text).with_context(|| path.display().to_string()),
+        None if file.is_none() => Ok(Settings::default()),
+        None => bail!("cannot read {}: there is no such file", path.display()),
     }
 }
 
@@ -348,6 +345,7 @@ fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
 mod tests {
     use super::*;
     use clap::{Args, Command, FromArgMatches};
+    use std::fs;
 
     fn flags(arguments: &[&str]) -> Settings {
         let command = Settings::augment_args(Command::new("forwarder").no_binary_name(true));

@@ -21,6 +21,7 @@ pub mod report;
 pub mod rules;
 pub mod shims;
 pub mod tables;
+pub mod trusted;
 pub mod uplinks;
 pub mod watch;
 pub mod world;

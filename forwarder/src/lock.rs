@@ -1,21 +1,38 @@
-//! One agent per network namespace: whoever holds an abstract socket is it.
+//! One agent per network namespace: whoever has locked the namespace's file is it.
 //!
-//! The kernel lets go of the name with its holder, however that ends, so a lock is never stale.
+//! The file `/run/forwarder-COOKIE.lock` is root's, so that nobody else can lock it. An agent with a
+//! `/run` of its own (in a container) does not see it: for these there is an abstract socket's name,
+//! which each network namespace has of its own. Any user can bind that name too, so it counts only
+//! where its holder is root. The kernel lets go of both with their holder, however that ends: a lock
+//! is never stale.
 
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, UCred};
+use rustix::process::geteuid;
 
-/// The socket's name in the abstract namespace, which each network namespace has of its own.
+use crate::{datapath, trusted};
+
+/// The socket's name in the abstract namespace.
 const NAME: &[u8] = b"forwarder.lock";
+/// Where the files are.
+const DIRECTORY: &str = "/run";
 
 /// The right to be the agent of this network namespace, until dropped.
 #[derive(Debug)]
-pub struct Lock(
-    #[expect(dead_code, reason = "held for its name, never accepted from")] UnixListener,
-);
+pub struct Lock {
+    file: Option<LockFile>,
+    #[expect(dead_code, reason = "held for its name, never accepted from")]
+    name: Option<UnixListener>,
+}
 
 /// Why a lock is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +42,14 @@ pub enum LockError {
     Held(
         /// The holder's process id, where it can be told.
         Option<i32>,
+    ),
+    /// There is neither a file to lock nor the name.
+    #[error("the lock's name is held{0}, and there is no file to lock: {1:#}")]
+    Nothing(
+        /// By whom, where it can be told.
+        String,
+        /// Why there is no file.
+        anyhow::Error,
     ),
     /// The kernel gives no socket.
     #[error("cannot bind the lock's socket")]
@@ -41,50 +66,167 @@ impl Lock {
     /// # Errors
     /// See [`LockError`].
     pub fn acquire() -> Result<Self, LockError> {
-        Self::named(NAME)
+        let file = datapath::netns_cookie().and_then(|cookie| {
+            trusted::is_there(Path::new(DIRECTORY))?;
+            Ok(Path::new(DIRECTORY).join(format!("forwarder-{cookie}.lock")))
+        });
+        Self::of(NAME, file)
     }
 
-    fn named(name: &[u8]) -> Result<Self, LockError> {
+    fn of(name: &[u8], file: anyhow::Result<PathBuf>) -> Result<Self, LockError> {
+        let file = match file.and_then(|path| LockFile::take(&path)) {
+            Ok(Ok(file)) => Ok(file),
+            Ok(Err(holder)) => return Err(LockError::Held(holder)),
+            Err(error) => Err(error),
+        };
         let address = SocketAddr::from_abstract_name(name).map_err(LockError::Io)?;
-        match UnixListener::bind_addr(&address) {
-            Ok(listener) => Ok(Self(listener)),
+        let name = match UnixListener::bind_addr(&address) {
+            Ok(listener) => Some(listener),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                Err(LockError::Held(holder(name).ok().flatten()))
+                let holder = holder(name).ok();
+                let own = |uid: rustix::fs::Uid| uid.is_root() || uid == geteuid();
+                let by = holder.as_ref().map_or_else(String::new, |holder| {
+                    let user = holder.uid.as_raw();
+                    format!(" by user {user}{}", process(pid(holder)))
+                });
+                match (holder, &file) {
+                    (Some(holder), _) if own(holder.uid) => {
+                        return Err(LockError::Held(pid(&holder)));
+                    }
+                    (_, Ok(_)) => {
+                        tracing::warn!("the lock's name is held{by}: the lock is the file alone");
+                        None
+                    }
+                    (_, Err(_)) => {
+                        let why = file.expect_err("seen above");
+                        return Err(LockError::Nothing(by, why));
+                    }
+                }
             }
-            Err(error) => Err(LockError::Io(error)),
+            Err(error) => return Err(LockError::Io(error)),
+        };
+        if let Err(error) = &file {
+            tracing::warn!("no file to lock, the lock is a name alone: {error:#}");
+        }
+        Ok(Self {
+            file: file.ok(),
+            name,
+        })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before the name goes: the next agent finds either all of the lock or nothing.
+        self.file.take();
+    }
+}
+
+/// A file that is locked; dropped, it goes.
+#[derive(Debug)]
+struct LockFile {
+    path: PathBuf,
+    #[expect(dead_code, reason = "holds the lock")]
+    file: File,
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // It can only be missing.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl LockFile {
+    /// The locked file, or its holder's process id.
+    fn take(path: &Path) -> anyhow::Result<Result<Self, Option<i32>>> {
+        loop {
+            let mut file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                .open(path)
+                .map_err(|error| anyhow::anyhow!("cannot open {}: {error}", path.display()))?;
+            trusted::is_trusted(path, file.metadata()?.uid())?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    let mut holder = String::new();
+                    let _ = file.read_to_string(&mut holder);
+                    return Ok(Err(holder.trim().parse().ok()));
+                }
+                Err(error) => anyhow::bail!("cannot lock {}: {error}", path.display()),
+            }
+            let locked = file.metadata()?.ino();
+            if !fs::symlink_metadata(path).is_ok_and(|now| now.ino() == locked) {
+                // Its last holder has just removed it.
+                continue;
+            }
+            file.set_len(0)?;
+            writeln!(file, "{}", std::process::id())?;
+            let path = path.to_owned();
+            return Ok(Ok(Self { path, file }));
         }
     }
 }
 
-/// The process that listens at the name. Does not wait: nobody accepts there, and after many
-/// askers the queue is full.
-fn holder(name: &[u8]) -> rustix::io::Result<Option<i32>> {
+/// 0 is a process outside of our pid namespace.
+fn pid(holder: &UCred) -> Option<i32> {
+    Some(holder.pid.as_raw_pid()).filter(|&pid| pid > 0)
+}
+
+/// Who listens at the name. Does not wait: nobody accepts there, and after many askers the queue is
+/// full.
+fn holder(name: &[u8]) -> rustix::io::Result<UCred> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
-    let pid = rustix::net::sockopt::socket_peercred(&socket)?.pid;
-    // 0 is a process outside of our pid namespace.
-    Ok(Some(pid.as_raw_pid()).filter(|&pid| pid > 0))
+    socket_peercred(&socket)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn file(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("forwarder-{name}-{}.lock", std::process::id()))
+    }
+
+    fn name(name: &str) -> Vec<u8> {
+        format!("forwarder.{name}.{}", std::process::id()).into_bytes()
+    }
+
     #[test]
     fn the_second_is_refused_and_told_who_until_the_first_lets_go() {
-        let name = format!("forwarder.test.{}", std::process::id());
-        let first = Lock::named(name.as_bytes()).unwrap();
+        let (name, path) = (name("second"), file("second"));
+        let first = Lock::of(&name, Ok(path.clone())).unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
-        // More askers than the queue holds: none may hang.
-        for _ in 0..1100 {
-            let Err(LockError::Held(holder)) = Lock::named(name.as_bytes()) else {
-                panic!("two agents have the same lock");
-            };
-            assert!(holder.is_none_or(|holder| holder == pid));
+        // Each half is enough; more askers than the queue holds: none may hang.
+        for n in 0..1100 {
+            let by_file = Lock::of(b"forwarder.other", Ok(path.clone()));
+            assert!(matches!(by_file, Err(LockError::Held(Some(holder))) if holder == pid));
+            let by_name = Lock::of(&name, Err(anyhow::anyhow!("no /run")));
+            match by_name.unwrap_err() {
+                LockError::Held(holder) => assert_eq!(holder, Some(pid)),
+                LockError::Nothing(by, _) => assert!(n > 0 && by.is_empty(), "{by}"),
+                LockError::Io(error) => panic!("{error}"),
+            }
         }
         drop(first);
-        let _second = Lock::named(name.as_bytes()).unwrap();
+        assert!(!path.exists(), "the file goes with the lock");
+        let _second = Lock::of(&name, Ok(path)).unwrap();
+    }
+
+    #[test]
+    fn a_stale_file_is_no_lock() {
+        let path = file("stale");
+        fs::write(&path, "1\n").unwrap();
+        let _lock = Lock::of(&name("stale"), Ok(path.clone())).unwrap();
+        let pid = fs::read_to_string(path).unwrap();
+        assert_eq!(pid.trim(), std::process::id().to_string());
     }
 
     #[test]

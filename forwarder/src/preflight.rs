@@ -7,8 +7,6 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +14,7 @@ use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Attach, Config};
+use crate::trusted;
 use probe::{Bpffs, Docker, Probe};
 
 /// The first kernel that has all that is needed.
@@ -119,8 +118,8 @@ pub fn prepare(config: &Config) -> Result<()> {
     if let Bpffs::Mountable(point) = &probe.bpffs {
         mount(point)?;
     }
-    make(&config.state_dir)?;
-    make(&config.bpffs_dir)
+    trusted::make(&config.state_dir)?;
+    trusted::make(&config.bpffs_dir)
 }
 
 fn mount(point: &Path) -> Result<()> {
@@ -133,14 +132,6 @@ fn mount(point: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make(dir: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("cannot make the directory {}", dir.display()))
-}
-
 /// Says what a probe means, worst causes first.
 fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     let mut findings = vec![
@@ -148,8 +139,14 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
         kernel(probe),
         attach(probe, config),
         bpffs(&probe.bpffs),
-        docker(&probe.docker, config),
     ];
+    findings.extend(probe.foreign.iter().map(|what| {
+        let (what, todo) = what
+            .rsplit_once(": ")
+            .unwrap_or((what, "make it root's alone"));
+        Finding::fatal(what, todo)
+    }));
+    findings.extend([docker(&probe.docker, config)]);
     findings.extend(comfort(probe));
     findings.push(fragments(probe));
     findings.extend(sockets(probe));

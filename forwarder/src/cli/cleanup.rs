@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::control::{self, AskError, Verb};
 use crate::datapath;
 use crate::lock::{Lock, LockError};
+use crate::trusted;
 
 /// How long an agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,6 +48,10 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
     let dirs = [&config.bpffs_dir, &config.state_dir];
     if !datapath::is_there(&config.bpffs_dir, &config.state_dir)? {
         return output::text("nothing to clean up\n");
+    }
+    // What is somebody else's is not ours to remove, nor to be told what to remove by.
+    for dir in dirs {
+        trusted::is_there_with_all(dir)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pins;
 use crate::tables::FarEnd;
+use crate::trusted;
 use crate::watch::sandbox;
 
 /// What is remembered of a far end, to put it back.
@@ -44,7 +45,7 @@ impl FarEnds {
         let path = self.dir.join(veth.to_string());
         // Prepared by an earlier agent: what was before it is what counts.
         if !path.exists() {
-            fs::create_dir_all(&self.dir)?;
+            trusted::make(&self.dir)?;
             let before = Before {
                 sandbox_key,
                 pid,

@@ -21,6 +21,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
 use crate::tables::{Hook, SocketHook, XdpKind};
+use crate::trusted;
 
 /// Priority of our clsact filters: behind everybody who chose one.
 const PRIORITY: u16 = 0xc000;
@@ -44,7 +45,7 @@ pub(super) struct Hooks {
 impl Hooks {
     pub(super) fn new(ebpf: Ebpf, pins: Pins, clsact: Option<PathBuf>) -> Result<Self> {
         if let Some(dir) = &clsact {
-            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            trusted::make(dir)?;
         }
         Ok(Self {
             ebpf,

@@ -2,15 +2,15 @@
 //! directory for what has no pin.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
 
 use crate::tables::{Hook, SocketHook};
+use crate::trusted;
 
 /// The pins of this layout.
 #[derive(Clone, Debug)]
@@ -38,13 +38,10 @@ impl Pins {
             );
         }
         for dir in [self.maps(), self.links(), self.socket_links()] {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&dir)
-                .with_context(|| format!("cannot make {}", dir.display()))?;
+            trusted::make(&dir)?;
         }
-        Ok(())
+        // What is adopted was pinned by root.
+        trusted::is_there_with_all(self.parent()).map(drop)
     }
 
     /// The maps' directory.

@@ -11,6 +11,7 @@ use forwarder_common::timeouts::Ticks;
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
 use crate::tables::{Hook, SocketHook};
+use crate::trusted;
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +37,7 @@ impl View {
     /// Nothing of this layout is pinned there.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let pins = Pins::below(bpffs_dir);
+        trusted::is_there(&pins.maps())?;
         Ok(Self {
             maps: Maps::open(&pins.maps())?,
             pins,

@@ -17,7 +17,7 @@ use super::dockerd::Setup;
 use super::firewall::{Firewall, Ruleset};
 use crate::config::Config;
 use crate::world::Fact;
-use crate::{datapath, watch};
+use crate::{datapath, trusted, watch};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
@@ -42,6 +42,8 @@ pub(super) struct Probe {
     /// Whether the program `tc` is there.
     pub(super) tc: bool,
     pub(super) bpffs: Bpffs,
+    /// Folders of ours in which somebody else has a say.
+    pub(super) foreign: Vec<String>,
     pub(super) docker: Docker,
     /// Where control groups (version 2) are.
     pub(super) cgroup: Option<PathBuf>,
@@ -101,6 +103,11 @@ impl Probe {
             tcx: datapath::has_tcx(),
             tc: program("tc").is_some(),
             bpffs: bpffs(&config.bpffs_dir),
+            foreign: [&config.state_dir, &config.bpffs_dir]
+                .into_iter()
+                .filter_map(|dir| trusted::is_there(dir).err())
+                .map(|error| format!("{error:#}"))
+                .collect(),
             docker: docker(&config.docker),
             cgroup: datapath::cgroup_root(),
             ends_sockets: datapath::can_end_sockets(),

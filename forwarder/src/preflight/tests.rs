@@ -16,6 +16,7 @@ fn good() -> Probe {
         tcx: true,
         tc: true,
         bpffs: Bpffs::Mounted("/sys/fs/bpf".into()),
+        foreign: Vec::new(),
         docker: Docker::Answers("20.10.24".into()),
         cgroup: Some("/sys/fs/cgroup".into()),
         ends_sockets: Some(true),

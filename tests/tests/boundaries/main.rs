@@ -1,3 +1,4 @@
 //! Boundaries that hold: what hostile containers, machines of the LAN and users of the host try.
 
 mod claims;
+mod users;

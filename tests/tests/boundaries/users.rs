@@ -1,0 +1,156 @@
+//! Unprivileged users of the host: they own nothing that the agent uses, keep it from nothing, and
+//! write nothing to a terminal.
+
+use std::fs;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{chown, symlink};
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Docker, Host, Lab, eventually};
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
+
+const SOON: Duration = Duration::from_secs(5);
+const NOBODY: u32 = 65534;
+
+/// The agent and the clean-up refuse a folder in one line, which names it and its owner, and leave
+/// it as it is.
+fn is_refused(host: &Host, dir: &Path, why: &str) -> Result<()> {
+    let agent = host.agent().finish()?;
+    let cleanup = host.forwarder(&["cleanup"])?;
+    for said in [&agent, &cleanup] {
+        let path = dir.display().to_string();
+        ensure!(
+            !said.status.success()
+                && said.stderr.lines().count() == 1
+                && said.stderr.contains(&path)
+                && said.stderr.contains(why),
+            "{said:?} of {path}, not {why}"
+        );
+    }
+    ensure!(
+        fs::symlink_metadata(dir).is_ok(),
+        "{} has gone",
+        dir.display()
+    );
+    let doctor = host.forwarder(&["doctor"])?.stdout;
+    ensure!(doctor.contains(why), "{doctor}");
+    Ok(())
+}
+
+/// Whoever makes a folder first owns it, on a bpffs with all that is pinned there.
+#[test]
+fn folder_of_a_users_is_refused() -> Result<()> {
+    let lab = Lab::new("folders")?;
+    let host = lab.host(Docker::replace())?;
+    for dir in [host.bpffs_dir(), host.state_dir()] {
+        fs::create_dir(&dir)?;
+        chown(&dir, Some(NOBODY), None)?;
+        is_refused(&host, &dir, "belongs to user 65534, not to root")?;
+        fs::remove_dir(&dir)?;
+    }
+    let (link, elsewhere) = (
+        host.state_dir(),
+        host.state_dir().with_file_name("elsewhere"),
+    );
+    fs::create_dir(&elsewhere)?;
+    symlink(&elsewhere, &link)?;
+    is_refused(&host, &link, "is a symbolic link")?;
+    fs::remove_file(&link)?;
+    // Half way down, and one pin.
+    let layout = host.bpffs_dir().join("v0");
+    fs::create_dir_all(&layout)?;
+    chown(&layout, Some(NOBODY), None)?;
+    let cleanup = host.forwarder(&["cleanup"])?;
+    ensure!(
+        cleanup.stderr.contains("v0 belongs to user 65534"),
+        "{cleanup:?}"
+    );
+    fs::remove_dir(&layout)?;
+
+    let mut agent = host.agent().start()?;
+    agent.kill()?;
+    let pins: Vec<_> = walk(&host.bpffs_dir())?;
+    let pin = pins.first().context("nothing is pinned")?;
+    chown(pin, Some(NOBODY), None)?;
+    is_pin_refused(&host, pin)?;
+    chown(pin, Some(0), None)?;
+    host.agent().start()?;
+    host.cli(&["cleanup"])?;
+
+    let file = host.configure("flow-rate = 0\n")?;
+    chown(&file, Some(NOBODY), None)?;
+    let said = host
+        .agent()
+        .arg(format!("--config={}", file.display()))
+        .finish()?;
+    ensure!(
+        said.stderr.contains("forwarder.toml belongs to user 65534"),
+        "{said:?}"
+    );
+    Ok(())
+}
+
+fn is_pin_refused(host: &Host, pin: &Path) -> Result<()> {
+    for said in [host.agent().finish()?, host.forwarder(&["cleanup"])?] {
+        let why = format!("{} belongs to user 65534", pin.display());
+        ensure!(said.stderr.contains(&why), "{said:?}");
+    }
+    Ok(())
+}
+
+/// All files below a folder.
+fn walk(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(walk(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+/// The name of the lock is anybody's to bind: it keeps no agent from starting, and a second agent
+/// is refused as ever.
+#[test]
+fn lock_is_not_a_users_to_take() -> Result<()> {
+    let lab = Lab::new("lock-name")?;
+    let host = lab.host(Docker::replace())?;
+    let held = host.enter(|| {
+        let user = Uid::from_raw(NOBODY);
+        set_thread_res_uid(user, user, user)?;
+        let name = SocketAddr::from_abstract_name("forwarder.lock")?;
+        UnixListener::bind_addr(&name)
+    })??;
+    let mut agent = host.agent().start()?;
+    ensure!(
+        agent.log().contains("is held by user 65534"),
+        "{}",
+        agent.log()
+    );
+    for suffix in ["", "-apart"] {
+        let second = host.agent().apart(suffix).finish()?;
+        let why = format!(
+            "another agent runs in this network namespace (pid {})",
+            agent.pid()
+        );
+        ensure!(second.stderr.contains(&why), "{second:?}");
+    }
+    let kept = host.forwarder(&["cleanup"])?;
+    ensure!(
+        kept.stderr
+            .contains("stop it first, or use cleanup --force"),
+        "{kept:?}"
+    );
+    agent.kill()?;
+    eventually(SOON, || host.cli(&["cleanup"]).map(drop))?;
+    drop(held);
+    host.agent().start()?;
+    Ok(())
+}
