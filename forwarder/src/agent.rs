@@ -184,6 +184,12 @@ impl Agent {
             reassembles: self.reassembles(world, config).await,
         };
         let mut tables = desired(world, &policy, self.route_generation);
+        let closed = tables.closed_lists;
+        if closed > self.tables.closed_lists {
+            tracing::error!(
+                "{closed} lists of clients have no room beside all others: they let nobody in"
+            );
+        }
         let routing = Routing::of(world, &tables);
         if self.routing.as_ref() != Some(&routing) {
             self.route_generation = self.route_generation.wrapping_add(1).max(1);

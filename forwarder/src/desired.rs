@@ -102,6 +102,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     }
     tables.locals = locals(world);
     published::add_published(&mut tables, world, policy, &terms, &mut lists);
+    tables.closed_lists = lists.settle();
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
     if !tables.xdp.is_empty() {
         add_far_ends(&mut tables, world);

@@ -3,15 +3,19 @@
 //! A list's number follows from its content. One that changes is another list: the new one is
 //! complete before anybody is sent to it, and the old one goes when nobody asks it any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use forwarder_common::abi::ingress;
+use forwarder_common::abi::{capacity, ingress};
 use forwarder_common::family::Be32;
 use ipnet::IpNet;
 
 use crate::desired::{be32, incarnation};
 use crate::tables::Tables;
 use crate::world::Ingress;
+
+/// Ranges of all lists together: half of what the kernel has room for, since a list that changes is
+/// there twice for a moment.
+const ROOM: usize = capacity::INGRESS as usize / 2;
 
 /// A list's ranges and what it says of each.
 type Entries = BTreeMap<(Be32, u8), u32>;
@@ -20,6 +24,8 @@ type Entries = BTreeMap<(Be32, u8), u32>;
 #[derive(Default)]
 pub(crate) struct Lists {
     by_id: BTreeMap<u32, Entries>,
+    /// Those that there was no room for.
+    closed: BTreeSet<u32>,
 }
 
 impl Lists {
@@ -36,6 +42,25 @@ impl Lists {
         }
         self.by_id.insert(id, entries);
         id
+    }
+
+    /// Closes the longest lists, until there is room for all: nobody else loses a range by them.
+    /// How many were closed.
+    pub(crate) fn settle(&mut self) -> usize {
+        let mut all: usize = self.by_id.values().map(Entries::len).sum();
+        while all > ROOM {
+            let longest = self
+                .by_id
+                .iter_mut()
+                .max_by_key(|(_, entries)| entries.len());
+            let Some((&id, entries)) = longest.filter(|(_, entries)| entries.len() > 1) else {
+                break;
+            };
+            all -= entries.len() - 1;
+            *entries = self::entries(&Ingress::closed());
+            self.closed.insert(id);
+        }
+        self.closed.len()
     }
 
     /// All ranges of all lists.
@@ -57,7 +82,8 @@ impl Lists {
         let ports = tables.published.iter().map(|(key, to)| (key, to.policy));
         let networks = networks.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
         let ports = ports.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
-        incarnation([format!("{networks:?} {ports:?}").as_str()])
+        let closed = &self.closed;
+        incarnation([format!("{networks:?} {ports:?} {closed:?}").as_str()])
     }
 }
 
@@ -106,6 +132,33 @@ mod tests {
         assert_eq!(entries(&Ingress::closed()), [(all, ingress::DENY)].into());
         let foreign = entries(&list(&["2001:db8::/32"], &[]));
         assert_eq!(foreign, [(all, ingress::DENY)].into(), "of another family");
+    }
+
+    #[test]
+    fn the_longest_lists_are_closed_when_there_is_no_room() {
+        let long = |first: u8| Ingress {
+            allow: (0..4_000u32)
+                .map(|n| std::net::Ipv4Addr::from(u32::from(first) << 24 | n))
+                .map(|address| std::net::IpAddr::from(address).into())
+                .collect(),
+            deny: Vec::new(),
+        };
+        let mut lists = Lists::default();
+        let own = lists.id(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
+        let others: Vec<_> = (1..=18).map(|first| lists.id(&long(first))).collect();
+        assert_eq!(lists.settle(), 10, "of 18 times 4,001 in 32,768");
+        let entries = lists.entries();
+        assert!(entries.len() <= ROOM);
+        let of = |id: u32| entries.iter().filter(move |((list, ..), _)| *list == id);
+        assert_eq!(of(own).count(), 3, "a short one stays");
+        let closed = others.iter().filter(|&&id| of(id).count() == 1);
+        let closed: Vec<_> = closed.flat_map(|&id| of(id)).collect();
+        assert_eq!(closed.len(), 10);
+        let nobody = |(key, word): &(&(u32, Be32, u8), &u32)| {
+            (key.1, key.2) == (Be32::default(), 0) && **word == ingress::DENY
+        };
+        assert!(closed.iter().all(nobody));
+        assert_eq!(lists.settle(), 10, "no more");
     }
 
     #[test]

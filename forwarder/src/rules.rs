@@ -147,6 +147,11 @@ fn list(allow: &Option<Vec<IpNet>>, deny: &Option<Vec<IpNet>>) -> Option<Ingress
 /// Address ranges as `ADDRESS/LENGTH`, or addresses.
 fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<IpNet>>, D::Error> {
     let names = Vec::<String>::deserialize(from)?;
+    let most = Ingress::RANGES;
+    if names.len() > most {
+        let why = format!("{} address ranges are more than {most}", names.len());
+        return Err(de::Error::custom(why));
+    }
     let ranges = names.iter().map(|name| {
         range(name).ok_or_else(|| de::Error::custom(format!("{name} is no address range")))
     });

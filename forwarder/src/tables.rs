@@ -226,6 +226,8 @@ pub struct Tables {
     /// What the lists of clients say, by list, address and prefix length
     /// ([`ingress`](forwarder_common::abi::ingress)).
     pub ingress: BTreeMap<(u32, Be32, u8), u32>,
+    /// Lists of clients that there was no room for: they let nobody in.
+    pub closed_lists: usize,
     /// Tells all lists of clients, and who has them, from what was before; 0 where there are none.
     pub policy: u32,
     /// Programs by device index and place.

@@ -3,9 +3,11 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::Docker;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
+
+use super::bounded::{self, Unfinished};
 
 /// Docker 20.10's.
 const OLDEST_API: (u32, u32) = (1, 41);
@@ -16,8 +18,8 @@ const GREETING: Duration = Duration::from_secs(2);
 /// For any other answer, in seconds. Reading a container blocks while the daemon starts it.
 const ANSWER: u64 = 120;
 
-/// Waits for a daemon; returns it and its version.
-pub(super) async fn dial(path: &str) -> Result<(Docker, String)> {
+/// Waits for a daemon; returns it and its version. `events` is told whenever one is whole.
+pub(super) async fn dial(path: &str, events: &Unfinished) -> Result<(Docker, String)> {
     let mut pause = BACKOFF.0;
     let mut said = false;
     loop {
@@ -26,7 +28,7 @@ pub(super) async fn dial(path: &str) -> Result<(Docker, String)> {
                 bail!("may not open {path}: run as root or as a member of its group");
             }
             Err(error) => error.to_string(),
-            Ok(()) => match greet(path).await {
+            Ok(()) => match greet(path, events).await {
                 Ok(Ok(docker)) => return Ok(docker),
                 Ok(Err(unfit)) => return Err(unfit),
                 Err(error) => format!("{error:#}"),
@@ -42,8 +44,8 @@ pub(super) async fn dial(path: &str) -> Result<(Docker, String)> {
 }
 
 /// Asks for the version. The outer error may pass, the inner one will not.
-async fn greet(path: &str) -> Result<Result<(Docker, String)>> {
-    let docker = Docker::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION)?;
+async fn greet(path: &str, events: &Unfinished) -> Result<Result<(Docker, String)>> {
+    let docker = bounded::client(path, ANSWER, events.clone())?;
     let docker = timeout(GREETING, docker.negotiate_version())
         .await
         .context("no answer")??;
@@ -108,11 +110,13 @@ mod tests {
         let path = std::env::temp_dir().join(format!("forwarder-dial-{}.sock", std::process::id()));
         let name = path.to_str().unwrap().to_owned();
         assert!(
-            timeout(BACKOFF.0 / 2, dial(&name)).await.is_err(),
+            timeout(BACKOFF.0 / 2, dial(&name, &Unfinished::default()))
+                .await
+                .is_err(),
             "no socket: it waits"
         );
         let daemon = daemon(&path, 2);
-        let refused = timeout(GREETING, dial(&name))
+        let refused = timeout(GREETING, dial(&name, &Unfinished::default()))
             .await
             .expect("an answer")
             .expect_err("a refusal");

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bollard::Docker;
 use bollard::models::{EventMessage, EventMessageTypeEnum};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder};
@@ -15,6 +15,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::bounded::Unfinished;
 use super::sandbox::{self, Namespaces};
 use super::{dial, inspect};
 use crate::world::{Container, ContainerId, Fact, Listing, NetworkId};
@@ -27,6 +28,8 @@ const RELINK: Duration = Duration::from_secs(1);
 const LOCKED: Duration = Duration::from_secs(1);
 /// How soon a read that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Networks and containers that are followed: more than the kernel's maps hold.
+const OBJECTS: usize = 32_768;
 /// Requests at a time while all is read.
 const PARALLEL: usize = 16;
 
@@ -45,9 +48,10 @@ pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Re
         );
     };
     let namespaces = Namespaces::open()?;
+    let whole = Unfinished::default();
     loop {
         let (docker, version) = tokio::select! {
-            connected = dial::dial(path) => connected?,
+            connected = dial::dial(path, &whole) => connected?,
             () = facts.closed() => return Ok(()),
         };
         tracing::info!(version, "Docker answers");
@@ -56,6 +60,7 @@ pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Re
         }
         let mut session = Session {
             docker,
+            whole: &whole,
             namespaces: &namespaces,
             facts,
             renumber,
@@ -103,6 +108,8 @@ type Answer = Result<Fact, bollard::errors::Error>;
 /// One connection to one daemon.
 struct Session<'a> {
     docker: Docker,
+    /// Told of each event that is whole.
+    whole: &'a Unfinished,
     namespaces: &'a Namespaces,
     facts: &'a Sender<Fact>,
     renumber: &'a Notify,
@@ -133,7 +140,7 @@ impl Session<'_> {
             .since(&since.saturating_sub(1).to_string())
             .filters(&kinds)
             .build();
-        let docker = self.docker.clone();
+        let (docker, whole) = (self.docker.clone(), self.whole);
         let mut events = Box::pin(docker.events(Some(options)));
         let mut early = Vec::new();
         {
@@ -141,7 +148,11 @@ impl Session<'_> {
             loop {
                 tokio::select! {
                     done = &mut lists => break done?,
-                    event = events.next() => early.push(event.context(CLOSED)??),
+                    event = events.next() => {
+                        early.push(event.context(CLOSED)??);
+                        whole.is_whole();
+                        ensure!(early.len() <= OBJECTS, "over {OBJECTS} events while the lists are read");
+                    }
                 }
             }
         }
@@ -155,7 +166,11 @@ impl Session<'_> {
         relink.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                event = events.next() => self.happened(event.context(CLOSED)??).await?,
+                event = events.next() => {
+                    let event = event.context(CLOSED)??;
+                    whole.is_whole();
+                    self.happened(event).await?;
+                }
                 Some(done) = self.tasks.join_next() => {
                     let (object, answer) = done.context("a read of Docker's state died")?;
                     self.answered(object, answer).await;
@@ -202,7 +217,7 @@ impl Session<'_> {
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(?object, %error, "cannot read");
+                    tracing::warn!("cannot read {object:?}: {:#}", anyhow::Error::from(error));
                     unread.push(object);
                 }
                 Err(_) => unread.push(object),
@@ -243,7 +258,13 @@ impl Session<'_> {
         let containers = containers
             .into_iter()
             .filter_map(|c| Some(Object::Container(ContainerId(c.id?))));
-        Ok(networks.chain(containers).collect())
+        let all: BTreeSet<_> = networks.chain(containers).collect();
+        let count = all.len();
+        ensure!(
+            count <= OBJECTS,
+            "Docker lists {count} networks and containers: more than {OBJECTS} are not followed"
+        );
+        Ok(all)
     }
 
     /// Looks at everything that is listed or was.
@@ -298,7 +319,8 @@ impl Session<'_> {
                 outdated.then_some(Duration::ZERO)
             }
             Err(error) => {
-                tracing::debug!(?object, %error, "cannot read, trying again");
+                let error = anyhow::Error::from(error);
+                tracing::debug!("cannot read {object:?}, trying again: {error:#}");
                 Some(RETRY)
             }
         };

@@ -1,5 +1,6 @@
 //! The sources of news: Docker's socket, the kernel's netlink and the configuration file, each a task that ends only by
 //! a fatal error; and the shims that dockerd starts, one conversation each.
+mod bounded;
 pub(crate) mod claim;
 mod dial;
 pub mod docker;

@@ -73,6 +73,11 @@ fn ingress(labels: &Texts, of: &str) -> Ingress {
         let Some(text) = labels.get(&label) else {
             return Some(Vec::new());
         };
+        let most = Ingress::RANGES;
+        if text.split(',').count() > most {
+            tracing::warn!("label {label} has over {most} address ranges: nobody is let in");
+            return None;
+        }
         let names = text.split(',').map(str::trim);
         let ranges = names.map(range).collect::<Option<Vec<_>>>();
         if ranges.is_none() {
@@ -146,5 +151,15 @@ mod tests {
     fn a_list_that_cannot_be_read_lets_nobody_in() {
         let (all, _) = of_container(&texts(&[("forwarder.ingress.allow", "everybody")]));
         assert_eq!(all, Ingress::closed());
+    }
+
+    #[test]
+    fn list_that_is_too_long_lets_nobody_in() {
+        let of = |count: usize| {
+            let ranges = vec!["198.18.0.0/24"; count].join(",");
+            of_container(&texts(&[("forwarder.ingress.allow", &ranges)])).0
+        };
+        assert_eq!(of(Ingress::RANGES).allow.len(), Ingress::RANGES);
+        assert_eq!(of(Ingress::RANGES + 1), Ingress::closed());
     }
 }

@@ -46,6 +46,9 @@ pub struct Ingress {
 }
 
 impl Ingress {
+    /// How many ranges one list may have.
+    pub const RANGES: usize = 4_096;
+
     /// Lets nobody in: what a list that cannot be read stands for.
     #[must_use]
     pub fn closed() -> Self {
