@@ -18,6 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::agent::{Agent, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
+use crate::plain;
 use crate::rules::Rules;
 use crate::shims::Shims;
 use crate::tables::Tables;
@@ -125,7 +126,7 @@ fn announce(world: &World, tables: &Tables) -> Result<()> {
         tables.networks.len(),
         tables.published.len(),
         tables.devices.len(),
-        world.docker.as_deref().unwrap_or("away"),
+        plain::line(world.docker.as_deref().unwrap_or("away")),
     )
     .and_then(|()| out.flush())
     .context("cannot write to stdout")

@@ -16,6 +16,7 @@ pub mod diff;
 mod exhaustion;
 mod lists;
 pub mod lock;
+pub mod plain;
 pub mod preflight;
 pub mod report;
 pub mod rules;

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::output::{self, Format};
 use crate::config::Config;
+use crate::plain;
 use crate::preflight::{self, Finding, Level};
 
 pub(super) fn doctor(config: &Config, format: Format) -> Result<ExitCode> {
@@ -32,9 +33,9 @@ fn render(findings: &[Finding]) -> String {
             Level::Warn => "warn ",
             Level::Fatal => "FATAL",
         };
-        text += &format!("{mark}  {what}\n");
+        text += &format!("{mark}  {}\n", plain::line(what));
         if let Some(todo) = todo {
-            text += &format!("       {todo}\n");
+            text += &format!("       {}\n", plain::line(todo));
         }
     }
     text

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::config::{Config, Settings};
 use crate::control;
 use crate::datapath::View;
+use crate::plain;
 
 /// Docker's bridge networking on BPF: bridge mode's isolation at host mode's speed.
 #[derive(Parser)]
@@ -74,7 +75,7 @@ pub fn main() -> ExitCode {
         .resolve(config.as_deref(), variable)
         .and_then(|config| perform(&verb, config));
     done.unwrap_or_else(|error| {
-        eprintln!("forwarder: {}", one_line(&error));
+        eprintln!("forwarder: {}", plain::line(&one_line(&error)));
         ExitCode::FAILURE
     })
 }

@@ -7,6 +7,8 @@ use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use crate::plain;
+
 /// The form of a verb's output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
 pub(super) enum Format {
@@ -49,7 +51,8 @@ pub(super) fn table(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>
     if !columns.is_empty() {
         table.set_header(columns);
     }
-    table.add_rows(rows);
+    let plain = |cell: String| plain::line(&cell).into_owned();
+    table.add_rows(rows.into_iter().map(|row| row.into_iter().map(plain)));
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -61,11 +64,16 @@ pub(super) fn table(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
     let mut line = serde_json::to_string_pretty(value).context("cannot write JSON")?;
     line.push('\n');
-    text(&line)
+    write(&plain::json(&line))
 }
 
-/// Prints text; a reader that has seen enough is no error.
+/// Prints text, whose names cannot steer a terminal.
 pub(super) fn text(text: &str) -> Result<()> {
+    write(&plain::lines(text))
+}
+
+/// A reader that has seen enough is no error.
+fn write(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -103,6 +111,12 @@ mod tests {
     fn columns_are_aligned_and_have_no_tail() {
         let rows = [["a", "b"], ["long", "c"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(table(&["X", "Y"], rows), "X     Y\na     b\nlong  c\n");
+    }
+
+    #[test]
+    fn cell_steers_no_terminal() {
+        let row = ["a\x1b[2J\nb", "c"].map(str::to_owned).to_vec();
+        assert_eq!(table(&[], [row]), "a\\u{1b}[2J\\nb  c\n");
     }
 
     #[test]

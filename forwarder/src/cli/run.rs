@@ -1,7 +1,6 @@
 //! `forwarder run`: log, lock, look at the host, then be the agent.
 
 use std::fs;
-use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -10,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::Config;
 use crate::lock::Lock;
-use crate::{daemon, datapath, preflight};
+use crate::{daemon, datapath, plain, preflight};
 
 /// More than one, since the kernel's answers are waited for in place.
 const THREADS: usize = 2;
@@ -57,8 +56,9 @@ fn start_log(filter: &str) -> Result<()> {
         .with_context(|| format!("--log {filter} is neither a level nor a filter"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_writer(plain::Log)
+        // Colours are control characters: none get through.
+        .with_ansi(false)
         .with_target(false)
         .try_init()
         .map_err(|error| anyhow!("cannot start the log: {error}"))

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Docker, Host, Lab, eventually};
+use harness::{Docker, Host, Lab, Peer, eventually};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 
@@ -152,5 +152,100 @@ fn lock_is_not_a_users_to_take() -> Result<()> {
     eventually(SOON, || host.cli(&["cleanup"]).map(drop))?;
     drop(held);
     host.agent().start()?;
+    Ok(())
+}
+
+/// Names and labels are whatever somebody told Docker: nothing of ours hands control characters on
+/// to a terminal, or a line of somebody's to the log.
+#[test]
+fn name_steers_no_terminal() -> Result<()> {
+    let lab = Lab::new("escapes")?;
+    let host = lab.host(Docker::replace())?;
+    let agent = host.agent().start()?;
+    let name = "a\u{1b}[2J\u{9b}31m\u{202e}b";
+    let label = "forwarder.ingress.allow=all\n2026-01-01T00:00:00Z ERROR \u{1b}]0;forged\u{7}";
+    host.docker(&["network", "create", "--label", label, name])?;
+    eventually(SOON, || {
+        let known = host.json("networks")?;
+        let known = known.as_array().context("no list")?;
+        ensure!(
+            known.iter().any(|network| network["name"] == name),
+            "{known:?}"
+        );
+        Ok(())
+    })?;
+    let shown = host.cli(&["networks"])?;
+    ensure!(shown.contains("a\\u{1b}[2J\\u{9b}31m\\u{202e}b"), "{shown}");
+    let steers =
+        |text: &str| text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}');
+    for verb in ["networks", "status", "endpoints", "doctor"] {
+        for format in ["table", "json"] {
+            let said = host.forwarder(&[verb, "-o", format])?;
+            ensure!(
+                !steers(&said.stdout) && !steers(&said.stderr),
+                "{verb}: {said:?}"
+            );
+        }
+    }
+    let log = agent.log();
+    ensure!(log.contains("nobody is let in") && !steers(&log), "{log}");
+    ensure!(
+        !log.lines().any(|line| line.starts_with("2026-01-01T")),
+        "{log}"
+    );
+    Ok(())
+}
+
+/// 80,000 ranges in a container's labels close its own lists, not its neighbour's.
+#[test]
+fn lists_of_one_cost_no_neighbour_a_range() -> Result<()> {
+    let lab = Lab::new("ranges")?;
+    let host = lab.host(Docker::replace())?;
+    let agent = host.agent().start()?;
+    let mut labels = String::new();
+    let mut ports = Vec::new();
+    for port in 0..20u32 {
+        let own: Vec<_> = (0..4_000u32)
+            .map(|n| format!("11.{port}.{}.{}", n >> 8, n & 255))
+            .collect();
+        labels += &format!(
+            "forwarder.ingress.{}/tcp.allow={}\n",
+            9_000 + port,
+            own.join(",")
+        );
+        ports.push(format!("{}:80", 9_000 + port));
+    }
+    let file = host.state_dir().with_file_name("labels");
+    fs::write(&file, labels)?;
+    let file = format!("--label-file={}", file.display());
+    let mut options: Vec<&str> = ports
+        .iter()
+        .flat_map(|port| ["-p", port.as_str()])
+        .collect();
+    options.push(&file);
+    host.run("greedy", &options, &Peer::serve(80))?;
+    eventually(SOON * 2, || {
+        let log = agent.log();
+        ensure!(
+            log.contains("lists of clients have no room beside all others"),
+            "{log}"
+        );
+        Ok(())
+    })?;
+    let allow = "forwarder.ingress.allow=198.18.1.2";
+    host.run(
+        "web",
+        &["-p", "8080:80", "--label", allow],
+        &Peer::serve(80),
+    )?;
+    host.settle("web")?;
+    eventually(SOON, || {
+        lab.lan().peer(&["get", "198.18.1.1:8080", "--timeout=500"])
+    })?;
+    for port in [9_000, 9_010, 9_019] {
+        let at = format!("198.18.1.1:{port}");
+        let reached = lab.lan().peer(&["get", &at, "--timeout=300"]);
+        ensure!(reached.is_err(), "{at} lets in who is on no list");
+    }
     Ok(())
 }

@@ -1,0 +1,155 @@
+//! Text for a terminal or a log: what others have named cannot steer either.
+//!
+//! Names of networks, labels, versions and errors are whatever somebody told Docker. A terminal acts
+//! on control characters in them, a reader is misled by line ends and by marks that turn the
+//! direction of writing.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// No event of the log is longer, in bytes: names may be of any length.
+const EVENT: usize = 16 << 10;
+
+/// Whether a character steers rather than shows something.
+fn steers(letter: char) -> bool {
+    let invisible = matches!(
+        letter,
+        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    );
+    letter.is_control() || invisible
+}
+
+fn escape(text: &str, steers: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        if steers(letter) {
+            plain.extend(letter.escape_default());
+        } else {
+            plain.push(letter);
+        }
+    }
+    Cow::Owned(plain)
+}
+
+/// Text in which every character shows itself: what steers is written as in Rust (`\u{1b}`, `\n`).
+#[must_use]
+pub fn line(text: &str) -> Cow<'_, str> {
+    escape(text, steers)
+}
+
+/// The same, whose line ends are line ends.
+#[must_use]
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escape(text, |letter| steers(letter) && letter != '\n')
+}
+
+/// JSON that is shown as it is read: what may stand in a string unescaped, and steers, is escaped.
+#[must_use]
+pub fn json(text: &str) -> Cow<'_, str> {
+    if !text.contains(|letter| steers(letter) && letter != '\n') {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        if steers(letter) && letter != '\n' {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                // Writing to a string cannot fail.
+                let _ = write!(plain, "\\u{unit:04x}");
+            }
+        } else {
+            plain.push(letter);
+        }
+    }
+    Cow::Owned(plain)
+}
+
+/// The log's writer to standard error. Each event is one line, and those below it are indented: a
+/// name cannot look like another event.
+#[derive(Clone, Copy, Debug)]
+pub struct Log;
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        *self
+    }
+}
+
+impl Write for Log {
+    /// The subscriber writes each event whole.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        io::stderr().lock().write_all(entry(event).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+fn entry(event: &[u8]) -> String {
+    let cut = event.len() > EVENT;
+    let text = String::from_utf8_lossy(&event[..event.len().min(EVENT)]);
+    let text = lines(text.trim_end_matches('\n')).replace('\n', "\n    ");
+    let more = if cut { " …" } else { "" };
+    format!("{text}{more}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_stays() {
+        for text in ["", "web", "größer → 10 µs", "日本", "a\"b\\c"] {
+            assert!(matches!(line(text), Cow::Borrowed(same) if same == text));
+        }
+        assert_eq!(lines("a\nb\n"), "a\nb\n");
+        assert_eq!(json("{\n  \"a\": \"ö\"\n}"), "{\n  \"a\": \"ö\"\n}");
+    }
+
+    #[test]
+    fn what_steers_is_shown() {
+        assert_eq!(line("a\x1b[2Jb\r\n\t\x7f"), "a\\u{1b}[2Jb\\r\\n\\t\\u{7f}");
+        assert_eq!(
+            line("\u{9b}31m\u{202e}x\u{200b}"),
+            "\\u{9b}31m\\u{202e}x\\u{200b}"
+        );
+        assert_eq!(lines("a\nb\x07"), "a\nb\\u{7}");
+    }
+
+    /// Every character, alone and among others: nothing that steers is left, and JSON is the same
+    /// JSON.
+    #[test]
+    fn no_character_gets_through() {
+        for letter in '\0'..=char::MAX {
+            let text = format!("a{letter}b");
+            for plain in [line(&text), Cow::Owned(lines(&text).replace('\n', ""))] {
+                assert!(!plain.contains(steers), "{letter:?}");
+            }
+            let written = serde_json::to_string_pretty(&[&text]).unwrap();
+            let plain = json(&written);
+            assert!(!plain.replace('\n', "").contains(steers), "{letter:?}");
+            let [read]: [String; 1] = serde_json::from_str(&plain).unwrap();
+            assert_eq!(read, text, "{letter:?}");
+        }
+    }
+
+    #[test]
+    fn event_of_the_log_is_one() {
+        let forged = "WARN a\n2026-01-01 ERROR all is lost\x1b[1m\n";
+        let shown = "WARN a\n    2026-01-01 ERROR all is lost\\u{1b}[1m\n";
+        assert_eq!(entry(forged.as_bytes()), shown);
+        let long = entry("x".repeat(2 * EVENT).as_bytes());
+        assert!(long.len() <= EVENT + 8 && long.ends_with(" …\n"));
+    }
+}
