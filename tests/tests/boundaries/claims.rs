@@ -4,7 +4,7 @@
 use std::io::{BufRead as _, BufReader, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ fn line((address, port): (&str, u16)) -> String {
 }
 
 /// What the agent answers to a claim that comes with a socket.
-fn claim(host: &Host, to: (&str, u16), socket: Option<OwnedFd>) -> Result<String> {
+fn claim(host: &Host, to: (&str, u16), socket: Option<&OwnedFd>) -> Result<String> {
     let line = line(to);
     let stream = UnixStream::connect(host.state_dir().join("forwarder.sock"))?;
     stream.set_read_timeout(Some(ANSWER))?;
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let sockets: Vec<_> = socket.iter().map(std::os::fd::AsFd::as_fd).collect();
+    let sockets: Vec<_> = socket.iter().map(|socket| socket.as_fd()).collect();
     if socket.is_some() {
         control.push(SendAncillaryMessage::ScmRights(&sockets));
     }
@@ -82,7 +82,7 @@ fn shims_socket_publishes_only_what_the_caller_holds() -> Result<()> {
     let listener = |port| TcpListener::bind(("0.0.0.0", port)).map(OwnedFd::from);
     let datagrams = || UdpSocket::bind(("0.0.0.0", FREE)).map(OwnedFd::from);
 
-    let refused = |to, socket, why: &str| -> Result<()> {
+    let refused = |to: (&str, u16), socket: Option<&OwnedFd>, why: &str| -> Result<()> {
         let answer = claim(&host, to, socket)?;
         ensure!(
             answer.starts_with("{\"error\":") && answer.contains(why),
@@ -93,21 +93,21 @@ fn shims_socket_publishes_only_what_the_caller_holds() -> Result<()> {
     refused(to, None, "no socket that holds 0.0.0.0:9000/tcp")?;
     refused(
         to,
-        Some(host.enter(|| listener(FREE + 1))??),
+        Some(&host.enter(|| listener(FREE + 1))??),
         "is bound to 0.0.0.0:9001",
     )?;
-    refused(to, Some(host.enter(datagrams)??), "is of another protocol")?;
+    refused(to, Some(&host.enter(datagrams)??), "is of another protocol")?;
     let outside = lab.lan().enter(|| listener(FREE))??;
-    refused(to, Some(outside), "is of another network namespace")?;
+    refused(to, Some(&outside), "is of another network namespace")?;
     let own = || host.enter(|| listener(FREE));
     refused(
         ("198.18.1.2", 80),
-        Some(own()??),
+        Some(&own()??),
         "is in no network of Docker's",
     )?;
     refused(
         (&address, 5432),
-        Some(own()??),
+        Some(&own()??),
         "Docker publishes no port 5432 of web",
     )?;
 
@@ -135,7 +135,7 @@ fn shims_socket_publishes_only_what_the_caller_holds() -> Result<()> {
     lab.lan().peer(&["get", "198.18.1.1:8080"])?;
 
     // Whoever is believed for a moment, before Docker has said all, is not for long.
-    let other = claim(&host, to, Some(own()??))?;
+    let other = claim(&host, to, Some(&own()??))?;
     eventually(Duration::from_secs(15), || {
         let ports = host.json("ports")?;
         ensure!(
