@@ -55,6 +55,16 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// Builds what a virtual machine's kernel verifies, and the static binary that has it verified:
+/// where both lie.
+pub(crate) fn verifier(workspace: &Workspace) -> Result<[PathBuf; 2]> {
+    let toolchain = setup::ensure(workspace)?;
+    let (programs, verifier) = (workspace.object(), workspace.verifier());
+    object(workspace, &toolchain, PROGRAMS, &programs)?;
+    static_binary(workspace, TESTS, "verifier", "release", &verifier)?;
+    Ok([programs, verifier])
+}
+
 /// Builds a release binary with the BPF object at hand.
 pub(crate) fn release(workspace: &Workspace, package: &str, binary: &str) -> Result<()> {
     if !workspace.has_binary(package, binary) {

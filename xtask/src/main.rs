@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod differential;
 mod fuzz;
+mod kernels;
 mod lint;
 mod mutants;
 mod run;
@@ -15,6 +16,7 @@ mod step;
 mod test;
 mod toolchain;
 mod totals;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;

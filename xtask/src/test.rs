@@ -15,6 +15,7 @@ use crate::{
     lint::{CLIPPY, Check, DOC, FORMAT},
     mutants,
     totals::Totals,
+    vm,
     workspace::{Workspace, require_root},
 };
 
@@ -47,6 +48,10 @@ pub(crate) struct Args {
     /// Which tier to run
     #[arg(long, value_enum, default_value_t = Tier::All)]
     tier: Tier,
+    /// Which kernels the vm tier boots: `newest`, or the beginning of a version of Debian's, such as
+    /// 6.12; may be given several times [default: 6.1 and newest]
+    #[arg(long, value_name = "V")]
+    kernel: Vec<String>,
     /// As long as it takes: minutes without an agent, a thousand containers
     #[arg(long)]
     soak: bool,
@@ -60,6 +65,8 @@ enum Tier {
     Unit,
     /// Loaded programs, run on test frames (root)
     Program,
+    /// Loaded programs, verified by Debian's oldest and newest kernel in virtual machines
+    Vm,
     /// Docker hosts in network namespaces (root, Docker)
     Host,
     /// Everything
@@ -112,8 +119,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
     if args.tier.includes(Tier::Unit) {
         unprivileged(workspace, filter, &mut report);
     }
-    if args.tier != Tier::Unit {
+    if args.tier.includes(Tier::Program) || args.tier.includes(Tier::Host) {
         privileged(workspace, args, &mut report);
+    }
+    // A name of a test is none of a program, unless this tier was asked for.
+    if args.tier == Tier::Vm || args.tier == Tier::All && filter.is_none() {
+        report.run("vm", || vm::run(workspace, &args.kernel, filter));
     }
     report.close()
 }
@@ -271,5 +282,6 @@ mod tests {
     fn tiers_include_each_other_as_their_help_says() {
         assert!(Tier::All.includes(Tier::Host) && Tier::All.includes(Tier::Unit));
         assert!(Tier::Host.includes(Tier::Host) && !Tier::Host.includes(Tier::Program));
+        assert!(Tier::All.includes(Tier::Vm) && !Tier::Vm.includes(Tier::Host));
     }
 }

@@ -78,6 +78,11 @@ impl Workspace {
         self.target.join("static/peer")
     }
 
+    /// The only process of the tests' virtual machines, likewise.
+    pub(crate) fn verifier(&self) -> PathBuf {
+        self.target.join("static/verifier")
+    }
+
     /// What the forwarder's build script and the programs of `tests/` learn from their environment.
     pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 4] {
         [

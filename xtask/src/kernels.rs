@@ -1,0 +1,236 @@
+//! Debian's kernels: which there are, and one of them unpacked. apt is asked with lists and a state of
+//! its own, so that this machine's sources and packages stay as they are.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::step::step;
+
+/// Where kernels come from, oldest suite first: 6.1, 6.12, and the newest that a stable Debian has, by
+/// its name and by that of whatever suite comes after it.
+const SOURCES: &str = "\
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security bookworm-security main
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie-backports main
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian stable-backports main
+";
+
+/// The package that depends on a suite's present kernel; the cloud flavour is small and has what a
+/// virtual machine needs.
+const META: &str = "linux-image-cloud-amd64";
+
+/// For how long apt's lists serve.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A kernel, unpacked.
+pub(crate) struct Kernel {
+    /// Its package's version, such as `6.1.192-3`.
+    pub(crate) version: String,
+    /// The image that boots.
+    pub(crate) image: PathBuf,
+}
+
+impl Kernel {
+    /// Finds the newest kernel of each wanted version (`6.1`, `newest`) and unpacks it in `folder`.
+    pub(crate) fn fetch(folder: &Path, wanted: &[String]) -> Result<Vec<Self>> {
+        let apt = Apt::open(&folder.join("apt"))?;
+        let versions = apt.versions()?;
+        wanted
+            .iter()
+            .map(|wanted| {
+                let version = choose(&versions, wanted).with_context(|| {
+                    let there = versions.join(", ");
+                    format!("Debian has no kernel {wanted}: there are {there}")
+                })?;
+                Self::unpack(&apt, folder, version)
+            })
+            .collect()
+    }
+
+    fn unpack(apt: &Apt, folder: &Path, version: &str) -> Result<Self> {
+        let folder = folder.join(version);
+        let kernel = |image| Self {
+            version: version.to_owned(),
+            image,
+        };
+        if let Some(image) = image(&folder) {
+            return Ok(kernel(image));
+        }
+        // The meta package names the kernel's own; from 7.x on that one names the image's.
+        let mut package = apt.depends(&format!("{META}={version}"), "linux-image-")?;
+        if let Ok(binary) = apt.depends(&package, "linux-binary-") {
+            package = binary;
+        }
+        apt.download(&package, &folder)?;
+        image(&folder)
+            .map(kernel)
+            .with_context(|| format!("there is no vmlinuz in Debian's {package}"))
+    }
+}
+
+/// Where an unpacked package holds its image: in `/boot`, or beside the modules.
+fn image(root: &Path) -> Option<PathBuf> {
+    let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
+    let boot = entries(root.join("boot")).map(|entry| entry.path());
+    let modules = entries(root.join("usr/lib/modules")).map(|entry| entry.path().join("vmlinuz"));
+    boot.chain(modules).find(|path| {
+        path.is_file()
+            && path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+    })
+}
+
+/// The first of the versions, newest first, that is of the wanted line.
+fn choose<'a>(versions: &'a [String], wanted: &str) -> Option<&'a String> {
+    versions.iter().find(|version| {
+        wanted == "newest"
+            || version
+                .strip_prefix(wanted)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-', '~']))
+    })
+}
+
+/// apt with its sources, lists and cache below one folder.
+struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// Gets the lists, unless they are a day old at most.
+    fn open(folder: &Path) -> Result<Self> {
+        let (sources, lists) = (folder.join("sources.list"), folder.join("lists"));
+        fs::create_dir_all(lists.join("partial"))
+            .and_then(|()| fs::create_dir_all(folder.join("archives/partial")))
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let stamp = folder.join("updated");
+        let apt = Self {
+            options: [
+                format!("Dir::Etc::SourceList={}", sources.display()),
+                "Dir::Etc::SourceParts=/dev/null".to_owned(),
+                format!("Dir::State::Lists={}", lists.display()),
+                format!("Dir::Cache={}", folder.display()),
+                "Dir::State::Status=/dev/null".to_owned(),
+                "APT::Architecture=amd64".to_owned(),
+                "APT::Sandbox::User=root".to_owned(),
+                "Acquire::Languages=none".to_owned(),
+                "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+                "Acquire::AllowReleaseInfoChange=true".to_owned(),
+            ]
+            .into_iter()
+            .flat_map(|option| ["-o".to_owned(), option])
+            .collect(),
+        };
+        let is_fresh = fs::read_to_string(&sources).is_ok_and(|text| text == SOURCES)
+            && stamp
+                .metadata()
+                .and_then(|stamp| stamp.modified())
+                .is_ok_and(|time| {
+                    SystemTime::now()
+                        .duration_since(time)
+                        .is_ok_and(|age| age < FRESH)
+                });
+        if !is_fresh {
+            fs::write(&sources, SOURCES)?;
+            let mut update = apt.command("apt-get");
+            update.args(["update", "-q"]);
+            step("update the lists of Debian's kernels", update)?;
+            fs::write(stamp, "")?;
+        }
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(&self.options).env("LC_ALL", "C");
+        command
+    }
+
+    fn ask(&self, words: &[&str]) -> Result<String> {
+        let output = self
+            .command("apt-cache")
+            .args(words)
+            .output()
+            .context("cannot run apt-cache")?;
+        ensure!(
+            output.status.success(),
+            "apt-cache {}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The versions of the kernels of all suites, newest first.
+    fn versions(&self) -> Result<Vec<String>> {
+        let mut versions: Vec<_> = self
+            .ask(&["madison", META])?
+            .lines()
+            .filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned()))
+            .collect();
+        versions.dedup();
+        Ok(versions)
+    }
+
+    /// The package whose name begins so among those that one depends on.
+    fn depends(&self, package: &str, prefix: &str) -> Result<String> {
+        self.ask(&["depends", package])?
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .with_context(|| format!("{package} depends on no {prefix}…"))
+    }
+
+    /// Downloads a package and unpacks it in `folder`, which is there only once it is whole.
+    fn download(&self, package: &str, folder: &Path) -> Result<()> {
+        let mut draft = folder.as_os_str().to_owned();
+        draft.push(".new");
+        let draft = PathBuf::from(draft);
+        if draft.exists() {
+            fs::remove_dir_all(&draft)?;
+        }
+        fs::create_dir_all(&draft)?;
+        let mut download = self.command("apt-get");
+        download
+            .args(["download", "-q", package])
+            .current_dir(&draft);
+        step(&format!("download {package}"), download)?;
+        let archive = fs::read_dir(&draft)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt-get left no archive of {package}"))?;
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("--extract").arg(&archive).arg(&draft);
+        step(&format!("unpack {package}"), unpack)?;
+        fs::remove_file(archive)?;
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::rename(&draft, folder).with_context(|| format!("cannot make {}", folder.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wanted_version_is_a_whole_one() {
+        let versions = ["7.3.4-1~bpo13+1", "6.12.117-1", "6.1.192-3", "6.1.176-1"];
+        let versions = versions.map(str::to_owned);
+        let chosen = |wanted| choose(&versions, wanted).map(String::as_str);
+        assert_eq!(chosen("newest"), Some("7.3.4-1~bpo13+1"));
+        assert_eq!(chosen("6.1"), Some("6.1.192-3"));
+        assert_eq!(chosen("6.12"), Some("6.12.117-1"));
+        assert_eq!(chosen("6.1.176-1"), Some("6.1.176-1"));
+        assert_eq!(chosen("6"), Some("6.12.117-1"));
+        assert_eq!(chosen("5.10"), None);
+    }
+}

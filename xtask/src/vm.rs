@@ -1,0 +1,182 @@
+//! `cargo xtask test --tier vm`: other kernels than this machine's, booted by software, verify every
+//! program.
+//!
+//! A machine is Debian's kernel and an initramfs with two files, the BPF object and `verifier` as its
+//! only process: no disk, no network, no module, no KVM. What the process prints arrives by the serial
+//! console; when it ends, the kernel panics, restarts at once (`panic=-1`), and that ends QEMU.
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    apt::{self, Need},
+    build,
+    kernels::Kernel,
+    totals::Totals,
+    workspace::Workspace,
+};
+
+mod initramfs;
+
+/// What the tier stands on.
+const NEEDS: [Need; 2] = [
+    Need::program("qemu-system-x86", "qemu-system-x86_64"),
+    Need::package("debian-archive-keyring"),
+];
+
+/// For how many seconds a machine may run: it takes 30 on a quiet machine, and minutes more where
+/// programs are refused.
+const SECONDS: u32 = 420;
+
+/// Which kernels are booted if none is named: the oldest that the product takes, and the newest.
+const KERNELS: [&str; 2] = ["6.1", "newest"];
+
+/// Boots the kernels side by side, and has them verify the programs whose name contains the filter.
+pub(crate) fn run(
+    workspace: &Workspace,
+    kernels: &[String],
+    filter: Option<&str>,
+) -> Result<Totals> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the vm tier boots x86-64 kernels, and this machine is another"
+    );
+    apt::ensure(&NEEDS)?;
+    let folder = workspace.target.join("vm");
+    let wanted: Vec<_> = if kernels.is_empty() {
+        KERNELS.map(str::to_owned).to_vec()
+    } else {
+        kernels.to_vec()
+    };
+    let kernels = Kernel::fetch(&folder, &wanted)?;
+    let [object, verifier] = build::verifier(workspace)?;
+    let root = folder.join("verifier.cpio");
+    initramfs::write(&root, &[("init", &verifier), ("object", &object)])?;
+    let reports: Vec<_> = thread::scope(|scope| {
+        let machines: Vec<_> = kernels
+            .iter()
+            .map(|kernel| scope.spawn(|| boot(&kernel.image, &root, filter)))
+            .collect();
+        machines
+            .into_iter()
+            .map(|machine| machine.join().expect("a machine's thread does not panic"))
+            .collect()
+    });
+    let mut totals = Totals::default();
+    for (kernel, report) in kernels.iter().zip(reports) {
+        totals += show(kernel, report);
+    }
+    Ok(totals)
+}
+
+/// What a machine said, line by line, and the seconds that it took.
+struct Report {
+    lines: Vec<String>,
+    seconds: u64,
+}
+
+/// Boots a kernel and waits until its machine has ended.
+fn boot(kernel: &Path, root: &Path, filter: Option<&str>) -> Result<Report> {
+    let start = Instant::now();
+    // Without `tsc=unstable` a guest's clock runs several times too fast on a busy machine.
+    let line = format!(
+        "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable -- /object {}",
+        filter.unwrap_or_default()
+    );
+    let mut machine = Command::new("timeout")
+        .args(["--kill-after=5", &SECONDS.to_string(), "qemu-system-x86_64"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "768"])
+        .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
+        .arg("-no-reboot")
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(root)
+        .arg("-append")
+        .arg(line)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start qemu-system-x86_64")?;
+    let console = machine.stdout.take().context("QEMU has no output")?;
+    let mut lines = Vec::new();
+    for line in BufReader::new(console).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
+        lines.push(line);
+    }
+    machine.wait()?;
+    Ok(Report {
+        lines,
+        seconds: start.elapsed().as_secs(),
+    })
+}
+
+/// Prints what came of each program; the whole console, if the verifier did not come to its end.
+fn show(kernel: &Kernel, report: Result<Report>) -> Totals {
+    let name = &kernel.version;
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            println!("kernel {name}: {error:#}");
+            return Totals::ONE_FAILED;
+        }
+    };
+    println!("kernel {name}, {} s:", report.seconds);
+    let (shown, totals) = results(&report.lines);
+    for line in shown {
+        println!("{line}");
+    }
+    totals.unwrap_or_else(|| {
+        println!("the machine ended, or was ended, without a result");
+        Totals::ONE_FAILED
+    })
+}
+
+/// The verifier's lines on a console and their sum: everything there is, without a sum.
+fn results(console: &[String]) -> (&[String], Option<Totals>) {
+    let result = console
+        .iter()
+        .enumerate()
+        .find_map(|(at, line)| Some((at, Totals::parse(line)?)));
+    let Some((end, totals)) = result else {
+        return (console, None);
+    };
+    let start = console
+        .iter()
+        .position(|line| line.contains("test "))
+        .unwrap_or(end);
+    (&console[start..=end], Some(totals))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn results_end_where_the_kernel_takes_over() {
+        let console = lines(
+            "SeaBIOS\ntest a ... ok\ntest b ... FAILED\n  why\n\
+             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured\nKernel panic",
+        );
+        let (shown, totals) = results(&console);
+        assert_eq!(shown, &console[1..5]);
+        let totals = totals.unwrap();
+        assert_eq!((totals.passed, totals.failed), (1, 1));
+    }
+
+    #[test]
+    fn a_console_without_a_result_is_shown_whole() {
+        let console = lines("test a ... ok\nBUG: soft lockup");
+        assert_eq!(results(&console), (&console[..], None));
+    }
+}
