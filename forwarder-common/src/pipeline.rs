@@ -298,7 +298,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
 
 /// What becomes of a packet on its way out that nobody translated, if its source is in a network of
 /// containers: it is stopped, unless the network is not translated.
-#[inline(always)]
+#[inline(never)]
 fn of_a_container<F: Family, T: Tables<F>>(tables: &T, src: F::Addr) -> Option<Reason> {
     let bridge = tables.subnet(src)?;
     let network = tables.network(bridge);
@@ -312,7 +312,7 @@ fn of_a_container<F: Family, T: Tables<F>>(tables: &T, src: F::Addr) -> Option<R
 
 /// What becomes of a packet on its way out that cannot be read, and so not be translated: the
 /// kernel forwards by the network header alone, so a container's must be stopped here.
-#[inline(always)]
+#[inline(never)]
 fn unread<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
     meta: &Meta,
