@@ -39,7 +39,7 @@ pub fn draw<F: Family, T: Tables<F>>(
         tables,
         flow,
         reply,
-        owner,
+        inside: (owner == Owner::Host).then_some(inside),
         low,
         count,
         found: false,
@@ -69,7 +69,8 @@ struct Search<'a, F: Family, T> {
     tables: &'a T,
     flow: FlowRef,
     reply: Tuple<F>,
-    owner: Owner,
+    /// The source as it came, where the host owns the translated address.
+    inside: Option<(F::Addr, Be16)>,
     low: u16,
     count: u32,
     found: bool,
@@ -79,7 +80,7 @@ impl<F: Family, T: Tables<F>> Search<'_, F, T> {
     #[inline(always)]
     fn take(&mut self, port: Be16) -> bool {
         self.reply.dport = port;
-        take(self.tables, self.flow, &self.reply, self.owner)
+        take(self.tables, self.flow, &self.reply, self.inside.as_ref())
     }
 
     #[inline(always)]
@@ -175,18 +176,29 @@ fn take<F: Family, T: Tables<F>>(
     tables: &T,
     flow: FlowRef,
     reply: &Tuple<F>,
-    owner: Owner,
+    inside: Option<&(F::Addr, Be16)>,
 ) -> bool {
-    if owner == Owner::Host && (is_published(tables, reply) || tables.socket(reply)) {
+    if let Some(inside) = inside
+        && is_hosts(tables, reply, inside)
+    {
         return false;
     }
     // The lock.
     tables.insert(reply, flow)
 }
 
+/// Whether a port of the host's is somebody else's: published, but for the very source, whose
+/// peers are to see it by its published port; else a socket's.
 #[inline(always)]
-fn is_published<F: Family, T: Tables<F>>(tables: &T, reply: &Tuple<F>) -> bool {
-    published(tables, reply.dst, reply.dport, reply.proto).is_some()
+fn is_hosts<F: Family, T: Tables<F>>(
+    tables: &T,
+    reply: &Tuple<F>,
+    &(src, sport): &(F::Addr, Be16),
+) -> bool {
+    match published(tables, reply.dst, reply.dport, reply.proto) {
+        Some(to) => to.addr != src || to.port != sport,
+        None => tables.socket(reply),
+    }
 }
 
 /// What is published at an address of the host's: under exactly it, else under any.

@@ -34,6 +34,7 @@ use crate::tables::{Route, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks};
 use crate::window;
+use access::Standing;
 
 pub use fragments::round_out;
 
@@ -139,6 +140,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
         || !flow::is_current(tables, hit.flow, now)
         || hit.flow.policy.get() != tables.settings().policy
         || !passage.comes_from(&hit)
+        || passage.may_be_for_socket(&hit, now)
         || !passage.is_intact()
     {
         return None;
@@ -439,7 +441,8 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let over = !flow::is_current(self.tables, hit.flow, now)
             || self.packet.tuple.proto == proto::TCP
                 && !self.packet.tail
-                && tcp::reopens(State::from_u8(hit.gate.state()), self.packet.flags);
+                && tcp::reopens(State::from_u8(hit.gate.state()), self.packet.flags)
+            || self.may_be_for_socket(&hit, now) && access::is_of_socket(self.tables, hit.flow);
         if over {
             flow::end(self.tables, &hit);
             return None;
@@ -459,8 +462,13 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if !self.comes_from(&hit) {
             return Some(Reason::SpoofedSource);
         }
-        if !self.is_let_in(hit.flow) {
-            return Some(Reason::Policy);
+        match self.standing(hit.flow) {
+            Standing::LetIn => {}
+            Standing::KeptOut => return Some(Reason::Policy),
+            Standing::Outdated => {
+                flow::end(self.tables, &hit);
+                return None;
+            }
         }
         if self.is_inseparable(hit.flow) {
             return Some(Reason::Fragment);

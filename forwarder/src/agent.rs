@@ -80,6 +80,10 @@ pub(crate) struct Agent {
     route_generation: u32,
     /// What `route_generation` stands for.
     routing: Option<Routing>,
+    /// Moves on whenever a port is published or a list of clients changes.
+    policy_generation: u32,
+    /// What the lists of clients were at that.
+    lists: Option<u32>,
     /// Some operation failed in the last sync: it is tried again with the next beat.
     failing: bool,
     /// Published ports that the kernel refused in the last sync, and why.
@@ -116,7 +120,7 @@ impl Agent {
             None => BTreeSet::new(),
         };
         // Whatever an earlier agent cached of routes may have moved while nobody watched.
-        let route_generation = datapath.observe()?.tables.route_generation;
+        let observed = datapath.observe()?.tables;
         let exhaustion = Exhaustion::since(datapath.exhausted()?);
         Ok(Self {
             datapath,
@@ -127,8 +131,10 @@ impl Agent {
             refused: BTreeMap::new(),
             sockets,
             reassembles,
-            route_generation,
+            route_generation: observed.route_generation,
             routing: None,
+            policy_generation: observed.policy,
+            lists: None,
             failing: false,
             unpublished: BTreeMap::new(),
         })
@@ -197,6 +203,15 @@ impl Agent {
             self.routing = Some(routing);
         }
         let observed = self.datapath.observe()?;
+        // A flow that holds a port on the host is asked once after something is published, and ends
+        // if its port is: see `pipeline::access`. Never back to an earlier generation, in which a
+        // flow may have rested since.
+        let is_new = |(key, target)| observed.tables.published.get(key) != Some(target);
+        if tables.published.iter().any(is_new) || self.lists != Some(tables.policy) {
+            self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
+            self.lists = Some(tables.policy);
+        }
+        tables.policy = self.policy_generation;
         if !world.is_complete() {
             // What an earlier agent knew to be Docker's is not outside because Docker is silent.
             let dockers = |index: &u32| {

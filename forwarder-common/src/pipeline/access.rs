@@ -5,10 +5,12 @@ use crate::abi::{
     Flow, HOST, IngressKey, LinkKey, Network, OUTSIDE, PortKey, TrustKey, Tuple, ingress, network,
 };
 use crate::family::Family;
-use crate::flow::{ORIGINAL, REPLY};
+use crate::flow::{Hit, ORIGINAL, REPLY};
 use crate::nat;
-use crate::parse::{Class, Packet};
+use crate::parse::{Class, Packet, proto};
 use crate::tables::Tables;
+use crate::tcp;
+use crate::timeouts::{self, Ticks};
 
 /// How a packet may go straight to a container.
 pub(super) enum Straight {
@@ -62,43 +64,104 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
     }
 
-    /// Whether the lists of clients still let a flow's packets in. Each flow is asked once after
-    /// they changed.
+    /// Whether a flow may go on as it was made. Each flow is asked once after the lists of clients
+    /// or the published ports changed.
     #[inline(always)]
-    pub(super) fn is_let_in(&self, flow: &Flow<F>) -> bool {
+    pub(super) fn standing(&self, flow: &Flow<F>) -> Standing {
         let generation = self.tables.settings().policy;
         if flow.policy.get() == generation {
-            return true;
+            return Standing::LetIn;
         }
-        let let_in = ask_again(self.tables, flow);
-        if let_in {
+        let standing = ask_again(self.tables, flow);
+        if standing as u8 == Standing::LetIn as u8 {
             flow.policy.set(generation);
         }
-        let_in
+        standing
+    }
+
+    /// Whether a packet that would be an answer may be for a socket of the host's that came after
+    /// the flow: a SYN, which answers nothing, or the first datagram of a peer that was silent for
+    /// longer than answers take. A flow that was made to lie in wait for a client shows by that.
+    #[inline(always)]
+    pub(super) fn may_be_for_socket(&self, hit: &Hit<'_, F>, now: Ticks) -> bool {
+        let packet = self.packet;
+        let asks = match packet.tuple.proto {
+            proto::TCP => tcp::kind(packet.flags) as u8 == tcp::Kind::Syn as u8,
+            proto::UDP => {
+                !hit.gate.is_replied()
+                    && now.wrapping_sub(hit.flow.created.get()) > timeouts::UDP_STREAM_AFTER
+            }
+            _ => false,
+        };
+        asks && hit.dir == REPLY && !packet.tail
     }
 }
 
-/// Asks the lists anew about a flow that they once let in.
+/// What becomes of a flow whose rules have changed.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// It goes on.
+    LetIn,
+    /// Its packets are refused.
+    KeptOut,
+    /// The port that it holds on the host is published for somebody else by now.
+    Outdated,
+}
+
+/// Asks the lists and the published ports anew about a flow.
 #[inline(never)]
-fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
+fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
     let server = flow.legs[ORIGINAL].slot();
     let client = flow.legs[REPLY].slot();
+    let tuple = flow.tuples[ORIGINAL].get();
+    if holds_host_port(flow) {
+        let Tuple { dst, dport, .. } = flow.tuples[REPLY].get();
+        let elsewhere = match nat::published(tables, dst, dport, tuple.proto) {
+            Some(to) => to.addr != tuple.src || to.port != tuple.sport,
+            None => false,
+        };
+        if elsewhere {
+            return Standing::Outdated;
+        }
+    }
     if matches!(server, OUTSIDE | HOST) || client == HOST {
-        return true;
+        return Standing::LetIn;
     }
     let Some(server) = tables.endpoint(server) else {
-        return false;
+        return Standing::KeptOut;
     };
     let from = match tables.endpoint(client) {
         Some(endpoint) if client != OUTSIDE => endpoint.bridge,
         _ => 0,
     };
-    let tuple = flow.tuples[ORIGINAL].get();
     let policy = match nat::published(tables, tuple.dst, tuple.dport, tuple.proto) {
         Some(published) => published.policy,
         None => 0,
     };
-    is_welcome(tables, &tuple, policy, from, server.bridge)
+    if is_welcome(tables, &tuple, policy, from, server.bridge) {
+        Standing::LetIn
+    } else {
+        Standing::KeptOut
+    }
+}
+
+/// Whether a flow holds a port of an address of the host's: its opener is translated, or is the host.
+#[inline(always)]
+fn holds_host_port<F: Family>(flow: &Flow<F>) -> bool {
+    match flow.legs[REPLY].slot() {
+        OUTSIDE => false,
+        HOST => true,
+        _ => flow.tuples[REPLY].get().dst != flow.tuples[ORIGINAL].get().src,
+    }
+}
+
+/// Whether a socket of the host's would take the answers to a container's flow.
+#[inline(never)]
+pub(super) fn is_of_socket<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
+    flow.legs[REPLY].slot() != HOST
+        && holds_host_port(flow)
+        && tables.socket(&flow.tuples[REPLY].get())
 }
 
 /// Whether the list of a port and the list of its network let a client in, asked about the packet
