@@ -4,13 +4,15 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
+use forwarder_common::abi::network;
+use forwarder_common::family::Be32;
 use forwarder_common::pipeline::mark;
 use forwarder_common::quota::PIECES;
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::REASSEMBLY;
 use model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
 use model::host::{
-    APP, APP_VETH, BRIDGE, CLIENT, FAR, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+    APP, APP_VETH, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use model::{Arrival, Hook, Host, Outcome, Target};
 
@@ -299,4 +301,46 @@ fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
 
 fn cost_of(packet: &[u8]) -> u32 {
     packet.len() as u32 * 2 + 768
+}
+
+#[test]
+fn every_piece_that_the_kernel_keeps_is_charged() {
+    const GROUP: [u8; 6] = [0x01, 0, 0x5e, 0, 0, 0xfb];
+    let host = host();
+    let gateway = host.devices[&APP_VETH].mac;
+    let sends = |host: &Host, to: [u8; 6], dst: Be32| {
+        let spec = piece(Spec::udp((APP, 1), (dst, 53)), 1, 3);
+        let mut frame = spec.between(to, far_mac(APP_VETH)).build();
+        let arrival = Arrival {
+            ifindex: APP_VETH,
+            ..Arrival::default()
+        };
+        host.run(Hook::ContainerIn, &mut frame, arrival).reason
+    };
+    let ways = [
+        ("multicast", GROUP, ip(224, 0, 0, 251), 0),
+        ("everybody", [0xff; 6], ip(172, 17, 255, 255), 0),
+        ("this network", gateway, ip(0, 0, 0, 9), 0),
+        ("the gateway", gateway, GATEWAY, 0),
+        (
+            "the gateway of an internal network",
+            gateway,
+            GATEWAY,
+            network::INTERNAL,
+        ),
+        ("a neighbour by the gateway", gateway, WEB, 0),
+    ];
+    for (what, mac, dst, flags) in ways {
+        let mut host = self::host();
+        host.wait(REASSEMBLY);
+        host.networks.get_mut(&BRIDGE).unwrap().flags |= flags;
+        let kept =
+            (0..PIECES).take_while(|_| sends(&host, mac, dst) != Some(Reason::FragmentQuota));
+        let most = PIECES / 768;
+        assert!((kept.count() as u32) < most, "{what}");
+    }
+    // What a bridge only switches is nobody's to keep.
+    for _ in 0..PIECES / 768 {
+        assert_eq!(sends(&host, far_mac(WEB_VETH), WEB), Some(Reason::Bridged));
+    }
 }

@@ -15,12 +15,12 @@
 //!   with its ports they meet the same fate, but open no flow.
 
 use super::{Meta, Passage, Side, Steps, mark};
-use crate::abi::Tuple;
+use crate::abi::{OUTSIDE, Tuple};
 use crate::family::{Address, Be16, Family};
 use crate::frame::Frame;
 use crate::parse::{Class, Packet};
 use crate::quota;
-use crate::reason::Reason;
+use crate::reason::{Path, Reason};
 use crate::rewrite::Edit;
 
 /// The datagram whose pieces are returning at the moment: they come one right after the other, on
@@ -175,14 +175,21 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 return None;
             }
         } else {
-            let goes_round = match self.leaves() {
-                Ok(goes_round) => goes_round,
-                Err(reason) => return Some(reason),
+            let fate = self.leaves();
+            // Whatever the kernel would keep until the rest comes, wherever it goes.
+            let is_kept = match fate {
+                Ok(_) => true,
+                Err(reason) => self.is_kept(reason),
             };
-            let slot = self.tables.endpoint_slot(src);
-            if slot.is_some_and(|slot| !quota::charge_piece(self.tables, slot, self.packet.len)) {
+            if is_kept && !quota::charge_piece(self.tables, self.charged(src), self.packet.len) {
                 return Some(Reason::FragmentQuota);
             }
+            let goes_round = match fate {
+                Ok(goes_round) => goes_round,
+                // For the host itself. What is whole comes back, and so does what it was charged.
+                Err(Reason::ToHost) if self.tables.is_local(dst) => true,
+                Err(reason) => return Some(reason),
+            };
             if goes_round {
                 return Some(self.round());
             }
@@ -193,6 +200,29 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         // Worth nothing without the first one, whose mark the whole datagram gets.
         self.tables.mark(mark::PIECE);
         Some(Reason::Reassembled)
+    }
+
+    /// Whether the kernel keeps a piece that goes on for this reason: not what is dropped, nor what
+    /// a bridge switches to one station.
+    #[inline(always)]
+    fn is_kept(&self, reason: Reason) -> bool {
+        let to_group = self.frame.read::<u8>(0).is_some_and(|octet| octet & 1 != 0);
+        reason.path() as u8 != Path::Drop as u8
+            && (to_group || reason as u8 != Reason::Bridged as u8)
+    }
+
+    /// The slot that a container's piece is charged to: its endpoint's, or its network's own while
+    /// the endpoint is not known.
+    #[inline(always)]
+    fn charged(&self, src: F::Addr) -> u32 {
+        if let Some(slot) = self.tables.endpoint_slot(src) {
+            return slot;
+        }
+        let network = self
+            .tables
+            .device(self.meta.ifindex)
+            .and_then(|device| self.tables.network(device.bridge));
+        network.map_or(OUTSIDE, |network| network.floor)
     }
 
     /// On a way on which the kernel puts it together and does not keep it.
