@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -51,7 +51,7 @@ pub mod name {
     pub const FLOWS: &str = "FLOWS";
     /// `Queue<u32>`: indexes of free records.
     pub const FREE: &str = "FREE";
-    /// `Array<FlowRef>`: the ring of flows that are not assured.
+    /// `Array<Pending>`: the ring of flows that are not assured.
     pub const RING: &str = "RING";
     /// `Array<Cursors>` of one.
     pub const CURSORS: &str = "CURSORS";
@@ -480,18 +480,60 @@ pub struct SourceKey<F: Family> {
     pub next_hop: F::Addr,
 }
 
-/// Where the ring and the sweep stand.
+/// A place of the ring of flows that are not assured. In one word, from the low end: 24 bits of the
+/// record's index, 24 of its id, 16 of the opener's slot. That many flows there may be at most, and
+/// no record lives that often before the ring comes around.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pending(pub u64);
+
+impl Pending {
+    const PART: u32 = (1 << 24) - 1;
+
+    /// Of a flow and the slot of the endpoint that opened it, [`OUTSIDE`] or [`HOST`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(flow: FlowRef, opener: u32) -> Self {
+        let (index, id) = (flow.index & Self::PART, flow.id & Self::PART);
+        Self(index as u64 | (id as u64) << 24 | (opener as u64) << 48)
+    }
+
+    /// The record's index.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.0 as u32 & Self::PART
+    }
+
+    /// Whether it is this life of the record.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of(self, id: u32) -> bool {
+        (self.0 >> 24) as u32 & Self::PART == id & Self::PART
+    }
+
+    /// The slot of the endpoint that opened it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opener(self) -> u32 {
+        (self.0 >> 48) as u32
+    }
+}
+
+/// Where the ring and the sweep stand, and how full the table is.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Cursors {
-    /// The next place in the ring of unassured flows.
+    /// How many flows have taken a place in the ring of unassured flows.
     pub ring: u64,
     /// The next record that the sweep looks at.
     pub sweep: u64,
+    /// How many records are not free.
+    pub used: u64,
 }
 
-/// What an endpoint has taken of what it may: see [`quota`](crate::quota). Each word has two halves,
-/// the low one counted from 2^31.
+/// What an endpoint has taken of what it may: see [`quota`](crate::quota). Each word but the last
+/// has two halves, the low one counted from 2^31. The outside has the last word only.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Quota {
@@ -504,6 +546,8 @@ pub struct Quota {
     /// When the bucket of octets in incomplete datagrams was filled last, and what is in it, counted
     /// from 0.
     pub pieces: Cell<u64>,
+    /// How many places of the ring of unassured flows went to flows that it opened.
+    pub places: Cell<u64>,
 }
 
 /// The port that a source got when its own was taken. It counts as long as a flow lives that has it.
@@ -584,8 +628,9 @@ const _: () = {
     assert!(size_of::<LinkKey<V4>>() == 12);
     assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
-    assert!(size_of::<Cursors>() == 16);
-    assert!(size_of::<Quota>() == 32);
+    assert!(size_of::<Pending>() == 8);
+    assert!(size_of::<Cursors>() == 24);
+    assert!(size_of::<Quota>() == 40);
     assert!(size_of::<Hint<V4>>() == 12 + 16);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);

@@ -1,14 +1,11 @@
 //! What is done to flows by hand, beside all packets: ending one, and collecting those whose time
 //! is over without waiting for new flows to do it.
 
-use core::marker::PhantomData;
-
 use crate::abi::FlowRef;
 use crate::event::News;
 use crate::family::Family;
-use crate::flow::{retire, sweep};
-use crate::tables::{Attempt, Tables};
-use crate::timeouts::Ticks;
+use crate::flow::{Sweeper, retire};
+use crate::tables::Tables;
 
 /// What became of the wish to end a flow.
 #[repr(u32)]
@@ -42,26 +39,5 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Ending {
 /// Looks at the sweep's next `records` and frees those whose time is over.
 #[inline(always)]
 pub fn collect<F: Family, T: Tables<F>>(tables: &T, records: u32) {
-    let now = tables.now();
-    let mut collector = Collector {
-        tables,
-        now,
-        family: PhantomData,
-    };
-    tables.attempt(records, &mut collector);
-}
-
-/// The sweep as something to be done over and over.
-struct Collector<'a, F, T> {
-    tables: &'a T,
-    now: Ticks,
-    family: PhantomData<F>,
-}
-
-impl<F: Family, T: Tables<F>> Attempt for Collector<'_, F, T> {
-    #[inline(always)]
-    fn once(&mut self) -> bool {
-        sweep(self.tables, self.now);
-        false
-    }
+    tables.attempt(records, &mut Sweeper::new(tables));
 }

@@ -4,14 +4,17 @@
 //! key names the record *and* its id, whoever ends a flow first wins a compare-and-swap and alone
 //! removes its keys, and what was read from a record counts only if the gate still says the same.
 
-use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Tuple};
+use core::marker::PhantomData;
+
+use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Pending, Tuple};
 use crate::checksum;
 use crate::event::News;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
+use crate::quota;
 use crate::reason::Reason;
 use crate::sctp;
-use crate::tables::Tables;
+use crate::tables::{Attempt, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
 use crate::window::{self, Fate, Segment};
@@ -240,7 +243,7 @@ pub fn track<F: Family, T: Tables<F>>(
             proto::UDP => timeouts::UDP,
             _ => timeouts::GENERIC,
         };
-        if stream {
+        if stream && !next.is_assured() && may_be_assured(tables, flow) {
             next = next.with(0, ASSURED);
         }
     }
@@ -256,6 +259,14 @@ pub fn track<F: Family, T: Tables<F>>(
     flow.packets[dir].set(flow.packets[dir].get().wrapping_add(1));
     flow.bytes[dir].set(flow.bytes[dir].get().wrapping_add(len as u64));
     Ok(())
+}
+
+/// Whether a stream of datagrams becomes immune. Who sends from outside may have forged its source,
+/// and the server answers everybody: half of the table is not to be had by that. One that is pushed
+/// out is made anew by its next packet, with the same ports.
+#[inline(never)]
+fn may_be_assured<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
+    flow.legs[REPLY].slot() != OUTSIDE || tables.used() <= tables.settings().flows / 2
 }
 
 /// One end of a flow about to be made.
@@ -314,50 +325,169 @@ pub struct Plan<F: Family> {
 /// Takes a record for a flow that is not assured yet, and fills it. No key leads to it yet.
 #[inline(always)]
 pub fn reserve<F: Family, T: Tables<F>>(tables: &T, plan: &Plan<F>) -> Option<FlowRef> {
-    let reference = tables.take_record()?;
+    let reference = tables.take_record(plan.from.slot)?;
     fill(tables.flow(reference.index)?, plan, tables.now());
     Some(reference)
 }
 
-/// Takes a record: the oldest unassured flow's if the ring is full of them, else a free one.
-/// Whatever the sweep finds on its way is collected first.
+/// Takes a record: a free one while its place in the ring is, else that of an unassured flow which
+/// is there.
+///
+/// **The ring.** A flow has a choice of [`BLOCK`] places: of one that nobody needs any more, else
+/// of the one whose opener has most places of all, of those the oldest. So who floods the ring
+/// evicts what he opened himself, and a neighbour's few flows stay.
 #[inline(always)]
-pub fn take_record<F: Family, T: Tables<F>>(tables: &T) -> Option<FlowRef> {
-    let now = tables.now();
-    for _ in 0..SWEEP {
-        sweep(tables, now);
-    }
-    let place = tables.next_ring();
-    let index = match evict_unassured(tables, tables.ring(place)) {
+pub fn take_record<F: Family, T: Tables<F>>(tables: &T, opener: u32) -> Option<FlowRef> {
+    let mut choice = Choice::new(tables);
+    tables.attempt(BLOCK, &mut choice);
+    let place = choice.place;
+    let before = tables.ring(place);
+    let index = match evict_unassured(tables, before) {
         Some(index) => index,
+        // The last part of the table is not for clients from outside, of whom there are any number.
+        None if opener == OUTSIDE && quota::is_reserved(tables) => return None,
         None => tables.take_free()?,
     };
     let reference = FlowRef {
         index,
         id: tables.gate(tables.flow(index)?).id(),
     };
-    tables.set_ring(place, reference);
+    if before != Pending::default() {
+        count_place(tables, before.opener(), u64::MAX);
+    }
+    count_place(tables, opener, 1);
+    tables.set_ring(place, Pending::new(reference, opener));
     Some(reference)
+}
+
+/// Two CPUs meet in one place of the ring only if a whole turn of it passes in between; the counts
+/// weigh openers against each other, and bear that.
+#[inline(always)]
+fn count_place<F: Family, T: Tables<F>>(tables: &T, opener: u32, summand: u64) {
+    if let Some(quota) = tables.quota(opener) {
+        tables.add(&quota.places, summand);
+    }
 }
 
 /// How many records each new flow looks at to collect what has expired: the table is swept once
 /// in `flows / SWEEP` insertions, without an agent and without a timer.
-const SWEEP: usize = 2;
+const SWEEP: u32 = 2;
+
+/// The same while more than half of the table is in use.
+const SWEEP_FULL: u32 = 16;
+
+/// Collects some of what has expired, before each new flow: also before one that is then refused,
+/// or nothing would ever be collected where all are.
+#[inline(always)]
+pub fn sweep_some<F: Family, T: Tables<F>>(tables: &T) {
+    let is_full = tables.used() > tables.settings().flows / 2;
+    let records = if is_full { SWEEP_FULL } else { SWEEP };
+    tables.attempt(records, &mut Sweeper::new(tables));
+}
+
+/// The sweep as something to be done over and over.
+pub(crate) struct Sweeper<'a, F, T> {
+    tables: &'a T,
+    now: Ticks,
+    family: PhantomData<F>,
+}
+
+impl<'a, F: Family, T: Tables<F>> Sweeper<'a, F, T> {
+    /// One that begins now.
+    #[inline(always)]
+    pub(crate) fn new(tables: &'a T) -> Self {
+        Self {
+            tables,
+            now: tables.now(),
+            family: PhantomData,
+        }
+    }
+}
+
+impl<F: Family, T: Tables<F>> Attempt for Sweeper<'_, F, T> {
+    #[inline(always)]
+    fn once(&mut self) -> bool {
+        sweep(self.tables, self.now);
+        false
+    }
+}
+
+/// How many places of the ring a new flow chooses from: a power of two.
+pub const BLOCK: u32 = 8;
+
+/// The choice of a place in the ring. Blocks follow each other; in each turn of the ring another
+/// place of a block is the first, so that where all have the same opener, the oldest goes.
+struct Choice<'a, F: Family, T> {
+    tables: &'a T,
+    block: u32,
+    turn: u32,
+    tried: u32,
+    place: u32,
+    /// How many places the opener of what is in `place` has.
+    most: i64,
+    family: PhantomData<F>,
+}
+
+impl<'a, F: Family, T: Tables<F>> Choice<'a, F, T> {
+    #[inline(always)]
+    fn new(tables: &'a T) -> Self {
+        let blocks = match tables.settings().ring / BLOCK {
+            0 => 1,
+            blocks => blocks as u64,
+        };
+        let cursor = tables.next_ring();
+        Self {
+            tables,
+            block: (cursor % blocks) as u32 * BLOCK,
+            turn: (cursor / blocks) as u32,
+            tried: 0,
+            place: 0,
+            most: i64::MIN,
+            family: PhantomData,
+        }
+    }
+}
+
+impl<F: Family, T: Tables<F>> Attempt for Choice<'_, F, T> {
+    #[inline(always)]
+    fn once(&mut self) -> bool {
+        let place = self.block + (self.turn.wrapping_add(self.tried) & (BLOCK - 1));
+        self.tried += 1;
+        let pending = self.tables.ring(place);
+        if unassured(self.tables, pending).is_none() {
+            self.place = place;
+            return true;
+        }
+        let places = match self.tables.quota(pending.opener()) {
+            Some(quota) => quota.places.get() as i64,
+            None => 0,
+        };
+        if places > self.most {
+            self.place = place;
+            self.most = places;
+        }
+        false
+    }
+}
+
+/// The gate of the flow that a place of the ring names, if that lives and is not assured.
+#[inline(always)]
+fn unassured<F: Family, T: Tables<F>>(tables: &T, pending: Pending) -> Option<Gate> {
+    // A place that was never used names record 0 in its first life, which it must not end.
+    if pending == Pending::default() {
+        return None;
+    }
+    let gate = tables.gate(tables.flow(pending.index())?);
+    let waits = pending.is_of(gate.id()) && gate.is_live() && !gate.is_assured();
+    waits.then_some(gate)
+}
 
 #[inline(always)]
-fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Option<u32> {
-    // A place that was never used names record 0 in its first life, which it must not end.
-    if reference == FlowRef::default() {
-        return None;
-    }
-    let flow = tables.flow(reference.index)?;
-    let gate = tables.gate(flow);
-    if gate.id() != reference.id || !gate.is_live() || gate.is_assured() {
-        return None;
-    }
+fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, pending: Pending) -> Option<u32> {
+    let gate = unassured(tables, pending)?;
     tables
-        .claim(reference.index, gate, News::Evicted)
-        .then_some(reference.index)
+        .claim(pending.index(), gate, News::Evicted)
+        .then_some(pending.index())
 }
 
 #[inline(always)]
@@ -480,7 +610,7 @@ pub(crate) fn retire<F: Family, T: Tables<F>>(
 /// Looks at the next record of the sweep and frees it if its time is over, or if it has outlived its
 /// ends: who restarts again and again would else fill the table with what nobody counts.
 #[inline(always)]
-pub(crate) fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
+fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let index = tables.next_sweep();
     let Some(flow) = tables.flow(index) else {
         return;

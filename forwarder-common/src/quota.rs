@@ -3,15 +3,19 @@
 //!
 //! Flows are charged to the endpoint that opens them, before their record is taken, and given back
 //! by whoever ends them: exactly once each, since only the winner of a record's gate ends a flow.
-//! A new incarnation begins with nothing: what its predecessor had is not given back to it. Flows
-//! from outside are charged to nobody: the ring of unassured flows bounds them.
+//! A new incarnation begins with nothing: what its predecessor had is not given back to it.
+//!
+//! What it may have open shrinks as the table fills up: twice what is left of three quarters of it,
+//! but always a little. So however many take all that they get, the last quarter is left, and each
+//! who has little finds room there. Flows from outside are charged to nobody: they stop at the last
+//! eighth, and what of them nobody has proved to be real stands in the ring of unassured flows.
 //!
 //! Every word changes by additions whose result tells whether they were right, and are taken back
 //! if not: for a moment another CPU may see one too many, but nothing ever drifts.
 
 use core::cell::Cell;
 
-use crate::abi::{HOST, OUTSIDE, Quota};
+use crate::abi::{HOST, OUTSIDE, Quota, Settings};
 use crate::family::Family;
 use crate::flow::End;
 use crate::reason::Reason;
@@ -70,7 +74,7 @@ pub fn charge<F: Family, T: Tables<F>>(tables: &T, opener: End) -> Option<Reason
         take_back(tables, &quota.held);
         return None;
     }
-    let refusal = if settings.flow_quota != 0 && count(held) >= settings.flow_quota as i32 {
+    let refusal = if settings.flow_quota != 0 && count(held) >= may_hold(tables, &settings) {
         Reason::FlowQuota
     } else if settings.flow_rate != 0 && !draw(tables, &quota.opens, settings.flow_rate, now) {
         Reason::FlowRate
@@ -79,6 +83,34 @@ pub fn charge<F: Family, T: Tables<F>>(tables: &T, opener: End) -> Option<Reason
     };
     take_back(tables, &quota.held);
     Some(refusal)
+}
+
+/// How many flows an endpoint may have open now.
+#[inline(always)]
+fn may_hold<F: Family, T: Tables<F>>(tables: &T, settings: &Settings) -> i32 {
+    let free = settings.flows.saturating_sub(tables.used());
+    let shared = 2 * free.saturating_sub(settings.flows / SHARED);
+    let least = settings.flows / LEAST;
+    let most = if shared > least { shared } else { least };
+    if most < settings.flow_quota {
+        most as i32
+    } else {
+        settings.flow_quota as i32
+    }
+}
+
+/// Of the table, what those share who have little: one in this many.
+const SHARED: u32 = 4;
+/// Of the table, what is not for clients from outside: one in this many.
+const RESERVED: u32 = 8;
+/// Of the table, what an endpoint may have as long as there is anything: one in this many.
+const LEAST: u32 = 256;
+
+/// Whether only what is not for clients from outside is left of the table.
+#[inline(always)]
+pub(crate) fn is_reserved<F: Family, T: Tables<F>>(tables: &T) -> bool {
+    let flows = tables.settings().flows;
+    flows.saturating_sub(tables.used()) <= flows / RESERVED
 }
 
 /// Gives back what [`charge`] took for a flow: it has ended, or came to nothing.

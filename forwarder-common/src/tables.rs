@@ -6,8 +6,8 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
-    Settings, TrustKey, Tuple,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending, PortKey,
+    Published, Quota, Settings, TrustKey, Tuple,
 };
 use crate::event::News;
 use crate::family::{Be16, Family};
@@ -93,12 +93,14 @@ pub trait Tables<F: Family> {
     fn take_free(&self) -> Option<u32>;
     /// Gives a record's index back.
     fn give_free(&self, index: u32);
-    /// The ring's next place: moves on at each call.
-    fn next_ring(&self) -> u32;
+    /// How many records are not free.
+    fn used(&self) -> u32;
+    /// How many flows have taken a place in the ring: one more at each call.
+    fn next_ring(&self) -> u64;
     /// What is in a place of the ring.
-    fn ring(&self, place: u32) -> FlowRef;
+    fn ring(&self, place: u32) -> Pending;
     /// Puts a flow into a place of the ring.
-    fn set_ring(&self, place: u32, flow: FlowRef);
+    fn set_ring(&self, place: u32, pending: Pending);
     /// The next record to sweep: moves on at each call.
     fn next_sweep(&self) -> u32;
     /// The remembered port in a place of the hints.
@@ -111,13 +113,15 @@ pub trait Tables<F: Family> {
     /// Remembers it.
     fn set_train(&self, train: Train<F>);
 
-    /// [`crate::quota::charge`]. This and the next six are methods so that the kernel's side can make
-    /// functions of their own of them, which the verifier proves once, whoever calls them.
+    /// [`crate::flow::sweep_some`]. This and the next seven are methods so that the kernel's side can
+    /// make functions of their own of them, which the verifier proves once, whoever calls them.
+    fn sweep_some(&self);
+    /// [`crate::quota::charge`].
     fn charge(&self, opener: End) -> Option<Reason>;
     /// [`crate::quota::give_back`].
     fn give_back(&self, opener: End);
     /// [`crate::flow::take_record`].
-    fn take_record(&self) -> Option<FlowRef>;
+    fn take_record(&self, opener: u32) -> Option<FlowRef>;
     /// [`crate::flow::publish`].
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].

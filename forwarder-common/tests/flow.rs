@@ -142,16 +142,25 @@ fn a_flood_pushes_out_the_oldest_unassured_and_nobody_else() {
 fn a_full_table_refuses_and_loses_nothing() {
     let mut host = Host::usual(FLOWS);
     let open = |port, flags| Spec::tcp((CLIENT, port), (HOST, 8080), flags);
-    for port in 1..=FLOWS as u16 {
+    let most = FLOWS as u16 / 8 * 7;
+    for port in 1..=most {
         host.by_uplink(&open(port, SYN));
         host.by_veth(WEB_VETH, &Spec::tcp((WEB, 80), (CLIENT, port), SYN | ACK));
         host.by_uplink(&open(port, ACK));
     }
+    // The last eighth is not for clients from outside.
     assert_eq!(
         host.by_uplink(&open(9999, SYN)).0.reason,
         Some(Reason::TableFull)
     );
-    assert!((1..=FLOWS as u16).all(|port| lives(&host, &open(port, ACK))));
+    for port in 1..=FLOWS as u16 / 8 {
+        assure(&mut host, port);
+    }
+    assert_eq!(
+        host.by_veth(APP_VETH, &query(9999)).0.reason,
+        Some(Reason::TableFull)
+    );
+    assert!((1..=most).all(|port| lives(&host, &open(port, ACK))));
     host.wait(timeouts::tcp(State::Established));
     assert_eq!(
         host.by_uplink(&open(9999, SYN)).0.reason,

@@ -5,13 +5,13 @@ mod model;
 
 use forwarder_common::event::News;
 use forwarder_common::family::{Be16, Be32};
-use forwarder_common::flow::{self, Gate, ORIGINAL};
+use forwarder_common::flow::{self, Gate, ORIGINAL, REPLY};
 use forwarder_common::pipeline::mark;
 use forwarder_common::quota::{self, ANSWERS};
 use forwarder_common::reason::Reason;
 use forwarder_common::tcp::State;
 use forwarder_common::timeouts::{self, seconds};
-use model::frames::{ACK, SYN, Spec, UNREACHABLE, sums_up};
+use model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
 use model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH, far_mac,
 };
@@ -125,22 +125,119 @@ fn what_expires_is_given_back_by_the_sweep() {
 
 #[test]
 fn what_a_flood_pushes_out_is_given_back() {
-    let host = host(FLOWS, 3, 0);
-    let flood = |ports| {
-        for port in ports {
-            host.by_uplink(&Spec::udp((CLIENT, port), (HOST, 8080)));
-        }
-    };
-    // Once around the ring, of which the very first place is spared.
-    flood(1..=1);
-    for port in 1..=3 {
-        by_app(&host, &query(port));
+    let host = host(FLOWS, 0, 0);
+    for port in 1..=100 {
+        assert_eq!(by_app(&host, &query(port)), Reason::Forwarded);
+        assert_eq!(held(&host, APP), i32::from(port).min(FLOWS as i32 / 4));
     }
-    flood(2..=FLOWS as u16 / 4 - 3);
-    assert_eq!(by_app(&host, &query(9)), Reason::FlowQuota);
-    flood(998..=999);
-    assert_eq!(held(&host, APP), 2);
-    assert_eq!(by_app(&host, &query(9)), Reason::Forwarded);
+}
+
+#[test]
+fn flood_evicts_the_flooders_own_flows() {
+    for from_outside in [false, true] {
+        let host = host(4 * FLOWS, 0, 0);
+        for port in 1..=8 {
+            assert_eq!(by_web(&host, &other(port)), Reason::Forwarded);
+        }
+        // Enough for ten turns of the ring, and a few more of the neighbour's in between.
+        for n in 0..10 * FLOWS as u16 {
+            if from_outside {
+                host.by_uplink(&Spec::udp((CLIENT, 1000 + n), (HOST, 8080)));
+            } else {
+                assert_eq!(by_app(&host, &query(1000 + n)), Reason::Forwarded);
+            }
+            if n % FLOWS as u16 == 0 {
+                assert_eq!(by_web(&host, &other(100 + n)), Reason::Forwarded);
+            }
+        }
+        for port in (1..=8).chain((0..10).map(|n| 100 + n * FLOWS as u16)) {
+            assert!(host.flow_of(&other(port).tuple).is_some(), "port {port}");
+        }
+        let unassured = host.index.borrow().len() / 2;
+        assert_eq!(unassured, FLOWS as usize, "the whole ring is used");
+    }
+}
+
+/// Opens a connection from behind a veth; whether it may.
+fn connects(host: &Host, veth: u32, (src, port): (Be32, u16)) -> bool {
+    let out = |flags| Spec::tcp((src, port), (REMOTE, 80), flags);
+    let opened = host.by_veth(veth, &out(SYN)).0.reason == Some(Reason::Forwarded);
+    if opened {
+        let outer = host.flow_of(&out(SYN).tuple).unwrap().0.tuples[REPLY].get();
+        host.by_uplink(&Spec::tcp(
+            (REMOTE, 80),
+            (HOST, outer.dport.get()),
+            SYN | ACK,
+        ));
+        host.by_veth(veth, &out(ACK));
+    }
+    opened
+}
+
+#[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
+#[test]
+fn many_greedy_containers_leave_room_for_another() {
+    const LARGE: u32 = 4096;
+    let mut host = host(LARGE, LARGE / 2, 0);
+    let mut opened = Vec::new();
+    for n in 0..12 {
+        let (addr, veth) = (ip(172, 17, 7, n), 100 + u32::from(n));
+        host.container(BRIDGE, veth, addr);
+        let open =
+            (10_000..10_000 + LARGE as u16).take_while(|&port| connects(&host, veth, (addr, port)));
+        opened.push(open.count() as u32);
+    }
+    // The first has half of the table, all of them three quarters and their least.
+    assert_eq!(opened[0], LARGE / 2);
+    assert!(opened.iter().sum::<u32>() <= LARGE / 4 * 3 + 12 * (LARGE / 256));
+    assert!(
+        opened.iter().all(|&opened| opened >= LARGE / 256),
+        "{opened:?}"
+    );
+    // Whoever comes from outside does not get all of the rest.
+    let mut asked = 0;
+    let refused = loop {
+        asked += 1;
+        let asks = |flags| Spec::tcp((CLIENT, asked), (HOST, 8080), flags);
+        let (outcome, _) = host.by_uplink(&asks(SYN));
+        if outcome.reason != Some(Reason::Forwarded) {
+            break outcome.reason;
+        }
+        host.by_veth(WEB_VETH, &Spec::tcp((WEB, 80), (CLIENT, asked), SYN | ACK));
+        host.by_uplink(&asks(ACK));
+    };
+    assert_eq!(refused, Some(Reason::TableFull));
+    assert!((20_000..20_016).all(|port| connects(&host, APP_VETH, (APP, port))));
+    // As flows end, those who have much do not get them back before the others.
+    assert!(!connects(&host, 100, (ip(172, 17, 7, 0), 30_000)));
+}
+
+#[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
+#[test]
+fn forged_datagrams_get_no_more_than_half_of_the_table() {
+    const LARGE: u32 = 4096;
+    let mut host = host(LARGE, 0, 0);
+    let asks = |port| Spec::udp((CLIENT, port), (HOST, 8080));
+    let answers = |port| Spec::udp((WEB, 80), (CLIENT, port));
+    let exchange = |host: &Host, port| {
+        host.by_uplink(&asks(port));
+        host.by_veth(WEB_VETH, &answers(port));
+    };
+    exchange(&host, 1);
+    host.wait(timeouts::UDP_STREAM_AFTER + 1);
+    exchange(&host, 1);
+    assert!(host.flow_of(&asks(1).tuple).unwrap().1.is_assured());
+    for round in 0..8 {
+        let ports = 2 + round * 900..2 + (round + 1) * 900;
+        ports.clone().for_each(|port| exchange(&host, port));
+        host.wait(timeouts::UDP_STREAM_AFTER + 1);
+        ports.for_each(|port| exchange(&host, port));
+        exchange(&host, 1);
+    }
+    let used = host.flows.len() - host.free.borrow().len();
+    assert!(used as u32 <= LARGE / 2 + LARGE / 4 + 1, "{used}");
+    let first = host.flow_of(&asks(1).tuple).unwrap().0;
+    assert_eq!(first.packets[ORIGINAL].get(), 10, "who was there stays");
 }
 
 #[test]
@@ -163,7 +260,7 @@ fn a_connection_opened_anew_counts_once() {
 #[test]
 fn what_comes_to_nothing_is_not_charged() {
     // No record.
-    let full = host(FLOWS, 1000, 0);
+    let full = host(FLOWS, 0, 0);
     for port in 1..=FLOWS as u16 {
         by_app(&full, &Spec::tcp((APP, port), (REMOTE, 80), SYN));
         full.by_uplink(&Spec::tcp((REMOTE, 80), (HOST, port), SYN | ACK));
@@ -211,7 +308,7 @@ fn the_next_incarnation_begins_with_nothing_and_keeps_what_it_has() {
 
 #[test]
 fn who_restarts_again_and_again_does_not_fill_the_table() {
-    let mut host = host(FLOWS, 20, 0);
+    let mut host = host(4 * FLOWS, 20, 0);
     let slot = host.endpoint_slots[&APP] as usize;
     for life in 0..10 {
         for port in 1..=20 {

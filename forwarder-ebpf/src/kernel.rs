@@ -16,8 +16,8 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
-    Settings, SourceKey, TrustKey, Tuple,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending, PortKey,
+    Published, Quota, Settings, SourceKey, TrustKey, Tuple,
 };
 use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, V4};
@@ -68,6 +68,15 @@ impl<C: EbpfContext> Kernel<C> {
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the context is this program's, the structure is as long as stated.
         unsafe { fib_lookup(self.ctx.as_ptr(), ptr::from_mut(params), size, flags) as i64 }
+    }
+
+    /// Counts records that were taken, or given back by a summand below zero.
+    #[inline(always)]
+    fn count_used(&self, summand: u64) {
+        if let Some(cursors) = CURSORS.get_ptr_mut(0) {
+            // SAFETY: an aligned 64-bit word of a map's element.
+            unsafe { atomic::add(&raw mut (*cursors).used, summand) };
+        }
     }
 
     /// A device's MTU, if there is such a device.
@@ -234,37 +243,46 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn take_free(&self) -> Option<u32> {
-        FREE.pop().ok().flatten()
+        let index = FREE.pop().ok().flatten()?;
+        self.count_used(1);
+        Some(index)
     }
 
     #[inline(always)]
     fn give_free(&self, index: u32) {
-        let _ = FREE.push(index, 0);
+        if FREE.push(index, 0).is_ok() {
+            self.count_used(u64::MAX);
+        }
     }
 
     #[inline(always)]
-    fn next_ring(&self) -> u32 {
+    fn used(&self) -> u32 {
+        let Some(cursors) = CURSORS.get_ptr(0) else {
+            return 0;
+        };
+        // SAFETY: a live element; volatile, since other CPUs change the word.
+        unsafe { ptr::read_volatile(&raw const (*cursors).used) as u32 }
+    }
+
+    #[inline(always)]
+    fn next_ring(&self) -> u64 {
         let Some(cursors) = CURSORS.get_ptr_mut(0) else {
             return 0;
         };
         // SAFETY: an aligned 64-bit word of a map's element.
-        let cursor = unsafe { atomic::increment(&raw mut (*cursors).ring) };
-        wrap(cursor, self.settings().ring)
+        unsafe { atomic::increment(&raw mut (*cursors).ring) }
     }
 
     #[inline(always)]
-    fn ring(&self, place: u32) -> FlowRef {
-        RING.get(place).copied().unwrap_or(FlowRef {
-            index: u32::MAX,
-            id: 0,
-        })
+    fn ring(&self, place: u32) -> Pending {
+        RING.get(place).copied().unwrap_or_default()
     }
 
     #[inline(always)]
-    fn set_ring(&self, place: u32, flow: FlowRef) {
+    fn set_ring(&self, place: u32, pending: Pending) {
         if let Some(entry) = RING.get_ptr_mut(place) {
             // SAFETY: a live element; whoever reads it checks it against the record.
-            unsafe { *entry = flow };
+            unsafe { *entry = pending };
         }
     }
 
@@ -305,6 +323,11 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn sweep_some(&self) {
+        steps::sweep_some();
+    }
+
+    #[inline(always)]
     fn charge(&self, opener: End) -> Option<Reason> {
         Reason::from_u8(steps::charge(opener.slot, opener.incarnation) as u8)
     }
@@ -315,8 +338,8 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn take_record(&self) -> Option<FlowRef> {
-        match steps::take_record() {
+    fn take_record(&self, opener: u32) -> Option<FlowRef> {
+        match steps::take_record(opener) {
             steps::NONE => None,
             packed => Some(FlowRef {
                 index: packed as u32,

@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, PortKey,
-    Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, Pending,
+    PortKey, Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
@@ -71,7 +71,7 @@ pub static FLOWS: Array<Record> = Array::with_max_entries(capacity::FLOWS, 0);
 #[map]
 pub static FREE: Queue<u32> = Queue::with_max_entries(capacity::FLOWS, 0);
 #[map]
-pub static RING: Array<FlowRef> =
+pub static RING: Array<Pending> =
     Array::with_max_entries(capacity::FLOWS / capacity::UNASSURED_SHARE, 0);
 #[map]
 pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);

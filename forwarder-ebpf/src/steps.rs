@@ -31,11 +31,19 @@ pub const NONE: u64 = u64::MAX;
 /// [`flow::take_record`]: the index in the low half, the id in the high one, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn take_record() -> u64 {
-    match flow::take_record(&Kernel { ctx: Nowhere }) {
+pub extern "C" fn take_record(opener: u32) -> u64 {
+    match flow::take_record(&Kernel { ctx: Nowhere }, opener) {
         Some(FlowRef { index, id }) => (id as u64) << 32 | index as u64,
         None => NONE,
     }
+}
+
+/// [`flow::sweep_some`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sweep_some() -> u64 {
+    flow::sweep_some(&Kernel { ctx: Nowhere });
+    0
 }
 
 /// [`flow::publish`].

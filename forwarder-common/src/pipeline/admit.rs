@@ -331,6 +331,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// no error: the packet finds the winner's flow.
     #[inline(always)]
     pub(super) fn make(&self, plan: &Plan<F>, reply: Tuple<F>, owner: Owner) -> Result<(), Reason> {
+        self.tables.sweep_some();
         if let Some(reason) = self.tables.charge(plan.from) {
             return Err(reason);
         }

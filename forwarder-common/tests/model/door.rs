@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, PortKey, Published, Quota,
-    Settings, TrustKey, Tuple,
+    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending, PortKey,
+    Published, Quota, Settings, TrustKey, Tuple,
 };
 use forwarder_common::crc;
 use forwarder_common::event::{Event, News};
@@ -178,20 +178,24 @@ impl Tables<V4> for Host {
         self.free.borrow_mut().push_back(index);
     }
 
-    fn next_ring(&self) -> u32 {
+    fn used(&self) -> u32 {
+        (self.flows.len() - self.free.borrow().len()) as u32
+    }
+
+    fn next_ring(&self) -> u64 {
         let mut cursors = self.cursors.get();
-        let place = (cursors.ring % u64::from(self.settings.ring)) as u32;
+        let place = cursors.ring;
         cursors.ring += 1;
         self.cursors.set(cursors);
         place
     }
 
-    fn ring(&self, place: u32) -> FlowRef {
+    fn ring(&self, place: u32) -> Pending {
         self.ring.borrow()[place as usize]
     }
 
-    fn set_ring(&self, place: u32, flow: FlowRef) {
-        self.ring.borrow_mut()[place as usize] = flow;
+    fn set_ring(&self, place: u32, pending: Pending) {
+        self.ring.borrow_mut()[place as usize] = pending;
     }
 
     fn next_sweep(&self) -> u32 {
@@ -230,6 +234,10 @@ impl Tables<V4> for Host {
         self.train.set(train);
     }
 
+    fn sweep_some(&self) {
+        flow::sweep_some(self);
+    }
+
     fn charge(&self, opener: End) -> Option<Reason> {
         quota::charge(self, opener)
     }
@@ -238,8 +246,8 @@ impl Tables<V4> for Host {
         quota::give_back(self, opener);
     }
 
-    fn take_record(&self) -> Option<FlowRef> {
-        flow::take_record(self)
+    fn take_record(&self, opener: u32) -> Option<FlowRef> {
+        flow::take_record(self, opener)
     }
 
     fn publish(&self, flow: FlowRef) {

@@ -162,7 +162,7 @@ impl Host {
 
     /// A published port, and its mapping's slot.
     pub(crate) fn publish(&mut self, at: (Be32, u16, u16), to: (Be32, u16)) -> u32 {
-        let mapping = self.mappings.len() as u32 + 1;
+        let mapping = self.mappings.keys().max().unwrap_or(&0) + 1;
         let key = PortKey {
             addr: at.0,
             port: Be16::new(at.1),

@@ -9,8 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, PortKey, Published, Quota,
-    Settings, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, Pending, PortKey, Published,
+    Quota, Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Family, V4};
@@ -116,7 +116,7 @@ pub(crate) struct Host {
     pub(crate) drawn: Cell<Option<u32>>,
     /// What the last packet became if it is another one now.
     pub(crate) answer: RefCell<Option<Vec<u8>>>,
-    ring: RefCell<Vec<FlowRef>>,
+    ring: RefCell<Vec<Pending>>,
     cursors: Cell<Cursors>,
     hints: RefCell<HashMap<u32, Hint<V4>>>,
     recent: RefCell<HashMap<u32, FlowRef>>,
@@ -165,7 +165,7 @@ impl Host {
             told: RefCell::default(),
             drawn: Cell::default(),
             answer: RefCell::default(),
-            ring: RefCell::new(vec![FlowRef::default(); ring as usize]),
+            ring: RefCell::new(vec![Pending::default(); ring as usize]),
             cursors: Cell::default(),
             hints: RefCell::default(),
             recent: RefCell::default(),

@@ -31,11 +31,11 @@ pub(crate) struct Raw {
     flows: Array<MapData, [u8; FLOW]>,
     free: Queue<MapData, u32>,
     ring: Array<MapData, [u8; 8]>,
-    cursors: Array<MapData, [u8; 16]>,
+    cursors: Array<MapData, [u8; 24]>,
     hints: Array<MapData, [u8; HINT]>,
     watch: Array<MapData, u64>,
     events: RingBuf<MapData>,
-    quotas: Array<MapData, [u64; 4]>,
+    quotas: Array<MapData, [u64; 5]>,
 }
 
 impl Raw {
@@ -77,9 +77,9 @@ impl Raw {
         }
         // More than any model has.
         for slot in 0..256 {
-            self.quotas.set(slot, [0; 4], 0)?;
+            self.quotas.set(slot, [0; 5], 0)?;
         }
-        self.cursors.set(0, [0; 16], 0)?;
+        self.cursors.set(0, [0; 24], 0)?;
         self.watch.set(0, u64::MAX, 0)?;
         self.told();
         Ok(())

@@ -1,11 +1,11 @@
 //! Random worlds on the ground, and what happens to them while traffic flows.
 
-use forwarder_common::abi::{LinkKey, Network, TrustKey, ingress, network};
+use forwarder_common::abi::{LinkKey, Network, PortKey, TrustKey, ingress, network};
 use forwarder_common::family::{Be16, Be32};
 
 use super::model::frames::ip;
 use super::model::host::{
-    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, HOST, OTHER_BRIDGE, SECOND, UPLINK, VPN, WEB,
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, GATEWAY, HOST, OTHER_BRIDGE, SECOND, UPLINK, VPN, WEB,
 };
 use super::model::{Dice, Host};
 use super::routes;
@@ -108,7 +108,22 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
 /// What happens to a world while traffic flows: a container restarts, a port is published anew or
 /// no more, a route or a list of clients changes.
 pub(crate) fn disturb(dice: &mut Dice, host: &mut Host) {
-    match dice.below(6) {
+    match dice.below(7) {
+        6 => {
+            let port = dice.pick(&[5000, 5001, 40_000]);
+            let (addr, to) = dice.pick(&[(WEB, port), (APP, port), (FAR, 80)]);
+            let at = dice.pick(&[Be32::default(), HOST, GATEWAY]);
+            let proto = dice.pick(&[6, 17]);
+            let key = PortKey {
+                addr: at,
+                port: Be16::new(port),
+                proto,
+            };
+            if !host.published.contains_key(&key) {
+                host.publish((at, port, proto), (addr, to));
+                host.settings.policy += 1;
+            }
+        }
         5 => {
             let word = dice.pick(&[ingress::ALLOW, ingress::DENY]);
             host.ingress.insert((LIST, CLIENT, 32), word);
