@@ -51,6 +51,21 @@ pub struct Meta {
     pub segment: u32,
     /// The socket buffer's mark.
     pub mark: u32,
+    /// The socket buffer's hash.
+    pub hash: u32,
+}
+
+impl Meta {
+    /// What a hook of ours has said of a packet on its way out by the mark. The host's own packets
+    /// have met no hook before: what their mark says, a process has set.
+    #[inline(always)]
+    fn kind(&self) -> u32 {
+        if self.came_by == 0 {
+            mark::NONE
+        } else {
+            mark::kind(self.mark)
+        }
+    }
 }
 
 /// Which side of us a hook is on.
@@ -186,17 +201,15 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    if meta.mark == mark::HOST {
-        tables.mark(0);
-        return Reason::Admitted;
+    match mark::kind(meta.mark) {
+        mark::HOST => {
+            tables.mark(mark::NONE);
+            Reason::Admitted
+        }
+        mark::NONE => come_in(frame, meta, tables, packet, Side::Bridge),
+        mark::BACK => come_in(frame, meta, tables, packet, Side::Back),
+        _ => Reason::Admitted,
     }
-    if meta.mark == mark::BACK {
-        return come_in(frame, meta, tables, packet, Side::Back);
-    }
-    if mark::is_ours(meta.mark) {
-        return Reason::Admitted;
-    }
-    come_in(frame, meta, tables, packet, Side::Bridge)
 }
 
 /// Everything that comes to an ingress hook and is neither the hook's own nor another's business.
@@ -235,7 +248,7 @@ pub fn container_out<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
 ) -> Reason {
     // From the host, or by way of it: not switched.
-    if meta.came_by == 0 || mark::is_ours(meta.mark) {
+    if meta.came_by == 0 || meta.kind() != mark::NONE {
         return Reason::FromHost;
     }
     let blocked = tables.device(meta.came_by).is_some_and(|from| {
@@ -261,8 +274,9 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    if meta.mark == mark::DONE {
-        tables.mark(0);
+    let kind = meta.kind();
+    if kind == mark::DONE {
+        tables.mark(mark::NONE);
         return Reason::Admitted;
     }
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
@@ -275,7 +289,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         side: Side::Outside,
         packet,
     };
-    if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
+    if !matches!(kind, mark::NONE | mark::HOST) {
         return tables
             .complete(&mut passage)
             .unwrap_or(Reason::Untranslated);
@@ -342,11 +356,12 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    if meta.mark == mark::ROUTED {
-        tables.mark(0);
+    let kind = meta.kind();
+    if kind == mark::ROUTED {
+        tables.mark(mark::NONE);
         return Reason::Admitted;
     }
-    if mark::is_ours(meta.mark) && meta.mark != mark::HOST {
+    if !matches!(kind, mark::NONE | mark::HOST) {
         if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
             return reason;
         }
@@ -674,7 +689,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     }
 
     /// To the kernel, in the state in which it expects the packet: the destination is rewritten,
-    /// the source stays, and the mark leads the hook on the way out to the flow.
+    /// the source stays, and the hash leads the hook on the way out to the flow.
     #[inline(always)]
     fn hand_on(&mut self, hit: &Hit<'_, F>, translation: Edit<F>, reason: Reason) -> Reason {
         let old = self.packet.tuple;
@@ -691,8 +706,9 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         // To the host itself: no further hook of ours is on the way.
         if reason as u8 != Reason::HostFlow as u8 {
-            self.tables
-                .mark(mark::flow(hit.index, hit.dir, self.packet.apart));
+            let lead = mark::lead(hit.index, hit.dir, self.packet.apart);
+            self.tables.mark(mark::FLOW);
+            self.tables.hash(lead);
         }
         reason
     }
@@ -700,13 +716,17 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// The other half of `hand_on`, on the way out: the source.
     #[inline(always)]
     pub fn complete(&mut self) -> Option<Reason> {
-        let (index, dir) = mark::handed_on(self.meta.mark);
+        let (index, dir) = mark::handed_on(self.meta.hash);
         let packet = self.packet;
         let old = &packet.tuple;
-        if mark::was_apart(self.meta.mark)
+        let of_a_flow = self.meta.kind() == mark::FLOW;
+        if (!of_a_flow || mark::was_apart(self.meta.hash))
             && let Some(slot) = self.tables.endpoint_slot(old.src)
         {
             quota::return_piece(self.tables, slot, packet.len);
+        }
+        if !of_a_flow {
+            return None;
         }
         let flow = self.tables.flow(index)?;
         let before = flow.tuples[dir & 1].get();
@@ -729,7 +749,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             return Some(Reason::Fragment);
         }
         if after.dst == old.src && (packet.tail || after.dport == old.sport) {
-            self.tables.mark(0);
+            self.tables.mark(mark::NONE);
             return Some(Reason::Admitted);
         }
         let sport = if packet.tail { old.sport } else { after.dport };
@@ -741,7 +761,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             ..Edit::of(packet)
         };
         self.tables.edit(&mut self.frame, &edit);
-        self.tables.mark(0);
+        self.tables.mark(mark::NONE);
         Some(Reason::Completed)
     }
 }

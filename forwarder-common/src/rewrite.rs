@@ -18,8 +18,10 @@ pub trait Exit<F: Family> {
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<F>);
     /// [`crc::shift`].
     fn shift(&self, register: u32, octets: u16) -> u32;
-    /// Sets the packet's mark.
-    fn mark(&self, mark: u32);
+    /// Sets our bits of the packet's mark: see [`mark`](crate::pipeline::mark).
+    fn mark(&self, kind: u32);
+    /// Sets the packet's hash.
+    fn hash(&self, hash: u32);
     /// Into the namespace of the veth at this index (`bpf_redirect_peer`; XDP: its device map).
     fn to_peer(&self, ifindex: u32);
     /// To the ingress of a device, as if it had just come by it.

@@ -97,7 +97,7 @@ fn what_has_no_flow_is_routed_past_both_guards() {
     let [.., other] = straight();
     let (outcome, _) = host.by_uplink(&other);
     assert_eq!(outcome.mark, mark::ROUTED);
-    let inward = host.to_bridge(BRIDGE, UPLINK, outcome.mark, &other.packet());
+    let inward = host.to_bridge(BRIDGE, UPLINK, outcome, &other.packet());
     assert_eq!(
         (inward.0.reason, inward.0.mark),
         (Some(Reason::Admitted), 0)
@@ -127,9 +127,9 @@ fn a_neighbour_is_reached_by_the_gateway_where_it_is_reached_at_all() {
         (outcome.reason, outcome.mark),
         (Some(Reason::Routed), mark::ROUTED)
     );
-    let (passed, packet) = host.by_bridge(BRIDGE, outcome.mark, &spec);
+    let (passed, packet) = host.by_bridge(BRIDGE, outcome, &spec);
     assert_eq!(passed.reason, Some(Reason::Admitted));
-    let (done, after) = host.to_bridge(BRIDGE, BRIDGE, passed.mark, &packet);
+    let (done, after) = host.to_bridge(BRIDGE, BRIDGE, passed, &packet);
     assert_eq!((done.reason, done.mark), (Some(Reason::Admitted), 0));
     assert_eq!(after, spec.packet());
     // With somebody else's address, or where containers are kept apart, not.

@@ -9,7 +9,7 @@ use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::{GENERIC, UDP_STREAM_AFTER};
 use model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac};
-use model::{Arrival, Hook, Host, Target};
+use model::{Arrival, Carried, Hook, Host, Target};
 
 const GRE: u32 = 47;
 const ESP: u32 = 50;
@@ -194,7 +194,7 @@ fn pieces_go_onward_and_come_back() {
         .concat();
         frames.push((piece, frame));
     }
-    let mut led = 0;
+    let mut led = Carried(0, 0);
     for (nth, (piece, mut frame)) in frames.into_iter().enumerate() {
         let arrival = Arrival {
             ifindex: APP_VETH,
@@ -203,7 +203,7 @@ fn pieces_go_onward_and_come_back() {
         let outcome = host.run(Hook::ContainerIn, &mut frame, arrival);
         assert_eq!(outcome.reason, Some(Reason::Reassembled));
         if nth == 0 {
-            led = outcome.mark;
+            led = outcome.into();
         }
         let (out, packet) = host.to_outside(BRIDGE, led, &piece);
         assert_eq!(out.reason, Some(Reason::Completed));

@@ -91,7 +91,7 @@ proptest! {
         prop_assert!(sums_up(&packet));
         // Handed on, it is completed on the way out.
         let packet = if went.reason == Some(Reason::Forwarded) { packet } else {
-            let (out, packet) = host.to_outside(10, went.mark, &packet);
+            let (out, packet) = host.to_outside(10, went, &packet);
             prop_assert_eq!(out.reason, Some(Reason::Completed));
             packet
         };

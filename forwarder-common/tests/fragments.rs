@@ -14,7 +14,7 @@ use model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Hook, Host, Outcome, Target};
+use model::{Arrival, Carried, Hook, Host, Outcome, Target};
 
 /// The device that pieces go round by.
 const ROUND: u32 = 90;
@@ -46,7 +46,14 @@ fn bytes(spec: &Spec) -> Vec<u8> {
     spec.packet()
 }
 
-fn at(host: &Host, hook: Hook, ifindex: u32, mark: u32, packet: &[u8]) -> (Outcome, Vec<u8>) {
+fn at(
+    host: &Host,
+    hook: Hook,
+    ifindex: u32,
+    carried: impl Into<Carried>,
+    packet: &[u8],
+) -> (Outcome, Vec<u8>) {
+    let Carried(mark, hash) = carried.into();
     let src = if hook == Hook::ContainerIn {
         far_mac(ifindex)
     } else {
@@ -63,6 +70,7 @@ fn at(host: &Host, hook: Hook, ifindex: u32, mark: u32, packet: &[u8]) -> (Outco
         ifindex,
         came_by,
         mark,
+        hash,
         segment: 0,
     };
     let outcome = host.run(hook, &mut frame, arrival);
@@ -80,7 +88,7 @@ fn round(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
     let sum = u16::from_be_bytes([lost[10], lost[11]]);
     let (sum, carry) = sum.overflowing_add(0x100);
     lost[10..12].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
-    let (back, found) = at(host, Hook::RoundOut, ROUND, there.mark, &lost);
+    let (back, found) = at(host, Hook::RoundOut, ROUND, there, &lost);
     assert_eq!(
         (back.reason, back.target, back.mark),
         (
@@ -90,7 +98,7 @@ fn round(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
         )
     );
     assert_eq!(found, packet);
-    at(host, Hook::OutsideIn, UPLINK, back.mark, &found)
+    at(host, Hook::OutsideIn, UPLINK, back, &found)
 }
 
 fn destination(packet: &[u8]) -> [u8; 4] {
@@ -215,7 +223,7 @@ fn onward_the_first_piece_carries_the_flows_mark_and_the_others_one_that_leads_n
     );
     for nth in 0..2 {
         let piece = bytes(&piece(query(), nth, 2));
-        let (out, packet) = host.to_outside(BRIDGE, head.mark, &piece);
+        let (out, packet) = host.to_outside(BRIDGE, head, &piece);
         assert_eq!(out.reason, Some(Reason::Completed));
         assert_eq!(packet[12..16], HOST.octets());
         // Without the first one's mark nothing leaves.
@@ -294,7 +302,7 @@ fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
     let (outcome, _) = at(&host, Hook::ContainerIn, APP_VETH, 0, &head);
     assert_eq!(outcome.reason, Some(Reason::Reassembled));
     assert_eq!(until_refused(&host), (PIECES - cost_of(&head)) / cost);
-    let (out, _) = host.to_outside(BRIDGE, outcome.mark, &head);
+    let (out, _) = host.to_outside(BRIDGE, outcome, &head);
     assert_eq!(out.reason, Some(Reason::Completed));
     assert!(until_refused(&host) > 0);
 }

@@ -10,9 +10,9 @@ use forwarder_common::reason::{Path, Reason};
 use model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,
-    WEB_VETH, far_mac,
+    WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Hook, Host};
+use model::{Arrival, Carried, Hook, Host};
 
 fn request() -> Spec {
     Spec::udp((CLIENT, 40_000), (HOST, 8080))
@@ -168,14 +168,91 @@ fn what_may_not_come_from_outside() {
     );
 }
 
+/// Every mark that is ours, and some that are not.
+fn marks() -> impl Iterator<Item = u32> {
+    (0..=15).flat_map(|kind| [kind << 28, kind << 28 | 0x00ff_0000])
+}
+
+#[test]
+fn host_marks_mean_nothing() {
+    let mut host = Host::usual(64);
+    let flags = network::ISOLATED | network::INTERNAL;
+    host.networks.get_mut(&BRIDGE).unwrap().flags |= flags;
+    let own = Spec::udp((HOST, 1), (WEB, 53)).packet();
+    let leaks = query().packet();
+    for mark in marks() {
+        let (outcome, packet) = host.to_bridge(BRIDGE, 0, mark, &own);
+        let seen = (outcome.reason, outcome.mark, packet);
+        let expected = (Some(Reason::Internal), mark, own.clone());
+        assert_eq!(seen, expected, "mark {mark:#x}");
+        let (outcome, _) = host.to_outside(0, mark, &leaks);
+        assert_eq!(
+            (outcome.reason, outcome.mark),
+            (Some(Reason::Untranslated), mark),
+            "mark {mark:#x}"
+        );
+    }
+}
+
+/// Others' bits of a mark stay as they are on every way, and change nothing.
+#[test]
+fn others_bits_stay() {
+    for theirs in [0, 0x00ff_4000, 0x0fff_ffff] {
+        let host = Host::usual(64);
+        let arrival = Arrival {
+            ifindex: APP_VETH,
+            mark: theirs,
+            ..Arrival::default()
+        };
+        let by = |spec: &Spec| {
+            let macs = (mac(BRIDGE), far_mac(APP_VETH));
+            let mut frame = spec.clone().between(macs.0, macs.1).build();
+            let outcome = host.run(Hook::ContainerIn, &mut frame, arrival);
+            (outcome, frame.split_off(14))
+        };
+        let (outcome, packet) = by(&query());
+        assert_eq!(outcome.mark, theirs | mark::DONE);
+        let (left, _) = host.to_outside(APP_VETH, outcome, &packet);
+        assert_eq!((left.reason, left.mark), (Some(Reason::Admitted), theirs));
+
+        let (outcome, packet) = by(&query().options());
+        assert_eq!(outcome.mark, theirs | mark::FLOW);
+        let (left, packet) = host.to_outside(BRIDGE, outcome, &packet);
+        assert_eq!((left.reason, left.mark), (Some(Reason::Completed), theirs));
+        assert_eq!(packet[12..16], HOST.octets());
+
+        let (outcome, _) = by(&Spec::udp((APP, 5000), (HOST, 22)));
+        assert_eq!(outcome.mark, theirs | mark::HOST);
+    }
+}
+
+#[test]
+fn lost_hash_leaks_nothing() {
+    let host = Host::usual(64);
+    let (outcome, packet) = host.by_veth(APP_VETH, &query().options());
+    for hash in (1..32).map(|bit| 1 << bit) {
+        let carried = Carried(outcome.mark, outcome.hash ^ hash);
+        let (left, _) = host.to_outside(BRIDGE, carried, &packet);
+        // But for the bit that is no part of the way to the flow.
+        let expected = if hash == 1 << 30 {
+            Reason::Completed
+        } else {
+            Reason::Untranslated
+        };
+        assert_eq!(left.reason, Some(expected), "bit {hash:#x}");
+    }
+}
+
 #[test]
 fn the_guards_on_the_way_out() {
     let mut host = Host::usual(64);
     let leaks = query().packet();
-    for mark in [0, 7, mark::TAG | 3, mark::HOST] {
+    for mark in [0, 7, mark::FLOW | 3, mark::HOST] {
         let (outcome, _) = host.to_outside(BRIDGE, mark, &leaks);
         assert_eq!(outcome.reason, Some(Reason::Untranslated), "mark {mark:#x}");
     }
+    let (outcome, _) = host.to_outside(APP_VETH, mark::DONE, &leaks);
+    assert_eq!(outcome.reason, Some(Reason::Admitted));
     // A network that nobody told us of, from Docker's pools; others the host forwards as it likes.
     let pooled = Spec::udp((ip(172, 20, 0, 2), 1), (REMOTE, 53)).packet();
     assert_eq!(
@@ -204,6 +281,7 @@ fn the_guards_on_the_way_out() {
             ifindex: WEB_VETH,
             came_by,
             mark,
+            hash: 0,
             segment: 0,
         };
         host.raw(Hook::ContainerOut, &switched, arrival).0.reason
@@ -213,7 +291,7 @@ fn the_guards_on_the_way_out() {
     host.networks.get_mut(&BRIDGE).unwrap().flags |= network::NO_PEERS;
     assert_eq!(between(&host, APP_VETH, 0), Some(Reason::PeerBlocked));
     assert_eq!(
-        between(&host, APP_VETH, mark::TAG | 1),
+        between(&host, APP_VETH, mark::FLOW | 1),
         Some(Reason::FromHost)
     );
 }

@@ -224,7 +224,7 @@ proptest! {
         let spec = if options { spec.options() } else { spec };
         let (outcome, left) = host.by_veth(APP_VETH, &spec);
         let (hops, left) = if options {
-            (64, host.to_outside(10, outcome.mark, &left).1)
+            (64, host.to_outside(10, outcome, &left).1)
         } else {
             (63, left)
         };

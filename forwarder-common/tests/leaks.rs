@@ -43,7 +43,7 @@ fn is_sound(packet: &[u8]) -> bool {
 /// The kernel's way for a packet that a hook passed on: by the bridge, its routing, and out.
 fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>, wire: &mut Wire) {
     if let Some(Target::Neighbour(..)) = outcome.target {
-        let (out, packet) = host.to_outside(0, outcome.mark, &packet);
+        let (out, packet) = host.to_outside(APP_VETH, *outcome, &packet);
         if out.passes() {
             wire.0.push(packet);
         }
@@ -52,11 +52,12 @@ fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>
     if !outcome.passes() || !is_sound(&packet) {
         return;
     }
-    let (mut tag, mut packet) = (outcome.mark, packet);
+    let (mut tag, mut packet) = (*outcome, packet);
     if let Some(bridge) = bridge {
         let arrival = Arrival {
             ifindex: bridge,
-            mark: tag,
+            mark: tag.mark,
+            hash: tag.hash,
             ..Arrival::default()
         };
         let (seen, after) = host.raw(Hook::BridgeIn, &packet, arrival);
@@ -66,7 +67,7 @@ fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>
         if !seen.passes() {
             return;
         }
-        (tag, packet) = (seen.mark, after);
+        (tag, packet) = (seen, after);
     }
     let Some(dst) = address(&packet, 16) else {
         return;
@@ -83,7 +84,7 @@ fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>
         if let Some(src) = address(&packet, 12).filter(|&src| host.subnet(src).is_none()) {
             let error = Spec::error(TIME_EXCEEDED, HOST, src, &packet, 548).packet();
             let (out, error) = host.to_outside(0, 0, &error);
-            if out.passes() && mark::is_ours(tag) {
+            if out.passes() && mark::kind(tag.mark) != mark::NONE {
                 wire.0.push(error);
             }
         }
@@ -181,6 +182,7 @@ fn send(dice: &mut Dice, host: &Host, wire: &mut Wire) {
         let untouched = Outcome {
             reason: None,
             mark: 0,
+            hash: 0,
             target: None,
         };
         return carry_on(host, &untouched, packet, Some(bridge), wire);

@@ -228,6 +228,7 @@ fn through_all(host: &Host, frame: &[u8], mark: u32) -> Result<(), TestCaseError
                 ifindex,
                 came_by,
                 mark,
+                hash: mark,
                 segment: 0,
             },
         );

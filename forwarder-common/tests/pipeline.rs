@@ -64,8 +64,8 @@ fn outside_to_a_published_port() {
         // The destination is the container, the source is still the client, no hop is counted.
         assert_eq!(addresses(&packet), (CLIENT, WEB));
         assert_eq!(packet[8], spec.hops);
-        assert!(mark::is_ours(outcome.mark) && sums_up(&packet));
-        let (done, after) = host.to_bridge(BRIDGE, UPLINK, outcome.mark, &packet);
+        assert!(outcome.mark == mark::FLOW && sums_up(&packet));
+        let (done, after) = host.to_bridge(BRIDGE, UPLINK, outcome, &packet);
         assert_eq!((done.reason, done.mark), (Some(Reason::Admitted), 0));
         assert_eq!(after, packet);
         // The host's own error about it shows what the client sent.
@@ -87,7 +87,7 @@ fn replies_of_a_published_port() {
     assert_eq!(outcome.target, Some(Target::Neighbour(UPLINK, CLIENT)));
     assert_eq!(outcome.mark, mark::DONE);
     assert_eq!(addresses(&packet), (HOST, CLIENT));
-    let (done, after) = host.to_outside(0, outcome.mark, &packet);
+    let (done, after) = host.to_outside(APP_VETH, outcome, &packet);
     assert_eq!((done.reason, done.mark), (Some(Reason::Admitted), 0));
     assert_eq!(after, packet);
 
@@ -118,6 +118,7 @@ fn a_container_to_the_outside() {
         ifindex: VPN,
         came_by: BRIDGE,
         mark: outcome.mark,
+        hash: outcome.hash,
         segment: 0,
     };
     let mut raw = packet.clone();
@@ -148,12 +149,12 @@ fn outward(host: &Host, veth: u32, spec: &Spec, reason: Reason, port: u16) {
         spec.packet(),
         "a source is rewritten together with a redirect only"
     );
-    let (passed, packet) = host.by_bridge(BRIDGE, outcome.mark, spec);
+    let (passed, packet) = host.by_bridge(BRIDGE, outcome, spec);
     assert_eq!(
         (passed.reason, passed.mark),
         (Some(Reason::Admitted), outcome.mark)
     );
-    let (done, after) = host.to_outside(BRIDGE, outcome.mark, &packet);
+    let (done, after) = host.to_outside(BRIDGE, outcome, &packet);
     assert_eq!((done.reason, done.mark), (Some(Reason::Completed), 0));
     assert_eq!(addresses(&after), (HOST, spec.tuple.dst));
     assert_eq!(after[8], spec.hops, "the kernel counts the hop");
@@ -165,7 +166,7 @@ fn outward(host: &Host, veth: u32, spec: &Spec, reason: Reason, port: u16) {
         tuple: spec.tuple,
         ..spec.clone().fragment(0x0010)
     };
-    let (done, after) = host.to_outside(BRIDGE, outcome.mark, &tail.packet());
+    let (done, after) = host.to_outside(BRIDGE, outcome, &tail.packet());
     assert_eq!(done.reason, Some(Reason::Completed));
     assert_eq!(addresses(&after), (HOST, spec.tuple.dst));
     assert_eq!(after[20..], tail.packet()[20..]);
@@ -182,7 +183,7 @@ fn replies_to_a_container() {
         let (outcome, packet) = host.by_uplink(&how(answer()));
         assert_eq!(outcome.reason, Some(reason));
         assert_eq!(addresses(&packet), (REMOTE, APP));
-        let (done, after) = host.to_bridge(BRIDGE, UPLINK, outcome.mark, &packet);
+        let (done, after) = host.to_bridge(BRIDGE, UPLINK, outcome, &packet);
         assert_eq!(done.reason, Some(Reason::Admitted));
         assert_eq!(after, packet);
     }
@@ -207,7 +208,7 @@ fn hairpins() {
             (APP, WEB),
             "only the destination, before a hand-on"
         );
-        let (done, packet) = host.to_bridge(BRIDGE, BRIDGE, outcome.mark, &packet);
+        let (done, packet) = host.to_bridge(BRIDGE, BRIDGE, outcome, &packet);
         assert_eq!(done.reason, Some(Reason::Completed));
         assert_eq!(addresses(&packet), (GATEWAY, WEB));
         assert!(sums_up(&packet));
@@ -240,7 +241,7 @@ fn the_hosts_own_errors_about_hairpins_show_what_was_sent() {
             spec.tuple.dst.octets(),
             "from who was asked"
         );
-        (outcome.mark, handed)
+        (outcome, handed)
     };
     let answer = |port| Spec::udp((WEB, 80), (GATEWAY, port)).hops(1);
     tells(APP_VETH, BRIDGE, &hairpin().hops(1));

@@ -168,7 +168,7 @@ fn what_the_kernel_finishes_has_the_right_checksum_at_both_ends() {
     let spec = response(INIT_ACK).hops(1);
     let (outcome, packet) = host.by_veth(WEB_VETH, &spec);
     assert_eq!(outcome.reason, Some(Reason::HopLimit));
-    let (done, packet) = host.to_outside(BRIDGE, outcome.mark, &packet);
+    let (done, packet) = host.to_outside(BRIDGE, outcome, &packet);
     assert_eq!(done.reason, Some(Reason::Completed));
     assert_eq!(
         packet,
@@ -324,7 +324,7 @@ fn pieces_pass_where_their_ports_stay_and_nowhere_else() {
     let (outcome, packet) = host.by_veth(WEB_VETH, &spec);
     assert_eq!(outcome.reason, Some(Reason::TooBig));
     for piece in cut(&packet, 1200, 9) {
-        let (outcome, after) = host.to_outside(BRIDGE, outcome.mark, &piece);
+        let (outcome, after) = host.to_outside(BRIDGE, outcome, &piece);
         assert_eq!(outcome.reason, Some(Reason::Fragment));
         assert_eq!(after, piece);
     }

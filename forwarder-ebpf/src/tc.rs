@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use forwarder_common::checksum;
@@ -122,6 +122,7 @@ fn meta(ctx: &TcContext, l3: u8) -> Meta {
             l3,
             segment: (*skb).gso_size,
             mark: (*skb).mark,
+            hash: (*skb).hash,
         }
     }
 }
@@ -348,7 +349,7 @@ pub extern "C" fn tc_refuse(skb: *mut __sk_buff) -> u32 {
     if !made || !refusal.write(&mut frame(&ctx)) {
         return 0;
     }
-    ctx.set_mark(refusal.mark);
+    set_kind(&ctx, refusal.mark);
     // SAFETY: the context's field, and no pointers.
     unsafe { bpf_redirect((*skb).ifindex, 0) };
     1
@@ -366,6 +367,14 @@ fn pull<const L3: usize>(ctx: &TcContext) {
     if linear < HEADERS || icmp {
         let _ = ctx.pull_data(if len < QUOTE { len } else { QUOTE });
     }
+}
+
+/// Sets our bits of the mark.
+#[inline(always)]
+fn set_kind(ctx: &TcContext, kind: u32) {
+    // SAFETY: the context's field.
+    let mark = unsafe { (*ctx.skb.skb).mark };
+    ctx.set_mark(mark::with(mark, kind));
 }
 
 /// The frame's linear part.
@@ -407,8 +416,14 @@ impl Exit<V4> for Kernel<TcContext> {
     }
 
     #[inline(always)]
-    fn mark(&self, mark: u32) {
-        self.ctx.set_mark(mark);
+    fn mark(&self, kind: u32) {
+        set_kind(&self.ctx, kind);
+    }
+
+    #[inline(always)]
+    fn hash(&self, hash: u32) {
+        // SAFETY: the context is this program's.
+        unsafe { bpf_set_hash(self.ctx.skb.skb, hash) };
     }
 
     #[inline(always)]
@@ -430,7 +445,7 @@ impl Exit<V4> for Kernel<TcContext> {
 
     #[inline(always)]
     fn to_neighbour(&self, ifindex: u32, next_hop: Be32) {
-        self.ctx.set_mark(mark::DONE);
+        set_kind(&self.ctx, mark::DONE);
         // SAFETY: plain integers, for which zero is a value.
         let mut params: bpf_redir_neigh = unsafe { zeroed() };
         params.nh_family = AF_INET;

@@ -31,6 +31,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
         l3: ETHERNET as u8,
         segment: 0,
         mark: 0,
+        hash: 0,
     };
     match pipeline::uplink(
         frame,
@@ -62,6 +63,9 @@ impl Exit<V4> for Kernel<XdpContext> {
 
     #[inline(always)]
     fn mark(&self, _: u32) {}
+
+    #[inline(always)]
+    fn hash(&self, _: u32) {}
 
     /// Noted when the far end was asked whether it takes frames.
     #[inline(always)]

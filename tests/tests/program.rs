@@ -101,7 +101,7 @@ fn table() -> Vec<(&'static str, Place, Mark, Spec, Fate, Out)> {
         ("a first packet to a published port", OUTSIDE, NONE, udp(c, host), forwarded(NONE), Into(WEB_VETH, udp(c, web).hops(63))),
         ("the next one, for XDP", XDP, NONE, udp(c, host), (XDP_REDIRECT, Some(Reason::Forwarded), NONE), Into(WEB_VETH, udp(c, web).hops(63))),
         ("its reply", FROM_WEB, NONE, udp(web, c), forwarded(DONE), Like(udp(host, c).hops(63))),
-        ("its reply, leaving", OWN, DONE, udp(host, c).hops(63), passed(Reason::Admitted, NONE), Same),
+        ("its reply, leaving", LEAVING, DONE, udp(host, c).hops(63), passed(Reason::Admitted, NONE), Same),
         ("at its last hop", OUTSIDE, NONE, udp(c, host).hops(1), passed(Reason::HopLimit, Flow), Like(udp(c, web).hops(1))),
         ("the same, towards the bridge", TO_BRIDGE, Flow, udp(c, web), passed(Reason::Admitted, NONE), Same),
         ("the host's word about it", OWN, NONE, Spec::error(TIME_EXCEEDED, HOST, CLIENT, &udp(c, web).packet(), 100), passed(Reason::HostError, NONE), Like(Spec::error(TIME_EXCEEDED, HOST, CLIENT, &udp(c, host).packet(), 100))),
@@ -216,15 +216,16 @@ fn packets_go_their_way() -> Result<()> {
         for (name, place, mark, spec, (code, reason, marked), out) in table() {
             let before = view.reasons()?;
             let input = frame(&spec, place);
-            let mark = match mark {
-                Is(mark) => mark,
-                Flow => flow,
+            let (mark, hash) = match mark {
+                Is(mark) => (mark, 0),
+                Flow => (mark::FLOW, flow),
             };
             let (hook, ifindex, came_by) = place;
             let arrival = Arrival {
                 ifindex,
                 came_by,
                 mark,
+                hash,
                 segment: 0,
             };
             let fate = kernel.run(hook, &input, arrival).context(name)?;
@@ -250,8 +251,13 @@ fn packets_go_their_way() -> Result<()> {
             match marked {
                 Is(mark) => assert_eq!(fate.mark, mark, "{name}: mark"),
                 Flow => {
-                    ensure!(mark::is_ours(fate.mark), "{name}: mark {:#x}", fate.mark);
-                    flow = fate.mark;
+                    ensure!(fate.mark == mark::FLOW, "{name}: mark {:#x}", fate.mark);
+                    flow = if hash == 0 {
+                        let led = kernel.raw.lead(&spec.tuple);
+                        led.with_context(|| format!("{name}: no flow"))?
+                    } else {
+                        hash
+                    };
                 }
             }
         }

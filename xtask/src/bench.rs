@@ -14,9 +14,6 @@ use crate::{
     workspace::{Workspace, require_root},
 };
 
-/// Names the bench's own BPF object to it.
-const OBJECT_VARIABLE: &str = "FORWARDER_TESTS_BPF_OBJECT";
-
 /// The hosts that are measured, and what makes the load.
 const NEEDS: [Need; 9] = [
     Need::program("docker.io", "dockerd"),
@@ -60,7 +57,6 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         Command::new(workspace.release("forwarder-bench")),
         workspace,
     );
-    bench.env(OBJECT_VARIABLE, build::tests_object(workspace));
     bench.arg("--rounds").arg(args.rounds.to_string());
     if args.check {
         bench.arg("--check");

@@ -84,7 +84,7 @@ pub(crate) fn with_artifacts(mut command: Command, workspace: &Workspace) -> Com
     command
 }
 
-/// The compiled BPF object of the bench.
+/// The compiled BPF object of the tests and the bench.
 pub(crate) fn tests_object(workspace: &Workspace) -> PathBuf {
     workspace
         .target

@@ -10,10 +10,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::build::SHIM;
+use crate::build::{self, SHIM};
 
 /// Names the BPF object, to `forwarder/build.rs` which embeds it and to the tests which load it.
 const OBJECT_VARIABLE: &str = "FORWARDER_BPF_OBJECT";
+/// Names the tests' own BPF object to them.
+const TESTS_OBJECT_VARIABLE: &str = "FORWARDER_TESTS_BPF_OBJECT";
 
 /// What `cargo metadata` says about this workspace.
 #[derive(Deserialize)]
@@ -84,12 +86,13 @@ impl Workspace {
     }
 
     /// What the forwarder's build script and the programs of `tests/` learn from their environment.
-    pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 4] {
+    pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 5] {
         [
             ("FORWARDER_BIN", self.release("forwarder")),
             ("FORWARDER_PROXY_BIN", self.release(SHIM)),
             ("PEER_BIN", self.peer()),
             (OBJECT_VARIABLE, self.object()),
+            (TESTS_OBJECT_VARIABLE, build::tests_object(self)),
         ]
     }
 

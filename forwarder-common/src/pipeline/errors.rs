@@ -63,7 +63,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 Reason::IcmpError
             }
             Way::HandOn(reason) => {
-                self.tables.mark(mark::flow(hit.index, hit.dir, false));
+                self.tables.mark(mark::FLOW);
+                self.tables.hash(mark::lead(hit.index, hit.dir, false));
                 reason
             }
             Way::Refuse(_) => return None,

@@ -102,14 +102,14 @@ pub fn meet<F: Family, T: Steps<F>>(
 /// What a piece is to the steps that follow: the reason, where it is none.
 #[inline(always)]
 fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -> Option<Reason> {
-    if mark != mark::BACK {
+    if mark::kind(mark) != mark::BACK {
         packet.apart = tables.settings().round != 0;
         if packet.apart && packet.named {
             packet.class = Class::of(packet.tuple.proto, F::ICMP);
         }
         return None;
     }
-    tables.mark(0);
+    tables.mark(mark::NONE);
     if packet.named {
         packet.class = Class::of(packet.tuple.proto, F::ICMP);
     }
@@ -139,9 +139,12 @@ pub fn round_out<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
 ) -> Reason {
     let l3 = meta.l3 as usize;
-    let (Some(rest), Ok(header)) = (mark::of_round(meta.mark), F::header(&frame, l3)) else {
+    let (Some(rest), Ok(header)) = (mark::of_round(meta.hash), F::header(&frame, l3)) else {
         return Reason::Fragment;
     };
+    if meta.kind() != mark::ROUND {
+        return Reason::Fragment;
+    }
     let Some(device) = tables.device(meta.came_by) else {
         return Reason::DeviceUnknown;
     };
@@ -238,7 +241,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             ..Edit::of(packet)
         };
         self.tables.edit(&mut self.frame, &edit);
-        self.tables.mark(mark::round(rest));
+        self.tables.mark(mark::ROUND);
+        self.tables.hash(mark::round(rest));
         Reason::Reassembled
     }
 }

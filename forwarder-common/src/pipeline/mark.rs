@@ -1,70 +1,100 @@
-//! The mark that a packet carries on the kernel's path from one of our hooks to the next.
+//! What a packet carries on the kernel's path from one of our hooks to the next: our bits of its
+//! mark, and its hash.
 //!
-//! Never leaves the network namespace, cannot be set from a container (the kernel clears marks
-//! between namespaces), and survives `ip_fragment`: the tails of a datagram find their flow by it.
+//! **Which bits are ours.** The top four of the mark, [`MASK`], and nothing else: they say what one
+//! hook tells the next (one of the seven kinds below). Every other bit is others' and stays as it is
+//! (Tailscale has 0xff0000, the kubelet 0xc000, wg-quick 0xca6c). Values below 0x9 in our four bits
+//! are not ours either. The index of a packet's flow and its direction travel in the packet's hash
+//! (`bpf_set_hash`).
+//!
+//! **How far they go.** Not out of the network namespace: the kernel clears marks between
+//! namespaces, so that a container cannot set one. Both survive `ip_forward`, the kernel's
+//! reassembly (the datagram has what its first piece had) and `ip_fragment` (each piece has what the
+//! datagram had), so that the tails of a datagram find their flow.
+//!
+//! **Who can set them.** A process of the host can (`SO_MARK`), and gains nothing: a hook on the way
+//! out heeds a mark only on what came by a device ([`Meta::kind`](super::Meta)), which a process's
+//! own packets have not. A hash that somebody has changed leads to a flow whose tuple does not
+//! match, and then the packet is as good as unmarked.
 
 use crate::flow::Direction;
 
-/// The bits that say it is ours.
+/// Our bits of the mark.
 pub const MASK: u32 = 0xf000_0000;
-/// Ours.
-pub const TAG: u32 = 0xb000_0000;
-const REPLY: u32 = 0x0800_0000;
-/// Of a datagram that was in pieces.
-const APART: u32 = 0x0400_0000;
-const INDEX: u32 = 0x03ff_ffff;
-/// Ours, of no flow.
-const OTHER: u32 = TAG | APART | INDEX;
+/// Nothing of ours.
+pub const NONE: u32 = 0;
 /// Checked at a veth, for the host: the bridge's hook has nothing to add.
-pub const HOST: u32 = OTHER;
+pub const HOST: u32 = 0x9000_0000;
 /// Let through to a container that is not translated: the bridge's hook has nothing to add.
-pub const ROUTED: u32 = OTHER - 2;
+pub const ROUTED: u32 = 0xa000_0000;
 /// Translated: the outgoing device's hook has nothing to add.
-pub const DONE: u32 = OTHER - 1;
+pub const DONE: u32 = 0xb000_0000;
+/// Of a flow, handed on: the hash leads to it.
+pub const FLOW: u32 = 0xc000_0000;
 /// A later piece of a datagram, whose first one decides.
-pub const PIECE: u32 = OTHER - 3;
+pub const PIECE: u32 = 0xd000_0000;
 /// A piece of a datagram that is whole, on its way back to the hook that it was at first.
-pub const BACK: u32 = OTHER - 4;
-/// Pieces on their way round: the low octet says where they were going.
-const ROUND: u32 = OTHER & !0xffff;
+pub const BACK: u32 = 0xe000_0000;
+/// Pieces on their way round: the hash says where they were going.
+pub const ROUND: u32 = 0xf000_0000;
+/// What [`FLOW`], [`PIECE`], [`BACK`] and [`ROUND`] have in common, and no other kind: their packets
+/// are translated by us alone, in part before the kernel's path and in part behind it.
+pub const OURS_ALONE: u32 = 0xc000_0000;
 
-/// Of a flow handed on.
+/// Hash: the packet is an answer.
+const REPLY: u32 = 0x8000_0000;
+/// Hash: of a datagram that was in pieces.
+const APART: u32 = 0x4000_0000;
+/// Hash: the flow's index.
+const INDEX: u32 = 0x3fff_ffff;
+/// Hash of what goes round: an octet of an address below this.
+const REST: u32 = 0x726f_7500;
+
+/// A mark with our bits set to `kind`.
 #[inline(always)]
-pub(super) const fn flow(index: u32, dir: Direction, apart: bool) -> u32 {
-    TAG | (index & INDEX) | if dir == 0 { 0 } else { REPLY } | if apart { APART } else { 0 }
+#[must_use]
+pub const fn with(mark: u32, kind: u32) -> u32 {
+    mark & !MASK | kind
 }
 
-/// Of a piece that goes round to where it can be found by `rest`.
+/// Our bits of a mark, [`NONE`] if they say nothing.
 #[inline(always)]
-pub(super) const fn round(rest: u32) -> u32 {
-    ROUND | rest & 0xff
+#[must_use]
+pub const fn kind(mark: u32) -> u32 {
+    if mark >= HOST { mark & MASK } else { NONE }
 }
 
-/// What [`round`] was told.
+/// The hash of a flow's packet that is handed on.
 #[inline(always)]
-pub(super) const fn of_round(mark: u32) -> Option<u32> {
-    if mark & !0xff == ROUND {
-        Some(mark & 0xff)
-    } else {
-        None
-    }
+#[must_use]
+pub const fn lead(index: u32, dir: Direction, apart: bool) -> u32 {
+    index & INDEX | if dir == 0 { 0 } else { REPLY } | if apart { APART } else { 0 }
 }
 
 /// Whether what was handed on was in pieces.
 #[inline(always)]
-pub(super) const fn was_apart(mark: u32) -> bool {
-    mark & APART != 0
-}
-
-/// Whether it is ours.
-#[inline(always)]
-#[must_use]
-pub const fn is_ours(mark: u32) -> bool {
-    mark & MASK == TAG
+pub(super) const fn was_apart(hash: u32) -> bool {
+    hash & APART != 0
 }
 
 /// The flow handed on, and the packet's direction.
 #[inline(always)]
-pub(super) const fn handed_on(mark: u32) -> (u32, Direction) {
-    (mark & INDEX, (mark & REPLY != 0) as usize)
+pub(super) const fn handed_on(hash: u32) -> (u32, Direction) {
+    (hash & INDEX, (hash & REPLY != 0) as usize)
+}
+
+/// The hash of a piece that goes round to where it can be found by `rest`.
+#[inline(always)]
+pub(super) const fn round(rest: u32) -> u32 {
+    REST | rest & 0xff
+}
+
+/// What [`round`] was told.
+#[inline(always)]
+pub(super) const fn of_round(hash: u32) -> Option<u32> {
+    if hash & !0xff == REST {
+        Some(hash & 0xff)
+    } else {
+        None
+    }
 }

@@ -146,11 +146,12 @@ impl Tables<V4> for Host {
             }
         };
         if let Some(deed) = deed {
-            let (mark, target) = (self.mark.get(), self.target.get());
+            let (mark, hash, target) = (self.mark.get(), self.hash.get(), self.target.get());
             self.meddling.set(true);
             deed(self);
             self.meddling.set(false);
             self.mark.set(mark);
+            self.hash.set(hash);
             self.target.set(target);
         }
         Gate(flow.gate.get())
@@ -339,8 +340,12 @@ impl Exit<V4> for Host {
         crc::shift(register, octets)
     }
 
-    fn mark(&self, mark: u32) {
-        self.mark.set(mark);
+    fn mark(&self, kind: u32) {
+        self.mark.set(mark::with(self.mark.get(), kind));
+    }
+
+    fn hash(&self, hash: u32) {
+        self.hash.set(hash);
     }
 
     fn to_peer(&self, ifindex: u32) {
@@ -352,7 +357,7 @@ impl Exit<V4> for Host {
     }
 
     fn to_neighbour(&self, ifindex: u32, next_hop: Be32) {
-        self.mark.set(mark::DONE);
+        self.mark.set(mark::with(self.mark.get(), mark::DONE));
         self.target.set(Some(Target::Neighbour(ifindex, next_hop)));
     }
 }

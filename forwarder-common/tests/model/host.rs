@@ -6,7 +6,7 @@ use forwarder_common::reason::Path;
 use forwarder_common::tables::Route;
 
 use super::frames::{Spec, ip};
-use super::{Arrival, Hook, Host, Outcome};
+use super::{Arrival, Carried, Hook, Host, Outcome};
 
 /// The cast of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
 pub(crate) const UPLINK: u32 = 2;
@@ -230,10 +230,17 @@ impl Host {
     }
 
     /// Sends a packet out of a bridge, behind any veth: what its own hook sees.
-    pub(crate) fn by_bridge(&self, bridge: u32, mark: u32, spec: &Spec) -> (Outcome, Vec<u8>) {
+    pub(crate) fn by_bridge(
+        &self,
+        bridge: u32,
+        carried: impl Into<Carried>,
+        spec: &Spec,
+    ) -> (Outcome, Vec<u8>) {
+        let Carried(mark, hash) = carried.into();
         let arrival = Arrival {
             ifindex: bridge,
             mark,
+            hash,
             ..Arrival::default()
         };
         self.send(
@@ -245,11 +252,18 @@ impl Host {
     }
 
     /// Lets the kernel send a packet out by the uplink that came by `came_by`.
-    pub(crate) fn to_outside(&self, came_by: u32, mark: u32, packet: &[u8]) -> (Outcome, Vec<u8>) {
+    pub(crate) fn to_outside(
+        &self,
+        came_by: u32,
+        carried: impl Into<Carried>,
+        packet: &[u8],
+    ) -> (Outcome, Vec<u8>) {
+        let Carried(mark, hash) = carried.into();
         let arrival = Arrival {
             ifindex: UPLINK,
             came_by,
             mark,
+            hash,
             segment: 0,
         };
         self.raw(Hook::OutsideOut, packet, arrival)
@@ -260,13 +274,15 @@ impl Host {
         &self,
         bridge: u32,
         came_by: u32,
-        mark: u32,
+        carried: impl Into<Carried>,
         packet: &[u8],
     ) -> (Outcome, Vec<u8>) {
+        let Carried(mark, hash) = carried.into();
         let arrival = Arrival {
             ifindex: bridge,
             came_by,
             mark,
+            hash,
             segment: 0,
         };
         self.raw(Hook::BridgeOut, packet, arrival)

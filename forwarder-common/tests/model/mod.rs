@@ -46,6 +46,7 @@ pub(crate) struct Arrival {
     pub(crate) ifindex: u32,
     pub(crate) came_by: u32,
     pub(crate) mark: u32,
+    pub(crate) hash: u32,
     pub(crate) segment: u32,
 }
 
@@ -65,6 +66,7 @@ pub(crate) enum Target {
 pub(crate) struct Outcome {
     pub(crate) reason: Option<Reason>,
     pub(crate) mark: u32,
+    pub(crate) hash: u32,
     pub(crate) target: Option<Target>,
 }
 
@@ -73,6 +75,22 @@ impl Outcome {
     pub(crate) fn passes(&self) -> bool {
         self.reason
             .is_none_or(|reason| matches!(reason.path(), Path::Kernel | Path::Again))
+    }
+}
+
+/// What a packet carries beside its bytes: mark and hash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Carried(pub(crate) u32, pub(crate) u32);
+
+impl From<u32> for Carried {
+    fn from(mark: u32) -> Self {
+        Self(mark, 0)
+    }
+}
+
+impl From<Outcome> for Carried {
+    fn from(outcome: Outcome) -> Self {
+        Self(outcome.mark, outcome.hash)
     }
 }
 
@@ -123,6 +141,7 @@ pub(crate) struct Host {
     pub(crate) train: Cell<Train<V4>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
+    hash: Cell<u32>,
     /// Of the frame at hand.
     length: Cell<u32>,
     target: Cell<Option<Target>>,
@@ -172,6 +191,7 @@ impl Host {
             train: Cell::default(),
             dice: RefCell::new(Dice::new(1)),
             mark: Cell::default(),
+            hash: Cell::default(),
             length: Cell::default(),
             target: Cell::default(),
             meddler: RefCell::default(),
@@ -194,6 +214,7 @@ impl Host {
     /// Runs a hook on a frame, which it may change.
     pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
         self.mark.set(arrival.mark);
+        self.hash.set(arrival.hash);
         self.length.set(bytes.len() as u32);
         self.target.set(None);
         self.answer.take();
@@ -201,6 +222,7 @@ impl Host {
         Outcome {
             reason,
             mark: self.mark.get(),
+            hash: self.hash.get(),
             target: self.target.get(),
         }
     }
@@ -222,6 +244,7 @@ impl Host {
             ifindex,
             came_by,
             mark,
+            hash,
             segment,
         } = arrival;
         let mut meta = Meta {
@@ -230,10 +253,11 @@ impl Host {
             l3,
             segment,
             mark,
+            hash,
         };
         if hook == Hook::Uplink {
             // A frame is no socket buffer yet.
-            (meta.segment, meta.mark) = (0, 0);
+            (meta.segment, meta.mark, meta.hash) = (0, 0, 0);
         }
         let frame = Frame::new(bytes);
         let packet = &mut Packet::default();
@@ -253,7 +277,7 @@ impl Host {
         };
         let side = match hook {
             Hook::ContainerIn => Side::Veth,
-            Hook::BridgeIn if mark == pipeline::mark::BACK => Side::Back,
+            Hook::BridgeIn if pipeline::mark::kind(mark) == pipeline::mark::BACK => Side::Back,
             Hook::BridgeIn => Side::Bridge,
             _ => Side::Outside,
         };
@@ -266,7 +290,7 @@ impl Host {
                 packet,
             };
             if let Some(refusal) = passage.refuse() {
-                self.mark.set(refusal.mark);
+                self.mark.set(pipeline::mark::with(mark, refusal.mark));
                 self.target.set(Some(Target::Back(ifindex)));
                 self.answer.replace(Some(answer(&refusal, bytes)));
             }

@@ -2,7 +2,7 @@
 //! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are made for real.
 
 use anyhow::{Context, Result};
-use aya::programs::{TestRun, TestRunOptions};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
 
 use super::Datapath;
 use crate::tables::{Hook, SocketHook};
@@ -16,6 +16,8 @@ pub struct Arrival {
     pub came_by: u32,
     /// The packet's mark.
     pub mark: u32,
+    /// The packet's hash. Only a carrier can give it one: see [`Datapath::simulate`].
+    pub hash: u32,
     /// Transport payload per segment of a GSO packet, 0 for others.
     pub segment: u32,
 }
@@ -39,6 +41,7 @@ mod skb {
     pub(super) const MARK: usize = 8;
     pub(super) const INGRESS_IFINDEX: usize = 36;
     pub(super) const IFINDEX: usize = 40;
+    pub(super) const CB: usize = 48;
     pub(super) const GSO_SIZE: usize = 176;
 }
 
@@ -50,7 +53,16 @@ mod xdp {
 }
 
 impl Datapath {
-    /// Runs a hook's program on a frame, `repeat` times.
+    /// A hook's program, for whoever runs it by a tail call.
+    ///
+    /// # Errors
+    /// The kernel refuses the program.
+    pub fn program(&mut self, hook: Hook) -> Result<ProgramFd> {
+        Ok(self.hooks.classifier(hook)?.fd()?.try_clone()?)
+    }
+
+    /// Runs a hook's program on a frame, `repeat` times; by a `carrier`, which gives the packet the
+    /// hash in its control block and goes on as the program.
     ///
     /// # Errors
     /// The kernel refuses: a frame of fewer than 14 octets, a device that does not exist.
@@ -60,6 +72,7 @@ impl Datapath {
         frame: &[u8],
         arrival: Arrival,
         repeat: u32,
+        carrier: Option<&SchedClassifier>,
     ) -> Result<Fate> {
         let mut out = vec![0; frame.len() + 64];
         let mut context = Vec::new();
@@ -74,6 +87,7 @@ impl Datapath {
             put(skb::SIZE, skb::MARK, arrival.mark);
             put(skb::SIZE, skb::INGRESS_IFINDEX, arrival.came_by);
             put(skb::SIZE, skb::IFINDEX, arrival.ifindex);
+            put(skb::SIZE, skb::CB, arrival.hash);
             put(skb::SIZE, skb::GSO_SIZE, arrival.segment);
         }
         let mut context_out = vec![0; context.len()];
@@ -87,6 +101,8 @@ impl Datapath {
         };
         let run = if hook == Hook::Uplink {
             self.hooks.xdp()?.test_run(options)
+        } else if let Some(carrier) = carrier {
+            carrier.test_run(options)
         } else {
             self.hooks.classifier(hook)?.test_run(options)
         };

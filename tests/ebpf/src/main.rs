@@ -1,4 +1,5 @@
-//! The bench's own programs: `generator` makes UDP frames, `door` counts and drops what arrives.
+//! The tests' own programs: `generator` makes UDP frames, `door` counts and drops what arrives,
+//! `carrier` runs another program on a packet that has a hash.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
@@ -13,9 +14,9 @@
 mod programs {
     use aya_ebpf::EbpfContext as _;
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
-    use aya_ebpf::helpers::bpf_redirect;
+    use aya_ebpf::helpers::{bpf_redirect, bpf_set_hash};
     use aya_ebpf::macros::{classifier, map, xdp};
-    use aya_ebpf::maps::{Array, PerCpuArray};
+    use aya_ebpf::maps::{Array, PerCpuArray, ProgramArray};
     use aya_ebpf::programs::{TcContext, XdpContext};
 
     /// The words of a frame: 60 bytes, the shortest there are on a wire.
@@ -73,6 +74,22 @@ mod programs {
         unsafe { bpf_redirect(load.ifindex, 0) as u32 }
     }
 
+    /// The program that [`carrier`] runs.
+    #[map]
+    pub static CARRIED: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+    /// Gives the packet the hash that its control block names, which `BPF_PROG_TEST_RUN` cannot, and
+    /// goes on as the program at hand.
+    #[classifier]
+    pub fn carrier(ctx: TcContext) -> i32 {
+        let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
+        // SAFETY: the context of a classifier is a `__sk_buff`.
+        unsafe { bpf_set_hash(skb, (*skb).cb[0]) };
+        // SAFETY: the program at hand is a classifier too.
+        let _ = unsafe { CARRIED.tail_call(&ctx, 0) };
+        TC_ACT_SHOT
+    }
+
     /// Drops all but ARP, without which a sender would lose its neighbour.
     #[classifier]
     pub fn door(ctx: TcContext) -> i32 {
@@ -96,7 +113,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Neither program needs a helper that asks for a licence; a loader asks for the section.
+/// No program needs a helper that asks for a licence; a loader asks for the section.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -6,6 +6,7 @@ use forwarder_common::family::Family;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::proto;
+use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Path;
 
 use crate::model::frames::{Spec, UNREACHABLE};
@@ -58,7 +59,12 @@ fn step(host: &mut Host, input: &mut Unstructured<'_>) -> Result<()> {
     let arrival = Arrival {
         ifindex: *input.choose(&DEVICES)?,
         came_by: *input.choose(&DEVICES)?,
-        mark: mark(input)?,
+        mark: any_mark(input)?,
+        hash: mark::lead(
+            input.int_in_range(0..=FLOWS)?,
+            input.arbitrary::<bool>()?.into(),
+            false,
+        ),
         segment: if input.ratio(1, 8)? { 1400 } else { 0 },
     };
     let raw = matches!(hook, Hook::OutsideInRaw | Hook::OutsideOutRaw);
@@ -92,7 +98,8 @@ fn assert_translated(host: &Host, packet: &[u8], outcome: &Outcome, arrival: Arr
     let Ok(header) = V4::header(&Frame::new(&mut packet), 0) else {
         return;
     };
-    let done = arrival.mark == forwarder_common::pipeline::mark::DONE && outcome.target.is_none();
+    let done =
+        mark::kind(arrival.mark) == mark::DONE && arrival.came_by != 0 && outcome.target.is_none();
     let inside = host
         .subnets
         .keys()
@@ -106,7 +113,7 @@ fn assert_translated(host: &Host, packet: &[u8], outcome: &Outcome, arrival: Arr
 }
 
 /// Marks: none mostly, else anything, which those that lead to flows are among.
-fn mark(input: &mut Unstructured<'_>) -> Result<u32> {
+fn any_mark(input: &mut Unstructured<'_>) -> Result<u32> {
     if input.ratio(3, 4)? {
         Ok(0)
     } else {

@@ -41,7 +41,7 @@ pub(super) fn damage(dice: &mut Dice, mut case: Case) -> Case {
             lengthen(frame, more);
         }
         10 => case.arrival.segment = dice.pick(&[1, 100, 1200, 1460, 1480]) as u32,
-        11 => case.arrival.mark = dice.pick(&[mark::HOST, mark::DONE, mark::TAG | 1, 0x1234]),
+        11 => case.arrival.mark = dice.pick(&[mark::HOST, mark::DONE, mark::FLOW | 1, 0x1234]),
         12 => case.arrival.came_by = dice.pick(&[0, UPLINK, BRIDGE, WEB_VETH, 77]),
         13 if frame[23] == 17 && frame.len() > 42 => frame[40..42].fill(0),
         14 if frame.len() > 42 => frame[40..42].fill(0xff),

@@ -9,10 +9,13 @@ pub(crate) mod traffic;
 pub(crate) mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
+use aya::maps::ProgramArray;
+use aya::programs::SchedClassifier;
 use forwarder::datapath::{Arrival, Datapath, Fate, Setup, remove_all};
 use forwarder::diff::Op;
 use forwarder::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Target, XdpKind};
@@ -27,6 +30,11 @@ use tokio::runtime::Runtime;
 
 /// A device that the agent does not know.
 pub(crate) const STRANGER: u32 = 5;
+
+/// Names the tests' own programs, and what runs one of ours on a packet with a hash.
+const OBJECT: &str = "FORWARDER_TESTS_BPF_OBJECT";
+const CARRIER: &str = "carrier";
+const CARRIED: &str = "CARRIED";
 
 /// The namespace and the directories; dropped, they are gone.
 pub(crate) struct Ground {
@@ -170,6 +178,7 @@ pub(crate) struct Loaded {
     pub(crate) datapath: Datapath,
     /// Its maps as bytes.
     pub(crate) raw: Raw,
+    carrier: Ebpf,
     runtime: Runtime,
     rows: Vec<Op>,
     folder: PathBuf,
@@ -196,10 +205,14 @@ impl Loaded {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let mut carrier = Ebpf::load_file(env::var(OBJECT).context(OBJECT)?)?;
+        let program = carrier.program_mut(CARRIER).context(CARRIER)?;
+        <&mut SchedClassifier>::try_from(program)?.load()?;
         let rows = Vec::new();
         let mut loaded = Self {
             datapath,
             raw,
+            carrier,
             runtime,
             rows,
             folder,
@@ -251,15 +264,26 @@ impl Loaded {
             ifindex,
             came_by,
             mark,
+            hash,
             segment,
         } = arrival;
         let arrival = Arrival {
             ifindex,
             came_by,
             mark,
+            hash,
             segment,
         };
-        self.datapath.simulate(place(hook), frame, arrival, 1)
+        let hook = place(hook);
+        if hash == 0 || hook == Hook::Uplink {
+            return self.datapath.simulate(hook, frame, arrival, 1, None);
+        }
+        let program = self.datapath.program(hook)?;
+        let map = self.carrier.map_mut(CARRIED).context(CARRIED)?;
+        ProgramArray::try_from(map)?.set(0, &program, 0)?;
+        let carrier = self.carrier.program(CARRIER).context(CARRIER)?;
+        let carrier = Some(carrier.try_into()?);
+        self.datapath.simulate(hook, frame, arrival, 1, carrier)
     }
 }
 

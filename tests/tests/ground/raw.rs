@@ -9,12 +9,15 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, Ring
 use forwarder_common::abi::{Flow, FlowRef, Hint, Settings, Tuple, Windows, capacity, name};
 use forwarder_common::event::Event;
 use forwarder_common::family::V4;
+use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
 
 const FLOW: usize = size_of::<Flow<V4>>();
 const HINT: usize = size_of::<Hint<V4>>();
 /// Offset of the second tuple's destination port in a record.
 const REPLY_DPORT: usize = 40 + 16 + 10;
+/// Offset of the first tuple.
+const ORIGINAL: usize = 40;
 /// Where a record's times are.
 const TIMES: std::ops::Range<usize> = 96..108;
 /// Octets of an event before its times.
@@ -148,6 +151,15 @@ impl Raw {
         Some(u16::from_be_bytes(
             record[REPLY_DPORT..REPLY_DPORT + 2].try_into().ok()?,
         ))
+    }
+
+    /// The hash that leads a packet with this tuple to its flow.
+    pub(crate) fn lead(&self, tuple: &Tuple<V4>) -> Option<u32> {
+        let reference = self.index.get(&key(tuple), 0).ok()?;
+        let index = u32::from_ne_bytes(reference[..4].try_into().ok()?);
+        let record = self.flows.get(&index, 0).ok()?;
+        let answers = record[ORIGINAL..ORIGINAL + size_of::<Key>()] != key(tuple);
+        Some(mark::lead(index, usize::from(answers), false))
     }
 
     /// What was told of flows since this was asked last, without times.

@@ -61,12 +61,12 @@ impl Traffic {
 
     /// Tells what became of a packet.
     pub(crate) fn learn(&mut self, case: &Case, outcome: &Outcome, after: &[u8]) {
-        if outcome.passes() && after.len() > 34 && mark::is_ours(outcome.mark) {
+        if outcome.passes() && after.len() > 34 && mark::kind(outcome.mark) != mark::NONE {
             let room = self.under_way.len() < 64;
             let at = self.dice.get_mut().below(64);
             let came_by = match case.arrival.ifindex {
                 // It is to go back there.
-                _ if outcome.mark == mark::BACK => case.arrival.came_by,
+                _ if mark::kind(outcome.mark) == mark::BACK => case.arrival.came_by,
                 // Behind the veth comes the bridge.
                 WEB_VETH | APP_VETH => BRIDGE,
                 FAR_VETH => OTHER_BRIDGE,
@@ -486,8 +486,10 @@ impl Traffic {
         let (outcome, frame, came_by) = self.under_way.swap_remove(at);
         let to_container = frame[30..32] == [172, 17] || frame[30..32] == [172, 18];
         let (hook, ifindex) = match self.dice.get_mut().below(8) {
-            1.. if outcome.mark == mark::BACK && came_by == BRIDGE => (Hook::BridgeIn, BRIDGE),
-            1.. if outcome.mark == mark::BACK => (Hook::OutsideIn, UPLINK),
+            1.. if mark::kind(outcome.mark) == mark::BACK && came_by == BRIDGE => {
+                (Hook::BridgeIn, BRIDGE)
+            }
+            1.. if mark::kind(outcome.mark) == mark::BACK => (Hook::OutsideIn, UPLINK),
             1.. if frame[30] == 0 => (Hook::RoundOut, UPLINK),
             0 => (Hook::BridgeIn, BRIDGE),
             1 => (Hook::ContainerOut, APP_VETH),
@@ -498,6 +500,7 @@ impl Traffic {
             ifindex,
             came_by,
             mark: outcome.mark,
+            hash: outcome.hash,
             segment: 0,
         };
         Some(Case {
@@ -525,13 +528,15 @@ impl Traffic {
             frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
         }
         let came_by = dice.pick(&[0, UPLINK, BRIDGE, 77]);
-        let mark = dice.pick(&[0, mark::TAG | 3, mark::DONE, mark::HOST, 7]);
+        let mark = dice.pick(&[0, mark::FLOW | 3, mark::DONE, mark::HOST, 7]);
+        let hash = dice.below(4) as u32;
         Case {
             hook,
             arrival: Arrival {
                 ifindex,
                 came_by,
                 mark,
+                hash,
                 segment: 0,
             },
             frame,

@@ -1,0 +1,160 @@
+//! What others have set up on this host and the fast path does not ask: queues and filters of devices,
+//! IPsec policies, rules of netfilter, routing by marks. Pure: `watch::others` reads it.
+
+mod netlink;
+pub mod netfilter;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+pub use netfilter::{Firewall, Rule, Ruleset};
+pub(crate) use netlink::{filter, policy, qdisc, routing_rule};
+
+/// Everything of others'.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Devices whose traffic is shaped or filtered, by index.
+    pub shaped: BTreeMap<u32, Shaping>,
+    /// IPsec policies for what is forwarded.
+    pub policies: Vec<IpsecPolicy>,
+    /// Rules of routing that ask for a mark.
+    pub routing: Vec<String>,
+    /// Rules of netfilter on the way of what is forwarded.
+    pub rules: Vec<Rule>,
+    /// Chains that drop whatever nobody accepted before, and what ends it.
+    pub drops: Vec<(String, String)>,
+    /// Whether somebody has rules of netfilter at all: only then connections may be tracked.
+    pub tracks: bool,
+    /// Whether our rule is in place that keeps our packets from being tracked.
+    pub untracked: bool,
+}
+
+/// Who has a say in a device's traffic, in words; none where nobody has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shaping {
+    /// In what comes by it.
+    pub inward: Option<String>,
+    /// In what leaves by it.
+    pub outward: Option<String>,
+}
+
+/// An IPv4 range: address and prefix length.
+pub type Range = (Ipv4Addr, u8);
+
+/// Whether two ranges have an address in common.
+#[must_use]
+pub fn overlap(a: Range, b: Range) -> bool {
+    let shorter = u32::from(a.1.min(b.1).min(32));
+    let mask = u32::MAX.checked_shl(32 - shorter).unwrap_or(0);
+    (a.0.to_bits() ^ b.0.to_bits()) & mask == 0
+}
+
+/// Which way an IPsec policy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// What leaves, the host's own and what is forwarded.
+    Out,
+    /// What is about to be forwarded.
+    Forward,
+}
+
+/// An IPsec policy for IPv4 (`ip xfrm policy`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpsecPolicy {
+    /// Which way it is for.
+    pub direction: Direction,
+    /// The sources that it is for.
+    pub src: Range,
+    /// The destinations that it is for.
+    pub dst: Range,
+    /// Whether it blocks, or demands a transformation; others let pass what comes.
+    pub restricts: bool,
+}
+
+impl IpsecPolicy {
+    /// Whether it may be about a packet between these ranges and anywhere.
+    #[must_use]
+    pub fn may_match(&self, containers: &[Range]) -> bool {
+        let of_containers = |range| containers.iter().any(|&own| overlap(own, range));
+        of_containers(self.src) || of_containers(self.dst)
+    }
+
+    /// In `ip xfrm policy`'s words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let dir = match self.direction {
+            Direction::Out => "out",
+            Direction::Forward => "fwd",
+        };
+        let ((src, s), (dst, d)) = (self.src, self.dst);
+        format!("src {src}/{s} dst {dst}/{d} dir {dir}")
+    }
+}
+
+/// What containers are reached and reach by: whose traffic a rule can match.
+#[derive(Clone, Debug, Default)]
+pub struct Reach {
+    /// Names of the bridges of containers.
+    pub bridges: Vec<String>,
+    /// Their ranges.
+    pub ranges: Vec<Range>,
+}
+
+impl Others {
+    /// What to tell a person, one line each: what it is, what it means for containers, what to do.
+    #[must_use]
+    pub fn lines(&self, reach: &Reach, name: impl Fn(u32) -> String) -> Vec<(String, String)> {
+        let mut lines = Vec::new();
+        for (&index, Shaping { inward, outward }) in &self.shaped {
+            let device = name(index);
+            for (what, way) in [(inward, "comes by"), (outward, "leaves by")] {
+                lines.extend(what.as_ref().map(|what| {
+                    (
+                        format!("others have {what} on {device}: what {way} it takes the kernel's path"),
+                        "nothing has to be done; without it the fast path carries this traffic".to_owned(),
+                    )
+                }));
+            }
+        }
+        for policy in self.policies.iter().filter(|policy| policy.restricts) {
+            lines.push((
+                format!("there is an IPsec policy ({}): containers' traffic takes the kernel's path", policy.words()),
+                "nothing has to be done; translated packets that a policy wants protected are dropped"
+                    .to_owned(),
+            ));
+        }
+        for (what, todo) in &self.drops {
+            lines.push((what.clone(), todo.clone()));
+        }
+        let rules: Vec<_> = self.rules.iter().filter(|rule| rule.may_match(reach)).collect();
+        lines.extend(rules.iter().map(|rule| (rule.what(), rule.instead().to_owned())));
+        if rules.iter().any(|rule| rule.effect == netfilter::Effect::Mark) {
+            lines.extend(self.routing.iter().map(|rule| {
+                (
+                    format!("the rule of routing {rule} is not asked about containers' traffic"),
+                    "route by addresses or devices instead (ip rule from, iif)".to_owned(),
+                )
+            }));
+        }
+        if self.tracks && !self.untracked {
+            lines.push((
+                "the kernel's connection tracking may translate what the fast path hands on".to_owned(),
+                "install nftables or iptables: the agent adds one rule that prevents it".to_owned(),
+            ));
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_overlap_by_the_shorter_prefix() {
+        let range = |a: [u8; 4], len| (Ipv4Addr::from(a), len);
+        assert!(overlap(range([0; 4], 0), range([172, 17, 0, 2], 32)));
+        assert!(overlap(range([172, 17, 0, 0], 16), range([172, 17, 9, 9], 32)));
+        assert!(!overlap(range([172, 17, 0, 0], 16), range([172, 18, 0, 0], 16)));
+    }
+}

@@ -1,0 +1,382 @@
+//! Rules of netfilter that what is forwarded would meet, from the text of `iptables-save` and
+//! `nft list ruleset`. The fast path meets none of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::{Range, Reach, overlap};
+
+/// Our own table and chain of nftables, and the comment of our rule.
+pub const TABLE: &str = "forwarder";
+
+/// The rules of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// Those that could be read.
+    pub rulesets: Vec<Ruleset>,
+    /// Programs that would not show theirs.
+    pub unread: Vec<String>,
+}
+
+/// The rules that one program shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// `nft`, or the iptables whose `-save` printed it.
+    pub tool: &'static str,
+    /// What it printed.
+    pub text: String,
+}
+
+/// What a rule would do to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It ends there.
+    Drop,
+    /// It gets another destination.
+    Dnat,
+    /// It gets another source.
+    Snat,
+    /// It gets a mark, or its connection does.
+    Mark,
+    /// Something else: it is counted elsewhere, queued, changed.
+    Other,
+}
+
+/// A rule on the way of what is forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The program that shows it, and the rule as printed, its chain first.
+    pub text: String,
+    /// What it would do.
+    pub effect: Effect,
+    /// The sources and the destinations that it is for, if it names them.
+    pub src: Option<Range>,
+    /// See `src`.
+    pub dst: Option<Range>,
+    /// The devices by which it wants packets to come and to leave, if it names them.
+    pub inward: Option<String>,
+    /// See `inward`.
+    pub outward: Option<String>,
+}
+
+impl Rule {
+    /// Whether a packet to or from a container can match it.
+    #[must_use]
+    pub fn may_match(&self, reach: &Reach) -> bool {
+        let ours = |range: Option<Range>| {
+            range.is_none_or(|range| reach.ranges.iter().any(|&own| overlap(own, range)))
+        };
+        let bridge = |name: &Option<String>| {
+            name.as_ref().is_none_or(|name| match name.strip_suffix(['+', '*']) {
+                Some(stem) => reach.bridges.iter().any(|bridge| bridge.starts_with(stem)),
+                None => reach.bridges.contains(name),
+            })
+        };
+        // From a container, by its bridge; or to one.
+        ours(self.src) && bridge(&self.inward) || ours(self.dst) && bridge(&self.outward)
+    }
+
+    /// What it means.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let effect = match self.effect {
+            Effect::Drop => "dropped",
+            Effect::Dnat => "sent elsewhere",
+            Effect::Snat => "given another source",
+            Effect::Mark => "marked",
+            Effect::Other => "handled",
+        };
+        format!(
+            "a rule of netfilter is not asked about containers' traffic, which it would have {effect} ({})",
+            self.text
+        )
+    }
+
+    /// What replaces it.
+    #[must_use]
+    pub fn instead(&self) -> &'static str {
+        match self.effect {
+            Effect::Drop => {
+                "use ingress-allow and ingress-deny of the network or port, or icc = false"
+            }
+            Effect::Dnat => "publish the port with docker run -p",
+            Effect::Snat => "use the network's option com.docker.network.host_ipv4",
+            Effect::Mark => "route by addresses or devices instead (ip rule from, iif)",
+            Effect::Other => "put it where containers' packets still pass: inside the container",
+        }
+    }
+}
+
+/// All rules on the way of what is forwarded that are neither Docker's nor ours, without those that
+/// only let pass.
+#[must_use]
+pub fn foreign(firewall: &Firewall) -> Vec<Rule> {
+    let iptables_nft = is_shown_by_iptables(firewall);
+    let mut rules = Vec::new();
+    for Ruleset { tool, text } in &firewall.rulesets {
+        if *tool == "nft" {
+            rules.extend(nft(text, iptables_nft));
+        } else {
+            rules.extend(iptables(tool, text));
+        }
+    }
+    rules
+}
+
+/// Whether iptables shows of its own tables in nft all there is.
+#[must_use]
+pub fn is_shown_by_iptables(firewall: &Firewall) -> bool {
+    firewall
+        .rulesets
+        .iter()
+        .any(|rules| rules.tool == "iptables-nft" && !rules.text.contains("incompatible"))
+}
+
+/// Whether anybody but us has a rule or a table.
+#[must_use]
+pub fn is_used(firewall: &Firewall) -> bool {
+    firewall.rulesets.iter().any(|Ruleset { tool, text }| {
+        let tables = text.lines().filter(|line| match *tool {
+            "nft" => line.starts_with("table ") && *line != format!("table ip {TABLE} {{"),
+            _ => line.starts_with("-A ") && !line.contains(TABLE),
+        });
+        tables.count() > 0
+    })
+}
+
+/// Whether our rule is among them.
+#[must_use]
+pub fn has_ours(firewall: &Firewall) -> bool {
+    firewall.rulesets.iter().any(|Ruleset { tool, text }| {
+        text.lines().any(|line| match *tool {
+            "nft" => line.trim_start().starts_with("meta mark") && line.contains("notrack") && line.contains(TABLE),
+            _ => line.starts_with("-A PREROUTING") && line.contains(TABLE),
+        })
+    })
+}
+
+/// Chains of Docker's, which are judged elsewhere. `DOCKER-USER` is the administrator's.
+fn is_dockers(chain: &str) -> bool {
+    chain.starts_with("DOCKER") && chain != "DOCKER-USER"
+}
+
+/// Names that can be reached from the first ones.
+fn reached<'a>(first: BTreeSet<&'a str>, jumps: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
+    let mut all = first.clone();
+    let mut rest: Vec<_> = first.into_iter().collect();
+    while let Some(chain) = rest.pop() {
+        for &next in jumps.get(chain).into_iter().flatten() {
+            if all.insert(next) {
+                rest.push(next);
+            }
+        }
+    }
+    all
+}
+
+fn range(text: &str) -> Option<Range> {
+    let (address, len) = text.split_once('/').unwrap_or((text, "32"));
+    Some((address.parse::<Ipv4Addr>().ok()?, len.parse().ok()?))
+}
+
+fn iptables(tool: &str, text: &str) -> Vec<Rule> {
+    let mut all = Vec::new();
+    // Chains have their names within a table.
+    for table in text.split('*').skip(1) {
+        let name = table.lines().next().unwrap_or_default();
+        let rules: Vec<(&str, Vec<&str>, &str)> = table
+            .lines()
+            .filter_map(|line| {
+                let (chain, rule) = line.strip_prefix("-A ")?.split_once(' ')?;
+                Some((chain, rule.split(' ').collect(), rule))
+            })
+            .collect();
+        let target = |words: &[&'_ str]| {
+            let at = words.iter().position(|word| matches!(*word, "-j" | "-g"))?;
+            words.get(at + 1).map(|word| (*word).to_owned())
+        };
+        let mut jumps: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (chain, words, _) in &rules {
+            let at = words.iter().position(|word| matches!(*word, "-j" | "-g"));
+            if let Some(next) = at.and_then(|at| words.get(at + 1)) {
+                jumps.entry(chain).or_default().insert(next);
+            }
+        }
+        let first = BTreeSet::from(["PREROUTING", "FORWARD", "POSTROUTING"]);
+        let on_the_way = reached(first, &jumps);
+        for (chain, words, rule) in &rules {
+            let Some(target) = target(words) else { continue };
+            let effect = match target.as_str() {
+                "ACCEPT" | "RETURN" => continue,
+                "DROP" | "REJECT" | "TARPIT" => Effect::Drop,
+                "DNAT" | "REDIRECT" | "TPROXY" => Effect::Dnat,
+                "SNAT" | "MASQUERADE" | "NETMAP" => Effect::Snat,
+                "MARK" | "CONNMARK" => Effect::Mark,
+                chain if rules.iter().any(|(other, ..)| *other == chain) => continue,
+                chain if table.contains(&format!("\n:{chain} ")) => continue,
+                _ => Effect::Other,
+            };
+            let dockers = super::super::preflight::is_dockers_rule(name, chain, rule);
+            if !on_the_way.contains(chain) || is_dockers(chain) || dockers || rule.contains(TABLE) {
+                continue;
+            }
+            let value = |flag: &str| {
+                let at = words.iter().position(|word| *word == flag)?;
+                if at > 0 && words[at - 1] == "!" {
+                    return None;
+                }
+                words.get(at + 1).copied()
+            };
+            all.push(Rule {
+                text: format!("{tool} -t {name} -A {chain} {rule}"),
+                effect,
+                src: value("-s").and_then(range),
+                dst: value("-d").and_then(range),
+                inward: value("-i").map(str::to_owned),
+                outward: value("-o").map(str::to_owned),
+            });
+        }
+    }
+    all
+}
+
+/// `iptables_read` says that iptables has shown its tables.
+fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
+    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
+    const HOOKS: [&str; 5] = ["prerouting", "forward", "postrouting", "ingress", "egress"];
+    let mut all = Vec::new();
+    let (mut family, mut table, mut chain) = ("", "", "");
+    let mut rules: Vec<(&str, &str, &str, &str)> = Vec::new();
+    let mut first: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    let mut jumps: BTreeMap<(&str, &str), BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
+    for line in text.lines().map(str::trim) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["table", f, t, "{"] => (family, table, chain) = (f, t, ""),
+            ["chain", name, "{"] => chain = name,
+            ["}"] => chain = "",
+            _ if chain.is_empty() => {}
+            ["type", _, "hook", hook, ..] => {
+                if HOOKS.contains(&hook) {
+                    first.entry((family, table)).or_default().insert(chain);
+                }
+            }
+            _ => {
+                let next = words.windows(2).find(|pair| matches!(pair[0], "jump" | "goto"));
+                if let Some(pair) = next {
+                    let of_table = jumps.entry((family, table)).or_default();
+                    of_table.entry(chain).or_default().insert(pair[1]);
+                }
+                rules.push((family, table, chain, line));
+            }
+        }
+    }
+    for (family, table, chain, line) in rules {
+        let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
+        let families = ["ip", "inet", "bridge", "netdev"].contains(&family);
+        if shown || !families || is_dockers(chain) || table.starts_with("docker-") || table == TABLE {
+            continue;
+        }
+        let on_the_way = reached(
+            first.get(&(family, table)).cloned().unwrap_or_default(),
+            &jumps.get(&(family, table)).cloned().unwrap_or_default(),
+        );
+        if !on_the_way.contains(chain) {
+            continue;
+        }
+        let words: Vec<_> = line.split_whitespace().collect();
+        let has = |verb: &str| words.contains(&verb);
+        let effect = if has("drop") || has("reject") {
+            Effect::Drop
+        } else if has("dnat") || has("redirect") || has("tproxy") {
+            Effect::Dnat
+        } else if has("masquerade") || has("snat") {
+            Effect::Snat
+        } else if line.contains("mark set") {
+            Effect::Mark
+        } else if has("queue") || has("dup") || has("fwd") || has("synproxy") {
+            Effect::Other
+        } else {
+            continue;
+        };
+        let bare = |words: &[&str]| {
+            !words.is_empty() && uncounted(words).len() == 1 && effect == Effect::Drop
+        };
+        if bare(&words) {
+            // Judged with the policies.
+            continue;
+        }
+        let value = |names: &[&str]| {
+            let at = words.windows(names.len()).position(|window| window == names)?;
+            words.get(at + names.len()).copied().filter(|word| !["!=", "{"].contains(word))
+        };
+        let name = |word: &str| word.trim_matches('"').to_owned();
+        all.push(Rule {
+            text: format!("nft {family} {table} {chain} {line}"),
+            effect,
+            src: value(&["ip", "saddr"]).and_then(range),
+            dst: value(&["ip", "daddr"]).and_then(range),
+            inward: value(&["iifname"]).or_else(|| value(&["iif"])).map(name),
+            outward: value(&["oifname"]).or_else(|| value(&["oif"])).map(name),
+        });
+    }
+    all
+}
+
+/// A rule's words without its counter.
+pub(crate) fn uncounted<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    match words {
+        ["counter", "packets", _, "bytes", _, rest @ ..] => rest.to_vec(),
+        all => all.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach() -> Reach {
+        Reach {
+            bridges: vec!["docker0".to_owned()],
+            ranges: vec![(Ipv4Addr::new(172, 17, 0, 0), 16)],
+        }
+    }
+
+    fn matching(tool: &'static str, text: &str) -> Vec<(Effect, String)> {
+        let firewall = Firewall {
+            rulesets: vec![Ruleset { tool, text: text.to_owned() }],
+            unread: Vec::new(),
+        };
+        let rules = foreign(&firewall).into_iter().filter(|rule| rule.may_match(&reach()));
+        rules.map(|rule| (rule.effect, rule.text)).collect()
+    }
+
+    #[test]
+    fn rules_that_match_containers_are_found() {
+        let text = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o tun0 -j MASQUERADE\nCOMMIT\n\
+                    *mangle\n:PREROUTING ACCEPT [0:0]\n:mine - [0:0]\n-A PREROUTING -j mine\n\
+                    -A mine -s 172.17.0.0/16 -j MARK --set-xmark 0x1/0x1\nCOMMIT\n\
+                    *filter\n:FORWARD DROP [0:0]\n-A FORWARD -d 172.17.0.2/32 -p tcp -j DROP\n\
+                    -A FORWARD -i docker0 -j ACCEPT\n-A FORWARD -s 198.18.0.9/32 -j REJECT\nCOMMIT\n";
+        let effects: Vec<_> = matching("iptables-legacy", text).into_iter().map(|rule| rule.0).collect();
+        assert_eq!(effects, [Effect::Snat, Effect::Mark, Effect::Drop, Effect::Drop]);
+        let nft = "table inet guard {\n\tchain forward {\n\t\ttype filter hook forward priority 0; policy accept;\n\
+                   \t\tip daddr 172.17.0.2 tcp dport 80 counter packets 0 bytes 0 drop\n\t}\n}\n\
+                   table netdev edge {\n\tchain in {\n\t\ttype filter hook ingress device \"up0\" priority 0;\n\
+                   \t\tip saddr 198.18.1.0/24 drop\n\t}\n}\n";
+        assert_eq!(matching("nft", nft).len(), 2);
+    }
+
+    #[test]
+    fn rules_that_cannot_match_are_not() {
+        let text = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.8.0.0/24 -o up0 -j MASQUERADE\nCOMMIT\n\
+                    *filter\n:FORWARD ACCEPT [0:0]\n:unused - [0:0]\n-A INPUT -j DROP\n-A unused -j DROP\n\
+                    -A FORWARD -i wg0 -o up0 -j DROP\n-A FORWARD -s 10.8.0.0/24 -d 10.9.0.0/24 -j DROP\nCOMMIT\n";
+        assert_eq!(matching("iptables-nft", text), []);
+        let nft = "table ip forwarder {\n\tchain untracked {\n\t\ttype filter hook prerouting priority raw;\n\
+                   \t\tmeta mark & 0xc0000000 == 0xc0000000 notrack comment \"forwarder\"\n\t}\n}\n\
+                   table inet f {\n\tchain input {\n\t\ttype filter hook input priority 0; policy drop;\n\
+                   \t\tip saddr 1.2.3.4 drop\n\t}\n}\n";
+        assert_eq!(matching("nft", nft), []);
+    }
+}
