@@ -315,6 +315,10 @@ pub struct Settings {
     pub route_mtu: u32,
     /// Always 0.
     pub reserved: u32,
+    /// What others have set up that the kernel's path alone heeds: bits of [`others`].
+    pub others: u32,
+    /// Always 0.
+    pub spare: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
     pub netns_cookie: u64,
 }
@@ -332,6 +336,19 @@ pub struct Device {
     pub mac: [u8; 6],
     /// 1 if frames have an Ethernet header.
     pub ethernet: u16,
+    /// Bits of [`device::flag`].
+    pub flags: u32,
+}
+
+/// Bits of [`Settings::others`].
+pub mod others {
+    /// Some devices have [`device::flag`](super::device::flag) set.
+    pub const SHAPED: u32 = 1;
+    /// There are IPsec policies that may be about containers' packets: the kernel carries them all, and
+    /// what is translated does not leave for the ranges of the list [`PROTECTED`].
+    pub const IPSEC: u32 = 2;
+    /// The list of the destinations to which policies demand protection of the host's own sources.
+    pub const PROTECTED: u32 = u32::MAX;
 }
 
 /// Kinds of [`Device`].
@@ -344,6 +361,14 @@ pub mod device {
     pub const VETH: u32 = 3;
     /// The same, with a known endpoint behind it: nobody else speaks there.
     pub const NAMED_VETH: u32 = 4;
+
+    /// Bits of [`Device::flags`](super::Device::flags).
+    pub mod flag {
+        /// Others shape or filter what comes by it: the kernel has to carry that.
+        pub const SHAPED_IN: u32 = 1;
+        /// The same of what leaves by it.
+        pub const SHAPED_OUT: u32 = 2;
+    }
 }
 
 /// A Docker bridge network.
@@ -618,8 +643,8 @@ const _: () = {
     assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 16 + 7 * 4 + 48 + 3 * 2 + 6);
     assert!(capacity::ENDPOINTS < HOST && capacity::PUBLISHED <= u16::MAX as u32 + 1);
-    assert!(size_of::<Settings>() == 4 * 12 + 8);
-    assert!(size_of::<Device>() == 4 + 4 + 6 + 2);
+    assert!(size_of::<Settings>() == 4 * 14 + 8);
+    assert!(size_of::<Device>() == 4 + 4 + 6 + 2 + 4);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
     assert!(size_of::<PortKey<V4>>() == 8);

@@ -21,7 +21,7 @@ pub mod fragments;
 mod hosts;
 pub mod mark;
 
-use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network};
+use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network, others};
 use crate::checksum;
 use crate::family::{Address, Family};
 use crate::flow::{self, Direction, Hit, ORIGINAL, REPLY};
@@ -160,9 +160,13 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     {
         return None;
     }
-    let Way::Peer(endpoint) = passage.steer(&hit, now) else {
+    let way = passage.steer(&hit, now);
+    let Way::Peer(endpoint) = way else {
         return None;
     };
+    if passage.others_say(&way).is_some() {
+        return None;
+    }
     if !tables.takes_frames(endpoint.ifindex) {
         return None;
     }
@@ -488,9 +492,12 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if self.is_inseparable(hit.flow) {
             return Some(Reason::Fragment);
         }
-        let way = self.steer(&hit, now);
+        let mut way = self.steer(&hit, now);
         if let Way::Refuse(reason) = way {
             return Some(reason);
+        }
+        if let Some(reason) = self.others_say(&way) {
+            way = Way::HandOn(reason);
         }
         // TCP's first piece spoke for the others.
         let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
@@ -628,6 +635,29 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
     }
 
+    /// Why the kernel has to carry a packet that has a way of ours: others have a say in it there.
+    #[inline(always)]
+    fn others_say(&self, way: &Way<'a, F>) -> Option<Reason> {
+        let others = self.tables.settings().others;
+        if others == 0 || matches!(way, Way::HandOn(_) | Way::Refuse(_)) {
+            return None;
+        }
+        if others & others::IPSEC != 0 {
+            return Some(Reason::Ipsec);
+        }
+        let shaped = |ifindex, flag| {
+            self.tables
+                .device(ifindex)
+                .is_some_and(|device| device.flags & flag != 0)
+        };
+        let out = match way {
+            Way::Peer(endpoint) => shaped(endpoint.ifindex, device::flag::SHAPED_OUT),
+            _ => false,
+        };
+        let heeded = out || shaped(self.meta.ifindex, device::flag::SHAPED_IN);
+        heeded.then_some(Reason::Shaped)
+    }
+
     /// Why the kernel has to finish a packet that would go to a device of this MTU.
     #[inline(always)]
     fn kernel_needed(&self, mtu: u32) -> Option<Reason> {
@@ -751,6 +781,12 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if after.dst == old.src && (packet.tail || after.dport == old.sport) {
             self.tables.mark(mark::NONE);
             return Some(Reason::Admitted);
+        }
+        if self.side == Side::Outside
+            && self.tables.settings().others & others::IPSEC != 0
+            && access::is_protected(self.tables, old.dst)
+        {
+            return Some(Reason::Unprotected);
         }
         let sport = if packet.tail { old.sport } else { after.dport };
         let edit = Edit {

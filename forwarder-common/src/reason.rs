@@ -91,6 +91,8 @@ reasons! {
     Reassembled = Kernel "reassembled" "A fragment: the kernel puts its datagram together.";
     NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
+    Shaped = Kernel "shaped" "In or out by a device whose traffic others shape or filter: the kernel carries it there.";
+    Ipsec = Kernel "ipsec" "There are IPsec policies: the kernel applies them.";
     HostFlow = Kernel "host-flow" "The host's own: of a flow whose port a container's flow had, translated; or of a protocol without ports.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
 
@@ -107,6 +109,7 @@ reasons! {
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
+    Unprotected = Drop "unprotected" "Translated, for a destination to which an IPsec policy demands protection that the packet has not.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
     Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or is SCTP whose ports change, or nobody puts it together.";
     Protocol = Drop "protocol" "DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";

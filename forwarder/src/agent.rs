@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::config::{Attach, Config, XdpMode};
 use crate::control::Verb;
-use crate::datapath::{self, Datapath, Setup};
+use crate::datapath::{self, Datapath, Setup, untracked};
 use crate::desired::{Policy, be32, desired, port_key};
 use crate::diff::{Op, diff};
 use crate::exhaustion::{self, Exhaustion};
@@ -90,6 +90,10 @@ pub(crate) struct Agent {
     unpublished: BTreeMap<PortKey<V4>, String>,
     /// What was used up and is not told yet.
     exhaustion: Exhaustion,
+    /// What the log was told of others' doing.
+    told: BTreeSet<String>,
+    /// Why our rule could not be added.
+    tracked: Option<String>,
 }
 
 impl Agent {
@@ -137,6 +141,8 @@ impl Agent {
             lists: None,
             failing: false,
             unpublished: BTreeMap::new(),
+            told: BTreeSet::new(),
+            tracked: None,
         })
     }
 
@@ -222,6 +228,7 @@ impl Agent {
             tables.hooks.retain(|(index, _)| !dockers(index));
         }
         self.tables = tables;
+        self.heed_others(world);
         let names = world
             .links
             .values()
@@ -240,6 +247,29 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Tells the log what others have set up since it was told last, and keeps what is handed on from
+    /// being tracked while anybody has rules.
+    fn heed_others(&mut self, world: &World) {
+        let lines = report::others(world);
+        for line in lines.iter().filter(|line| !self.told.contains(*line)) {
+            tracing::warn!("{line}");
+        }
+        self.told = lines.into_iter().collect();
+        if world.others.tracks && !world.others.untracked {
+            let failed = untracked::add().err().map(|error| format!("{error:#}"));
+            if let Some(why) = &failed
+                && self.tracked.as_ref() != Some(why)
+            {
+                tracing::warn!(
+                    "others' rules of netfilter track and may translate what the fast path hands on: {why}"
+                );
+            }
+            self.tracked = failed;
+        } else if !world.others.tracks && world.others.untracked {
+            untracked::remove();
+        }
     }
 
     /// Whether the kernel puts fragments together; makes it do so where it does not.

@@ -5,11 +5,12 @@ mod published;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use forwarder_common::abi::{Device, Endpoint, TrustKey, device, network};
+use forwarder_common::abi::{Device, Endpoint, TrustKey, device, ingress, network, others};
 use forwarder_common::family::{Be32, V4};
 
 pub use self::published::port_key;
 use crate::lists::Lists;
+use crate::others::{Direction, IpsecPolicy, Reach, overlap};
 use crate::rules::Rules;
 use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, ROUND, SocketHook, Tables, XdpKind};
 use crate::world::{Container, Family, GatewayMode, Link, LinkLayer, Network, Terms, World};
@@ -101,9 +102,11 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         tables.hooks.insert((link.index, Hook::RoundOut));
     }
     tables.locals = locals(world);
+    add_others(&mut tables, world);
     published::add_published(&mut tables, world, policy, &terms, &mut lists);
     tables.closed_lists = lists.settle();
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
+    add_protected(&mut tables, world);
     if !tables.xdp.is_empty() {
         add_far_ends(&mut tables, world);
     }
@@ -127,6 +130,7 @@ fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
 
 /// Whether packets come and go by this device at the network layer: not a port of a bridge or a
 /// bond, not loopback, not swarm's overlay plumbing, not what Docker names as it names its bridges.
+/// What goes round by an IFB for its queue comes back to where it was, still ours to finish there.
 /// A device that is down carries nothing; one of Docker's veths is down until it has its bridge.
 #[must_use]
 pub fn is_outside(world: &World, link: &Link) -> bool {
@@ -138,6 +142,7 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
     };
     link.up
         && link.name != ROUND
+        && link.kind != "ifb"
         && link.master.is_none_or(master_routes)
         && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
         && !link.name.starts_with("ov-")
@@ -157,6 +162,83 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
         bridge,
         mac: station.mac.unwrap_or_default(),
         ethernet: 1,
+        flags: 0,
+    }
+}
+
+/// Whose say the programs leave to the kernel: what shapes a bridge, shapes all veths behind it.
+fn add_others(tables: &mut Tables, world: &World) {
+    let flags = |index: u32| {
+        let shaping = world.others.shaped.get(&index);
+        let inward = shaping.is_some_and(|shaping| shaping.inward.is_some());
+        let outward = shaping.is_some_and(|shaping| shaping.outward.is_some());
+        u32::from(inward) * device::flag::SHAPED_IN + u32::from(outward) * device::flag::SHAPED_OUT
+    };
+    for (&index, row) in &mut tables.devices {
+        row.flags = flags(index);
+        if matches!(row.kind, device::VETH | device::NAMED_VETH) {
+            row.flags |= flags(row.bridge);
+        }
+        if row.flags != 0 {
+            tables.others |= others::SHAPED;
+        }
+    }
+    if applying_policies(world).next().is_some() {
+        tables.others |= others::IPSEC;
+    }
+}
+
+/// IPsec policies that may be about what containers send or get, seen by their own addresses or by the
+/// host's.
+pub(crate) fn applying_policies(world: &World) -> impl Iterator<Item = &IpsecPolicy> {
+    let ranges = reach(world).ranges;
+    let policies = world
+        .others
+        .policies
+        .iter()
+        .filter(|policy| policy.restricts);
+    policies.filter(move |policy| policy.may_match(&ranges) || is_of_the_host(world, policy))
+}
+
+/// Whether a policy is about what leaves with an address of the host's as source.
+fn is_of_the_host(world: &World, policy: &IpsecPolicy) -> bool {
+    let mut own = world.addresses.values().flatten();
+    policy.direction == Direction::Out
+        && own.any(|own| match own.address {
+            IpAddr::V4(own) => !own.is_loopback() && overlap((own, 32), policy.src),
+            IpAddr::V6(_) => false,
+        })
+}
+
+/// Where what is masqueraded must not go without the protection that a policy demands.
+fn add_protected(tables: &mut Tables, world: &World) {
+    for policy in applying_policies(world).filter(|policy| is_of_the_host(world, policy)) {
+        let (dst, len) = policy.dst;
+        let key = (others::PROTECTED, prefix(dst, len.min(32)), len.min(32));
+        tables.ingress.insert(key, ingress::ALLOW);
+    }
+}
+
+/// The bridges and ranges of containers.
+#[must_use]
+pub fn reach(world: &World) -> Reach {
+    let bridged = || {
+        world
+            .networks
+            .values()
+            .filter(|network| network.bridge.is_some())
+    };
+    let ranges = bridged().flat_map(|network| &network.subnets);
+    Reach {
+        bridges: bridged()
+            .filter_map(|network| network.bridge.clone())
+            .collect(),
+        ranges: ranges
+            .filter_map(|subnet| match subnet.address {
+                IpAddr::V4(address) => Some((address, subnet.prefix_len)),
+                IpAddr::V6(_) => None,
+            })
+            .collect(),
     }
 }
 
@@ -242,6 +324,7 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
         bridge: 0,
         mac,
         ethernet: u16::from(ethernet),
+        flags: 0,
     };
     tables.devices.insert(link.index, device);
     let hooks = if ethernet {

@@ -23,6 +23,7 @@ pub enum Op {
         route_generation: u32,
         xdp_tcp: bool,
         route_mtu: u32,
+        others: u32,
     },
     PutDevice(u32, Device),
     DropDevice(u32),
@@ -198,6 +199,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
         route_generation: tables.route_generation,
         xdp_tcp: tables.xdp_tcp,
         route_mtu: tables.route_mtu,
+        others: tables.others,
     };
     if settings(now) != settings(desired) {
         ops.push(settings(desired));

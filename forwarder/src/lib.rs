@@ -16,6 +16,7 @@ pub mod diff;
 mod exhaustion;
 mod lists;
 pub mod lock;
+pub mod others;
 pub mod plain;
 pub mod preflight;
 pub mod report;

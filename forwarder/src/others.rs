@@ -1,14 +1,14 @@
 //! What others have set up on this host and the fast path does not ask: queues and filters of devices,
 //! IPsec policies, rules of netfilter, routing by marks. Pure: `watch::others` reads it.
 
-mod netlink;
 pub mod netfilter;
+mod netlink;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use netfilter::{Firewall, Rule, Ruleset};
-pub(crate) use netlink::{filter, policy, qdisc, routing_rule};
+pub(crate) use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
 
 /// Everything of others'.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,8 +110,11 @@ impl Others {
             for (what, way) in [(inward, "comes by"), (outward, "leaves by")] {
                 lines.extend(what.as_ref().map(|what| {
                     (
-                        format!("others have {what} on {device}: what {way} it takes the kernel's path"),
-                        "nothing has to be done; without it the fast path carries this traffic".to_owned(),
+                        format!(
+                            "others have {what} on {device}: what {way} it takes the kernel's path"
+                        ),
+                        "nothing has to be done; without it the fast path carries this traffic"
+                            .to_owned(),
                     )
                 }));
             }
@@ -126,9 +129,20 @@ impl Others {
         for (what, todo) in &self.drops {
             lines.push((what.clone(), todo.clone()));
         }
-        let rules: Vec<_> = self.rules.iter().filter(|rule| rule.may_match(reach)).collect();
-        lines.extend(rules.iter().map(|rule| (rule.what(), rule.instead().to_owned())));
-        if rules.iter().any(|rule| rule.effect == netfilter::Effect::Mark) {
+        let rules: Vec<_> = self
+            .rules
+            .iter()
+            .filter(|rule| rule.may_match(reach))
+            .collect();
+        lines.extend(
+            rules
+                .iter()
+                .map(|rule| (rule.what(), rule.instead().to_owned())),
+        );
+        if rules
+            .iter()
+            .any(|rule| rule.effect == netfilter::Effect::Mark)
+        {
             lines.extend(self.routing.iter().map(|rule| {
                 (
                     format!("the rule of routing {rule} is not asked about containers' traffic"),
@@ -138,7 +152,8 @@ impl Others {
         }
         if self.tracks && !self.untracked {
             lines.push((
-                "the kernel's connection tracking may translate what the fast path hands on".to_owned(),
+                "the kernel's connection tracking may translate what the fast path hands on"
+                    .to_owned(),
                 "install nftables or iptables: the agent adds one rule that prevents it".to_owned(),
             ));
         }
@@ -154,7 +169,13 @@ mod tests {
     fn ranges_overlap_by_the_shorter_prefix() {
         let range = |a: [u8; 4], len| (Ipv4Addr::from(a), len);
         assert!(overlap(range([0; 4], 0), range([172, 17, 0, 2], 32)));
-        assert!(overlap(range([172, 17, 0, 0], 16), range([172, 17, 9, 9], 32)));
-        assert!(!overlap(range([172, 17, 0, 0], 16), range([172, 18, 0, 0], 16)));
+        assert!(overlap(
+            range([172, 17, 0, 0], 16),
+            range([172, 17, 9, 9], 32)
+        ));
+        assert!(!overlap(
+            range([172, 17, 0, 0], 16),
+            range([172, 18, 0, 0], 16)
+        ));
     }
 }

@@ -14,6 +14,7 @@ use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Attach, Config};
+use crate::others::{Firewall, Others, Reach, netfilter};
 use crate::trusted;
 use probe::{Bpffs, Docker, Probe};
 
@@ -151,7 +152,14 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.push(fragments(probe));
     findings.extend(sockets(probe));
     findings.extend(uplinks(probe, config));
-    findings.extend(firewall::judge(&probe.firewall));
+    let mut rules = firewall::judge(&probe.firewall);
+    rules.extend(others(probe));
+    if rules.is_empty() {
+        rules.push(Finding::ok(
+            "nobody else has rules that the fast path does not ask",
+        ));
+    }
+    findings.extend(rules);
     findings.push(forwarding(probe));
     findings.extend(dockerd::judge(
         probe.dockerd.as_ref(),
@@ -159,6 +167,66 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
         &config.state_dir,
     ));
     findings
+}
+
+/// What others have set up, as far as it may be about containers. Without Docker's word these are
+/// behind bridges that are named as Docker names them, in its default ranges.
+fn others(probe: &Probe) -> Vec<Finding> {
+    let bridge = |name: &&String| *name == "docker0" || name.starts_with("br-");
+    let reach = Reach {
+        bridges: probe.devices.iter().filter(bridge).cloned().collect(),
+        ranges: POOLS.map(|(address, len)| (address.into(), len)).into(),
+    };
+    // The agent adds its rule when it runs.
+    let tracks = netfilter::is_used(&probe.firewall);
+    let seen = Others {
+        rules: netfilter::foreign(&probe.firewall),
+        drops: drops(&probe.firewall),
+        untracked: true,
+        ..probe.others.clone()
+    };
+    let name = |index: u32| {
+        probe
+            .names
+            .get(&index)
+            .cloned()
+            .unwrap_or(format!("#{index}"))
+    };
+    let lines = seen.lines(&reach, name).into_iter();
+    let mut findings: Vec<_> = lines
+        .map(|(what, todo)| Finding::warn(what, todo))
+        .collect();
+    if tracks && !probe.untracks {
+        findings.push(Finding::warn(
+            "neither nft nor iptables is here, so connection tracking and others' translations meet \
+             what the fast path hands on",
+            "install nftables",
+        ));
+    }
+    findings
+}
+
+/// What dockerd gives to networks unless it is told otherwise.
+const POOLS: [([u8; 4], u8); 2] = [([172, 16, 0, 0], 12), ([192, 168, 0, 0], 16)];
+
+/// A program on the path, or where programs for root are.
+pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
+    probe::program(name)
+}
+
+/// The rules of netfilter, as far as they can be read.
+pub(crate) fn read_firewall() -> Firewall {
+    probe::firewall()
+}
+
+/// Chains that drop what the fast path hands on, and what ends it.
+pub(crate) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
+    firewall::drops(firewall)
+}
+
+/// Whether a rule is dockerd's and acts.
+pub(crate) fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
+    firewall::is_dockers(table, chain, rule)
 }
 
 fn privileges(probe: &Probe) -> Finding {

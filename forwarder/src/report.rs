@@ -22,6 +22,8 @@ pub use filter::{Filter, state_named};
 pub use rows::*;
 
 use crate::datapath::{FlowSnapshot, MapFill};
+use crate::desired::{applying_policies, reach};
+use crate::others::Others;
 use crate::tables::{Hook, SocketHook, Tables};
 use crate::world::{Family, World};
 
@@ -182,8 +184,28 @@ pub fn agent(world: &World, tables: &Tables, uplinks: Vec<Uplink>, uptime_s: u64
                 .count(),
         },
         uplinks,
+        others: others(world),
         hooks: hooks(tables.hooks.iter().copied(), name),
     }
+}
+
+/// What others have set up that is or may be about containers, one line each.
+#[must_use]
+pub fn others(world: &World) -> Vec<String> {
+    let name = |index| {
+        let link = world.links.get(&index);
+        link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
+    };
+    // That it is not there yet is no news.
+    let others = Others {
+        policies: applying_policies(world).cloned().collect(),
+        untracked: true,
+        ..world.others.clone()
+    };
+    let lines = others.lines(&reach(world), name).into_iter();
+    lines
+        .map(|(what, todo)| format!("{what}: {todo}"))
+        .collect()
 }
 
 /// Hooks by the names that `name` gives devices, or `#INDEX` for one that has none.
@@ -225,20 +247,22 @@ pub fn status(
         let MapFill { name, size, fill } = *map;
         (name.to_owned(), Fill { size, fill })
     };
-    let (agent, docker, uplinks, hooks) = match agent {
+    let (agent, docker, uplinks, others, hooks) = match agent {
         Some(told) => (
             Some(told.agent),
             Some(told.docker),
             told.uplinks,
+            told.others,
             told.hooks,
         ),
-        None => (None, None, Vec::new(), pinned),
+        None => (None, None, Vec::new(), Vec::new(), pinned),
     };
     let maps = maps.iter().map(fill).collect();
     Status {
         agent,
         docker,
         uplinks,
+        others,
         hooks,
         sockets: sockets
             .into_iter()

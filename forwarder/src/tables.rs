@@ -203,6 +203,8 @@ pub struct Tables {
     pub xdp_tcp: bool,
     /// The smallest MTU that a route has by itself; 0 if none has.
     pub route_mtu: u32,
+    /// What the kernel's path alone heeds: bits of [`forwarder_common::abi::others`].
+    pub others: u32,
     /// The device that fragments go round by; 0 for none.
     pub round: u32,
     /// Devices by index.

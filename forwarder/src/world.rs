@@ -8,6 +8,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::others::Others;
+
 pub use fact::{Fact, Listing};
 pub use model::*;
 pub use terms::{GatewayMode, Ingress, Terms};
@@ -38,6 +40,8 @@ pub struct World {
     pub bound: BTreeMap<HostPort, Bound>,
     /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
     pub unbound: BTreeSet<HostPort>,
+    /// What others have set up.
+    pub others: Others,
     /// How often the kernel dropped notices that we were too slow to read (all was read anew then).
     pub overruns: u32,
     /// The host end of each endpoint's veth (its ifindex); derived from the rest by `apply`.
@@ -135,6 +139,7 @@ impl World {
                 self.bound.retain(|_, bound| bound.shim != shim);
                 self.bound.len() != before
             }
+            Fact::Others(others) => replace(&mut self.others, *others),
             Fact::Overrun => {
                 self.overruns = self.overruns.wrapping_add(1);
                 true

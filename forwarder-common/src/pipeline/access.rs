@@ -3,6 +3,7 @@
 use super::{Passage, Steps};
 use crate::abi::{
     Flow, HOST, IngressKey, LinkKey, Network, OUTSIDE, PortKey, TrustKey, Tuple, ingress, network,
+    others,
 };
 use crate::family::Family;
 use crate::flow::{Hit, ORIGINAL, REPLY};
@@ -179,6 +180,12 @@ pub(super) fn is_welcome<F: Family, T: Tables<F>>(
         _ => 0,
     };
     is_listed(tables, policy, tuple.src) && is_listed(tables, network, tuple.src)
+}
+
+/// Whether an IPsec policy demands protection of what the host itself sends there.
+#[inline(always)]
+pub(super) fn is_protected<F: Family, T: Tables<F>>(tables: &T, dst: F::Addr) -> bool {
+    is_listed(tables, others::PROTECTED, dst)
 }
 
 /// Whether a list lets a client in: list 0 lets in everybody.

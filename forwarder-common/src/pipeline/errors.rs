@@ -39,7 +39,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Some(Reason::IcmpStray);
         }
         let src = if from == answers.src { sent.dst } else { from };
-        let way = self.steer(&hit, now);
+        let mut way = self.steer(&hit, now);
+        // Shaping is for what is large or much.
+        if let Some(Reason::Ipsec) = self.others_say(&way) {
+            way = Way::HandOn(Reason::Ipsec);
+        }
         let hop = match way {
             Way::Peer(_) | Way::Neighbour(..) => true,
             // With a source of its own it can go by the kernel: only the destination changes.

@@ -68,6 +68,9 @@ fn render(status: &Status) -> String {
             format!("{name}: xdp {xdp} ({why})"),
         ]);
     }
+    for line in &status.others {
+        head.push(vec!["others".to_owned(), line.clone()]);
+    }
     let packets = status
         .packets
         .iter()

@@ -15,6 +15,7 @@ mod round;
 mod simulate;
 mod sock_diag;
 mod sockets;
+pub mod untracked;
 mod view;
 
 use std::collections::BTreeMap;
@@ -134,6 +135,7 @@ impl Datapath {
         tables.route_generation = settings.route_generation;
         tables.xdp_tcp = settings.xdp_tcp != 0;
         tables.route_mtu = settings.route_mtu;
+        tables.others = settings.others;
         tables.policy = settings.policy;
         tables.round = settings.round;
         for entry in &maps.devices {
@@ -233,6 +235,7 @@ impl Datapath {
                 route_generation,
                 xdp_tcp,
                 route_mtu,
+                others,
             } => {
                 let settings = maps.settings()?;
                 let xdp_tcp = u32::from(xdp_tcp);
@@ -240,6 +243,7 @@ impl Datapath {
                     route_generation,
                     xdp_tcp,
                     route_mtu,
+                    others,
                     ..settings
                 })?;
             }
@@ -430,6 +434,7 @@ const FAR_ENDS: &str = "far-ends";
 /// Takes everything of ours out of the kernel: programs, maps, pins, filters, and what was changed
 /// in containers. Works with the agent dead, and with nothing there.
 pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
+    untracked::remove();
     hooks::remove_filters(&state_dir.join(CLSACT))?;
     pins::remove_all(bpffs_dir)?;
     round::remove().await?;

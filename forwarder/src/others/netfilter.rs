@@ -67,10 +67,11 @@ impl Rule {
             range.is_none_or(|range| reach.ranges.iter().any(|&own| overlap(own, range)))
         };
         let bridge = |name: &Option<String>| {
-            name.as_ref().is_none_or(|name| match name.strip_suffix(['+', '*']) {
-                Some(stem) => reach.bridges.iter().any(|bridge| bridge.starts_with(stem)),
-                None => reach.bridges.contains(name),
-            })
+            name.as_ref()
+                .is_none_or(|name| match name.strip_suffix(['+', '*']) {
+                    Some(stem) => reach.bridges.iter().any(|bridge| bridge.starts_with(stem)),
+                    None => reach.bridges.contains(name),
+                })
         };
         // From a container, by its bridge; or to one.
         ours(self.src) && bridge(&self.inward) || ours(self.dst) && bridge(&self.outward)
@@ -149,7 +150,11 @@ pub fn is_used(firewall: &Firewall) -> bool {
 pub fn has_ours(firewall: &Firewall) -> bool {
     firewall.rulesets.iter().any(|Ruleset { tool, text }| {
         text.lines().any(|line| match *tool {
-            "nft" => line.trim_start().starts_with("meta mark") && line.contains("notrack") && line.contains(TABLE),
+            "nft" => {
+                line.trim_start().starts_with("meta mark")
+                    && line.contains("notrack")
+                    && line.contains(TABLE)
+            }
             _ => line.starts_with("-A PREROUTING") && line.contains(TABLE),
         })
     })
@@ -161,7 +166,10 @@ fn is_dockers(chain: &str) -> bool {
 }
 
 /// Names that can be reached from the first ones.
-fn reached<'a>(first: BTreeSet<&'a str>, jumps: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
+fn reached<'a>(
+    first: BTreeSet<&'a str>,
+    jumps: &BTreeMap<&'a str, BTreeSet<&'a str>>,
+) -> BTreeSet<&'a str> {
     let mut all = first.clone();
     let mut rest: Vec<_> = first.into_iter().collect();
     while let Some(chain) = rest.pop() {
@@ -205,7 +213,9 @@ fn iptables(tool: &str, text: &str) -> Vec<Rule> {
         let first = BTreeSet::from(["PREROUTING", "FORWARD", "POSTROUTING"]);
         let on_the_way = reached(first, &jumps);
         for (chain, words, rule) in &rules {
-            let Some(target) = target(words) else { continue };
+            let Some(target) = target(words) else {
+                continue;
+            };
             let effect = match target.as_str() {
                 "ACCEPT" | "RETURN" => continue,
                 "DROP" | "REJECT" | "TARPIT" => Effect::Drop,
@@ -216,7 +226,7 @@ fn iptables(tool: &str, text: &str) -> Vec<Rule> {
                 chain if table.contains(&format!("\n:{chain} ")) => continue,
                 _ => Effect::Other,
             };
-            let dockers = super::super::preflight::is_dockers_rule(name, chain, rule);
+            let dockers = crate::preflight::is_dockers_rule(name, chain, rule);
             if !on_the_way.contains(chain) || is_dockers(chain) || dockers || rule.contains(TABLE) {
                 continue;
             }
@@ -262,7 +272,9 @@ fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
                 }
             }
             _ => {
-                let next = words.windows(2).find(|pair| matches!(pair[0], "jump" | "goto"));
+                let next = words
+                    .windows(2)
+                    .find(|pair| matches!(pair[0], "jump" | "goto"));
                 if let Some(pair) = next {
                     let of_table = jumps.entry((family, table)).or_default();
                     of_table.entry(chain).or_default().insert(pair[1]);
@@ -274,7 +286,8 @@ fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
     for (family, table, chain, line) in rules {
         let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
         let families = ["ip", "inet", "bridge", "netdev"].contains(&family);
-        if shown || !families || is_dockers(chain) || table.starts_with("docker-") || table == TABLE {
+        if shown || !families || is_dockers(chain) || table.starts_with("docker-") || table == TABLE
+        {
             continue;
         }
         let on_the_way = reached(
@@ -307,8 +320,13 @@ fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
             continue;
         }
         let value = |names: &[&str]| {
-            let at = words.windows(names.len()).position(|window| window == names)?;
-            words.get(at + names.len()).copied().filter(|word| !["!=", "{"].contains(word))
+            let at = words
+                .windows(names.len())
+                .position(|window| window == names)?;
+            words
+                .get(at + names.len())
+                .copied()
+                .filter(|word| !["!=", "{"].contains(word))
         };
         let name = |word: &str| word.trim_matches('"').to_owned();
         all.push(Rule {
@@ -344,10 +362,15 @@ mod tests {
 
     fn matching(tool: &'static str, text: &str) -> Vec<(Effect, String)> {
         let firewall = Firewall {
-            rulesets: vec![Ruleset { tool, text: text.to_owned() }],
+            rulesets: vec![Ruleset {
+                tool,
+                text: text.to_owned(),
+            }],
             unread: Vec::new(),
         };
-        let rules = foreign(&firewall).into_iter().filter(|rule| rule.may_match(&reach()));
+        let rules = foreign(&firewall)
+            .into_iter()
+            .filter(|rule| rule.may_match(&reach()));
         rules.map(|rule| (rule.effect, rule.text)).collect()
     }
 
@@ -358,8 +381,14 @@ mod tests {
                     -A mine -s 172.17.0.0/16 -j MARK --set-xmark 0x1/0x1\nCOMMIT\n\
                     *filter\n:FORWARD DROP [0:0]\n-A FORWARD -d 172.17.0.2/32 -p tcp -j DROP\n\
                     -A FORWARD -i docker0 -j ACCEPT\n-A FORWARD -s 198.18.0.9/32 -j REJECT\nCOMMIT\n";
-        let effects: Vec<_> = matching("iptables-legacy", text).into_iter().map(|rule| rule.0).collect();
-        assert_eq!(effects, [Effect::Snat, Effect::Mark, Effect::Drop, Effect::Drop]);
+        let effects: Vec<_> = matching("iptables-legacy", text)
+            .into_iter()
+            .map(|rule| rule.0)
+            .collect();
+        assert_eq!(
+            effects,
+            [Effect::Snat, Effect::Mark, Effect::Drop, Effect::Drop]
+        );
         let nft = "table inet guard {\n\tchain forward {\n\t\ttype filter hook forward priority 0; policy accept;\n\
                    \t\tip daddr 172.17.0.2 tcp dport 80 counter packets 0 bytes 0 drop\n\t}\n}\n\
                    table netdev edge {\n\tchain in {\n\t\ttype filter hook ingress device \"up0\" priority 0;\n\

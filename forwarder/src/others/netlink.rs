@@ -8,7 +8,15 @@ use crate::tables::Hook;
 
 /// Qdiscs that send what comes as fast as the device takes it.
 const HARMLESS: [&str; 9] = [
-    "noop", "noqueue", "pfifo_fast", "pfifo", "bfifo", "fq", "fq_codel", "mq", "mqprio",
+    "noop",
+    "noqueue",
+    "pfifo_fast",
+    "pfifo",
+    "bfifo",
+    "fq",
+    "fq_codel",
+    "mq",
+    "mqprio",
 ];
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -28,7 +36,9 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, body)| body)
+    attributes(bytes)
+        .find(|(kind, _)| *kind == wanted)
+        .map(|(_, body)| body)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -49,8 +59,8 @@ const BPF_NAME: u16 = 7;
 pub(crate) enum Qdisc {
     /// It delays, drops or orders what leaves.
     Shapes(String),
-    /// It has filters for both ways or one.
-    Filters,
+    /// It has filters for what comes, and if so said for what leaves.
+    Filters { both: bool },
 }
 
 /// A qdisc that matters, and its device's index (`RTM_NEWQDISC`).
@@ -58,7 +68,8 @@ pub(crate) fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
     let index = word(message, TC_INDEX)?;
     let kind = text(attribute(message.get(TC..)?, TC_KIND)?);
     match kind.as_str() {
-        "ingress" | "clsact" => Some((index, Qdisc::Filters)),
+        "ingress" => Some((index, Qdisc::Filters { both: false })),
+        "clsact" => Some((index, Qdisc::Filters { both: true })),
         kind if HARMLESS.contains(&kind) => None,
         _ => Some((index, Qdisc::Shapes(kind))),
     }
@@ -71,7 +82,10 @@ pub(crate) fn filter(message: &[u8]) -> Option<String> {
     let name = attribute(attributes, TC_OPTIONS)
         .and_then(|options| attribute(options, BPF_NAME))
         .map(text);
-    let ours = kind == "bpf" && name.as_deref().is_some_and(|name| Hook::named(name).is_some());
+    let ours = kind == "bpf"
+        && name
+            .as_deref()
+            .is_some_and(|name| Hook::named(name).is_some());
     (!ours).then(|| format!("a filter ({kind})"))
 }
 

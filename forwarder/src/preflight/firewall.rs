@@ -7,29 +7,12 @@
 use std::collections::BTreeSet;
 
 use super::Finding;
+use crate::others::netfilter::{Firewall, Ruleset, is_shown_by_iptables, uncounted};
 
 /// How dockerd is kept from making rules.
 const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
                        /etc/docker/daemon.json, restart docker, and remove the rules, which \
                        outlive the restart:";
-
-/// The rules of a host.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Firewall {
-    /// Those that could be read.
-    pub(super) rulesets: Vec<Ruleset>,
-    /// Programs that would not show theirs.
-    pub(super) unread: Vec<String>,
-}
-
-/// The rules that one program shows.
-#[derive(Clone, Debug)]
-pub(super) struct Ruleset {
-    /// `nft`, or the iptables whose `-save` printed it.
-    pub(super) tool: &'static str,
-    /// What it printed.
-    pub(super) text: String,
-}
 
 /// What a ruleset comes to.
 #[derive(Default)]
@@ -49,17 +32,9 @@ pub(super) fn judge(firewall: &Firewall) -> Vec<Finding> {
     let mut findings = Vec::new();
     // What iptables shows of its own tables in nft needs no second reading; it shows none of those
     // that nft itself has changed beyond its understanding.
-    let iptables_nft = firewall
-        .rulesets
-        .iter()
-        .any(|rules| rules.tool == "iptables-nft" && !rules.text.contains("incompatible"));
+    let iptables_nft = is_shown_by_iptables(firewall);
     for Ruleset { tool, text } in &firewall.rulesets {
-        let summary = if *tool == "nft" {
-            nft(text, iptables_nft)
-        } else {
-            iptables(tool, text)
-        };
-        findings.extend(findings_of(tool, summary));
+        findings.extend(findings_of(tool, &summary(tool, text, iptables_nft)));
     }
     if !firewall.unread.is_empty() {
         findings.push(Finding::warn(
@@ -75,13 +50,34 @@ pub(super) fn judge(firewall: &Firewall) -> Vec<Finding> {
             "install one of them, or make sure that dockerd runs with \"iptables\": false",
         ));
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok("no rules of netfilter are in the way"));
-    }
     findings
 }
 
-fn findings_of(tool: &str, summary: Summary) -> Vec<Finding> {
+fn summary(tool: &str, text: &str, iptables_nft: bool) -> Summary {
+    if tool == "nft" {
+        nft(text, iptables_nft)
+    } else {
+        iptables(tool, text)
+    }
+}
+
+/// Chains that drop what the fast path hands on and nobody accepted before, and what ends it.
+pub(super) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
+    let iptables_nft = is_shown_by_iptables(firewall);
+    let drops = firewall.rulesets.iter().flat_map(|Ruleset { tool, text }| {
+        let drops = summary(tool, text, iptables_nft).drops.into_iter();
+        drops
+            .map(|(chain, todo)| (dropping(&chain, tool), todo))
+            .collect::<Vec<_>>()
+    });
+    drops.collect()
+}
+
+fn dropping(chain: &str, tool: &str) -> String {
+    format!("{chain} would drop what the fast path hands on ({tool})")
+}
+
+fn findings_of(tool: &str, summary: &Summary) -> Vec<Finding> {
     let mut findings = Vec::new();
     let remove = || {
         summary
@@ -100,12 +96,6 @@ fn findings_of(tool: &str, summary: Summary) -> Vec<Finding> {
         findings.push(Finding::warn(
             format!("chains of dockerd's are left, without rules that act ({tool})"),
             remove(),
-        ));
-    }
-    for (chain, todo) in summary.drops {
-        findings.push(Finding::fatal(
-            format!("{chain} would drop what the fast path hands on ({tool})"),
-            todo,
         ));
     }
     findings
@@ -153,7 +143,7 @@ fn iptables(tool: &str, text: &str) -> Summary {
 }
 
 /// Whether a rule is dockerd's and does more than to jump or to return.
-fn is_dockers(table: &str, chain: &str, rule: &str) -> bool {
+pub(super) fn is_dockers(table: &str, chain: &str, rule: &str) -> bool {
     let words = rule.split(' ').collect::<Vec<_>>();
     let after = |flag: &str| {
         words
@@ -230,12 +220,4 @@ fn nft(text: &str, iptables_read: bool) -> Summary {
         }
     }
     summary
-}
-
-/// A rule's words without its counter.
-fn uncounted<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    match words {
-        ["counter", "packets", _, "bytes", _, rest @ ..] => rest.to_vec(),
-        all => all.to_vec(),
-    }
 }

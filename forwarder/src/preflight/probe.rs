@@ -1,6 +1,6 @@
 //! What is seen of the host, as plain data; judges nothing and changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use tokio::time::sleep;
 use tracing::subscriber::NoSubscriber;
 
 use super::dockerd::Setup;
-use super::firewall::{Firewall, Ruleset};
 use crate::config::Config;
+use crate::others::{Firewall, Others, Ruleset};
 use crate::world::Fact;
 use crate::{datapath, trusted, watch};
 
@@ -52,6 +52,12 @@ pub(super) struct Probe {
     /// Whether the kernel puts fragments together for programs.
     pub(super) reassembles: bool,
     pub(super) firewall: Firewall,
+    /// What others have set up.
+    pub(super) others: Others,
+    /// Whether a program is here that keeps what is handed on from being tracked.
+    pub(super) untracks: bool,
+    /// Names of devices by index.
+    pub(super) names: BTreeMap<u32, String>,
     /// How dockerd is told to be.
     pub(super) dockerd: Option<Setup>,
     /// `docker-proxy` processes for IPv4 ports in our network namespace.
@@ -113,6 +119,9 @@ impl Probe {
             ends_sockets: datapath::can_end_sockets(),
             reassembles: datapath::can_reassemble(),
             firewall: firewall(),
+            others: watch::others::read_kernel(),
+            untracks: datapath::untracked::is_possible(),
+            names: names(),
             dockerd: Setup::take(),
             proxies: proxies(),
             forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",
@@ -197,8 +206,15 @@ async fn greet(address: &str) -> Docker {
     }
 }
 
+fn names() -> BTreeMap<u32, String> {
+    let all = nix::net::if_::if_nameindex();
+    let all = all.iter().flat_map(|list| list.iter());
+    all.map(|device| (device.index(), device.name().to_string_lossy().into_owned()))
+        .collect()
+}
+
 /// Reads the rules by what programs there are: both kinds of iptables may have some.
-fn firewall() -> Firewall {
+pub(super) fn firewall() -> Firewall {
     let mut firewall = Firewall::default();
     let mut save = |name: &str, arguments: &[&str], tool| {
         let Some(path) = program(name) else {
@@ -220,7 +236,7 @@ fn firewall() -> Firewall {
 }
 
 /// A program on the path, or where programs for root are.
-fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let own = std::env::split_paths(&path);
     own.chain(["/usr/sbin".into(), "/sbin".into()])

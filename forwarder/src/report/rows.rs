@@ -147,6 +147,8 @@ pub struct AgentStatus {
     pub docker: Docker,
     /// Where XDP may run.
     pub uplinks: Vec<Uplink>,
+    /// What others have set up that is or may be about containers.
+    pub others: Vec<String>,
     /// What is attached.
     pub hooks: Hooks,
 }
@@ -169,6 +171,8 @@ pub struct Status {
     pub docker: Option<Docker>,
     /// Where XDP may run; empty without an agent (a program that runs is among `hooks`).
     pub uplinks: Vec<Uplink>,
+    /// What others have set up that is or may be about containers; empty without an agent.
+    pub others: Vec<String>,
     /// What is attached.
     pub hooks: Hooks,
     /// What hangs on the root of all control groups and points sockets at containers.

@@ -7,6 +7,7 @@ pub mod docker;
 mod ethtool;
 mod inspect;
 pub mod netlink;
+pub(crate) mod others;
 mod rules;
 pub mod sandbox;
 pub mod shim;
@@ -35,6 +36,8 @@ pub fn spawn(
     let mut tasks = JoinSet::new();
     let subscribed = Arc::new(Notify::new());
     let (renumber, more) = (subscribed.clone(), facts.clone());
+    let of_others = facts.clone();
+    tasks.spawn(async move { others::watch(&of_others).await });
     tasks.spawn(async move { netlink::watch(&subscribed, &facts).await });
     tasks.spawn(async move { rules::watch(&file, &rules).await });
     tasks.spawn(async move { docker::watch(&docker, &renumber, &more).await });

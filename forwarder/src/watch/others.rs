@@ -6,12 +6,16 @@ mod dump;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::netlink;
 use rustix::net::{RecvFlags, recv};
-use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
@@ -40,18 +44,8 @@ const LOOK: Duration = Duration::from_secs(3);
 
 /// Follows until `facts` is closed.
 pub(super) async fn watch(facts: &Sender<Fact>) -> Result<()> {
-    let mut notices = Vec::new();
-    for (protocol, groups) in [
-        (None, ROUTE_GROUPS),
-        (Some(netlink::NETFILTER), NETFILTER_GROUPS),
-        (Some(netlink::XFRM), XFRM_GROUPS),
-    ] {
-        match subscribe(protocol, groups) {
-            Ok(socket) => notices.push(AsyncFd::new(socket).context("cannot watch netlink")?),
-            // A kernel built without has nothing to tell.
-            Err(error) => tracing::debug!("no notices of {protocol:?}: {error}"),
-        }
-    }
+    let changed = Arc::new(Notify::new());
+    listen(&changed)?;
     let mut last = None;
     loop {
         let now = tokio::task::spawn_blocking(read).await?;
@@ -64,60 +58,94 @@ pub(super) async fn watch(facts: &Sender<Fact>) -> Result<()> {
         }
         loop {
             let heard = tokio::select! {
-                heard = timeout(LOOK, any(&notices)) => heard.is_ok(),
+                heard = timeout(LOOK, changed.notified()) => heard.is_ok(),
                 () = facts.closed() => return Ok(()),
             };
             if heard {
                 sleep(PAUSE).await;
-                notices.iter().for_each(drain);
-                break;
             }
-            if has_legacy_tables() {
+            if heard || has_legacy_tables() {
                 break;
             }
         }
     }
 }
 
-/// Waits for a notice of any kind.
-async fn any(notices: &[AsyncFd<OwnedFd>]) {
-    let each = notices.iter().map(|socket| {
-        Box::pin(async move {
-            if let Ok(mut ready) = socket.readable().await {
-                ready.clear_ready();
+/// Subscribes, and has a thread of its own tell of notices as long as anybody wants to know.
+fn listen(changed: &Arc<Notify>) -> Result<()> {
+    let mut sockets = Vec::new();
+    for (protocol, groups) in [
+        (None, ROUTE_GROUPS),
+        (Some(netlink::NETFILTER), NETFILTER_GROUPS),
+        (Some(netlink::XFRM), XFRM_GROUPS),
+    ] {
+        match subscribe(protocol, groups) {
+            Ok(socket) => sockets.push(socket),
+            // A kernel built without has nothing to tell.
+            Err(error) => tracing::debug!("no notices of {protocol:?}: {error}"),
+        }
+    }
+    let changed = Arc::downgrade(changed);
+    let thread = thread::Builder::new().name("others".to_owned());
+    thread
+        .spawn(move || {
+            while let Some(changed) = changed.upgrade() {
+                if wait(&sockets) {
+                    changed.notify_one();
+                }
             }
         })
-    });
-    if notices.is_empty() {
-        std::future::pending().await
-    }
-    futures_util::future::select_all(each).await;
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
-/// Takes all that waits: what it says is read anew anyway, also where some of it was lost.
-fn drain(socket: &AsyncFd<OwnedFd>) {
+/// Waits a while for notices and takes all: what they say is read anew anyway, also where some of
+/// them were lost.
+fn wait(sockets: &[OwnedFd]) -> bool {
+    let mut all: Vec<_> = sockets
+        .iter()
+        .map(|socket| PollFd::new(socket, PollFlags::IN))
+        .collect();
+    let second = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    if !matches!(poll(&mut all, Some(&second)), Ok(1..)) {
+        return false;
+    }
     let mut buffer = [0; 8192];
-    while !matches!(
-        recv(socket.get_ref(), &mut buffer[..], RecvFlags::DONTWAIT),
-        Err(error) if error != rustix::io::Errno::NOBUFS
-    ) {}
+    for socket in sockets {
+        while !matches!(
+            recv(socket, &mut buffer[..], RecvFlags::DONTWAIT),
+            Err(error) if error != Errno::NOBUFS
+        ) {}
+    }
+    true
 }
 
 fn has_legacy_tables() -> bool {
     fs::read_to_string("/proc/self/net/ip_tables_names").is_ok_and(|names| !names.is_empty())
 }
 
-/// Reads everything.
-pub(crate) fn read() -> Others {
-    let firewall = preflight::read_firewall();
+/// Reads all that the kernel itself lists.
+pub(crate) fn read_kernel() -> Others {
     Others {
         shaped: shaped(),
         policies: dump(Some(netlink::XFRM), GET_POLICY, &[0; 64], others::policy),
         routing: dump(None, GET_RULE, &head(IPV4, 12), others::routing_rule),
+        ..Others::default()
+    }
+}
+
+/// Reads everything.
+fn read() -> Others {
+    let firewall = preflight::read_firewall();
+    Others {
         rules: others::netfilter::foreign(&firewall),
         drops: preflight::drops(&firewall),
         tracks: others::netfilter::is_used(&firewall),
         untracked: others::netfilter::has_ours(&firewall),
+        ..read_kernel()
     }
 }
 
@@ -135,17 +163,19 @@ fn shaped() -> BTreeMap<u32, Shaping> {
             others::Qdisc::Shapes(kind) => {
                 shaped.entry(index).or_default().outward = Some(format!("a queue ({kind})"));
             }
-            others::Qdisc::Filters => {
+            others::Qdisc::Filters { both } => {
                 let filters = |parent: u32| {
                     let mut request = head(0, 20);
                     request[4..8].copy_from_slice(&index.to_ne_bytes());
                     request[12..16].copy_from_slice(&parent.to_ne_bytes());
-                    dump(None, GET_FILTER, &request, others::filter).into_iter().next()
+                    dump(None, GET_FILTER, &request, others::filter)
+                        .into_iter()
+                        .next()
                 };
                 if let Some(what) = filters(INGRESS) {
                     shaped.entry(index).or_default().inward = Some(what);
                 }
-                if let Some(what) = filters(EGRESS) {
+                if both && let Some(what) = filters(EGRESS) {
                     shaped.entry(index).or_default().outward.get_or_insert(what);
                 }
             }

@@ -1,6 +1,8 @@
 //! Facts: what the sources send and the World takes in.
 use std::collections::BTreeSet;
 
+use crate::others::Others;
+
 use super::model::{
     Address, Bound, Container, ContainerId, HostPort, Link, NetnsId, Network, NetworkId, ShimId,
 };
@@ -53,6 +55,8 @@ pub enum Fact {
     Unbound(ShimId),
     /// A shim has died without a word: what Docker lists counts again.
     ShimGone(ShimId),
+    /// What others have set up is different.
+    Others(Box<Others>),
     /// The kernel had to drop notices; full lists follow.
     Overrun,
 }

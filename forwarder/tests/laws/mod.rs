@@ -17,10 +17,12 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
             route_generation,
             xdp_tcp,
             route_mtu,
+            others,
         } => {
             tables.route_generation = route_generation;
             tables.xdp_tcp = xdp_tcp;
             tables.route_mtu = route_mtu;
+            tables.others = others;
         }
         Op::Round(index) => tables.round = index,
         Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
@@ -162,6 +164,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                 route_generation: generation,
                 xdp_tcp: xdp,
                 route_mtu: generation % 2 * 1300,
+                others: generation % 3,
                 ..Tables::default()
             };
             let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);

@@ -102,6 +102,8 @@ impl Raw {
             tcp_strict,
             route_mtu,
             reserved,
+            others,
+            spare,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -118,6 +120,8 @@ impl Raw {
             tcp_strict,
             route_mtu,
             reserved,
+            others,
+            spare,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());

@@ -1,6 +1,6 @@
 //! Random worlds on the ground, and what happens to them while traffic flows.
 
-use forwarder_common::abi::{LinkKey, Network, PortKey, TrustKey, ingress, network};
+use forwarder_common::abi::{LinkKey, Network, PortKey, TrustKey, ingress, network, others};
 use forwarder_common::family::{Be16, Be32};
 
 use super::model::frames::ip;
@@ -47,6 +47,24 @@ fn listed(dice: &mut Dice, host: &mut Host) {
     host.links.insert(key);
     for published in host.published.values_mut() {
         published.policy = dice.pick(&[0, 0, 0, LIST, LIST, NO_LIST]);
+    }
+}
+
+/// Devices that others shape, and IPsec policies.
+fn of_others(dice: &mut Dice, host: &mut Host) {
+    if dice.once_in(4) {
+        host.settings.others |= others::SHAPED;
+        for ifindex in [UPLINK, APP_VETH, BRIDGE] {
+            if let Some(device) = host.devices.get_mut(&ifindex) {
+                device.flags = dice.below(4) as u32;
+            }
+        }
+    }
+    if dice.once_in(8) {
+        host.settings.others |= others::IPSEC;
+        let range = dice.pick(&[(Be32::default(), 0), (CLIENT, 32), (ip(198, 19, 0, 0), 16)]);
+        let key = (others::PROTECTED, range.0, range.1);
+        host.ingress.insert(key, ingress::ALLOW);
     }
 }
 
@@ -99,6 +117,7 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
         host.devices
             .remove(&dice.pick(&[UPLINK, SECOND, BRIDGE, APP_VETH]));
     }
+    of_others(dice, &mut host);
     if dice.once_in(10) {
         host.sources.clear();
     }

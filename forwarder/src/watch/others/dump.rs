@@ -69,7 +69,9 @@ fn ask(
             match kind {
                 DONE => return Ok(()),
                 ERROR => {
-                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                    let code = body
+                        .first_chunk()
+                        .map_or(0, |code| i32::from_ne_bytes(*code));
                     return Err(Errno::from_raw_os_error(-code));
                 }
                 _ => take(body),
