@@ -344,6 +344,9 @@ pub mod device {
     pub const VETH: u32 = 3;
     /// The same, with a known endpoint behind it: nobody else speaks there.
     pub const NAMED_VETH: u32 = 4;
+    /// A port of a network's bridge that leads to no container: a tap, a NIC, somebody's veth. Who is
+    /// beyond it has whatever address he has, but a container's.
+    pub const PORT: u32 = 5;
 }
 
 /// A Docker bridge network.

@@ -240,7 +240,7 @@ pub fn container_out<F: Family, T: Steps<F>>(
         return Reason::FromHost;
     }
     let blocked = tables.device(meta.came_by).is_some_and(|from| {
-        matches!(from.kind, device::VETH | device::NAMED_VETH)
+        matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT)
             && tables
                 .network(from.bridge)
                 .is_some_and(|net| net.flags & network::NO_PEERS != 0)

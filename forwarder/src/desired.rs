@@ -74,12 +74,14 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     }
     for link in world.links.values() {
         match link.master.and_then(|master| bridges.get(&master)) {
-            Some(&(_, bridge)) if link.kind == "veth" => {
+            Some(&(_, bridge)) => {
                 let named = world.veths.values().any(|&veth| veth == link.index);
                 let kind = if named {
                     device::NAMED_VETH
-                } else {
+                } else if is_containers(link) {
                     device::VETH
+                } else {
+                    device::PORT
                 };
                 tables
                     .devices
@@ -143,6 +145,13 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
         && !link.name.starts_with("ov-")
         && !link.name.starts_with("vx-")
         && !is_named_as_dockers(&link.name)
+}
+
+/// Whether Docker has made a bridge's port for a container: it may not have named the endpoint yet.
+/// Nothing that a container does changes the name of the host's end.
+fn is_containers(port: &Link) -> bool {
+    let is_random = |rest: &str| rest.len() == 7 && rest.bytes().all(|b| b.is_ascii_hexdigit());
+    port.kind == "veth" && port.name.strip_prefix("veth").is_some_and(is_random)
 }
 
 /// Docker may be away, or be about to list the bridge: what it forwards is not to be trusted then.

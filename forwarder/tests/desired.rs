@@ -51,7 +51,7 @@ fn world() -> World {
         link(1, "lo", "", None),
         link(UPLINK, "eth0", "", None),
         link(BRIDGE, "docker0", "bridge", None),
-        link(VETH, "veth1", "veth", Some(BRIDGE)),
+        link(VETH, "veth0a1b2c3", "veth", Some(BRIDGE)),
     ] {
         world.links.insert(link.index, link);
     }
@@ -522,6 +522,24 @@ fn xdp_runs_where_the_policy_says() {
         derive(&world).ports.is_empty(),
         "and left alone where no XDP runs"
     );
+}
+
+#[test]
+fn port_of_a_bridge_without_container_is_anybodys() {
+    for (name, kind) in [
+        ("port0", "veth"),
+        ("tap0", "tun"),
+        ("eth1", ""),
+        ("vethx", "veth"),
+    ] {
+        let mut world = world();
+        world.veths.clear();
+        let port = world.links.get_mut(&VETH).unwrap();
+        (port.name, port.kind) = (name.to_owned(), kind.to_owned());
+        let tables = derive(&world);
+        assert_eq!(tables.devices[&VETH].kind, device::PORT, "{name}");
+        assert!(tables.hooks.contains(&(VETH, Hook::ContainerIn)), "{name}");
+    }
 }
 
 #[test]

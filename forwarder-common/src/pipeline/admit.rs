@@ -284,6 +284,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Err(Reason::NoRoute);
         };
         let device = tables.device(ifindex).ok_or(Reason::DeviceUnknown)?;
+        if device.bridge == client.bridge {
+            // By a router that its own bridge leads to.
+            return Err(self.detour(&client.network));
+        }
         if device.kind != device::OUTSIDE {
             return Err(Reason::Isolated);
         }
@@ -400,7 +404,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Some(slot) => slot,
             // The bridge's own address.
             None if tables.is_local(src) => return Origin::Settled(Reason::SpoofedSource),
-            None if tables.subnet(src) != Some(device.bridge) => {
+            // Beyond a port that leads to no container is everybody.
+            None if device.kind != device::PORT && tables.subnet(src) != Some(device.bridge) => {
                 return Origin::Settled(Reason::ForeignSource);
             }
             // The floor is for those not known yet, not for those who take a free address.

@@ -188,3 +188,96 @@ fn stock_keeps_lan_inside_network_range() -> Result<()> {
     site.network("same", "198.18.1.0/24", "198.18.1.1")?;
     eventually(SOON, || site.host_is_reached())
 }
+
+/// A host whose default network is on a bridge of its own, with a port that leads to another LAN:
+/// 198.18.50.0/24, and behind that 203.0.113.0/24.
+struct Bridged {
+    lab: Lab,
+    host: Host,
+    station: Netns,
+    _servers: Vec<harness::Process>,
+    _agent: Option<Agent>,
+}
+
+const STATION: &str = "198.18.50.7";
+const BEHIND: &str = "203.0.113.7";
+
+impl Bridged {
+    fn new(label: &str, docker: Docker, ours: bool) -> Result<Self> {
+        let lab = Lab::new(label)?;
+        let host = lab.host(docker.on_bridge("br0", "198.18.50.1/24"))?;
+        let station = lab.netns("station")?;
+        let ends = format!("type veth peer name eth0 netns {}", station.name());
+        host.ip(&format!("link add port0 {ends}"))?;
+        host.ip("link set port0 master br0 up")?;
+        host.ip(&format!("route add 203.0.113.0/24 via {STATION}"))?;
+        station.ip(&format!("address add {STATION}/24 dev eth0"))?;
+        station.ip("link set eth0 up")?;
+        station.ip(&format!("address add {BEHIND}/32 dev lo"))?;
+        station.ip("route add default via 198.18.50.1")?;
+        let servers = vec![
+            serve(&host, 7777)?,
+            serve(&station, 7777)?,
+            serve(lab.lan(), 7777)?,
+        ];
+        let agent = ours.then(|| host.agent().start()).transpose()?;
+        host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+        Ok(Self {
+            lab,
+            host,
+            station,
+            _servers: servers,
+            _agent: agent,
+        })
+    }
+
+    /// What the station and those behind it reach, and who reaches them.
+    fn port_leads_to_a_lan(&self) -> Result<()> {
+        let (host, station) = (&*self.host, &*self.station);
+        let web = self.host.container("web");
+        let address = web.ip()?;
+        let by = |source: &str, to: &str| {
+            let bind = format!("--bind={source}:0");
+            station.peer(&["get", to, "--timeout=800", &bind]).map(drop)
+        };
+        let inside = web.space()?;
+        all(vec![
+            ("the host", get(station, "198.18.50.1:7777")),
+            ("the host in fragments", large(station, "198.18.50.1:7777")),
+            ("its other address", get(station, "198.18.1.1:7777")),
+            ("a published port", get(station, "198.18.50.1:8080")),
+            ("a container", get(station, &format!("{address}:80"))),
+            ("the LAN", get(station, "198.18.1.2:7777")),
+            ("from the host", get(host, &format!("{STATION}:7777"))),
+            ("from a container", get(&inside, &format!("{STATION}:7777"))),
+            ("from behind, the host", by(BEHIND, "198.18.50.1:7777")),
+            ("from behind, a port", by(BEHIND, "198.18.50.1:8080")),
+            ("to behind", get(host, &format!("{BEHIND}:7777"))),
+            (
+                "to behind from a container",
+                get(&inside, &format!("{BEHIND}:7777")),
+            ),
+            ("the LAN, a port", get(self.lab.lan(), "198.18.1.1:8080")),
+            ("a container to the LAN", get(&inside, "198.18.1.2:7777")),
+        ])
+    }
+}
+
+#[test]
+fn bridge_port_leads_to_a_lan() -> Result<()> {
+    let site = Bridged::new("port", Docker::replace(), true)?;
+    eventually(SOON, || site.port_leads_to_a_lan())?;
+    // A station that takes the container's address speaks for nobody.
+    let web = site.host.container("web").ip()?;
+    let station = &*site.station;
+    station.ip(&format!("address add {web}/32 dev lo"))?;
+    let bind = format!("--bind={web}:0");
+    let forged = ["get", "198.18.1.1:7777", "--timeout=300", &bind];
+    is_refused(station.peer(&forged).map(drop))
+}
+
+#[test]
+fn stock_bridge_port_leads_to_a_lan() -> Result<()> {
+    let site = Bridged::new("stock-port", Docker::stock(), false)?;
+    eventually(SOON, || site.port_leads_to_a_lan())
+}
