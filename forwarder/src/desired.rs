@@ -38,7 +38,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     let mut tables = Tables {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
-        route_mtu: world.route_mtu,
+        route_mtu: world.routing.mtu,
         sockets: policy.sockets.clone(),
         ..Tables::default()
     };
@@ -299,14 +299,18 @@ fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
         .collect()
 }
 
-/// The host's own addresses. Loopback's never appear on a wire.
-fn locals(world: &World) -> BTreeSet<Be32> {
+/// What is the host's own, as the kernel routes it: addresses of devices, and ranges without any.
+/// Loopback's never appear on a wire.
+fn locals(world: &World) -> BTreeSet<(Be32, u8)> {
     let all = world.addresses.values().flatten();
-    all.filter_map(|address| match address.address {
-        IpAddr::V4(v4) if !v4.is_loopback() => Some(be32(v4)),
+    let addresses = all.filter_map(|address| match address.address {
+        IpAddr::V4(v4) if !v4.is_loopback() => Some((be32(v4), 32)),
         _ => None,
-    })
-    .collect()
+    });
+    let routed = world.routing.locals.iter();
+    addresses
+        .chain(routed.map(|&(to, len)| (prefix(to, len), len)))
+        .collect()
 }
 
 /// The far ends of the veths of containers that run: what XDP may redirect into.

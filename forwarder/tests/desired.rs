@@ -500,8 +500,8 @@ fn other_drivers_and_missing_bridges_are_left_alone() {
 #[test]
 fn loopback_is_never_local_on_a_wire() {
     let locals = derive(&world()).locals;
-    assert!(locals.contains(&be32(ip("198.18.1.1"))) && locals.contains(&be32(ip("172.17.0.1"))));
-    assert!(!locals.contains(&be32(ip("127.0.0.1"))));
+    let has = |address| locals.contains(&(be32(ip(address)), 32));
+    assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
 
 #[test]
@@ -540,6 +540,14 @@ fn port_of_a_bridge_without_container_is_anybodys() {
         assert_eq!(tables.devices[&VETH].kind, device::PORT, "{name}");
         assert!(tables.hooks.contains(&(VETH, Hook::ContainerIn)), "{name}");
     }
+}
+
+#[test]
+fn what_the_kernel_routes_to_the_host_is_local() {
+    let mut world = world();
+    let range = (Ipv4Addr::new(203, 0, 113, 0), 24);
+    world.routing.locals = std::sync::Arc::new([range].into());
+    assert!(derive(&world).locals.contains(&(be32(range.0), 24)));
 }
 
 #[test]

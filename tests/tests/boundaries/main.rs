@@ -2,4 +2,5 @@
 
 mod claims;
 mod host;
+mod routes;
 mod users;
