@@ -26,7 +26,7 @@ pub mod name {
     pub const NETWORKS: &str = "NETWORKS";
     /// `LpmTrie<Addr, u32>`: subnet to its bridge's device index.
     pub const SUBNETS: &str = "SUBNETS";
-    /// `HashMap<Addr, u32>`: the host's own addresses.
+    /// `LpmTrie<Addr, u32>`: what is the host's own.
     pub const LOCALS: &str = "LOCALS";
     /// `LpmTrie<SourceKey, Addr>`: masquerade address by device and next hop.
     pub const SOURCES: &str = "SOURCES";
@@ -90,8 +90,8 @@ pub mod capacity {
     pub const DEVICES: u32 = 8_192;
     /// Docker networks.
     pub const NETWORKS: u32 = 1_024;
-    /// The host's own addresses.
-    pub const LOCALS: u32 = 4_096;
+    /// The host's own addresses and ranges.
+    pub const LOCALS: u32 = 65_536;
     /// Endpoints: containers' and one per network.
     pub const ENDPOINTS: u32 = 16_384;
     /// Published ports.
@@ -369,6 +369,9 @@ pub mod device {
         /// The same of what leaves by it.
         pub const SHAPED_OUT: u32 = 2;
     }
+    /// A port of a network's bridge that leads to no container: a tap, a NIC, somebody's veth. Who is
+    /// beyond it has whatever address he has, but a container's.
+    pub const PORT: u32 = 5;
 }
 
 /// A Docker bridge network.

@@ -20,6 +20,7 @@ mod errors;
 pub mod fragments;
 mod hosts;
 pub mod mark;
+mod owner;
 
 use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network, others};
 use crate::checksum;
@@ -256,7 +257,7 @@ pub fn container_out<F: Family, T: Steps<F>>(
         return Reason::FromHost;
     }
     let blocked = tables.device(meta.came_by).is_some_and(|from| {
-        matches!(from.kind, device::VETH | device::NAMED_VETH)
+        matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT)
             && tables
                 .network(from.bridge)
                 .is_some_and(|net| net.flags & network::NO_PEERS != 0)
@@ -298,8 +299,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
             .complete(&mut passage)
             .unwrap_or(Reason::Untranslated);
     }
-    let src = passage.packet.tuple.src;
-    if let Some(reason) = of_a_container(tables, src) {
+    if let Some(reason) = owner::of_a_container(tables, meta, passage.packet.tuple.src) {
         return reason;
     }
     if meta.came_by == 0 {
@@ -310,24 +310,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         };
         return translated.unwrap_or(Reason::FromHost);
     }
-    if tables.device(meta.came_by).is_none() && src.is_pooled() {
-        return Reason::UnknownNetwork;
-    }
     Reason::FromHost
-}
-
-/// What becomes of a packet on its way out that nobody translated, if its source is in a network of
-/// containers: it is stopped, unless the network is not translated.
-#[inline(never)]
-fn of_a_container<F: Family, T: Tables<F>>(tables: &T, src: F::Addr) -> Option<Reason> {
-    let bridge = tables.subnet(src)?;
-    let network = tables.network(bridge);
-    let masked = network.is_none_or(|network| network.flags & network::MASQUERADE != 0);
-    Some(if masked {
-        Reason::Untranslated
-    } else {
-        Reason::FromHost
-    })
 }
 
 /// What becomes of a packet on its way out that cannot be read, and so not be translated: the
@@ -342,13 +325,7 @@ fn unread<F: Family, T: Steps<F>>(
     let Ok(header) = F::header(&frame, meta.l3 as usize) else {
         return reason;
     };
-    if let Some(reason) = of_a_container(tables, header.src) {
-        reason
-    } else if meta.came_by != 0 && tables.device(meta.came_by).is_none() && header.src.is_pooled() {
-        Reason::UnknownNetwork
-    } else {
-        reason
-    }
+    owner::of_a_container(tables, meta, header.src).unwrap_or(reason)
 }
 
 /// tcx egress of a bridge: the hairpin's source on the kernel's path, the direct-routing guard, and
@@ -768,7 +745,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             && (packet.tail || before.sport == old.sport && after.sport == old.dport);
         if !fits {
             // The host's answer to a marked packet carries no container's source.
-            let leaks = self.tables.subnet(old.src).is_some();
+            let leaks = owner::of_a_container(self.tables, self.meta, old.src).is_some();
             return Some(if leaks {
                 Reason::Untranslated
             } else {

@@ -90,9 +90,9 @@ reasons! {
     Routed = Kernel "routed" "To or from a container that is not translated, without a flow: the kernel routes it.";
     Reassembled = Kernel "reassembled" "A fragment: the kernel puts its datagram together.";
     NotHooked = Kernel "not-hooked" "The container's veth has no shortcut yet: the bridge delivers it.";
-    NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
     Shaped = Kernel "shaped" "In or out by a device whose traffic others shape or filter: the kernel carries it there.";
     Ipsec = Kernel "ipsec" "There are IPsec policies: the kernel applies them.";
+    NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header, or to an IPv6 next hop: the kernel routes it.";
     HostFlow = Kernel "host-flow" "The host's own: of a flow whose port a container's flow had, translated; or of a protocol without ports.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
 

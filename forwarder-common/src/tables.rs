@@ -26,7 +26,7 @@ pub enum Route<F: Family> {
         ifindex: u32,
         /// The gateway, or the destination itself.
         next_hop: F::Addr,
-        /// The route's MTU in octets.
+        /// The route's MTU in octets; 0 where only the kernel can send, as to an IPv6 next hop.
         mtu: u32,
     },
     /// The host's own, a broadcast, unreachable, prohibited: the kernel's to answer.

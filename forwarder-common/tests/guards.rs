@@ -296,6 +296,76 @@ fn the_guards_on_the_way_out() {
     );
 }
 
+/// A network whose range holds the uplink's LAN and the host's own address.
+fn surrounded() -> Host {
+    let mut host = Host::usual(64);
+    host.bridge(12, ip(198, 18, 0, 1), 16, network::MASQUERADE);
+    host.container(12, 23, ip(198, 18, 0, 2));
+    host
+}
+
+#[test]
+fn range_makes_nobody_a_container() {
+    let host = surrounded();
+    let neighbour = ip(198, 18, 1, 9);
+    let own = Spec::udp((HOST, 1), (neighbour, 53)).packet();
+    assert_eq!(host.to_outside(0, 0, &own).0.reason, Some(Reason::FromHost));
+    let others = Spec::udp((ip(198, 18, 2, 9), 1), (neighbour, 53));
+    assert_eq!(
+        host.to_outside(3, 0, &others.packet()).0.reason,
+        Some(Reason::FromHost),
+        "forwarded between two outside devices"
+    );
+    for (spec, reason) in [
+        (Spec::udp((neighbour, 1), (HOST, 22)), Reason::ToHost),
+        (
+            Spec::udp((neighbour, 1), (ip(198, 18, 2, 9), 53)),
+            Reason::NotOurs,
+        ),
+        (
+            Spec::udp((neighbour, 1), (ip(198, 18, 2, 9), 53)).fragment(0x0001),
+            Reason::NotOurs,
+        ),
+        (
+            Spec::udp((neighbour, 1), (ip(198, 18, 0, 2), 53)),
+            Reason::DirectRouting,
+        ),
+    ] {
+        let (outcome, packet) = host.by_uplink(&spec);
+        assert_eq!(outcome.reason, Some(reason), "{:?}", spec.tuple);
+        assert_eq!(packet, spec.packet());
+    }
+    // Another network's container reaches the LAN, and not the network around it.
+    let (outcome, packet) = host.by_veth(APP_VETH, &Spec::udp((APP, 1), (neighbour, 53)));
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(addresses(&packet), (HOST, neighbour));
+    let inside = Spec::udp((APP, 1), (ip(198, 18, 0, 2), 53));
+    assert_eq!(
+        host.by_veth(APP_VETH, &inside).0.reason,
+        Some(Reason::Isolated)
+    );
+}
+
+#[test]
+fn device_makes_a_container_whatever_the_source() {
+    let host = surrounded();
+    let forged = Spec::udp((REMOTE, 1), (CLIENT, 53)).packet();
+    let of_container = Spec::udp((ip(198, 18, 0, 2), 1), (REMOTE, 53)).packet();
+    for (came_by, packet, reason) in [
+        (BRIDGE, &forged, Reason::Untranslated),
+        (12, &of_container, Reason::Untranslated),
+        // By nobody's device, but in a container's very name.
+        (0, &of_container, Reason::Untranslated),
+        (UPLINK, &of_container, Reason::FromHost),
+    ] {
+        assert_eq!(
+            host.to_outside(came_by, 0, packet).0.reason,
+            Some(reason),
+            "by {came_by}"
+        );
+    }
+}
+
 #[test]
 fn the_hosts_flow_gives_way_to_a_containers() {
     let host = Host::usual(64);

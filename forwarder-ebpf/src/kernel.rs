@@ -114,7 +114,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn is_local(&self, addr: Be32) -> bool {
-        LOCALS.get_ptr(addr).is_some()
+        LOCALS.get(Key::new(32, addr)).is_some()
     }
 
     #[inline(always)]
@@ -426,6 +426,14 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         let stopped = outcome == BPF_FIB_LKUP_RET_NO_NEIGH as i64;
         if outcome != 0 && !stopped {
             return Route::Kernel;
+        }
+        if params.family != AF_INET {
+            // An IPv6 next hop (RFC 8950) is for the kernel to send to.
+            return Route::Forward {
+                ifindex: params.ifindex,
+                next_hop: tuple.dst,
+                mtu: 0,
+            };
         }
         // SAFETY: the kernel filled both unions with what is read here.
         let (next_hop, mtu) = unsafe {

@@ -43,7 +43,7 @@ pub static NETWORKS: HashMap<u32, Network<V4>> = HashMap::with_max_entries(capac
 #[map]
 pub static SUBNETS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
 #[map]
-pub static LOCALS: HashMap<Be32, u32> = HashMap::with_max_entries(capacity::LOCALS, 0);
+pub static LOCALS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);
 #[map]
 pub static SOURCES: LpmTrie<SourceKey<V4>, Be32> =
     LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::Result;
-use forwarder_common::abi::{PortKey, device, network};
+use forwarder_common::abi::{PortKey, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
 use serde_json::Value;
 
@@ -84,6 +84,8 @@ pub(crate) struct Agent {
     policy_generation: u32,
     /// What the lists of clients were at that.
     lists: Option<u32>,
+    /// The host has more addresses than the map has room for, which was said.
+    crowded: bool,
     /// Some operation failed in the last sync: it is tried again with the next beat.
     failing: bool,
     /// Published ports that the kernel refused in the last sync, and why.
@@ -139,6 +141,7 @@ impl Agent {
             routing: None,
             policy_generation: observed.policy,
             lists: None,
+            crowded: false,
             failing: false,
             unpublished: BTreeMap::new(),
             told: BTreeSet::new(),
@@ -208,6 +211,7 @@ impl Agent {
             tables.route_generation = self.route_generation;
             self.routing = Some(routing);
         }
+        self.bound_locals(&mut tables);
         let observed = self.datapath.observe()?;
         // A flow that holds a port on the host is asked once after something is published, and ends
         // if its port is: see `pipeline::access`. Never back to an earlier generation, in which a
@@ -272,10 +276,36 @@ impl Agent {
         }
     }
 
+    /// Leaves out what of the host's own addresses the map has no room for: packets to them still go
+    /// to the host, since the kernel's routes say so, but not to published ports.
+    fn bound_locals(&mut self, tables: &mut Tables) {
+        let all = tables.locals.len();
+        while tables.locals.len() > capacity::LOCALS as usize {
+            tables.locals.pop_last();
+        }
+        let crowded = tables.locals.len() < all;
+        if crowded && !self.crowded {
+            let room = capacity::LOCALS;
+            tracing::warn!(
+                "the host has {all} addresses and ranges of its own, and there is room for {room}: \
+                 published ports are not reached at the others; route whole ranges (ip route add \
+                 local …) instead of single addresses"
+            );
+        }
+        self.crowded = crowded;
+    }
+
     /// Whether the kernel puts fragments together; makes it do so where it does not.
     async fn reassembles(&mut self, world: &World, config: &Config) -> bool {
-        let there = world.links.values().any(|link| link.name == ROUND);
+        // Before the routes are known, nothing says that ours is not there.
+        let known = world.route_generation != 0;
+        let is_whole = |index| !known || world.routing.unspecified.contains(&index);
+        let there = world
+            .links
+            .values()
+            .any(|link| link.name == ROUND && link.up && is_whole(link.index));
         if !there && self.reassembles {
+            tracing::warn!("the device {ROUND} or its route was taken away: made anew");
             self.reassembles = reassemble(config).await;
         }
         self.reassembles

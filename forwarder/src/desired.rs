@@ -39,7 +39,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     let mut tables = Tables {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
-        route_mtu: world.route_mtu,
+        route_mtu: world.routing.mtu,
         sockets: policy.sockets.clone(),
         ..Tables::default()
     };
@@ -75,12 +75,14 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     }
     for link in world.links.values() {
         match link.master.and_then(|master| bridges.get(&master)) {
-            Some(&(_, bridge)) if link.kind == "veth" => {
+            Some(&(_, bridge)) => {
                 let named = world.veths.values().any(|&veth| veth == link.index);
                 let kind = if named {
                     device::NAMED_VETH
-                } else {
+                } else if is_containers(link) {
                     device::VETH
+                } else {
+                    device::PORT
                 };
                 tables
                     .devices
@@ -148,6 +150,13 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
         && !link.name.starts_with("ov-")
         && !link.name.starts_with("vx-")
         && !is_named_as_dockers(&link.name)
+}
+
+/// Whether Docker has made a bridge's port for a container: it may not have named the endpoint yet.
+/// Nothing that a container does changes the name of the host's end.
+fn is_containers(port: &Link) -> bool {
+    let is_random = |rest: &str| rest.len() == 7 && rest.bytes().all(|b| b.is_ascii_hexdigit());
+    port.kind == "veth" && port.name.strip_prefix("veth").is_some_and(is_random)
 }
 
 /// Docker may be away, or be about to list the bridge: what it forwards is not to be trusted then.
@@ -373,14 +382,18 @@ fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
         .collect()
 }
 
-/// The host's own addresses. Loopback's never appear on a wire.
-fn locals(world: &World) -> BTreeSet<Be32> {
+/// What is the host's own, as the kernel routes it: addresses of devices, and ranges without any.
+/// Loopback's never appear on a wire.
+fn locals(world: &World) -> BTreeSet<(Be32, u8)> {
     let all = world.addresses.values().flatten();
-    all.filter_map(|address| match address.address {
-        IpAddr::V4(v4) if !v4.is_loopback() => Some(be32(v4)),
+    let addresses = all.filter_map(|address| match address.address {
+        IpAddr::V4(v4) if !v4.is_loopback() => Some((be32(v4), 32)),
         _ => None,
-    })
-    .collect()
+    });
+    let routed = world.routing.locals.iter();
+    addresses
+        .chain(routed.map(|&(to, len)| (prefix(to, len), len)))
+        .collect()
 }
 
 /// The far ends of the veths of containers that run: what XDP may redirect into.

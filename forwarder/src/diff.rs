@@ -44,8 +44,8 @@ pub enum Op {
     DropNetwork(u32),
     PutSubnet((Be32, u8), u32),
     DropSubnet((Be32, u8)),
-    PutLocal(Be32),
-    DropLocal(Be32),
+    PutLocal((Be32, u8)),
+    DropLocal((Be32, u8)),
     PutSource((u32, Be32, u8), Be32),
     DropSource((u32, Be32, u8)),
     PutPublished {

@@ -213,8 +213,8 @@ pub struct Tables {
     pub networks: BTreeMap<u32, NetworkRow>,
     /// Subnets, as address and prefix length, to their bridge's index.
     pub subnets: BTreeMap<(Be32, u8), u32>,
-    /// The host's own addresses.
-    pub locals: BTreeSet<Be32>,
+    /// What is the host's own, as address and prefix length.
+    pub locals: BTreeSet<(Be32, u8)>,
     /// Masquerade addresses by device index and the next hop's subnet.
     pub sources: BTreeMap<(u32, Be32, u8), Be32>,
     /// Endpoints.

@@ -48,7 +48,7 @@ pub fn choose(
 ) -> Vec<Choice> {
     let is_uplink = |link: &&Link| {
         if named.is_empty() {
-            world.default_devices.contains(&link.index)
+            world.routing.defaults.contains(&link.index)
         } else {
             named.contains(&link.name)
         }
@@ -150,7 +150,7 @@ mod tests {
         let mut world = World::default();
         world.links.insert(2, nic(""));
         assert!(choose(&world, &[], XdpMode::Off, |_| None).is_empty());
-        world.default_devices.insert(2);
+        world.routing.defaults.insert(2);
         assert_eq!(choose(&world, &[], XdpMode::Off, |_| None)[0].name, "eth0");
         let named = ["eth1".to_owned()];
         assert!(choose(&world, &named, XdpMode::Off, |_| None).is_empty());

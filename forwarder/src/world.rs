@@ -32,10 +32,8 @@ pub struct World {
     pub addresses: BTreeMap<u32, Vec<Address>>,
     /// Moves on (and wraps) whenever a route changed.
     pub route_generation: u32,
-    /// The devices of the IPv4 default routes.
-    pub default_devices: BTreeSet<u32>,
-    /// The smallest MTU that an IPv4 route has by itself; 0 if none has.
-    pub route_mtu: u32,
+    /// What the IPv4 routes say beyond their next hops.
+    pub routing: Routing,
     /// What shims have bound.
     pub bound: BTreeMap<HostPort, Bound>,
     /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
@@ -123,9 +121,8 @@ impl World {
                 replace(&mut self.addresses, all)
                     | !std::mem::replace(&mut self.seen.addresses, true)
             }
-            Fact::RouteChanged { defaults, mtu } => {
-                self.default_devices = defaults;
-                self.route_mtu = mtu;
+            Fact::RouteChanged(routing) => {
+                self.routing = *routing;
                 self.route_generation = self.route_generation.wrapping_add(1);
                 true
             }

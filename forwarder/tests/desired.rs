@@ -51,7 +51,7 @@ fn world() -> World {
         link(1, "lo", "", None),
         link(UPLINK, "eth0", "", None),
         link(BRIDGE, "docker0", "bridge", None),
-        link(VETH, "veth1", "veth", Some(BRIDGE)),
+        link(VETH, "veth0a1b2c3", "veth", Some(BRIDGE)),
     ] {
         world.links.insert(link.index, link);
     }
@@ -500,8 +500,8 @@ fn other_drivers_and_missing_bridges_are_left_alone() {
 #[test]
 fn loopback_is_never_local_on_a_wire() {
     let locals = derive(&world()).locals;
-    assert!(locals.contains(&be32(ip("198.18.1.1"))) && locals.contains(&be32(ip("172.17.0.1"))));
-    assert!(!locals.contains(&be32(ip("127.0.0.1"))));
+    let has = |address| locals.contains(&(be32(ip(address)), 32));
+    assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
 
 #[test]
@@ -522,6 +522,32 @@ fn xdp_runs_where_the_policy_says() {
         derive(&world).ports.is_empty(),
         "and left alone where no XDP runs"
     );
+}
+
+#[test]
+fn port_of_a_bridge_without_container_is_anybodys() {
+    for (name, kind) in [
+        ("port0", "veth"),
+        ("tap0", "tun"),
+        ("eth1", ""),
+        ("vethx", "veth"),
+    ] {
+        let mut world = world();
+        world.veths.clear();
+        let port = world.links.get_mut(&VETH).unwrap();
+        (port.name, port.kind) = (name.to_owned(), kind.to_owned());
+        let tables = derive(&world);
+        assert_eq!(tables.devices[&VETH].kind, device::PORT, "{name}");
+        assert!(tables.hooks.contains(&(VETH, Hook::ContainerIn)), "{name}");
+    }
+}
+
+#[test]
+fn what_the_kernel_routes_to_the_host_is_local() {
+    let mut world = world();
+    let range = (Ipv4Addr::new(203, 0, 113, 0), 24);
+    world.routing.locals = std::sync::Arc::new([range].into());
+    assert!(derive(&world).locals.contains(&(be32(range.0), 24)));
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(crate) fn state_dir(folder: &Path) -> PathBuf {
 pub struct Docker {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
+    /// A bridge that somebody made for the default network: its name and its address.
+    bridge: Option<(String, String)>,
     shim: bool,
 }
 
@@ -72,6 +74,13 @@ impl Docker {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Its default network on a bridge that is there before it.
+    #[must_use]
+    pub fn on_bridge(mut self, name: &str, address: &str) -> Self {
+        self.bridge = Some((name.to_owned(), address.to_owned()));
+        self.arg(format!("--bridge={name}"))
     }
 
     /// One more flag.
@@ -156,6 +165,14 @@ impl Dockerd {
     pub(crate) fn start(&mut self) -> Result<()> {
         // libnetwork and the plugin search want it, whatever --exec-root says.
         fs::create_dir_all("/var/run/docker")?;
+        if let Some((name, address)) = &self.options.bridge
+            && self.space.ip(&format!("link show {name}")).is_err()
+        {
+            self.space.ip(&format!("link add {name} type bridge"))?;
+            self.space
+                .ip(&format!("address add {address} dev {name}"))?;
+            self.space.ip(&format!("link set {name} up"))?;
+        }
         let log = self.folder.join("dockerd.log");
         if self.containerd.is_none() {
             self.containerd = Some(self.start_containerd()?);

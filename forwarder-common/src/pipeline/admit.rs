@@ -1,6 +1,7 @@
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
 use super::access::{self, Straight, is_welcome};
+use super::owner::{Destination, destination};
 use super::{Passage, Side, Steps, mark, source};
 use crate::abi::{Network, Published, Tuple, device, network};
 use crate::family::{Address, Family};
@@ -9,7 +10,7 @@ use crate::nat::{self, Owner};
 use crate::parse::{Class, proto};
 use crate::reason::Reason;
 use crate::sctp;
-use crate::tables::{Route, Tables};
+use crate::tables::Route;
 use crate::tcp::{self, Opening};
 
 /// Where a packet of a container's that belongs to no flow is bound for.
@@ -38,16 +39,6 @@ enum Bound<F: Family> {
     Published,
     /// Straight to an address of another network.
     Straight(u32, Network<F>),
-}
-
-/// Whether a packet would be forwarded to a device that the agent does not know: among Docker's
-/// address pools that is a network made while no agent lives, which nobody guards.
-#[inline(never)]
-fn leads_to_unknown<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, tuple: &Tuple<F>) -> bool {
-    match tables.route(ifindex, tuple) {
-        Route::Forward { ifindex, .. } => tables.device(ifindex).is_none(),
-        Route::Kernel => false,
-    }
 }
 
 /// The admitting steps: all that a packet without a flow meets.
@@ -116,14 +107,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             .device(self.meta.ifindex)
             .map_or([0; 6], |device| device.mac);
         if !self.tables.is_local(dst) {
-            let Some(bridge) = self.tables.subnet(dst) else {
-                let unknown = dst.is_pooled()
-                    && leads_to_unknown(self.tables, self.meta.ifindex, &packet.tuple);
-                return Err(if unknown {
-                    Reason::UnknownNetwork
-                } else {
-                    Reason::NotOurs
-                });
+            let bridge = match destination(self.tables, self.meta.ifindex, &packet.tuple) {
+                Destination::Network(bridge) => bridge,
+                Destination::Unknown => return Err(Reason::UnknownNetwork),
+                Destination::Outside | Destination::Kernel => return Err(Reason::NotOurs),
             };
             let network = self.tables.network(bridge).ok_or(Reason::DirectRouting)?;
             return self.admit_straight(None, bridge, &network, mac);
@@ -297,6 +284,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Err(Reason::NoRoute);
         };
         let device = tables.device(ifindex).ok_or(Reason::DeviceUnknown)?;
+        if device.bridge == client.bridge {
+            // By a router that its own bridge leads to.
+            return Err(self.detour(&client.network));
+        }
         if device.kind != device::OUTSIDE {
             return Err(Reason::Isolated);
         }
@@ -413,7 +404,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Some(slot) => slot,
             // The bridge's own address.
             None if tables.is_local(src) => return Origin::Settled(Reason::SpoofedSource),
-            None if tables.subnet(src) != Some(device.bridge) => {
+            // Beyond a port that leads to no container is everybody.
+            None if device.kind != device::PORT && tables.subnet(src) != Some(device.bridge) => {
                 return Origin::Settled(Reason::ForeignSource);
             }
             // The floor is for those not known yet, not for those who take a free address.
@@ -460,7 +452,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             }
             return Origin::Settled(Reason::ToHost);
         }
-        match tables.subnet(dst) {
+        let range = tables.subnet(dst);
+        let bridge = match range.map(|_| destination(tables, device.bridge, &packet.tuple)) {
+            Some(Destination::Network(bridge)) => Some(bridge),
+            None | Some(Destination::Outside) => None,
+            Some(Destination::Unknown | Destination::Kernel) => range,
+        };
+        match bridge {
             Some(bridge) if bridge == device.bridge => Origin::Settled(self.detour(&network)),
             Some(_) if internal => Origin::Settled(Reason::Isolated),
             Some(bridge) => match tables.network(bridge) {

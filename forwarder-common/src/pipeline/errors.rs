@@ -1,5 +1,6 @@
 //! A packet's story, aside: ICMP errors about our flows, from either side and from the host itself.
 
+use super::owner::{Destination, destination};
 use super::{Passage, Side, Steps, Way, mark};
 use crate::abi::Tuple;
 use crate::family::{Address, Be16, Family};
@@ -90,11 +91,20 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             }
             // Its flow has ended, or had another port: it must not show a container's address.
             let quoted = F::header(&self.frame, icmp::quoted_at(self.packet)).ok()?;
-            return self
-                .tables
-                .subnet(quoted.dst)
-                .is_some()
-                .then_some(Reason::IcmpStray);
+            let tuple = Tuple {
+                src: quoted.src,
+                dst: quoted.dst,
+                ..Tuple::default()
+            };
+            let shows = match destination(self.tables, self.meta.ifindex, &tuple) {
+                Destination::Network(_) | Destination::Unknown => true,
+                Destination::Outside => false,
+                // Of a network that just went, or the host's own.
+                Destination::Kernel => {
+                    self.tables.subnet(quoted.dst).is_some() && !self.tables.is_local(quoted.dst)
+                }
+            };
+            return shows.then_some(Reason::IcmpStray);
         };
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let Tuple { src, dst, .. } = self.packet.tuple;

@@ -14,6 +14,7 @@
 //!   ingress that it came by. The first one goes as any packet, the others follow it ([`Train`]):
 //!   with its ports they meet the same fate, but open no flow.
 
+use super::owner::{Destination, destination};
 use super::{Meta, Passage, Side, Steps, mark};
 use crate::abi::{OUTSIDE, Tuple};
 use crate::family::{Address, Be16, Family};
@@ -174,7 +175,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             if self.tables.is_local(dst) {
                 return Some(self.round());
             }
-            if !self.packet.tail || self.tables.subnet(dst).is_none() {
+            let ifindex = self.meta.ifindex;
+            if !self.packet.tail
+                || !matches!(
+                    destination(self.tables, ifindex, &self.packet.tuple),
+                    Destination::Network(_)
+                )
+            {
                 return None;
             }
         } else {

@@ -283,6 +283,9 @@ impl Tables<V4> for Host {
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
+        if self.locals.contains(&tuple.dst) {
+            return Route::Kernel;
+        }
         let routes = self.routes.iter().map(|(&key, &route)| (key, route));
         match longest(routes, tuple.dst) {
             Some(Route::Forward {

@@ -133,7 +133,7 @@ pub(super) struct Maps {
     pub(super) ports: DevMapHash<MapData>,
     pub(super) networks: HashMap<MapData, u32, Wire<Network<V4>>>,
     pub(super) subnets: LpmTrie<MapData, Wire<Be32>, u32>,
-    pub(super) locals: HashMap<MapData, Wire<Be32>, u32>,
+    pub(super) locals: LpmTrie<MapData, Wire<Be32>, u32>,
     pub(super) sources: LpmTrie<MapData, Wire<SourceKey<V4>>, Wire<Be32>>,
     pub(super) endpoint_slots: HashMap<MapData, Wire<Be32>, u32>,
     pub(super) endpoints: Array<MapData, Wire<Endpoint<V4>>>,

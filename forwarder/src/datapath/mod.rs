@@ -179,7 +179,8 @@ impl Datapath {
                 .insert((key.data().0, key.prefix_len() as u8), bridge);
         }
         for key in maps.locals.keys() {
-            tables.locals.insert(key?.0);
+            let key = key?;
+            tables.locals.insert((key.data().0, key.prefix_len() as u8));
         }
         for entry in &maps.sources {
             let (key, Wire(source)) = entry?;
@@ -293,8 +294,8 @@ impl Datapath {
             Op::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
             Op::PutSubnet(subnet, bridge) => maps.subnets.insert(&subnet_key(subnet), bridge, 0)?,
             Op::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
-            Op::PutLocal(address) => maps.locals.insert(Wire(address), 1, 0)?,
-            Op::DropLocal(address) => maps.locals.remove(&Wire(address))?,
+            Op::PutLocal(range) => maps.locals.insert(&subnet_key(range), 1, 0)?,
+            Op::DropLocal(range) => maps.locals.remove(&subnet_key(range))?,
             Op::PutSource(key, source) => {
                 maps.sources.insert(&source_key(key), Wire(source), 0)?;
             }

@@ -8,6 +8,7 @@ mod ethtool;
 mod inspect;
 pub mod netlink;
 pub(crate) mod others;
+mod routes;
 mod rules;
 pub mod sandbox;
 pub mod shim;

@@ -1,23 +1,21 @@
 //! Devices, addresses and routes of our network namespace, from the kernel's netlink notices.
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::nsid::NsidAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 
+use super::routes::Routes;
 use super::sandbox::Namespaces;
 use crate::world::{Address, Fact, Link, LinkLayer, Mac, Peer};
 
@@ -57,6 +55,9 @@ pub async fn watch(subscribed: &Notify, facts: &Sender<Fact>) -> Result<()> {
 #[derive(Default)]
 struct Due {
     addresses: bool,
+    /// All routes are read anew: a change that the kernel does not tell route by route.
+    reread: bool,
+    /// Some route changed.
     routes: bool,
 }
 
@@ -76,8 +77,10 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
     }
     let mut due = Due {
         addresses: true,
+        reread: true,
         routes: true,
     };
+    let mut routes = Routes::default();
     let mut closed = facts.send(Fact::Links(links)).await.is_err();
     subscribed.notify_one();
     while !closed && !facts.is_closed() {
@@ -85,7 +88,8 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
         let next = match notices.next().now_or_never() {
             Some(next) => next,
             None => {
-                closed = settle(namespaces, facts, std::mem::take(&mut due)).await?;
+                let due = std::mem::take(&mut due);
+                closed = settle(namespaces, facts, due, &mut routes).await?;
                 tokio::select! {
                     next = notices.next() => next,
                     () = facts.closed() => return Ok(()),
@@ -97,7 +101,10 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
         };
         let fact = match message.payload {
             NetlinkPayload::Overrun(_) => return Ok(()),
-            NetlinkPayload::InnerMessage(notice) => read(namespaces, notice, &mut due).await,
+            NetlinkPayload::InnerMessage(notice) => {
+                follow_routes(&mut routes, &notice, message.header.flags, &mut due);
+                read(namespaces, notice, &mut due).await
+            }
             _ => None,
         };
         if let Some(fact) = fact {
@@ -108,7 +115,12 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
 }
 
 /// Sends what is due; returns whether nobody listens any more.
-async fn settle(namespaces: &Namespaces, facts: &Sender<Fact>, due: Due) -> Result<bool> {
+async fn settle(
+    namespaces: &Namespaces,
+    facts: &Sender<Fact>,
+    due: Due,
+    routes: &mut Routes,
+) -> Result<bool> {
     let mut closed = false;
     if due.addresses {
         let dump = namespaces.handle().address().get().execute();
@@ -119,54 +131,57 @@ async fn settle(namespaces: &Namespaces, facts: &Sender<Fact>, due: Due) -> Resu
         let list = messages.iter().filter_map(address).collect();
         closed |= facts.send(Fact::Addresses(list)).await.is_err();
     }
+    if due.reread {
+        *routes = read_routes(namespaces).await?;
+    }
     if due.routes {
-        let (defaults, mtu) = routes(namespaces).await?;
-        let fact = Fact::RouteChanged { defaults, mtu };
+        let fact = Fact::RouteChanged(Box::new(routes.summary()));
         closed |= facts.send(fact).await.is_err();
     }
     Ok(closed)
 }
 
-/// Of the IPv4 routes: the devices that the default ones lead to, which are the uplinks unless others
-/// are named, and the smallest MTU that one has by itself, or 0.
-async fn routes(namespaces: &Namespaces) -> Result<(BTreeSet<u32>, u32)> {
+/// All IPv4 routes, as far as they are kept.
+async fn read_routes(namespaces: &Namespaces) -> Result<Routes> {
     let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let mut dump = namespaces.handle().route().get(all).execute();
-    let mut devices = BTreeSet::new();
-    let mut smallest = None;
+    let mut routes = Routes::default();
     while let Some(route) = dump.try_next().await.context("cannot list the routes")? {
-        if route.header.kind != RouteType::Unicast {
-            continue;
-        }
-        smallest = smallest.into_iter().chain(own_mtu(&route)).min();
-        if route.header.destination_prefix_length == 0 {
-            devices.extend(
-                route
-                    .attributes
-                    .iter()
-                    .filter_map(|attribute| match attribute {
-                        RouteAttribute::Oif(device) => Some(*device),
-                        _ => None,
-                    }),
-            );
-        }
+        routes.add(&route, false);
     }
-    Ok((devices, smallest.unwrap_or_default()))
+    Ok(routes)
 }
 
-/// The MTU of a route itself (`ip route … mtu`).
-fn own_mtu(route: &RouteMessage) -> Option<u32> {
-    let metrics = route
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            RouteAttribute::Metrics(metrics) => Some(metrics),
-            _ => None,
-        });
-    metrics.flatten().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
+/// Takes in what a notice says of routes.
+fn follow_routes(routes: &mut Routes, notice: &RouteNetlinkMessage, flags: u16, due: &mut Due) {
+    match notice {
+        RouteNetlinkMessage::NewRoute(message) => {
+            routes.add(message, flags & NLM_F_REPLACE != 0);
+            due.routes |= leads_away(message);
+        }
+        RouteNetlinkMessage::DelRoute(message) => {
+            routes.remove(message);
+            due.routes |= leads_away(message);
+        }
+        RouteNetlinkMessage::NewLink(message)
+            if !message.header.flags.contains(LinkFlags::Up)
+                && message.header.interface_family == AddressFamily::Unspec =>
+        {
+            due.routes |= routes.lose(message.header.index, false);
+        }
+        RouteNetlinkMessage::DelLink(message)
+            if message.header.interface_family == AddressFamily::Unspec =>
+        {
+            due.routes |= routes.lose(message.header.index, true);
+        }
+        // Routes that name the address as their source go along in silence.
+        RouteNetlinkMessage::DelAddress(message)
+            if message.header.family == AddressFamily::Inet =>
+        {
+            (due.reread, due.routes) = (true, true);
+        }
+        _ => {}
+    }
 }
 
 async fn read(namespaces: &Namespaces, notice: RouteNetlinkMessage, due: &mut Due) -> Option<Fact> {
@@ -184,10 +199,6 @@ async fn read(namespaces: &Namespaces, notice: RouteNetlinkMessage, due: &mut Du
         }
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
             due.addresses = true;
-            None
-        }
-        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-            due.routes |= leads_away(&message);
             None
         }
         RouteNetlinkMessage::DelNsId(message) => {

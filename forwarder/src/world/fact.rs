@@ -1,10 +1,10 @@
 //! Facts: what the sources send and the World takes in.
-use std::collections::BTreeSet;
 
 use crate::others::Others;
 
 use super::model::{
-    Address, Bound, Container, ContainerId, HostPort, Link, NetnsId, Network, NetworkId, ShimId,
+    Address, Bound, Container, ContainerId, HostPort, Link, NetnsId, Network, NetworkId, Routing,
+    ShimId,
 };
 
 /// One piece of news. A full list replaces what was known of its kind; everything else concerns one object.
@@ -43,12 +43,7 @@ pub enum Fact {
     /// All addresses, in the kernel's order (which says what is primary: hence never one alone).
     Addresses(Vec<Address>),
     /// Some route came, went or changed.
-    RouteChanged {
-        /// The devices of the IPv4 default routes.
-        defaults: BTreeSet<u32>,
-        /// The smallest MTU that an IPv4 route has by itself; 0 if none has.
-        mtu: u32,
-    },
+    RouteChanged(Box<Routing>),
     /// A shim has a port: the last word on where that leads.
     Bound(HostPort, Bound),
     /// A shim has given its ports back: they lead nowhere, whatever was listed before.

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -390,6 +391,20 @@ pub struct Link {
     pub layer: LinkLayer,
     /// The other end, of a veth.
     pub peer: Option<Peer>,
+}
+
+/// What the IPv4 routes say beyond their next hops.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// The devices of the default routes, which are the uplinks unless others are named.
+    pub defaults: BTreeSet<u32>,
+    /// The smallest MTU that a route has by itself (`ip route … mtu`); 0 if none has.
+    pub mtu: u32,
+    /// What is the host's own, as address and prefix length: also without an address of a device
+    /// (`ip route add local …`).
+    pub locals: Arc<BTreeSet<(Ipv4Addr, u8)>>,
+    /// The devices of routes to 0.0.0.0/8, by which fragments go round.
+    pub unspecified: BTreeSet<u32>,
 }
 
 /// An address of a device of ours.

@@ -49,8 +49,8 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
         Op::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
         Op::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
         Op::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
-        Op::PutLocal(address) => _ = tables.locals.insert(address),
-        Op::DropLocal(address) => _ = tables.locals.remove(&address),
+        Op::PutLocal(range) => _ = tables.locals.insert(range),
+        Op::DropLocal(range) => _ = tables.locals.remove(&range),
         Op::PutSource(key, source) => _ = tables.sources.insert(key, source),
         Op::DropSource(key) => _ = tables.sources.remove(&key),
         Op::PutPublished { key, slot, target } => {
@@ -180,7 +180,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                 tables
                     .sources
                     .insert((index + 2, Be32::default(), 0), Be32::new(index + 1));
-                tables.locals.insert(Be32::new(index + 1));
+                tables.locals.insert((Be32::new(index + 1), 32));
                 if xdp {
                     tables.hooks.insert((index + 2, Hook::Uplink));
                     tables.xdp.insert(index + 2, XdpKind::Native);

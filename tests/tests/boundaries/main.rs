@@ -1,8 +1,10 @@
 //! Boundaries that hold: what hostile containers, machines of the LAN and users of the host try.
 
 mod claims;
+mod host;
 mod ipsec;
 mod marks;
+mod routes;
 mod rules;
 mod shaping;
 mod users;

@@ -377,7 +377,11 @@ fn rows(host: &Host) -> Vec<Op> {
             .iter()
             .map(|(&subnet, &bridge)| Op::PutSubnet(subnet, bridge)),
     );
-    rows.extend(host.locals.iter().map(|&address| Op::PutLocal(address)));
+    rows.extend(
+        host.locals
+            .iter()
+            .map(|&address| Op::PutLocal((address, 32))),
+    );
     rows.extend(
         host.sources
             .iter()
@@ -410,7 +414,7 @@ fn undo(row: &Op) -> Option<Op> {
         Op::PutEndpoint { key, slot, .. } => Op::DropEndpoint { key, slot },
         Op::PutNetwork { bridge, .. } => Op::DropNetwork(bridge),
         Op::PutSubnet(subnet, _) => Op::DropSubnet(subnet),
-        Op::PutLocal(address) => Op::DropLocal(address),
+        Op::PutLocal(range) => Op::DropLocal(range),
         Op::PutSource(key, _) => Op::DropSource(key),
         Op::PutTrusted(key) => Op::DropTrusted(key),
         Op::PutLink(key) => Op::DropLink(key),

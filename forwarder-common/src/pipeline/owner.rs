@@ -1,0 +1,92 @@
+//! Whose a packet is: the device by which it came and the kernel's routes decide, never an address
+//! range alone. The host's own address, or its LAN, may lie in the range of a Docker network.
+
+use super::Meta;
+use crate::abi::{Tuple, device, network};
+use crate::family::{Address, Family};
+use crate::reason::Reason;
+use crate::tables::{Route, Tables};
+
+/// What becomes of a packet on its way out that nobody translated, if a container sent it: it is
+/// stopped, unless its network is not translated. `None` for the host's own packets, and for those
+/// that it forwards for others.
+#[inline(never)]
+pub(super) fn of_a_container<F: Family, T: Tables<F>>(
+    tables: &T,
+    meta: &Meta,
+    src: F::Addr,
+) -> Option<Reason> {
+    let bridge = if meta.came_by == 0 {
+        // Only who speaks in a container's very name.
+        let slot = tables.endpoint_slot(src)?;
+        if tables.is_local(src) {
+            return None;
+        }
+        tables.endpoint(slot)?.bridge
+    } else {
+        match tables.device(meta.came_by) {
+            Some(device) if device.kind == device::OUTSIDE => return None,
+            Some(device) => device.bridge,
+            None if src.is_pooled() => return Some(Reason::UnknownNetwork),
+            None => return None,
+        }
+    };
+    let network = tables.network(bridge);
+    let masked = network.is_none_or(|network| network.flags & network::MASQUERADE != 0);
+    Some(if masked {
+        Reason::Untranslated
+    } else {
+        Reason::FromHost
+    })
+}
+
+/// Where the kernel would take a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Destination {
+    /// To the network of this bridge.
+    Network(u32),
+    /// To a device that the agent does not know: among Docker's addresses that is a network made
+    /// while no agent lives, which nobody guards.
+    Unknown,
+    /// To an outside device.
+    Outside,
+    /// Nowhere beyond the host.
+    Kernel,
+}
+
+/// [`Destination`] by a number, below which bridges are.
+const UNKNOWN: u32 = u32::MAX - 2;
+const OUTSIDE: u32 = u32::MAX - 1;
+const KERNEL: u32 = u32::MAX;
+
+/// Where the kernel would take a packet to an address of Docker's: an address that no network has
+/// in its range is outside, whatever the routes say.
+#[inline(always)]
+pub(super) fn destination<F: Family, T: Tables<F>>(
+    tables: &T,
+    ifindex: u32,
+    tuple: &Tuple<F>,
+) -> Destination {
+    if tables.subnet(tuple.dst).is_none() && !tuple.dst.is_pooled() {
+        return Destination::Outside;
+    }
+    match follow(tables, ifindex, tuple) {
+        UNKNOWN => Destination::Unknown,
+        OUTSIDE => Destination::Outside,
+        KERNEL => Destination::Kernel,
+        bridge => Destination::Network(bridge),
+    }
+}
+
+/// [`Destination`] by the kernel's routes.
+#[inline(never)]
+fn follow<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, tuple: &Tuple<F>) -> u32 {
+    match tables.route(ifindex, tuple) {
+        Route::Forward { ifindex, .. } => match tables.device(ifindex) {
+            Some(device) if device.kind == device::OUTSIDE => OUTSIDE,
+            Some(device) => device.bridge,
+            None => UNKNOWN,
+        },
+        Route::Kernel => KERNEL,
+    }
+}
