@@ -1,5 +1,6 @@
 //! What the kernel should hold, derived from the World: pure.
 
+mod ipv6;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +63,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         tables.networks.insert(index, network_row);
         add_trusted(&mut tables, world, terms, index);
         add_network(&mut tables, world, network, bridge);
+        ipv6::add_network(&mut tables, world, network, bridge);
         if !terms.icc {
             published::add_links(&mut tables, world, network);
         }
@@ -101,6 +103,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         tables.hooks.insert((link.index, Hook::RoundOut));
     }
     tables.locals = locals(world);
+    ipv6::add_locals(&mut tables, world);
     published::add_published(&mut tables, world, policy, &terms, &mut lists);
     tables.closed_lists = lists.settle();
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
@@ -173,6 +176,7 @@ fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
         (unprotected, network::UNPROTECTED),
         (policy.direct_routing, network::DIRECT),
         (isolated, network::ISOLATED),
+        (ipv6::is_in(network), network::IPV6),
     ]
     .into_iter()
     .filter_map(|(on, flag)| on.then_some(flag))
