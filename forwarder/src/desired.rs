@@ -149,7 +149,8 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
 }
 
 /// Docker may be away, or be about to list the bridge: what it forwards is not to be trusted then.
-fn is_named_as_dockers(name: &str) -> bool {
+#[must_use]
+pub(crate) fn is_named_as_dockers(name: &str) -> bool {
     let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     matches!(name, "docker0" | "docker_gwbridge") || name.strip_prefix("br-").is_some_and(is_id)
 }
