@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 
-use crate::family::{Address as _, Be16, Family, V4, Wide};
+use crate::family::{Address as _, Be16, Be128, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
@@ -68,6 +68,15 @@ pub mod name {
     pub const WATCH: &str = "WATCH";
     /// `RingBuf` of [`Event`](crate::event::Event)s, written while somebody watches.
     pub const EVENTS: &str = "EVENTS";
+    /// `HashMap<LocalKey6, u32>`: the host's own IPv6 addresses.
+    pub const LOCALS6: &str = "LOCALS6";
+    /// `LpmTrie<Be128, u32>`: IPv6 subnet to its bridge's device index.
+    pub const SUBNETS6: &str = "SUBNETS6";
+    /// `HashMap<OwnerKey6, u32>`: a container's IPv6 address to the host's end of its veth, 0 where
+    /// that is not known.
+    pub const OWNERS6: &str = "OWNERS6";
+    /// `HashMap<u32, Endpoint6>` by the host's end of the veth.
+    pub const ENDPOINTS6: &str = "ENDPOINTS6";
     /// `PerCpuArray<u64>` of one: events that were not told, for want of room or of a watcher who is
     /// awake.
     pub const LOST: &str = "LOST";
@@ -408,6 +417,8 @@ pub mod network {
     pub const DIRECT: u32 = 32;
     /// Host and containers do not reach each other either (gateway mode `isolated`).
     pub const ISOLATED: u32 = 64;
+    /// The network has IPv6.
+    pub const IPV6: u32 = 128;
 }
 
 /// A container's place in a network.
@@ -637,6 +648,38 @@ pub struct SocketKey {
     pub reserved: u32,
 }
 
+/// One of the host's own IPv6 addresses.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LocalKey6 {
+    /// The address.
+    pub addr: Be128,
+    /// Of a link-local address: its device. Of others 0.
+    pub ifindex: u32,
+}
+
+/// An IPv6 address of a container.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct OwnerKey6 {
+    /// The address: what Docker gave, or the link-local one that follows from the MAC address.
+    pub addr: Be128,
+    /// The bridge that it counts on.
+    pub bridge: u32,
+}
+
+/// What a veth's container is called by IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Endpoint6 {
+    /// The address that Docker gave, or [`Be128::ANY`].
+    pub addr: Be128,
+    /// The container's MAC address, or zeros where that is not known.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: u16,
+}
+
 /// No padding: each structure is exactly the sum of its fields, which is what lets the agent and
 /// the kernel see it as plain bytes.
 const _: () = {
@@ -662,4 +705,7 @@ const _: () = {
     assert!(size_of::<Hint<V4>>() == 12 + 16);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);
+    assert!(size_of::<LocalKey6>() == 16 + 4);
+    assert!(size_of::<OwnerKey6>() == 16 + 4);
+    assert!(size_of::<Endpoint6>() == 16 + 6 + 2);
 };

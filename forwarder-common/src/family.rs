@@ -93,6 +93,66 @@ impl Be32 {
     }
 }
 
+/// A 128-bit integer in wire order: an IPv6 address.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Pod, Zeroable)]
+pub struct Be128([Be32; 4]);
+
+impl Be128 {
+    /// The unspecified address, `::`.
+    pub const ANY: Self = Self([Be32::new(0); 4]);
+
+    /// From sixteen bytes as they stand on the wire.
+    #[must_use]
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([
+            Be32::from_octets([a, b, c, d]),
+            Be32::from_octets([e, f, g, h]),
+            Be32::from_octets([i, j, k, l]),
+            Be32::from_octets([m, n, o, p]),
+        ])
+    }
+
+    /// The sixteen bytes as they stand on the wire.
+    #[must_use]
+    pub fn octets(self) -> [u8; 16] {
+        bytemuck::cast(self)
+    }
+
+    /// The four words as they lie in memory, for kernel structures.
+    #[inline(always)]
+    #[must_use]
+    pub fn words(self) -> [u32; 4] {
+        self.0.map(Be32::word)
+    }
+
+    /// In fe80::/10 (RFC 4291 section 2.5.6).
+    #[inline(always)]
+    #[must_use]
+    pub fn is_link_local(self) -> bool {
+        self.0[0].get() >> 22 == 0xfe80_0000 >> 22
+    }
+
+    /// In ff00::/8 (RFC 4291 section 2.7).
+    #[inline(always)]
+    #[must_use]
+    pub fn is_multicast(self) -> bool {
+        self.0[0].get() >> 24 == 0xff
+    }
+
+    /// The link-local address that a MAC address stands for (RFC 4291 appendix A).
+    #[must_use]
+    pub const fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self([
+            Be32::new(0xfe80_0000),
+            Be32::new(0),
+            Be32::from_octets([a ^ 2, b, c, 0xff]),
+            Be32::from_octets([0xfe, d, e, f]),
+        ])
+    }
+}
+
 /// An address of either family as four words in wire order.
 pub type Wide = [Be32; 4];
 

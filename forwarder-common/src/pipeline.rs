@@ -19,6 +19,7 @@ mod admit;
 mod errors;
 pub mod fragments;
 mod hosts;
+pub mod ipv6;
 pub mod mark;
 mod owner;
 

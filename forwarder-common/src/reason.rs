@@ -80,7 +80,7 @@ reasons! {
     Bridged = Kernel "bridged" "Between two containers of one network: the bridge switches it.";
     NotOurs = Kernel "not-ours" "Neither from nor for a container.";
     NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag.";
-    NotIp = Kernel "not-ip" "Not IPv4: ARP, IPv6 and others.";
+    NotIp = Kernel "not-ip" "Not IPv4: ARP and others, and IPv6 that is no container's.";
     Malformed = Kernel "malformed" "No valid header: the kernel's stack drops it.";
     Truncated = Kernel "truncated" "The headers are not all there.";
     NoRoute = Kernel "no-route" "No route forwards it: the kernel answers.";
@@ -105,6 +105,10 @@ reasons! {
     Loopback = Drop "loopback" "127.0.0.0/8 on a wire.";
     Isolated = Drop "isolated" "From one Docker network to another one.";
     Internal = Drop "internal" "Out of, or into, an internal network.";
+    SpoofedNeighbour = Drop "spoofed-neighbour" "Neighbour discovery in another's name out of a container, or what only routers and DHCP servers send.";
+    NoIpv6 = Drop "no-ipv6" "IPv6 from or to a container whose network has none.";
+    Ipv6Header = Drop "ipv6-header" "IPv6 out of a container whose headers cannot be read to their end.";
+    Ipv6Forward = Drop "ipv6-forward" "IPv6 of a container that the host would forward: containers reach their own network and the host only.";
     PeerBlocked = Drop "peer-blocked" "Between containers of a network without inter-container communication.";
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";

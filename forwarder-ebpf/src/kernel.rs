@@ -12,18 +12,21 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
-    bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
+use bytemuck::Pod;
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending, PortKey,
-    Published, Quota, Settings, SourceKey, TrustKey, Tuple,
+    Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6, Network,
+    OwnerKey6, Pending, PortKey, Published, Quota, Settings, SourceKey, TrustKey, Tuple,
 };
 use forwarder_common::event::{Event, News};
-use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::family::{Be16, Be32, Be128, V4};
 use forwarder_common::flow::{End, Gate};
 use forwarder_common::parse::proto;
 use forwarder_common::pipeline::fragments::Train;
+use forwarder_common::pipeline::ipv6::Host6;
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables};
@@ -32,13 +35,14 @@ use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
-    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS,
-    LINKS, LOCALS, LOST, MAPPINGS, NETWORKS, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING,
-    SETTINGS, SOURCES, SUBNETS, TRAIN, TRUSTED, WATCH,
+    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS, FLOW_INDEX, FLOWS, FREE,
+    HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS, OWNERS6, PORTS, PUBLISHED,
+    QUOTAS, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS, SUBNETS6, TRAIN, TRUSTED, WATCH,
 };
 use crate::steps;
 
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// So many other CPUs may raise the same number in between.
 const RAISES: u32 = 3;
 const ENODEV: i64 = -19;
@@ -517,6 +521,70 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
                 0,
             );
         }
+    }
+}
+
+impl Host6 for Kernel<TcContext> {
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        Tables::device(self, ifindex)
+    }
+
+    #[inline(always)]
+    fn network_flags(&self, bridge: u32) -> Option<u32> {
+        // SAFETY: as for devices.
+        unsafe { NETWORKS.get(bridge) }.map(|network| network.flags)
+    }
+
+    #[inline(always)]
+    fn subnet(&self, addr: Be128) -> Option<u32> {
+        SUBNETS6.get(Key::new(128, addr)).copied()
+    }
+
+    #[inline(always)]
+    fn is_local(&self, key: &LocalKey6) -> bool {
+        LOCALS6.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn owner(&self, key: &OwnerKey6) -> Option<u32> {
+        // SAFETY: as for devices.
+        unsafe { OWNERS6.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, veth: u32) -> Option<Endpoint6> {
+        // SAFETY: as for devices.
+        unsafe { ENDPOINTS6.get(veth) }.copied()
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let mut value = T::zeroed();
+        let place = ptr::from_mut(&mut value).cast();
+        // SAFETY: `value` has room for that much, and any bytes are one.
+        let outcome = unsafe {
+            bpf_skb_load_bytes(
+                self.ctx.skb.skb.cast(),
+                offset,
+                place,
+                size_of::<T>() as u32,
+            )
+        };
+        (outcome == 0).then_some(value)
+    }
+
+    #[inline(always)]
+    fn route(&self, ifindex: u32, src: Be128, dst: Be128) -> Option<u32> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut params: bpf_fib_lookup = unsafe { zeroed() };
+        params.family = AF_INET6;
+        params.ifindex = ifindex;
+        params.__bindgen_anon_3.ipv6_src = src.words();
+        params.__bindgen_anon_4.ipv6_dst = dst.words();
+        let outcome = self.look_up(&mut params, 0);
+        let forwarded = outcome == 0 || outcome == BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+        forwarded.then_some(params.ifindex)
     }
 }
 

@@ -37,7 +37,7 @@ mod xdp;
 mod programs {
     use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-    use forwarder_common::pipeline;
+    use forwarder_common::pipeline::{self, ipv6::Hook};
 
     use crate::errands;
     use crate::socket::{ask4, ask6, tell4, tell6};
@@ -46,71 +46,95 @@ mod programs {
     /// tcx ingress of an outside device.
     #[classifier]
     pub fn outside_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, true, |frame, meta, kernel, packet| {
-            pipeline::outside_in(frame, meta, kernel, packet)
-        })
+        run::<ETHERNET>(
+            &ctx,
+            true,
+            Some(Hook::OutsideIn),
+            |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx ingress of an outside device without Ethernet header.
     #[classifier]
     pub fn outside_in_raw(ctx: TcContext) -> i32 {
-        run::<RAW>(&ctx, true, |frame, meta, kernel, packet| {
-            pipeline::outside_in(frame, meta, kernel, packet)
-        })
+        run::<RAW>(
+            &ctx,
+            true,
+            Some(Hook::OutsideIn),
+            |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx egress of an outside device.
     #[classifier]
     pub fn outside_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
-            pipeline::outside_out(frame, meta, kernel, packet)
-        })
+        run::<ETHERNET>(
+            &ctx,
+            false,
+            Some(Hook::OutsideOut),
+            |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx egress of an outside device without Ethernet header.
     #[classifier]
     pub fn outside_out_raw(ctx: TcContext) -> i32 {
-        run::<RAW>(&ctx, false, |frame, meta, kernel, packet| {
-            pipeline::outside_out(frame, meta, kernel, packet)
-        })
+        run::<RAW>(
+            &ctx,
+            false,
+            Some(Hook::OutsideOut),
+            |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run_telling(&ctx, false, |frame, meta, kernel, packet| {
-            pipeline::container_in(frame, meta, kernel, packet)
-        })
+        run_telling(
+            &ctx,
+            false,
+            Some(Hook::ContainerIn),
+            |frame, meta, kernel, packet| pipeline::container_in(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx egress of the same.
     #[classifier]
     pub fn container_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
-            pipeline::container_out(frame, meta, kernel, packet)
-        })
+        run::<ETHERNET>(
+            &ctx,
+            false,
+            Some(Hook::ContainerOut),
+            |frame, meta, kernel, packet| pipeline::container_out(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run_telling(&ctx, true, |frame, meta, kernel, packet| {
-            pipeline::bridge_in(frame, meta, kernel, packet)
-        })
+        run_telling(
+            &ctx,
+            true,
+            Some(Hook::BridgeIn),
+            |frame, meta, kernel, packet| pipeline::bridge_in(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx egress of a bridge.
     #[classifier]
     pub fn bridge_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
-            pipeline::bridge_out(frame, meta, kernel, packet)
-        })
+        run::<ETHERNET>(
+            &ctx,
+            false,
+            Some(Hook::BridgeOut),
+            |frame, meta, kernel, packet| pipeline::bridge_out(frame, meta, kernel, packet),
+        )
     }
 
     /// tcx egress of the device that fragments go round by.
     #[classifier]
     pub fn round_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, |frame, meta, kernel, packet| {
+        run::<ETHERNET>(&ctx, false, None, |frame, meta, kernel, packet| {
             pipeline::round_out(frame, meta, kernel, packet)
         })
     }

@@ -5,10 +5,11 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, Pending,
-    PortKey, Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6,
+    Network, OwnerKey6, Peer, Pending, PortKey, Published, Quota, Settings, SocketKey, SourceKey,
+    TrustKey, Tuple, capacity,
 };
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::parse::Packet;
 use forwarder_common::pipeline::Side;
 use forwarder_common::pipeline::fragments::Train;
@@ -48,7 +49,8 @@ pub static LOCALS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::LOCA
 pub static SOURCES: LpmTrie<SourceKey<V4>, Be32> =
     LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);
 #[map]
-pub static ENDPOINT_SLOTS: HashMap<Be32, u32> = HashMap::with_max_entries(capacity::ENDPOINTS, 0);
+pub static ENDPOINT_SLOTS: HashMap<Be32, u32> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
 #[map]
 pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]
@@ -90,6 +92,19 @@ pub static WATCH: Array<u64> = Array::with_max_entries(1, 0);
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static LOCALS6: HashMap<LocalKey6, u32> =
+    HashMap::with_max_entries(capacity::LOCALS, NO_PREALLOC);
+#[map]
+pub static SUBNETS6: LpmTrie<Be128, u32> =
+    LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
+#[map]
+pub static OWNERS6: HashMap<OwnerKey6, u32> =
+    HashMap::with_max_entries(capacity::ENDPOINTS * 2, NO_PREALLOC);
+#[map]
+pub static ENDPOINTS6: HashMap<u32, Endpoint6> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
 
 /// A passage, as far as it crosses a call of a global function.
 #[repr(C)]

@@ -17,7 +17,7 @@ use forwarder_common::checksum;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
-use forwarder_common::pipeline::{Meta, Passage, Side, Steps, fragments, mark};
+use forwarder_common::pipeline::{Meta, Passage, Side, Steps, fragments, ipv6, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Tables as _};
@@ -34,20 +34,24 @@ pub const RAW: usize = 0;
 
 const AF_INET: u32 = 2;
 const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+/// Of a VLAN tag: the network's number, 0 for none.
+const VLAN_ID: u32 = 0xfff;
 /// Enough for an ICMP error's headers and those that it quotes, options included.
 const QUOTE: u32 = 192;
 /// Enough for any header that the pipeline reads otherwise.
 const HEADERS: u32 = 54;
 
 /// Runs a hook of the pipeline on a packet whose network header is at `L3`. With `addressed`,
-/// only frames that are for this station are looked at.
+/// only frames that are for this station are looked at. IPv6 is judged at the hook `six`.
 #[inline(always)]
 pub fn run<const L3: usize>(
     ctx: &TcContext,
     addressed: bool,
+    six: Option<ipv6::Hook>,
     hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
 ) -> i32 {
-    let reason = decide::<L3>(ctx, addressed, hook);
+    let reason = decide::<L3>(ctx, addressed, six, hook);
     count(reason);
     verdict(reason)
 }
@@ -57,9 +61,10 @@ pub fn run<const L3: usize>(
 pub fn run_telling(
     ctx: &TcContext,
     addressed: bool,
+    six: Option<ipv6::Hook>,
     hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
 ) -> i32 {
-    let reason = decide::<ETHERNET>(ctx, addressed, hook);
+    let reason = decide::<ETHERNET>(ctx, addressed, six, hook);
     count(reason);
     if reason.is_exhaustion() && tc_refuse(ctx.skb.skb) != 0 {
         TC_ACT_REDIRECT
@@ -82,12 +87,18 @@ fn verdict(reason: Reason) -> i32 {
 fn decide<const L3: usize>(
     ctx: &TcContext,
     addressed: bool,
+    six: Option<ipv6::Hook>,
     hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
 ) -> Reason {
     let skb = ctx.skb.skb;
     // SAFETY: the context's fields, read-only here.
     let (protocol, vlan, kind) = unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).pkt_type) };
     if protocol != V4::ETHERTYPE.to_be() as u32 {
+        if protocol == ipv6::ETHERTYPE.to_be() as u32
+            && let Some(hook) = six
+        {
+            return judge_ipv6(skb, addressed, hook, L3 as u32);
+        }
         return Reason::NotIp;
     }
     if vlan != 0 || (addressed && kind != PACKET_HOST) {
@@ -109,6 +120,26 @@ fn decide<const L3: usize>(
         &kernel,
         &mut passing.packet,
     )
+}
+
+/// A container's hooks look at all IPv6, whatever its tag and its station.
+#[inline(always)]
+fn judge_ipv6(skb: *mut __sk_buff, addressed: bool, hook: ipv6::Hook, l3: u32) -> Reason {
+    // SAFETY: the context's fields, read-only here.
+    let (tag, kind) = unsafe { ((*skb).vlan_tci & VLAN_ID, (*skb).pkt_type) };
+    if addressed && (tag != 0 || kind == PACKET_OTHERHOST) {
+        return Reason::NotForUs;
+    }
+    Reason::from_u8(tc_ipv6(skb, hook as u32, l3) as u8).unwrap_or(Reason::NoIpv6)
+}
+
+/// [`ipv6::judge`], the hook by its number: the reason's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_ipv6(skb: *mut __sk_buff, hook: u32, l3: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let meta = meta(&ctx, l3 as u8);
+    ipv6::judge(&Kernel { ctx }, ipv6::Hook::from_u32(hook), &meta) as u32
 }
 
 #[inline(always)]

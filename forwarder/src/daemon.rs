@@ -111,9 +111,27 @@ pub async fn run(mut config: Config) -> Result<()> {
         agent.sync(&world, &config).await?;
         shims.synced(|port| agent.holds(&world, port));
         if !ready && world.is_complete() {
+            announce_ipv6(&world);
             announce(&world, agent.tables())?;
             ready = true;
         }
+    }
+}
+
+/// Says which networks have IPv6, and what becomes of it.
+fn announce_ipv6(world: &World) {
+    let networks = world.networks.values().filter(|network| {
+        let mut ranges = network.subnets.iter();
+        network.driver == "bridge" && ranges.any(|range| range.address.is_ipv6())
+    });
+    let names = networks.map(|network| plain::line(&network.name).to_string());
+    let names = names.collect::<Vec<_>>();
+    if !names.is_empty() {
+        tracing::warn!(
+            networks = names.join(", "),
+            "IPv6 stays local: containers reach their own network and this host, nothing is \
+             translated or forwarded; ports published on IPv6 addresses are docker-proxy's"
+        );
     }
 }
 

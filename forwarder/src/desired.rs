@@ -1,5 +1,6 @@
 //! What the kernel should hold, derived from the World: pure.
 
+mod ipv6;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         tables.networks.insert(index, network_row);
         add_trusted(&mut tables, world, terms, index);
         add_network(&mut tables, world, network, bridge);
+        ipv6::add_network(&mut tables, world, network, bridge);
         if !terms.icc {
             published::add_links(&mut tables, world, network);
         }
@@ -105,6 +107,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     }
     tables.locals = locals(world);
     add_others(&mut tables, world);
+    ipv6::add_locals(&mut tables, world);
     published::add_published(&mut tables, world, policy, &terms, &mut lists);
     tables.closed_lists = lists.settle();
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
@@ -160,7 +163,8 @@ fn is_containers(port: &Link) -> bool {
 }
 
 /// Docker may be away, or be about to list the bridge: what it forwards is not to be trusted then.
-fn is_named_as_dockers(name: &str) -> bool {
+#[must_use]
+pub(crate) fn is_named_as_dockers(name: &str) -> bool {
     let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     matches!(name, "docker0" | "docker_gwbridge") || name.strip_prefix("br-").is_some_and(is_id)
 }
@@ -264,6 +268,7 @@ fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
         (unprotected, network::UNPROTECTED),
         (policy.direct_routing, network::DIRECT),
         (isolated, network::ISOLATED),
+        (ipv6::is_in(network), network::IPV6),
     ]
     .into_iter()
     .filter_map(|(on, flag)| on.then_some(flag))

@@ -9,7 +9,8 @@ use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
 use forwarder_common::family::{Be32, V4};
 
 use crate::tables::{
-    EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Tables, Target, XdpKind,
+    EndpointKey, FarEnd, Hook, Key6, NetworkRow, Observed, Row6, SocketHook, Tables, Target,
+    XdpKind,
 };
 
 /// One change of the kernel's state. Applying one twice is applying it once.
@@ -63,6 +64,8 @@ pub enum Op {
     DropLink(LinkKey<V4>),
     PutIngress((u32, Be32, u8), u32),
     DropIngress((u32, Be32, u8)),
+    PutIpv6(Key6, Row6),
+    DropIpv6(Key6),
     Policy(u32),
     /// The device that fragments go round by.
     Round(u32),
@@ -100,6 +103,7 @@ impl Op {
                 | Self::DropTrusted(_)
                 | Self::DropLink(_)
                 | Self::DropIngress(_)
+                | Self::DropIpv6(_)
                 | Self::DropPort(_)
                 | Self::Detach { .. }
                 | Self::DetachSocket(_)
@@ -189,6 +193,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     ops.extend(floors);
     // A list is complete before anybody is sent to it.
     ops.extend(changed(&now.ingress, &desired.ingress).map(|(k, v)| Op::PutIngress(k, v)));
+    ops.extend(changed(&now.ipv6, &desired.ipv6).map(|(k, v)| Op::PutIpv6(k, v)));
     for (bridge, row) in changed(&now.networks, &desired.networks) {
         let floor = slots.endpoint(EndpointKey::Floor(bridge));
         ops.push(Op::PutNetwork { bridge, row, floor });
@@ -270,6 +275,8 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     for &(ifindex, hook) in now.hooks.difference(&desired.hooks) {
         ops.push(Op::Detach { ifindex, hook });
     }
+    let gone6 = gone(&now.ipv6, &desired.ipv6).collect::<Vec<_>>();
+    ops.extend(gone6.into_iter().rev().map(Op::DropIpv6));
     ops.extend(gone(&now.subnets, &desired.subnets).map(Op::DropSubnet));
     ops.extend(gone(&now.networks, &desired.networks).map(Op::DropNetwork));
     ops.extend(gone(&now.ingress, &desired.ingress).map(Op::DropIngress));

@@ -161,6 +161,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     }
     findings.extend(rules);
     findings.push(forwarding(probe));
+    findings.push(ipv6(probe));
     findings.extend(dockerd::judge(
         probe.dockerd.as_ref(),
         probe.proxies,
@@ -398,6 +399,23 @@ fn forwarding(probe: &Probe) -> Finding {
             "sysctl -w net.ipv4.ip_forward=1 (dockerd does it at its start)",
         )
     }
+}
+
+/// What becomes of IPv6 today.
+fn ipv6(probe: &Probe) -> Finding {
+    if probe.ipv6.is_empty() {
+        return Finding::ok("no Docker bridge has IPv6: its containers send and get none");
+    }
+    let bridges = probe.ipv6.iter().map(String::as_str).collect::<Vec<_>>();
+    Finding::note(
+        format!(
+            "IPv6 stays local on {}: containers reach their own network and this host, nothing is \
+             translated (no NAT66) or forwarded",
+            bridges.join(", ")
+        ),
+        "ports published on IPv6 addresses of this host are docker-proxy's, which shows containers \
+         the gateway as client",
+    )
 }
 
 /// Major and minor of a release such as `6.1.0-13-amd64`.

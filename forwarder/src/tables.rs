@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
-use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::abi::{
+    Device, Endpoint, Endpoint6, LinkKey, LocalKey6, OwnerKey6, PortKey, TrustKey,
+};
+use forwarder_common::family::{Be16, Be32, Be128, V4};
 
 /// The name of the device that fragments go round by.
 pub const ROUND: &str = "forwarder0";
@@ -194,6 +196,28 @@ pub struct FarEnd {
     pub index: u32,
 }
 
+/// What names a row of IPv6's tables. In this order they are put, and in the reverse one they go.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Key6 {
+    /// One of the host's own addresses.
+    Local(LocalKey6),
+    /// What the container behind a veth is called.
+    Endpoint(u32),
+    /// A container's address.
+    Owner(OwnerKey6),
+    /// A network's subnet, as address and prefix length.
+    Subnet(Be128, u8),
+}
+
+/// What such a row says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Row6 {
+    /// 1 of the host's addresses, the veth of an owner, the bridge of a subnet.
+    Index(u32),
+    /// Of an endpoint.
+    Endpoint(Endpoint6),
+}
+
 /// All tables and hooks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tables {
@@ -232,6 +256,8 @@ pub struct Tables {
     pub closed_lists: usize,
     /// Tells all lists of clients, and who has them, from what was before; 0 where there are none.
     pub policy: u32,
+    /// IPv6's tables.
+    pub ipv6: BTreeMap<Key6, Row6>,
     /// Programs by device index and place.
     pub hooks: BTreeSet<(u32, Hook)>,
     /// Programs on the root of all control groups.

@@ -4,16 +4,17 @@
 mod door;
 pub(crate) mod frames;
 pub(crate) mod host;
+pub(crate) mod ipv6;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, LinkKey, Network, Pending, PortKey, Published,
-    Quota, Settings, TrustKey, Tuple, capacity,
+    Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, LinkKey, LocalKey6, Network,
+    OwnerKey6, Pending, PortKey, Published, Quota, Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
-use forwarder_common::family::{Be32, Family, V4};
+use forwarder_common::family::{Be32, Be128, Family, V4};
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
@@ -121,6 +122,12 @@ pub(crate) struct Host {
     pub(crate) ports: HashSet<u32>,
     /// The kernel's routes by destination prefix.
     pub(crate) routes: HashMap<(Be32, u8), Route<V4>>,
+    /// IPv6's tables, and the devices by which it would be forwarded.
+    pub(crate) locals6: HashSet<LocalKey6>,
+    pub(crate) subnets6: HashMap<(Be128, u8), u32>,
+    pub(crate) owners6: HashMap<OwnerKey6, u32>,
+    pub(crate) endpoints6: HashMap<u32, Endpoint6>,
+    pub(crate) routes6: HashMap<Be128, u32>,
     /// Where sockets of the host would take a packet: what its destination is.
     pub(crate) sockets: HashSet<PortKey<V4>>,
     pub(crate) clock: Cell<Ticks>,
@@ -176,6 +183,11 @@ impl Host {
             nics: HashMap::new(),
             ports: HashSet::new(),
             routes: HashMap::new(),
+            locals6: HashSet::new(),
+            subnets6: HashMap::new(),
+            owners6: HashMap::new(),
+            endpoints6: HashMap::new(),
+            routes6: HashMap::new(),
             sockets: HashSet::new(),
             clock: Cell::default(),
             index: RefCell::default(),
@@ -230,6 +242,9 @@ impl Host {
     fn decide(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Option<Reason> {
         let raw = matches!(hook, Hook::OutsideInRaw | Hook::OutsideOutRaw);
         if !raw {
+            if bytes.get(12..14) == Some(&[0x86, 0xdd]) {
+                return self.judge_ipv6(hook, bytes, arrival);
+            }
             if bytes.get(12..14) != Some(&[0x08, 0x00]) {
                 return (hook != Hook::Uplink).then_some(Reason::NotIp);
             }

@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, HOST, IngressKey, Leg, LinkKey, Network, OUTSIDE, Peer, PortKey,
-    Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
+    Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, Leg, LinkKey, LocalKey6, Network, OUTSIDE,
+    OwnerKey6, Peer, PortKey, Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple,
+    name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::event::Event;
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::flow::{Gate, ORIGINAL, REPLY};
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
@@ -38,13 +39,17 @@ macro_rules! plain {
 }
 
 plain!(
+    Be128,
     Be32,
     Device,
+    Endpoint6,
     Endpoint<V4>,
     FlowRef,
     IngressKey<V4>,
     LinkKey<V4>,
+    LocalKey6,
     Network<V4>,
+    OwnerKey6,
     Peer,
     PortKey<V4>,
     Published<V4>,
@@ -145,12 +150,16 @@ pub(super) struct Maps {
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
     pub(super) sockets: HashMap<MapData, Wire<SocketKey>, Wire<Peer>>,
+    pub(super) locals6: HashMap<MapData, Wire<LocalKey6>, u32>,
+    pub(super) subnets6: LpmTrie<MapData, Wire<Be128>, u32>,
+    pub(super) owners6: HashMap<MapData, Wire<OwnerKey6>, u32>,
+    pub(super) endpoints6: HashMap<MapData, u32, Wire<Endpoint6>>,
     quotas: Array<MapData, [u64; size_of::<Quota>() / 8]>,
     free: Queue<MapData, u32>,
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 27] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 31] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -179,6 +188,10 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 27] {
         (name::WATCH, None),
         (name::EVENTS, None),
         (name::LOST, None),
+        (name::LOCALS6, None),
+        (name::SUBNETS6, None),
+        (name::OWNERS6, None),
+        (name::ENDPOINTS6, None),
     ]
 }
 
@@ -204,6 +217,10 @@ impl Maps {
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,
             sockets: pinned(dir, name::SOCKETS)?,
+            locals6: pinned(dir, name::LOCALS6)?,
+            subnets6: pinned(dir, name::SUBNETS6)?,
+            owners6: pinned(dir, name::OWNERS6)?,
+            endpoints6: pinned(dir, name::ENDPOINTS6)?,
             quotas: pinned(dir, name::QUOTAS)?,
             free: pinned(dir, name::FREE)?,
         })

@@ -7,6 +7,7 @@ mod errands;
 mod events;
 mod far_ends;
 mod hooks;
+mod ipv6;
 mod maps;
 mod namespace;
 mod neighbours;
@@ -217,6 +218,7 @@ impl Datapath {
                 .ingress
                 .insert((list, client, (key.prefix_len() - 32) as u8), word);
         }
+        tables.ipv6 = maps.ipv6()?;
         for veth in maps.ports.keys() {
             tables.ports.insert(veth?, nobody());
         }
@@ -327,6 +329,8 @@ impl Datapath {
             Op::DropLink(key) => maps.links.remove(&Wire(key))?,
             Op::PutIngress(key, word) => maps.ingress.insert(&ingress_key(key), word, 0)?,
             Op::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
+            Op::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
+            Op::DropIpv6(key) => maps.drop_ipv6(key)?,
             Op::Policy(policy) => {
                 let settings = maps.settings()?;
                 maps.set_settings(Settings { policy, ..settings })?;

@@ -15,6 +15,7 @@ use tracing::subscriber::NoSubscriber;
 
 use super::dockerd::Setup;
 use crate::config::Config;
+use crate::desired::is_named_as_dockers;
 use crate::others::{Firewall, Others, Ruleset};
 use crate::world::Fact;
 use crate::{datapath, trusted, watch};
@@ -64,6 +65,8 @@ pub(super) struct Probe {
     pub(super) proxies: usize,
     /// `net.ipv4.ip_forward`.
     pub(super) forwarding: bool,
+    /// Docker's bridges that have IPv6.
+    pub(super) ipv6: BTreeSet<String>,
     /// Names of the devices in our network namespace.
     pub(super) devices: BTreeSet<String>,
 }
@@ -125,6 +128,7 @@ impl Probe {
             dockerd: Setup::take(),
             proxies: proxies(),
             forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",
+            ipv6: with_ipv6(&read("/proc/self/net/if_inet6")),
             devices: devices(&read("/proc/self/net/dev")),
         }
     }
@@ -293,9 +297,32 @@ fn devices(text: &str) -> BTreeSet<String> {
     rows.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
+/// Docker's bridges with an IPv6 address that is not link-local: those all bridges have.
+fn with_ipv6(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter_map(|line| {
+        // The address, then in hexadecimal the device's index, the prefix length, the scope and
+        // flags, then the device's name.
+        let mut words = line.split_whitespace().skip(3);
+        let (scope, name) = (words.next()?, words.nth(1)?);
+        (scope == "00" && is_named_as_dockers(name)).then(|| name.to_owned())
+    });
+    rows.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bridges_with_ipv6_are_read() {
+        let text = "\
+            fd000017000000000000000000000001 03 40 00 80  docker0\n\
+            fe800000000000000000000000000001 03 40 20 80  docker0\n\
+            fe80000000000000004217fffe000001 04 40 20 80 br-0123456789ab\n\
+            fd000018000000000000000000000001 02 40 00 82     eth0\n";
+        assert_eq!(with_ipv6(text), BTreeSet::from(["docker0".into()]));
+        assert_eq!(with_ipv6(""), BTreeSet::new());
+    }
 
     #[test]
     fn device_names_are_read() {

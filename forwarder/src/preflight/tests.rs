@@ -1,5 +1,7 @@
 //! Judgements of hosts that were, on hosts that are not.
 
+use std::collections::BTreeSet;
+
 use super::dockerd::{Proxy, Setup};
 use super::*;
 use crate::others::{Others, Ruleset};
@@ -29,6 +31,7 @@ fn good() -> Probe {
         dockerd: Some(setup(Proxy::Shim)),
         proxies: 0,
         forwarding: true,
+        ipv6: BTreeSet::new(),
         devices: ["lo".into(), "eth0".into()].into(),
     }
 }
@@ -50,6 +53,30 @@ fn rules_of(tool: &'static str, text: &str) -> Firewall {
         }],
         unread: Vec::new(),
     }
+}
+
+#[test]
+fn ipv6_is_told_of_as_it_is() {
+    let with = Probe {
+        ipv6: ["docker0".into()].into(),
+        ..good()
+    };
+    let told = |probe: &Probe, level| {
+        let lines = lines(level, probe, &Config::default());
+        lines
+            .into_iter()
+            .filter(|line| line.contains("IPv6"))
+            .collect::<Vec<_>>()
+    };
+    let [line] = &told(&with, Level::Note)[..] else {
+        panic!("one line");
+    };
+    assert!(line.starts_with("IPv6 stays local on docker0: "), "{line}");
+    assert!(
+        line.contains("no NAT66") && line.contains("docker-proxy"),
+        "{line}"
+    );
+    assert_eq!(told(&good(), Level::Ok).len(), 1);
 }
 
 /// The findings of a level, as lines.

@@ -23,6 +23,8 @@ pub(super) fn network(json: NetworkInspect) -> Option<Network> {
     let driver = json.driver.unwrap_or_default();
     let options = sorted(json.options);
     let labels = sorted(json.labels);
+    // A range that was named without `--ipv6` is nobody's.
+    let has_ipv6 = json.enable_ipv6.unwrap_or(true);
     let option = |key: &str| options.get(key).map(String::as_str);
     let bridge = (driver == "bridge")
         .then(|| option(BRIDGE_NAME).map_or_else(|| format!("br-{}", id.short()), str::to_owned));
@@ -35,6 +37,7 @@ pub(super) fn network(json: NetworkInspect) -> Option<Network> {
             .unwrap_or_default()
             .iter()
             .filter_map(subnet)
+            .filter(|subnet| has_ipv6 || subnet.address.is_ipv4())
             .collect(),
         internal: json.internal.unwrap_or_default(),
         terms: terms::of_network(&options, &labels),

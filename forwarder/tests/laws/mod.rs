@@ -3,10 +3,11 @@
 
 use forwarder::diff::{Op, diff};
 use forwarder::tables::{
-    EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Tables, Target, XdpKind,
+    EndpointKey, FarEnd, Hook, Key6, NetworkRow, Observed, Row6, SocketHook, Tables, Target,
+    XdpKind,
 };
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device};
-use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, OwnerKey6, PortKey, TrustKey, device};
+use forwarder_common::family::{Be16, Be32, Be128, V4};
 use proptest::prelude::*;
 
 /// What the kernel would hold after an operation.
@@ -67,6 +68,8 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
         Op::DropLink(key) => _ = tables.links.remove(&key),
         Op::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
         Op::DropIngress(key) => _ = tables.ingress.remove(&key),
+        Op::PutIpv6(key, row) => _ = tables.ipv6.insert(key, row),
+        Op::DropIpv6(key) => _ = tables.ipv6.remove(&key),
         Op::Policy(policy) => tables.policy = policy,
         Op::PutPort(veth, far_end) => _ = tables.ports.insert(veth, far_end),
         Op::DropPort(veth) => _ = tables.ports.remove(&veth),
@@ -218,6 +221,8 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                     tables.policy += flags + bridge;
                 }
                 tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
+                let subnet = Key6::Subnet(Be128::link_local([bridge as u8; 6]), 64);
+                tables.ipv6.insert(subnet, Row6::Index(flags));
                 let floor = Endpoint {
                     incarnation: flags + 1,
                     bridge,
@@ -238,6 +243,12 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                     tables
                         .endpoints
                         .insert(EndpointKey::Address(addr), endpoint);
+                    let addr6 = Be128::link_local([host; 6]);
+                    let owner = OwnerKey6 {
+                        addr: addr6,
+                        bridge,
+                    };
+                    tables.ipv6.insert(Key6::Owner(owner), Row6::Index(ifindex));
                     if hooked {
                         let row = Device {
                             kind: device::VETH,

@@ -3,6 +3,7 @@
 mod claims;
 mod host;
 mod ipsec;
+mod ipv6;
 mod marks;
 mod routes;
 mod rules;

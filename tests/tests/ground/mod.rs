@@ -18,7 +18,7 @@ use aya::maps::ProgramArray;
 use aya::programs::SchedClassifier;
 use forwarder::datapath::{Arrival, Datapath, Fate, Setup, remove_all};
 use forwarder::diff::Op;
-use forwarder::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Target, XdpKind};
+use forwarder::tables::{EndpointKey, FarEnd, Hook, Key6, NetworkRow, Row6, Target, XdpKind};
 use harness::{Lab, Netns, Space};
 use model::Host;
 use model::host::{
@@ -394,6 +394,7 @@ fn rows(host: &Host) -> Vec<Op> {
             .iter()
             .map(|(&key, &word)| Op::PutIngress(key, word)),
     );
+    rows.extend(ipv6_rows(host).map(|(key, row)| Op::PutIpv6(key, row)));
     for (&key, published) in &host.published {
         let slot = published.mapping;
         let incarnation = host.mappings[&slot];
@@ -408,6 +409,20 @@ fn rows(host: &Host) -> Vec<Op> {
     rows
 }
 
+fn ipv6_rows(host: &Host) -> impl Iterator<Item = (Key6, Row6)> {
+    let locals = host.locals6.iter();
+    let locals = locals.map(|&key| (Key6::Local(key), Row6::Index(1)));
+    let subnets = host.subnets6.iter();
+    let subnets =
+        subnets.map(|(&(addr, len), &bridge)| (Key6::Subnet(addr, len), Row6::Index(bridge)));
+    let owners = host.owners6.iter();
+    let owners = owners.map(|(&key, &veth)| (Key6::Owner(key), Row6::Index(veth)));
+    let endpoints = host.endpoints6.iter();
+    let endpoints =
+        endpoints.map(|(&veth, &endpoint)| (Key6::Endpoint(veth), Row6::Endpoint(endpoint)));
+    locals.chain(subnets).chain(owners).chain(endpoints)
+}
+
 fn undo(row: &Op) -> Option<Op> {
     Some(match *row {
         Op::PutDevice(index, _) => Op::DropDevice(index),
@@ -419,6 +434,7 @@ fn undo(row: &Op) -> Option<Op> {
         Op::PutTrusted(key) => Op::DropTrusted(key),
         Op::PutLink(key) => Op::DropLink(key),
         Op::PutIngress(key, _) => Op::DropIngress(key),
+        Op::PutIpv6(key, _) => Op::DropIpv6(key),
         Op::PutPublished { key, slot, .. } => Op::DropPublished { key, slot },
         _ => return None,
     })

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use forwarder_common::abi::{self, OUTSIDE, Tuple};
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::parse::proto;
 use forwarder_common::pipeline::mark;
 
@@ -14,6 +14,9 @@ use super::model::frames::{ACK, FIN, PSH, RST, SYN, Spec, TIME_EXCEEDED, UNREACH
 use super::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
     SECOND, UPLINK, WEB, WEB_VETH, far_mac, mac,
+};
+use super::model::ipv6::{
+    APP6, CLIENT6, FAR6, GATEWAY6, HOST6, WEB6, frame as ipv6_frame, neighbour,
 };
 use super::model::{Arrival, Dice, Hook, Host, Outcome};
 
@@ -86,8 +89,9 @@ impl Traffic {
         if let Some(piece) = self.pieces.pop_front() {
             return piece;
         }
-        let kind = self.dice.get_mut().below(21);
+        let kind = self.dice.get_mut().below(22);
         let case = match kind {
+            21 => return self.by_ipv6(),
             0..4 => self.by_veth(),
             4..7 => self.by_uplink(),
             7 => self.of_the_hosts(host).unwrap_or_else(|| self.by_uplink()),
@@ -98,6 +102,87 @@ impl Traffic {
             _ => self.garbage(),
         };
         damage(self.dice.get_mut(), case)
+    }
+
+    /// An IPv6 packet at any hook: in right names and in wrong ones.
+    fn by_ipv6(&self) -> Case {
+        let mut dice = self.dice();
+        let (hook, ifindex, came_by) = dice.pick(&[
+            (Hook::ContainerIn, WEB_VETH, 0),
+            (Hook::ContainerIn, APP_VETH, 0),
+            (Hook::ContainerIn, FAR_VETH, 0),
+            (Hook::ContainerOut, WEB_VETH, APP_VETH),
+            (Hook::ContainerOut, WEB_VETH, 0),
+            (Hook::BridgeIn, BRIDGE, 0),
+            (Hook::BridgeOut, BRIDGE, 0),
+            (Hook::BridgeOut, BRIDGE, UPLINK),
+            (Hook::OutsideIn, UPLINK, 0),
+            (Hook::OutsideOut, UPLINK, 0),
+            (Hook::OutsideOut, UPLINK, BRIDGE),
+        ]);
+        let own = [WEB_VETH, APP_VETH, FAR_VETH].map(|veth| Be128::link_local(far_mac(veth)));
+        let all = Be128::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let names = [
+            WEB6,
+            APP6,
+            FAR6,
+            GATEWAY6,
+            HOST6,
+            CLIENT6,
+            Be128::ANY,
+            own[0],
+            own[1],
+        ];
+        let (src, dst) = (
+            dice.pick(&names),
+            dice.pick(&[
+                names[0], names[1], names[2], names[3], names[4], names[5], all, own[2],
+            ]),
+        );
+        let kind = dice.pick(&[128, 133, 134, 135, 136, 136, 137, 143]);
+        let option = dice.pick(&[1, 2, 14]);
+        let says = dice.pick(&[far_mac(WEB_VETH), far_mac(APP_VETH), far_mac(FAR_VETH)]);
+        let (mut next, mut body) = match dice.below(4) {
+            0 => (17, vec![0x30, 0x39, 2, dice.pick(&[34, 80]), 0, 9, 0, 0, 1]),
+            _ => (58, neighbour(kind, dice.pick(&names), option, says)),
+        };
+        for _ in 0..dice.pick(&[0, 0, 0, 1, 2, 9]) {
+            let header = dice.pick(&[0, 43, 44, 51, 60]);
+            let more = dice.pick(&[0, 0, 1, 64]);
+            let word = if header == 44 {
+                [next, 0, 0, more]
+            } else {
+                [next, 0, 1, 4]
+            };
+            body = [&word[..], &[0; 4], &body].concat();
+            next = header;
+        }
+        let to = dice.pick(&[
+            mac(ifindex),
+            mac(ifindex),
+            far_mac(1),
+            [0x33, 0x33, 0, 0, 0, 1],
+        ]);
+        let mut frame = ipv6_frame((to, far_mac(ifindex)), (src, dst), next, &body);
+        if dice.once_in(10) {
+            let at = 14 + dice.below(frame.len() - 14);
+            frame[at] ^= 1 << dice.below(8);
+        }
+        if dice.once_in(10) {
+            let length = 14 + dice.below(frame.len() - 14);
+            // A shorter one the kernel does not simulate.
+            frame.truncate(length.max(54));
+        }
+        let arrival = Arrival {
+            ifindex,
+            came_by,
+            ..Arrival::default()
+        };
+        Case {
+            hook,
+            arrival,
+            frame,
+        }
     }
 
     fn dice(&self) -> std::cell::RefMut<'_, Dice> {

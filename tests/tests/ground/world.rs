@@ -99,6 +99,11 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
             ..*network
         };
     }
+    if !dice.once_in(4) {
+        host.with_ipv6();
+        // The ground's devices have no IPv6, so that the kernel forwards none.
+        host.routes6.clear();
+    }
     listed(dice, &mut host);
     for addr in [WEB, APP, FAR] {
         let endpoint = &mut host.endpoints[host.endpoint_slots[&addr] as usize];

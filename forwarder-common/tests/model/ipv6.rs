@@ -1,0 +1,173 @@
+//! The model's IPv6: its tables, its rules at a hook, and packets in plain octets.
+
+use bytemuck::Pod;
+use forwarder_common::abi::{Device, Endpoint6, LocalKey6, OwnerKey6, network};
+use forwarder_common::family::Be128;
+use forwarder_common::pipeline::Meta;
+use forwarder_common::pipeline::ipv6::{self, Host6};
+use forwarder_common::reason::Reason;
+use forwarder_common::tables::Tables as _;
+
+use super::host::{APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac};
+use super::{Arrival, Hook, Host};
+
+/// `fd00:N::M`.
+pub(crate) const fn net(n: u8, m: u8) -> Be128 {
+    Be128::from_octets([0xfd, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, m])
+}
+
+/// The host's address on its uplink.
+pub(crate) const HOST6: Be128 = net(9, 1);
+/// Somebody on the LAN.
+pub(crate) const CLIENT6: Be128 = net(9, 2);
+pub(crate) const GATEWAY6: Be128 = net(1, 1);
+/// Containers of one network.
+pub(crate) const WEB6: Be128 = net(1, 2);
+pub(crate) const APP6: Be128 = net(1, 3);
+/// A container of the other network.
+pub(crate) const FAR6: Be128 = net(2, 2);
+
+impl Host {
+    /// Gives the usual cast IPv6: both networks, and every container but those without a veth.
+    pub(crate) fn with_ipv6(&mut self) {
+        for (number, bridge) in [(1, BRIDGE), (2, OTHER_BRIDGE)] {
+            self.networks.get_mut(&bridge).unwrap().flags |= network::IPV6;
+            self.subnets6.insert((net(number, 0), 64), bridge);
+            let addr = net(number, 1);
+            self.locals6.insert(LocalKey6 { addr, ifindex: 0 });
+            let addr = Be128::link_local(mac(bridge));
+            let ifindex = bridge;
+            self.locals6.insert(LocalKey6 { addr, ifindex });
+        }
+        let addr = HOST6;
+        self.locals6.insert(LocalKey6 { addr, ifindex: 0 });
+        for (bridge, veth, addr) in [
+            (BRIDGE, WEB_VETH, WEB6),
+            (BRIDGE, APP_VETH, APP6),
+            (OTHER_BRIDGE, FAR_VETH, FAR6),
+        ] {
+            let mac = far_mac(veth);
+            for addr in [addr, Be128::link_local(mac)] {
+                self.owners6.insert(OwnerKey6 { addr, bridge }, veth);
+            }
+            let endpoint = Endpoint6 {
+                addr,
+                mac,
+                reserved: 0,
+            };
+            self.endpoints6.insert(veth, endpoint);
+        }
+        for (addr, ifindex) in [
+            (WEB6, BRIDGE),
+            (APP6, BRIDGE),
+            (FAR6, OTHER_BRIDGE),
+            (CLIENT6, UPLINK),
+        ] {
+            self.routes6.insert(addr, ifindex);
+        }
+    }
+
+    /// Judges a frame of IPv6.
+    pub(super) fn judge_ipv6(&self, hook: Hook, bytes: &[u8], arrival: Arrival) -> Option<Reason> {
+        let at = match hook {
+            Hook::OutsideIn => ipv6::Hook::OutsideIn,
+            Hook::OutsideOut => ipv6::Hook::OutsideOut,
+            Hook::ContainerIn => ipv6::Hook::ContainerIn,
+            Hook::ContainerOut => ipv6::Hook::ContainerOut,
+            Hook::BridgeIn => ipv6::Hook::BridgeIn,
+            Hook::BridgeOut => ipv6::Hook::BridgeOut,
+            Hook::Uplink => return None,
+            Hook::OutsideInRaw | Hook::OutsideOutRaw | Hook::RoundOut => {
+                return Some(Reason::NotIp);
+            }
+        };
+        let nic = self.nics.get(&arrival.ifindex);
+        let of_others = bytes[0] & 1 == 0 && nic.is_none_or(|mac| bytes[..6] != *mac);
+        if matches!(hook, Hook::OutsideIn | Hook::BridgeIn) && of_others {
+            return Some(Reason::NotForUs);
+        }
+        let meta = Meta {
+            ifindex: arrival.ifindex,
+            came_by: arrival.came_by,
+            l3: 14,
+            segment: arrival.segment,
+            mark: arrival.mark,
+            hash: 0,
+        };
+        Some(ipv6::judge(&OnFrame { host: self, bytes }, at, &meta))
+    }
+}
+
+/// The host, and the frame at hand.
+struct OnFrame<'a> {
+    host: &'a Host,
+    bytes: &'a [u8],
+}
+
+impl Host6 for OnFrame<'_> {
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.host.device(ifindex)
+    }
+
+    fn network_flags(&self, bridge: u32) -> Option<u32> {
+        self.host.networks.get(&bridge).map(|network| network.flags)
+    }
+
+    fn subnet(&self, addr: Be128) -> Option<u32> {
+        let bits = |addr: Be128| u128::from_be_bytes(addr.octets());
+        let inside = |(base, len): (Be128, u8)| {
+            (bits(base) ^ bits(addr))
+                .checked_shr(128 - u32::from(len))
+                .unwrap_or(0)
+                == 0
+        };
+        let subnets = self.host.subnets6.iter();
+        subnets
+            .filter(|&(&subnet, _)| inside(subnet))
+            .max_by_key(|&(&(_, len), _)| len)
+            .map(|(_, &bridge)| bridge)
+    }
+
+    fn is_local(&self, key: &LocalKey6) -> bool {
+        self.host.locals6.contains(key)
+    }
+
+    fn owner(&self, key: &OwnerKey6) -> Option<u32> {
+        self.host.owners6.get(key).copied()
+    }
+
+    fn endpoint(&self, veth: u32) -> Option<Endpoint6> {
+        self.host.endpoints6.get(&veth).copied()
+    }
+
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let at = offset as usize;
+        let bytes = self.bytes.get(at..at + size_of::<T>())?;
+        Some(bytemuck::pod_read_unaligned(bytes))
+    }
+
+    fn route(&self, _: u32, _: Be128, dst: Be128) -> Option<u32> {
+        self.host.routes6.get(&dst).copied()
+    }
+}
+
+/// The frame of an IPv6 packet: MAC addresses, ends, extension headers and what follows, by the
+/// protocol of the first of them; hop limit 255. Checksums are not looked at.
+pub(crate) fn frame(
+    (to, from): ([u8; 6], [u8; 6]),
+    (src, dst): (Be128, Be128),
+    next: u8,
+    body: &[u8],
+) -> Vec<u8> {
+    let length = (body.len() as u16).to_be_bytes();
+    let head = [0x60, 0, 0, 0, length[0], length[1], next, 255];
+    let link = [&to[..], &from, &[0x86, 0xdd]].concat();
+    let ends = [src.octets(), dst.octets()].concat();
+    [&link[..], &head, &ends, body].concat()
+}
+
+/// A neighbour's message: its type, target and link-layer option.
+pub(crate) fn neighbour(kind: u8, target: Be128, option: u8, mac: [u8; 6]) -> Vec<u8> {
+    let head = [kind, 0, 0, 0, 0, 0, 0, 0];
+    [&head[..], &target.octets(), &[option, 1], &mac].concat()
+}

@@ -1,0 +1,65 @@
+//! IPv6's tables in their maps.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use aya::maps::MapError;
+use aya::maps::lpm_trie::Key;
+use forwarder_common::family::Be128;
+
+use super::maps::{Maps, Wire};
+use crate::tables::{Key6, Row6};
+
+impl Maps {
+    /// All rows.
+    pub(super) fn ipv6(&self) -> Result<BTreeMap<Key6, Row6>> {
+        let mut rows = BTreeMap::new();
+        for entry in &self.locals6 {
+            let (Wire(key), present) = entry?;
+            rows.insert(Key6::Local(key), Row6::Index(present));
+        }
+        for entry in &self.subnets6 {
+            let (key, bridge) = entry?;
+            let subnet = Key6::Subnet(key.data().0, key.prefix_len() as u8);
+            rows.insert(subnet, Row6::Index(bridge));
+        }
+        for entry in &self.owners6 {
+            let (Wire(key), veth) = entry?;
+            rows.insert(Key6::Owner(key), Row6::Index(veth));
+        }
+        for entry in &self.endpoints6 {
+            let (veth, Wire(endpoint)) = entry?;
+            rows.insert(Key6::Endpoint(veth), Row6::Endpoint(endpoint));
+        }
+        Ok(rows)
+    }
+
+    /// Puts a row.
+    pub(super) fn put_ipv6(&mut self, key: Key6, row: Row6) -> Result<(), MapError> {
+        match (key, row) {
+            (Key6::Local(key), Row6::Index(present)) => self.locals6.insert(Wire(key), present, 0),
+            (Key6::Subnet(address, len), Row6::Index(bridge)) => {
+                self.subnets6.insert(&subnet(address, len), bridge, 0)
+            }
+            (Key6::Owner(key), Row6::Index(veth)) => self.owners6.insert(Wire(key), veth, 0),
+            (Key6::Endpoint(veth), Row6::Endpoint(endpoint)) => {
+                self.endpoints6.insert(veth, Wire(endpoint), 0)
+            }
+            (key, row) => unreachable!("{key:?} never has {row:?}"),
+        }
+    }
+
+    /// Removes a row.
+    pub(super) fn drop_ipv6(&mut self, key: Key6) -> Result<(), MapError> {
+        match key {
+            Key6::Local(key) => self.locals6.remove(&Wire(key)),
+            Key6::Subnet(address, len) => self.subnets6.remove(&subnet(address, len)),
+            Key6::Owner(key) => self.owners6.remove(&Wire(key)),
+            Key6::Endpoint(veth) => self.endpoints6.remove(&veth),
+        }
+    }
+}
+
+fn subnet(address: Be128, len: u8) -> Key<Wire<Be128>> {
+    Key::new(u32::from(len), Wire(address))
+}
