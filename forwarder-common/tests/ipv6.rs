@@ -35,6 +35,7 @@ fn run(host: &Host, hook: Hook, arrival: (u32, u32, u32), mut frame: Vec<u8>) ->
         ifindex,
         came_by,
         mark,
+        hash: 0,
         segment: 0,
     };
     host.run(hook, &mut frame, arrival).reason.unwrap()
