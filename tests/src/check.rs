@@ -1,6 +1,7 @@
 //! Waiting for a state instead of sleeping, and the checks every test begins with.
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,12 +20,22 @@ pub fn soaked<T>(short: T, long: T) -> T {
     }
 }
 
+/// How long something may take that takes `usual` here: a machine that is emulated is slower by the
+/// factor that `FORWARDER_TESTS_PATIENCE` names.
+pub(crate) fn patient(usual: Duration) -> Duration {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+        let factor = std::env::var("FORWARDER_TESTS_PATIENCE");
+        factor.ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    });
+    usual * *FACTOR
+}
+
 /// Tries until `attempt` succeeds and hands back its value.
 ///
 /// # Errors
 /// The last error of `attempt`, when none succeeded `within` the time.
 pub fn eventually<T>(within: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
+    let (start, within) = (Instant::now(), patient(within));
     loop {
         match attempt() {
             Ok(value) => return Ok(value),

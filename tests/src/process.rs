@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::check::tail;
+use crate::check::{patient, tail};
 
 /// No command of a test takes longer; one that does hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ fn read_all(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<
 }
 
 fn wait(child: &mut Child, within: Duration) -> Result<Option<ExitStatus>> {
-    let start = Instant::now();
+    let (start, within) = (Instant::now(), patient(within));
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(status) = child.try_wait()? {
@@ -183,6 +183,7 @@ impl Process {
     /// # Errors
     /// When the process ends first or the time is over; the error shows the end of its log.
     pub fn line(&mut self, beginning: &str, within: Duration) -> Result<String> {
+        let within = patient(within);
         let deadline = Instant::now() + within;
         let mut seen = self.lines.lock();
         loop {

@@ -14,7 +14,7 @@ use aya::maps::MapInfo;
 use forwarder::tables::{Hook, SocketHook};
 use forwarder_common::abi::{Flow, LAYOUT, capacity};
 use forwarder_common::family::V4;
-use ground::{Ground, Loaded, ready};
+use ground::{Ground, Loaded};
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
 };
@@ -63,7 +63,6 @@ fn compare(section: &str, now: &Numbers) -> Result<()> {
 
 #[test]
 fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
-    ready()?;
     let ground = Ground::new("budget")?;
     let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
     ground.space().enter(|| {

@@ -18,7 +18,7 @@ use ground::model::host::{
     far_mac, mac,
 };
 use ground::model::{Arrival, Hook, Host};
-use ground::{Ground, Loaded, ready, routes};
+use ground::{Ground, Loaded, routes};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;
@@ -196,7 +196,6 @@ fn on_ground(
     flows: u32,
     test: impl FnOnce(&mut Loaded, &mut Host, &View) -> Result<()> + Send,
 ) -> Result<()> {
-    ready()?;
     let ground = Ground::new(label)?;
     let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
     ground.space().enter(|| {

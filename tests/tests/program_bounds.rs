@@ -16,7 +16,7 @@ use ground::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use ground::model::{Arrival, Hook, Host};
-use ground::{Ground, Loaded, ready, routes};
+use ground::{Ground, Loaded, routes};
 
 const DROP: i32 = 2;
 const REDIRECT: i32 = 7;
@@ -35,7 +35,6 @@ fn on_ground(
     bounds: (u32, u32),
     test: impl FnOnce(&mut Loaded, &View) -> Result<()> + Send,
 ) -> Result<()> {
-    ready()?;
     let ground = Ground::new(label)?;
     let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
     ground.space().enter(|| {

@@ -21,7 +21,7 @@ use ground::model::{Dice, Outcome};
 use ground::raw::{state_of, told_of};
 use ground::traffic::{Case, Traffic};
 use ground::world::{disturb, world};
-use ground::{Ground, Loaded, code, ready};
+use ground::{Ground, Loaded, code};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 /// Packets in all.
@@ -40,7 +40,6 @@ fn from_env(name: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn host_and_kernel_are_twins() -> Result<()> {
-    ready()?;
     let ground = Ground::new("twin")?;
     let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
     ground.space().enter(|| {

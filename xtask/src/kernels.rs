@@ -34,6 +34,8 @@ pub(crate) struct Kernel {
     pub(crate) version: String,
     /// The image that boots.
     pub(crate) image: PathBuf,
+    /// The folder of everything that its package holds.
+    root: PathBuf,
 }
 
 impl Kernel {
@@ -58,6 +60,7 @@ impl Kernel {
         let kernel = |image| Self {
             version: version.to_owned(),
             image,
+            root: folder.clone(),
         };
         if let Some(image) = image(&folder) {
             return Ok(kernel(image));
@@ -71,6 +74,44 @@ impl Kernel {
         image(&folder)
             .map(kernel)
             .with_context(|| format!("there is no vmlinuz in Debian's {package}"))
+    }
+}
+
+impl Kernel {
+    /// The modules below some of their folders, and veth, by their places in a root.
+    pub(crate) fn modules(&self, parts: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+        let root = self.root.join("lib/modules");
+        let version = fs::read_dir(&root)
+            .with_context(|| format!("no modules in {}", root.display()))?
+            .find_map(|entry| Some(entry.ok()?.path()))
+            .with_context(|| format!("no modules in {}", root.display()))?;
+        let mut folders: Vec<_> = parts
+            .iter()
+            .map(|part| version.join("kernel").join(part))
+            .collect();
+        let mut files: Vec<_> = [
+            "modules.order",
+            "modules.builtin",
+            "modules.builtin.modinfo",
+        ]
+        .map(|name| version.join(name))
+        .into();
+        files.push(version.join("kernel/drivers/net/veth.ko"));
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    files.push(path);
+                }
+            }
+        }
+        let place = |path: PathBuf| {
+            let place = path.strip_prefix(&self.root).ok()?.to_str()?.to_owned();
+            Some((place, path))
+        };
+        Ok(files.into_iter().filter_map(place).collect())
     }
 }
 

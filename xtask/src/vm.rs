@@ -4,6 +4,8 @@
 //! A machine is Debian's kernel and an initramfs with two files, the BPF object and `verifier` as its
 //! only process: no disk, no network, no module, no KVM. What the process prints arrives by the serial
 //! console; when it ends, the kernel panics, restarts at once (`panic=-1`), and that ends QEMU.
+//!
+//! `--smoke` boots a Docker host instead, by the same means, and runs `tests/clsact.rs` on it.
 use std::{
     io::{BufRead, BufReader},
     path::Path,
@@ -23,6 +25,9 @@ use crate::{
 };
 
 mod initramfs;
+mod smoke;
+
+pub(crate) use smoke::smoke;
 
 /// What the tier stands on.
 const NEEDS: [Need; 2] = [
@@ -30,9 +35,20 @@ const NEEDS: [Need; 2] = [
     Need::package("debian-archive-keyring"),
 ];
 
-/// For how many seconds a machine may run: it takes 30 on a quiet machine, and minutes more where
-/// programs are refused.
-const SECONDS: u32 = 420;
+/// What a machine is made of beside its kernel and its root.
+struct Machine {
+    mebibytes: u32,
+    processors: u32,
+    /// For how long it may run.
+    seconds: u32,
+}
+
+/// Takes half a minute on a quiet machine, and longer where programs are refused.
+const VERIFY: Machine = Machine {
+    mebibytes: 768,
+    processors: 1,
+    seconds: 420,
+};
 
 /// Which kernels are booted if none is named: the oldest that the product takes, and the newest.
 const KERNELS: [&str; 2] = ["6.1", "newest"];
@@ -57,11 +73,12 @@ pub(crate) fn run(
     let kernels = Kernel::fetch(&folder, &wanted)?;
     let [object, verifier] = build::verifier(workspace)?;
     let root = folder.join("verifier.cpio");
-    initramfs::write(&root, &[("init", &verifier), ("object", &object)])?;
+    let files = [("init".to_owned(), verifier), ("object".to_owned(), object)];
+    initramfs::write(&root, &files)?;
     let reports: Vec<_> = thread::scope(|scope| {
         let machines: Vec<_> = kernels
             .iter()
-            .map(|kernel| scope.spawn(|| boot(&kernel.image, &root, filter)))
+            .map(|kernel| scope.spawn(|| boot(&kernel.image, &root, &VERIFY, filter)))
             .collect();
         machines
             .into_iter()
@@ -82,16 +99,23 @@ struct Report {
 }
 
 /// Boots a kernel and waits until its machine has ended.
-fn boot(kernel: &Path, root: &Path, filter: Option<&str>) -> Result<Report> {
+fn boot(kernel: &Path, root: &Path, machine: &Machine, filter: Option<&str>) -> Result<Report> {
+    let Machine {
+        mebibytes,
+        processors,
+        seconds,
+    } = machine;
     let start = Instant::now();
     // Without `tsc=unstable` a guest's clock runs several times too fast on a busy machine.
     let line = format!(
         "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable -- /object {}",
         filter.unwrap_or_default()
     );
-    let mut machine = Command::new("timeout")
-        .args(["--kill-after=5", &SECONDS.to_string(), "qemu-system-x86_64"])
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "768"])
+    let mut qemu = Command::new("timeout")
+        .args(["--kill-after=5", &seconds.to_string(), "qemu-system-x86_64"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(["-m", &mebibytes.to_string()])
+        .args(["-smp", &processors.to_string()])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
         .arg("-no-reboot")
         .arg("-kernel")
@@ -104,13 +128,13 @@ fn boot(kernel: &Path, root: &Path, filter: Option<&str>) -> Result<Report> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start qemu-system-x86_64")?;
-    let console = machine.stdout.take().context("QEMU has no output")?;
+    let console = qemu.stdout.take().context("QEMU has no output")?;
     let mut lines = Vec::new();
     for line in BufReader::new(console).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
         lines.push(line);
     }
-    machine.wait()?;
+    qemu.wait()?;
     Ok(Report {
         lines,
         seconds: start.elapsed().as_secs(),

@@ -1,8 +1,9 @@
 //! The root file system of a machine: an archive in cpio's format `newc`, unpacked by the kernel.
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -14,19 +15,33 @@ const DEVICE: u32 = 0o20_600;
 /// `/dev/console`, major and minor.
 const CONSOLE: [u32; 2] = [5, 1];
 
-/// Writes an archive of the console and of files, each by its name in the root.
-pub(super) fn write(archive: &Path, files: &[(&str, &Path)]) -> Result<()> {
+/// A file's place in the archive, below its root, and where its bytes are now.
+pub(super) type Placed = (String, PathBuf);
+
+/// Writes an archive of the console and of files, with the directories that they are in.
+pub(super) fn write(archive: &Path, files: &[Placed]) -> Result<()> {
     let cannot = || format!("cannot write {}", archive.display());
     let mut out = BufWriter::new(File::create(archive).with_context(cannot)?);
-    entry(&mut out, "dev", DIRECTORY, [0, 0], &[]).with_context(cannot)?;
+    let mut directories = BTreeSet::from(["dev", "mnt", "proc", "sys", "run", "tmp", "root"]);
+    for (place, _) in files {
+        directories.extend(parents(place));
+    }
+    for directory in directories {
+        entry(&mut out, directory, DIRECTORY, [0, 0], &[]).with_context(cannot)?;
+    }
     entry(&mut out, "dev/console", DEVICE, CONSOLE, &[]).with_context(cannot)?;
-    for (name, path) in files {
+    for (place, path) in files {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        entry(&mut out, name, PROGRAM, [0, 0], &bytes).with_context(cannot)?;
+        entry(&mut out, place, PROGRAM, [0, 0], &bytes).with_context(cannot)?;
     }
     entry(&mut out, "TRAILER!!!", 0, [0, 0], &[])
         .and_then(|()| out.flush())
         .with_context(cannot)
+}
+
+/// The directories that a file is in.
+fn parents(place: &str) -> impl Iterator<Item = &str> {
+    place.match_indices('/').map(|(end, _)| &place[..end])
 }
 
 /// One file: a header of hexadecimal numbers, its name, its bytes, each filled up to four bytes.
@@ -62,6 +77,13 @@ fn padding(size: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_brings_its_directories() {
+        let found: Vec<_> = parents("usr/bin/docker").collect();
+        assert_eq!(found, ["usr", "usr/bin"]);
+        assert_eq!(parents("init").count(), 0);
+    }
 
     #[test]
     fn an_entry_is_aligned_and_says_its_sizes() {
