@@ -81,7 +81,7 @@ reasons! {
     NotOurs = Kernel "not-ours" "Neither from nor for a container.";
     NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag.";
     NotIp = Kernel "not-ip" "Not IPv4: ARP, IPv6 and others.";
-    Malformed = Kernel "malformed" "No valid header: the kernel's stack drops it.";
+    Malformed = Kernel "malformed" "No valid header: the kernel decides by what its network header says.";
     Truncated = Kernel "truncated" "The headers are not all there.";
     NoRoute = Kernel "no-route" "No route forwards it: the kernel answers.";
     HopLimit = Kernel "hop-limit" "TTL at its end: the kernel answers with time exceeded.";
