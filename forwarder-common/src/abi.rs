@@ -313,9 +313,11 @@ pub struct Settings {
     /// The smallest MTU that a route has by itself, 0 if none has: whether a packet above it is too
     /// large, the kernel has to say.
     pub route_mtu: u32,
-    /// Always 0.
-    pub reserved: u32,
-    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
+    /// 1 once all programs are attached and all maps filled. Before, at an agent's first start, every
+    /// program passes everything untouched, as before the agent came.
+    pub armed: u32,
+    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none, as
+    /// long as nothing is armed.
     pub netns_cookie: u64,
 }
 

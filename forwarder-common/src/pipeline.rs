@@ -109,7 +109,24 @@ pub fn outside_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    come_in(frame, meta, tables, packet, Side::Outside)
+    armed(tables, come_in(frame, meta, tables, packet, Side::Outside))
+}
+
+/// Whether the agent has everything in place. Only what is not a flow's packet asks: before, there
+/// are no flows.
+#[inline(always)]
+fn is_armed<F: Family, T: Tables<F>>(tables: &T) -> bool {
+    tables.settings().armed != 0
+}
+
+/// What becomes of a packet that a hook has judged: it passes, as long as nothing is armed.
+#[inline(always)]
+fn armed<F: Family, T: Tables<F>>(tables: &T, judged: Reason) -> Reason {
+    if judged.path() as u8 == Path::Fast as u8 || is_armed(tables) {
+        judged
+    } else {
+        Reason::Unarmed
+    }
 }
 
 /// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
@@ -175,7 +192,7 @@ pub fn container_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    come_in(frame, meta, tables, packet, Side::Veth)
+    armed(tables, come_in(frame, meta, tables, packet, Side::Veth))
 }
 
 /// tcx ingress of a bridge: what veths passed up, and the floor for veths without a hook.
@@ -190,13 +207,12 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
         tables.mark(0);
         return Reason::Admitted;
     }
-    if meta.mark == mark::BACK {
-        return come_in(frame, meta, tables, packet, Side::Back);
-    }
-    if mark::is_ours(meta.mark) {
+    let back = meta.mark == mark::BACK;
+    if mark::is_ours(meta.mark) && !back {
         return Reason::Admitted;
     }
-    come_in(frame, meta, tables, packet, Side::Bridge)
+    let side = if back { Side::Back } else { Side::Bridge };
+    armed(tables, come_in(frame, meta, tables, packet, side))
 }
 
 /// Everything that comes to an ingress hook and is neither the hook's own nor another's business.
@@ -212,6 +228,7 @@ fn come_in<F: Family, T: Steps<F>>(
         return reason;
     }
     if packet.piece
+        && is_armed(tables)
         && let Some(reason) = tables.meet(frame, meta, side, packet)
     {
         return reason;
@@ -234,6 +251,9 @@ pub fn container_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
+    if !is_armed(tables) {
+        return Reason::Unarmed;
+    }
     // From the host, or by way of it: not switched.
     if meta.came_by == 0 || mark::is_ours(meta.mark) {
         return Reason::FromHost;
@@ -264,6 +284,9 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     if meta.mark == mark::DONE {
         tables.mark(0);
         return Reason::Admitted;
+    }
+    if !is_armed(tables) {
+        return Reason::Unarmed;
     }
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
         return unread(frame, meta, tables, reason);
@@ -342,6 +365,9 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
+    if !is_armed(tables) {
+        return Reason::Unarmed;
+    }
     if meta.mark == mark::ROUTED {
         tables.mark(0);
         return Reason::Admitted;

@@ -93,6 +93,7 @@ reasons! {
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header: the kernel routes it.";
     HostFlow = Kernel "host-flow" "The host's own: of a flow whose port a container's flow had, translated; or of a protocol without ports.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
+    Unarmed = Kernel "unarmed" "Before the agent's first start is complete: everything passes as before it came.";
 
     Completed = Again "completed" "The kernel path's other half: the source rewritten on the way out.";
     Whole = Again "whole" "A fragment of a datagram that is whole, on its way back to where it came from.";

@@ -262,3 +262,36 @@ fn every_reason_has_a_name_of_its_own() {
     }
     assert_eq!(Reason::from_u8(Reason::ALL.len() as u8), None);
 }
+
+/// Before the agent's first start is complete everything passes untouched, whatever a guard says.
+#[test]
+fn unarmed_hooks_pass_everything() {
+    let mut host = Host::usual(64);
+    host.settings.armed = 0;
+    let spoofed = Spec::udp((HOST, 1), (REMOTE, 53));
+    let mut frames = vec![
+        (Hook::ContainerIn, APP_VETH, query().build()),
+        (Hook::ContainerIn, APP_VETH, spoofed.build()),
+        (Hook::BridgeIn, BRIDGE, query().build()),
+        (Hook::OutsideOut, UPLINK, query().build()),
+        (Hook::BridgeOut, BRIDGE, query().build()),
+        (Hook::ContainerOut, APP_VETH, query().build()),
+    ];
+    let published = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
+    let direct = Spec::udp((CLIENT, 40_000), (WEB, 80));
+    frames.push((Hook::OutsideIn, UPLINK, published.build()));
+    frames.push((Hook::OutsideIn, UPLINK, direct.build()));
+    for (hook, ifindex, frame) in frames {
+        let mut after = frame.clone();
+        let arrival = Arrival {
+            ifindex,
+            came_by: BRIDGE,
+            ..Arrival::default()
+        };
+        let outcome = host.run(hook, &mut after, arrival);
+        let path = outcome.reason.map(Reason::path);
+        assert_eq!(path, Some(Path::Kernel), "{hook:?}: {:?}", outcome.reason);
+        assert!(after == frame && outcome.mark == 0, "{hook:?} changes it");
+    }
+    assert_eq!(host.free.borrow().len(), 64, "flows are made");
+}

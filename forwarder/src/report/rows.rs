@@ -149,6 +149,8 @@ pub struct AgentStatus {
     pub uplinks: Vec<Uplink>,
     /// What is attached.
     pub hooks: Hooks,
+    /// What could not be brought into the kernel and is tried again.
+    pub failures: Vec<String>,
 }
 
 /// How full a map is.
@@ -171,6 +173,10 @@ pub struct Status {
     pub uplinks: Vec<Uplink>,
     /// What is attached.
     pub hooks: Hooks,
+    /// Whether it judges packets: not before an agent's first start is complete.
+    pub armed: bool,
+    /// What the agent could not bring into the kernel and tries again.
+    pub failures: Vec<String>,
     /// What hangs on the root of all control groups and points sockets at containers.
     pub sockets: Vec<String>,
     /// Packets by [`Path::label`](forwarder_common::reason::Path::label).

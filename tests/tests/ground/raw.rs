@@ -98,7 +98,7 @@ impl Raw {
             round,
             tcp_strict,
             route_mtu,
-            reserved,
+            armed,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -114,7 +114,7 @@ impl Raw {
             round,
             tcp_strict,
             route_mtu,
-            reserved,
+            armed,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());
