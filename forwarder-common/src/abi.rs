@@ -346,6 +346,9 @@ pub mod device {
     pub const VETH: u32 = 3;
     /// The same, with a known endpoint behind it: nobody else speaks there.
     pub const NAMED_VETH: u32 = 4;
+    /// Known to be neither Docker's nor hooked: what others forward from or to it is their business.
+    /// What comes from, or would go to, a device without a row is refused.
+    pub const OTHER: u32 = 5;
 }
 
 /// A Docker bridge network.

@@ -315,7 +315,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         };
         return translated.unwrap_or(Reason::FromHost);
     }
-    if tables.device(meta.came_by).is_none() && src.is_pooled() {
+    if tables.device(meta.came_by).is_none() {
         return Reason::UnknownNetwork;
     }
     Reason::FromHost
@@ -349,7 +349,7 @@ fn unread<F: Family, T: Steps<F>>(
     };
     if let Some(reason) = of_a_container(tables, header.src) {
         reason
-    } else if meta.came_by != 0 && tables.device(meta.came_by).is_none() && header.src.is_pooled() {
+    } else if meta.came_by != 0 && tables.device(meta.came_by).is_none() {
         Reason::UnknownNetwork
     } else {
         reason

@@ -108,7 +108,7 @@ reasons! {
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
-    UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
+    UnknownNetwork = Drop "unknown-network" "Forwarded from or to a device that the agent does not know: of a network made while it is away, perhaps.";
     Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or is SCTP whose ports change, or nobody puts it together.";
     Protocol = Drop "protocol" "DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";

@@ -176,16 +176,15 @@ fn the_guards_on_the_way_out() {
         let (outcome, _) = host.to_outside(BRIDGE, mark, &leaks);
         assert_eq!(outcome.reason, Some(Reason::Untranslated), "mark {mark:#x}");
     }
-    // A network that nobody told us of, from Docker's pools; others the host forwards as it likes.
-    let pooled = Spec::udp((ip(172, 20, 0, 2), 1), (REMOTE, 53)).packet();
-    assert_eq!(
-        host.to_outside(99, 0, &pooled).0.reason,
-        Some(Reason::UnknownNetwork)
-    );
-    assert_eq!(
-        host.to_outside(UPLINK, 0, &pooled).0.reason,
-        Some(Reason::FromHost)
-    );
+    // A network that nobody told us of, whatever its addresses; by a device that is known the host
+    // forwards as it likes.
+    for source in [ip(172, 20, 0, 2), ip(10, 99, 0, 2), ip(198, 19, 7, 2)] {
+        let packet = Spec::udp((source, 1), (REMOTE, 53)).packet();
+        for (device, reason) in [(99, Reason::UnknownNetwork), (UPLINK, Reason::FromHost)] {
+            let (outcome, _) = host.to_outside(device, 0, &packet);
+            assert_eq!(outcome.reason, Some(reason), "{source:?} by {device}");
+        }
+    }
     let own = Spec::udp((HOST, 1), (REMOTE, 53)).packet();
     assert_eq!(host.to_outside(0, 0, &own).0.reason, Some(Reason::FromHost));
 

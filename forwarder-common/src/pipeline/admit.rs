@@ -40,8 +40,8 @@ enum Bound<F: Family> {
     Straight(u32, Network<F>),
 }
 
-/// Whether a packet would be forwarded to a device that the agent does not know: among Docker's
-/// address pools that is a network made while no agent lives, which nobody guards.
+/// Whether a packet would be forwarded to a device that the agent does not know: that may be of a
+/// network made while no agent lives, which nobody guards, whatever its addresses.
 #[inline(never)]
 fn leads_to_unknown<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, tuple: &Tuple<F>) -> bool {
     match tables.route(ifindex, tuple) {
@@ -120,7 +120,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             .map_or([0; 6], |device| device.mac);
         if !self.tables.is_local(dst) {
             let Some(bridge) = self.tables.subnet(dst) else {
-                let unknown = dst.is_pooled()
+                let unknown = !dst.is_unroutable()
                     && leads_to_unknown(self.tables, self.meta.ifindex, &packet.tuple);
                 return Err(if unknown {
                     Reason::UnknownNetwork
