@@ -322,13 +322,15 @@ pub struct Settings {
     /// The smallest MTU that a route has by itself, 0 if none has: whether a packet above it is too
     /// large, the kernel has to say.
     pub route_mtu: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 once all programs are attached and all maps filled. Before, at an agent's first start, every
+    /// program passes everything untouched, as before the agent came.
+    pub armed: u32,
     /// What others have set up that the kernel's path alone heeds: bits of [`others`].
     pub others: u32,
     /// Always 0.
     pub spare: u32,
-    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none.
+    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none, as
+    /// long as nothing is armed.
     pub netns_cookie: u64,
 }
 
@@ -381,6 +383,9 @@ pub mod device {
     /// A port of a network's bridge that leads to no container: a tap, a NIC, somebody's veth. Who is
     /// beyond it has whatever address he has, but a container's.
     pub const PORT: u32 = 5;
+    /// Known to be neither Docker's nor hooked: what others forward from or to it is their business.
+    /// What comes from, or would go to, a device without a row is refused.
+    pub const OTHER: u32 = 6;
 }
 
 /// A Docker bridge network.

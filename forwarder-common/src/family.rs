@@ -182,10 +182,6 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
     /// Multicast, limited broadcast or of "this network": what the kernel never forwards to.
     fn is_unroutable(self) -> bool;
 
-    /// In the address pools that dockerd takes networks from by default (libnetwork's
-    /// `ipamutils.localScopeDefaultNetworks`).
-    fn is_pooled(self) -> bool;
-
     /// An address that is nobody's, and what else it takes to find this one again: 28 bits at most.
     /// Two addresses of one host must not be lost at the same place.
     fn lost(self) -> (Self, u32);
@@ -226,13 +222,6 @@ impl Address for Be32 {
     fn is_unroutable(self) -> bool {
         let address = self.get();
         address >> 24 == 0 || address >> 28 == 0xe || address == u32::MAX
-    }
-
-    /// 172.17.0.0/16 to 172.31.0.0/16, 192.168.0.0/16.
-    #[inline(always)]
-    fn is_pooled(self) -> bool {
-        let high = self.get() >> 16;
-        (0xac11..=0xac1f).contains(&high) || high == 0xc0a8
     }
 
     /// In 0.0.0.0/8, where no host is (RFC 1122 section 3.2.1.3) but where Linux routes to. The

@@ -126,7 +126,24 @@ pub fn outside_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    come_in(frame, meta, tables, packet, Side::Outside)
+    armed(tables, come_in(frame, meta, tables, packet, Side::Outside))
+}
+
+/// Whether the agent has everything in place. Only what is not a flow's packet asks: before, there
+/// are no flows.
+#[inline(always)]
+fn is_armed<F: Family, T: Tables<F>>(tables: &T) -> bool {
+    tables.settings().armed != 0
+}
+
+/// What becomes of a packet that a hook has judged: it passes, as long as nothing is armed.
+#[inline(always)]
+fn armed<F: Family, T: Tables<F>>(tables: &T, judged: Reason) -> Reason {
+    if judged.path() as u8 == Path::Fast as u8 || is_armed(tables) {
+        judged
+    } else {
+        Reason::Unarmed
+    }
 }
 
 /// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
@@ -196,7 +213,7 @@ pub fn container_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    come_in(frame, meta, tables, packet, Side::Veth)
+    armed(tables, come_in(frame, meta, tables, packet, Side::Veth))
 }
 
 /// tcx ingress of a bridge: what veths passed up, and the floor for veths without a hook.
@@ -207,15 +224,16 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
-    match mark::kind(meta.mark) {
+    let side = match mark::kind(meta.mark) {
         mark::HOST => {
             tables.mark(mark::NONE);
-            Reason::Admitted
+            return Reason::Admitted;
         }
-        mark::NONE => come_in(frame, meta, tables, packet, Side::Bridge),
-        mark::BACK => come_in(frame, meta, tables, packet, Side::Back),
-        _ => Reason::Admitted,
-    }
+        mark::NONE => Side::Bridge,
+        mark::BACK => Side::Back,
+        _ => return Reason::Admitted,
+    };
+    armed(tables, come_in(frame, meta, tables, packet, side))
 }
 
 /// Everything that comes to an ingress hook and is neither the hook's own nor another's business.
@@ -231,6 +249,7 @@ fn come_in<F: Family, T: Steps<F>>(
         return reason;
     }
     if packet.piece
+        && is_armed(tables)
         && let Some(reason) = tables.meet(frame, meta, side, packet)
     {
         return reason;
@@ -253,6 +272,9 @@ pub fn container_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
+    if !is_armed(tables) {
+        return Reason::Unarmed;
+    }
     // From the host, or by way of it: not switched.
     if meta.came_by == 0 || meta.kind() != mark::NONE {
         return Reason::FromHost;
@@ -284,6 +306,9 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     if kind == mark::DONE {
         tables.mark(mark::NONE);
         return Reason::Admitted;
+    }
+    if !is_armed(tables) {
+        return Reason::Unarmed;
     }
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
         return unread(frame, meta, tables, reason);
@@ -338,6 +363,9 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     tables: &T,
     packet: &mut Packet<F>,
 ) -> Reason {
+    if !is_armed(tables) {
+        return Reason::Unarmed;
+    }
     let kind = meta.kind();
     if kind == mark::ROUTED {
         tables.mark(mark::NONE);

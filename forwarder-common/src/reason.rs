@@ -81,7 +81,7 @@ reasons! {
     NotOurs = Kernel "not-ours" "Neither from nor for a container.";
     NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag.";
     NotIp = Kernel "not-ip" "Not IPv4: ARP and others, and IPv6 that is no container's.";
-    Malformed = Kernel "malformed" "No valid header: the kernel's stack drops it.";
+    Malformed = Kernel "malformed" "No valid header: the kernel decides by what its network header says.";
     Truncated = Kernel "truncated" "The headers are not all there.";
     NoRoute = Kernel "no-route" "No route forwards it: the kernel answers.";
     HopLimit = Kernel "hop-limit" "TTL at its end: the kernel answers with time exceeded.";
@@ -95,6 +95,7 @@ reasons! {
     NoEthernet = Kernel "no-ethernet" "In or out by a device without Ethernet header, or to an IPv6 next hop: the kernel routes it.";
     HostFlow = Kernel "host-flow" "The host's own: of a flow whose port a container's flow had, translated; or of a protocol without ports.";
     HostError = Kernel "host-error" "The host's own ICMP error about a flow, its inner header restored.";
+    Unarmed = Kernel "unarmed" "Before the agent's first start is complete: everything passes as before it came.";
 
     Completed = Again "completed" "The kernel path's other half: the source rewritten on the way out.";
     Whole = Again "whole" "A fragment of a datagram that is whole, on its way back to where it came from.";
@@ -114,7 +115,7 @@ reasons! {
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
     Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
     Unprotected = Drop "unprotected" "Translated, for a destination to which an IPsec policy demands protection that the packet has not.";
-    UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
+    UnknownNetwork = Drop "unknown-network" "Forwarded from or to a device that the agent does not know: of a network made while it is away, perhaps.";
     Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or is SCTP whose ports change, or nobody puts it together.";
     Protocol = Drop "protocol" "DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";
     IcmpStray = Drop "icmp-stray" "An ICMP error about no flow, out of a container, or one that does not fit its flow.";

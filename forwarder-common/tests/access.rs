@@ -263,7 +263,7 @@ fn a_network_that_nobody_told_us_of_is_guarded() {
     for (addr, reason) in [
         (ip(172, 30, 0, 2), Reason::UnknownNetwork),
         (ip(192, 168, 7, 2), Reason::NotOurs),
-        (ip(198, 19, 7, 2), Reason::NotOurs),
+        (ip(198, 19, 7, 2), Reason::UnknownNetwork),
     ] {
         let spec = Spec::udp((CLIENT, 40_000), (addr, 80));
         assert_eq!(reasons(&host, &[spec]), [reason], "{addr:?}");

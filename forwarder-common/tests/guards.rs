@@ -253,16 +253,15 @@ fn the_guards_on_the_way_out() {
     }
     let (outcome, _) = host.to_outside(APP_VETH, mark::DONE, &leaks);
     assert_eq!(outcome.reason, Some(Reason::Admitted));
-    // A network that nobody told us of, from Docker's pools; others the host forwards as it likes.
-    let pooled = Spec::udp((ip(172, 20, 0, 2), 1), (REMOTE, 53)).packet();
-    assert_eq!(
-        host.to_outside(99, 0, &pooled).0.reason,
-        Some(Reason::UnknownNetwork)
-    );
-    assert_eq!(
-        host.to_outside(UPLINK, 0, &pooled).0.reason,
-        Some(Reason::FromHost)
-    );
+    // A network that nobody told us of, whatever its addresses; by a device that is known the host
+    // forwards as it likes.
+    for source in [ip(172, 20, 0, 2), ip(10, 99, 0, 2), ip(198, 19, 7, 2)] {
+        let packet = Spec::udp((source, 1), (REMOTE, 53)).packet();
+        for (device, reason) in [(99, Reason::UnknownNetwork), (UPLINK, Reason::FromHost)] {
+            let (outcome, _) = host.to_outside(device, 0, &packet);
+            assert_eq!(outcome.reason, Some(reason), "{source:?} by {device}");
+        }
+    }
     let own = Spec::udp((HOST, 1), (REMOTE, 53)).packet();
     assert_eq!(host.to_outside(0, 0, &own).0.reason, Some(Reason::FromHost));
 
@@ -409,4 +408,37 @@ fn every_reason_has_a_name_of_its_own() {
         assert!(!matches!(reason.path(), Path::Fast) || reason.label() != "to-host");
     }
     assert_eq!(Reason::from_u8(Reason::ALL.len() as u8), None);
+}
+
+/// Before the agent's first start is complete everything passes untouched, whatever a guard says.
+#[test]
+fn unarmed_hooks_pass_everything() {
+    let mut host = Host::usual(64);
+    host.settings.armed = 0;
+    let spoofed = Spec::udp((HOST, 1), (REMOTE, 53));
+    let mut frames = vec![
+        (Hook::ContainerIn, APP_VETH, query().build()),
+        (Hook::ContainerIn, APP_VETH, spoofed.build()),
+        (Hook::BridgeIn, BRIDGE, query().build()),
+        (Hook::OutsideOut, UPLINK, query().build()),
+        (Hook::BridgeOut, BRIDGE, query().build()),
+        (Hook::ContainerOut, APP_VETH, query().build()),
+    ];
+    let published = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
+    let direct = Spec::udp((CLIENT, 40_000), (WEB, 80));
+    frames.push((Hook::OutsideIn, UPLINK, published.build()));
+    frames.push((Hook::OutsideIn, UPLINK, direct.build()));
+    for (hook, ifindex, frame) in frames {
+        let mut after = frame.clone();
+        let arrival = Arrival {
+            ifindex,
+            came_by: BRIDGE,
+            ..Arrival::default()
+        };
+        let outcome = host.run(hook, &mut after, arrival);
+        let path = outcome.reason.map(Reason::path);
+        assert_eq!(path, Some(Path::Kernel), "{hook:?}: {:?}", outcome.reason);
+        assert!(after == frame && outcome.mark == 0, "{hook:?} changes it");
+    }
+    assert_eq!(host.free.borrow().len(), 64, "flows are made");
 }

@@ -2,20 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use forwarder_common::abi::{PortKey, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
 use serde_json::Value;
 
 use crate::config::{Attach, Config, XdpMode};
 use crate::control::Verb;
+use crate::daemon::BEAT;
 use crate::datapath::{self, Datapath, Setup, untracked};
 use crate::desired::{Policy, be32, desired, port_key};
 use crate::diff::{Op, diff};
 use crate::exhaustion::{self, Exhaustion};
 use crate::report;
+use crate::stop::Stop;
 use crate::tables::{Hook, ROUND, SocketHook, Tables};
 use crate::uplinks::{self, Choice};
 use crate::world::{HostPort, World};
@@ -64,6 +66,42 @@ pub(crate) async fn reassemble(config: &Config) -> bool {
     }
 }
 
+/// Has the verifier look at every program that this host may need. Without one of a device, an agent
+/// is none; XDP and the sockets' programs only make things faster or nicer.
+fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
+    let optional = |loaded: Result<()>| {
+        if let Err(error) = loaded {
+            tracing::warn!("{error:#}");
+        }
+    };
+    for hook in Hook::ALL {
+        ensure!(!stop.is_asked(), "asked to stop");
+        match hook {
+            Hook::Uplink if xdp == XdpMode::Off => {}
+            Hook::Uplink => optional(datapath.load(hook)),
+            _ => datapath.load(hook)?,
+        }
+    }
+    if datapath::cgroup_root().is_some() {
+        for hook in SocketHook::ALL {
+            ensure!(!stop.is_asked(), "asked to stop");
+            optional(datapath.load_socket(hook));
+        }
+    }
+    Ok(())
+}
+
+/// How often the kernel is asked whether what is pinned is still attached.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// An operation that failed.
+struct Failure {
+    /// Which one, and why.
+    what: String,
+    /// Whether something is more open without it than it should be.
+    protects: bool,
+}
+
 /// The agent's own state, all of it derived anew when it starts.
 pub(crate) struct Agent {
     datapath: Datapath,
@@ -86,8 +124,12 @@ pub(crate) struct Agent {
     lists: Option<u32>,
     /// The host has more addresses than the map has room for, which was said.
     crowded: bool,
-    /// Some operation failed in the last sync: it is tried again with the next beat.
-    failing: bool,
+    /// Operations that failed in the last sync: they are tried again with the next beat.
+    failures: Vec<Failure>,
+    /// When the kernel was asked last whether what is pinned is still attached.
+    looked: Instant,
+    /// Whether the programs judge packets: not before the first sync is complete.
+    armed: bool,
     /// Published ports that the kernel refused in the last sync, and why.
     unpublished: BTreeMap<PortKey<V4>, String>,
     /// What was used up and is not told yet.
@@ -99,7 +141,16 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn start(config: &Config, world: &World, reassembles: bool) -> Result<Self> {
+    /// Loads every program and takes over what an earlier agent left, which goes on if this fails.
+    ///
+    /// # Errors
+    /// The kernel refuses something that protects, or we are asked to stop.
+    pub(crate) fn start(
+        config: &Config,
+        world: &World,
+        reassembles: bool,
+        stop: &Stop,
+    ) -> Result<Self> {
         let setup = Setup {
             bpffs_dir: config.bpffs_dir.clone(),
             state_dir: config.state_dir.clone(),
@@ -114,7 +165,14 @@ impl Agent {
             },
         };
         let name_of = |index: u32| world.links.get(&index).map(|link| link.name.clone());
-        let mut datapath = Datapath::open(&setup, name_of)?;
+        let mut datapath = Datapath::open(&setup)?;
+        load(&mut datapath, config.xdp, stop)?;
+        datapath.adopt(name_of)?;
+        let armed = datapath.is_armed()?;
+        if armed {
+            // This namespace's sockets are the ones to be pointed at containers.
+            datapath.arm()?;
+        }
         datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
         datapath.beat()?;
         // What an earlier agent did not come to any more.
@@ -126,7 +184,7 @@ impl Agent {
             None => BTreeSet::new(),
         };
         // Whatever an earlier agent cached of routes may have moved while nobody watched.
-        let observed = datapath.observe()?.tables;
+        let observed = datapath.observe(true)?.tables;
         let exhaustion = Exhaustion::since(datapath.exhausted()?);
         Ok(Self {
             datapath,
@@ -142,7 +200,9 @@ impl Agent {
             policy_generation: observed.policy,
             lists: None,
             crowded: false,
-            failing: false,
+            failures: Vec::new(),
+            looked: Instant::now(),
+            armed,
             unpublished: BTreeMap::new(),
             told: BTreeSet::new(),
             tracked: None,
@@ -153,7 +213,28 @@ impl Agent {
     pub(crate) fn beat(&mut self, world: &World) -> Result<bool> {
         self.datapath.beat()?;
         self.complain(world)?;
-        Ok(self.failing)
+        Ok(!self.failures.is_empty())
+    }
+
+    /// Whether the programs judge packets.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// What protects and could not be brought into the kernel by the last sync.
+    pub(crate) fn unprotected(&self) -> Option<&str> {
+        let failure = self.failures.iter().find(|failure| failure.protects)?;
+        Some(&failure.what)
+    }
+
+    /// Has the programs judge packets from now on, once everything that protects is in place.
+    pub(crate) fn arm(&mut self) -> Result<()> {
+        if !self.armed && self.unprotected().is_none() {
+            self.datapath.beat()?;
+            self.datapath.arm()?;
+            self.armed = true;
+        }
+        Ok(())
     }
 
     /// What the kernel should hold, as of the last sync.
@@ -162,12 +243,13 @@ impl Agent {
     }
 
     /// Makes the kernel hold what it should. Failures are logged and tried again.
-    pub(crate) async fn sync(&mut self, world: &World, config: &Config) -> Result<()> {
+    /// Ends early if we are asked to stop.
+    pub(crate) async fn sync(&mut self, world: &World, config: &Config, stop: &Stop) -> Result<()> {
         loop {
             let known = self.refusals();
-            self.round(world, config).await?;
+            self.round(world, config, stop).await?;
             // What is refused changes what is wanted.
-            if self.refusals() == known {
+            if self.refusals() == known || stop.is_asked() {
                 return Ok(());
             }
         }
@@ -178,7 +260,7 @@ impl Agent {
         self.refused.len() + SocketHook::ALL.len() - self.sockets.len()
     }
 
-    async fn round(&mut self, world: &World, config: &Config) -> Result<()> {
+    async fn round(&mut self, world: &World, config: &Config, stop: &Stop) -> Result<()> {
         self.uplinks = uplinks::choose(world, &config.uplinks, config.xdp, uplinks::driver);
         for choice in &mut self.uplinks {
             if let Some(why) = self.refused.get(&choice.ifindex) {
@@ -212,7 +294,11 @@ impl Agent {
             self.routing = Some(routing);
         }
         self.bound_locals(&mut tables);
-        let observed = self.datapath.observe()?;
+        let look = self.looked.elapsed() >= LOOK;
+        if look {
+            self.looked = Instant::now();
+        }
+        let observed = self.datapath.observe(look)?;
         // A flow that holds a port on the host is asked once after something is published, and ends
         // if its port is: see `pipeline::access`. Never back to an earlier generation, in which a
         // flow may have rested since.
@@ -238,13 +324,22 @@ impl Agent {
             .values()
             .map(|link| (link.index, link.name.clone()))
             .collect();
-        self.failing = false;
+        self.failures.clear();
         self.unpublished.clear();
         let ops = diff(&observed, &self.tables);
+        let mut told = Instant::now();
         for op in ops
             .into_iter()
             .filter(|op| world.is_complete() || op.adds() || is_given_back(world, op))
         {
+            if stop.is_asked() {
+                break;
+            }
+            // Many programs take many seconds to attach.
+            if told.elapsed() > BEAT {
+                self.datapath.beat()?;
+                told = Instant::now();
+            }
             match self.datapath.apply(&op, &names).await {
                 Ok(()) => tracing::debug!("{op:?}"),
                 Err(error) => self.failed(&op, &error),
@@ -353,7 +448,12 @@ impl Agent {
         } else {
             tracing::warn!("{op:?}: {error:#}");
         }
-        self.failing = true;
+        // What a device has taken along needs no protection.
+        let gone = op.device().is_some_and(|index| !datapath::is_device(index));
+        self.failures.push(Failure {
+            what: format!("{op:?}: {error:#}"),
+            protects: op.protects() && !gone,
+        });
     }
 
     /// Tells the log what was used up lately, and who has most of it.
@@ -366,16 +466,27 @@ impl Agent {
         Ok(())
     }
 
-    pub(crate) fn answer(&self, world: &World, verb: Verb) -> Value {
+    /// What the command line asks, by what the kernel holds.
+    pub(crate) fn answer(&mut self, world: &World, verb: Verb) -> Value {
+        let held = match self.datapath.observe(true) {
+            Ok(observed) => observed.tables,
+            Err(error) => {
+                tracing::warn!("cannot read what the kernel holds: {error:#}");
+                Tables::default()
+            }
+        };
         let answer = match verb {
             Verb::Status => {
                 let uptime = self.since.elapsed().as_secs();
                 let uplinks = self.uplinks.iter().map(Choice::report).collect();
-                serde_json::to_value(report::agent(world, &self.tables, uplinks, uptime))
+                let failures = self.failures.iter().map(|failure| failure.what.clone());
+                let failures = failures.collect();
+                let status = report::agent(world, &held, uplinks, failures, uptime);
+                serde_json::to_value(status)
             }
-            Verb::Networks => serde_json::to_value(report::networks(world, &self.tables)),
-            Verb::Endpoints => serde_json::to_value(report::endpoints(world, &self.tables)),
-            Verb::Ports => serde_json::to_value(report::ports(world, &self.tables)),
+            Verb::Networks => serde_json::to_value(report::networks(world, &held)),
+            Verb::Endpoints => serde_json::to_value(report::endpoints(world, &held)),
+            Verb::Ports => serde_json::to_value(report::ports(world, &held)),
         };
         answer.unwrap_or(Value::Null)
     }

@@ -3,14 +3,19 @@
 //! Facts change the World; a changed World is synced: what the kernel holds is observed, what it
 //! should hold is derived, and the difference is carried out. Crash recovery, drift and the steady
 //! state are this one path. Nothing is removed before every source has given a full list, and
-//! nothing because Docker is away. The guard of the outside devices needs no Docker: dockerd starts
-//! its containers before it answers, and they find it in place.
+//! nothing because Docker is away.
+//!
+//! An agent's first start loads all programs, fills the maps and attaches, while everything passes
+//! as before it came, and arms all of it by one write. If Docker answers, that is once it has listed
+//! what it has. If it does not, the guard of the outside devices needs no Docker: dockerd starts its
+//! containers before it answers, and they find it in place. What an earlier agent has armed stays
+//! armed throughout. An agent that cannot bring into the kernel what protects does not get ready: it
+//! ends, and takes back what is not armed.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use anyhow::{Context, Result, ensure};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -21,15 +26,21 @@ use crate::control::{self, Query};
 use crate::plain;
 use crate::rules::Rules;
 use crate::shims::Shims;
+use crate::stop::Stop;
 use crate::tables::Tables;
 use crate::watch;
 use crate::watch::shim::Call;
 use crate::world::{Fact, World};
 
 /// How often the programs are told that the agent is alive; they trust it for five times as long.
-const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// How often the kernel is compared with what it should hold though nothing was heard.
 const RESYNC: Duration = Duration::from_secs(10);
+
+/// How long a first start waits for Docker to list what it has.
+const LISTING: Duration = Duration::from_secs(10);
+/// How often what protects is tried before an agent that is not ready gives up.
+const ATTEMPTS: u32 = 3;
 
 /// Everything that can happen.
 enum Event {
@@ -45,7 +56,7 @@ enum Event {
     Beat,
     /// Time to compare.
     Resync,
-    /// Asked to stop: everything stays in place and goes on without us.
+    /// Asked to stop: what is armed stays in place and goes on without us.
     Stop,
     /// A source has ended for a reason that waiting cannot repair.
     Broken(anyhow::Error),
@@ -55,16 +66,30 @@ enum Event {
 ///
 /// # Errors
 /// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable.
-pub async fn run(mut config: Config) -> Result<()> {
+pub async fn run(config: Config) -> Result<()> {
+    let stop = Stop::on_signals()?;
+    match follow(config, &stop).await {
+        // Whatever it could not do any more.
+        Err(error) if stop.is_asked() => {
+            tracing::debug!("{error:#}");
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
     // Before the devices are listed: its own is among them then.
     let reassembles = reassemble(&config).await;
     let mut sources = Sources::start(&config)?;
     let mut world = World::default();
     let mut agent: Option<Agent> = None;
-    let mut shims = Shims::new(Instant::now());
+    let since = Instant::now();
+    let mut shims = Shims::new(since);
     let mut ready = false;
+    let mut attempts = 0;
     loop {
-        let mut event = sources.next().await;
+        let mut event = sources.next(stop).await;
         let mut changed = false;
         while let Event::Fact(fact) = event {
             changed |= world.apply(fact);
@@ -73,7 +98,7 @@ pub async fn run(mut config: Config) -> Result<()> {
         match event {
             Event::Fact(_) => {}
             Event::Query(Query { verb, reply }) => {
-                let answer = agent.as_ref().map(|agent| agent.answer(&world, verb));
+                let answer = agent.as_mut().map(|agent| agent.answer(&world, verb));
                 // Nobody to tell if the asker has gone.
                 let _ = reply.send(answer.unwrap_or_default());
             }
@@ -89,6 +114,8 @@ pub async fn run(mut config: Config) -> Result<()> {
                 }
             }
             Event::Beat => {
+                // A first start waits for Docker's lists no longer than it may.
+                changed |= agent.as_ref().is_some_and(|agent| !agent.is_armed());
                 changed |= shims.review(&mut world, Instant::now());
                 if let Some(agent) = &mut agent {
                     changed |= agent.beat(&world)?;
@@ -105,12 +132,29 @@ pub async fn run(mut config: Config) -> Result<()> {
             continue;
         }
         if agent.is_none() {
-            agent = Some(Agent::start(&config, &world, reassembles)?);
+            agent = Some(Agent::start(&config, &world, reassembles, stop)?);
+            // What has been said meanwhile may complete the World.
+            while let Some(fact) = sources.waiting() {
+                world.apply(fact);
+            }
         }
         let Some(agent) = &mut agent else { continue };
-        agent.sync(&world, &config).await?;
+        if !agent.is_armed() && is_listing(&world, since) {
+            continue;
+        }
+        agent.sync(&world, &config, stop).await?;
+        if stop.is_asked() {
+            return Ok(());
+        }
+        agent.arm()?;
         shims.synced(|port| agent.holds(&world, port));
-        if !ready && world.is_complete() {
+        if ready {
+            continue;
+        }
+        if let Some(why) = agent.unprotected() {
+            attempts += 1;
+            ensure!(attempts < ATTEMPTS, "not ready, and not going to be: {why}");
+        } else if world.is_complete() {
             announce_ipv6(&world);
             announce(&world, agent.tables())?;
             ready = true;
@@ -133,6 +177,14 @@ fn announce_ipv6(world: &World) {
              translated or forwarded; ports published on IPv6 addresses are docker-proxy's"
         );
     }
+}
+
+/// Whether Docker has answered and is still telling what it has. Nothing is armed before it has, in
+/// order that no container is judged by half of what concerns it. A Docker that does not answer is
+/// not waited for: dockerd starts its containers before it answers, and the outside devices are to
+/// be guarded by then.
+fn is_listing(world: &World, since: Instant) -> bool {
+    world.docker.is_some() && !world.is_complete() && since.elapsed() < LISTING
 }
 
 /// The `ready` line: the first sync is in the kernel.
@@ -159,8 +211,6 @@ struct Sources {
     watchers: JoinSet<Result<()>>,
     beat: Interval,
     resync: Interval,
-    terminate: Signal,
-    interrupt: Signal,
     /// Answers the command line as long as it is held.
     _server: control::Server,
 }
@@ -191,13 +241,11 @@ impl Sources {
             ),
             beat: every(BEAT),
             resync: every(RESYNC),
-            terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
-            interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
             _server: server,
         })
     }
 
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self, stop: &Stop) -> Event {
         tokio::select! {
             Some(fact) = self.facts.recv() => Event::Fact(fact),
             Some(query) = self.queries.recv() => Event::Query(query),
@@ -206,8 +254,7 @@ impl Sources {
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
             _ = self.beat.tick() => Event::Beat,
             _ = self.resync.tick() => Event::Resync,
-            _ = self.terminate.recv() => Event::Stop,
-            _ = self.interrupt.recv() => Event::Stop,
+            () = stop.asked() => Event::Stop,
         }
     }
 

@@ -97,6 +97,11 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
             None if is_outside(world, link) && !bridges.contains_key(&link.index) => {
                 add_outside(&mut tables, world, policy, link);
             }
+            None if is_others(world, link) && !bridges.contains_key(&link.index) => {
+                tables
+                    .devices
+                    .insert(link.index, row(device::OTHER, 0, link));
+            }
             _ => {}
         }
     }
@@ -152,7 +157,23 @@ pub fn is_outside(world: &World, link: &Link) -> bool {
         && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
         && !link.name.starts_with("ov-")
         && !link.name.starts_with("vx-")
-        && !is_named_as_dockers(&link.name)
+        && !may_be_dockers(world, link)
+}
+
+/// Whether others than Docker may forward by this device, though it is no outside one: loopback, IP
+/// over something that Docker does not run on, swarm's plumbing, our own way round.
+fn is_others(world: &World, link: &Link) -> bool {
+    link.up && link.master.is_none() && !may_be_dockers(world, link)
+}
+
+/// Whether what this device forwards is not to be trusted as long as Docker does not list it. Docker
+/// may be away, or be about to: then it has a name of Docker's, or it is a bridge, under whatever
+/// name its user has given, whose ports are veths alone.
+fn may_be_dockers(world: &World, link: &Link) -> bool {
+    let is_port = |port: &&Link| port.master == Some(link.index);
+    let mut ports = world.links.values().filter(is_port);
+    is_named_as_dockers(&link.name)
+        || link.kind == "bridge" && !world.seen.networks && ports.all(|port| port.kind == "veth")
 }
 
 /// Whether Docker has made a bridge's port for a container: it may not have named the endpoint yet.

@@ -4,8 +4,9 @@
 //! protects goes last. A hook finds its device's row when it arrives, and its row outlives it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device};
 use forwarder_common::family::{Be32, V4};
 
 use crate::tables::{
@@ -109,6 +110,45 @@ impl Op {
                 | Self::DetachSocket(_)
         )
     }
+
+    /// Whether something would be more open than it should be without it: an agent that cannot
+    /// carry it out is not ready. What merely delivers, or makes faster, can come later.
+    #[must_use]
+    pub const fn protects(&self) -> bool {
+        !matches!(
+            self,
+            Self::PutPublished { .. }
+                | Self::PutTrusted(_)
+                | Self::PutLink(_)
+                | Self::PutPort(..)
+                | Self::DropPort(_)
+                | Self::Attach {
+                    hook: Hook::Uplink,
+                    ..
+                }
+                | Self::AttachSocket(_)
+                | Self::DetachSocket(_)
+                | Self::SeverSockets
+        )
+    }
+
+    /// The device that it is about, if it is about one.
+    #[must_use]
+    pub const fn device(&self) -> Option<u32> {
+        match *self {
+            Self::PutDevice(index, _)
+            | Self::DropDevice(index)
+            | Self::PutNetwork { bridge: index, .. }
+            | Self::DropNetwork(index)
+            | Self::PutSubnet(_, index)
+            | Self::PutPort(index, _)
+            | Self::DropPort(index)
+            | Self::Attach { ifindex: index, .. }
+            | Self::Detach { ifindex: index, .. } => Some(index),
+            Self::PutEndpoint { endpoint, .. } => Some(endpoint.bridge),
+            _ => None,
+        }
+    }
 }
 
 /// The operations that turn `observed` into `desired`.
@@ -164,13 +204,21 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     );
     ops.extend(gone(&now.sources, &desired.sources).map(Op::DropSource));
 
-    // What protects, from the floor up.
-    let (known, new) = changed(&now.devices, &desired.devices)
+    // What protects, from the floor up. A veth is not said to have an endpoint before that is there.
+    let (mut late, new) = changed(&now.devices, &desired.devices)
         .partition::<Vec<_>, _>(|(index, _)| now.devices.contains_key(index));
-    ops.extend(
-        new.into_iter()
-            .map(|(index, device)| Op::PutDevice(index, device)),
-    );
+    for (index, device) in new {
+        let nameless = Device {
+            kind: if device.kind == device::NAMED_VETH {
+                late.push((index, device));
+                device::VETH
+            } else {
+                device.kind
+            },
+            ..device
+        };
+        ops.push(Op::PutDevice(index, nameless));
+    }
     let mut slots = Slots::new(observed);
     let mut endpoints = changed(&now.endpoints, &desired.endpoints)
         .map(|(key, endpoint)| Op::PutEndpoint {
@@ -179,18 +227,29 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             endpoint,
         })
         .collect::<Vec<_>>();
-    let floors = endpoints
-        .extract_if(.., |op| {
-            matches!(
-                op,
-                Op::PutEndpoint {
-                    key: EndpointKey::Floor(_),
-                    ..
-                }
-            )
-        })
-        .collect::<Vec<_>>();
-    ops.extend(floors);
+    // A network's own endpoint stands in for those who are not there yet: what they have begun by
+    // its name ends once they are, since the name is another one then.
+    endpoints.sort_by_key(|op| {
+        let floor = EndpointKey::Floor(0);
+        matches!(op, Op::PutEndpoint { key, .. } if discriminant(key) == discriminant(&floor))
+    });
+    for op in &endpoints {
+        if let Op::PutEndpoint {
+            key: key @ EndpointKey::Floor(_),
+            slot,
+            mut endpoint,
+        } = *op
+            && !now.endpoints.contains_key(&key)
+        {
+            endpoint.incarnation = interim(endpoint.incarnation);
+            let op = Op::PutEndpoint {
+                key,
+                slot,
+                endpoint,
+            };
+            ops.push(op);
+        }
+    }
     // A list is complete before anybody is sent to it.
     ops.extend(changed(&now.ingress, &desired.ingress).map(|(k, v)| Op::PutIngress(k, v)));
     ops.extend(changed(&now.ipv6, &desired.ipv6).map(|(k, v)| Op::PutIpv6(k, v)));
@@ -220,8 +279,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     // What delivers.
     ops.append(&mut endpoints);
     ops.extend(
-        known
-            .into_iter()
+        late.into_iter()
             .map(|(index, device)| Op::PutDevice(index, device)),
     );
     ops.extend(
@@ -292,6 +350,11 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     }
     ops.extend(gone(&now.devices, &desired.devices).map(Op::DropDevice));
     ops
+}
+
+/// Another incarnation than this one, and not nobody's.
+fn interim(incarnation: u32) -> u32 {
+    (!incarnation).max(1)
 }
 
 /// Keys of `now` that `desired` lacks.

@@ -22,6 +22,7 @@ pub mod preflight;
 pub mod report;
 pub mod rules;
 pub mod shims;
+mod stop;
 pub mod tables;
 pub mod trusted;
 pub mod uplinks;

@@ -14,6 +14,7 @@ use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Attach, Config};
+use crate::datapath;
 use crate::others::{Firewall, Others, Reach, netfilter};
 use crate::trusted;
 use probe::{Bpffs, Docker, Probe};
@@ -89,26 +90,32 @@ impl Finding {
     }
 }
 
-/// Looks at everything, changes nothing.
+/// Looks at everything, the verifier's judgement of every program included, and changes nothing.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Finding> {
-    judge(&Probe::take(config), config)
+    let mut probe = Probe::take(config);
+    if probe.lacks.is_empty() {
+        probe.refused = datapath::refused();
+    }
+    judge(&probe, config)
 }
 
-/// Makes the host ready for an agent: refuses at the first fatal finding, tells the log of what
+/// Makes the host ready for an agent: refuses what is fatal, all of it at once, tells the log of what
 /// merely could be better, mounts a bpffs where one is missing, and makes the directories (0700).
 ///
 /// # Errors
-/// The fatal finding, in one line that says what to do.
+/// The fatal findings, in one line that says what to do.
 pub fn prepare(config: &Config) -> Result<()> {
     let probe = Probe::take(config);
     let findings = judge(&probe, config);
     // First of all the refusal: it is one line, alone.
-    if let Some(fatal) = findings
+    let fatal: Vec<_> = findings
         .iter()
-        .find(|finding| finding.level == Level::Fatal)
-    {
-        bail!(fatal.line());
+        .filter(|finding| finding.level == Level::Fatal)
+        .map(Finding::line)
+        .collect();
+    if !fatal.is_empty() {
+        bail!(fatal.join("; and "));
     }
     for finding in findings
         .iter()
@@ -148,6 +155,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
         Finding::fatal(what, todo)
     }));
     findings.extend([docker(&probe.docker, config)]);
+    findings.extend(programs(probe));
     findings.extend(comfort(probe));
     findings.push(fragments(probe));
     findings.extend(sockets(probe));
@@ -231,14 +239,29 @@ pub(crate) fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
 }
 
 fn privileges(probe: &Probe) -> Finding {
-    if probe.privileged {
-        Finding::ok("may load BPF programs and change the network")
-    } else {
-        Finding::fatal(
-            "not root",
-            "run as root (or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN)",
-        )
+    let all = "run as root (or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN)";
+    match probe.lacks.as_slice() {
+        [] => Finding::ok("may load BPF programs and change the network"),
+        [_, _, _] => Finding::fatal("not root", all),
+        some => Finding::fatal(format!("without {}", some.join(" and ")), all),
     }
+}
+
+/// What the verifier refuses, and what is pinned that this agent cannot take over.
+fn programs(probe: &Probe) -> Vec<Finding> {
+    let refused = probe.refused.iter().map(|why| {
+        Finding::fatal(
+            why,
+            "use a kernel from 6.1 on, and report this with the kernel's version",
+        )
+    });
+    let conflict = probe.conflict.iter().map(|why| {
+        let (what, todo) = why
+            .split_once(": ")
+            .unwrap_or((why, "run forwarder cleanup"));
+        Finding::fatal(what, todo)
+    });
+    refused.chain(conflict).collect()
 }
 
 fn kernel(probe: &Probe) -> Finding {

@@ -166,7 +166,13 @@ pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
 
 /// The agent's share of the status. `tables` is what the kernel holds, `uptime_s` its age.
 #[must_use]
-pub fn agent(world: &World, tables: &Tables, uplinks: Vec<Uplink>, uptime_s: u64) -> AgentStatus {
+pub fn agent(
+    world: &World,
+    tables: &Tables,
+    uplinks: Vec<Uplink>,
+    failures: Vec<String>,
+    uptime_s: u64,
+) -> AgentStatus {
     let name = |index| world.links.get(&index).map(|link| link.name.clone());
     AgentStatus {
         agent: Agent {
@@ -186,6 +192,7 @@ pub fn agent(world: &World, tables: &Tables, uplinks: Vec<Uplink>, uptime_s: u64
         uplinks,
         others: others(world),
         hooks: hooks(tables.hooks.iter().copied(), name),
+        failures,
     }
 }
 
@@ -234,6 +241,7 @@ pub fn status(
     sockets: impl IntoIterator<Item = SocketHook>,
     counters: &[(Reason, u64)],
     maps: &[MapFill],
+    armed: bool,
 ) -> Status {
     let mut packets = BTreeMap::new();
     let mut reasons = BTreeMap::new();
@@ -247,15 +255,16 @@ pub fn status(
         let MapFill { name, size, fill } = *map;
         (name.to_owned(), Fill { size, fill })
     };
-    let (agent, docker, uplinks, others, hooks) = match agent {
+    let (agent, docker, uplinks, others, hooks, failures) = match agent {
         Some(told) => (
             Some(told.agent),
             Some(told.docker),
             told.uplinks,
             told.others,
             told.hooks,
+            told.failures,
         ),
-        None => (None, None, Vec::new(), Vec::new(), pinned),
+        None => (None, None, Vec::new(), Vec::new(), pinned, Vec::new()),
     };
     let maps = maps.iter().map(fill).collect();
     Status {
@@ -264,6 +273,8 @@ pub fn status(
         uplinks,
         others,
         hooks,
+        armed,
+        failures,
         sockets: sockets
             .into_iter()
             .map(|hook| hook.program().to_owned())

@@ -47,6 +47,7 @@ fn address(link: u32, address: &str, prefix_len: u8) -> Address {
 /// One uplink, docker0, and a running container at 172.17.0.2 that publishes 8080/tcp.
 fn world() -> World {
     let mut world = World::default();
+    world.seen.networks = true;
     for link in [
         link(1, "lo", "", None),
         link(UPLINK, "eth0", "", None),
@@ -177,6 +178,31 @@ fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
         is_outside(&world, &link(12, "eth2", "", Some(11))),
         "a VRF's device routes"
     );
+}
+
+/// Until Docker lists its networks, a bridge of veths may be one of them, whatever its name; of other
+/// devices that are not hooked it is known that they are not.
+#[test]
+fn doubtful_bridges_have_no_row() {
+    let mut world = world();
+    let named = link(30, "mybr", "bridge", None);
+    let port = link(31, "veth9", "veth", Some(30));
+    let lan = link(32, "br-lan", "bridge", None);
+    let tap = link(33, "tap0", "tun", Some(32));
+    let overlay = link(34, "ov-000", "vxlan", None);
+    for link in [named, port, lan, tap, overlay] {
+        world.links.insert(link.index, link);
+    }
+    let kinds = |world: &World| {
+        let devices = desired(world, &Policy::default(), 1).devices;
+        [30, 32, 34].map(|index| devices.get(&index).map_or(0, |row| row.kind))
+    };
+    assert_eq!(
+        kinds(&world),
+        [device::OUTSIDE, device::OUTSIDE, device::OTHER]
+    );
+    world.seen.networks = false;
+    assert_eq!(kinds(&world), [0, device::OUTSIDE, device::OTHER]);
 }
 
 #[test]

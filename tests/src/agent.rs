@@ -1,6 +1,6 @@
 //! The forwarder's agent on a host: started, watched, stopped or killed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ pub struct AgentBuilder<'host> {
     suffix: String,
     quiet: bool,
     deaf: bool,
+    dropped: Option<String>,
 }
 
 impl<'host> AgentBuilder<'host> {
@@ -48,6 +49,7 @@ impl<'host> AgentBuilder<'host> {
             suffix: String::new(),
             quiet: false,
             deaf: false,
+            dropped: None,
         }
     }
 
@@ -87,6 +89,12 @@ impl<'host> AgentBuilder<'host> {
     /// With a Docker that never answers. It does not get ready: [`Self::spawn`] it.
     pub fn without_docker(mut self) -> Self {
         self.deaf = true;
+        self
+    }
+
+    /// Without these capabilities, as in `-perfmon,-sys_admin`.
+    pub fn dropping(mut self, capabilities: &str) -> Self {
+        self.dropped = Some(capabilities.to_owned());
         self
     }
 
@@ -132,7 +140,16 @@ impl<'host> AgentBuilder<'host> {
 
     fn command(&self) -> Result<std::process::Command> {
         let binary = self.binary.clone().map_or_else(forwarder_bin, Ok)?;
-        let mut command = self.host.forwarder_command(&binary)?;
+        let mut command = match &self.dropped {
+            None => self.host.forwarder_command(&binary)?,
+            Some(capabilities) => {
+                let mut command = self.host.forwarder_command(Path::new("setpriv"))?;
+                command
+                    .arg(format!("--bounding-set={capabilities}"))
+                    .arg(binary);
+                command
+            }
+        };
         let mut folders = self.host.folders(&self.suffix);
         if self.deaf {
             folders[1] = "unix:///nowhere/docker.sock".into();

@@ -2,7 +2,7 @@
 
 use super::access::{self, Straight, is_welcome};
 use super::owner::{Destination, destination};
-use super::{Passage, Side, Steps, mark, source};
+use super::{Passage, Side, Steps, is_armed, mark, source};
 use crate::abi::{Network, Published, Tuple, device, network};
 use crate::family::{Address, Family};
 use crate::flow::{self, End, Plan};
@@ -46,6 +46,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Makes a flow for the packet, if it may have one: `None`, or what becomes of it otherwise.
     #[inline(always)]
     pub fn admit(&self) -> Option<Reason> {
+        if !is_armed(self.tables) {
+            return Some(Reason::Unarmed);
+        }
         let refusal = match self.side {
             Side::Outside => self.admit_inward(),
             Side::Veth | Side::Bridge | Side::Back => match self.originates() {

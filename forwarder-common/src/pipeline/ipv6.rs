@@ -169,7 +169,7 @@ fn outside_in<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some(device) = host.device(ifindex) else {
         return Reason::UnknownNetwork;
     };
-    if device.kind == device::OUTSIDE {
+    if matches!(device.kind, device::OUTSIDE | device::OTHER) {
         return Reason::NotIp;
     }
     match host.network_flags(device.bridge) {
@@ -188,7 +188,7 @@ fn outside_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some(device) = host.device(meta.came_by) else {
         return Reason::UnknownNetwork;
     };
-    if device.kind == device::OUTSIDE {
+    if matches!(device.kind, device::OUTSIDE | device::OTHER) {
         return Reason::NotIp;
     }
     match host.network_flags(device.bridge) {
@@ -250,7 +250,7 @@ fn to_container(flags: u32) -> Reason {
 fn forwarded(from: Device, flags: u32) -> Reason {
     if flags & network::INTERNAL != 0 {
         Reason::Internal
-    } else if from.kind == device::OUTSIDE {
+    } else if matches!(from.kind, device::OUTSIDE | device::OTHER) {
         Reason::DirectRouting
     } else {
         Reason::Isolated

@@ -2,7 +2,7 @@
 //! range alone. The host's own address, or its LAN, may lie in the range of a Docker network.
 
 use super::Meta;
-use crate::abi::{Tuple, device, network};
+use crate::abi::{Device, Tuple, device, network};
 use crate::family::{Address, Family};
 use crate::reason::Reason;
 use crate::tables::{Route, Tables};
@@ -25,10 +25,9 @@ pub(super) fn of_a_container<F: Family, T: Tables<F>>(
         tables.endpoint(slot)?.bridge
     } else {
         match tables.device(meta.came_by) {
-            Some(device) if device.kind == device::OUTSIDE => return None,
+            Some(device) if is_others(&device) => return None,
             Some(device) => device.bridge,
-            None if src.is_pooled() => return Some(Reason::UnknownNetwork),
-            None => return None,
+            None => return Some(Reason::UnknownNetwork),
         }
     };
     let network = tables.network(bridge);
@@ -40,13 +39,19 @@ pub(super) fn of_a_container<F: Family, T: Tables<F>>(
     })
 }
 
+/// Whether a device is neither a bridge of Docker's nor one of its ports.
+#[inline(always)]
+const fn is_others(device: &Device) -> bool {
+    matches!(device.kind, device::OUTSIDE | device::OTHER)
+}
+
 /// Where the kernel would take a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Destination {
     /// To the network of this bridge.
     Network(u32),
-    /// To a device that the agent does not know: among Docker's addresses that is a network made
-    /// while no agent lives, which nobody guards.
+    /// To a device that the agent does not know: that may be of a network made while no agent lives,
+    /// which nobody guards.
     Unknown,
     /// To an outside device.
     Outside,
@@ -59,15 +64,14 @@ const UNKNOWN: u32 = u32::MAX - 2;
 const OUTSIDE: u32 = u32::MAX - 1;
 const KERNEL: u32 = u32::MAX;
 
-/// Where the kernel would take a packet to an address of Docker's: an address that no network has
-/// in its range is outside, whatever the routes say.
+/// Where the kernel would take a packet, whatever ranges its address is in.
 #[inline(always)]
 pub(super) fn destination<F: Family, T: Tables<F>>(
     tables: &T,
     ifindex: u32,
     tuple: &Tuple<F>,
 ) -> Destination {
-    if tables.subnet(tuple.dst).is_none() && !tuple.dst.is_pooled() {
+    if tuple.dst.is_unroutable() {
         return Destination::Outside;
     }
     match follow(tables, ifindex, tuple) {
@@ -83,7 +87,7 @@ pub(super) fn destination<F: Family, T: Tables<F>>(
 fn follow<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, tuple: &Tuple<F>) -> u32 {
     match tables.route(ifindex, tuple) {
         Route::Forward { ifindex, .. } => match tables.device(ifindex) {
-            Some(device) if device.kind == device::OUTSIDE => OUTSIDE,
+            Some(device) if is_others(&device) => OUTSIDE,
             Some(device) => device.bridge,
             None => UNKNOWN,
         },

@@ -165,6 +165,7 @@ impl Host {
                 route_generation: 1,
                 ring,
                 flows,
+                armed: 1,
                 ..Settings::default()
             },
             devices: HashMap::new(),

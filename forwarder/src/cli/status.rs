@@ -31,6 +31,7 @@ pub(super) fn status(config: &Config, format: Format) -> Result<()> {
         view.sockets()?,
         &view.reasons()?,
         &view.maps()?,
+        view.is_armed()?,
     );
     match format {
         Format::Json => output::json(&status),
@@ -70,6 +71,13 @@ fn render(status: &Status) -> String {
     }
     for line in &status.others {
         head.push(vec!["others".to_owned(), line.clone()]);
+    }
+    if !status.armed {
+        let unarmed = "not yet: everything passes until the first start is complete";
+        head.push(vec!["armed".to_owned(), unarmed.to_owned()]);
+    }
+    for failure in &status.failures {
+        head.push(vec!["failing".to_owned(), failure.clone()]);
     }
     let packets = status
         .packets

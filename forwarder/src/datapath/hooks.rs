@@ -1,7 +1,7 @@
 //! Programs on devices: attached by pinned tcx links, or by clsact filters where the kernel has no
 //! tcx, and replaced in place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::xdp::XdpLink;
-use aya::programs::{SchedClassifier, Xdp, XdpMode};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
-use crate::tables::{Hook, SocketHook, XdpKind};
+use crate::tables::{Hook, XdpKind};
 use crate::trusted;
 
 /// Priority of our clsact filters: behind everybody who chose one.
@@ -34,9 +34,12 @@ const TAKEN_OFF: Duration = Duration::from_secs(2);
 /// The programs of one object and their places.
 pub(super) struct Hooks {
     pub(super) ebpf: Ebpf,
-    loaded: BTreeSet<Hook>,
-    pub(super) loaded_sockets: BTreeSet<SocketHook>,
+    /// What the verifier said of each program that it was shown, by the program's name: a refused
+    /// one is not shown again.
+    pub(super) judged: BTreeMap<&'static str, Result<(), String>>,
     pub(super) pins: Pins,
+    /// Pinned links that somebody has taken off their device, when the kernel was asked last.
+    detached: BTreeSet<(u32, Hook)>,
     /// Where clsact filters are remembered, if the kernel has no tcx: nothing else tells whose a
     /// qdisc is.
     clsact: Option<PathBuf>,
@@ -49,16 +52,21 @@ impl Hooks {
         }
         Ok(Self {
             ebpf,
-            loaded: BTreeSet::new(),
-            loaded_sockets: BTreeSet::new(),
+            judged: BTreeMap::new(),
             pins,
+            detached: BTreeSet::new(),
             clsact,
         })
     }
 
-    /// The hooks that are in place, whoever put them there.
-    pub(super) fn observe(&self) -> Result<BTreeSet<(u32, Hook)>> {
-        let mut hooks = self.pins.hooks()?;
+    /// The hooks that are in place, whoever put them there. `look` has the kernel asked whether each
+    /// link still is on its device; else what it said last counts.
+    pub(super) fn observe(&mut self, look: bool) -> Result<BTreeSet<(u32, Hook)>> {
+        let pinned = self.pins.hooks()?;
+        if look {
+            self.detached = &pinned - &attached(&self.pins, &pinned);
+        }
+        let mut hooks = &pinned - &self.detached;
         if let Some(dir) = &self.clsact {
             hooks.extend(
                 pins::entries(dir)?
@@ -71,7 +79,15 @@ impl Hooks {
 
     /// Puts this object's programs in the place of an earlier agent's, link by link.
     pub(super) fn adopt(&mut self, name_of: impl Fn(u32) -> Option<String>) -> Result<()> {
-        for (ifindex, hook) in self.observe()? {
+        let hooks = self.observe(true)?;
+        // Before anything is replaced. Of XDP the earlier agent's goes on where ours is refused.
+        for &(_, hook) in hooks.iter().filter(|(_, hook)| *hook != Hook::Uplink) {
+            self.load(hook)?;
+        }
+        for (ifindex, hook) in hooks {
+            if hook == Hook::Uplink && self.load(hook).is_err() {
+                continue;
+            }
             if let Err(error) = self.replace(ifindex, hook, &name_of) {
                 // The device has gone meanwhile, or the link is broken: made anew if still wanted.
                 tracing::debug!("{} on device {ifindex}: {error:#}", hook.program());
@@ -138,6 +154,10 @@ impl Hooks {
         })
         .await?;
         let link = FdLink::try_from(program.take_link(id)?)?;
+        // Of a link that somebody has taken off.
+        if self.detached.remove(&(ifindex, hook)) {
+            fs::remove_file(&path)?;
+        }
         link.pin(&path)?;
         Ok(())
     }
@@ -203,33 +223,90 @@ impl Hooks {
         }
     }
 
-    pub(super) fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        let program = self
-            .ebpf
-            .program_mut(hook.program())
-            .context("not in the object")?;
-        let program: &mut SchedClassifier = program.try_into()?;
-        if self.loaded.insert(hook) {
-            program
-                .load()
-                .with_context(|| format!("the kernel refuses the program {}", hook.program()))?;
+    /// Has the verifier look at a hook's program.
+    pub(super) fn load(&mut self, hook: Hook) -> Result<()> {
+        if hook == Hook::Uplink {
+            self.xdp().map(drop)
+        } else {
+            self.classifier(hook).map(drop)
         }
+    }
+
+    pub(super) fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        let name = hook.program();
+        let program = self.ebpf.program_mut(name).context("not in the object")?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        once(&mut self.judged, name, || program.load())?;
         Ok(program)
     }
 
     pub(super) fn xdp(&mut self) -> Result<&mut Xdp> {
-        let program = self
-            .ebpf
-            .program_mut(Hook::Uplink.program())
-            .context("not in the object")?;
+        let name = Hook::Uplink.program();
+        let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut Xdp = program.try_into()?;
-        if self.loaded.insert(Hook::Uplink) {
-            program
-                .load()
-                .context("the kernel refuses the program uplink")?;
-        }
+        once(&mut self.judged, name, || program.load())?;
         Ok(program)
     }
+}
+
+/// Loads a program the first time, and remembers what the kernel says of it.
+pub(super) fn once(
+    judged: &mut BTreeMap<&'static str, Result<(), String>>,
+    name: &'static str,
+    load: impl FnOnce() -> Result<(), ProgramError>,
+) -> Result<()> {
+    let judge = || load().map_err(|error| refusal(name, error));
+    let said = judged.entry(name).or_insert_with(judge);
+    said.clone().map_err(anyhow::Error::msg)
+}
+
+/// Why the kernel refuses a program, in one line: of the verifier's log its last words, and of a
+/// missing privilege its name.
+fn refusal(name: &str, error: ProgramError) -> String {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return format!("the kernel refuses the program {name}: {error}");
+    };
+    let log = verifier_log.to_string();
+    let facts = [
+        "processed ",
+        "verification time",
+        "stack depth",
+        "max_states_per_insn",
+    ];
+    let last = log
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty() && !facts.iter().any(|fact| line.starts_with(fact)));
+    match last {
+        Some(words) => format!("the kernel refuses the program {name}: {words} ({io_error})"),
+        None => format!("the kernel refuses the program {name}: {io_error}"),
+    }
+}
+
+/// The pinned hooks whose links are on their devices. Of what the kernel does not show, the pin is
+/// taken at its word.
+pub(super) fn attached(pins: &Pins, pinned: &BTreeSet<(u32, Hook)>) -> BTreeSet<(u32, Hook)> {
+    let is_attached = |&&(ifindex, hook): &&(u32, Hook)| {
+        let Some(device) = name_of(ifindex) else {
+            return false;
+        };
+        let link = PinnedLink::from_pin(pins.link(ifindex, hook));
+        let (Ok(info), false) = (
+            link.and_then(|l| FdLink::from(l).info()),
+            hook == Hook::Uplink,
+        ) else {
+            return true;
+        };
+        SchedClassifier::query_tcx(&device, direction(hook)).map_or(true, |(_, programs)| {
+            let mut ids = programs.iter().map(ProgramInfo::id);
+            ids.any(|id| id == info.program_id())
+        })
+    };
+    pinned.iter().filter(is_attached).copied().collect()
 }
 
 /// Attaches a program. The kernel takes one off some time after the last pin of its link has gone
@@ -280,7 +357,7 @@ fn remove_qdisc(device: &str) -> Result<()> {
 }
 
 /// The present name of a device; it may have been renamed since.
-fn name_of(index: u32) -> Option<String> {
+pub(super) fn name_of(index: u32) -> Option<String> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
     netdevice::index_to_name(socket, index).ok()
 }

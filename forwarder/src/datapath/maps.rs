@@ -242,19 +242,26 @@ impl Maps {
             .context("cannot write the settings")
     }
 
+    /// Whether the tables are complete, for so many flows.
+    ///
+    /// # Errors
+    /// They are for another number.
+    pub(super) fn fits(&self, flows: u32) -> Result<bool> {
+        let pinned = self.settings()?.flows;
+        ensure!(
+            pinned == 0 || pinned == flows,
+            "the pinned flow table has {pinned} records, the configuration says {flows}: run `forwarder cleanup` to start over, or set flows to {pinned}",
+        );
+        Ok(pinned != 0)
+    }
+
     /// Makes fresh tables usable: every record free. What an earlier, killed attempt pushed is
     /// taken out first; the settings say when it is complete.
     pub(super) fn fill(&mut self, flows: u32) -> Result<()> {
-        let settings = self.settings()?;
-        if settings.flows != 0 {
-            ensure!(
-                settings.flows == flows,
-                "the pinned flow table has {} records, the configuration says {flows}: run `forwarder cleanup` to start over, or set flows to {}",
-                settings.flows,
-                settings.flows,
-            );
+        if self.fits(flows)? {
             return Ok(());
         }
+        let settings = self.settings()?;
         while self.free.pop(0).is_ok() {}
         for index in 0..flows {
             self.free
@@ -322,6 +329,12 @@ impl Maps {
         }
         snapshots.into_values().collect()
     }
+}
+
+/// Whether the maps that are pinned in `dir` are armed: those that are not there are not.
+pub(super) fn are_armed(dir: &Path) -> bool {
+    let settings: Result<Array<MapData, Wire<Settings>>> = pinned(dir, name::SETTINGS);
+    settings.is_ok_and(|map| map.get(&0, 0).is_ok_and(|Wire(row)| row.armed != 0))
 }
 
 /// Opens a map by its pin.

@@ -36,7 +36,7 @@ use forwarder_common::timeouts::{Ticks, ticks};
 use rustix::io::Errno;
 
 use crate::diff::Op;
-use crate::tables::{EndpointKey, FarEnd, NetworkRow, Observed, Target};
+use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Target};
 pub use cgroup::cgroup_root;
 pub use errands::Errands;
 pub use events::{Events, FlowEvent};
@@ -82,13 +82,12 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs over the maps that are pinned, or over new ones, and puts them in the
-    /// place of an earlier agent's: its flows and its traffic go on.
+    /// Opens the maps that are pinned, or makes new ones, which are not armed.
     ///
     /// # Errors
-    /// The kernel refuses a program or a map; another layout is pinned; the flow table that is
-    /// pinned has another size. What this call has made new stays: see [`take_back`].
-    pub fn open(setup: &Setup, name_of: impl Fn(u32) -> Option<String>) -> Result<Self> {
+    /// The kernel refuses a map; another layout is pinned; the flow table that is pinned has another
+    /// size. What this call has made new stays: see [`take_back`].
+    pub fn open(setup: &Setup) -> Result<Self> {
         ensure!(
             !OBJECT.is_empty(),
             "built without its programs: use `cargo xtask build`"
@@ -101,21 +100,67 @@ impl Datapath {
         maps.fill(setup.flows)?;
         let settings = maps.settings()?;
         maps.set_settings(Settings {
-            netns_cookie: netns_cookie()?,
             flow_quota: setup.flow_quota,
             flow_rate: setup.flow_rate,
             tcp_strict: u32::from(!setup.tcp_loose),
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
-        let mut hooks = Hooks::new(ebpf, pins, clsact)?;
-        hooks.adopt(name_of)?;
-        hooks.adopt_sockets()?;
+        let hooks = Hooks::new(ebpf, pins, clsact)?;
         let far_ends = FarEnds::remembered_in(setup.state_dir.join(FAR_ENDS));
         Ok(Self {
             maps,
             hooks,
             far_ends,
+        })
+    }
+
+    /// Has the verifier look at a program of a device, unless it has. One that it has refused is
+    /// not shown to it again.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn load(&mut self, hook: Hook) -> Result<()> {
+        self.hooks.load(hook)
+    }
+
+    /// The same of a program of sockets.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn load_socket(&mut self, hook: SocketHook) -> Result<()> {
+        self.hooks.sock_addr(hook).map(drop)
+    }
+
+    /// Puts this object's programs in the place of an earlier agent's: its flows and its traffic go
+    /// on.
+    ///
+    /// # Errors
+    /// The kernel refuses a program; the earlier agent's stay then.
+    pub fn adopt(&mut self, name_of: impl Fn(u32) -> Option<String>) -> Result<()> {
+        self.hooks.adopt(name_of)?;
+        self.hooks.adopt_sockets()
+    }
+
+    /// Whether the programs judge packets, or pass everything untouched since an agent's first start
+    /// is not complete.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_armed(&self) -> Result<bool> {
+        Ok(self.maps.settings()?.armed != 0)
+    }
+
+    /// Has all programs judge packets from now on, by one write.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn arm(&mut self) -> Result<()> {
+        let settings = self.maps.settings()?;
+        self.maps.set_settings(Settings {
+            armed: 1,
+            netns_cookie: netns_cookie()?,
+            ..settings
         })
     }
 
@@ -127,8 +172,12 @@ impl Datapath {
         self.hooks.settle_xdp(generic)
     }
 
-    /// What the kernel holds.
-    pub fn observe(&self) -> Result<Observed> {
+    /// What the kernel holds. `look` has it asked whether what is pinned is still attached.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn observe(&mut self, look: bool) -> Result<Observed> {
+        let hooks = self.hooks.observe(look)?;
         let maps = &self.maps;
         let settings = maps.settings()?;
         let mut observed = Observed::default();
@@ -222,7 +271,7 @@ impl Datapath {
         for veth in maps.ports.keys() {
             tables.ports.insert(veth?, nobody());
         }
-        tables.hooks = self.hooks.observe()?;
+        tables.hooks = hooks;
         tables.sockets = self.hooks.observe_sockets()?;
         Ok(observed)
     }
@@ -446,17 +495,52 @@ pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     far_ends::restore_all(&state_dir.join(FAR_ENDS)).await
 }
 
-/// Takes back what an agent made that did not come to attach anything. Where programs are attached,
-/// they have what they need and go on.
+/// Takes back what an agent made whose first start is not complete, or that did not come to attach
+/// anything. Programs that are armed have what they need and go on.
 ///
 /// # Errors
 /// The kernel refuses it.
 pub async fn take_back(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
+    let pins = Pins::below(bpffs_dir);
+    if pins.other()?.is_some() {
+        return Ok(());
+    }
     let filters = pins::entries(&state_dir.join(CLSACT))?;
-    if filters.is_empty() && !Pins::below(bpffs_dir).hold_links()? {
+    let attached = !filters.is_empty() || pins.hold_links()?;
+    if !attached || !maps::are_armed(&pins.maps()) {
         remove_all(bpffs_dir, state_dir).await?;
     }
     Ok(())
+}
+
+/// Checks that what is pinned could be taken over for so many flows.
+///
+/// # Errors
+/// Why not, and what to do.
+pub fn conflict(bpffs_dir: &Path, flows: u32) -> Result<()> {
+    let pins = Pins::below(bpffs_dir);
+    pins.check()?;
+    match Maps::open(&pins.maps()) {
+        Ok(maps) => maps.fits(flows).map(drop),
+        // Nothing is pinned, or what there is, is not for us to see.
+        Err(_) => Ok(()),
+    }
+}
+
+/// What the verifier says of each program that it refuses, on maps of their own that go again. The
+/// sockets' programs are left out, without which an agent does.
+#[must_use]
+pub fn refused() -> Vec<String> {
+    let ebpf = EbpfLoader::new()
+        .load(OBJECT)
+        .context("the kernel refuses the maps");
+    let pins = Pins::below(Path::new("/nowhere"));
+    let mut hooks = match ebpf.and_then(|ebpf| Hooks::new(ebpf, pins, None)) {
+        Ok(hooks) => hooks,
+        Err(error) => return vec![format!("{error:#}")],
+    };
+    let judge = |hook| hooks.load(hook).err().map(|error| format!("{error:#}"));
+    Hook::ALL.into_iter().filter_map(judge).collect()
 }
 
 /// Whether there is anything of ours to take out of the kernel.
@@ -468,6 +552,12 @@ pub fn is_there(bpffs_dir: &Path, state_dir: &Path) -> Result<bool> {
 #[must_use]
 pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+/// Whether there is a device of this index.
+#[must_use]
+pub fn is_device(index: u32) -> bool {
+    hooks::name_of(index).is_some()
 }
 
 /// The coarse monotonic clock that the datapath counts in.

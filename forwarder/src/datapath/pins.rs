@@ -31,17 +31,26 @@ impl Pins {
     /// # Errors
     /// Another layout's pins are there, or the directory cannot be made.
     pub(super) fn make(&self) -> Result<()> {
+        self.check()?;
+        for dir in [self.maps(), self.links(), self.socket_links()] {
+            trusted::make(&dir)?;
+        }
+        // What is adopted was pinned by root.
+        trusted::is_there_with_all(self.parent()).map(drop)
+    }
+
+    /// Checks that no other layout's pins are there.
+    ///
+    /// # Errors
+    /// Some are.
+    pub(super) fn check(&self) -> Result<()> {
         if let Some(other) = self.other()? {
             bail!(
                 "{} holds pins of another version ({other}): run `forwarder cleanup`, which ends its flows, or the version that made them",
                 self.parent().display(),
             );
         }
-        for dir in [self.maps(), self.links(), self.socket_links()] {
-            trusted::make(&dir)?;
-        }
-        // What is adopted was pinned by root.
-        trusted::is_there_with_all(self.parent()).map(drop)
+        Ok(())
     }
 
     /// The maps' directory.
@@ -82,9 +91,9 @@ impl Pins {
             .collect())
     }
 
-    /// Whether anything is attached by pins, or another layout's are there.
+    /// Whether anything is attached by pins.
     pub(super) fn hold_links(&self) -> Result<bool> {
-        Ok(self.other()?.is_some() || !self.hooks()?.is_empty() || !self.sockets()?.is_empty())
+        Ok(!self.hooks()?.is_empty() || !self.sockets()?.is_empty())
     }
 
     fn parent(&self) -> &Path {
@@ -92,7 +101,7 @@ impl Pins {
     }
 
     /// Another layout whose pins are there.
-    fn other(&self) -> Result<Option<String>> {
+    pub(super) fn other(&self) -> Result<Option<String>> {
         let own = self.root.file_name().unwrap_or_default();
         Ok(entries(self.parent())?
             .into_iter()

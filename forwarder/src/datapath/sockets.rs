@@ -10,7 +10,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 
 use super::cgroup::cgroup_root;
-use super::hooks::Hooks;
+use super::hooks::{Hooks, once};
 use crate::tables::SocketHook;
 
 impl Hooks {
@@ -58,11 +58,7 @@ impl Hooks {
         let name = hook.program();
         let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut CgroupSockAddr = program.try_into()?;
-        if self.loaded_sockets.insert(hook) {
-            program
-                .load()
-                .with_context(|| format!("the kernel refuses the program {name}"))?;
-        }
+        once(&mut self.judged, name, || program.load())?;
         Ok(program)
     }
 }

@@ -8,6 +8,7 @@ use forwarder_common::abi::{capacity, name};
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::Ticks;
 
+use super::hooks::attached;
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
 use crate::tables::{Hook, SocketHook};
@@ -113,9 +114,20 @@ impl View {
         ])
     }
 
-    /// Programs in place, by device index. Those by clsact filters are not seen from here.
+    /// Programs that are attached, by device index. Those by clsact filters are not seen from here.
+    ///
+    /// # Errors
+    /// The pins cannot be read.
     pub fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
-        self.pins.hooks()
+        Ok(attached(&self.pins, &self.pins.hooks()?))
+    }
+
+    /// Whether the programs judge packets, or an agent's first start is not complete.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_armed(&self) -> Result<bool> {
+        Ok(self.maps.settings()?.armed != 0)
     }
 
     /// Socket programs in place.

@@ -28,8 +28,12 @@ const GREETING: Duration = Duration::from_secs(3);
 /// What is seen of the host.
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
-    /// May load programs and change the network.
-    pub(super) privileged: bool,
+    /// Capabilities that are needed and that we have not.
+    pub(super) lacks: Vec<&'static str>,
+    /// What the verifier says of programs that it refuses; none where nobody has asked it.
+    pub(super) refused: Vec<String>,
+    /// Why what is pinned is not to be taken over.
+    pub(super) conflict: Option<String>,
     /// The kernel's release.
     pub(super) kernel: String,
     /// Whether it is built with BPF.
@@ -104,7 +108,10 @@ impl Probe {
                 .any(|line| line.split_whitespace().any(|word| word == wanted))
         };
         Self {
-            privileged: privileged(),
+            lacks: lacks(),
+            refused: Vec::new(),
+            conflict: datapath::conflict(&config.bpffs_dir, config.flows)
+                .map_or_else(|error| Some(format!("{error:#}")), |()| None),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             bpf: lists("/proc/filesystems", "bpf"),
             jit: read("/proc/sys/net/core/bpf_jit_enable").trim() != "0",
@@ -138,13 +145,22 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn privileged() -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|sets| {
-        sets.effective.contains(CapabilitySet::NET_ADMIN)
-            && sets
-                .effective
-                .intersects(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN)
-    })
+/// `CAP_SYS_ADMIN` stands for those that were split from it.
+fn lacks() -> Vec<&'static str> {
+    let needed = [
+        ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
+        (
+            "CAP_PERFMON",
+            CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN,
+        ),
+        ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+    ];
+    let own = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |s| s.effective);
+    needed
+        .into_iter()
+        .filter(|(_, any)| !own.intersects(*any))
+        .map(|(name, _)| name)
+        .collect()
 }
 
 fn bpffs(dir: &Path) -> Bpffs {

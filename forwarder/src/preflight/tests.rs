@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 fn good() -> Probe {
     let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
     Probe {
-        privileged: true,
+        lacks: Vec::new(),
+        refused: Vec::new(),
+        conflict: None,
         kernel: "6.12.9+bpo-amd64".into(),
         bpf: true,
         jit: true,
@@ -124,10 +126,25 @@ fn nothing_is_wrong_with_a_good_host() {
 #[test]
 fn a_host_that_cannot_is_refused_with_what_to_do() {
     let root = fatal(&Probe {
-        privileged: false,
+        lacks: vec!["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"],
         ..good()
     });
     assert!(root.starts_with("not root: run as root"), "{root}");
+    let perfmon = fatal(&Probe {
+        lacks: vec!["CAP_PERFMON"],
+        ..good()
+    });
+    assert!(perfmon.starts_with("without CAP_PERFMON: "), "{perfmon}");
+    let refused = fatal(&Probe {
+        refused: vec!["the kernel refuses the program outside_in".into()],
+        ..good()
+    });
+    assert!(refused.contains("outside_in: use a kernel"), "{refused}");
+    let pinned = fatal(&Probe {
+        conflict: Some("pins of another version: run `forwarder cleanup`".into()),
+        ..good()
+    });
+    assert_eq!(pinned, "pins of another version: run `forwarder cleanup`");
     let old = fatal(&Probe {
         kernel: "5.10.0-28-amd64".into(),
         ..good()

@@ -151,6 +151,8 @@ pub struct AgentStatus {
     pub others: Vec<String>,
     /// What is attached.
     pub hooks: Hooks,
+    /// What could not be brought into the kernel and is tried again.
+    pub failures: Vec<String>,
 }
 
 /// How full a map is.
@@ -175,6 +177,10 @@ pub struct Status {
     pub others: Vec<String>,
     /// What is attached.
     pub hooks: Hooks,
+    /// Whether it judges packets: not before an agent's first start is complete.
+    pub armed: bool,
+    /// What the agent could not bring into the kernel and tries again.
+    pub failures: Vec<String>,
     /// What hangs on the root of all control groups and points sockets at containers.
     pub sockets: Vec<String>,
     /// Packets by [`Path::label`](forwarder_common::reason::Path::label).

@@ -185,7 +185,13 @@ fn flows_without_a_state_machine_tell_whether_they_were_answered() {
 
 #[test]
 fn the_status_is_whole_with_and_without_an_agent() {
-    let told = agent(&world(), &tables(), Vec::new(), 5);
+    let told = agent(
+        &world(),
+        &tables(),
+        Vec::new(),
+        vec!["it fails".to_owned()],
+        5,
+    );
     assert_eq!(told.hooks["veth1"], ["container_in", "container_out"]);
     assert_eq!(told.hooks["#9"], ["outside_in"]);
     assert_eq!((told.docker.networks, told.docker.running), (2, 1));
@@ -208,9 +214,11 @@ fn the_status_is_whole_with_and_without_an_agent() {
         [SocketHook::Connect4],
         &counters,
         &maps,
+        true,
     );
+    assert_eq!(alive.failures, ["it fails"]);
     assert_eq!(alive.hooks, told.hooks);
-    let dead = status(None, pinned.clone(), [], &counters, &maps);
+    let dead = status(None, pinned.clone(), [], &counters, &maps, true);
     assert_eq!((dead.agent, dead.docker, dead.hooks), (None, None, pinned));
     let value = serde_json::to_value(alive).unwrap();
     assert_eq!(

@@ -143,6 +143,31 @@ pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
             );
         }
     }
+    // A veth is not said to have an endpoint before that is there: what it sends were spoofed.
+    for (index, device) in &tables.devices {
+        let named = device.kind == device::NAMED_VETH;
+        if named && before.devices.get(index) != Some(device) {
+            let behind = |endpoint: &Endpoint<V4>| endpoint.ifindex == *index;
+            assert!(
+                tables.endpoints.values().any(behind),
+                "veth {index} has a name before its endpoint is there"
+            );
+        }
+    }
+    // What was begun by a network's own endpoint ends once those whom it stood in for are there.
+    for (key, floor) in &after.endpoints {
+        let EndpointKey::Floor(bridge) = *key else {
+            continue;
+        };
+        if tables.endpoints.get(key) == Some(floor) && before.endpoints.get(key) != Some(floor) {
+            for (key, endpoint) in &after.endpoints {
+                assert!(
+                    endpoint.bridge != bridge || tables.endpoints.contains_key(key),
+                    "the floor of {bridge} is renamed before {key:?} is there"
+                );
+            }
+        }
+    }
     let mut slots: Vec<_> = now.endpoint_slots.values().collect();
     let count = slots.len();
     slots.sort_unstable();
@@ -251,7 +276,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                     tables.ipv6.insert(Key6::Owner(owner), Row6::Index(ifindex));
                     if hooked {
                         let row = Device {
-                            kind: device::VETH,
+                            kind: device::NAMED_VETH,
                             bridge,
                             ..Device::default()
                         };

@@ -201,7 +201,7 @@ impl Loaded {
             tcp_loose: true,
             clsact: false,
         };
-        let datapath = Datapath::open(&setup, |_| None)?;
+        let datapath = Datapath::open(&setup)?;
         let raw = Raw::open(&bpffs.join(format!("v{}/maps", forwarder_common::abi::LAYOUT)))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -101,7 +101,7 @@ impl Raw {
             round,
             tcp_strict,
             route_mtu,
-            reserved,
+            armed,
             others,
             spare,
             netns_cookie: _,
@@ -119,7 +119,7 @@ impl Raw {
             round,
             tcp_strict,
             route_mtu,
-            reserved,
+            armed,
             others,
             spare,
         ];

@@ -78,6 +78,7 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
     host.settings.tcp_strict = u32::from(dice.once_in(4));
     host.settings.route_mtu = dice.pick(&[0, 0, 0, 576, 1400]);
     host.settings.round = u32::from(!dice.once_in(4));
+    host.settings.armed = u32::from(!dice.once_in(20));
     for bridge in [BRIDGE, OTHER_BRIDGE] {
         let flags = match dice.below(12) {
             0 => 0,
