@@ -101,6 +101,8 @@ pub mod capacity {
     pub const NETWORKS: u32 = 1_024;
     /// The host's own addresses and ranges.
     pub const LOCALS: u32 = 65_536;
+    /// The host's own IPv6 addresses.
+    pub const LOCALS6: u32 = 16_384;
     /// Endpoints: containers' and one per network.
     pub const ENDPOINTS: u32 = 16_384;
     /// Published ports.

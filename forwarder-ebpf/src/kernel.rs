@@ -526,6 +526,11 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
 impl Host6 for Kernel<TcContext> {
     #[inline(always)]
+    fn is_armed(&self) -> bool {
+        self.settings().armed != 0
+    }
+
+    #[inline(always)]
     fn device(&self, ifindex: u32) -> Option<Device> {
         Tables::device(self, ifindex)
     }

@@ -95,7 +95,7 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static LOCALS6: HashMap<LocalKey6, u32> =
-    HashMap::with_max_entries(capacity::LOCALS, NO_PREALLOC);
+    HashMap::with_max_entries(capacity::LOCALS6, NO_PREALLOC);
 #[map]
 pub static SUBNETS6: LpmTrie<Be128, u32> =
     LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);

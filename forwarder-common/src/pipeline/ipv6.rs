@@ -54,6 +54,8 @@ impl Hook {
 
 /// What the rules ask of the configuration, the packet and the kernel's routes.
 pub trait Host6 {
+    /// Whether the programs judge packets yet.
+    fn is_armed(&self) -> bool;
     /// A device by its index.
     fn device(&self, ifindex: u32) -> Option<Device>;
     /// The flags ([`network`]) of the network with this bridge.
@@ -139,6 +141,9 @@ const BRIDGE_LINK_LOCAL: Be128 =
 /// Judges an IPv6 packet at a hook.
 #[inline(always)]
 pub fn judge<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
+    if !host.is_armed() {
+        return Reason::Unarmed;
+    }
     match hook {
         Hook::OutsideIn => outside_in(host, meta),
         Hook::OutsideOut => outside_out(host, meta),

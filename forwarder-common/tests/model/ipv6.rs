@@ -105,6 +105,10 @@ struct OnFrame<'a> {
 }
 
 impl Host6 for OnFrame<'_> {
+    fn is_armed(&self) -> bool {
+        self.host.settings().armed != 0
+    }
+
     fn device(&self, ifindex: u32) -> Option<Device> {
         self.host.device(ifindex)
     }
