@@ -122,6 +122,9 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
     /// Multicast, limited broadcast or of "this network": what the kernel never forwards to.
     fn is_unroutable(self) -> bool;
 
+    /// Of no use as yet (240.0.0.0/4): nobody's source.
+    fn is_reserved(self) -> bool;
+
     /// In the address pools that dockerd takes networks from by default (libnetwork's
     /// `ipamutils.localScopeDefaultNetworks`).
     fn is_pooled(self) -> bool;
@@ -166,6 +169,11 @@ impl Address for Be32 {
     fn is_unroutable(self) -> bool {
         let address = self.get();
         address >> 24 == 0 || address >> 28 == 0xe || address == u32::MAX
+    }
+
+    #[inline(always)]
+    fn is_reserved(self) -> bool {
+        self.get() >> 28 == 0xf
     }
 
     /// 172.17.0.0/16 to 172.31.0.0/16, 192.168.0.0/16.

@@ -79,10 +79,10 @@ reasons! {
     FromHost = Kernel "from-host" "From the host itself, or forwarded for others.";
     Bridged = Kernel "bridged" "Between two containers of one network: the bridge switches it.";
     NotOurs = Kernel "not-ours" "Neither from nor for a container.";
-    NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag.";
+    NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag other than VLAN id 0.";
     NotIp = Kernel "not-ip" "Not IPv4: ARP, IPv6 and others.";
-    Malformed = Kernel "malformed" "No valid header: the kernel's stack drops it.";
-    Truncated = Kernel "truncated" "The headers are not all there.";
+    Malformed = Kernel "malformed" "No valid header, and not from a container: the kernel decides by the network header.";
+    Truncated = Kernel "truncated" "The headers are not all there, and it is not from a container.";
     NoRoute = Kernel "no-route" "No route forwards it: the kernel answers.";
     HopLimit = Kernel "hop-limit" "TTL at its end: the kernel answers with time exceeded.";
     TooBig = Kernel "too-big" "Over the next device's MTU: the kernel fragments it, or answers with fragmentation needed.";
@@ -98,15 +98,19 @@ reasons! {
     Whole = Again "whole" "A fragment of a datagram that is whole, on its way back to where it came from.";
     Admitted = Again "admitted" "Admitted by an earlier hook, nothing left to rewrite.";
 
-    SpoofedSource = Drop "spoofed-source" "A container's packet with another endpoint's address.";
+    SpoofedSource = Drop "spoofed-source" "A source that is not the sender's: from a container another endpoint's; from outside the host's or a container's, or one to which no route leads back.";
     ForeignSource = Drop "foreign-source" "A container's packet with a source outside of its network.";
+    SpoofedNeighbour = Drop "spoofed-neighbour" "A container's frame with another hardware address, or ARP in another's name.";
+    DhcpServer = Drop "dhcp-server" "A container's answer as a DHCP server.";
+    OtherFrame = Drop "other-frame" "A container's frame with a VLAN tag, an EtherType or a group address that its network does not allow.";
+    InvalidHeader = Drop "invalid-header" "A container's packet without a valid network header, or without a valid transport header where it would have to be translated.";
     Loopback = Drop "loopback" "127.0.0.0/8 on a wire.";
     Isolated = Drop "isolated" "From one Docker network to another one.";
     Internal = Drop "internal" "Out of, or into, an internal network.";
     PeerBlocked = Drop "peer-blocked" "Between containers of a network without inter-container communication.";
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";
     Policy = Drop "policy" "From a client that the list of a published port or a network keeps out.";
-    Untranslated = Drop "untranslated" "The last guard: a container's source was about to leave.";
+    Untranslated = Drop "untranslated" "The last guard: a container's packet was about to leave that no hook had let out.";
     UnknownNetwork = Drop "unknown-network" "Forwarded from or to Docker's address pools by a device that the agent does not know yet.";
     Fragment = Drop "fragment" "A fragment that would have to be translated and cannot be: its datagram has no ports, or is SCTP whose ports change, or nobody puts it together.";
     Protocol = Drop "protocol" "DCCP, UDP-Lite, or ICMP that is neither a query nor an error, and would have to be translated.";

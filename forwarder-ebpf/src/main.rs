@@ -37,7 +37,7 @@ mod xdp;
 mod programs {
     use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-    use forwarder_common::pipeline;
+    use forwarder_common::pipeline::{self, Side};
 
     use crate::errands;
     use crate::socket::{ask4, ask6, tell4, tell6};
@@ -78,7 +78,7 @@ mod programs {
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run_telling(&ctx, false, |frame, meta, kernel, packet| {
+        run_telling(&ctx, Side::Veth, |frame, meta, kernel, packet| {
             pipeline::container_in(frame, meta, kernel, packet)
         })
     }
@@ -94,7 +94,7 @@ mod programs {
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run_telling(&ctx, true, |frame, meta, kernel, packet| {
+        run_telling(&ctx, Side::Bridge, |frame, meta, kernel, packet| {
             pipeline::bridge_in(frame, meta, kernel, packet)
         })
     }

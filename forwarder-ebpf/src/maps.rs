@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer, Pending,
-    PortKey, Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
+    AllowedKey, Cursors, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Peer,
+    Pending, PortKey, Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::parse::Packet;
@@ -61,6 +61,9 @@ pub static LINKS: HashMap<LinkKey<V4>, u32> = HashMap::with_max_entries(capacity
 #[map]
 pub static INGRESS: LpmTrie<IngressKey<V4>, u32> =
     LpmTrie::with_max_entries(capacity::INGRESS, NO_PREALLOC);
+#[map]
+pub static ALLOWED_SOURCES: LpmTrie<AllowedKey<V4>, u32> =
+    LpmTrie::with_max_entries(capacity::ALLOWED_SOURCES, NO_PREALLOC);
 #[map]
 pub static MAPPINGS: Array<u32> = Array::with_max_entries(capacity::PUBLISHED, 0);
 #[map]

@@ -90,6 +90,7 @@ pub async fn run(mut config: Config) -> Result<()> {
             }
             Event::Beat => {
                 changed |= shims.review(&mut world, Instant::now());
+                changed |= world.apply(watch::reverse_path::read(&world));
                 if let Some(agent) = &mut agent {
                     changed |= agent.beat(&world)?;
                 }
@@ -105,6 +106,7 @@ pub async fn run(mut config: Config) -> Result<()> {
             continue;
         }
         if agent.is_none() {
+            world.apply(watch::reverse_path::read(&world));
             agent = Some(Agent::start(&config, &world, reassembles)?);
         }
         let Some(agent) = &mut agent else { continue };

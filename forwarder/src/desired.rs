@@ -5,8 +5,9 @@ mod published;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use forwarder_common::abi::{Device, Endpoint, TrustKey, device, network};
+use forwarder_common::abi::{Device, Endpoint, TrustKey, allowed, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
+use ipnet::IpNet;
 
 pub use self::published::port_key;
 use crate::lists::Lists;
@@ -62,6 +63,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         tables.networks.insert(index, network_row);
         add_trusted(&mut tables, world, terms, index);
         add_network(&mut tables, world, network, bridge);
+        add_allowed(&mut tables, world, policy, (network, terms), index);
         if !terms.icc {
             published::add_links(&mut tables, world, network);
         }
@@ -74,16 +76,10 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     }
     for link in world.links.values() {
         match link.master.and_then(|master| bridges.get(&master)) {
-            Some(&(_, bridge)) if link.kind == "veth" => {
-                let named = world.veths.values().any(|&veth| veth == link.index);
-                let kind = if named {
-                    device::NAMED_VETH
-                } else {
-                    device::VETH
-                };
-                tables
-                    .devices
-                    .insert(link.index, row(kind, bridge.index, bridge));
+            Some(&(network, bridge)) if link.kind == "veth" => {
+                let terms = &terms[&network.id];
+                let row = veth(&tables, world, (network, terms), link, bridge);
+                tables.devices.insert(link.index, row);
                 tables.hooks.extend([
                     (link.index, Hook::ContainerIn),
                     (link.index, Hook::ContainerOut),
@@ -157,6 +153,87 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
         bridge,
         mac: station.mac.unwrap_or_default(),
         ethernet: 1,
+        ..Device::default()
+    }
+}
+
+/// A container's veth: with the hardware address of the endpoint behind it, unless that may be any.
+fn veth(
+    tables: &Tables,
+    world: &World,
+    (network, terms): (&Network, &Terms),
+    link: &Link,
+    bridge: &Link,
+) -> Device {
+    let id = world.veths.iter().find(|&(_, &veth)| veth == link.index);
+    let kind = id.map_or(device::VETH, |_| device::NAMED_VETH);
+    let endpoint = id.and_then(|(id, _)| network.endpoints.get(id));
+    let station = endpoint.and_then(|at| at.mac).filter(|_| !terms.any_mac);
+    let has_more = !terms.allowed_sources.is_empty()
+        || tables
+            .allowed
+            .range((link.index, Be32::default(), 0)..)
+            .next()
+            .is_some_and(|((device, ..), _)| *device == link.index);
+    Device {
+        station: station.unwrap_or_default(),
+        flags: if has_more {
+            device::flag::VIRTUAL_ROUTER
+        } else {
+            0
+        },
+        ..row(kind, bridge.index, bridge)
+    }
+}
+
+/// The sources that a network's containers may use beside their own: each of them, or one.
+fn add_allowed(
+    tables: &mut Tables,
+    world: &World,
+    policy: &Policy,
+    (network, terms): (&Network, &Terms),
+    bridge: u32,
+) {
+    let allowed = &mut tables.allowed;
+    let route = |allowed: &mut BTreeMap<_, _>, (addr, len): (Be32, u8)| {
+        // What is everywhere is nowhere in particular.
+        if len != 0 {
+            allowed.insert((allowed::ROUTES, addr, len), bridge);
+        }
+    };
+    for range in terms.allowed_sources.iter().filter_map(v4) {
+        allowed.insert((bridge, range.0, range.1), allowed::EACH);
+        route(allowed, range);
+    }
+    for (id, at) in &network.endpoints {
+        let (Some(container), Some(&veth)) =
+            (world.containers.get(&at.container), world.veths.get(id))
+        else {
+            continue;
+        };
+        for net in policy.rules.allowed_sources(container) {
+            let Some(range) = v4(net) else { continue };
+            // What there is no room for is not allowed.
+            if allowed.len() + 3 > capacity::ALLOWED_SOURCES as usize {
+                return;
+            }
+            let each = terms
+                .allowed_sources
+                .iter()
+                .any(|whole| whole.contains(net));
+            let word = if each { allowed::EACH } else { allowed::ONE };
+            allowed.insert((bridge, range.0, range.1), word);
+            allowed.insert((veth, range.0, range.1), allowed::ONE);
+            route(allowed, range);
+        }
+    }
+}
+
+/// An IPv4 range's address and prefix length.
+fn v4(range: &IpNet) -> Option<(Be32, u8)> {
+    match range {
+        IpNet::V4(net) => Some((be32(net.network()), net.prefix_len())),
+        IpNet::V6(_) => None,
     }
 }
 
@@ -173,6 +250,7 @@ fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
         (unprotected, network::UNPROTECTED),
         (policy.direct_routing, network::DIRECT),
         (isolated, network::ISOLATED),
+        (terms.other_frames, network::OTHER_FRAMES),
     ]
     .into_iter()
     .filter_map(|(on, flag)| on.then_some(flag))
@@ -242,6 +320,12 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
         bridge: 0,
         mac,
         ethernet: u16::from(ethernet),
+        flags: match world.reverse_paths.get(&link.index) {
+            Some(1) => device::flag::REVERSE_STRICT,
+            Some(2) => device::flag::REVERSE_LOOSE,
+            _ => 0,
+        },
+        ..Device::default()
     };
     tables.devices.insert(link.index, device);
     let hooks = if ethernet {

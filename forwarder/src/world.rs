@@ -34,6 +34,9 @@ pub struct World {
     pub default_devices: BTreeSet<u32>,
     /// The smallest MTU that an IPv4 route has by itself; 0 if none has.
     pub route_mtu: u32,
+    /// What outside devices ask of a source, where they ask for anything: 1 for a route back by the
+    /// device itself, 2 for any (`rp_filter`).
+    pub reverse_paths: BTreeMap<u32, u8>,
     /// What shims have bound.
     pub bound: BTreeMap<HostPort, Bound>,
     /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
@@ -124,6 +127,11 @@ impl World {
                 self.route_mtu = mtu;
                 self.route_generation = self.route_generation.wrapping_add(1);
                 true
+            }
+            Fact::ReversePaths(modes) => {
+                let changed = self.reverse_paths != modes;
+                self.reverse_paths = modes;
+                changed
             }
             Fact::Bound(port, bound) => {
                 self.unbound.remove(&port);

@@ -25,6 +25,8 @@ pub const DONE: u32 = OTHER - 1;
 pub const PIECE: u32 = OTHER - 3;
 /// A piece of a datagram that is whole, on its way back to the hook that it was at first.
 pub const BACK: u32 = OTHER - 4;
+/// Let out of a network as it is: the outgoing device's hook has nothing to add.
+pub const LEAVES: u32 = OTHER - 5;
 /// Pieces on their way round: the low octet says where they were going.
 const ROUND: u32 = OTHER & !0xffff;
 

@@ -82,6 +82,7 @@ impl Host {
             bridge: 0,
             mac,
             ethernet: 1,
+            ..Device::default()
         };
         self.devices.insert(ifindex, device);
         self.nics.insert(ifindex, mac);
@@ -98,6 +99,7 @@ impl Host {
             bridge: ifindex,
             mac,
             ethernet: 1,
+            ..Device::default()
         };
         self.devices.insert(ifindex, device);
         self.nics.insert(ifindex, mac);
@@ -142,6 +144,8 @@ impl Host {
                 bridge,
                 mac: mac(bridge),
                 ethernet: 1,
+                station: far_mac(veth),
+                ..Device::default()
             };
             self.devices.insert(veth, device);
             self.nics.insert(veth, mac(veth));

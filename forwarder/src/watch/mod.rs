@@ -7,6 +7,7 @@ pub mod docker;
 mod ethtool;
 mod inspect;
 pub mod netlink;
+pub mod reverse_path;
 mod rules;
 pub mod sandbox;
 pub mod shim;

@@ -1,5 +1,5 @@
 //! Facts: what the sources send and the World takes in.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::{
     Address, Bound, Container, ContainerId, HostPort, Link, NetnsId, Network, NetworkId, ShimId,
@@ -47,6 +47,8 @@ pub enum Fact {
         /// The smallest MTU that an IPv4 route has by itself; 0 if none has.
         mtu: u32,
     },
+    /// What outside devices ask of a source (`rp_filter`), where they ask for anything.
+    ReversePaths(BTreeMap<u32, u8>),
     /// A shim has a port: the last word on where that leads.
     Bound(HostPort, Bound),
     /// A shim has given its ports back: they lead nowhere, whatever was listed before.
