@@ -45,6 +45,8 @@ pub mod name {
     pub const LINKS: &str = "LINKS";
     /// `LpmTrie<IngressKey<V4>, u32>`: clients by list, and whether they are let in.
     pub const INGRESS: &str = "INGRESS";
+    /// `LpmTrie<AllowedKey<V4>, u32>`: sources beside their own that containers may use.
+    pub const ALLOWED_SOURCES: &str = "ALLOWED_SOURCES";
     /// `HashMap<Tuple<V4>, FlowRef>`: both tuples of a flow.
     pub const FLOW_INDEX: &str = "FLOW_INDEX";
     /// `Array<Flow<V4>>` by index.
@@ -113,6 +115,8 @@ pub mod capacity {
     pub const LINKS: u32 = 4_096;
     /// Address ranges in all lists of clients together.
     pub const INGRESS: u32 = 65_536;
+    /// Address ranges that containers and networks may use as sources, three entries each.
+    pub const ALLOWED_SOURCES: u32 = 16_384;
     /// Remembered ports of sources whose own was taken: a power of two.
     pub const HINTS: u32 = 4_096;
     /// Flows looked up lately: a power of two.
@@ -349,6 +353,11 @@ pub struct Device {
     pub mac: [u8; 6],
     /// 1 if frames have an Ethernet header.
     pub ethernet: u16,
+    /// Of a container's veth: the hardware address that the container's frames have to carry. All
+    /// zero where it is not known, or may be any.
+    pub station: [u8; 6],
+    /// Zero.
+    pub reserved: u16,
     /// Bits of [`device::flag`].
     pub flags: u32,
 }
@@ -381,6 +390,13 @@ pub mod device {
         pub const SHAPED_IN: u32 = 1;
         /// The same of what leaves by it.
         pub const SHAPED_OUT: u32 = 2;
+        /// Of a veth: frames may also carry a virtual router's hardware address (RFC 9568).
+        pub const VIRTUAL_ROUTER: u32 = 4;
+        /// Of an outside device: a route has to lead back to a new flow's source by this device
+        /// (`rp_filter=1`).
+        pub const REVERSE_STRICT: u32 = 8;
+        /// Of an outside device: a route has to lead back to a new flow's source (`rp_filter=2`).
+        pub const REVERSE_LOOSE: u32 = 16;
     }
     /// A port of a network's bridge that leads to no container: a tap, a NIC, somebody's veth. Who is
     /// beyond it has whatever address he has, but a container's.
@@ -426,6 +442,9 @@ pub mod network {
     pub const ISOLATED: u32 = 64;
     /// The network has IPv6.
     pub const IPV6: u32 = 128;
+    /// Containers may send frames with VLAN tags, of any EtherType and to a bridge's group address,
+    /// and may be DHCP servers.
+    pub const OTHER_FRAMES: u32 = 256;
 }
 
 /// A container's place in a network.
@@ -514,6 +533,28 @@ pub mod ingress {
     pub const ALLOW: u32 = 1;
     /// Kept out.
     pub const DENY: u32 = 2;
+}
+
+/// Key of the sources that containers may use beside their own: the device wholly, the source by
+/// prefix.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct AllowedKey<F: Family> {
+    /// A container's veth, a network's bridge, or [`allowed::ROUTES`].
+    pub device: u32,
+    /// The source.
+    pub source: F::Addr,
+}
+
+/// Keys and values of the sources that containers may use.
+pub mod allowed {
+    /// As device: where the source is reached; the value is a bridge's device index.
+    pub const ROUTES: u32 = 0;
+    /// As value, of a veth: its container may use the source; of a bridge: one of its network's
+    /// containers may.
+    pub const ONE: u32 = 1;
+    /// As value, of a bridge: each of its network's containers may.
+    pub const EACH: u32 = 2;
 }
 
 /// Key of the masquerade addresses: the device wholly, the next hop by prefix.
@@ -697,7 +738,7 @@ const _: () = {
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 16 + 7 * 4 + 48 + 3 * 2 + 6);
     assert!(capacity::ENDPOINTS < HOST && capacity::PUBLISHED <= u16::MAX as u32 + 1);
     assert!(size_of::<Settings>() == 4 * 14 + 8);
-    assert!(size_of::<Device>() == 4 + 4 + 6 + 2 + 4);
+    assert!(size_of::<Device>() == 4 + 4 + 6 + 2 + 6 + 2 + 4);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
     assert!(size_of::<PortKey<V4>>() == 8);
@@ -705,6 +746,7 @@ const _: () = {
     assert!(size_of::<TrustKey>() == 8);
     assert!(size_of::<LinkKey<V4>>() == 12);
     assert!(size_of::<IngressKey<V4>>() == 8);
+    assert!(size_of::<AllowedKey<V4>>() == 8);
     assert!(size_of::<SourceKey<V4>>() == 8);
     assert!(size_of::<Pending>() == 8);
     assert!(size_of::<Cursors>() == 24);

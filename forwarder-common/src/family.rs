@@ -182,6 +182,9 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
     /// Multicast, limited broadcast or of "this network": what the kernel never forwards to.
     fn is_unroutable(self) -> bool;
 
+    /// Of no use as yet (240.0.0.0/4): nobody's source.
+    fn is_reserved(self) -> bool;
+
     /// An address that is nobody's, and what else it takes to find this one again: 28 bits at most.
     /// Two addresses of one host must not be lost at the same place.
     fn lost(self) -> (Self, u32);
@@ -222,6 +225,11 @@ impl Address for Be32 {
     fn is_unroutable(self) -> bool {
         let address = self.get();
         address >> 24 == 0 || address >> 28 == 0xe || address == u32::MAX
+    }
+
+    #[inline(always)]
+    fn is_reserved(self) -> bool {
+        self.get() >> 28 == 0xf
     }
 
     /// In 0.0.0.0/8, where no host is (RFC 1122 section 3.2.1.3) but where Linux routes to. The

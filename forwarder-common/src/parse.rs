@@ -77,6 +77,8 @@ pub enum Class {
     Fragment,
     /// An ICMP error that quotes another packet.
     IcmpError,
+    /// Its network header is one, its transport header is not: names of both ends without ports.
+    Unreadable,
 }
 
 impl Class {
@@ -332,13 +334,14 @@ impl IcmpHeader {
 ///
 /// # Errors
 /// [`Reason::Truncated`] where a header is not wholly in the frame, [`Reason::Malformed`] where
-/// it contradicts itself. `packet` says nothing then.
+/// it contradicts itself. `packet` says nothing then, unless it is [`Class::Unreadable`].
 #[inline(always)]
 pub fn parse<F: Family>(
     frame: &Frame<'_>,
     l3: usize,
     packet: &mut Packet<F>,
 ) -> Result<(), Reason> {
+    packet.class = Class::Other;
     let header = F::header(frame, l3)?;
     if header.fragment && header.len == 0 {
         return Err(Reason::Malformed);
@@ -377,6 +380,11 @@ pub fn parse<F: Family>(
         packet.named = read.is_ok() && packet.class.has_tuple();
         packet.class = Class::Fragment;
         return Ok(());
+    }
+    if read.is_err() {
+        packet.tuple.sport = Be16::new(0);
+        packet.tuple.dport = Be16::new(0);
+        packet.class = Class::Unreadable;
     }
     read
 }

@@ -16,11 +16,13 @@
 
 mod access;
 mod admit;
+mod classify;
 mod errors;
 pub mod fragments;
 mod hosts;
 pub mod ipv6;
 pub mod mark;
+mod neighbour;
 mod owner;
 
 use crate::abi::{Endpoint, Flow, HOST, Network, OUTSIDE, device, network, others};
@@ -38,7 +40,9 @@ use crate::timeouts::{self, Ticks};
 use crate::window;
 use access::Standing;
 
+pub use classify::{is_isolated, other_frame};
 pub use fragments::round_out;
+pub use neighbour::arp;
 
 /// What a hook knows of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +95,12 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn carry(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::carry_error`].
     fn carry_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::classify`].
+    fn classify(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`Passage::admit`].
     fn admit(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
+    /// [`Passage::verify_source`].
+    fn verify_source(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
     /// [`fragments::meet`]: the packet is the one at hand, and is only read for its class afterwards.
     fn meet(
         &self,
@@ -246,7 +254,13 @@ fn come_in<F: Family, T: Steps<F>>(
     side: Side,
 ) -> Reason {
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
-        return reason;
+        if side as u8 == Side::Outside as u8 {
+            return reason;
+        }
+        // The kernel would forward it by its network header alone: so it is judged by that.
+        if packet.class as u8 != Class::Unreadable as u8 {
+            return Reason::InvalidHeader;
+        }
     }
     if packet.piece
         && is_armed(tables)
@@ -303,7 +317,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
 ) -> Reason {
     let kind = meta.kind();
-    if kind == mark::DONE {
+    if matches!(kind, mark::DONE | mark::LEAVES) {
         tables.mark(mark::NONE);
         return Reason::Admitted;
     }
@@ -332,7 +346,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
         let translated = match passage.packet.class {
             Class::Flow | Class::Bare => tables.give_way(&mut passage),
             Class::IcmpError => tables.restore_own_error(&mut passage),
-            Class::Fragment | Class::Other => None,
+            Class::Fragment | Class::Other | Class::Unreadable => None,
         };
         return translated.unwrap_or(Reason::FromHost);
     }
@@ -448,12 +462,19 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let carried = match self.packet.class {
             Class::Flow | Class::Bare => self.tables.carry(self),
             Class::IcmpError => self.tables.carry_error(self),
-            Class::Fragment | Class::Other => None,
+            Class::Fragment | Class::Other | Class::Unreadable => None,
         };
         if let Some(reason) = carried {
             return reason;
         }
+        let outside = self.side as u8 == Side::Outside as u8;
+        if !outside && let Some(reason) = self.tables.classify(self) {
+            return reason;
+        }
         if let Some(reason) = self.tables.admit(self) {
+            return reason;
+        }
+        if outside && let Some(reason) = self.tables.verify_source(self) {
             return reason;
         }
         self.tables.carry(self).unwrap_or(Reason::TableFull)
@@ -583,20 +604,22 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Whether an endpoint is behind the device that the hook is on.
     #[inline(always)]
     fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
-        let ifindex = self.meta.ifindex;
-        if self.side == Side::Back {
-            return endpoint.bridge == ifindex;
+        classify::is_behind(self.tables, self.side, self.meta.ifindex, endpoint)
+            && self.may_stand_in(endpoint)
+    }
+
+    /// Whether the sender may speak in a flow of its network's own endpoint: one that is known does
+    /// so by a source that it may have beside its own.
+    #[inline(always)]
+    fn may_stand_in(&self, endpoint: &Endpoint<F>) -> bool {
+        if endpoint.addr != F::Addr::ANY || self.side as u8 != Side::Veth as u8 {
+            return true;
         }
-        if endpoint.ifindex != 0 {
-            return self.side == Side::Veth && endpoint.ifindex == ifindex;
-        }
-        match self.side {
-            Side::Bridge => endpoint.bridge == ifindex,
-            _ => self
-                .tables
-                .device(ifindex)
-                .is_some_and(|device| device.bridge == endpoint.bridge),
-        }
+        let (ifindex, source) = (self.meta.ifindex, self.packet.tuple.src);
+        self.tables.device(ifindex).is_some_and(|device| {
+            device.kind != device::NAMED_VETH
+                || classify::is_allowed(self.tables, self.side, ifindex, device.bridge, source)
+        })
     }
 
     /// Chooses the way of a flow's packet: fast where the fast path can finish it.

@@ -6,8 +6,8 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending, PortKey,
-    Published, Quota, Settings, TrustKey, Tuple,
+    AllowedKey, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending,
+    PortKey, Published, Quota, Settings, TrustKey, Tuple,
 };
 use crate::event::News;
 use crate::family::{Be16, Family};
@@ -33,6 +33,17 @@ pub enum Route<F: Family> {
     Kernel,
 }
 
+/// What the kernel's routing says of the way back to a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WayBack {
+    /// It leads by this device.
+    Device(u32),
+    /// There is none: no route, or one of an address that nobody sends from.
+    None,
+    /// Only the kernel can tell.
+    Unknown,
+}
+
 /// Everything the pipeline reads and changes beside the packet. Records are shared with other
 /// CPUs: hence `&self` and cells, and a gate that only compare-and-swap changes.
 pub trait Tables<F: Family> {
@@ -55,6 +66,9 @@ pub trait Tables<F: Family> {
     /// What a list says of a client ([`ingress`](crate::abi::ingress)): its most specific word, 0
     /// if it has none.
     fn ingress(&self, key: IngressKey<F>) -> u32;
+    /// What is said of a source that containers may use ([`allowed`](crate::abi::allowed)): the most
+    /// specific word, 0 if there is none.
+    fn allowed(&self, key: AllowedKey<F>) -> u32;
     /// The slot of the endpoint with this address.
     fn endpoint_slot(&self, addr: F::Addr) -> Option<u32>;
     /// The endpoint in a slot.
@@ -138,6 +152,8 @@ pub trait Tables<F: Family> {
 
     /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;
+    /// How the kernel would route a packet to the source of a packet with this tuple.
+    fn way_back(&self, tuple: &Tuple<F>) -> WayBack;
     /// Whether a socket of the host would take a packet with this tuple.
     fn socket(&self, tuple: &Tuple<F>) -> bool;
     /// Whether XDP may redirect into the veth at this index: its far end takes frames. The kernel's

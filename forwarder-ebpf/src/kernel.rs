@@ -7,8 +7,8 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_fib_lookup,
-    bpf_sock_tuple, xdp_action,
+    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+    BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple, xdp_action,
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
@@ -18,8 +18,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use forwarder_common::abi::{
-    Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6, Network,
-    OwnerKey6, Pending, PortKey, Published, Quota, Settings, SourceKey, TrustKey, Tuple,
+    AllowedKey, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6,
+    Network, OwnerKey6, Pending, PortKey, Published, Quota, Settings, SourceKey, TrustKey, Tuple,
 };
 use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
@@ -29,20 +29,23 @@ use forwarder_common::pipeline::fragments::Train;
 use forwarder_common::pipeline::ipv6::Host6;
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
-use forwarder_common::tables::{Attempt, Route, Tables};
+use forwarder_common::tables::{Attempt, Route, Tables, WayBack};
 use forwarder_common::timeouts::{self, Ticks};
 use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
-    CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS, FLOW_INDEX, FLOWS, FREE,
-    HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS, OWNERS6, PORTS, PUBLISHED,
-    QUOTAS, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS, SUBNETS6, TRAIN, TRUSTED, WATCH,
+    ALLOWED_SOURCES, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS, FLOW_INDEX,
+    FLOWS, FREE, HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS, OWNERS6, PORTS,
+    PUBLISHED, QUOTAS, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS, SUBNETS6, TRAIN, TRUSTED,
+    WATCH,
 };
 use crate::steps;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// Loopback's index in every namespace: what the kernel's own source check looks up by.
+const LOOPBACK: u32 = 1;
 /// So many other CPUs may raise the same number in between.
 const RAISES: u32 = 3;
 const ENODEV: i64 = -19;
@@ -140,6 +143,14 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn ingress(&self, key: IngressKey<V4>) -> u32 {
         INGRESS.get(Key::new(64, key)).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn allowed(&self, key: AllowedKey<V4>) -> u32 {
+        ALLOWED_SOURCES
+            .get(Key::new(64, key))
+            .copied()
+            .unwrap_or_default()
     }
 
     #[inline(always)]
@@ -454,6 +465,29 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
             } else {
                 mtu as u32
             },
+        }
+    }
+
+    #[inline(always)]
+    fn way_back(&self, tuple: &Tuple<V4>) -> WayBack {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut params: bpf_fib_lookup = unsafe { zeroed() };
+        params.family = AF_INET;
+        params.ifindex = LOOPBACK;
+        params.__bindgen_anon_3.ipv4_src = tuple.dst.word();
+        params.__bindgen_anon_4.ipv4_dst = tuple.src.word();
+        let mut outcome = self.look_up(&mut params, BPF_FIB_LOOKUP_SKIP_NEIGH);
+        if outcome == EINVAL {
+            outcome = self.look_up(&mut params, 0);
+        }
+        if outcome == 0 || outcome == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
+            WayBack::Device(params.ifindex)
+        } else if outcome >= BPF_FIB_LKUP_RET_BLACKHOLE as i64
+            && outcome <= BPF_FIB_LKUP_RET_NOT_FWDED as i64
+        {
+            WayBack::None
+        } else {
+            WayBack::Unknown
         }
     }
 

@@ -37,7 +37,7 @@ mod xdp;
 mod programs {
     use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-    use forwarder_common::pipeline::{self, ipv6::Hook};
+    use forwarder_common::pipeline::{self, Side, ipv6::Hook};
 
     use crate::errands;
     use crate::socket::{ask4, ask6, tell4, tell6};
@@ -90,12 +90,9 @@ mod programs {
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run_telling(
-            &ctx,
-            false,
-            Some(Hook::ContainerIn),
-            |frame, meta, kernel, packet| pipeline::container_in(frame, meta, kernel, packet),
-        )
+        run_telling(&ctx, Side::Veth, |frame, meta, kernel, packet| {
+            pipeline::container_in(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx egress of the same.
@@ -112,12 +109,9 @@ mod programs {
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run_telling(
-            &ctx,
-            true,
-            Some(Hook::BridgeIn),
-            |frame, meta, kernel, packet| pipeline::bridge_in(frame, meta, kernel, packet),
-        )
+        run_telling(&ctx, Side::Bridge, |frame, meta, kernel, packet| {
+            pipeline::bridge_in(frame, meta, kernel, packet)
+        })
     }
 
     /// tcx egress of a bridge.

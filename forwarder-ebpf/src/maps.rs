@@ -5,9 +5,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6,
-    Network, OwnerKey6, Peer, Pending, PortKey, Published, Quota, Settings, SocketKey, SourceKey,
-    TrustKey, Tuple, capacity,
+    AllowedKey, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey,
+    LocalKey6, Network, OwnerKey6, Peer, Pending, PortKey, Published, Quota, Settings, SocketKey,
+    SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::parse::Packet;
@@ -63,6 +63,9 @@ pub static LINKS: HashMap<LinkKey<V4>, u32> = HashMap::with_max_entries(capacity
 #[map]
 pub static INGRESS: LpmTrie<IngressKey<V4>, u32> =
     LpmTrie::with_max_entries(capacity::INGRESS, NO_PREALLOC);
+#[map]
+pub static ALLOWED_SOURCES: LpmTrie<AllowedKey<V4>, u32> =
+    LpmTrie::with_max_entries(capacity::ALLOWED_SOURCES, NO_PREALLOC);
 #[map]
 pub static MAPPINGS: Array<u32> = Array::with_max_entries(capacity::PUBLISHED, 0);
 #[map]

@@ -10,14 +10,14 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_set_hash, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use forwarder_common::checksum;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
-use forwarder_common::pipeline::{Meta, Passage, Side, Steps, fragments, ipv6, mark};
+use forwarder_common::pipeline::{self, Meta, Passage, Side, Steps, fragments, ipv6, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Tables as _};
@@ -34,11 +34,18 @@ pub const RAW: usize = 0;
 
 const AF_INET: u32 = 2;
 const PACKET_HOST: u32 = 0;
+const PACKET_MULTICAST: u32 = 2;
 const PACKET_OTHERHOST: u32 = 3;
-/// Of a VLAN tag: the network's number, 0 for none.
+/// The bits of a VLAN tag's control information that are the VLAN's id.
 const VLAN_ID: u32 = 0xfff;
+const ARP: u32 = (0x0806_u16).to_be() as u32;
+const IPV6: u32 = ipv6::ETHERTYPE.to_be() as u32;
+/// A bridge's group addresses: they end in four bits of any value (IEEE 802.1D table 7-10).
+const GROUP: [u8; 5] = [0x01, 0x80, 0xc2, 0, 0];
 /// Enough for an ICMP error's headers and those that it quotes, options included.
 const QUOTE: u32 = 192;
+/// An Ethernet header and an ARP message.
+const ARP_OCTETS: u32 = 42;
 /// Enough for any header that the pipeline reads otherwise.
 const HEADERS: u32 = 54;
 
@@ -60,17 +67,105 @@ pub fn run<const L3: usize>(
 #[inline(always)]
 pub fn run_telling(
     ctx: &TcContext,
-    addressed: bool,
-    six: Option<ipv6::Hook>,
+    side: Side,
     hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
 ) -> i32 {
-    let reason = decide::<ETHERNET>(ctx, addressed, six, hook);
+    let reason = if is_packet(ctx, side) {
+        decide::<ETHERNET>(ctx, false, None, hook)
+    } else if is_ipv6(ctx) {
+        let at_veth = side as u8 == Side::Veth as u8;
+        let six = if at_veth {
+            ipv6::Hook::ContainerIn
+        } else {
+            ipv6::Hook::BridgeIn
+        };
+        judge_ipv6(ctx.skb.skb, !at_veth, six, ETHERNET as u32)
+    } else {
+        Reason::from_u8(tc_frame(ctx.skb.skb, side as u32) as u8).unwrap_or(Reason::NotIp)
+    };
     count(reason);
     if reason.is_exhaustion() && tc_refuse(ctx.skb.skb) != 0 {
         TC_ACT_REDIRECT
     } else {
         verdict(reason)
     }
+}
+
+/// Whether a frame that comes by a veth or a bridge is an IPv4 packet for a hook of the pipeline, after
+/// a tag of VLAN id 0 was taken off: the kernel takes such a frame for untagged.
+#[inline(always)]
+fn is_packet(ctx: &TcContext, side: Side) -> bool {
+    let skb = ctx.skb.skb;
+    let tagged = is_tagged(ctx);
+    // SAFETY: the context's fields, read-only here.
+    let (protocol, kind) = unsafe { ((*skb).protocol, (*skb).pkt_type) };
+    let addressed = match side {
+        Side::Veth => kind != PACKET_MULTICAST || !is_to_group(ctx),
+        _ => kind == PACKET_HOST,
+    };
+    !tagged && addressed && protocol == V4::ETHERTYPE.to_be() as u32
+}
+
+/// Whether a frame without a tag is an IPv6 packet.
+#[inline(always)]
+fn is_ipv6(ctx: &TcContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context's fields, read-only here.
+    unsafe { (*skb).vlan_present == 0 && (*skb).protocol == IPV6 }
+}
+
+/// Whether a frame is in a VLAN. A tag of VLAN id 0 is none, and is taken off: it says the frame's
+/// priority only.
+#[inline(always)]
+fn is_tagged(ctx: &TcContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is this program's, and no pointer into the packet lives here.
+    unsafe {
+        if (*skb).vlan_present == 0 {
+            return false;
+        }
+        (*skb).vlan_tci & VLAN_ID != 0 || bpf_skb_vlan_pop(skb) != 0 || (*skb).vlan_present != 0
+    }
+}
+
+/// Whether a frame is for a bridge's group address: a bridge port's own device takes it in.
+#[inline(always)]
+fn is_to_group(ctx: &TcContext) -> bool {
+    match frame(ctx).read::<[u8; 6]>(0) {
+        Some([a, b, c, d, e, f]) => [a, b, c, d, e] == GROUP && f & 0xf0 == 0,
+        None => false,
+    }
+}
+
+/// What becomes of a frame by a veth or a bridge that is no packet for the pipeline's hooks: the
+/// reason's number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_frame(skb: *mut __sk_buff, side: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    // SAFETY: the context's fields, read-only here.
+    let (protocol, vlan) = unsafe { ((*skb).protocol, (*skb).vlan_present) };
+    let meta = meta(&ctx, ETHERNET as u8);
+    let at_veth = side == Side::Veth as u32;
+    let reason = if kernel.settings().armed == 0 {
+        Reason::Unarmed
+    } else if !at_veth && pipeline::is_isolated(&kernel, meta.ifindex) {
+        Reason::Internal
+    } else if at_veth && is_to_group(&ctx) {
+        pipeline::other_frame(&kernel, meta.ifindex)
+    } else if vlan == 0 && protocol == ARP {
+        let _ = ctx.pull_data(ARP_OCTETS);
+        let side = if at_veth { Side::Veth } else { Side::Bridge };
+        pipeline::arp(frame(&ctx), &meta, &kernel, side)
+    } else if at_veth {
+        pipeline::other_frame(&kernel, meta.ifindex)
+    } else {
+        Reason::NotForUs
+    };
+    reason as u32
 }
 
 #[inline(always)]
@@ -91,10 +186,13 @@ fn decide<const L3: usize>(
     hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
 ) -> Reason {
     let skb = ctx.skb.skb;
+    if addressed && is_tagged(ctx) {
+        return Reason::NotForUs;
+    }
     // SAFETY: the context's fields, read-only here.
     let (protocol, vlan, kind) = unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).pkt_type) };
     if protocol != V4::ETHERTYPE.to_be() as u32 {
-        if protocol == ipv6::ETHERTYPE.to_be() as u32
+        if protocol == IPV6
             && let Some(hook) = six
         {
             return judge_ipv6(skb, addressed, hook, L3 as u32);
@@ -228,7 +326,9 @@ macro_rules! steps {
 steps! {
     carry = tc_carry
     carry_error = tc_carry_error
+    classify = tc_classify
     admit = tc_admit
+    verify_source = tc_verify_source
     complete = tc_complete
     give_way = tc_give_way
     restore_own_error = tc_restore_own_error

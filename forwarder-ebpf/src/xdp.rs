@@ -122,4 +122,4 @@ macro_rules! no_steps {
     };
 }
 
-no_steps!(carry carry_error admit complete give_way restore_own_error);
+no_steps!(carry carry_error classify admit verify_source complete give_way restore_own_error);

@@ -10,7 +10,7 @@ use forwarder_common::abi::capacity;
 use forwarder_common::quota::RATE_MAX;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::rules::{NetworkRules, PortName, PortRules, Rules};
+use crate::rules::{ContainerRules, NetworkRules, PortName, PortRules, Rules};
 use crate::trusted;
 
 /// The file that is read when none is named; it may be missing.
@@ -196,6 +196,9 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(default)]
     port: BTreeMap<PortName, PortRules>,
+    #[arg(skip)]
+    #[serde(default)]
+    container: BTreeMap<String, ContainerRules>,
 }
 
 impl Settings {
@@ -234,6 +237,7 @@ impl Settings {
             log,
             network,
             port,
+            container,
         } = self.or(conventional).or(file);
         let default = Config::default();
         let flows = flows.unwrap_or(default.flows);
@@ -254,6 +258,7 @@ impl Settings {
             rules: Rules {
                 networks: network,
                 ports: port,
+                containers: container,
             },
             log: log.unwrap_or(default.log),
         })
@@ -278,6 +283,7 @@ impl Settings {
             // Only a file has them.
             network: lower.network,
             port: lower.port,
+            container: lower.container,
         }
     }
 }
@@ -287,13 +293,19 @@ impl Settings {
 /// # Errors
 /// As [`Settings::resolve`]; a file that has gone is one without rules.
 pub fn rules(file: &Path) -> Result<Rules> {
-    let Settings { network, port, .. } = match trusted::read(file)? {
+    let Settings {
+        network,
+        port,
+        container,
+        ..
+    } = match trusted::read(file)? {
         Some(_) => read(Some(file))?,
         None => Settings::default(),
     };
     Ok(Rules {
         networks: network,
         ports: port,
+        containers: container,
     })
 }
 

@@ -117,6 +117,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
                 // A first start waits for Docker's lists no longer than it may.
                 changed |= agent.as_ref().is_some_and(|agent| !agent.is_armed());
                 changed |= shims.review(&mut world, Instant::now());
+                changed |= world.apply(watch::reverse_path::read(&world));
                 if let Some(agent) = &mut agent {
                     changed |= agent.beat(&world)?;
                 }
@@ -132,6 +133,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
             continue;
         }
         if agent.is_none() {
+            world.apply(watch::reverse_path::read(&world));
             agent = Some(Agent::start(&config, &world, reassembles, stop)?);
             // What has been said meanwhile may complete the World.
             while let Some(fact) = sources.waiting() {

@@ -6,8 +6,11 @@ mod published;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use forwarder_common::abi::{Device, Endpoint, TrustKey, device, ingress, network, others};
+use forwarder_common::abi::{
+    Device, Endpoint, TrustKey, allowed, capacity, device, ingress, network, others,
+};
 use forwarder_common::family::{Be32, V4};
+use ipnet::IpNet;
 
 pub use self::published::port_key;
 use crate::lists::Lists;
@@ -65,6 +68,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         add_trusted(&mut tables, world, terms, index);
         add_network(&mut tables, world, network, bridge);
         ipv6::add_network(&mut tables, world, network, bridge);
+        add_allowed(&mut tables, world, policy, (network, terms), index);
         if !terms.icc {
             published::add_links(&mut tables, world, network);
         }
@@ -77,18 +81,10 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     }
     for link in world.links.values() {
         match link.master.and_then(|master| bridges.get(&master)) {
-            Some(&(_, bridge)) => {
-                let named = world.veths.values().any(|&veth| veth == link.index);
-                let kind = if named {
-                    device::NAMED_VETH
-                } else if is_containers(link) {
-                    device::VETH
-                } else {
-                    device::PORT
-                };
-                tables
-                    .devices
-                    .insert(link.index, row(kind, bridge.index, bridge));
+            Some(&(network, bridge)) => {
+                let terms = &terms[&network.id];
+                let row = port(&tables, world, (network, terms), link, bridge);
+                tables.devices.insert(link.index, row);
                 tables.hooks.extend([
                     (link.index, Hook::ContainerIn),
                     (link.index, Hook::ContainerOut),
@@ -196,7 +192,7 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
         bridge,
         mac: station.mac.unwrap_or_default(),
         ethernet: 1,
-        flags: 0,
+        ..Device::default()
     }
 }
 
@@ -209,11 +205,12 @@ fn add_others(tables: &mut Tables, world: &World) {
         u32::from(inward) * device::flag::SHAPED_IN + u32::from(outward) * device::flag::SHAPED_OUT
     };
     for (&index, row) in &mut tables.devices {
-        row.flags = flags(index);
+        let mut shaped = flags(index);
         if matches!(row.kind, device::VETH | device::NAMED_VETH) {
-            row.flags |= flags(row.bridge);
+            shaped |= flags(row.bridge);
         }
-        if row.flags != 0 {
+        if shaped != 0 {
+            row.flags |= shaped;
             tables.others |= others::SHAPED;
         }
     }
@@ -276,6 +273,92 @@ pub fn reach(world: &World) -> Reach {
     }
 }
 
+/// A bridge's port: a container's veth with the hardware address of the endpoint behind it, unless that may be any.
+fn port(
+    tables: &Tables,
+    world: &World,
+    (network, terms): (&Network, &Terms),
+    link: &Link,
+    bridge: &Link,
+) -> Device {
+    let id = world.veths.iter().find(|&(_, &veth)| veth == link.index);
+    let kind = if id.is_some() {
+        device::NAMED_VETH
+    } else if is_containers(link) {
+        device::VETH
+    } else {
+        device::PORT
+    };
+    let endpoint = id.and_then(|(id, _)| network.endpoints.get(id));
+    let station = endpoint.and_then(|at| at.mac).filter(|_| !terms.any_mac);
+    let has_more = !terms.allowed_sources.is_empty()
+        || tables
+            .allowed
+            .range((link.index, Be32::default(), 0)..)
+            .next()
+            .is_some_and(|((device, ..), _)| *device == link.index);
+    Device {
+        station: station.unwrap_or_default(),
+        flags: if has_more {
+            device::flag::VIRTUAL_ROUTER
+        } else {
+            0
+        },
+        ..row(kind, bridge.index, bridge)
+    }
+}
+
+/// The sources that a network's containers may use beside their own: each of them, or one.
+fn add_allowed(
+    tables: &mut Tables,
+    world: &World,
+    policy: &Policy,
+    (network, terms): (&Network, &Terms),
+    bridge: u32,
+) {
+    let allowed = &mut tables.allowed;
+    let route = |allowed: &mut BTreeMap<_, _>, (addr, len): (Be32, u8)| {
+        // What is everywhere is nowhere in particular.
+        if len != 0 {
+            allowed.insert((allowed::ROUTES, addr, len), bridge);
+        }
+    };
+    for range in terms.allowed_sources.iter().filter_map(v4) {
+        allowed.insert((bridge, range.0, range.1), allowed::EACH);
+        route(allowed, range);
+    }
+    for (id, at) in &network.endpoints {
+        let (Some(container), Some(&veth)) =
+            (world.containers.get(&at.container), world.veths.get(id))
+        else {
+            continue;
+        };
+        for net in policy.rules.allowed_sources(container) {
+            let Some(range) = v4(net) else { continue };
+            // What there is no room for is not allowed.
+            if allowed.len() + 3 > capacity::ALLOWED_SOURCES as usize {
+                return;
+            }
+            let each = terms
+                .allowed_sources
+                .iter()
+                .any(|whole| whole.contains(net));
+            let word = if each { allowed::EACH } else { allowed::ONE };
+            allowed.insert((bridge, range.0, range.1), word);
+            allowed.insert((veth, range.0, range.1), allowed::ONE);
+            route(allowed, range);
+        }
+    }
+}
+
+/// An IPv4 range's address and prefix length.
+fn v4(range: &IpNet) -> Option<(Be32, u8)> {
+    match range {
+        IpNet::V4(net) => Some((be32(net.network()), net.prefix_len())),
+        IpNet::V6(_) => None,
+    }
+}
+
 /// What holds for a network's packets.
 fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
     let isolated = terms.mode == GatewayMode::Isolated;
@@ -290,6 +373,7 @@ fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
         (policy.direct_routing, network::DIRECT),
         (isolated, network::ISOLATED),
         (ipv6::is_in(network), network::IPV6),
+        (terms.other_frames, network::OTHER_FRAMES),
     ]
     .into_iter()
     .filter_map(|(on, flag)| on.then_some(flag))
@@ -359,7 +443,12 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
         bridge: 0,
         mac,
         ethernet: u16::from(ethernet),
-        flags: 0,
+        flags: match world.reverse_paths.get(&link.index) {
+            Some(1) => device::flag::REVERSE_STRICT,
+            Some(2) => device::flag::REVERSE_LOOSE,
+            _ => 0,
+        },
+        ..Device::default()
     };
     tables.devices.insert(link.index, device);
     let hooks = if ethernet {

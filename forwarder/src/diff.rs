@@ -67,6 +67,8 @@ pub enum Op {
     DropIngress((u32, Be32, u8)),
     PutIpv6(Key6, Row6),
     DropIpv6(Key6),
+    PutAllowed((u32, Be32, u8), u32),
+    DropAllowed((u32, Be32, u8)),
     Policy(u32),
     /// The device that fragments go round by.
     Round(u32),
@@ -105,6 +107,7 @@ impl Op {
                 | Self::DropLink(_)
                 | Self::DropIngress(_)
                 | Self::DropIpv6(_)
+                | Self::DropAllowed(_)
                 | Self::DropPort(_)
                 | Self::Detach { .. }
                 | Self::DetachSocket(_)
@@ -185,6 +188,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             .difference(&desired.links)
             .map(|&key| Op::DropLink(key)),
     );
+    ops.extend(gone(&now.allowed, &desired.allowed).map(Op::DropAllowed));
     ops.extend(gone(&now.ports, &desired.ports).map(Op::DropPort));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Address(_)) {
@@ -308,6 +312,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             .difference(&now.links)
             .map(|&key| Op::PutLink(key)),
     );
+    ops.extend(changed(&now.allowed, &desired.allowed).map(|(k, v)| Op::PutAllowed(k, v)));
     // Once everybody is sent to the right lists: flows that were let in before are asked again.
     if now.policy != desired.policy {
         ops.push(Op::Policy(desired.policy));

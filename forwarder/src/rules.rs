@@ -17,6 +17,8 @@ pub struct Rules {
     pub networks: BTreeMap<String, NetworkRules>,
     /// By what is published.
     pub ports: BTreeMap<PortName, PortRules>,
+    /// By the container's name.
+    pub containers: BTreeMap<String, ContainerRules>,
 }
 
 /// What is laid down for a network; what is not named stays as Docker and labels have it.
@@ -32,6 +34,18 @@ pub struct NetworkRules {
     ingress_allow: Option<Vec<IpNet>>,
     #[serde(deserialize_with = "ranges")]
     ingress_deny: Option<Vec<IpNet>>,
+    #[serde(deserialize_with = "ranges")]
+    allowed_sources: Option<Vec<IpNet>>,
+    any_mac: Option<bool>,
+    other_frames: Option<bool>,
+}
+
+/// What is laid down for a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ContainerRules {
+    #[serde(deserialize_with = "ranges")]
+    allowed_sources: Option<Vec<IpNet>>,
 }
 
 /// What is laid down for a published port.
@@ -103,7 +117,20 @@ impl Rules {
         if let Some(list) = list(&rules.ingress_allow, &rules.ingress_deny) {
             terms.ingress = list;
         }
+        if let Some(sources) = &rules.allowed_sources {
+            terms.allowed_sources.clone_from(sources);
+        }
+        terms.any_mac = rules.any_mac.unwrap_or(terms.any_mac);
+        terms.other_frames = rules.other_frames.unwrap_or(terms.other_frames);
         terms
+    }
+
+    /// The sources beside its own that a container may use.
+    #[must_use]
+    pub fn allowed_sources<'a>(&'a self, container: &'a Container) -> &'a [IpNet] {
+        let rules = self.containers.get(&container.name);
+        let by_file = rules.and_then(|rules| rules.allowed_sources.as_ref());
+        by_file.unwrap_or(&container.allowed_sources)
     }
 
     /// Who is let in to a published port of a container: what the file says of the port, else the
@@ -219,6 +246,24 @@ mod tests {
         assert_eq!(terms.ingress.allow, [range("198.18.0.0/16").unwrap()]);
         network.name = "other".into();
         assert_eq!(rules.terms(&network), network.terms);
+    }
+
+    #[test]
+    fn allowed_sources_of_a_file_come_first() {
+        let range = |text| super::range(text).unwrap();
+        let mut container = Container {
+            name: "vpn".into(),
+            allowed_sources: vec![range("10.8.0.0/24")],
+            ..Container::default()
+        };
+        let of_file = toml::from_str("allowed-sources = ['10.9.0.0/24']").unwrap();
+        let rules = Rules {
+            containers: [("vpn".to_owned(), of_file)].into(),
+            ..Rules::default()
+        };
+        assert_eq!(rules.allowed_sources(&container), [range("10.9.0.0/24")]);
+        container.name = "other".into();
+        assert_eq!(rules.allowed_sources(&container), [range("10.8.0.0/24")]);
     }
 
     #[test]

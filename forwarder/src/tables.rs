@@ -254,6 +254,9 @@ pub struct Tables {
     pub ingress: BTreeMap<(u32, Be32, u8), u32>,
     /// Lists of clients that there was no room for: they let nobody in.
     pub closed_lists: usize,
+    /// Sources that containers may use beside their own, by device, address and prefix length
+    /// ([`allowed`](forwarder_common::abi::allowed)).
+    pub allowed: BTreeMap<(u32, Be32, u8), u32>,
     /// Tells all lists of clients, and who has them, from what was before; 0 where there are none.
     pub policy: u32,
     /// IPv6's tables.

@@ -34,6 +34,9 @@ pub struct World {
     pub route_generation: u32,
     /// What the IPv4 routes say beyond their next hops.
     pub routing: Routing,
+    /// What outside devices ask of a source, where they ask for anything: 1 for a route back by the
+    /// device itself, 2 for any (`rp_filter`).
+    pub reverse_paths: BTreeMap<u32, u8>,
     /// What shims have bound.
     pub bound: BTreeMap<HostPort, Bound>,
     /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
@@ -125,6 +128,11 @@ impl World {
                 self.routing = *routing;
                 self.route_generation = self.route_generation.wrapping_add(1);
                 true
+            }
+            Fact::ReversePaths(modes) => {
+                let changed = self.reverse_paths != modes;
+                self.reverse_paths = modes;
+                changed
             }
             Fact::Bound(port, bound) => {
                 self.unbound.remove(&port);

@@ -39,7 +39,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         let ifindex = self.meta.ifindex;
         let routed = flags & network::ROUTED != 0;
-        let every = flags & network::UNPROTECTED != 0;
+        // An address that is no container's own, and that one of them may have.
+        let every = flags & network::UNPROTECTED != 0
+            || self.is_routed_to(bridge) && self.tables.endpoint_slot(packet.tuple.dst).is_none();
         let ports = routed
             || flags & network::DIRECT != 0
             || self.tables.trusts(TrustKey { bridge, ifindex });
@@ -60,7 +62,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         match packet.class {
             Class::Flow if open || known => Straight::Flow { mapping, policy },
             Class::Fragment if open || known || packet.tail => Straight::Unnamed,
-            Class::Other | Class::Bare | Class::IcmpError if open => Straight::Unnamed,
+            Class::Other | Class::Bare | Class::IcmpError | Class::Unreadable if open => {
+                Straight::Unnamed
+            }
             _ => Straight::Closed,
         }
     }

@@ -1,9 +1,9 @@
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
-use super::access::{self, Straight, is_welcome};
-use super::owner::{Destination, destination};
+use super::access::{Straight, is_welcome};
+use super::owner::{self, Destination};
 use super::{Passage, Side, Steps, is_armed, mark, source};
-use crate::abi::{Network, Published, Tuple, device, network};
+use crate::abi::{AllowedKey, Network, Published, Tuple, allowed, device, network};
 use crate::family::{Address, Family};
 use crate::flow::{self, End, Plan};
 use crate::nat::{self, Owner};
@@ -12,14 +12,6 @@ use crate::reason::Reason;
 use crate::sctp;
 use crate::tables::Route;
 use crate::tcp::{self, Opening};
-
-/// Where a packet of a container's that belongs to no flow is bound for.
-enum Origin<F: Family> {
-    /// Decided: for the host, for a neighbour, or refused.
-    Settled(Reason),
-    /// Out of the network.
-    Leaves(Client<F>, Bound<F>),
-}
 
 /// A container that opens a flow out of its network.
 struct Client<F: Family> {
@@ -51,18 +43,16 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         let refusal = match self.side {
             Side::Outside => self.admit_inward(),
-            Side::Veth | Side::Bridge | Side::Back => match self.originates() {
-                Origin::Settled(reason) => Err(reason),
-                Origin::Leaves(client, Bound::Straight(bridge, network)) => {
+            Side::Veth | Side::Bridge | Side::Back => match self.leaving() {
+                None => Err(Reason::NoEndpoint),
+                Some((client, Bound::Straight(bridge, network))) => {
                     self.admit_straight(Some(&client), bridge, &network, [0; 6])
                 }
-                Origin::Leaves(client, _) if !self.may_have_flow(&client) => {
+                Some((client, _)) if !self.may_have_flow(&client) => {
                     Err(self.without_flow(&client))
                 }
-                Origin::Leaves(client, Bound::Published) => {
-                    self.admit_published(Some(&client), [0; 6])
-                }
-                Origin::Leaves(client, Bound::Outside) => self.admit_outward(&client),
+                Some((client, Bound::Published)) => self.admit_published(Some(&client), [0; 6]),
+                Some((client, Bound::Outside)) => self.admit_outward(&client),
             },
         };
         refusal.err()
@@ -84,14 +74,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     #[inline(always)]
     fn without_flow(&self, client: &Client<F>) -> Reason {
         if client.network.flags & network::MASQUERADE == 0 {
-            if self.side == Side::Veth {
-                self.tables.mark(mark::HOST);
-            }
+            self.tables.mark(mark::LEAVES);
             return Reason::Routed;
         }
         match self.packet.class {
             Class::IcmpError => Reason::IcmpStray,
             Class::Fragment => Reason::Fragment,
+            Class::Unreadable => Reason::InvalidHeader,
             Class::Flow | Class::Bare | Class::Other => Reason::Protocol,
         }
     }
@@ -110,7 +99,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             .device(self.meta.ifindex)
             .map_or([0; 6], |device| device.mac);
         if !self.tables.is_local(dst) {
-            let bridge = match destination(self.tables, self.meta.ifindex, &packet.tuple) {
+            let bridge = match owner::destination(self.tables, self.meta.ifindex, &packet.tuple) {
                 Destination::Network(bridge) => bridge,
                 Destination::Unknown => return Err(Reason::UnknownNetwork),
                 Destination::Outside | Destination::Kernel => return Err(Reason::NotOurs),
@@ -189,7 +178,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 return Err(Reason::Routed);
             }
         };
-        let slot = tables.endpoint_slot(dst).ok_or(Reason::NoEndpoint)?;
+        let slot = match tables.endpoint_slot(dst) {
+            Some(slot) => slot,
+            None if self.is_routed_to(bridge) => network.floor,
+            None => return Err(Reason::NoEndpoint),
+        };
         let published = Published {
             mapping,
             policy,
@@ -361,115 +354,50 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
     }
 
-    /// Whether a container's piece is for an address of the host's, of those that may leave their
-    /// network.
+    /// Whether the packet is for an address that containers of a network may have beside their own.
     #[inline(always)]
-    pub(super) fn leaves(&self) -> Result<bool, Reason> {
-        match self.originates() {
-            Origin::Settled(reason) => Err(reason),
-            Origin::Leaves(_, bound) => Ok(matches!(bound, Bound::Published)),
-        }
+    pub(super) fn is_routed_to(&self, bridge: u32) -> bool {
+        let routes = AllowedKey {
+            device: allowed::ROUTES,
+            source: self.packet.tuple.dst,
+        };
+        self.tables.allowed(routes) == bridge
     }
 
-    /// To a neighbour by way of the gateway, as a container with a route for just its own address does:
-    /// what could go there by itself goes on.
+    /// Who opens a flow out of its network, and where to, of what [`classify`](Self::classify) lets
+    /// go on. Who has another source than its own stands in its network's name, and is translated
+    /// only where Docker's own rule would: within its network's subnet.
     #[inline(always)]
-    fn detour(&self, network: &Network<F>) -> Reason {
-        if network.flags & network::NO_PEERS != 0 && !access::is_linked(self.tables, self.packet) {
-            return Reason::PeerBlocked;
-        }
-        self.tables.mark(mark::ROUTED);
-        Reason::Routed
-    }
-
-    /// Checks a container's packet: its source, and whether it may leave its network at all.
-    #[inline(always)]
-    fn originates(&self) -> Origin<F> {
+    fn leaving(&self) -> Option<(Client<F>, Bound<F>)> {
         let tables = self.tables;
-        let packet = self.packet;
-        let (src, dst) = (packet.tuple.src, packet.tuple.dst);
-        if src.is_loopback() || dst.is_loopback() {
-            return Origin::Settled(Reason::Loopback);
+        let (src, dst) = (self.packet.tuple.src, self.packet.tuple.dst);
+        let bridge = tables.device(self.meta.ifindex)?.bridge;
+        let mut network = tables.network(bridge)?;
+        let own = tables.endpoint_slot(src).filter(|&slot| {
+            tables
+                .endpoint(slot)
+                .is_some_and(|endpoint| self.is_behind(endpoint))
+        });
+        if own.is_none() && tables.subnet(src) != Some(bridge) {
+            network.flags &= !network::MASQUERADE;
         }
-        let Some(device) = tables.device(self.meta.ifindex) else {
-            return Origin::Settled(Reason::NotOurs);
-        };
-        if self.side == Side::Veth && self.frame.read::<[u8; 6]>(0) != Some(device.mac) {
-            return Origin::Settled(Reason::Bridged);
-        }
-        if dst.is_unroutable() {
-            return Origin::Settled(Reason::ToHost);
-        }
-        let Some(network) = tables.network(device.bridge) else {
-            return Origin::Settled(Reason::NotOurs);
-        };
-        let slot = match tables.endpoint_slot(src) {
-            Some(slot) => slot,
-            // The bridge's own address.
-            None if tables.is_local(src) => return Origin::Settled(Reason::SpoofedSource),
-            // Beyond a port that leads to no container is everybody.
-            None if device.kind != device::PORT && tables.subnet(src) != Some(device.bridge) => {
-                return Origin::Settled(Reason::ForeignSource);
-            }
-            // The floor is for those not known yet, not for those who take a free address.
-            None if device.kind == device::NAMED_VETH => {
-                return Origin::Settled(Reason::SpoofedSource);
-            }
-            None => network.floor,
-        };
-        let Some(endpoint) = tables.endpoint(slot) else {
-            return Origin::Settled(Reason::NoEndpoint);
-        };
-        if !self.is_behind(endpoint) {
-            return Origin::Settled(Reason::SpoofedSource);
-        }
+        let slot = own.unwrap_or(network.floor);
         let end = End {
             slot,
-            incarnation: endpoint.incarnation,
+            incarnation: tables.endpoint(slot)?.incarnation,
         };
-        let internal = network.flags & network::INTERNAL != 0;
-        let leaves = |bound| {
-            let bridge = device.bridge;
-            Origin::Leaves(
-                Client {
-                    end,
-                    bridge,
-                    network,
-                },
-                bound,
-            )
+        let client = Client {
+            end,
+            bridge,
+            network,
         };
         if tables.is_local(dst) {
-            let published = packet.apart
-                || !packet.tail
-                    && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto)
-                        .is_some();
-            if published && !internal {
-                return leaves(Bound::Published);
-            }
-            if network.flags & network::ISOLATED != 0 {
-                return Origin::Settled(Reason::Internal);
-            }
-            if self.side == Side::Veth {
-                tables.mark(mark::HOST);
-            }
-            return Origin::Settled(Reason::ToHost);
+            return Some((client, Bound::Published));
         }
-        let range = tables.subnet(dst);
-        let bridge = match range.map(|_| destination(tables, device.bridge, &packet.tuple)) {
-            Some(Destination::Network(bridge)) => Some(bridge),
-            None | Some(Destination::Outside) => None,
-            Some(Destination::Unknown | Destination::Kernel) => range,
+        let bound = match owner::network_of(tables, bridge, &self.packet.tuple) {
+            Some(other) => Bound::Straight(other, tables.network(other)?),
+            None => Bound::Outside,
         };
-        match bridge {
-            Some(bridge) if bridge == device.bridge => Origin::Settled(self.detour(&network)),
-            Some(_) if internal => Origin::Settled(Reason::Isolated),
-            Some(bridge) => match tables.network(bridge) {
-                Some(other) => leaves(Bound::Straight(bridge, other)),
-                None => Origin::Settled(Reason::Isolated),
-            },
-            None if internal => Origin::Settled(Reason::Internal),
-            None => leaves(Bound::Outside),
-        }
+        Some((client, bound))
     }
 }

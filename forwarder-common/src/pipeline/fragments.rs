@@ -185,7 +185,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 return None;
             }
         } else {
-            let fate = self.leaves();
+            let fate = match self.classify() {
+                Some(reason) => Err(reason),
+                // Out of its network by the host's own address: published there.
+                None => Ok(self.tables.is_local(dst)),
+            };
             // Whatever the kernel would keep until the rest comes, wherever it goes.
             let is_kept = match fate {
                 Ok(_) => true,

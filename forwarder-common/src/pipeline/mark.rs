@@ -2,8 +2,8 @@
 //! mark, and its hash.
 //!
 //! **Which bits are ours.** The top four of the mark, [`MASK`], and nothing else: they say what one
-//! hook tells the next (one of the seven kinds below). Every other bit is others' and stays as it is
-//! (Tailscale has 0xff0000, the kubelet 0xc000, wg-quick 0xca6c). Values below 0x9 in our four bits
+//! hook tells the next (one of the eight kinds below). Every other bit is others' and stays as it is
+//! (Tailscale has 0xff0000, the kubelet 0xc000, wg-quick 0xca6c). Values below 0x8 in our four bits
 //! are not ours either. The index of a packet's flow and its direction travel in the packet's hash
 //! (`bpf_set_hash`).
 //!
@@ -37,6 +37,8 @@ pub const PIECE: u32 = 0xd000_0000;
 pub const BACK: u32 = 0xe000_0000;
 /// Pieces on their way round: the hash says where they were going.
 pub const ROUND: u32 = 0xf000_0000;
+/// Let out of a network as it is: the outgoing device's hook has nothing to add.
+pub const LEAVES: u32 = 0x8000_0000;
 /// What [`FLOW`], [`PIECE`], [`BACK`] and [`ROUND`] have in common, and no other kind: their packets
 /// are translated by us alone, in part before the kernel's path and in part behind it.
 pub const OURS_ALONE: u32 = 0xc000_0000;
@@ -61,7 +63,7 @@ pub const fn with(mark: u32, kind: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn kind(mark: u32) -> u32 {
-    if mark >= HOST { mark & MASK } else { NONE }
+    if mark >= LEAVES { mark & MASK } else { NONE }
 }
 
 /// The hash of a flow's packet that is handed on.

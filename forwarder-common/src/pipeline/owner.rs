@@ -7,29 +7,28 @@ use crate::family::{Address, Family};
 use crate::reason::Reason;
 use crate::tables::{Route, Tables};
 
-/// What becomes of a packet on its way out that nobody translated, if a container sent it: it is
-/// stopped, unless its network is not translated. `None` for the host's own packets, and for those
-/// that it forwards for others.
+/// What becomes of a packet on its way out that no hook of ours let out, if a container sent it: it is
+/// stopped, whatever its source. `None` for the host's own packets, but for those in the very name of
+/// a container whose network is translated, and for those that it forwards for others.
 #[inline(never)]
 pub(super) fn of_a_container<F: Family, T: Tables<F>>(
     tables: &T,
     meta: &Meta,
     src: F::Addr,
 ) -> Option<Reason> {
-    let bridge = if meta.came_by == 0 {
-        // Only who speaks in a container's very name.
-        let slot = tables.endpoint_slot(src)?;
-        if tables.is_local(src) {
-            return None;
-        }
-        tables.endpoint(slot)?.bridge
-    } else {
-        match tables.device(meta.came_by) {
-            Some(device) if is_others(&device) => return None,
-            Some(device) => device.bridge,
-            None => return Some(Reason::UnknownNetwork),
-        }
-    };
+    if meta.came_by != 0 {
+        return match tables.device(meta.came_by) {
+            Some(device) if is_others(&device) => None,
+            Some(_) => Some(Reason::Untranslated),
+            None => Some(Reason::UnknownNetwork),
+        };
+    }
+    // Only who speaks in a container's very name.
+    let slot = tables.endpoint_slot(src)?;
+    if tables.is_local(src) {
+        return None;
+    }
+    let bridge = tables.endpoint(slot)?.bridge;
     let network = tables.network(bridge);
     let masked = network.is_none_or(|network| network.flags & network::MASQUERADE != 0);
     Some(if masked {
@@ -79,6 +78,22 @@ pub(super) fn destination<F: Family, T: Tables<F>>(
         OUTSIDE => Destination::Outside,
         KERNEL => Destination::Kernel,
         bridge => Destination::Network(bridge),
+    }
+}
+
+/// The network that a container's packet is for: where the kernel would take it, if its address is
+/// in the range of any.
+#[inline(always)]
+pub(super) fn network_of<F: Family, T: Tables<F>>(
+    tables: &T,
+    bridge: u32,
+    tuple: &Tuple<F>,
+) -> Option<u32> {
+    let range = tables.subnet(tuple.dst)?;
+    match destination(tables, bridge, tuple) {
+        Destination::Network(bridge) => Some(bridge),
+        Destination::Outside => None,
+        Destination::Unknown | Destination::Kernel => Some(range),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use forwarder_common::abi::{
-    Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending, PortKey,
-    Published, Quota, Settings, TrustKey, Tuple,
+    AllowedKey, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending,
+    PortKey, Published, Quota, Settings, TrustKey, Tuple,
 };
 use forwarder_common::crc;
 use forwarder_common::event::{Event, News};
@@ -18,7 +18,7 @@ use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::sctp;
-use forwarder_common::tables::{Attempt, Route, Tables};
+use forwarder_common::tables::{Attempt, Route, Tables, WayBack};
 use forwarder_common::timeouts::Ticks;
 use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
@@ -247,6 +247,12 @@ impl Tables<V4> for Host {
         quota::give_back(self, opener);
     }
 
+    fn allowed(&self, AllowedKey { device, source }: AllowedKey<V4>) -> u32 {
+        let of_device = self.allowed.iter().filter(|(key, _)| key.0 == device);
+        let ranges = of_device.map(|(&(_, addr, len), &word)| ((addr, len), word));
+        longest(ranges, source).unwrap_or_default()
+    }
+
     fn take_record(&self, opener: u32) -> Option<FlowRef> {
         flow::take_record(self, opener)
     }
@@ -299,6 +305,13 @@ impl Tables<V4> for Host {
             },
             Some(route) => route,
             None => Route::Kernel,
+        }
+    }
+
+    fn way_back(&self, tuple: &Tuple<V4>) -> WayBack {
+        match self.route(0, &tuple.reversed()) {
+            Route::Forward { ifindex, .. } => WayBack::Device(ifindex),
+            Route::Kernel => WayBack::None,
         }
     }
 
@@ -372,6 +385,14 @@ impl Steps<V4> for Host {
 
     fn carry_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
         passage.carry_error()
+    }
+
+    fn classify(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.classify()
+    }
+
+    fn verify_source(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+        passage.verify_source()
     }
 
     fn admit(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {

@@ -144,6 +144,7 @@ impl Host {
                 bridge,
                 mac: mac(bridge),
                 ethernet: 1,
+                station: far_mac(veth),
                 ..Device::default()
             };
             self.devices.insert(veth, device);

@@ -110,6 +110,8 @@ pub(crate) struct Host {
     pub(crate) links: HashSet<LinkKey<V4>>,
     /// Lists of clients: by list, address and prefix length.
     pub(crate) ingress: HashMap<(u32, Be32, u8), u32>,
+    /// Sources that containers may use: by device, address and prefix length.
+    pub(crate) allowed: HashMap<(u32, Be32, u8), u32>,
     pub(crate) endpoint_slots: HashMap<Be32, u32>,
     pub(crate) endpoints: Vec<Endpoint<V4>>,
     /// What endpoints have taken, by slot.
@@ -176,6 +178,7 @@ impl Host {
             trusted: HashSet::new(),
             links: HashSet::new(),
             ingress: HashMap::new(),
+            allowed: HashMap::new(),
             endpoint_slots: HashMap::new(),
             endpoints: vec![Endpoint::default(); 256],
             quotas: (0..256).map(|_| Quota::default()).collect(),

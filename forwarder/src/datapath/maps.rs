@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, Leg, LinkKey, LocalKey6, Network, OUTSIDE,
-    OwnerKey6, Peer, PortKey, Published, Quota, Settings, SocketKey, SourceKey, TrustKey, Tuple,
-    name,
+    AllowedKey, Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, Leg, LinkKey, LocalKey6,
+    Network, OUTSIDE, OwnerKey6, Peer, PortKey, Published, Quota, Settings, SocketKey, SourceKey,
+    TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::event::Event;
@@ -45,6 +45,7 @@ plain!(
     Endpoint6,
     Endpoint<V4>,
     FlowRef,
+    AllowedKey<V4>,
     IngressKey<V4>,
     LinkKey<V4>,
     LocalKey6,
@@ -146,6 +147,7 @@ pub(super) struct Maps {
     pub(super) trusted: HashMap<MapData, Wire<TrustKey>, u32>,
     pub(super) links: HashMap<MapData, Wire<LinkKey<V4>>, u32>,
     pub(super) ingress: LpmTrie<MapData, Wire<IngressKey<V4>>, u32>,
+    pub(super) allowed: LpmTrie<MapData, Wire<AllowedKey<V4>>, u32>,
     pub(super) mappings: Array<MapData, u32>,
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
@@ -159,7 +161,7 @@ pub(super) struct Maps {
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 31] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 32] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -175,6 +177,7 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 31] {
         (name::TRUSTED, None),
         (name::LINKS, None),
         (name::INGRESS, None),
+        (name::ALLOWED_SOURCES, None),
         (name::MAPPINGS, None),
         (name::FLOW_INDEX, Some(flows * 2)),
         (name::FLOWS, Some(flows)),
@@ -213,6 +216,7 @@ impl Maps {
             trusted: pinned(dir, name::TRUSTED)?,
             links: pinned(dir, name::LINKS)?,
             ingress: pinned(dir, name::INGRESS)?,
+            allowed: pinned(dir, name::ALLOWED_SOURCES)?,
             mappings: pinned(dir, name::MAPPINGS)?,
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,

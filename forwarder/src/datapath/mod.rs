@@ -27,7 +27,7 @@ use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{
-    Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
+    AllowedKey, Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
@@ -268,6 +268,13 @@ impl Datapath {
                 .insert((list, client, (key.prefix_len() - 32) as u8), word);
         }
         tables.ipv6 = maps.ipv6()?;
+        for entry in &maps.allowed {
+            let (key, word) = entry?;
+            let Wire(AllowedKey { device, source }) = key.data();
+            tables
+                .allowed
+                .insert((device, source, (key.prefix_len() - 32) as u8), word);
+        }
         for veth in maps.ports.keys() {
             tables.ports.insert(veth?, nobody());
         }
@@ -380,6 +387,8 @@ impl Datapath {
             Op::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
             Op::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Op::DropIpv6(key) => maps.drop_ipv6(key)?,
+            Op::PutAllowed(key, word) => maps.allowed.insert(&allowed_key(key), word, 0)?,
+            Op::DropAllowed(key) => maps.allowed.remove(&allowed_key(key))?,
             Op::Policy(policy) => {
                 let settings = maps.settings()?;
                 maps.set_settings(Settings { policy, ..settings })?;
@@ -582,6 +591,10 @@ fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<SourceKey<V
 
 fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
     Key::new(32 + u32::from(len), Wire(IngressKey { list, client }))
+}
+
+fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4>>> {
+    Key::new(32 + u32::from(len), Wire(AllowedKey { device, source }))
 }
 
 /// A far end of which only the veth is known.

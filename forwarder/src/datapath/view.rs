@@ -71,6 +71,11 @@ impl View {
         let flows = maps.settings()?.flows;
         Ok(vec![
             fill(
+                name::ALLOWED_SOURCES,
+                capacity::ALLOWED_SOURCES,
+                maps.allowed.keys().count(),
+            ),
+            fill(
                 name::DEVICES,
                 capacity::DEVICES,
                 maps.devices.keys().count(),

@@ -101,6 +101,7 @@ pub(super) fn container(json: ContainerInspectResponse) -> Option<Container> {
             .collect(),
         ingress,
         port_ingress,
+        allowed_sources: terms::allowed_sources(&labels),
         labels,
     })
 }

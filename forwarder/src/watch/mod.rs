@@ -8,6 +8,7 @@ mod ethtool;
 mod inspect;
 pub mod netlink;
 pub(crate) mod others;
+pub mod reverse_path;
 mod routes;
 mod rules;
 pub mod sandbox;

@@ -20,6 +20,14 @@ const TRUSTED: &str = "com.docker.network.bridge.trusted_host_interfaces";
 const PREFIX: &str = "forwarder.";
 /// Ours: `forwarder.ingress.allow`, and of one port `forwarder.ingress.8080/tcp.allow`.
 const INGRESS: &str = "forwarder.ingress.";
+/// Ours, of a network or a container: address ranges.
+const ALLOWED_SOURCES: &str = "forwarder.allowed-sources";
+/// So many of them one label may name: all share one map.
+const ALLOWED_RANGES: usize = 64;
+/// Ours, of a network.
+const ANY_MAC: &str = "forwarder.any-mac";
+/// Ours, of a network.
+const OTHER_FRAMES: &str = "forwarder.other-frames";
 
 type Texts = BTreeMap<String, String>;
 
@@ -49,7 +57,32 @@ pub(super) fn of_network(options: &Texts, labels: &Texts) -> Terms {
             .map(str::to_owned)
             .collect(),
         ingress: ingress(labels, ""),
+        allowed_sources: allowed_sources(labels),
+        any_mac: labels.get(ANY_MAC).is_some_and(|text| is_true(text)),
+        other_frames: labels.get(OTHER_FRAMES).is_some_and(|text| is_true(text)),
     }
+}
+
+/// The sources beside its own that a container, or each of a network's, may use. Of a list that cannot
+/// be read, none.
+pub(super) fn allowed_sources(labels: &Texts) -> Vec<IpNet> {
+    let Some(text) = labels.get(ALLOWED_SOURCES) else {
+        return Vec::new();
+    };
+    if text.split(',').count() > ALLOWED_RANGES {
+        tracing::warn!(
+            "label {ALLOWED_SOURCES} has over {ALLOWED_RANGES} address ranges: no source is allowed"
+        );
+        return Vec::new();
+    }
+    let names = text.split(',').map(str::trim);
+    let ranges = names.map(range).collect::<Option<Vec<_>>>();
+    if ranges.is_none() {
+        tracing::warn!(
+            "label {ALLOWED_SOURCES}: {text:?} is no list of address ranges: no source is allowed"
+        );
+    }
+    ranges.unwrap_or_default()
 }
 
 /// Who a container lets in: to all of its published ports, and by port.
@@ -145,6 +178,20 @@ mod tests {
         assert!(all.deny.is_empty());
         let port = &ports[&"8080/tcp".parse().unwrap()];
         assert_eq!((port.allow.len(), port.deny.len(), ports.len()), (0, 1, 1));
+    }
+
+    #[test]
+    fn allowed_sources_are_read_or_none() {
+        let of = |text| allowed_sources(&texts(&[("forwarder.allowed-sources", text)]));
+        let expected = [range("10.8.0.0/24").unwrap(), range("10.9.0.1").unwrap()];
+        assert_eq!(of("10.8.0.7/24, 10.9.0.1"), expected);
+        assert!(of("10.8.0.0/24, everything").is_empty());
+        let labels = texts(&[
+            ("forwarder.any-mac", "true"),
+            ("forwarder.other-frames", "1"),
+        ]);
+        let terms = of_network(&Texts::new(), &labels);
+        assert!(terms.any_mac && terms.other_frames);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Facts: what the sources send and the World takes in.
+use std::collections::BTreeMap;
 
 use crate::others::Others;
 
@@ -44,6 +45,8 @@ pub enum Fact {
     Addresses(Vec<Address>),
     /// Some route came, went or changed.
     RouteChanged(Box<Routing>),
+    /// What outside devices ask of a source (`rp_filter`), where they ask for anything.
+    ReversePaths(BTreeMap<u32, u8>),
     /// A shim has a port: the last word on where that leads.
     Bound(HostPort, Bound),
     /// A shim has given its ports back: they lead nowhere, whatever was listed before.

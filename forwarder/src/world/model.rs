@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::terms::{Ingress, Terms};
@@ -303,6 +304,8 @@ pub struct Container {
     pub ingress: Ingress,
     /// The same by port, where a label names one.
     pub port_ingress: BTreeMap<PortName, Ingress>,
+    /// Sources beside its own that it may use, by its label.
+    pub allowed_sources: Vec<IpNet>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
 }

@@ -82,6 +82,12 @@ pub struct Terms {
     pub trusted: Vec<String>,
     /// Who reaches its containers from outside of it.
     pub ingress: Ingress,
+    /// Sources beside their own that its containers may use.
+    pub allowed_sources: Vec<IpNet>,
+    /// Whether its containers may use any hardware address.
+    pub any_mac: bool,
+    /// Whether its containers may send frames with tags and of any EtherType, and be DHCP servers.
+    pub other_frames: bool,
 }
 
 impl Default for Terms {
@@ -93,6 +99,9 @@ impl Default for Terms {
             host_ipv4: None,
             trusted: Vec::new(),
             ingress: Ingress::default(),
+            allowed_sources: Vec::new(),
+            any_mac: false,
+            other_frames: false,
         }
     }
 }

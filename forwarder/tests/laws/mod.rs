@@ -70,6 +70,8 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
         Op::DropIngress(key) => _ = tables.ingress.remove(&key),
         Op::PutIpv6(key, row) => _ = tables.ipv6.insert(key, row),
         Op::DropIpv6(key) => _ = tables.ipv6.remove(&key),
+        Op::PutAllowed(key, word) => _ = tables.allowed.insert(key, word),
+        Op::DropAllowed(key) => _ = tables.allowed.remove(&key),
         Op::Policy(policy) => tables.policy = policy,
         Op::PutPort(veth, far_end) => _ = tables.ports.insert(veth, far_end),
         Op::DropPort(veth) => _ = tables.ports.remove(&veth),
@@ -239,6 +241,10 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                         parent: Be32::new(bridge),
                         ..LinkKey::default()
                     });
+                }
+                if flags & 4 != 0 {
+                    let range = (bridge, Be32::new(flags << 24), 8);
+                    tables.allowed.insert(range, flags & 2);
                 }
                 if flags & 6 != 0 {
                     let range = (flags & 6, Be32::default(), 0);

@@ -1,0 +1,282 @@
+//! A packet's story, at the container's door: what a container's frame may say, before it may get
+//! anywhere. The network header decides, by which the kernel forwards; nothing behind it has to be
+//! valid for that.
+
+use super::{Passage, Side, Steps, access, mark, owner};
+use crate::abi::{AllowedKey, Device, Network, allowed, device, network};
+use crate::family::{Address, Family};
+use crate::flow;
+use crate::frame::Frame;
+use crate::nat;
+use crate::parse::proto;
+use crate::reason::Reason;
+use crate::tables::{Route, Tables, WayBack};
+
+/// Where an Ethernet header has its source address.
+pub(super) const SOURCE_MAC: usize = 6;
+/// The first five octets of a virtual router's hardware address (RFC 9568 section 7.3).
+const VIRTUAL_ROUTER: [u8; 5] = [0, 0, 0x5e, 0, 1];
+/// The ports of DHCP's servers and clients (RFC 2131).
+const DHCP: [u16; 2] = [67, 68];
+
+/// Whether a hardware address may be the sender's of what comes by a container's veth. While nothing
+/// is known of the container, it is not its gateway's.
+#[inline(always)]
+pub(super) fn is_station(device: &Device, mac: [u8; 6]) -> bool {
+    if device.station == [0; 6] {
+        return mac != device.mac;
+    }
+    let [a, b, c, d, e, _] = mac;
+    mac == device.station
+        || device.flags & device::flag::VIRTUAL_ROUTER != 0 && [a, b, c, d, e] == VIRTUAL_ROUTER
+}
+
+/// Whether whoever sends by a device may have a source, beside its own address.
+#[inline(always)]
+pub(super) fn is_allowed<F: Family, T: Tables<F>>(
+    tables: &T,
+    side: Side,
+    ifindex: u32,
+    bridge: u32,
+    source: F::Addr,
+) -> bool {
+    let word = |device| tables.allowed(AllowedKey { device, source });
+    let of_network = word(bridge);
+    match side {
+        Side::Back => of_network != 0,
+        Side::Veth => of_network == allowed::EACH || of_network != 0 && word(ifindex) != 0,
+        _ => of_network == allowed::EACH,
+    }
+}
+
+/// Whether an endpoint is behind the device that a hook is on.
+#[inline(always)]
+pub(super) fn is_behind<F: Family, T: Tables<F>>(
+    tables: &T,
+    side: Side,
+    ifindex: u32,
+    endpoint: &crate::abi::Endpoint<F>,
+) -> bool {
+    if side as u8 == Side::Back as u8 {
+        return endpoint.bridge == ifindex;
+    }
+    if endpoint.ifindex != 0 {
+        return side as u8 == Side::Veth as u8 && endpoint.ifindex == ifindex;
+    }
+    match side {
+        Side::Bridge => endpoint.bridge == ifindex,
+        _ => tables
+            .device(ifindex)
+            .is_some_and(|device| device.bridge == endpoint.bridge),
+    }
+}
+
+/// Why an address is not the sender's by a device: `None` where it is its endpoint's own, one that it
+/// may have beside, or, while the device's endpoint is not known, a free one of the network.
+#[inline(always)]
+pub(super) fn disowns<F: Family, T: Tables<F>>(
+    tables: &T,
+    side: Side,
+    ifindex: u32,
+    device: &Device,
+    addr: F::Addr,
+) -> Option<Reason> {
+    let foreign = match tables.endpoint_slot(addr) {
+        Some(slot) => match tables.endpoint(slot) {
+            Some(endpoint) if is_behind(tables, side, ifindex, endpoint) => return None,
+            Some(_) => Reason::SpoofedSource,
+            None => return Some(Reason::NoEndpoint),
+        },
+        // The bridge's own address, and others of the host's.
+        None if tables.is_local(addr) => return Some(Reason::SpoofedSource),
+        // Beyond a port that leads to no container is everybody.
+        None if device.kind == device::PORT => return None,
+        None if tables.subnet(addr) != Some(device.bridge) => Reason::ForeignSource,
+        // The floor is for those not known yet, not for those who take a free address.
+        None if device.kind == device::NAMED_VETH => Reason::SpoofedSource,
+        None => return None,
+    };
+    if is_allowed(tables, side, ifindex, device.bridge, addr) {
+        None
+    } else {
+        Some(foreign)
+    }
+}
+
+/// Whether host and containers of a network do not reach each other.
+#[inline(always)]
+pub fn is_isolated<F: Family, T: Tables<F>>(tables: &T, bridge: u32) -> bool {
+    tables
+        .network(bridge)
+        .is_some_and(|network| network.flags & network::ISOLATED != 0)
+}
+
+/// What becomes of a container's frame that is none of those that containers send: tagged, of an
+/// EtherType that nobody here knows, or to a bridge's group address, from where it would reach the
+/// host by the veth.
+#[inline(always)]
+pub fn other_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> Reason {
+    let Some(device) = tables.device(ifindex) else {
+        return Reason::NotIp;
+    };
+    match tables.network(device.bridge) {
+        Some(network) if !may_send_others(&device, &network) => Reason::OtherFrame,
+        _ => Reason::NotIp,
+    }
+}
+
+/// Whether a device may send what containers do not: where its network lets them, or where it leads to
+/// a LAN.
+#[inline(always)]
+fn may_send_others<F: Family>(device: &Device, network: &Network<F>) -> bool {
+    network.flags & network::OTHER_FRAMES != 0 || device.kind == device::PORT
+}
+
+impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+    /// Judges a container's packet by its frame and its network header: the reason, unless it is to
+    /// leave its network.
+    #[inline(always)]
+    pub fn classify(&self) -> Option<Reason> {
+        let tables = self.tables;
+        let packet = self.packet;
+        let (src, dst) = (packet.tuple.src, packet.tuple.dst);
+        if src.is_loopback() || dst.is_loopback() {
+            return Some(Reason::Loopback);
+        }
+        let Some(device) = tables.device(self.meta.ifindex) else {
+            return Some(Reason::NotOurs);
+        };
+        let Some(network) = tables.network(device.bridge) else {
+            return Some(Reason::NotOurs);
+        };
+        let at_veth = self.side as u8 == Side::Veth as u8;
+        if at_veth && !sends_as_itself(&self.frame, &device) {
+            return Some(Reason::SpoofedNeighbour);
+        }
+        let unroutable = dst.is_unroutable();
+        let client = !packet.tail
+            && packet.tuple.proto == proto::UDP
+            && packet.tuple.sport.get() == DHCP[1]
+            && packet.tuple.dport.get() == DHCP[0];
+        // Who asks for an address has none yet.
+        if !(client && unroutable && src == F::Addr::ANY)
+            && let Some(reason) = disowns(tables, self.side, self.meta.ifindex, &device, src)
+        {
+            return Some(reason);
+        }
+        let server = !packet.tail
+            && packet.tuple.proto == proto::UDP
+            && packet.tuple.sport.get() == DHCP[0]
+            && packet.tuple.dport.get() == DHCP[1];
+        if server && !may_send_others(&device, &network) {
+            return Some(Reason::DhcpServer);
+        }
+        if at_veth && self.frame.read::<[u8; 6]>(0) != Some(device.mac) {
+            return Some(Reason::Bridged);
+        }
+        // Nothing but what the bridge switches.
+        if network.flags & network::ISOLATED != 0 {
+            return Some(Reason::Internal);
+        }
+        if unroutable {
+            return Some(Reason::ToHost);
+        }
+        let internal = network.flags & network::INTERNAL != 0;
+        if tables.is_local(dst) {
+            let published = packet.apart
+                || !packet.tail
+                    && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto)
+                        .is_some();
+            if published && !internal {
+                return None;
+            }
+            if at_veth {
+                tables.mark(mark::HOST);
+            }
+            return Some(Reason::ToHost);
+        }
+        let routes = AllowedKey {
+            device: allowed::ROUTES,
+            source: dst,
+        };
+        match owner::network_of(tables, device.bridge, &packet.tuple) {
+            Some(bridge) if bridge == device.bridge => Some(self.detour(&network)),
+            Some(_) if internal => Some(Reason::Isolated),
+            Some(bridge) if tables.network(bridge).is_none() => Some(Reason::Isolated),
+            None if tables.allowed(routes) == device.bridge && self.stays_at(device.bridge) => {
+                Some(self.detour(&network))
+            }
+            None if internal => Some(Reason::Internal),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Whether the kernel routes the packet back to the bridge that it comes from.
+    #[inline(always)]
+    fn stays_at(&self, bridge: u32) -> bool {
+        match self.tables.route(bridge, &self.packet.tuple) {
+            Route::Forward { ifindex, .. } => ifindex == bridge,
+            Route::Kernel => false,
+        }
+    }
+
+    /// To a neighbour by way of the gateway, as a container with a route for just its own address does:
+    /// what could go there by itself goes on.
+    #[inline(always)]
+    pub(super) fn detour(&self, network: &Network<F>) -> Reason {
+        if network.flags & network::NO_PEERS != 0 && !access::is_linked(self.tables, self.packet) {
+            return Reason::PeerBlocked;
+        }
+        self.tables.mark(mark::ROUTED);
+        Reason::Routed
+    }
+
+    /// Whether the kernel would take the source of a new flow from outside: neither the host's nor a
+    /// container's, and with a way back where the device asks for one (`rp_filter`). If not, the flow
+    /// that was just made ends: the reason.
+    #[inline(always)]
+    pub fn verify_source(&self) -> Option<Reason> {
+        if self.is_plausible() {
+            return None;
+        }
+        if let Some(hit) = flow::find(self.tables, &self.packet.tuple) {
+            flow::end(self.tables, &hit);
+        }
+        Some(Reason::SpoofedSource)
+    }
+
+    #[inline(always)]
+    fn is_plausible(&self) -> bool {
+        let tables = self.tables;
+        let src = self.packet.tuple.src;
+        if src.is_unroutable()
+            || src.is_reserved()
+            || tables.is_local(src)
+            || tables.endpoint_slot(src).is_some()
+        {
+            return false;
+        }
+        let flags = tables
+            .device(self.meta.ifindex)
+            .map_or(0, |device| device.flags);
+        // An address out of a network of containers' may be the LAN's: then a route leads there.
+        let strict = flags & device::flag::REVERSE_STRICT != 0 || tables.subnet(src).is_some();
+        if !strict && flags & device::flag::REVERSE_LOOSE == 0 {
+            return true;
+        }
+        match tables.way_back(&self.packet.tuple) {
+            WayBack::Device(ifindex) => !strict || ifindex == self.meta.ifindex,
+            WayBack::None => false,
+            WayBack::Unknown => true,
+        }
+    }
+}
+
+/// Whether a frame by a container's veth carries a hardware address of the container's.
+#[inline(always)]
+fn sends_as_itself(frame: &Frame<'_>, device: &Device) -> bool {
+    match frame.read::<[u8; 6]>(SOURCE_MAC) {
+        Some(mac) => is_station(device, mac),
+        None => false,
+    }
+}

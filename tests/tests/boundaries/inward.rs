@@ -1,0 +1,157 @@
+//! From the LAN to published ports, with sources that are nobody's there.
+
+use anyhow::Result;
+use harness::attack::{Attacker, Watch};
+use harness::{Docker, Lab, Packet, Peer, Scene};
+
+use crate::{Numbered, counted, end};
+
+/// Sources that no machine of the LAN has.
+const NOBODYS: [[u8; 4]; 12] = [
+    [198, 18, 1, 1],
+    [172, 17, 0, 1],
+    [172, 17, 0, 2],
+    [172, 17, 0, 3],
+    [172, 17, 0, 99],
+    [224, 0, 0, 1],
+    [239, 255, 255, 250],
+    [255, 255, 255, 255],
+    [0, 0, 0, 0],
+    [0, 1, 2, 3],
+    [240, 0, 0, 1],
+    [127, 0, 0, 1],
+];
+
+fn knock(from: [u8; 4], port: u16) -> [(&'static str, Packet); 2] {
+    let to = end([198, 18, 1, 1], port);
+    let from = end(from, 40_000);
+    [
+        ("SYN", Packet::tcp(from, to, 2)),
+        ("UDP", Packet::udp(from, to, b"knock")),
+    ]
+}
+
+#[test]
+fn nobodys_source_knocks_in_vain() -> Result<()> {
+    let scene = Scene::new("inward")?;
+    let (host, lan) = (&scene.host, scene.lan());
+    // The kernel's own check is off: ours has to hold by itself.
+    for device in ["all", "up0"] {
+        host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    let published = ["-p", "8080:80", "-p", "8080:80/udp"];
+    let web = scene.run("web", &published, &Peer::serve(80))?;
+    let listed = [
+        "-p",
+        "8081:80",
+        "-p",
+        "8081:80/udp",
+        "--label=forwarder.ingress.allow=198.18.1.0/24,0.0.0.0/8,224.0.0.0/3,172.17.0.0/16",
+    ];
+    let listed = scene.run("listed", &listed, &Peer::serve(80))?;
+    let raw = Attacker::new(lan, "h1", host.mac("up0")?)?;
+    let watch = Watch::new(&[
+        ("web", &web.space()?, "eth0"),
+        ("listed", &listed.space()?, "eth0"),
+    ])?;
+    let before = scene.count("spoofed-source")?;
+    let mut forged = Numbered::new(1000);
+    for (dress, tags) in raw.dress().every_tag() {
+        for from in NOBODYS {
+            for port in [8080, 8081] {
+                for (what, packet) in knock(from, port) {
+                    let what = format!("{what}, {dress}, from {from:?} to {port}");
+                    raw.send(&tags.ipv4(&forged.packet(what, packet)))?;
+                }
+            }
+        }
+    }
+    counted(&scene, "spoofed-source", before, 30)?;
+    forged.nowhere(&watch)?;
+    let mut honest = Numbered::new(60_000);
+    for port in [8080, 8081] {
+        for (what, packet) in knock([198, 18, 1, 2], port) {
+            let what = format!("{what} to {port}");
+            raw.send(&raw.dress().priority(4).ipv4(&honest.packet(what, packet)))?;
+        }
+    }
+    // A client elsewhere, behind no route in particular.
+    for (what, packet) in knock([203, 0, 113, 5], 8080) {
+        let what = format!("{what} from afar");
+        raw.send(&raw.dress().ipv4(&honest.packet(what, packet)))?;
+    }
+    honest.everywhere(&watch)
+}
+
+/// Where a device asks for a way back by itself, or by any device, it is looked up.
+#[test]
+fn rp_filter_is_asked_once_per_flow() -> Result<()> {
+    let scene = Scene::new("rp-filter")?;
+    let (host, lan) = (&scene.host, scene.lan());
+    let published = ["-p", "8080:80", "-p", "8080:80/udp"];
+    let web = scene.run("web", &published, &Peer::serve(80))?;
+    let raw = Attacker::new(lan, "h1", host.mac("up0")?)?;
+    let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
+    // 10.1/16 is behind another device, 10.2/16 behind none.
+    let netns = scene.lab.netns("aside")?;
+    host.ip(&format!(
+        "link add aside0 type veth peer name eth0 netns {}",
+        netns.name()
+    ))?;
+    host.ip("address add 198.18.200.1/24 dev aside0")?;
+    host.ip("link set aside0 up")?;
+    netns.ip("link set eth0 up")?;
+    host.ip("route add 10.1.0.0/16 dev aside0")?;
+    host.ip("route add unreachable 10.2.0.0/16")?;
+    let mut number = 1000;
+    let mut check = |mode: &str, aside: bool, nowhere: bool| -> Result<()> {
+        host.sysctl("net/ipv4/conf/up0/rp_filter", mode)?;
+        let settled = || host.json("status").map(drop);
+        settled()?;
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        for (from, arrives) in [
+            ([198, 18, 1, 2], true),
+            ([203, 0, 113, 5], true),
+            ([10, 1, 0, 1], aside),
+            ([10, 2, 0, 1], nowhere),
+        ] {
+            let mut knocks = Numbered::new(number);
+            number += 100;
+            let to = end([198, 18, 1, 1], 8080);
+            let from = end(from, number);
+            let udp = knocks.packet(
+                format!("rp_filter={mode}, from {from}"),
+                Packet::udp(from, to, b"knock"),
+            );
+            raw.send(&raw.dress().ipv4(&udp))?;
+            if arrives {
+                knocks.everywhere(&watch)?;
+            } else {
+                knocks.nowhere(&watch)?;
+            }
+        }
+        Ok(())
+    };
+    host.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+    check("0", true, true)?;
+    check("1", false, false)?;
+    check("2", true, false)
+}
+
+/// Stock Docker delivers some of them where rp_filter is off.
+#[test]
+fn stock_delivers_nobodys_source() -> Result<()> {
+    let lab = Lab::new("inward-stock")?;
+    let host = lab.host(Docker::stock())?;
+    for device in ["all", "up0"] {
+        host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    let web = host.run("web", &["-p", "8080:80/udp"], &Peer::serve(80))?;
+    let raw = Attacker::new(lab.lan(), "h1", host.mac("up0")?)?;
+    let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
+    let mut forged = Numbered::new(1000);
+    let from = end([172, 17, 0, 99], 40_000);
+    let udp = Packet::udp(from, end([198, 18, 1, 1], 8080), b"knock");
+    raw.send(&raw.dress().ipv4(&forged.packet("a container's", udp)))?;
+    forged.everywhere(&watch)
+}
