@@ -158,6 +158,11 @@ pub(crate) struct Host {
     meddling: Cell<bool>,
 }
 
+/// Whether a frame is for a bridge's group address.
+fn is_to_group(bytes: &[u8]) -> bool {
+    bytes[..5] == [0x01, 0x80, 0xc2, 0, 0] && bytes[5] & 0xf0 == 0
+}
+
 impl Host {
     /// A host that knows nothing, with room for so many flows.
     pub(crate) fn new(flows: u32) -> Self {
@@ -243,9 +248,53 @@ impl Host {
         }
     }
 
+    /// Whether a frame by a veth or a bridge is no packet for the pipeline.
+    fn is_other_frame(&self, hook: Hook, bytes: &[u8], arrival: Arrival) -> bool {
+        let kind = bytes.get(12..14);
+        let addressed = match hook {
+            Hook::ContainerIn => !is_to_group(bytes),
+            Hook::BridgeIn => {
+                let nic = self.nics.get(&arrival.ifindex);
+                nic.is_some_and(|mac| bytes[..6] == *mac)
+            }
+            _ => return false,
+        };
+        kind != Some(&[0x86, 0xdd]) && (!addressed || kind != Some(&[0x08, 0x00]))
+    }
+
+    /// What becomes of it.
+    fn judge_frame(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Reason {
+        let at_veth = hook == Hook::ContainerIn;
+        let meta = Meta {
+            ifindex: arrival.ifindex,
+            came_by: arrival.came_by,
+            l3: 14,
+            segment: arrival.segment,
+            mark: arrival.mark,
+            hash: arrival.hash,
+        };
+        if self.settings.armed == 0 {
+            Reason::Unarmed
+        } else if !at_veth && pipeline::is_isolated(self, meta.ifindex) {
+            Reason::Internal
+        } else if at_veth && is_to_group(bytes) {
+            pipeline::other_frame(self, meta.ifindex)
+        } else if bytes.get(12..14) == Some(&[0x08, 0x06]) {
+            let side = if at_veth { Side::Veth } else { Side::Bridge };
+            pipeline::arp(Frame::new(bytes), &meta, self, side)
+        } else if at_veth {
+            pipeline::other_frame(self, meta.ifindex)
+        } else {
+            Reason::NotForUs
+        }
+    }
+
     fn decide(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Option<Reason> {
         let raw = matches!(hook, Hook::OutsideInRaw | Hook::OutsideOutRaw);
         if !raw {
+            if self.is_other_frame(hook, bytes, arrival) {
+                return Some(self.judge_frame(hook, bytes, arrival));
+            }
             if bytes.get(12..14) == Some(&[0x86, 0xdd]) {
                 return self.judge_ipv6(hook, bytes, arrival);
             }

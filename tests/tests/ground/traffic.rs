@@ -291,7 +291,13 @@ impl Traffic {
             ip(198, 18, 2, 77),
         ]);
         let (hook, ifindex, mac) = self.place(who);
-        let spec = self.spec(src, dst).between(mac, far_mac(ifindex));
+        let spec = if self.dice().once_in(60) {
+            // What a DHCP server answers.
+            Spec::udp((src, 67), (dst, 68))
+        } else {
+            self.spec(src, dst)
+        };
+        let spec = spec.between(mac, far_mac(ifindex));
         let mut arrival = Arrival {
             ifindex,
             ..Arrival::default()
