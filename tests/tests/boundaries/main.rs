@@ -8,6 +8,8 @@ mod ipsec;
 mod ipv6;
 mod marks;
 mod neighbour;
+mod ports;
+mod quotas;
 mod routes;
 mod rules;
 mod shaping;

@@ -1,0 +1,126 @@
+//! Ports over time: who held a port of the host before it was published or listened on, and who
+//! speaks from the port that it publishes.
+
+use std::net::UdpSocket;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use harness::{Docker, Host, Lab, Peer, Space, eventually};
+
+const SOON: Duration = Duration::from_secs(5);
+const CLIENT: &str = "198.18.1.2:700";
+const SECRET: &[u8] = b"password";
+
+/// A datagram socket in a namespace.
+fn socket(space: &Space, address: &str) -> Result<UdpSocket> {
+    let socket = space.enter(|| UdpSocket::bind(address))??;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    Ok(socket)
+}
+
+fn hears(socket: &UdpSocket) -> bool {
+    let mut datagram = [0; 64];
+    let heard = socket.recv_from(&mut datagram);
+    heard.is_ok_and(|(length, _)| datagram[..length] == *SECRET)
+}
+
+/// A container that holds a port towards a client before anybody serves there.
+fn lurk(host: &Host, port: u16) -> Result<UdpSocket> {
+    let thief = host.run(&format!("thief{port}"), &[], &Peer::idle())?;
+    let lurks = socket(&thief.space()?, &format!("0.0.0.0:{port}"))?;
+    lurks.send_to(b"x", CLIENT)?;
+    Ok(lurks)
+}
+
+/// Whether the thief and the server that comes later hear the client's secret.
+fn published_later(host: &Host, lan: &Space, settle: bool) -> Result<(bool, bool)> {
+    let lurks = lurk(host, 5300)?;
+    let server = host.run("server", &["-p", "5300:5300/udp"], &Peer::idle())?;
+    if settle {
+        host.settle("server")?;
+    }
+    let serves = socket(&server.space()?, "0.0.0.0:5300")?;
+    socket(lan, CLIENT)?.send_to(SECRET, (host.address(), 5300))?;
+    Ok((hears(&lurks), hears(&serves)))
+}
+
+#[test]
+fn later_publication_gets_its_clients() -> Result<()> {
+    for docker in [Docker::replace(), Docker::replace_with_shim()] {
+        let lab = Lab::new("ports-later")?;
+        let host = lab.host(docker)?;
+        let _agent = host.agent().start()?;
+        let heard = published_later(&host, lab.lan(), true)?;
+        ensure!(heard == (false, true), "thief and server: {heard:?}");
+    }
+    Ok(())
+}
+
+/// The control: the kernel's tracking keeps the port for the one who was first.
+#[test]
+fn stock_gives_later_clients_to_the_thief() -> Result<()> {
+    let lab = Lab::new("ports-stock")?;
+    let host = lab.host(Docker::stock())?;
+    let heard = published_later(&host, lab.lan(), false)?;
+    ensure!(heard == (true, false), "thief and server: {heard:?}");
+    Ok(())
+}
+
+#[test]
+fn later_service_of_the_host_gets_its_clients() -> Result<()> {
+    let lab = Lab::new("ports-host")?;
+    let host = lab.host(Docker::replace())?;
+    let _agent = host.agent().start()?;
+    let lurks = lurk(&host, 5301)?;
+    host.settle("thief5301")?;
+    lurks.send_to(b"x", CLIENT)?;
+    let serves = socket(&host, "0.0.0.0:5301")?;
+    // Longer than an answer takes that is the container's.
+    sleep(Duration::from_millis(2500));
+    lurks.send_to(b"x", CLIENT)?;
+    socket(lab.lan(), CLIENT)?.send_to(SECRET, (host.address(), 5301))?;
+    let heard = (hears(&lurks), hears(&serves));
+    ensure!(heard == (false, true), "thief and service: {heard:?}");
+    Ok(())
+}
+
+/// A server that calls first from the port that it publishes, as SIP, games and WireGuard do.
+fn calls_first(host: &Host, lan: &Space, settle: bool) -> Result<()> {
+    let server = host.run("server", &["-p", "5302:5302/udp"], &Peer::idle())?;
+    if settle {
+        host.settle("server")?;
+    }
+    let serves = socket(&server.space()?, "0.0.0.0:5302")?;
+    let client = socket(lan, CLIENT)?;
+    let from = eventually(SOON, || {
+        serves.send_to(b"call", CLIENT)?;
+        Ok(client.recv_from(&mut [0; 64])?.1)
+    })?;
+    ensure!(
+        from == (host.address(), 5302).into(),
+        "it is seen as {from}"
+    );
+    client.send_to(SECRET, from)?;
+    ensure!(hears(&serves), "no answer comes back");
+    Ok(())
+}
+
+#[test]
+fn caller_is_seen_by_its_published_port() -> Result<()> {
+    for docker in [Docker::replace(), Docker::replace_with_shim()] {
+        let lab = Lab::new("ports-first")?;
+        let host = lab.host(docker)?;
+        let _agent = host.agent().start()?;
+        calls_first(&host, lab.lan(), true)?;
+    }
+    Ok(())
+}
+
+/// The control.
+#[test]
+fn stock_callers_are_seen_by_their_published_port() -> Result<()> {
+    let lab = Lab::new("ports-first-stock")?;
+    let host = lab.host(Docker::stock())?;
+    calls_first(&host, lab.lan(), false)
+}
