@@ -109,8 +109,10 @@ fn what_has_no_flow_is_routed_past_both_guards() {
     outward.tuple.proto = 136;
     let (outcome, packet) = host.by_veth(WEB_VETH, &outward);
     assert_eq!(outcome.reason, Some(Reason::Routed));
+    let (outcome, _) = host.to_outside(BRIDGE, outcome, &packet);
+    assert_eq!(outcome.reason, Some(Reason::Admitted));
     let (outcome, _) = host.to_outside(BRIDGE, 0, &packet);
-    assert_eq!(outcome.reason, Some(Reason::FromHost));
+    assert_eq!(outcome.reason, Some(Reason::Untranslated));
     host.networks.get_mut(&BRIDGE).unwrap().flags |= network::MASQUERADE;
     let (outcome, _) = host.by_veth(WEB_VETH, &outward);
     assert_eq!(outcome.reason, Some(Reason::Protocol));

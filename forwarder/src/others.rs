@@ -129,10 +129,15 @@ impl Others {
         for (what, todo) in &self.drops {
             lines.push((what.clone(), todo.clone()));
         }
+        // One that would drop all is told once, with what removes it.
+        let is_told = |rule: &netfilter::Rule| {
+            let removal = rule.text.replacen(" -A ", " -D ", 1);
+            self.drops.iter().any(|(_, todo)| todo.contains(&removal))
+        };
         let rules: Vec<_> = self
             .rules
             .iter()
-            .filter(|rule| rule.may_match(reach))
+            .filter(|rule| rule.may_match(reach) && !is_told(rule))
             .collect();
         lines.extend(
             rules

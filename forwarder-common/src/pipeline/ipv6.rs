@@ -212,7 +212,7 @@ fn container_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
         return to_container(flags);
     }
     match host.device(meta.came_by) {
-        Some(from) if matches!(from.kind, device::VETH | device::NAMED_VETH) => {
+        Some(from) if matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT) => {
             if flags & network::NO_PEERS != 0 {
                 Reason::PeerBlocked
             } else {
@@ -273,6 +273,14 @@ fn network_of<T: Host6>(host: &T, ifindex: u32) -> Option<(u32, u32)> {
 /// What a container sends: at its veth, and at the bridge for veths without a hook.
 #[inline(always)]
 fn from_container<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
+    // Beyond a port that leads to no container is a LAN: what it sends is as little a container's as
+    // what comes by an outside device.
+    if host
+        .device(meta.ifindex)
+        .is_some_and(|device| device.kind == device::PORT)
+    {
+        return Reason::NotIp;
+    }
     let Some((bridge, flags)) = network_of(host, meta.ifindex) else {
         return Reason::NoIpv6;
     };

@@ -160,7 +160,8 @@ pub(crate) struct Host {
 
 /// Whether a frame is for a bridge's group address.
 fn is_to_group(bytes: &[u8]) -> bool {
-    bytes[..5] == [0x01, 0x80, 0xc2, 0, 0] && bytes[5] & 0xf0 == 0
+    bytes.starts_with(&[0x01, 0x80, 0xc2, 0, 0])
+        && bytes.get(5).is_some_and(|last| last & 0xf0 == 0)
 }
 
 impl Host {
@@ -255,7 +256,7 @@ impl Host {
             Hook::ContainerIn => !is_to_group(bytes),
             Hook::BridgeIn => {
                 let nic = self.nics.get(&arrival.ifindex);
-                nic.is_some_and(|mac| bytes[..6] == *mac)
+                nic.is_some_and(|mac| bytes.starts_with(mac))
             }
             _ => return false,
         };

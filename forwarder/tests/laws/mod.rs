@@ -180,13 +180,9 @@ pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
 
 /// A state that `desired` could derive: a few networks on bridges 10.. with containers and ports.
 pub(crate) fn tables() -> impl Strategy<Value = Tables> {
-    let container = (
-        any::<u8>(),
-        1_u32..5,
-        any::<bool>(),
-        prop::option::of(1_u16..6),
-    );
-    let network = (0_u32..8, prop::collection::vec(container, 0..4));
+    let container = (1_u32..5, any::<bool>(), prop::option::of(1_u16..6));
+    let containers = prop::collection::btree_map(any::<u8>(), container, 0..4);
+    let network = (0_u32..8, containers);
     let networks = prop::collection::btree_map(10_u32..14, network, 0..4);
     (networks, 1_u32..4, 0_u32..3, any::<bool>()).prop_map(
         |(networks, generation, uplinks, xdp)| {
@@ -260,7 +256,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                     ..Endpoint::default()
                 };
                 tables.endpoints.insert(EndpointKey::Floor(bridge), floor);
-                for (host, incarnation, hooked, port) in containers {
+                for (host, (incarnation, hooked, port)) in containers {
                     let addr = Be32::new(bridge << 16 | u32::from(host));
                     let veth = bridge * 1000 + u32::from(host);
                     let ifindex = if hooked { veth } else { 0 };

@@ -30,7 +30,7 @@ fn large(from: &Space, to: &str) -> Result<()> {
     from.peer(&["udp", to, &payload, "--timeout=800"]).map(drop)
 }
 
-fn is_refused(done: Result<()>) -> Result<()> {
+fn is_refused(done: &Result<()>) -> Result<()> {
     ensure!(done.is_err(), "it works");
     Ok(())
 }
@@ -122,10 +122,10 @@ impl Between {
         let web = self.host.container("web").space()?;
         let seen = inside.space()?.peer(&["get", FAR, "--timeout=800"]);
         all(vec![
-            ("direct routing", is_refused(straight)),
+            ("direct routing", is_refused(&straight)),
             (
                 "another network",
-                is_refused(get(&web, &format!("{address}:80"))),
+                is_refused(&get(&web, &format!("{address}:80"))),
             ),
             (
                 "masquerade",
@@ -273,7 +273,7 @@ fn bridge_port_leads_to_a_lan() -> Result<()> {
     station.ip(&format!("address add {web}/32 dev lo"))?;
     let bind = format!("--bind={web}:0");
     let forged = ["get", "198.18.1.1:7777", "--timeout=300", &bind];
-    is_refused(station.peer(&forged).map(drop))
+    is_refused(&station.peer(&forged).map(drop))
 }
 
 #[test]
