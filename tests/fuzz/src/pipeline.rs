@@ -2,6 +2,7 @@
 //! unchanged, and no container's source leaves untranslated.
 
 use arbitrary::{Result, Unstructured};
+use forwarder_common::abi::device;
 use forwarder_common::family::Family;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::frame::Frame;
@@ -98,12 +99,23 @@ fn assert_translated(host: &Host, packet: &[u8], outcome: &Outcome, arrival: Arr
     let Ok(header) = V4::header(&Frame::new(&mut packet), 0) else {
         return;
     };
-    let done =
-        mark::kind(arrival.mark) == mark::DONE && arrival.came_by != 0 && outcome.target.is_none();
-    let inside = host
-        .subnets
-        .keys()
-        .any(|&(base, len)| (base.get() ^ header.src.get()) >> (32 - u32::from(len)) == 0);
+    let is_leaving = outcome.target.is_none();
+    let done = is_leaving
+        && arrival.came_by != 0
+        && matches!(mark::kind(arrival.mark), mark::DONE | mark::LEAVES);
+    // Whose it is, the device says by which it came; of the host's own packets, a container's name.
+    let from = host.devices.get(&arrival.came_by);
+    let of_others =
+        from.is_some_and(|device| matches!(device.kind, device::OUTSIDE | device::OTHER));
+    let inside = if is_leaving && of_others {
+        false
+    } else if is_leaving && arrival.came_by == 0 {
+        host.endpoint_slots.contains_key(&header.src)
+    } else {
+        host.subnets
+            .keys()
+            .any(|&(base, len)| (base.get() ^ header.src.get()) >> (32 - u32::from(len)) == 0)
+    };
     let own = host.locals.contains(&header.src);
     assert!(
         done || own || !inside,
