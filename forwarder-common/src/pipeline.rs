@@ -526,6 +526,10 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if let Some(reason) = self.others_say(&way) {
             way = Way::HandOn(reason);
         }
+        // A bridge learns from what it gets where the sender is.
+        if matches!(way, Way::HandOn(_)) && !self.sends_as_itself() {
+            return Some(Reason::SpoofedNeighbour);
+        }
         // TCP's first piece spoke for the others.
         let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
         if !silent && let Err(reason) = self.track(&hit, now) {
@@ -606,6 +610,16 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
         classify::is_behind(self.tables, self.side, self.meta.ifindex, endpoint)
             && self.may_stand_in(endpoint)
+    }
+
+    /// Whether a container's frame carries a hardware address of the container's.
+    #[inline(always)]
+    fn sends_as_itself(&self) -> bool {
+        self.side as u8 != Side::Veth as u8
+            || self
+                .tables
+                .device(self.meta.ifindex)
+                .is_none_or(|device| classify::sends_as_itself(&self.frame, &device))
     }
 
     /// Whether the sender may speak in a flow of its network's own endpoint: one that is known does

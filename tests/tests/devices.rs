@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{
-    Capture, Container, Craft, Flood, Netns, Peer, Process, Scene, Space, eventually, serve,
+    Capture, Container, Craft, Docker, Flood, Lab, Netns, Peer, Process, Scene, Space, eventually,
+    serve,
 };
 use serde_json::Value;
 
@@ -40,7 +41,10 @@ struct Site {
 
 impl Site {
     fn new(label: &str) -> Result<Self> {
-        let scene = Scene::new(label)?;
+        Self::on(Scene::new(label)?)
+    }
+
+    fn on(scene: Scene) -> Result<Self> {
         let ports = ["-p", "8080:80", "-p", "8080:80/udp"];
         let web = scene.run("web", &ports, &Peer::serve(80))?;
         let neighbour = scene.run("neighbour", &[], &Peer::idle())?;
@@ -190,7 +194,12 @@ fn a_device_that_gets_a_dead_veths_index_gets_nothing_of_its_packets() -> Result
 
 #[test]
 fn stations_may_change_their_addresses_under_flows_that_live_on() -> Result<()> {
-    let site = Site::new("stations")?;
+    let lab = Lab::new("stations")?;
+    let host = lab.host(Docker::replace())?;
+    // A container's own may change where its network lets it.
+    let config = "[network.bridge]\nany-mac = true\n";
+    let agent = host.agent().config(config)?.start()?;
+    let site = Site::on(Scene { agent, host, lab })?;
     let (host, lan, inside) = (&site.scene.host, site.scene.lan(), site.web.space()?);
     let mut held = [
         lan.spawn_peer(&["hold", "3", "198.18.1.1:8080"])?,

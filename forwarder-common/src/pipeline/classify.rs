@@ -231,8 +231,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         Reason::Routed
     }
 
-    /// Whether the kernel would take the source of a new flow from outside: neither the host's nor a
-    /// container's, and with a way back where the device asks for one (`rp_filter`). If not, the flow
+    /// Whether the kernel would take the source of a new flow from outside: not the host's, and with a
+    /// way back where the device asks for one (`rp_filter`), or where it may be a container's. If not, the flow
     /// that was just made ends: the reason.
     #[inline(always)]
     pub fn verify_source(&self) -> Option<Reason> {
@@ -249,11 +249,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     fn is_plausible(&self) -> bool {
         let tables = self.tables;
         let src = self.packet.tuple.src;
-        if src.is_unroutable()
-            || src.is_reserved()
-            || tables.is_local(src)
-            || tables.endpoint_slot(src).is_some()
-        {
+        if src.is_unroutable() || src.is_reserved() || tables.is_local(src) {
             return false;
         }
         let flags = tables
@@ -267,14 +263,14 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         match tables.way_back(&self.packet.tuple) {
             WayBack::Device(ifindex) => !strict || ifindex == self.meta.ifindex,
             WayBack::None => false,
-            WayBack::Unknown => true,
+            WayBack::Unknown => tables.endpoint_slot(src).is_none(),
         }
     }
 }
 
 /// Whether a frame by a container's veth carries a hardware address of the container's.
 #[inline(always)]
-fn sends_as_itself(frame: &Frame<'_>, device: &Device) -> bool {
+pub(super) fn sends_as_itself(frame: &Frame<'_>, device: &Device) -> bool {
     match frame.read::<[u8; 6]>(SOURCE_MAC) {
         Some(mac) => is_station(device, mac),
         None => false,

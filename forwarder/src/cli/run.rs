@@ -31,6 +31,12 @@ pub(super) fn run(config: Config) -> Result<()> {
         .context("cannot start the agent's threads")?;
     let (state_dir, bpffs_dir) = (config.state_dir.clone(), config.bpffs_dir.clone());
     let ended = runtime.block_on(daemon::run(config));
+    // Its descriptors may be all that there are.
+    drop(runtime);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot take back what was made: run `forwarder cleanup`")?;
     // An agent that did not come to work leaves nothing.
     if let Err(error) = runtime.block_on(datapath::take_back(&bpffs_dir, &state_dir)) {
         tracing::warn!("what was made is left: {error:#}: run `forwarder cleanup`");

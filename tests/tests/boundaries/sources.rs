@@ -19,12 +19,17 @@ fn network_behind(container: &Container, address: &str) -> Result<Space> {
     Ok(space)
 }
 
-/// All of TCP, UDP and echo, and from a client's own address where one is named.
+/// TCP, and from a client's own address where one is named UDP too: a server that listens at every
+/// address answers datagrams from its first one, on stock as here.
 fn reaches(from: &Space, to: &str, bind: Option<&str>) -> Result<()> {
     let port = format!("{to}:80");
     let bind = bind.map(|address| format!("{address}:0"));
-    for verb in [&["get", &port][..], &["udp", &port, "x"]] {
-        let mut words = [verb, &["--timeout", "1000"]].concat();
+    let mut verbs = vec![vec!["get", &port]];
+    if bind.is_some() {
+        verbs.push(vec!["udp", &port, "x"]);
+    }
+    for mut words in verbs {
+        words.extend(["--timeout", "1000"]);
         words.extend(bind.iter().flat_map(|bind| ["--bind", bind.as_str()]));
         from.peer(&words)?;
     }
