@@ -46,9 +46,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Octets of `struct tcmsg`, in it the device's index; `TCA_KIND`, `TCA_OPTIONS`.
+/// Octets of `struct tcmsg`, in it the device's index and the handle; `TCA_KIND`, `TCA_OPTIONS`.
 const TC: usize = 20;
 const TC_INDEX: usize = 4;
+const TC_HANDLE: usize = 8;
 const TC_KIND: u16 = 1;
 const TC_OPTIONS: u16 = 2;
 /// `TCA_BPF_NAME`.
@@ -75,8 +76,12 @@ pub(crate) fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
     }
 }
 
-/// What a filter is called that is not ours (`RTM_NEWTFILTER`).
+/// What a filter is called that is not ours (`RTM_NEWTFILTER`). The kernel lists first what all filters
+/// of a priority have in common, without a handle: that says nothing yet.
 pub(crate) fn filter(message: &[u8]) -> Option<String> {
+    if word(message, TC_HANDLE)? == 0 {
+        return None;
+    }
     let attributes = message.get(TC..)?;
     let kind = text(attribute(attributes, TC_KIND)?);
     let name = attribute(attributes, TC_OPTIONS)
@@ -158,4 +163,83 @@ pub(crate) fn policy(message: &[u8]) -> Option<IpsecPolicy> {
         dst: range(SELECTOR_DST, SELECTOR_DST_LEN)?,
         restricts: blocks || demands,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A netlink attribute.
+    fn attribute(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut all = (body.len() as u16 + 4).to_ne_bytes().to_vec();
+        all.extend(kind.to_ne_bytes());
+        all.extend(body);
+        all.resize(all.len().next_multiple_of(4), 0);
+        all
+    }
+
+    /// A message about device 7 with a handle.
+    fn tc(handle: u32, kind: &[u8], options: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; TC];
+        message[TC_INDEX] = 7;
+        message[TC_HANDLE..TC_HANDLE + 4].copy_from_slice(&handle.to_ne_bytes());
+        message.extend(attribute(TC_KIND, kind));
+        message.extend(attribute(TC_OPTIONS, options));
+        message
+    }
+
+    #[test]
+    fn our_filters_are_not_foreign() {
+        let named = |name: &[u8]| tc(1, b"bpf\0", &attribute(BPF_NAME, name));
+        assert_eq!(filter(&named(b"outside_in\0")), None);
+        assert_eq!(filter(&tc(0, b"bpf\0", &[])), None, "what all of them have");
+        let theirs = Some("a filter (bpf)".to_owned());
+        assert_eq!(filter(&named(b"cil_from_netdev\0")), theirs);
+        let u32 = filter(&tc(0x8000_0800, b"u32\0", &[]));
+        assert_eq!(u32.as_deref(), Some("a filter (u32)"));
+    }
+
+    #[test]
+    fn only_shaping_qdiscs_shape() {
+        for harmless in [&b"noqueue\0"[..], b"fq_codel\0", b"mq\0"] {
+            assert_eq!(qdisc(&tc(0, harmless, &[])), None);
+        }
+        let tbf = Qdisc::Shapes("tbf".to_owned());
+        assert_eq!(qdisc(&tc(0, b"tbf\0", &[])), Some((7, tbf)));
+        let both = Qdisc::Filters { both: true };
+        assert_eq!(qdisc(&tc(0, b"clsact\0", &[])), Some((7, both)));
+    }
+
+    #[test]
+    fn rules_by_mark_are_found() {
+        let rule = |flags: u32| {
+            let mut message = vec![0; RULE];
+            message[RULE_FLAGS..].copy_from_slice(&flags.to_ne_bytes());
+            for (kind, word) in [(RULE_PRIORITY, 9_u32), (RULE_MARK, 7), (RULE_MASK, 255)] {
+                message.extend(attribute(kind, &word.to_ne_bytes()));
+            }
+            message
+        };
+        let found = routing_rule(&rule(0));
+        assert_eq!(found.as_deref(), Some("9: fwmark 0x7/0xff"));
+        assert_eq!(routing_rule(&rule(INVERT)), None);
+        assert_eq!(routing_rule(&[0; RULE]), None);
+    }
+
+    #[test]
+    fn policies_are_read() {
+        let mut message = vec![0; POLICY];
+        message[SELECTOR_DST..4].copy_from_slice(&[10, 1, 0, 0]);
+        message[SELECTOR_SRC..SELECTOR_SRC + 4].copy_from_slice(&[172, 17, 0, 0]);
+        message[SELECTOR_FAMILY..SELECTOR_FAMILY + 2].copy_from_slice(&IPV4.to_ne_bytes());
+        (message[SELECTOR_DST_LEN], message[SELECTOR_SRC_LEN]) = (24, 16);
+        message[POLICY_DIRECTION] = 1;
+        let read = policy(&message).unwrap();
+        assert_eq!(read.words(), "src 172.17.0.0/16 dst 10.1.0.0/24 dir out");
+        assert!(!read.restricts, "it lets pass");
+        message.extend(attribute(TEMPLATES, &[0; 64]));
+        assert!(policy(&message).unwrap().restricts);
+        message[POLICY_DIRECTION] = 3;
+        assert_eq!(policy(&message), None, "a socket's");
+    }
 }
