@@ -191,17 +191,22 @@ impl Hooks {
                 fs::remove_file(&qdisc)?;
             }
         }
-        let program = self.classifier(hook)?;
         let options = NlOptions {
             priority: PRIORITY,
             handle: TcHandle::new(0, HANDLE),
             classid: None,
         };
-        let id = program.attach_with_options(
-            device,
-            direction(hook),
-            TcAttachOptions::Netlink(options),
-        )?;
+        let program = self.classifier(hook)?;
+        let attached =
+            program.attach_with_options(device, direction(hook), TcAttachOptions::Netlink(options));
+        let id = match attached {
+            Ok(id) => id,
+            Err(error) => {
+                // What is remembered counts as in place.
+                fs::remove_file(dir.join(pins::file_name(ifindex, hook)))?;
+                return Err(error.into());
+            }
+        };
         // Dropping the link would take the filter off.
         std::mem::forget(program.take_link(id)?);
         Ok(())
