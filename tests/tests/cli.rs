@@ -266,7 +266,9 @@ fn what_a_start_made_that_failed_half_way_is_taken_back() -> Result<()> {
         command.arg(format!("--nofile={files}:{files}"));
         command.arg(forwarder_bin()?).args(["run", "--log=error"]);
         let line = bare.refusal(&finish(command.args(bare.flags()))?)?;
-        assert_has(&line, &["map", "Too many open files"]);
+        // With the fewest it does not come to the maps.
+        let parts = ["Too many open files", "map"];
+        assert_has(&line, if files == "20" { &parts[..1] } else { &parts });
         assert_eq!(devices()?, before, "after {files}");
     }
 

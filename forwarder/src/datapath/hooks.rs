@@ -296,8 +296,9 @@ fn refusal(name: &str, error: ProgramError) -> String {
 /// taken at its word.
 pub(super) fn attached(pins: &Pins, pinned: &BTreeSet<(u32, Hook)>) -> BTreeSet<(u32, Hook)> {
     let is_attached = |&&(ifindex, hook): &&(u32, Hook)| {
+        // Of a device that has gone, the pin is left: it is taken away as any that is not wanted.
         let Some(device) = name_of(ifindex) else {
-            return false;
+            return true;
         };
         let link = PinnedLink::from_pin(pins.link(ifindex, hook));
         let (Ok(info), false) = (
