@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// The LAN's address.
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
 /// Connects of the neighbour, of which 999 in a thousand must succeed.
-const CONNECTS: usize = 1000;
+const CONNECTS: usize = 600;
 
 /// A server in the LAN that keeps all connections open.
 fn serve(lan: &Space) -> Result<()> {
@@ -77,12 +77,13 @@ fn frames(host: &Host, container: &Container, ports: std::ops::Range<u16>) -> Re
 
 #[test]
 fn two_greedy_containers_leave_a_third_its_flows() -> Result<()> {
+    // Both ends of each connection are this process's: fewer flows than by default have room.
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
     let lab = Lab::new("quotas-greedy")?;
     let host = lab.host(Docker::replace())?;
-    let _agent = host.agent().arg("--flows=20480").start()?;
+    let _agent = host.agent().arg("--flows=12288").start()?;
     serve(lab.lan())?;
     let mut open = Vec::new();
     for name in ["greedy1", "greedy2"] {
@@ -91,7 +92,7 @@ fn two_greedy_containers_leave_a_third_its_flows() -> Result<()> {
             loop {
                 match connect() {
                     // More than there are records.
-                    Ok(stream) if open.len() < 21_000 => open.push(stream),
+                    Ok(stream) if open.len() < 13_000 => open.push(stream),
                     Ok(_) => break None,
                     Err(error) => break Some(error),
                 }
@@ -101,7 +102,7 @@ fn two_greedy_containers_leave_a_third_its_flows() -> Result<()> {
         ensure!(refused.kind() == ErrorKind::HostUnreachable, "{refused}");
     }
     ensure!(
-        (10_240..15_360).contains(&open.len()),
+        (6_144..9_216).contains(&open.len()),
         "{} are open",
         open.len()
     );

@@ -19,21 +19,14 @@ fn network_behind(container: &Container, address: &str) -> Result<Space> {
     Ok(space)
 }
 
-/// TCP, and from a client's own address where one is named UDP too: a server that listens at every
-/// address answers datagrams from its first one, on stock as here.
+/// By TCP, and from a client's own address where one is named. Not by UDP: a server that listens at
+/// every address answers datagrams from whichever its route has, on stock as here.
 fn reaches(from: &Space, to: &str, bind: Option<&str>) -> Result<()> {
     let port = format!("{to}:80");
     let bind = bind.map(|address| format!("{address}:0"));
-    let mut verbs = vec![vec!["get", &port]];
-    if bind.is_some() {
-        verbs.push(vec!["udp", &port, "x"]);
-    }
-    for mut words in verbs {
-        words.extend(["--timeout", "1000"]);
-        words.extend(bind.iter().flat_map(|bind| ["--bind", bind.as_str()]));
-        from.peer(&words)?;
-    }
-    Ok(())
+    let mut words = vec!["get", &port, "--timeout", "1000"];
+    words.extend(bind.iter().flat_map(|bind| ["--bind", bind.as_str()]));
+    from.peer(&words).map(drop)
 }
 
 /// A VPN server's clients reach host and LAN, and are reached, with their own addresses; a container
