@@ -253,14 +253,16 @@ fn come_in<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
     side: Side,
 ) -> Reason {
-    if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
-        if side as u8 == Side::Outside as u8 {
-            return reason;
-        }
-        // The kernel would forward it by its network header alone: so it is judged by that.
-        if packet.class as u8 != Class::Unreadable as u8 {
-            return Reason::InvalidHeader;
-        }
+    let read = parse(&frame, meta.l3 as usize, packet);
+    let outside = side as u8 == Side::Outside as u8;
+    if let Err(reason) = read
+        && packet.class as u8 != Class::Unreadable as u8
+    {
+        return if outside {
+            reason
+        } else {
+            Reason::InvalidHeader
+        };
     }
     if packet.piece
         && is_armed(tables)
@@ -275,6 +277,13 @@ fn come_in<F: Family, T: Steps<F>>(
         side,
         packet,
     };
+    // The kernel would forward it by its network header alone: so it is judged by that.
+    if outside && let Err(reason) = read {
+        return match tables.admit(&mut passage) {
+            Some(judged) if judged.path() as u8 == Path::Drop as u8 => judged,
+            _ => reason,
+        };
+    }
     passage.carry_or_admit()
 }
 
