@@ -470,14 +470,20 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
 }
 
 /// Masquerade addresses of a device by the next hop's subnet, as `inet_select_addr` chooses them:
-/// the primary address whose subnet the next hop is in, else the device's first, else the first of
+/// the primary address whose subnet, or whose peer's, the next hop is in, else the device's first, else the first of
 /// any device's.
 fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
     let primary = |device: &u32| {
         let own = world.addresses.get(device).into_iter().flatten();
         own.filter(|address| !address.secondary && address.scope == 0)
             .filter_map(|address| match address.address {
-                IpAddr::V4(v4) if !v4.is_loopback() => Some((v4, address.prefix_len.min(32))),
+                IpAddr::V4(v4) if !v4.is_loopback() => {
+                    let range = match address.peer {
+                        Some(IpAddr::V4(peer)) => peer,
+                        _ => v4,
+                    };
+                    Some((v4, range, address.prefix_len.min(32)))
+                }
                 _ => None,
             })
             .collect::<Vec<_>>()
@@ -491,9 +497,9 @@ fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
     });
     let by_subnet = own
         .iter()
-        .map(|&(v4, len)| (prefix(v4, len), len, be32(v4)));
+        .map(|&(v4, range, len)| (prefix(range, len), len, be32(v4)));
     by_subnet
-        .chain(first.map(|(v4, _)| (Be32::default(), 0, be32(v4))))
+        .chain(first.map(|(v4, ..)| (Be32::default(), 0, be32(v4))))
         .collect()
 }
 

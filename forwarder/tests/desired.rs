@@ -38,6 +38,7 @@ fn address(link: u32, address: &str, prefix_len: u8) -> Address {
     Address {
         link,
         address: IpAddr::V4(ip(address)),
+        peer: None,
         prefix_len,
         scope: 0,
         secondary: false,
@@ -256,6 +257,21 @@ fn masquerade_takes_the_address_that_inet_select_addr_would() {
         Some(be32(ip("198.18.1.1"))),
         "else the first"
     );
+}
+
+#[test]
+fn masquerade_goes_by_the_peers_range() {
+    let mut world = world();
+    let by_peer = Address {
+        peer: Some("203.0.113.2".parse().unwrap()),
+        ..address(UPLINK, "192.0.2.7", 32)
+    };
+    let own = address(UPLINK, "198.18.1.1", 24);
+    world.addresses.insert(UPLINK, vec![own, by_peer]);
+    let sources = derive(&world).sources;
+    let of = |net: &str| sources.get(&(UPLINK, be32(ip(net)), 32)).copied();
+    assert_eq!(of("203.0.113.2"), Some(be32(ip("192.0.2.7"))));
+    assert_eq!(of("192.0.2.7"), None);
 }
 
 #[test]

@@ -398,6 +398,7 @@ fn claim_without_docker_needs_a_bridge() {
     stage.world.apply(Fact::Addresses(vec![Address {
         link: 7,
         address: [172, 17, 0, 1].into(),
+        peer: None,
         prefix_len: 16,
         scope: 0,
         secondary: false,

@@ -313,10 +313,13 @@ fn address(message: &AddressMessage) -> Option<Address> {
                 _ => None,
             })
     };
-    let address: IpAddr = find(true).or_else(|| find(false))?;
+    let local: Option<IpAddr> = find(true);
+    let named = find(false);
+    let address = local.or(named)?;
     Some(Address {
         link: message.header.index,
         address,
+        peer: named.filter(|&named| named != address),
         prefix_len: message.header.prefix_len,
         scope: message.header.scope.into(),
         secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
@@ -414,6 +417,7 @@ mod tests {
         let expected = Address {
             link: 9,
             address: ours,
+            peer: Some(theirs),
             prefix_len: 32,
             scope: 253,
             secondary: true,
@@ -421,8 +425,8 @@ mod tests {
         assert_eq!(address(&message), Some(expected));
         message.attributes.pop();
         assert_eq!(
-            address(&message).map(|a| a.address),
-            Some(theirs),
+            address(&message).map(|a| (a.address, a.peer)),
+            Some((theirs, None)),
             "IPv6 names only the address"
         );
     }

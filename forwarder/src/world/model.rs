@@ -417,6 +417,8 @@ pub struct Address {
     pub link: u32,
     /// The host's own address (for point-to-point links not the peer's).
     pub address: IpAddr,
+    /// The other end's, on point-to-point links: whose range the prefix length is about.
+    pub peer: Option<IpAddr>,
     /// Prefix length in bits.
     pub prefix_len: u8,
     /// The kernel's scope: 0 universe, 253 link, 254 host.

@@ -182,6 +182,7 @@ fn addresses_keep_the_kernels_order_and_go_with_their_link() {
     let address = |link, last, secondary| Address {
         link,
         address: [198, 18, 0, last].into(),
+        peer: None,
         prefix_len: 24,
         scope: 0,
         secondary,
@@ -217,6 +218,7 @@ fn the_gateway_is_ipams_else_the_bridges_own_address() {
     let own = |address: [u8; 4]| Address {
         link: BRIDGE,
         address: address.into(),
+        peer: None,
         prefix_len: 16,
         scope: 0,
         secondary: false,
