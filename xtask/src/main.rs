@@ -4,6 +4,7 @@
 //! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
 mod apt;
 mod bench;
+mod beside;
 mod build;
 mod differential;
 mod fuzz;
@@ -42,7 +43,7 @@ enum Task {
     Build,
     /// Build, then run the forwarder on this host's Docker, or in a sandbox
     Run(run::Args),
-    /// Run every test, unprivileged tiers first
+    /// Run every test, or those of one tier
     Test(test::Args),
     /// Build, then play random traces on a stock Docker host and on ours, and compare
     Differential(differential::Args),

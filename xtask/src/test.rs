@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every tier of tests, the unprivileged first, and their totals.
+//! `cargo xtask test`: every tier of tests and their totals. In a whole run the unprivileged tier
+//! takes the CPU time that the privileged ones leave: those wait for daemons and containers.
 use std::{
     io::{self, BufRead, BufReader, Write},
     process::{Command, ExitCode, Stdio},
@@ -10,6 +11,7 @@ use clap::ValueEnum;
 
 use crate::{
     apt::{self, Need},
+    beside::Beside,
     build::{self, TESTS},
     fuzz,
     lint::{CLIPPY, Check, DOC, FORMAT},
@@ -65,7 +67,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Tier {
-    /// Format, clippy, documentation, and the tests that need no privilege
+    /// Format, clippy, documentation, the tests that need no privilege, a few mutants and fuzzing
     Unit,
     /// Loaded programs, run on test frames (root)
     Program,
@@ -120,11 +122,12 @@ impl Report {
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
     let filter = args.filter.as_deref();
     let mut report = Report(Vec::new());
-    if args.tier.includes(Tier::Unit) {
+    let whole = args.tier == Tier::All && filter.is_none();
+    if args.tier.includes(Tier::Unit) && !whole {
         unprivileged(workspace, filter, &mut report);
     }
     if args.tier.includes(Tier::Program) || args.tier.includes(Tier::Host) {
-        privileged(workspace, args, &mut report);
+        privileged(workspace, args, whole, &mut report);
     }
     // A name of a test is none of a program, unless this tier was asked for.
     if args.tier == Tier::Vm || args.tier == Tier::All && filter.is_none() {
@@ -169,12 +172,17 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
     }
 }
 
-fn privileged(workspace: &Workspace, args: &Args, report: &mut Report) {
+/// Runs the privileged tiers, and in a whole run the unprivileged one beside them.
+fn privileged(workspace: &Workspace, args: &Args, whole: bool, report: &mut Report) {
     let prepared = prepare(workspace);
     if prepared.is_err() {
         report.run("prepare", || prepared.map(|()| Totals::default()));
+        if whole {
+            unprivileged(workspace, None, report);
+        }
         return;
     }
+    let unit = whole.then(|| Beside::start(workspace, &["test", "--tier", "unit"]));
     let tests = workspace.integration_tests(TESTS);
     let is_program = |test: &&str| PROGRAM_TESTS.iter().any(|prefix| test.starts_with(prefix));
     let (program, host): (Vec<_>, Vec<_>) = tests.into_iter().partition(is_program);
@@ -189,6 +197,9 @@ fn privileged(workspace: &Workspace, args: &Args, report: &mut Report) {
             let selection = ["--lib", "--bins"].into_iter().chain(select(&host));
             watch(test_command(workspace, selection, args))
         });
+    }
+    if let Some(unit) = unit {
+        report.run("unprivileged", || unit?.finish(&mut io::stdout()));
     }
 }
 

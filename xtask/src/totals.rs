@@ -36,6 +36,16 @@ impl Totals {
             ignored: count("ignored")?,
         })
     }
+
+    /// Reads the last line of `cargo xtask test`: `3 passed, 0 failed`.
+    pub(crate) fn parse_sum(line: &str) -> Option<Self> {
+        let (passed, failed) = line.split_once(", ")?;
+        Some(Self {
+            passed: passed.strip_suffix(" passed")?.parse().ok()?,
+            failed: failed.strip_suffix(" failed")?.parse().ok()?,
+            ignored: 0,
+        })
+    }
 }
 
 impl Add for Totals {
@@ -107,5 +117,14 @@ mod tests {
         let sum = totals(2, 1, 4) + Totals::ONE_FAILED;
         assert_eq!(sum, totals(2, 2, 4));
         assert_eq!(sum.to_string(), "2 passed, 2 failed");
+        let read = Totals::parse_sum(&sum.to_string());
+        assert_eq!(read, Some(totals(2, 2, 0)));
+        for line in [
+            "",
+            "unit: 2 passed, 2 failed",
+            "2 passed, 2 failed, 1 ignored",
+        ] {
+            assert_eq!(Totals::parse_sum(line), None, "{line}");
+        }
     }
 }
