@@ -268,7 +268,11 @@ fn a_network_that_nobody_told_us_of_is_guarded() {
         (ip(198, 19, 7, 2), Reason::UnknownNetwork),
     ] {
         let spec = Spec::udp((CLIENT, 40_000), (addr, 80));
-        assert_eq!(reasons(&host, std::slice::from_ref(&spec)), [reason], "{addr:?}");
+        assert_eq!(
+            reasons(&host, std::slice::from_ref(&spec)),
+            [reason],
+            "{addr:?}"
+        );
         // Cut within its transport header, which the kernel does not ask for.
         let mut cut = spec.packet()[..26].to_vec();
         cut[2..4].copy_from_slice(&26_u16.to_be_bytes());
