@@ -10,7 +10,7 @@ use crate::family::{Address as _, Be16, Be128, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
 /// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Names of maps as the programs declare them.
 pub mod name {
@@ -65,6 +65,11 @@ pub mod name {
     pub const QUOTAS: &str = "QUOTAS";
     /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
     pub const SOCKETS: &str = "SOCKETS";
+    /// `Array<Ticks>` by UDP port: when a privileged process of the host last asked for it by number;
+    /// 0 is never.
+    pub const BOUND: &str = "BOUND";
+    /// `RingBuf` that wakes the agent when something is written to `BOUND`.
+    pub const BINDS: &str = "BINDS";
     /// `Array<u64>` of one: until when somebody watches flows, in nanoseconds of the coarse
     /// monotonic clock; 0 is nobody. After that time, what would have been told is counted as lost.
     pub const WATCH: &str = "WATCH";
@@ -123,6 +128,10 @@ pub mod capacity {
     pub const RECENT: u32 = 65_536;
     /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
     pub const SOCKETS: u32 = 32_768;
+    /// Ports of a protocol.
+    pub const BOUND: u32 = 1 << 16;
+    /// Octets of the ring that wakes the agent: a page of any kernel's, and a power of two.
+    pub const BINDS: u32 = 1 << 16;
     /// Octets of the ring of events, each of which takes 8 more than its own: about ten thousand.
     /// A power of two.
     pub const EVENTS: u32 = 1 << 20;
@@ -333,11 +342,34 @@ pub struct Settings {
     pub armed: u32,
     /// What others have set up that the kernel's path alone heeds: bits of [`others`].
     pub others: u32,
+    /// Ports that only root binds, kept for what containers are translated to.
+    pub reserved_ports: PortRange,
+    /// The first port that takes no privilege to bind (`net.ipv4.ip_unprivileged_port_start`).
+    pub unprivileged_port_start: u32,
     /// Always 0.
     pub spare: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none, as
     /// long as nothing is armed.
     pub netns_cookie: u64,
+}
+
+/// Ports from the first to the last, both included: none where the first is 0.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Whether a port is one of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first != 0 && self.first <= port && port <= self.last
+    }
 }
 
 /// What a device is to us.
@@ -737,7 +769,7 @@ const _: () = {
     assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 16 + 7 * 4 + 48 + 3 * 2 + 6);
     assert!(capacity::ENDPOINTS < HOST && capacity::PUBLISHED <= u16::MAX as u32 + 1);
-    assert!(size_of::<Settings>() == 4 * 14 + 8);
+    assert!(size_of::<Settings>() == 4 * 16 + 8);
     assert!(size_of::<Device>() == 4 + 4 + 6 + 2 + 6 + 2 + 4);
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);

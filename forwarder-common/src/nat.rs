@@ -14,6 +14,10 @@ use crate::tables::{Attempt, Tables, scale};
 /// fail once in 500,000 flows.
 const TRIES: u32 = 256;
 
+/// After so many tries in vain the host's own sockets may have taken most ports: from then on every
+/// other one is in the range that its users cannot bind.
+const TRIES_ANYWHERE: u32 = 16;
+
 /// Who owns the translated address, and may hold ports of it beside our flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
@@ -42,6 +46,7 @@ pub fn draw<F: Family, T: Tables<F>>(
         inside: (owner == Owner::Host).then_some(inside),
         low,
         count,
+        tried: 0,
         found: false,
     };
     let known = if owner == Owner::Host {
@@ -73,6 +78,7 @@ struct Search<'a, F: Family, T> {
     inside: Option<(F::Addr, Be16)>,
     low: u16,
     count: u32,
+    tried: u32,
     found: bool,
 }
 
@@ -94,7 +100,19 @@ impl<F: Family, T: Tables<F>> Search<'_, F, T> {
 impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
     #[inline(always)]
     fn once(&mut self) -> bool {
-        let port = scale(self.tables.random(), self.low, self.count);
+        self.tried += 1;
+        let random = self.tables.random();
+        let kept = self.tables.settings().reserved_ports;
+        let is_kept = self.tried > TRIES_ANYWHERE
+            && self.tried % 2 == 0
+            && self.low == UNPRIVILEGED
+            && self.inside.is_some()
+            && kept.first != 0;
+        let port = if is_kept {
+            scale(random, kept.first, (kept.last - kept.first) as u32 + 1)
+        } else {
+            scale(random, self.low, self.count)
+        };
         self.found = self.take(port);
         self.found
     }
@@ -234,6 +252,9 @@ pub fn find<F: Family>(
     }
 }
 
+/// The lowest port of the class that anybody may bind.
+const UNPRIVILEGED: u16 = 1024;
+
 /// The range that a drawn port comes from, as its lowest port and their number: below 512, below
 /// 1024, or above, as nf_nat has it; ICMP identifiers have no classes.
 #[inline(always)]
@@ -242,9 +263,9 @@ const fn class(port: Be16, protocol: u32) -> (u16, u32) {
         (0, 65_536)
     } else if port.get() < 512 {
         (1, 511)
-    } else if port.get() < 1024 {
+    } else if port.get() < UNPRIVILEGED {
         (600, 424)
     } else {
-        (1024, 64_512)
+        (UNPRIVILEGED, 64_512)
     }
 }

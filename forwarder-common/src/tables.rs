@@ -154,6 +154,8 @@ pub trait Tables<F: Family> {
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;
     /// How the kernel would route a packet to the source of a packet with this tuple.
     fn way_back(&self, tuple: &Tuple<F>) -> WayBack;
+    /// When a privileged process of the host last asked for a UDP port by number; 0 is never.
+    fn bound(&self, port: Be16) -> Ticks;
     /// Whether a socket of the host would take a packet with this tuple.
     fn socket(&self, tuple: &Tuple<F>) -> bool;
     /// Whether XDP may redirect into the veth at this index: its far end takes frames. The kernel's

@@ -5,7 +5,7 @@ mod model;
 
 use std::collections::HashSet;
 
-use forwarder_common::abi::Tuple;
+use forwarder_common::abi::{PortRange, Tuple};
 use forwarder_common::family::V4;
 use forwarder_common::flow::REPLY;
 use forwarder_common::reason::Reason;
@@ -287,6 +287,53 @@ fn a_class_that_is_nearly_full_still_serves() {
         })
         .count();
     assert_eq!(served, 200);
+}
+
+#[test]
+fn users_leave_the_reserved_ports() {
+    // Every port but those that are root's to bind: a hundred flows to one remote find one each.
+    let mut host = Host::usual(FLOWS);
+    host.settings.reserved_ports = PortRange {
+        first: 61_000,
+        last: 65_095,
+    };
+    for proto in [6, 17] {
+        for taken in (1024..=65_535).filter(|port| !(61_000..=65_095).contains(port)) {
+            host.socket(HOST, taken, proto);
+        }
+    }
+    for own in 5000..5100 {
+        for spec in [
+            Spec::udp((APP, own), (REMOTE, 53)),
+            Spec::tcp((APP, own), (REMOTE, 53), SYN),
+        ] {
+            let drawn = from_app(&host, &spec);
+            assert!((61_000..=65_095).contains(&drawn), "{drawn}");
+        }
+    }
+    // Not a lower class's.
+    for taken in 600..1024 {
+        host.socket(HOST, taken, 17);
+    }
+    let (outcome, _) = host.by_veth(APP_VETH, &Spec::udp((APP, 700), (REMOTE, 53)));
+    assert_eq!(outcome.reason, Some(Reason::PortsExhausted));
+}
+
+#[test]
+fn narrow_reservation_is_found_in_time() {
+    // 16 ports, and one in 4,000 tries would meet one by chance.
+    let mut host = Host::usual(FLOWS);
+    host.settings.reserved_ports = PortRange {
+        first: 1024,
+        last: 1039,
+    };
+    for taken in 1040..=65_535 {
+        host.socket(HOST, taken, 17);
+    }
+    for own in 5000..5008 {
+        let drawn = from_app(&host, &Spec::udp((APP, own), (REMOTE, 53)));
+        assert!((1024..1040).contains(&drawn), "{drawn}");
+    }
 }
 
 proptest! {

@@ -162,6 +162,63 @@ fn later_socket_gets_the_connection_of_its_client() {
     assert_ne!(leaves_by(&host, APP_VETH, &lurking), PORT);
 }
 
+/// A service of the host's binds a port, as the programs tell it: the row first, then the generation.
+fn bind(host: &mut Host, port: u16) {
+    host.socket(HOST, port, 17);
+    host.bound.insert(port, host.clock.get());
+    host.settings.policy += 1;
+}
+
+#[test]
+fn later_service_gets_the_clients_of_a_thief() {
+    let mut host = Host::usual(FLOWS);
+    let lurking = Spec::udp((APP, PORT), (CLIENT, 700));
+    let asks = Spec::udp((CLIENT, 700), (HOST, PORT));
+    assert_eq!(leaves_by(&host, APP_VETH, &lurking), PORT);
+    // It has even answered the thief.
+    assert_eq!(delivered(&host, &asks), Some(APP_VETH));
+    bind(&mut host, PORT);
+    assert_eq!(host.by_uplink(&asks).0.reason, Some(Reason::ToHost));
+    assert_ne!(leaves_by(&host, APP_VETH, &lurking), PORT);
+    assert_eq!(host.by_uplink(&asks).0.reason, Some(Reason::ToHost));
+}
+
+#[test]
+fn later_service_speaks_first_by_its_own_port() {
+    let mut host = Host::usual(FLOWS);
+    let lurking = Spec::udp((APP, PORT), (CLIENT, 700));
+    assert_eq!(leaves_by(&host, APP_VETH, &lurking), PORT);
+    bind(&mut host, PORT);
+    let calls = Spec::udp((HOST, PORT), (CLIENT, 700));
+    let (outcome, after) = host.to_outside(0, 0, &calls.packet());
+    assert_eq!(
+        (outcome.reason, after),
+        (Some(Reason::FromHost), calls.packet())
+    );
+    assert!(host.flow_of(&lurking.tuple).is_none());
+}
+
+#[test]
+fn service_ends_no_flow_but_those_on_its_port() {
+    let mut host = Host::usual(FLOWS);
+    let out = |port| Spec::udp((APP, port), (CLIENT, 53));
+    for port in [4000, 4001] {
+        leaves_by(&host, APP_VETH, &out(port));
+    }
+    publish(&mut host, (ANY, PORT, 17), (WEB, PORT));
+    leaves_by(&host, WEB_VETH, &Spec::udp((WEB, PORT), (CLIENT, 53)));
+    let inward = Spec::udp((CLIENT, 4001), (HOST, 8080));
+    assert_eq!(delivered(&host, &inward), Some(WEB_VETH));
+    // The second is that of a container which publishes it: the shim's reservation, bound anew.
+    bind(&mut host, 4001);
+    bind(&mut host, PORT);
+    let answer = |port| Spec::udp((CLIENT, 53), (HOST, port));
+    assert_eq!(delivered(&host, &answer(4000)), Some(APP_VETH));
+    assert_eq!(host.by_uplink(&answer(4001)).0.reason, Some(Reason::ToHost));
+    assert_eq!(delivered(&host, &answer(PORT)), Some(WEB_VETH));
+    assert_eq!(delivered(&host, &inward), Some(WEB_VETH));
+}
+
 #[test]
 fn later_socket_gets_the_first_datagram_of_its_client() {
     let mut host = Host::usual(FLOWS);
@@ -182,9 +239,12 @@ fn socket_takes_no_answer_that_is_due() {
     leaves_by(&host, APP_VETH, &asks(4000));
     leaves_by(&host, APP_VETH, &asks(4001));
     assert_eq!(delivered(&host, &answers(4001)), Some(APP_VETH));
-    // A user of the host binds both: neither a prompt answer nor a conversation is his.
+    // A user of the host binds both: neither a prompt answer nor a conversation is his, also while
+    // services bind other ports, or had these before.
+    host.bound.insert(4001, host.clock.get() - 1);
     host.socket(HOST, 4000, 17);
     host.socket(HOST, 4001, 17);
+    host.settings.policy += 1;
     assert_eq!(delivered(&host, &answers(4000)), Some(APP_VETH));
     host.wait(timeouts::UDP_STREAM_AFTER + 1);
     assert_eq!(delivered(&host, &answers(4001)), Some(APP_VETH));

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use forwarder_common::abi::{Peer, PortKey, Published};
+use forwarder_common::abi::{Peer, PortKey, PortRange, Published, Settings};
 use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
 use forwarder_common::parse::proto;
-use forwarder_common::socket::{self, LOOPBACK6};
+use forwarder_common::socket::{self, Bind, LOOPBACK6};
 use proptest::prelude::*;
 
 const OWN: Be32 = Be32::from_octets([198, 18, 1, 1]);
@@ -117,6 +117,73 @@ fn what_comes_from_loopback_cannot_leave() {
         "::7f00:1",
     ] {
         assert!(socket::may_leave(wide(goes)), "{goes}");
+    }
+}
+
+/// What becomes of a user's request to bind, by default.
+fn bind(addr: &str, port: u16, proto: u32, user: u32) -> Bind {
+    let settings = Settings {
+        reserved_ports: PortRange {
+            first: 61_000,
+            last: 65_095,
+        },
+        unprivileged_port_start: 1024,
+        ..Settings::default()
+    };
+    let wanted = Peer {
+        addr: wide(addr),
+        port: Be16::new(port),
+        proto: proto as u16,
+    };
+    socket::bind(&wanted, user, &settings)
+}
+
+#[test]
+fn reserved_ports_are_roots_alone() {
+    use Bind::{Announce, Proceed, Refuse};
+    for (port, user) in [
+        (60_999, Proceed),
+        (61_000, Refuse),
+        (65_095, Refuse),
+        (65_096, Proceed),
+    ] {
+        for addr in ["::ffff:0.0.0.0", "::ffff:198.18.1.1", "::"] {
+            for proto in [proto::TCP, proto::UDP] {
+                assert_eq!(bind(addr, port, proto, 1000), user, "{addr}:{port}");
+            }
+            assert_eq!(bind(addr, port, proto::TCP, 0), Proceed);
+            assert_eq!(bind(addr, port, proto::UDP, 0), Announce);
+        }
+        // Where no answer to a container comes.
+        for addr in ["::ffff:127.0.0.1", "::ffff:127.9.9.9", "::1", "fe80::1"] {
+            assert_eq!(bind(addr, port, proto::UDP, 1000), Proceed, "{addr}:{port}");
+            assert_eq!(bind(addr, port, proto::UDP, 0), Proceed, "{addr}:{port}");
+        }
+    }
+    // Port 0 is the kernel's to draw.
+    assert_eq!(bind("::", 0, proto::UDP, 0), Proceed);
+    assert_eq!(bind("::", 61_000, 132, 1000), Proceed);
+}
+
+#[test]
+fn privileged_binds_are_announced() {
+    assert_eq!(bind("::", 53, proto::UDP, 1000), Bind::Announce);
+    assert_eq!(bind("::", 1024, proto::UDP, 1000), Bind::Proceed);
+    assert_eq!(bind("::", 1024, proto::UDP, 0), Bind::Announce);
+}
+
+#[test]
+fn reservation_may_be_off() {
+    let wanted = peer(OWN.widen(), 61_000);
+    for port in [0, 61_000] {
+        let wanted = Peer {
+            port: Be16::new(port),
+            ..wanted
+        };
+        assert_eq!(
+            socket::bind(&wanted, 1000, &Settings::default()),
+            Bind::Proceed
+        );
     }
 }
 

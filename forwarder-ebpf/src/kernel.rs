@@ -35,10 +35,10 @@ use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
-    ALLOWED_SOURCES, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS, FLOW_INDEX,
-    FLOWS, FREE, HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS, OWNERS6, PORTS,
-    PUBLISHED, QUOTAS, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS, SUBNETS6, TRAIN, TRUSTED,
-    WATCH,
+    ALLOWED_SOURCES, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS,
+    FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS,
+    OWNERS6, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS, SUBNETS6,
+    TRAIN, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -489,6 +489,11 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         } else {
             WayBack::Unknown
         }
+    }
+
+    #[inline(always)]
+    fn bound(&self, port: Be16) -> Ticks {
+        BOUND.get(port.get() as u32).copied().unwrap_or_default()
     }
 
     #[inline(always)]

@@ -40,7 +40,7 @@ mod programs {
     use forwarder_common::pipeline::{self, Side, ipv6::Hook};
 
     use crate::errands;
-    use crate::socket::{ask4, ask6, tell4, tell6};
+    use crate::socket::{self, ask4, ask6, tell4, tell6};
     use crate::tc::{ETHERNET, RAW, run, run_telling};
 
     /// tcx ingress of an outside device.
@@ -149,6 +149,18 @@ mod programs {
     #[classifier]
     pub fn collect_flows(ctx: TcContext) -> i32 {
         errands::collect_flows(ctx)
+    }
+
+    /// An IPv4 socket is bound.
+    #[cgroup_sock_addr(bind4)]
+    pub fn bind4(ctx: SockAddrContext) -> i32 {
+        socket::bind4(&ctx)
+    }
+
+    /// An IPv6 socket is bound, perhaps to IPv4 behind `::ffff:`.
+    #[cgroup_sock_addr(bind6)]
+    pub fn bind6(ctx: SockAddrContext) -> i32 {
+        socket::bind6(&ctx)
     }
 
     /// An IPv4 socket connects.

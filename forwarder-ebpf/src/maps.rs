@@ -14,6 +14,7 @@ use forwarder_common::parse::Packet;
 use forwarder_common::pipeline::Side;
 use forwarder_common::pipeline::fragments::Train;
 use forwarder_common::reason;
+use forwarder_common::timeouts::Ticks;
 
 /// A flow as a map's element.
 #[repr(transparent)]
@@ -89,6 +90,10 @@ pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0)
 #[map]
 pub static SOCKETS: LruHashMap<SocketKey, Peer> =
     LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+#[map]
+pub static BOUND: Array<Ticks> = Array::with_max_entries(capacity::BOUND, 0);
+#[map]
+pub static BINDS: RingBuf = RingBuf::with_byte_size(capacity::BINDS, 0);
 #[map]
 pub static WATCH: Array<u64> = Array::with_max_entries(1, 0);
 #[map]

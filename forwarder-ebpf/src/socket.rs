@@ -1,5 +1,6 @@
 //! The socket programs' run: a socket of this host's that asks for a published port of the host's
-//! own is pointed at the container, and told what it asked for.
+//! own is pointed at the container, and told what it asked for; one that asks for a port of its own
+//! does not get those that are kept for containers.
 //!
 //! They hang on the root of all control groups and see every process of the machine: only sockets
 //! of the agent's network namespace concern them. They may be preempted, so that all they have is
@@ -11,20 +12,24 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock,
+    bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns,
+    bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock,
 };
 use aya_ebpf::programs::SockAddrContext;
 use forwarder_common::abi::{Peer, SocketKey};
 use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
 use forwarder_common::parse::proto;
-use forwarder_common::socket;
+use forwarder_common::socket::{self, Bind};
 use forwarder_common::tables::Tables;
+use forwarder_common::timeouts;
 
 use crate::kernel::Kernel;
-use crate::maps::{SETTINGS, SOCKETS};
+use crate::maps::{BINDS, BOUND, SETTINGS, SOCKETS};
 
-/// The only answer: the call goes on.
+/// The call goes on.
 const PROCEED: i32 = 1;
+/// It fails: `EPERM`.
+const REFUSE: i32 = 0;
 
 /// `connect4`, `sendmsg4`.
 #[inline(always)]
@@ -74,6 +79,48 @@ pub fn tell6(ctx: &SockAddrContext) -> i32 {
         set6(ctx, &asked);
     }
     PROCEED
+}
+
+/// `bind4`.
+#[inline(always)]
+pub fn bind4(ctx: &SockAddrContext) -> i32 {
+    bind(ctx, &peer4(ctx))
+}
+
+/// `bind6`.
+#[inline(always)]
+pub fn bind6(ctx: &SockAddrContext) -> i32 {
+    bind(ctx, &peer6(ctx))
+}
+
+#[inline(always)]
+fn bind(ctx: &SockAddrContext, wanted: &Peer) -> i32 {
+    if !is_ours(ctx) {
+        return PROCEED;
+    }
+    let user = bpf_get_current_uid_gid() as u32;
+    let settings = SETTINGS.get(0).copied().unwrap_or_default();
+    match socket::bind(wanted, user, &settings) {
+        Bind::Proceed => PROCEED,
+        Bind::Refuse => REFUSE,
+        Bind::Announce => {
+            announce(wanted.port);
+            PROCEED
+        }
+    }
+}
+
+/// Notes that a service asks for a UDP port, and wakes the agent. Where the ring is full, the agent
+/// is yet to read what woke it first.
+#[inline(always)]
+fn announce(port: Be16) {
+    if let Some(place) = BOUND.get_ptr_mut(port.get() as u32) {
+        // SAFETY: no arguments.
+        let now = timeouts::ticks(unsafe { bpf_ktime_get_coarse_ns() });
+        // SAFETY: an aligned word of a map's element.
+        unsafe { write_volatile(place, if now == 0 { 1 } else { now }) };
+    }
+    let _ = BINDS.output::<u64>(port.get() as u64, 0);
 }
 
 /// Whether the socket is one of the agent's network namespace: a container's own loopback, and

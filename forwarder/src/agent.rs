@@ -118,7 +118,7 @@ pub(crate) struct Agent {
     route_generation: u32,
     /// What `route_generation` stands for.
     routing: Option<Routing>,
-    /// Moves on whenever a port is published or a list of clients changes.
+    /// Moves on whenever a port is published or bound, or a list of clients changes.
     policy_generation: u32,
     /// What the lists of clients were at that.
     lists: Option<u32>,
@@ -158,6 +158,7 @@ impl Agent {
             flow_quota: config.flow_quota,
             flow_rate: config.flow_rate,
             tcp_loose: config.tcp_loose,
+            reserved_ports: config.reserved_ports,
             clsact: match config.attach {
                 Attach::Tcx => false,
                 Attach::Clsact => true,
@@ -214,6 +215,13 @@ impl Agent {
         self.datapath.beat()?;
         self.complain(world)?;
         Ok(!self.failures.is_empty())
+    }
+
+    /// A service of the host's has bound a port: each flow is asked whether that was its own.
+    pub(crate) fn ask_flows(&mut self) -> Result<()> {
+        self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
+        self.tables.policy = self.policy_generation;
+        self.datapath.ask_flows(self.policy_generation)
     }
 
     /// Whether the programs judge packets.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
-use forwarder_common::abi::capacity;
+use forwarder_common::abi::{PortRange, capacity};
 use forwarder_common::quota::RATE_MAX;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -20,6 +20,14 @@ pub const FILE: &str = "/etc/forwarder/forwarder.toml";
 const FLOWS_MAX: u32 = 16 << 20;
 /// And at least: below that the pool of unassured flows is too small to be of use.
 const FLOWS_MIN: u32 = 1024;
+
+/// What is kept for containers by default: above what Linux draws ports from (32768 to 60999).
+const RESERVED_PORTS: PortRange = PortRange {
+    first: 61_000,
+    last: 65_095,
+};
+/// Below this port, containers are given what nobody but a privileged process binds.
+const RESERVED_MIN: u16 = 1024;
 
 /// Whether and how XDP runs on uplinks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
@@ -72,6 +80,8 @@ pub struct Config {
     pub flow_rate: u32,
     /// Whether a TCP connection that is not known is taken up in its middle.
     pub tcp_loose: bool,
+    /// Ports that only root binds, kept for what containers are translated to.
+    pub reserved_ports: PortRange,
     /// How the other programs are attached.
     pub attach: Attach,
     /// Whether published ports are reached straight by the containers' own addresses, from
@@ -98,6 +108,7 @@ impl Default for Config {
             flow_quota: capacity::FLOWS / capacity::QUOTA_SHARE,
             flow_rate: capacity::FLOW_RATE,
             tcp_loose: true,
+            reserved_ports: RESERVED_PORTS,
             attach: Attach::default(),
             allow_direct_routing: false,
             file: FILE.into(),
@@ -171,6 +182,12 @@ pub struct Settings {
     #[arg(value_parser = BoolishValueParser::new())]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tcp_loose: Option<bool>,
+    /// Ports of the host that only root binds, kept for what containers send, or off [default: 61000-65095]
+    #[arg(long, global = true, env = "FORWARDER_RESERVED_PORTS")]
+    #[arg(value_name = "FIRST-LAST", hide_env_values = true)]
+    #[arg(value_parser = port_range)]
+    #[serde(default, deserialize_with = "reserved")]
+    reserved_ports: Option<PortRange>,
     /// Attach by tcx links where the kernel has them, by tcx, by clsact [default: auto]
     #[arg(long, global = true, env = "FORWARDER_ATTACH")]
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
@@ -232,6 +249,7 @@ impl Settings {
             flow_quota,
             flow_rate,
             tcp_loose,
+            reserved_ports,
             attach,
             allow_direct_routing,
             log,
@@ -252,6 +270,7 @@ impl Settings {
             flow_quota: flow_quota.unwrap_or(flows / capacity::QUOTA_SHARE),
             flow_rate: flow_rate.unwrap_or(default.flow_rate),
             tcp_loose: tcp_loose.unwrap_or(default.tcp_loose),
+            reserved_ports: reserved_ports.unwrap_or(default.reserved_ports),
             attach: attach.unwrap_or(default.attach),
             allow_direct_routing: allow_direct_routing.unwrap_or(default.allow_direct_routing),
             file: path,
@@ -277,6 +296,7 @@ impl Settings {
             flow_quota: self.flow_quota.or(lower.flow_quota),
             flow_rate: self.flow_rate.or(lower.flow_rate),
             tcp_loose: self.tcp_loose.or(lower.tcp_loose),
+            reserved_ports: self.reserved_ports.or(lower.reserved_ports),
             attach: self.attach.or(lower.attach),
             allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),
@@ -353,6 +373,24 @@ fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
     Err(de::Error::custom(bounds))
 }
 
+/// Reads `FIRST-LAST`, or `off`.
+fn port_range(text: &str) -> Result<PortRange, String> {
+    if matches!(text, "off" | "") {
+        return Ok(PortRange::default());
+    }
+    let ends = text.split_once('-');
+    let number = |end: &str| end.trim().parse::<u16>().ok();
+    ends.and_then(|(first, last)| Some((number(first)?, number(last)?)))
+        .filter(|(first, last)| (RESERVED_MIN..=*last).contains(first))
+        .map(|(first, last)| PortRange { first, last })
+        .ok_or_else(|| format!("no range of ports from {RESERVED_MIN} on, nor off"))
+}
+
+fn reserved<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PortRange>, D::Error> {
+    let text = String::deserialize(from)?;
+    port_range(&text).map(Some).map_err(de::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,6 +452,24 @@ mod tests {
     }
 
     #[test]
+    fn reserved_ports_are_a_range_or_off() {
+        let range = |first, last| Ok(PortRange { first, last });
+        assert_eq!(port_range("61000-65095"), range(61_000, 65_095));
+        assert_eq!(port_range("1024-65535"), range(1024, 65_535));
+        assert_eq!(port_range("off"), range(0, 0));
+        for wrong in [
+            "61000",
+            "65095-61000",
+            "1023-2000",
+            "61000-65536",
+            "-",
+            "on",
+        ] {
+            assert!(port_range(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn an_empty_variable_says_nothing() {
         let config = Settings::default().resolve(None, |_| Some(String::new()));
         assert_eq!(config.unwrap().docker, Config::default().docker);
@@ -434,6 +490,7 @@ mod tests {
         let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
             bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
             flow-quota = 300\nflow-rate = 50\ntcp-loose = false\n\
+            reserved-ports = '40000-50000'\n\
             allow-direct-routing = true\n\
             log = 'trace'\n";
         let settings = parse(text).unwrap();
@@ -449,6 +506,7 @@ mod tests {
             "--flow-quota=300",
             "--flow-rate=50",
             "--tcp-loose=no",
+            "--reserved-ports=40000-50000",
             "--attach=clsact",
             "--allow-direct-routing",
             "--log=trace",
@@ -485,6 +543,10 @@ mod tests {
             ("xdp-tcp = 1\n", ["line 1: xdp-tcp", "expected a boolean"]),
             ("log = 'a'\nlog = 'b'\n", ["line 2: log", "duplicate key"]),
             ("log =\n", ["line 1: log", ""]),
+            (
+                "reserved-ports = '80-90'\n",
+                ["line 1: reserved-ports", "from 1024 on, nor off"],
+            ),
         ] {
             let error = refused(text);
             assert!(error.starts_with(parts[0]), "{error}");
@@ -507,6 +569,10 @@ mod tests {
             default.flows.to_string(),
             default.flow_rate.to_string(),
             default.tcp_loose.to_string(),
+            format!(
+                "{}-{}",
+                default.reserved_ports.first, default.reserved_ports.last
+            ),
             default.log,
         ] {
             let default = format!("[default: {value}]");

@@ -23,6 +23,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::agent::{Agent, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
+use crate::datapath::Binds;
 use crate::plain;
 use crate::rules::Rules;
 use crate::shims::Shims;
@@ -52,6 +53,8 @@ enum Event {
     Rules(Rules),
     /// A shim of dockerd's says something.
     Call(Call),
+    /// A service of the host's has bound a port.
+    Bound,
     /// Time to say that we are alive, and to try again what failed.
     Beat,
     /// Time to compare.
@@ -113,6 +116,11 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
                     changed |= shims.hear(call, &mut world, Instant::now());
                 }
             }
+            Event::Bound => {
+                if let Some(agent) = &mut agent {
+                    agent.ask_flows()?;
+                }
+            }
             Event::Beat => {
                 // A first start waits for Docker's lists no longer than it may.
                 changed |= agent.as_ref().is_some_and(|agent| !agent.is_armed());
@@ -135,6 +143,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
         if agent.is_none() {
             world.apply(watch::reverse_path::read(&world));
             agent = Some(Agent::start(&config, &world, reassembles, stop)?);
+            sources.hear_programs(&config)?;
             // What has been said meanwhile may complete the World.
             while let Some(fact) = sources.waiting() {
                 world.apply(fact);
@@ -210,6 +219,7 @@ struct Sources {
     queries: mpsc::Receiver<Query>,
     rules: mpsc::Receiver<Rules>,
     calls: mpsc::Receiver<Call>,
+    binds: mpsc::Receiver<()>,
     watchers: JoinSet<Result<()>>,
     beat: Interval,
     resync: Interval,
@@ -223,6 +233,8 @@ impl Sources {
         let (queries_in, queries) = mpsc::channel(16);
         let (rules_in, rules) = mpsc::channel(1);
         let (calls_in, calls) = mpsc::channel(1024);
+        // The programs are not there yet.
+        let (_, binds) = mpsc::channel(1);
         let socket = control::socket(&config.state_dir);
         let server = control::serve(&socket, queries_in, calls_in)?;
         let every = |period| {
@@ -235,6 +247,7 @@ impl Sources {
             queries,
             rules,
             calls,
+            binds,
             watchers: watch::spawn(
                 config.docker.clone(),
                 config.file.clone(),
@@ -247,12 +260,22 @@ impl Sources {
         })
     }
 
+    /// Hears of services that bind ports, once the programs are there that tell it.
+    fn hear_programs(&mut self, config: &Config) -> Result<()> {
+        let (binds_in, binds) = mpsc::channel(1);
+        self.binds = binds;
+        let ring = Binds::open(&config.bpffs_dir)?;
+        self.watchers.spawn(ring.watch(binds_in));
+        Ok(())
+    }
+
     async fn next(&mut self, stop: &Stop) -> Event {
         tokio::select! {
             Some(fact) = self.facts.recv() => Event::Fact(fact),
             Some(query) = self.queries.recv() => Event::Query(query),
             Some(rules) = self.rules.recv() => Event::Rules(rules),
             Some(call) = self.calls.recv() => Event::Call(call),
+            Some(()) = self.binds.recv() => Event::Bound,
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
             _ = self.beat.tick() => Event::Beat,
             _ = self.resync.tick() => Event::Resync,

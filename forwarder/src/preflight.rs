@@ -10,6 +10,7 @@ mod tests;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use forwarder_common::abi::PortRange;
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +160,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.extend(comfort(probe));
     findings.push(fragments(probe));
     findings.extend(sockets(probe));
+    findings.extend(reserved_ports(probe, config));
     findings.extend(uplinks(probe, config));
     let mut rules = firewall::judge(&probe.firewall);
     rules.extend(others(probe));
@@ -374,7 +376,8 @@ fn sockets(probe: &Probe) -> Vec<Finding> {
     let Some(root) = &probe.cgroup else {
         return vec![Finding::warn(
             "no cgroup v2 hierarchy is mounted, so this host's own processes do not reach published \
-             ports at 127.0.0.1 and its other addresses",
+             ports at 127.0.0.1 and its other addresses, and its users may take all ports that containers \
+             would be translated to",
             "mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2, then start the agent again",
         )];
     };
@@ -396,6 +399,28 @@ fn sockets(probe: &Probe) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether anybody but root gets the ports that are kept for containers: who binds none is drawn one.
+fn reserved_ports(probe: &Probe, config: &Config) -> Option<Finding> {
+    let PortRange { first, last } = config.reserved_ports;
+    let (low, high) = probe.local_ports?;
+    let is_undrawn = |port| {
+        let mut ranges = probe.undrawn_ports.iter();
+        ranges.any(|&(first, last)| (first..=last).contains(&port))
+    };
+    if first == 0 || (first.max(low)..=last.min(high)).all(is_undrawn) {
+        return None;
+    }
+    Some(Finding::warn(
+        format!(
+            "the kernel draws ports from {low} to {high} (net.ipv4.ip_local_port_range), so this \
+             host's users may take those that are kept for containers ({first}-{last})"
+        ),
+        format!(
+            "add {first}-{last} to net.ipv4.ip_local_reserved_ports, or keep others by reserved-ports"
+        ),
+    ))
 }
 
 fn uplinks(probe: &Probe, config: &Config) -> Vec<Finding> {

@@ -106,11 +106,15 @@ pub enum SocketHook {
     Connect6,
     /// A socket sends a datagram to a peer that it names, by IPv4.
     Sendmsg4,
+    /// An IPv4 socket is bound.
+    Bind4,
+    /// An IPv6 socket is bound.
+    Bind6,
 }
 
 impl SocketHook {
     /// Every such hook, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Recvmsg4,
         Self::Recvmsg6,
         Self::Getpeername4,
@@ -118,6 +122,8 @@ impl SocketHook {
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
+        Self::Bind4,
+        Self::Bind6,
     ];
 
     /// The program's name in the object, in pins and in the CLI.
@@ -131,6 +137,8 @@ impl SocketHook {
             Self::Recvmsg6 => "recvmsg6",
             Self::Getpeername4 => "getpeername4",
             Self::Getpeername6 => "getpeername6",
+            Self::Bind4 => "bind4",
+            Self::Bind6 => "bind6",
         }
     }
 

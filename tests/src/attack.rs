@@ -24,6 +24,7 @@ use anyhow::{Context as _, Result};
 use crate::capture::{Capture, Frame};
 use crate::image::peer_bin;
 use crate::netns::Space;
+use crate::process::Process;
 use crate::wire::{Packet, proto};
 
 /// A hardware address.
@@ -504,6 +505,15 @@ impl Frame {
     }
 }
 
+/// Before a program's own words: it runs as an unprivileged user.
+const AS_USER: [&str; 5] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=-all",
+];
+
 /// What a user of a machine can do without any privilege: user and group 65534, no capabilities.
 impl Space {
     /// Runs the static peer inside as that user, and hands back what it printed.
@@ -513,15 +523,19 @@ impl Space {
     pub fn user_peer(&self, arguments: &[&str]) -> Result<String> {
         let program = peer_bin()?;
         let program = program.to_str().context("PEER_BIN is not UTF-8")?;
-        let user = [
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--inh-caps=-all",
-            program,
-        ];
-        self.cmd(&[&user[..], arguments].concat())
+        self.cmd(&[&AS_USER[..], &[program], arguments].concat())
+    }
+
+    /// Starts the static peer inside as that user and leaves it running.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_user_peer(&self, arguments: &[&str]) -> Result<Process> {
+        let program = peer_bin()?;
+        let mut command = self.command(AS_USER[0]);
+        command.args(&AS_USER[1..]).arg(program).args(arguments);
+        let what = format!("user's peer {}", arguments.join(" "));
+        Process::spawn(&what, &mut command, &self.log_of("user"))
     }
 }
 

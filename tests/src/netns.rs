@@ -139,12 +139,16 @@ impl Space {
     pub fn spawn_peer(&self, arguments: &[&str]) -> Result<Process> {
         let program = peer_bin()?;
         let mut command = self.command(program.to_str().context("PEER_BIN is not UTF-8")?);
-        let log = self.scratch.join(format!("{}-peer.log", self.name));
         Process::spawn(
             &format!("peer {}", arguments.join(" ")),
             command.args(arguments),
-            &log,
+            &self.log_of("peer"),
         )
+    }
+
+    /// Where programs of a kind that run inside write what they complain about.
+    pub(crate) fn log_of(&self, kind: &str) -> PathBuf {
+        self.scratch.join(format!("{}-{kind}.log", self.name))
     }
 
     /// Runs a closure on a thread inside: sockets that it opens belong to the namespace.

@@ -5,7 +5,7 @@ use crate::abi::{
     Flow, HOST, IngressKey, LinkKey, Network, OUTSIDE, PortKey, TrustKey, Tuple, ingress, network,
     others,
 };
-use crate::family::Family;
+use crate::family::{Be16, Family};
 use crate::flow::{Hit, ORIGINAL, REPLY};
 use crate::nat;
 use crate::parse::{Class, Packet, proto};
@@ -70,7 +70,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     }
 
     /// Whether a flow may go on as it was made. Each flow is asked once after the lists of clients
-    /// or the published ports changed.
+    /// or the published ports changed, or a service of the host's was bound.
     #[inline(always)]
     pub(super) fn standing(&self, flow: &Flow<F>) -> Standing {
         let generation = self.tables.settings().policy;
@@ -110,7 +110,8 @@ pub(super) enum Standing {
     LetIn,
     /// Its packets are refused.
     KeptOut,
-    /// The port that it holds on the host is published for somebody else by now.
+    /// The port that it holds on the host is published for somebody else by now, or bound by a
+    /// service of the host's.
     Outdated,
 }
 
@@ -122,11 +123,15 @@ fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
     let tuple = flow.tuples[ORIGINAL].get();
     if holds_host_port(flow) {
         let Tuple { dst, dport, .. } = flow.tuples[REPLY].get();
-        let elsewhere = match nat::published(tables, dst, dport, tuple.proto) {
+        let lost = match nat::published(tables, dst, dport, tuple.proto) {
             Some(to) => to.addr != tuple.src || to.port != tuple.sport,
-            None => false,
+            None => {
+                tuple.proto == proto::UDP
+                    && is_bound_since(tables, flow, dport)
+                    && is_of_socket(tables, flow)
+            }
         };
-        if elsewhere {
+        if lost {
             return Standing::Outdated;
         }
     }
@@ -159,6 +164,14 @@ fn holds_host_port<F: Family>(flow: &Flow<F>) -> bool {
         HOST => true,
         _ => flow.tuples[REPLY].get().dst != flow.tuples[ORIGINAL].get().src,
     }
+}
+
+/// Whether a privileged process of the host has asked for a UDP port since a flow was made. What
+/// other users bind ends nobody's flow: answers to a container would be theirs to take.
+#[inline(always)]
+fn is_bound_since<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, port: Be16) -> bool {
+    let bound = tables.bound(port);
+    bound != 0 && timeouts::reached(flow.created.get(), bound)
 }
 
 /// Whether a socket of the host's would take the answers to a container's flow.

@@ -1,5 +1,6 @@
 //! A packet's story, aside: the host's own flows, which give way to the containers'.
 
+use super::access::Standing;
 use super::{Passage, Steps};
 use crate::abi::HOST;
 use crate::family::{Address, Family};
@@ -43,6 +44,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                         || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
                         || !flow::is_current(self.tables, holder.flow, now)
                     {
+                        return None;
+                    }
+                    // The container's came first and is over: the port is this service's.
+                    if self.standing(holder.flow) as u8 == Standing::Outdated as u8 {
+                        flow::end(self.tables, &holder);
                         return None;
                     }
                 }

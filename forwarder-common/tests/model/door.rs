@@ -8,7 +8,7 @@ use forwarder_common::abi::{
 };
 use forwarder_common::crc;
 use forwarder_common::event::{Event, News};
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::flow::{self, End, Gate};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
@@ -313,6 +313,10 @@ impl Tables<V4> for Host {
             Route::Forward { ifindex, .. } => WayBack::Device(ifindex),
             Route::Kernel => WayBack::None,
         }
+    }
+
+    fn bound(&self, port: Be16) -> Ticks {
+        self.bound.get(&port.get()).copied().unwrap_or_default()
     }
 
     fn socket(&self, tuple: &Tuple<V4>) -> bool {

@@ -132,6 +132,8 @@ pub(crate) struct Host {
     pub(crate) routes6: HashMap<Be128, u32>,
     /// Where sockets of the host would take a packet: what its destination is.
     pub(crate) sockets: HashSet<PortKey<V4>>,
+    /// When privileged processes asked for UDP ports.
+    pub(crate) bound: HashMap<u16, Ticks>,
     pub(crate) clock: Cell<Ticks>,
     pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
     pub(crate) flows: Vec<Flow<V4>>,
@@ -199,6 +201,7 @@ impl Host {
             endpoints6: HashMap::new(),
             routes6: HashMap::new(),
             sockets: HashSet::new(),
+            bound: HashMap::new(),
             clock: Cell::default(),
             index: RefCell::default(),
             flows: (0..flows).map(|_| empty_flow()).collect(),

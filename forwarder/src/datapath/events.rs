@@ -58,7 +58,7 @@ impl Events {
         let Some(lock) = lock(&dir)? else {
             bail!("somebody watches already: one `forwarder flows --watch` at a time");
         };
-        let mut ring = maps::events(&dir)?;
+        let mut ring = maps::ring(&dir, name::EVENTS)?;
         // What an earlier watcher did not live to read.
         while ring.get_mut().next().is_some() {}
         let mut events = Self {

@@ -116,9 +116,9 @@ impl FlowSnapshot {
     }
 }
 
-/// The pinned ring of events, to be waited for. Needs a tokio runtime.
-pub(super) fn events(dir: &Path) -> Result<AsyncFd<RingBuf<MapData>>> {
-    let ring = pinned(dir, name::EVENTS)?;
+/// A pinned ring, to be waited for. Needs a tokio runtime.
+pub(super) fn ring(dir: &Path, name: &str) -> Result<AsyncFd<RingBuf<MapData>>> {
+    let ring = pinned(dir, name)?;
     // SAFETY: the ring owns its file, which is the same one and open for as long as the ring is.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .context("cannot wait for events")
@@ -161,7 +161,7 @@ pub(super) struct Maps {
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 32] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 34] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -188,6 +188,8 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 32] {
         (name::RECENT, None),
         (name::QUOTAS, None),
         (name::SOCKETS, None),
+        (name::BOUND, None),
+        (name::BINDS, None),
         (name::WATCH, None),
         (name::EVENTS, None),
         (name::LOST, None),

@@ -1,6 +1,7 @@
 //! The kernel's side of the agent: maps and programs, read and changed. The only place that names
 //! aya.
 
+mod binds;
 mod cgroup;
 mod defrag;
 mod errands;
@@ -20,6 +21,7 @@ pub mod untracked;
 mod view;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -27,7 +29,7 @@ use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{
-    AllowedKey, Endpoint, IngressKey, Network, PortKey, Published, Settings, SourceKey,
+    AllowedKey, Endpoint, IngressKey, Network, PortKey, PortRange, Published, Settings, SourceKey,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
@@ -37,6 +39,7 @@ use rustix::io::Errno;
 
 use crate::diff::Op;
 use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Target};
+pub use binds::Binds;
 pub use cgroup::cgroup_root;
 pub use errands::Errands;
 pub use events::{Events, FlowEvent};
@@ -70,6 +73,8 @@ pub struct Setup {
     pub flow_rate: u32,
     /// Whether a TCP connection is taken up in its middle.
     pub tcp_loose: bool,
+    /// Ports that only root binds, kept for what containers are translated to.
+    pub reserved_ports: PortRange,
     /// Attach by clsact filters instead of tcx links.
     pub clsact: bool,
 }
@@ -103,6 +108,7 @@ impl Datapath {
             flow_quota: setup.flow_quota,
             flow_rate: setup.flow_rate,
             tcp_strict: u32::from(!setup.tcp_loose),
+            reserved_ports: setup.reserved_ports,
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
@@ -389,10 +395,7 @@ impl Datapath {
             Op::DropIpv6(key) => maps.drop_ipv6(key)?,
             Op::PutAllowed(key, word) => maps.allowed.insert(&allowed_key(key), word, 0)?,
             Op::DropAllowed(key) => maps.allowed.remove(&allowed_key(key))?,
-            Op::Policy(policy) => {
-                let settings = maps.settings()?;
-                maps.set_settings(Settings { policy, ..settings })?;
-            }
+            Op::Policy(policy) => self.ask_flows(policy)?,
             Op::Round(round) => {
                 let settings = maps.settings()?;
                 maps.set_settings(Settings { round, ..settings })?;
@@ -448,6 +451,15 @@ impl Datapath {
         Ok(())
     }
 
+    /// Has each flow asked once whether it may go on: none was let in by this generation.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn ask_flows(&mut self, policy: u32) -> Result<()> {
+        let settings = self.maps.settings()?;
+        self.maps.set_settings(Settings { policy, ..settings })
+    }
+
     /// How often something was used up, by reason.
     ///
     /// # Errors
@@ -473,6 +485,7 @@ impl Datapath {
         let settings = self.maps.settings()?;
         self.maps.set_settings(Settings {
             heartbeat: now(),
+            unprivileged_port_start: unprivileged_port_start(),
             ..settings
         })?;
         events::tidy(&self.hooks.pins.maps())
@@ -567,6 +580,15 @@ pub fn has_tcx() -> bool {
 #[must_use]
 pub fn is_device(index: u32) -> bool {
     hooks::name_of(index).is_some()
+}
+
+/// The first port that takes no privilege to bind; 0 where the kernel does not say, so that only
+/// root counts as privileged.
+fn unprivileged_port_start() -> u32 {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or_default()
 }
 
 /// The coarse monotonic clock that the datapath counts in.

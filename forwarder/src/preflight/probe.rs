@@ -54,6 +54,11 @@ pub(super) struct Probe {
     pub(super) cgroup: Option<PathBuf>,
     /// Whether the kernel ends sockets when asked to; none if it does not say.
     pub(super) ends_sockets: Option<bool>,
+    /// Ports that the kernel draws for sockets (`net.ipv4.ip_local_port_range`); none if it does not
+    /// say.
+    pub(super) local_ports: Option<(u16, u16)>,
+    /// Of those, the ranges that it does not draw (`net.ipv4.ip_local_reserved_ports`).
+    pub(super) undrawn_ports: Vec<(u16, u16)>,
     /// Whether the kernel puts fragments together for programs.
     pub(super) reassembles: bool,
     pub(super) firewall: Firewall,
@@ -127,6 +132,8 @@ impl Probe {
             docker: docker(&config.docker),
             cgroup: datapath::cgroup_root(),
             ends_sockets: datapath::can_end_sockets(),
+            local_ports: local_ports(&read("/proc/sys/net/ipv4/ip_local_port_range")),
+            undrawn_ports: port_list(&read("/proc/sys/net/ipv4/ip_local_reserved_ports")),
             reassembles: datapath::can_reassemble(),
             firewall: firewall(),
             others: watch::others::read_kernel(),
@@ -313,6 +320,21 @@ fn devices(text: &str) -> BTreeSet<String> {
     rows.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
+/// Reads two numbers.
+fn local_ports(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Reads a list such as `80,8000-8080`.
+fn port_list(text: &str) -> Vec<(u16, u16)> {
+    let ranges = text.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    });
+    ranges.collect()
+}
+
 /// Docker's bridges with an IPv6 address that is not link-local: those all bridges have.
 fn with_ipv6(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter_map(|line| {
@@ -338,6 +360,14 @@ mod tests {
             fd000018000000000000000000000001 02 40 00 82     eth0\n";
         assert_eq!(with_ipv6(text), BTreeSet::from(["docker0".into()]));
         assert_eq!(with_ipv6(""), BTreeSet::new());
+    }
+
+    #[test]
+    fn port_ranges_are_read() {
+        assert_eq!(local_ports("32768\t60999\n"), Some((32_768, 60_999)));
+        assert_eq!(local_ports(""), None);
+        assert_eq!(port_list("80,8000-8080\n"), [(80, 80), (8000, 8080)]);
+        assert_eq!(port_list("\n"), []);
     }
 
     #[test]

@@ -25,6 +25,8 @@ fn good() -> Probe {
         docker: Docker::Answers("20.10.24".into()),
         cgroup: Some("/sys/fs/cgroup".into()),
         ends_sockets: Some(true),
+        local_ports: Some((32_768, 60_999)),
+        undrawn_ports: Vec::new(),
         reassembles: true,
         firewall: rules_of("iptables-nft", rules),
         others: Others::default(),
@@ -527,4 +529,37 @@ fn what_the_hosts_own_processes_miss_is_said_with_what_to_do() {
         ..good()
     };
     assert!(lines(Level::Warn, &unknown, &Config::default()).is_empty());
+}
+
+#[test]
+fn overlap_with_drawn_ports_is_told() {
+    let warned = |local, undrawn: &[(u16, u16)], config: &Config| {
+        let probe = Probe {
+            local_ports: Some(local),
+            undrawn_ports: undrawn.to_vec(),
+            ..good()
+        };
+        lines(Level::Warn, &probe, config)
+    };
+    let config = Config::default();
+    let [line] = &warned((1024, 65_535), &[], &config)[..] else {
+        panic!("one line");
+    };
+    assert!(
+        line.contains("1024 to 65535") && line.contains("add 61000-65095 to net.ipv4"),
+        "{line}"
+    );
+    assert_eq!(warned((32_768, 61_000), &[], &config).len(), 1);
+    assert_eq!(
+        warned((1024, 65_535), &[(61_000, 65_094)], &config).len(),
+        1
+    );
+    let kept = [(80, 80), (61_000, 63_000), (63_001, 65_095)];
+    assert!(warned((1024, 65_535), &kept, &config).is_empty());
+    assert!(warned((65_096, 65_535), &[], &config).is_empty());
+    let off = Config {
+        reserved_ports: PortRange::default(),
+        ..Config::default()
+    };
+    assert!(warned((1024, 65_535), &[], &off).is_empty());
 }

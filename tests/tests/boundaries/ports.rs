@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use harness::{Docker, Host, Lab, Peer, Space, eventually};
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
 
 const SOON: Duration = Duration::from_secs(5);
 const CLIENT: &str = "198.18.1.2:700";
@@ -82,6 +84,70 @@ fn later_service_of_the_host_gets_its_clients() -> Result<()> {
     socket(lab.lan(), CLIENT)?.send_to(SECRET, (host.address(), 5301))?;
     let heard = (hears(&lurks), hears(&serves));
     ensure!(heard == (false, true), "thief and service: {heard:?}");
+    Ok(())
+}
+
+/// A container holds the port towards a client that has even answered it, and a service binds the port:
+/// whether thief and service hear what the client says within a second.
+fn bound_later(host: &Host, lan: &Space, settle: bool) -> Result<(bool, bool)> {
+    let lurks = lurk(host, 5303)?;
+    let client = socket(lan, CLIENT)?;
+    if settle {
+        host.settle("thief5303")?;
+    }
+    let holds = eventually(SOON, || {
+        lurks.send_to(b"x", CLIENT)?;
+        Ok(client.recv_from(&mut [0; 64])?.1)
+    })?;
+    ensure!(holds == (host.address(), 5303).into(), "held is {holds}");
+    client.send_to(SECRET, holds)?;
+    ensure!(hears(&lurks), "the thief holds nothing");
+    let serves = socket(host, "0.0.0.0:5303")?;
+    sleep(Duration::from_millis(700));
+    lurks.send_to(b"x", CLIENT)?;
+    client.send_to(SECRET, holds)?;
+    Ok((hears(&lurks), hears(&serves)))
+}
+
+#[test]
+fn service_gets_the_client_that_answered_a_thief() -> Result<()> {
+    let lab = Lab::new("ports-bound")?;
+    let host = lab.host(Docker::replace())?;
+    let _agent = host.agent().start()?;
+    let heard = bound_later(&host, lab.lan(), true)?;
+    ensure!(heard == (false, true), "thief and service: {heard:?}");
+    Ok(())
+}
+
+/// The control: the kernel's tracking keeps the port for the one who was first.
+#[test]
+fn stock_leaves_a_services_client_to_the_thief() -> Result<()> {
+    let lab = Lab::new("ports-bound-stock")?;
+    let host = lab.host(Docker::stock())?;
+    let heard = bound_later(&host, lab.lan(), false)?;
+    ensure!(heard == (true, false), "thief and service: {heard:?}");
+    Ok(())
+}
+
+/// What a user of the host binds takes no answer from a container, whatever services are bound beside.
+#[test]
+fn users_bind_takes_no_answer_of_a_container() -> Result<()> {
+    let lab = Lab::new("ports-user")?;
+    let host = lab.host(Docker::replace())?;
+    let _agent = host.agent().start()?;
+    let asks = lurk(&host, 5304)?;
+    host.settle("thief5304")?;
+    let user = host.enter(|| {
+        let nobody = Uid::from_raw(65534);
+        set_thread_res_uid(nobody, nobody, nobody)?;
+        UdpSocket::bind("0.0.0.0:5304")
+    })??;
+    user.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let _service = socket(&host, "0.0.0.0:5305")?;
+    sleep(Duration::from_millis(700));
+    socket(lab.lan(), CLIENT)?.send_to(SECRET, (host.address(), 5304))?;
+    let heard = (hears(&asks), hears(&user));
+    ensure!(heard == (true, false), "container and user: {heard:?}");
     Ok(())
 }
 

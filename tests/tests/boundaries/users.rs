@@ -2,6 +2,9 @@
 //! write nothing to a terminal.
 
 use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr as Address, TcpListener, UdpSocket};
+use std::ops::RangeInclusive;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{chown, symlink};
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -9,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Docker, Host, Lab, Peer, eventually};
+use harness::{Container, Docker, Host, Lab, Peer, Process, Scene, Space, eventually, serve};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 
@@ -247,5 +250,144 @@ fn lists_of_one_cost_no_neighbour_a_range() -> Result<()> {
         let reached = lab.lan().peer(&["get", &at, "--timeout=300"]);
         ensure!(reached.is_err(), "{at} lets in who is on no list");
     }
+    Ok(())
+}
+
+/// What is kept for containers by default.
+const RESERVED: RangeInclusive<u16> = 61_000..=65_095;
+
+/// Does something as an unprivileged user in a namespace.
+fn as_user<T: Send>(space: &Space, work: impl FnOnce() -> T + Send) -> Result<T> {
+    space.enter(|| {
+        let user = Uid::from_raw(NOBODY);
+        set_thread_res_uid(user, user, user)?;
+        Ok(work())
+    })?
+}
+
+fn is_refused_to_bind<T>(bound: &io::Result<T>) -> bool {
+    bound
+        .as_ref()
+        .is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+}
+
+/// Binds a datagram socket to every port that anybody may bind: who holds them, how many they are, and
+/// how many were refused.
+fn bind_all(space: &Space) -> Result<(Vec<Process>, usize, usize)> {
+    let (mut holders, mut bound, mut refused) = (Vec::new(), 0, 0);
+    // As many as a process may have open.
+    for first in (1024..=u16::MAX).step_by(8_000) {
+        let last = first.saturating_add(7_999);
+        let words = ["occupy", &first.to_string(), &last.to_string()];
+        let mut holder = space.spawn_user_peer(&words)?;
+        let line = holder.line("bound", SOON * 4)?;
+        let words: Vec<_> = line.split(' ').collect();
+        bound += words[1].parse::<usize>()?;
+        refused += words[3].parse::<usize>()?;
+        holders.push(holder);
+    }
+    Ok((holders, bound, refused))
+}
+
+/// How many of a container's conversations with the LAN get an answer.
+fn answered(app: &Container, ports: RangeInclusive<u16>) -> usize {
+    let asks = ports.map(|port| {
+        let bind = format!("--bind=0.0.0.0:{port}");
+        app.peer(&["udp", "198.18.1.2:5300", "x", "--timeout=300", &bind])
+    });
+    asks.filter(Result::is_ok).count()
+}
+
+/// Every port that a user can bind, bound by him: a container's flows still find one each.
+#[test]
+fn user_takes_not_all_outbound_ports() -> Result<()> {
+    let scene = Scene::new("all-ports")?;
+    let _server = serve(scene.lan(), 5300)?;
+    let app = scene.run("app", &[], &Peer::idle())?;
+    let (_holders, bound, refused) = bind_all(&scene.host)?;
+    ensure!(bound > 60_000, "only {bound} sockets");
+    ensure!(refused == RESERVED.count(), "{refused} ports are refused");
+    let answers = answered(&app, 20_000..=20_019);
+    ensure!(answers == 20, "{answers} of 20 are answered");
+    Ok(())
+}
+
+/// The control: iptables looks at no sockets.
+#[test]
+fn stock_translates_beside_all_sockets() -> Result<()> {
+    let lab = Lab::new("all-ports-stock")?;
+    let host = lab.host(Docker::stock())?;
+    let _server = serve(lab.lan(), 5300)?;
+    let app = host.run("app", &[], &Peer::idle())?;
+    let (_holders, bound, refused) = bind_all(&host)?;
+    ensure!(bound > 64_000, "only {bound} sockets");
+    ensure!(refused == 0, "{refused} ports are refused");
+    let answers = answered(&app, 20_000..=20_019);
+    ensure!(answers == 20, "{answers} of 20 are answered");
+    Ok(())
+}
+
+/// The reserved ports are refused to a user by each way that leads to them, and to nobody else.
+#[test]
+fn reserved_ports_are_refused_to_users_alone() -> Result<()> {
+    let scene = Scene::new("reserved")?;
+    let app = scene.run("app", &[], &Peer::idle())?;
+    let (host, own) = (&scene.host, scene.host.address());
+    let bind = |address: Address| {
+        let (udp, tcp) = (UdpSocket::bind(address), TcpListener::bind(address));
+        [udp.map(drop), tcp.map(drop)]
+    };
+    let at = |address: &str, port: u16| -> Result<Address> {
+        Ok((address.parse::<std::net::IpAddr>()?, port).into())
+    };
+    for address in ["0.0.0.0", &own.to_string(), "::", &format!("::ffff:{own}")] {
+        for port in [*RESERVED.start(), *RESERVED.end()] {
+            let address = at(address, port)?;
+            let by_user = as_user(host, || bind(address))?;
+            ensure!(
+                by_user.iter().all(is_refused_to_bind),
+                "{address}: {by_user:?}"
+            );
+            let by_root = host.enter(|| bind(address))?;
+            ensure!(by_root.iter().all(Result::is_ok), "{address}: {by_root:?}");
+        }
+        for port in [RESERVED.start() - 1, RESERVED.end() + 1, 0] {
+            let address = at(address, port)?;
+            let by_user = as_user(host, || bind(address))?;
+            ensure!(by_user.iter().all(Result::is_ok), "{address}: {by_user:?}");
+        }
+    }
+    for elsewhere in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+        let address = Address::new(elsewhere, *RESERVED.start());
+        let by_user = as_user(host, || bind(address))?;
+        ensure!(by_user.iter().all(Result::is_ok), "{address}: {by_user:?}");
+    }
+    let address = at("0.0.0.0", *RESERVED.start())?;
+    let inside = as_user(&app.space()?, || bind(address))?;
+    ensure!(
+        inside.iter().all(Result::is_ok),
+        "in a container: {inside:?}"
+    );
+    Ok(())
+}
+
+/// Without a reservation there is none, and a doctor who looks says which ports overlap.
+#[test]
+fn reservation_can_be_off_and_overlap_is_told() -> Result<()> {
+    let lab = Lab::new("reserved-off")?;
+    let host = lab.host(Docker::replace())?;
+    let drawn = |range: &str| {
+        host.enter(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", range))?
+            .map_err(anyhow::Error::from)
+    };
+    drawn("1024 65535")?;
+    let doctor = host.forwarder(&["doctor"])?.stdout;
+    ensure!(doctor.contains("add 61000-65095 to net.ipv4"), "{doctor}");
+    drawn("32768 60999")?;
+    let doctor = host.forwarder(&["doctor"])?.stdout;
+    ensure!(!doctor.contains("ip_local_port_range"), "{doctor}");
+    let _agent = host.agent().arg("--reserved-ports=off").start()?;
+    let bound = as_user(&host, || UdpSocket::bind(("0.0.0.0", *RESERVED.start())))?;
+    ensure!(bound.is_ok(), "{bound:?}");
     Ok(())
 }

@@ -199,6 +199,7 @@ impl Loaded {
             flow_quota: 0,
             flow_rate: 0,
             tcp_loose: true,
+            reserved_ports: forwarder_common::abi::PortRange::default(),
             clsact: false,
         };
         let datapath = Datapath::open(&setup)?;

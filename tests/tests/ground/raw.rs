@@ -103,6 +103,8 @@ impl Raw {
             route_mtu,
             armed,
             others,
+            reserved_ports,
+            unprivileged_port_start,
             spare,
             netns_cookie: _,
         } = settings;
@@ -121,6 +123,8 @@ impl Raw {
             route_mtu,
             armed,
             others,
+            u32::from(reserved_ports.first) | u32::from(reserved_ports.last) << 16,
+            unprivileged_port_start,
             spare,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {

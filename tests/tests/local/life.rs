@@ -7,7 +7,9 @@ use harness::{Docker, Lab, Peer, Scene, eventually};
 
 use crate::{SOON, WEB, connects, reaches, refused};
 
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 9] = [
+    "bind4",
+    "bind6",
     "connect4",
     "connect6",
     "getpeername4",

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod hold;
 mod local;
+mod occupy;
 mod ping;
 mod server;
 mod socket;
@@ -25,6 +26,8 @@ Servers (ports on all addresses, TCP and UDP; print `serving PORT`, then one lin
                                  line ECHO an echo, after SEND BYTES RATE a stream.
                                  UDP: answers `CLIENT PAYLOAD`.
   wait                           does nothing until it is told to end
+  occupy FIRST LAST              binds a UDP socket to each port of a range, at all addresses; prints
+                                 `bound N refused M` and waits
 Clients (addresses are numeric; each prints its result and ends with status 0, or says why not):
   get ADDR:PORT                  one HTTP request; prints the body
   udp ADDR:PORT PAYLOAD          one datagram; prints the answer
@@ -63,6 +66,10 @@ fn run(args: Result<Args>) -> Result<()> {
             loop {
                 std::thread::park();
             }
+        }
+        "occupy" => {
+            end_on_sigterm()?;
+            occupy::occupy(args.parse("FIRST")?, args.parse("LAST")?)
         }
         "get" => client::get(args.parse("ADDR:PORT")?, &args.options()?),
         "udp" => {
