@@ -37,6 +37,9 @@ pub mod name {
     /// `HashMap<PortKey<V4>, Published<V4>>`: by what a client asks for; where a container may be
     /// asked straight, also by its own address and port.
     pub const PUBLISHED: &str = "PUBLISHED";
+    /// `HashMap<ServerKey<V4>, u32>`: the host's port by which a container is seen that publishes its
+    /// own under another number, in the machine's order.
+    pub const SEEN_AS: &str = "SEEN_AS";
     /// `Array<u32>`: a mapping slot's incarnation.
     pub const MAPPINGS: &str = "MAPPINGS";
     /// `HashMap<TrustKey, u32>`: devices from which a network's published ports may be asked straight.
@@ -65,8 +68,8 @@ pub mod name {
     pub const QUOTAS: &str = "QUOTAS";
     /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
     pub const SOCKETS: &str = "SOCKETS";
-    /// `Array<Ticks>` by UDP port: when a privileged process of the host last asked for it by number;
-    /// 0 is never.
+    /// `Array<[Ticks; 2]>` by UDP port, two ports an element: when a privileged process of the host last
+    /// asked for it by number; 0 is never.
     pub const BOUND: &str = "BOUND";
     /// `RingBuf` that wakes the agent when something is written to `BOUND`.
     pub const BINDS: &str = "BINDS";
@@ -114,6 +117,8 @@ pub mod capacity {
     pub const ENDPOINTS: u32 = 16_384;
     /// Published ports.
     pub const PUBLISHED: u32 = 32_768;
+    /// Published ports that have another number on the host than in the container.
+    pub const SEEN_AS: u32 = 16_384;
     /// Networks times the devices that they trust.
     pub const TRUSTED: u32 = 1_024;
     /// Ports that links open.
@@ -128,10 +133,10 @@ pub mod capacity {
     pub const RECENT: u32 = 65_536;
     /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
     pub const SOCKETS: u32 = 32_768;
-    /// Ports of a protocol.
-    pub const BOUND: u32 = 1 << 16;
-    /// Octets of the ring that wakes the agent: a page of any kernel's, and a power of two.
-    pub const BINDS: u32 = 1 << 16;
+    /// Half of a protocol's ports: an element of an array takes eight octets.
+    pub const BOUND: u32 = 1 << 15;
+    /// Octets of the ring that wakes the agent. The loader makes a page of it where that is larger.
+    pub const BINDS: u32 = 1 << 12;
     /// Octets of the ring of events, each of which takes 8 more than its own: about ten thousand.
     /// A power of two.
     pub const EVENTS: u32 = 1 << 20;
@@ -509,6 +514,20 @@ pub struct PortKey<F: Family> {
     pub proto: u16,
 }
 
+/// A container's port that is published, and where: what its own conversations are seen as.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct ServerKey<F: Family> {
+    /// The host's address that it is published at, or any.
+    pub at: F::Addr,
+    /// The container's address.
+    pub addr: F::Addr,
+    /// The container's port.
+    pub port: Be16,
+    /// IP protocol number, host order.
+    pub proto: u16,
+}
+
 /// A published port: what it gets.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -774,6 +793,7 @@ const _: () = {
     assert!(size_of::<Network<V4>>() == 20);
     assert!(size_of::<Endpoint<V4>>() == 4 * 5 + 12);
     assert!(size_of::<PortKey<V4>>() == 8);
+    assert!(size_of::<ServerKey<V4>>() == 12);
     assert!(size_of::<Published<V4>>() == 16);
     assert!(size_of::<TrustKey>() == 8);
     assert!(size_of::<LinkKey<V4>>() == 12);

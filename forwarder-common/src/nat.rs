@@ -1,10 +1,10 @@
 //! Choosing the port of a translation, as `nf_nat_l4proto_unique_tuple` does.
 //!
-//! First the port that a flow of this source has towards others (RFC 4787 REQ-1), then its own (so
-//! that TCP timestamps stay monotonic for the remote), then at random in the same class. The
+//! First the port that the source publishes, or that a flow of it has towards others (RFC 4787 REQ-1),
+//! then its own (so that TCP timestamps stay monotonic for the remote), then at random in the same class. The
 //! reply tuple's key is inserted with "not if it exists": that is the lock.
 
-use crate::abi::{FlowRef, Hint, PortKey, Published, Tuple};
+use crate::abi::{FlowRef, Hint, PortKey, Published, ServerKey, Tuple};
 use crate::family::{Address, Be16, Family};
 use crate::flow;
 use crate::parse::proto;
@@ -50,7 +50,7 @@ pub fn draw<F: Family, T: Tables<F>>(
         found: false,
     };
     let known = if owner == Owner::Host {
-        known(tables, src, sport, reply.proto)
+        known(tables, reply.dst, src, sport, reply.proto)
     } else {
         Be16::default()
     };
@@ -118,9 +118,20 @@ impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
     }
 }
 
-/// The port that a flow of this source was drawn and has, towards whomever; 0 for none.
+/// The port by which a source has to be seen: its own is published under that other number at this
+/// address of the host's, or a flow of it was drawn that one and has it, towards whomever; 0 for none.
 #[inline(never)]
-fn known<F: Family, T: Tables<F>>(tables: &T, src: F::Addr, sport: Be16, proto: u32) -> Be16 {
+fn known<F: Family, T: Tables<F>>(
+    tables: &T,
+    at: F::Addr,
+    src: F::Addr,
+    sport: Be16,
+    proto: u32,
+) -> Be16 {
+    let published = seen_as(tables, at, src, sport, proto);
+    if published != Be16::default() {
+        return published;
+    }
     match hint(tables, src, sport, proto) {
         Some(hint)
             if hint
@@ -132,6 +143,32 @@ fn known<F: Family, T: Tables<F>>(tables: &T, src: F::Addr, sport: Be16, proto: 
         }
         _ => Be16::default(),
     }
+}
+
+/// The other number under which a source's port is published at an address of the host's: at exactly it,
+/// else at any; 0 for none.
+#[inline(always)]
+fn seen_as<F: Family, T: Tables<F>>(
+    tables: &T,
+    at: F::Addr,
+    src: F::Addr,
+    sport: Be16,
+    proto: u32,
+) -> Be16 {
+    let key = ServerKey {
+        at,
+        addr: src,
+        port: sport,
+        proto: proto as u16,
+    };
+    let port = match tables.seen_as(&key) {
+        0 => tables.seen_as(&ServerKey {
+            at: F::Addr::ANY,
+            ..key
+        }),
+        port => port,
+    };
+    Be16::new(port as u16)
 }
 
 /// What is remembered of the port that a flow of this source was drawn.

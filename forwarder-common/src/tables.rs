@@ -7,7 +7,7 @@ use core::cell::Cell;
 
 use crate::abi::{
     AllowedKey, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending,
-    PortKey, Published, Quota, Settings, TrustKey, Tuple,
+    PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
 };
 use crate::event::News;
 use crate::family::{Be16, Family};
@@ -59,6 +59,9 @@ pub trait Tables<F: Family> {
     fn is_local(&self, addr: F::Addr) -> bool;
     /// What is published under exactly this key.
     fn published(&self, key: &PortKey<F>) -> Option<Published<F>>;
+    /// The host's port by which a container is seen that publishes its own under exactly this key, and
+    /// under another number; 0 for none.
+    fn seen_as(&self, key: &ServerKey<F>) -> u32;
     /// Whether a network trusts a device.
     fn trusts(&self, key: TrustKey) -> bool;
     /// Whether a link opens a port.

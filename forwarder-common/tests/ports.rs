@@ -134,6 +134,74 @@ fn container_is_seen_by_the_port_it_publishes() {
 }
 
 #[test]
+fn container_is_seen_by_the_hosts_port() {
+    for (at, proto) in [(ANY, 17), (HOST, 17), (ANY, 6), (HOST, 6)] {
+        let mut host = Host::usual(FLOWS);
+        publish(&mut host, (at, 9000, proto), (WEB, PORT));
+        host.seen_as(at, (WEB, PORT, proto), 9000);
+        host.socket(HOST, 9000, proto);
+        let to = |src: (Be32, u16), dst: (Be32, u16)| match proto {
+            6 => Spec::tcp(src, dst, SYN),
+            _ => Spec::udp(src, dst),
+        };
+        assert_eq!(
+            leaves_by(&host, WEB_VETH, &to((WEB, PORT), (CLIENT, 700))),
+            9000
+        );
+        assert_eq!(
+            leaves_by(&host, WEB_VETH, &to((WEB, PORT), (CLIENT, 701))),
+            9000
+        );
+        // Another port of its own, and another container's.
+        assert_eq!(
+            leaves_by(&host, WEB_VETH, &to((WEB, 5061), (CLIENT, 700))),
+            5061
+        );
+        assert_eq!(
+            leaves_by(&host, APP_VETH, &to((APP, PORT), (CLIENT, 700))),
+            PORT
+        );
+        let answers = match proto {
+            6 => Spec::tcp((CLIENT, 700), (HOST, 9000), SYN | ACK),
+            _ => Spec::udp((CLIENT, 700), (HOST, 9000)),
+        };
+        assert_eq!(delivered(&host, &answers), Some(WEB_VETH));
+        // And the other way round, as any client.
+        assert_eq!(
+            delivered(&host, &to((CLIENT, 702), (HOST, 9000))),
+            Some(WEB_VETH)
+        );
+    }
+}
+
+#[test]
+fn port_at_another_address_is_not_seen() {
+    let mut host = Host::usual(FLOWS);
+    let other = Be32::from_octets([198, 18, 2, 1]);
+    publish(&mut host, (other, 9000, 17), (WEB, PORT));
+    host.seen_as(other, (WEB, PORT, 17), 9000);
+    let calls = Spec::udp((WEB, PORT), (CLIENT, 700));
+    assert_eq!(leaves_by(&host, WEB_VETH, &calls), PORT);
+    // Nor one that leads elsewhere by now.
+    host.seen_as(HOST, (APP, PORT, 17), 9001);
+    publish(&mut host, (HOST, 9001, 17), (WEB, 1));
+    let calls = Spec::udp((APP, PORT), (CLIENT, 701));
+    assert_eq!(leaves_by(&host, APP_VETH, &calls), PORT);
+}
+
+#[test]
+fn server_is_seen_by_the_hosts_port_again() {
+    let mut host = Host::usual(FLOWS);
+    publish(&mut host, (ANY, 9000, 6), (WEB, PORT));
+    host.seen_as(ANY, (WEB, PORT, 6), 9000);
+    let asks = Spec::tcp((CLIENT, 700), (HOST, 9000), SYN);
+    assert_eq!(delivered(&host, &asks), Some(WEB_VETH));
+    host.wait(timeouts::TCP_UNACKNOWLEDGED * 2);
+    let goes_on = Spec::tcp((WEB, PORT), (CLIENT, 700), ACK);
+    assert_eq!(leaves_by(&host, WEB_VETH, &goes_on), 9000);
+}
+
+#[test]
 fn server_goes_on_by_its_port_after_the_flow_is_gone() {
     let mut host = Host::usual(FLOWS);
     publish(&mut host, (ANY, PORT, 6), (WEB, PORT));

@@ -19,7 +19,8 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use forwarder_common::abi::{
     AllowedKey, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6,
-    Network, OwnerKey6, Pending, PortKey, Published, Quota, Settings, SourceKey, TrustKey, Tuple,
+    Network, OwnerKey6, Pending, PortKey, Published, Quota, ServerKey, Settings, SourceKey,
+    TrustKey, Tuple,
 };
 use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
@@ -37,8 +38,8 @@ use crate::atomic;
 use crate::maps::{
     ALLOWED_SOURCES, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS,
     FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS,
-    OWNERS6, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING, SETTINGS, SOURCES, SUBNETS, SUBNETS6,
-    TRAIN, TRUSTED, WATCH,
+    OWNERS6, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING, SEEN_AS, SETTINGS, SOURCES, SUBNETS,
+    SUBNETS6, TRAIN, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -128,6 +129,12 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
         // SAFETY: as for devices.
         unsafe { PUBLISHED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn seen_as(&self, key: &ServerKey<V4>) -> u32 {
+        // SAFETY: as for devices.
+        unsafe { SEEN_AS.get(key) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]
@@ -493,7 +500,11 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn bound(&self, port: Be16) -> Ticks {
-        BOUND.get(port.get() as u32).copied().unwrap_or_default()
+        let number = port.get();
+        match BOUND.get(number as u32 / 2) {
+            Some(pair) => pair[number as usize % 2],
+            None => 0,
+        }
     }
 
     #[inline(always)]

@@ -6,8 +6,8 @@ use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     AllowedKey, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey,
-    LocalKey6, Network, OwnerKey6, Peer, Pending, PortKey, Published, Quota, Settings, SocketKey,
-    SourceKey, TrustKey, Tuple, capacity,
+    LocalKey6, Network, OwnerKey6, Peer, Pending, PortKey, Published, Quota, ServerKey, Settings,
+    SocketKey, SourceKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::parse::Packet;
@@ -58,6 +58,9 @@ pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::EN
 pub static PUBLISHED: HashMap<PortKey<V4>, Published<V4>> =
     HashMap::with_max_entries(capacity::PUBLISHED, NO_PREALLOC);
 #[map]
+pub static SEEN_AS: HashMap<ServerKey<V4>, u32> =
+    HashMap::with_max_entries(capacity::SEEN_AS, NO_PREALLOC);
+#[map]
 pub static TRUSTED: HashMap<TrustKey, u32> = HashMap::with_max_entries(capacity::TRUSTED, 0);
 #[map]
 pub static LINKS: HashMap<LinkKey<V4>, u32> = HashMap::with_max_entries(capacity::LINKS, 0);
@@ -91,7 +94,7 @@ pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0)
 pub static SOCKETS: LruHashMap<SocketKey, Peer> =
     LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 #[map]
-pub static BOUND: Array<Ticks> = Array::with_max_entries(capacity::BOUND, 0);
+pub static BOUND: Array<[Ticks; 2]> = Array::with_max_entries(capacity::BOUND, 0);
 #[map]
 pub static BINDS: RingBuf = RingBuf::with_byte_size(capacity::BINDS, 0);
 #[map]

@@ -114,13 +114,15 @@ fn bind(ctx: &SockAddrContext, wanted: &Peer) -> i32 {
 /// is yet to read what woke it first.
 #[inline(always)]
 fn announce(port: Be16) {
-    if let Some(place) = BOUND.get_ptr_mut(port.get() as u32) {
+    let number = port.get();
+    if let Some(pair) = BOUND.get_ptr_mut(number as u32 / 2) {
         // SAFETY: no arguments.
         let now = timeouts::ticks(unsafe { bpf_ktime_get_coarse_ns() });
+        let now = if now == 0 { 1 } else { now };
         // SAFETY: an aligned word of a map's element.
-        unsafe { write_volatile(place, if now == 0 { 1 } else { now }) };
+        unsafe { write_volatile(&raw mut (*pair)[number as usize % 2], now) };
     }
-    let _ = BINDS.output::<u64>(port.get() as u64, 0);
+    let _ = BINDS.output::<u64>(number as u64, 0);
 }
 
 /// Whether the socket is one of the agent's network namespace: a container's own loopback, and

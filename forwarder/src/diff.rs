@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
 
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, TrustKey, device};
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey, device};
 use forwarder_common::family::{Be32, V4};
 
 use crate::tables::{
@@ -59,6 +59,8 @@ pub enum Op {
         key: PortKey<V4>,
         slot: u32,
     },
+    PutSeenAs(ServerKey<V4>, u32),
+    DropSeenAs(ServerKey<V4>),
     PutTrusted(TrustKey),
     DropTrusted(TrustKey),
     PutLink(LinkKey<V4>),
@@ -103,6 +105,7 @@ impl Op {
                 | Self::DropLocal(_)
                 | Self::DropSource(_)
                 | Self::DropPublished { .. }
+                | Self::DropSeenAs(_)
                 | Self::DropTrusted(_)
                 | Self::DropLink(_)
                 | Self::DropIngress(_)
@@ -121,6 +124,8 @@ impl Op {
         !matches!(
             self,
             Self::PutPublished { .. }
+                | Self::PutSeenAs(..)
+                | Self::DropSeenAs(_)
                 | Self::PutTrusted(_)
                 | Self::PutLink(_)
                 | Self::PutPort(..)
@@ -178,6 +183,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             );
         }
     }
+    ops.extend(gone(&now.seen_as, &desired.seen_as).map(Op::DropSeenAs));
     ops.extend(
         now.trusted
             .difference(&desired.trusted)
@@ -300,6 +306,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             target,
         });
     }
+    ops.extend(changed(&now.seen_as, &desired.seen_as).map(|(k, v)| Op::PutSeenAs(k, v)));
     ops.extend(
         desired
             .trusted

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{
-    Device, Endpoint, Endpoint6, LinkKey, LocalKey6, OwnerKey6, PortKey, TrustKey,
+    Device, Endpoint, Endpoint6, LinkKey, LocalKey6, OwnerKey6, PortKey, ServerKey, TrustKey,
 };
 use forwarder_common::family::{Be16, Be32, Be128, V4};
 
@@ -253,6 +253,8 @@ pub struct Tables {
     pub endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
     /// Published ports; where containers may be asked straight, also by their own addresses.
     pub published: BTreeMap<PortKey<V4>, Target>,
+    /// The host's ports by which containers are seen that publish their own under another number.
+    pub seen_as: BTreeMap<ServerKey<V4>, u32>,
     /// Devices that networks trust.
     pub trusted: BTreeSet<TrustKey>,
     /// Ports that links open.

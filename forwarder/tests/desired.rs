@@ -8,7 +8,7 @@ use forwarder::world::{
     Address, Bound, Container, Endpoint, Fact, GatewayMode, Ingress, Link, LinkLayer, Network,
     NetworkEndpoint, PortBinding, Proto, ShimId, Subnet, Terms, World,
 };
-use forwarder_common::abi::{LinkKey, TrustKey, device, network};
+use forwarder_common::abi::{LinkKey, ServerKey, TrustKey, device, network};
 use forwarder_common::family::{Be16, Be32};
 
 const UPLINK: u32 = 2;
@@ -456,6 +456,48 @@ fn a_routed_network_is_reached_also_where_it_is_not_the_gateway() {
         published(&derive(&world)),
         [(Be32::default(), 8080), (be32(ip("172.17.0.2")), 80)]
     );
+}
+
+#[test]
+fn container_is_seen_by_one_published_port() {
+    let mut world = world();
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let own = IpAddr::V4(ip("198.18.1.1"));
+    let mut seen = |bindings: &[(IpAddr, u16)]| {
+        let ports = bindings.iter().map(|&(host_ip, host_port)| PortBinding {
+            proto: Proto::Udp,
+            host_ip,
+            host_port,
+            container_port: 5060,
+        });
+        world.containers.get_mut(&"c1".into()).unwrap().ports = ports.collect();
+        let policy = Policy {
+            direct_routing: true,
+            ..Policy::default()
+        };
+        let rows = desired(&world, &policy, 1).seen_as;
+        let row = |(key, port): (ServerKey<_>, u32)| {
+            assert_eq!((key.addr, key.proto), (be32(ip("172.17.0.2")), 17));
+            assert_eq!(key.port, Be16::new(5060));
+            (key.at, port)
+        };
+        rows.into_iter().map(row).collect::<Vec<_>>()
+    };
+    let at = |address: IpAddr| match address {
+        IpAddr::V4(address) => be32(address),
+        IpAddr::V6(_) => unreachable!(),
+    };
+    assert_eq!(seen(&[(any, 9000)]), [(at(any), 9000)]);
+    // The lowest by number, not by the order of its octets.
+    assert_eq!(
+        seen(&[(any, 9000), (any, 767), (any, 1023)]),
+        [(at(any), 767)]
+    );
+    // But its own number first, which takes no row.
+    assert_eq!(seen(&[(any, 9000), (any, 5060), (any, 767)]), []);
+    let both = seen(&[(any, 9000), (own, 9001)]);
+    assert_eq!(both.len(), 2);
+    assert!(both.contains(&(at(any), 9000)) && both.contains(&(at(own), 9001)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use forwarder_common::abi::{
     AllowedKey, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending,
-    PortKey, Published, Quota, Settings, TrustKey, Tuple,
+    PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
 };
 use forwarder_common::crc;
 use forwarder_common::event::{Event, News};
@@ -57,6 +57,10 @@ impl Tables<V4> for Host {
 
     fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
         self.published.get(key).copied()
+    }
+
+    fn seen_as(&self, key: &ServerKey<V4>) -> u32 {
+        self.seen_as.get(key).copied().unwrap_or_default()
     }
 
     fn trusts(&self, key: TrustKey) -> bool {

@@ -1,6 +1,8 @@
 //! Filling the model's tables as an agent would: devices, networks, containers, ports, routes.
 
-use forwarder_common::abi::{Device, Endpoint, Network, PortKey, Published, device, network};
+use forwarder_common::abi::{
+    Device, Endpoint, Network, PortKey, Published, ServerKey, device, network,
+};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::reason::Path;
 use forwarder_common::tables::Route;
@@ -182,6 +184,17 @@ impl Host {
         self.published.insert(key, published);
         self.mappings.insert(mapping, 7);
         mapping
+    }
+
+    /// The port by which a container is seen whose own is published.
+    pub(crate) fn seen_as(&mut self, at: Be32, from: (Be32, u16, u16), port: u16) {
+        let key = ServerKey {
+            at,
+            addr: from.0,
+            port: Be16::new(from.1),
+            proto: from.2,
+        };
+        self.seen_as.insert(key, u32::from(port));
     }
 
     /// A route; through the gateway 0 it is on the link.

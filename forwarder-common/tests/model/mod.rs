@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
     Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, LinkKey, LocalKey6, Network,
-    OwnerKey6, Pending, PortKey, Published, Quota, Settings, TrustKey, Tuple, capacity,
+    OwnerKey6, Pending, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, Family, V4};
@@ -106,6 +106,7 @@ pub(crate) struct Host {
     pub(crate) subnets: HashMap<(Be32, u8), u32>,
     pub(crate) locals: HashSet<Be32>,
     pub(crate) published: HashMap<PortKey<V4>, Published<V4>>,
+    pub(crate) seen_as: HashMap<ServerKey<V4>, u32>,
     pub(crate) trusted: HashSet<TrustKey>,
     pub(crate) links: HashSet<LinkKey<V4>>,
     /// Lists of clients: by list, address and prefix length.
@@ -183,6 +184,7 @@ impl Host {
             subnets: HashMap::new(),
             locals: HashSet::new(),
             published: HashMap::new(),
+            seen_as: HashMap::new(),
             trusted: HashSet::new(),
             links: HashSet::new(),
             ingress: HashMap::new(),

@@ -12,8 +12,8 @@ use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     AllowedKey, Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, Leg, LinkKey, LocalKey6,
-    Network, OUTSIDE, OwnerKey6, Peer, PortKey, Published, Quota, Settings, SocketKey, SourceKey,
-    TrustKey, Tuple, name,
+    Network, OUTSIDE, OwnerKey6, Peer, PortKey, Published, Quota, ServerKey, Settings, SocketKey,
+    SourceKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::event::Event;
@@ -54,6 +54,7 @@ plain!(
     Peer,
     PortKey<V4>,
     Published<V4>,
+    ServerKey<V4>,
     Settings,
     SocketKey,
     SourceKey<V4>,
@@ -144,6 +145,7 @@ pub(super) struct Maps {
     pub(super) endpoint_slots: HashMap<MapData, Wire<Be32>, u32>,
     pub(super) endpoints: Array<MapData, Wire<Endpoint<V4>>>,
     pub(super) published: HashMap<MapData, Wire<PortKey<V4>>, Wire<Published<V4>>>,
+    pub(super) seen_as: HashMap<MapData, Wire<ServerKey<V4>>, u32>,
     pub(super) trusted: HashMap<MapData, Wire<TrustKey>, u32>,
     pub(super) links: HashMap<MapData, Wire<LinkKey<V4>>, u32>,
     pub(super) ingress: LpmTrie<MapData, Wire<IngressKey<V4>>, u32>,
@@ -161,7 +163,7 @@ pub(super) struct Maps {
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 34] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 35] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -174,6 +176,7 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 34] {
         (name::ENDPOINT_SLOTS, None),
         (name::ENDPOINTS, None),
         (name::PUBLISHED, None),
+        (name::SEEN_AS, None),
         (name::TRUSTED, None),
         (name::LINKS, None),
         (name::INGRESS, None),
@@ -215,6 +218,7 @@ impl Maps {
             endpoint_slots: pinned(dir, name::ENDPOINT_SLOTS)?,
             endpoints: pinned(dir, name::ENDPOINTS)?,
             published: pinned(dir, name::PUBLISHED)?,
+            seen_as: pinned(dir, name::SEEN_AS)?,
             trusted: pinned(dir, name::TRUSTED)?,
             links: pinned(dir, name::LINKS)?,
             ingress: pinned(dir, name::INGRESS)?,

@@ -260,6 +260,10 @@ impl Datapath {
             };
             tables.published.insert(key, target);
         }
+        for entry in &maps.seen_as {
+            let (Wire(key), port) = entry?;
+            tables.seen_as.insert(key, port);
+        }
         for key in maps.trusted.keys() {
             tables.trusted.insert(key?.0);
         }
@@ -385,6 +389,8 @@ impl Datapath {
                 maps.published.remove(&Wire(key))?;
                 maps.mappings.set(slot, 0, 0)?;
             }
+            Op::PutSeenAs(key, port) => maps.seen_as.insert(Wire(key), port, 0)?,
+            Op::DropSeenAs(key) => maps.seen_as.remove(&Wire(key))?,
             Op::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
             Op::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
             Op::PutLink(key) => maps.links.insert(Wire(key), 1, 0)?,

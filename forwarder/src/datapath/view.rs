@@ -106,6 +106,11 @@ impl View {
                 maps.published.keys().count(),
             ),
             fill(
+                name::SEEN_AS,
+                capacity::SEEN_AS,
+                maps.seen_as.keys().count(),
+            ),
+            fill(
                 name::SOCKETS,
                 capacity::SOCKETS,
                 maps.sockets.keys().count(),

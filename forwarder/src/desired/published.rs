@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use forwarder_common::abi::{LinkKey, PortKey};
+use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
 use forwarder_common::family::{Be16, V4};
 use forwarder_common::parse::proto;
 
@@ -77,6 +77,36 @@ pub(super) fn add_published(
             }
         }
     }
+    add_seen_as(tables);
+}
+
+/// By which port of the host's each container is seen when it speaks first from one that it publishes:
+/// by that of the same number, which takes no row, else by the lowest. What there is no room for is
+/// translated as any other.
+fn add_seen_as(tables: &mut Tables) {
+    let mut seen = BTreeMap::<ServerKey<V4>, u16>::new();
+    for (key, target) in &tables.published {
+        // Where it is asked straight, nothing stands for it.
+        if key.addr == target.addr {
+            continue;
+        }
+        let server = ServerKey {
+            at: key.addr,
+            addr: target.addr,
+            port: target.port,
+            proto: key.proto,
+        };
+        let (port, own) = (key.port.get(), target.port.get());
+        let seen = seen.entry(server).or_insert(port);
+        if port == own || *seen != own && port < *seen {
+            *seen = port;
+        }
+    }
+    let others = seen
+        .into_iter()
+        .filter(|(server, port)| *port != server.port.get())
+        .map(|(server, port)| (server, u32::from(port)));
+    tables.seen_as = others.take(capacity::SEEN_AS as usize).collect();
 }
 
 /// Where a port leads. The same way is the same mapping, whoever tells of it first: that a container

@@ -6,7 +6,9 @@ use forwarder::tables::{
     EndpointKey, FarEnd, Hook, Key6, NetworkRow, Observed, Row6, SocketHook, Tables, Target,
     XdpKind,
 };
-use forwarder_common::abi::{Device, Endpoint, LinkKey, OwnerKey6, PortKey, TrustKey, device};
+use forwarder_common::abi::{
+    Device, Endpoint, LinkKey, OwnerKey6, PortKey, ServerKey, TrustKey, device,
+};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
 use proptest::prelude::*;
 
@@ -62,6 +64,8 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
             tables.published.remove(&key);
             assert_eq!(kernel.mapping_slots.remove(&key), Some(slot));
         }
+        Op::PutSeenAs(key, port) => _ = tables.seen_as.insert(key, port),
+        Op::DropSeenAs(key) => _ = tables.seen_as.remove(&key),
         Op::PutTrusted(key) => _ = tables.trusted.insert(key),
         Op::DropTrusted(key) => _ = tables.trusted.remove(&key),
         Op::PutLink(key) => _ = tables.links.insert(key),
@@ -304,6 +308,13 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                             incarnation,
                         };
                         tables.published.insert(key, target);
+                        let server = ServerKey {
+                            at: key.addr,
+                            addr,
+                            port: target.port,
+                            proto: key.proto,
+                        };
+                        tables.seen_as.insert(server, u32::from(port));
                     }
                 }
             }

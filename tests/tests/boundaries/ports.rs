@@ -152,8 +152,9 @@ fn users_bind_takes_no_answer_of_a_container() -> Result<()> {
 }
 
 /// A server that calls first from the port that it publishes, as SIP, games and WireGuard do.
-fn calls_first(host: &Host, lan: &Space, settle: bool) -> Result<()> {
-    let server = host.run("server", &["-p", "5302:5302/udp"], &Peer::idle())?;
+fn calls_first(host: &Host, lan: &Space, settle: bool, port: u16) -> Result<()> {
+    let published = format!("{port}:5302/udp");
+    let server = host.run("server", &["-p", &published], &Peer::idle())?;
     if settle {
         host.settle("server")?;
     }
@@ -164,11 +165,18 @@ fn calls_first(host: &Host, lan: &Space, settle: bool) -> Result<()> {
         Ok(client.recv_from(&mut [0; 64])?.1)
     })?;
     ensure!(
-        from == (host.address(), 5302).into(),
+        from == (host.address(), port).into(),
         "it is seen as {from}"
     );
     client.send_to(SECRET, from)?;
     ensure!(hears(&serves), "no answer comes back");
+    if settle {
+        // Its record has gone, and it goes on.
+        host.cli(&["flows", "delete", "--all"])?;
+        serves.send_to(b"again", CLIENT)?;
+        let again = client.recv_from(&mut [0; 64])?.1;
+        ensure!(again == from, "then it is seen as {again}");
+    }
     Ok(())
 }
 
@@ -178,8 +186,31 @@ fn caller_is_seen_by_its_published_port() -> Result<()> {
         let lab = Lab::new("ports-first")?;
         let host = lab.host(docker)?;
         let _agent = host.agent().start()?;
-        calls_first(&host, lab.lan(), true)?;
+        calls_first(&host, lab.lan(), true, 5302)?;
     }
+    Ok(())
+}
+
+#[test]
+fn caller_is_seen_by_the_hosts_port() -> Result<()> {
+    for docker in [Docker::replace(), Docker::replace_with_shim()] {
+        let lab = Lab::new("ports-other")?;
+        let host = lab.host(docker)?;
+        let _agent = host.agent().start()?;
+        calls_first(&host, lab.lan(), true, 6302)?;
+    }
+    Ok(())
+}
+
+/// The control: the rule that publishes a port is not read backwards.
+#[test]
+fn stock_shows_callers_by_their_own_port() -> Result<()> {
+    let lab = Lab::new("ports-other-stock")?;
+    let host = lab.host(Docker::stock())?;
+    let seen = calls_first(&host, lab.lan(), false, 6302);
+    let why = seen.err().map(|error| format!("{error:#}"));
+    let own = format!("it is seen as {}:5302", host.address());
+    ensure!(why.as_ref() == Some(&own), "{why:?}");
     Ok(())
 }
 
@@ -188,5 +219,5 @@ fn caller_is_seen_by_its_published_port() -> Result<()> {
 fn stock_callers_are_seen_by_their_published_port() -> Result<()> {
     let lab = Lab::new("ports-first-stock")?;
     let host = lab.host(Docker::stock())?;
-    calls_first(&host, lab.lan(), false)
+    calls_first(&host, lab.lan(), false, 5302)
 }

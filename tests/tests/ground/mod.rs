@@ -389,6 +389,8 @@ fn rows(host: &Host) -> Vec<Op> {
             .iter()
             .map(|(&key, &source)| Op::PutSource(key, source)),
     );
+    let seen = host.seen_as.iter();
+    rows.extend(seen.map(|(&key, &port)| Op::PutSeenAs(key, port)));
     rows.extend(host.trusted.iter().map(|&key| Op::PutTrusted(key)));
     rows.extend(host.links.iter().map(|&key| Op::PutLink(key)));
     rows.extend(
@@ -433,6 +435,7 @@ fn undo(row: &Op) -> Option<Op> {
         Op::PutSubnet(subnet, _) => Op::DropSubnet(subnet),
         Op::PutLocal(range) => Op::DropLocal(range),
         Op::PutSource(key, _) => Op::DropSource(key),
+        Op::PutSeenAs(key, _) => Op::DropSeenAs(key),
         Op::PutTrusted(key) => Op::DropTrusted(key),
         Op::PutLink(key) => Op::DropLink(key),
         Op::PutIngress(key, _) => Op::DropIngress(key),

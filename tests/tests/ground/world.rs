@@ -114,7 +114,19 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
         }
     }
     host.publish((Be32::default(), 53, 17), (APP, 5353));
+    host.seen_as(Be32::default(), (APP, 5353, 17), 53);
     host.publish((HOST, 443, 6), (FAR, 443));
+    for proto in [6, 17] {
+        host.publish(
+            (dice.pick(&[Be32::default(), HOST]), 9000, proto),
+            (WEB, 5000),
+        );
+        host.seen_as(
+            dice.pick(&[Be32::default(), HOST]),
+            (WEB, 5000, proto),
+            9000,
+        );
+    }
     host.publish((HOST, 600, 17), (FAR, 600));
     if dice.once_in(4) {
         host.publish((Be32::default(), 5000, 17), (ip(172, 17, 0, 77), 1));
