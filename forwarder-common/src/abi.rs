@@ -87,6 +87,12 @@ pub mod name {
     pub const OWNERS6: &str = "OWNERS6";
     /// `HashMap<u32, Endpoint6>` by the host's end of the veth.
     pub const ENDPOINTS6: &str = "ENDPOINTS6";
+    /// `HashMap<PortKey6, Published6>`: by what a client asks for.
+    pub const PUBLISHED6: &str = "PUBLISHED6";
+    /// `LpmTrie<IngressKey6, u32>`: IPv6 clients by list, and whether they are let in.
+    pub const INGRESS6: &str = "INGRESS6";
+    /// `LpmTrie<AllowedKey6, u32>`: IPv6 sources beside their own that containers may use.
+    pub const ALLOWED6: &str = "ALLOWED6";
     /// `PerCpuArray<u64>` of one: events that were not told, for want of room or of a watcher who is
     /// awake.
     pub const LOST: &str = "LOST";
@@ -119,6 +125,8 @@ pub mod capacity {
     pub const PUBLISHED: u32 = 32_768;
     /// Published ports that have another number on the host than in the container.
     pub const SEEN_AS: u32 = 16_384;
+    /// Ports published on IPv6 addresses: each is a process, docker-proxy's.
+    pub const PUBLISHED6: u32 = 8_192;
     /// Networks times the devices that they trust.
     pub const TRUSTED: u32 = 1_024;
     /// Ports that links open.
@@ -351,8 +359,8 @@ pub struct Settings {
     pub reserved_ports: PortRange,
     /// The first port that takes no privilege to bind (`net.ipv4.ip_unprivileged_port_start`).
     pub unprivileged_port_start: u32,
-    /// Always 0.
-    pub spare: u32,
+    /// 1 if a port that is published on an IPv6 address of the host's has a list of clients.
+    pub lists6: u32,
     /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none, as
     /// long as nothing is armed.
     pub netns_cookie: u64,
@@ -779,6 +787,49 @@ pub struct Endpoint6 {
     pub reserved: u16,
 }
 
+/// A port that is published on an IPv6 address of the host's: what a client asks for.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct PortKey6 {
+    /// The host's address, or any.
+    pub addr: Be128,
+    /// The host's port.
+    pub port: Be16,
+    /// IP protocol number, host order.
+    pub proto: u16,
+}
+
+/// Who may ask such a port. docker-proxy serves it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Published6 {
+    /// The list of clients that it lets in, or 0 for all.
+    pub policy: u32,
+    /// The bridges of the networks that it may lead into, whose lists count too. 0 is none.
+    pub bridges: [u32; 2],
+}
+
+/// Key of the lists of IPv6 clients: as [`IngressKey`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct IngressKey6 {
+    /// The list: 0 is none.
+    pub list: u32,
+    /// The client.
+    pub client: Be128,
+}
+
+/// Key of the IPv6 sources that containers may use beside their own: as [`AllowedKey`], without
+/// [`allowed::ROUTES`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct AllowedKey6 {
+    /// A container's veth, or a network's bridge.
+    pub device: u32,
+    /// The source.
+    pub source: Be128,
+}
+
 /// No padding: each structure is exactly the sum of its fields, which is what lets the agent and
 /// the kernel see it as plain bytes.
 const _: () = {
@@ -809,4 +860,8 @@ const _: () = {
     assert!(size_of::<LocalKey6>() == 16 + 4);
     assert!(size_of::<OwnerKey6>() == 16 + 4);
     assert!(size_of::<Endpoint6>() == 16 + 6 + 2);
+    assert!(size_of::<PortKey6>() == 16 + 2 + 2);
+    assert!(size_of::<Published6>() == 4 * 3);
+    assert!(size_of::<IngressKey6>() == 4 + 16);
+    assert!(size_of::<AllowedKey6>() == 4 + 16);
 };

@@ -80,7 +80,7 @@ reasons! {
     Bridged = Kernel "bridged" "Between two containers of one network: the bridge switches it.";
     NotOurs = Kernel "not-ours" "Neither from nor for a container.";
     NotForUs = Kernel "not-for-us" "Another station's frame, a broadcast, or a VLAN tag other than VLAN id 0.";
-    NotIp = Kernel "not-ip" "Not IPv4: ARP and others, and IPv6 that is no container's.";
+    NotIp = Kernel "not-ip" "Not IPv4: ARP and others, and IPv6 that is neither a container's nor for the host.";
     Malformed = Kernel "malformed" "No valid header, and not from a container: the kernel decides by the network header.";
     Truncated = Kernel "truncated" "The headers are not all there, and it is not from a container.";
     NoRoute = Kernel "no-route" "No route forwards it: the kernel answers.";
@@ -111,7 +111,7 @@ reasons! {
     Isolated = Drop "isolated" "From one Docker network to another one.";
     Internal = Drop "internal" "Out of, or into, an internal network.";
     NoIpv6 = Drop "no-ipv6" "IPv6 from or to a container whose network has none.";
-    Ipv6Header = Drop "ipv6-header" "IPv6 out of a container whose headers cannot be read to their end.";
+    Ipv6Header = Drop "ipv6-header" "IPv6 whose headers cannot be read to their end: out of a container, or for the host where lists of clients have to know the port.";
     Ipv6Forward = Drop "ipv6-forward" "IPv6 of a container that the host would forward: containers reach their own network and the host only.";
     PeerBlocked = Drop "peer-blocked" "Between containers of a network without inter-container communication.";
     DirectRouting = Drop "direct-routing" "From outside straight to a container's address.";

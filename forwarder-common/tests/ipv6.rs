@@ -3,8 +3,11 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::abi::{Endpoint6, LocalKey6, OwnerKey6, device, network};
-use forwarder_common::family::Be128;
+use forwarder_common::abi::{
+    AllowedKey6, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6, allowed,
+    device, ingress, network,
+};
+use forwarder_common::family::{Be16, Be128};
 use forwarder_common::reason::Reason;
 use model::host::{APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac};
 use model::ipv6::{APP6, CLIENT6, FAR6, GATEWAY6, HOST6, WEB6, frame, neighbour, net};
@@ -209,9 +212,9 @@ fn nothing_forwarded_gets_in_or_out() {
     let inward = |dst| frame((mac(UPLINK), far_mac(UPLINK)), (CLIENT6, dst), UDP, &body);
     let outside = |host: &Host, dst| run(host, Hook::OutsideIn, (UPLINK, 0, 0), inward(dst));
     assert_eq!(outside(&host, WEB6), Reason::DirectRouting);
-    assert_eq!(outside(&host, HOST6), Reason::NotIp);
-    assert_eq!(outside(&host, GATEWAY6), Reason::NotIp);
-    assert_eq!(outside(&host, net(50, 1)), Reason::NotIp);
+    assert_eq!(outside(&host, HOST6), Reason::ToHost);
+    assert_eq!(outside(&host, GATEWAY6), Reason::ToHost);
+    assert_eq!(outside(&host, net(50, 1)), Reason::ToHost);
     let stolen = frame((mac(UPLINK), far_mac(UPLINK)), (WEB6, HOST6), UDP, &body);
     let got = run(&host, Hook::OutsideIn, (UPLINK, 0, 0), stolen);
     assert_eq!(got, Reason::SpoofedSource);
@@ -461,4 +464,280 @@ fn link_local_address_of_the_host_counts_on_its_device() {
     let far = Be128::link_local(far_mac(FAR_VETH));
     let got = sends(&host, APP_VETH, (far, GATEWAY6), UDP, &datagram(80));
     assert_eq!(got, Reason::ToHost, "a name on another bridge");
+}
+
+/// Receives by the uplink.
+fn receives(host: &Host, ends: (Be128, Be128), next: u8, body: &[u8]) -> Reason {
+    let frame = frame((mac(UPLINK), far_mac(UPLINK)), ends, next, body);
+    run(host, Hook::OutsideIn, (UPLINK, 0, 0), frame)
+}
+
+#[test]
+fn nobody_outside_has_an_address_of_the_hosts() {
+    let mut host = host();
+    let own = Be128::link_local(mac(UPLINK));
+    let elsewhere = Be128::link_local(mac(model::host::SECOND));
+    for (addr, ifindex) in [(own, UPLINK), (elsewhere, model::host::SECOND)] {
+        host.locals6.insert(LocalKey6 { addr, ifindex });
+    }
+    let loopback = Be128::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    for src in [HOST6, GATEWAY6, own, loopback, group(1), WEB6] {
+        for dst in [HOST6, net(52, 1), group(1), own] {
+            let got = receives(&host, (src, dst), UDP, &datagram(80));
+            assert_eq!(got, Reason::SpoofedSource, "{src:?} to {dst:?}");
+        }
+    }
+    for src in [CLIENT6, elsewhere, Be128::link_local(far_mac(UPLINK)), ANY] {
+        let got = receives(&host, (src, HOST6), UDP, &datagram(80));
+        assert_eq!(got, Reason::ToHost, "{src:?}");
+    }
+    // Who has the same address says so, and the kernel has to hear it.
+    for src in [HOST6, own] {
+        for kind in [135, 136] {
+            let says = neighbour(kind, src, 2, far_mac(UPLINK));
+            assert_eq!(
+                receives(&host, (src, group(1)), ICMP, &says),
+                Reason::ToHost
+            );
+            let macs = (mac(UPLINK), far_mac(UPLINK));
+            let mut far = frame(macs, (src, group(1)), ICMP, &says);
+            far[21] = 64;
+            let got = run(&host, Hook::OutsideIn, (UPLINK, 0, 0), far);
+            assert_eq!(got, Reason::SpoofedSource, "from further away");
+        }
+        for kind in [128, 133, 134, 137] {
+            let says = neighbour(kind, src, 2, far_mac(UPLINK));
+            let got = receives(&host, (src, group(1)), ICMP, &says);
+            assert_eq!(got, Reason::SpoofedSource, "{kind}");
+        }
+    }
+}
+
+/// A list: who is named, and whether all others are let in.
+fn list(host: &mut Host, list: u32, others: u32, named: &[(Be128, u8, u32)]) {
+    for &(client, len, word) in named.iter().chain([&(ANY, 0, others)]) {
+        host.ingress6
+            .insert((IngressKey6 { list, client }, len), word);
+    }
+}
+
+/// A port that docker-proxy serves by UDP.
+fn publish(host: &mut Host, (addr, port): (Be128, u16), policy: u32, bridges: [u32; 2]) {
+    let key = PortKey6 {
+        addr,
+        port: Be16::new(port),
+        proto: 17,
+    };
+    host.published6.insert(key, Published6 { policy, bridges });
+    host.settings.lists6 = 1;
+}
+
+const ALLOWED: u32 = 5;
+const NETWORK: u32 = 6;
+
+/// Port 80 lets in 9::/64 but for 9::7, port 81 of one address whom the containers' network lets in,
+/// which is all but 9::3.
+fn with_lists() -> Host {
+    let mut host = host();
+    let (allow, deny) = (ingress::ALLOW, ingress::DENY);
+    let named = [(net(9, 0), 64, allow), (net(9, 7), 128, deny)];
+    list(&mut host, ALLOWED, deny, &named);
+    list(&mut host, NETWORK, allow, &[(net(9, 3), 128, deny)]);
+    host.networks.get_mut(&BRIDGE).unwrap().policy = NETWORK;
+    publish(&mut host, (ANY, 80), ALLOWED, [BRIDGE, 0]);
+    publish(&mut host, (HOST6, 81), 0, [OTHER_BRIDGE, BRIDGE]);
+    host
+}
+
+#[test]
+fn lists_of_a_published_port_hold_for_ipv6() {
+    let mut host = with_lists();
+    let own = Be128::link_local(mac(UPLINK));
+    for (src, port, reason) in [
+        (CLIENT6, 80, Reason::ToHost),
+        (net(9, 7), 80, Reason::Policy),
+        (net(8, 2), 80, Reason::Policy),
+        (own, 80, Reason::Policy),
+        (net(9, 3), 80, Reason::Policy),
+        (net(9, 3), 81, Reason::Policy),
+        (net(8, 2), 81, Reason::ToHost),
+        (net(8, 2), 82, Reason::ToHost),
+    ] {
+        let got = receives(&host, (src, HOST6), UDP, &datagram(port));
+        assert_eq!(got, reason, "{src:?} asks {port}");
+    }
+    // Wherever the kernel takes it in: a group, a link-local address, a range that is routed to it.
+    host.routes6.insert(net(52, 1), model::host::SECOND);
+    for (dst, reason) in [
+        (group(1), Reason::Policy),
+        (own, Reason::Policy),
+        (GATEWAY6, Reason::Policy),
+        (net(50, 1), Reason::Policy),
+        (net(52, 1), Reason::NotIp),
+    ] {
+        let got = receives(&host, (net(8, 2), dst), UDP, &datagram(80));
+        assert_eq!(got, reason, "{dst:?}");
+    }
+    let got = receives(&host, (net(9, 3), net(50, 1)), UDP, &datagram(81));
+    assert_eq!(got, Reason::ToHost, "published at another address");
+    let by_tcp = [&datagram(80)[..], &[0; 12]].concat();
+    let got = receives(&host, (net(8, 2), HOST6), 6, &by_tcp);
+    assert_eq!(got, Reason::ToHost, "published for UDP");
+    let got = receives(&host, (net(8, 2), HOST6), ICMP, &[128, 0, 0, 0, 0, 80]);
+    assert_eq!(got, Reason::ToHost);
+    // A list that is not there lets in nobody.
+    publish(&mut host, (ANY, 83), 99, [0, 0]);
+    let got = receives(&host, (CLIENT6, HOST6), UDP, &datagram(83));
+    assert_eq!(got, Reason::Policy);
+    host.settings.lists6 = 0;
+    let got = receives(&host, (CLIENT6, HOST6), UDP, &datagram(83));
+    assert_eq!(got, Reason::ToHost);
+}
+
+#[test]
+fn lists_hold_for_containers_by_ipv6() {
+    let mut host = with_lists();
+    list(&mut host, NETWORK, ingress::DENY, &[]);
+    let asks = |host: &Host, veth, src, port| {
+        let bridge = host.devices[&veth].bridge;
+        let frame = frame(
+            (mac(bridge), far_mac(veth)),
+            (src, HOST6),
+            UDP,
+            &datagram(port),
+        );
+        let at_bridge = run(host, Hook::BridgeIn, (bridge, 0, 0), frame);
+        let at_veth = sends(host, veth, (src, HOST6), UDP, &datagram(port));
+        assert_eq!(at_bridge, at_veth);
+        at_veth
+    };
+    // A network's list is not for its own containers; a port's is for everybody.
+    assert_eq!(asks(&host, APP_VETH, APP6, 81), Reason::ToHost);
+    assert_eq!(asks(&host, FAR_VETH, FAR6, 81), Reason::Policy);
+    assert_eq!(asks(&host, APP_VETH, APP6, 80), Reason::Policy);
+    assert_eq!(asks(&host, APP_VETH, APP6, 82), Reason::ToHost);
+    let to_all = (APP6, group(1));
+    assert_eq!(
+        sends(&host, APP_VETH, to_all, UDP, &datagram(80)),
+        Reason::Bridged,
+        "siblings hear it"
+    );
+    let macs = ([0x33, 0x33, 0, 0, 0, 1], far_mac(APP_VETH));
+    let frame = frame(macs, to_all, UDP, &datagram(80));
+    let got = run(&host, Hook::BridgeIn, (BRIDGE, 0, 0), frame);
+    assert_eq!(got, Reason::Policy, "the host does not");
+}
+
+#[test]
+fn lists_find_the_port_behind_what_hides_it() {
+    let host = with_lists();
+    let receives = |first: u8, headers: &[Vec<u8>], body: &[u8]| {
+        let body = [&headers.concat()[..], body].concat();
+        receives(&host, (net(8, 2), HOST6), first, &body)
+    };
+    let options = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
+    let piece = |next: u8, field: u16| {
+        let [high, low] = field.to_be_bytes();
+        vec![next, 0, high, low, 0, 0, 0, 7]
+    };
+    let (listed, other) = (datagram(80), datagram(82));
+    for first in [0, 43, 60] {
+        let route = vec![UDP, 0, 4, 0, 0, 0, 0, 0];
+        let header = if first == 43 { route } else { options(UDP) };
+        let header = [header];
+        assert_eq!(receives(first, &header, &listed), Reason::Policy);
+        assert_eq!(receives(first, &header, &other), Reason::ToHost);
+    }
+    let authenticated = [vec![UDP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
+    assert_eq!(receives(51, &authenticated, &listed), Reason::Policy);
+    assert_eq!(receives(44, &[piece(UDP, 1)], &listed), Reason::Policy);
+    assert_eq!(receives(44, &[piece(UDP, 1)], &other), Reason::ToHost);
+    // A head without its ports, and what stands behind too much.
+    assert_eq!(receives(44, &[piece(UDP, 1)], &[]), Reason::Ipv6Header);
+    assert_eq!(
+        receives(44, &[piece(UDP, 1)], &[48, 57, 0]),
+        Reason::Ipv6Header
+    );
+    assert_eq!(receives(44, &[piece(60, 1)], &[]), Reason::Ipv6Header);
+    assert_eq!(
+        receives(60, &vec![options(60); 9], &listed),
+        Reason::Ipv6Header
+    );
+    // Without a head it is nothing.
+    assert_eq!(receives(44, &[piece(UDP, 8)], &listed), Reason::ToHost);
+    // It would still go on to another of the host's addresses.
+    let route = vec![
+        UDP, 2, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    assert_eq!(receives(43, &[route], &other), Reason::Ipv6Header);
+}
+
+#[test]
+fn lists_read_nothing_behind_the_packets_end() {
+    let host = with_lists();
+    let macs = (mac(UPLINK), far_mac(UPLINK));
+    let head = [17, 0, 0, 1, 0, 0, 0, 7];
+    let mut padded = frame(macs, (net(8, 2), HOST6), 44, &head);
+    padded.extend(datagram(82));
+    let got = run(&host, Hook::OutsideIn, (UPLINK, 0, 0), padded.clone());
+    assert_eq!(got, Reason::Ipv6Header, "the kernel cuts it off");
+    padded[19] += 9;
+    let got = run(&host, Hook::OutsideIn, (UPLINK, 0, 0), padded);
+    assert_eq!(got, Reason::ToHost);
+}
+
+#[test]
+fn allowed_sources_hold_for_ipv6() {
+    let mut host = host();
+    host.devices.get_mut(&APP_VETH).unwrap().kind = device::NAMED_VETH;
+    host.devices.get_mut(&WEB_VETH).unwrap().kind = device::NAMED_VETH;
+    let (vpn, every) = (net(7, 0), net(6, 0));
+    for (device, source, word) in [
+        (BRIDGE, vpn, allowed::ONE),
+        (APP_VETH, vpn, allowed::ONE),
+        (BRIDGE, every, allowed::EACH),
+    ] {
+        host.allowed6
+            .insert((AllowedKey6 { device, source }, 64), word);
+    }
+    for (veth, src, reason) in [
+        (APP_VETH, net(7, 9), Reason::ToHost),
+        (WEB_VETH, net(7, 9), Reason::ForeignSource),
+        (FAR_VETH, net(7, 9), Reason::ForeignSource),
+        (APP_VETH, net(6, 9), Reason::ToHost),
+        (WEB_VETH, net(6, 9), Reason::ToHost),
+        (FAR_VETH, net(6, 9), Reason::ForeignSource),
+        (APP_VETH, net(8, 9), Reason::ForeignSource),
+    ] {
+        let got = sends(&host, veth, (src, HOST6), UDP, &datagram(80));
+        assert_eq!(got, reason, "{src:?} by {veth}");
+    }
+    // At the bridge it is not known who sends.
+    for (src, reason) in [
+        (net(7, 9), Reason::ToHost),
+        (net(8, 9), Reason::ForeignSource),
+    ] {
+        let frame = frame((mac(BRIDGE), far_mac(9)), (src, HOST6), UDP, &datagram(80));
+        let got = run(&host, Hook::BridgeIn, (BRIDGE, 0, 0), frame);
+        assert_eq!(got, reason, "{src:?}");
+    }
+    // It is a neighbour by such an address too, and nothing makes the host's its own.
+    let says = |veth, target| {
+        let body = neighbour(136, target, 2, far_mac(veth));
+        let own = Be128::link_local(far_mac(veth));
+        sends(&host, veth, (own, group(1)), ICMP, &body)
+    };
+    assert_eq!(says(APP_VETH, net(7, 9)), Reason::Bridged);
+    assert_eq!(says(WEB_VETH, net(7, 9)), Reason::SpoofedNeighbour);
+    let source = ANY;
+    let device = BRIDGE;
+    host.allowed6
+        .insert((AllowedKey6 { device, source }, 0), allowed::EACH);
+    for src in [HOST6, GATEWAY6, Be128::link_local(mac(BRIDGE))] {
+        let got = sends(&host, APP_VETH, (src, WEB6), UDP, &datagram(80));
+        assert!(
+            matches!(got, Reason::SpoofedSource | Reason::ForeignSource),
+            "{got:?}"
+        );
+    }
 }

@@ -18,9 +18,9 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use forwarder_common::abi::{
-    AllowedKey, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey, LocalKey6,
-    Network, OwnerKey6, Pending, PortKey, Published, Quota, ServerKey, Settings, SourceKey,
-    TrustKey, Tuple,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey,
+    IngressKey6, LinkKey, LocalKey6, Network, OwnerKey6, Pending, PortKey, PortKey6, Published,
+    Published6, Quota, ServerKey, Settings, SourceKey, TrustKey, Tuple,
 };
 use forwarder_common::event::{Event, News};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
@@ -36,10 +36,10 @@ use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
 
 use crate::atomic;
 use crate::maps::{
-    ALLOWED_SOURCES, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6, EVENTS,
-    FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, LINKS, LOCALS, LOCALS6, LOST, MAPPINGS, NETWORKS,
-    OWNERS6, PORTS, PUBLISHED, QUOTAS, REASONS, RECENT, RING, SEEN_AS, SETTINGS, SOURCES, SUBNETS,
-    SUBNETS6, TRAIN, TRUSTED, WATCH,
+    ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6,
+    EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, INGRESS6, LINKS, LOCALS, LOCALS6, LOST,
+    MAPPINGS, NETWORKS, OWNERS6, PORTS, PUBLISHED, PUBLISHED6, QUOTAS, REASONS, RECENT, RING,
+    SEEN_AS, SETTINGS, SOURCES, SUBNETS, SUBNETS6, TRAIN, TRUSTED, WATCH,
 };
 use crate::steps;
 
@@ -592,6 +592,12 @@ impl Host6 for Kernel<TcContext> {
     }
 
     #[inline(always)]
+    fn network_policy(&self, bridge: u32) -> u32 {
+        // SAFETY: as for devices.
+        unsafe { NETWORKS.get(bridge) }.map_or(0, |network| network.policy)
+    }
+
+    #[inline(always)]
     fn subnet(&self, addr: Be128) -> Option<u32> {
         SUBNETS6.get(Key::new(128, addr)).copied()
     }
@@ -611,6 +617,24 @@ impl Host6 for Kernel<TcContext> {
     fn endpoint(&self, veth: u32) -> Option<Endpoint6> {
         // SAFETY: as for devices.
         unsafe { ENDPOINTS6.get(veth) }.copied()
+    }
+
+    #[inline(always)]
+    fn allowed(&self, key: &AllowedKey6) -> u32 {
+        let word = ALLOWED6.get(Key::new(32 + 128, *key));
+        word.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn published(&self, key: &PortKey6) -> Option<Published6> {
+        // SAFETY: as for devices.
+        unsafe { PUBLISHED6.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn ingress(&self, key: &IngressKey6) -> u32 {
+        let word = INGRESS6.get(Key::new(32 + 128, *key));
+        word.copied().unwrap_or_default()
     }
 
     #[inline(always)]

@@ -5,9 +5,10 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    AllowedKey, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey, LinkKey,
-    LocalKey6, Network, OwnerKey6, Peer, Pending, PortKey, Published, Quota, ServerKey, Settings,
-    SocketKey, SourceKey, TrustKey, Tuple, capacity,
+    AllowedKey, AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey,
+    IngressKey6, LinkKey, LocalKey6, Network, OwnerKey6, Peer, Pending, PortKey, PortKey6,
+    Published, Published6, Quota, ServerKey, Settings, SocketKey, SourceKey, TrustKey, Tuple,
+    capacity,
 };
 use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::parse::Packet;
@@ -116,6 +117,15 @@ pub static OWNERS6: HashMap<OwnerKey6, u32> =
 #[map]
 pub static ENDPOINTS6: HashMap<u32, Endpoint6> =
     HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
+#[map]
+pub static PUBLISHED6: HashMap<PortKey6, Published6> =
+    HashMap::with_max_entries(capacity::PUBLISHED6, NO_PREALLOC);
+#[map]
+pub static INGRESS6: LpmTrie<IngressKey6, u32> =
+    LpmTrie::with_max_entries(capacity::INGRESS, NO_PREALLOC);
+#[map]
+pub static ALLOWED6: LpmTrie<AllowedKey6, u32> =
+    LpmTrie::with_max_entries(capacity::ALLOWED_SOURCES, NO_PREALLOC);
 
 /// A passage, as far as it crosses a call of a global function.
 #[repr(C)]

@@ -228,7 +228,14 @@ fn judge_ipv6(skb: *mut __sk_buff, addressed: bool, hook: ipv6::Hook, l3: u32) -
     if addressed && (tag != 0 || kind == PACKET_OTHERHOST) {
         return Reason::NotForUs;
     }
-    Reason::from_u8(tc_ipv6(skb, hook as u32, l3) as u8).unwrap_or(Reason::NoIpv6)
+    let reason = Reason::from_u8(tc_ipv6(skb, hook as u32, l3) as u8).unwrap_or(Reason::NoIpv6);
+    let kernel = Kernel {
+        ctx: TcContext::new(skb),
+    };
+    if !hook.is_ingress() || reason as u8 != Reason::ToHost as u8 || kernel.settings().lists6 == 0 {
+        return reason;
+    }
+    Reason::from_u8(tc_ipv6_lists(skb, l3) as u8).unwrap_or(Reason::Policy)
 }
 
 /// [`ipv6::judge`], the hook by its number: the reason's.
@@ -238,6 +245,15 @@ pub extern "C" fn tc_ipv6(skb: *mut __sk_buff, hook: u32, l3: u32) -> u32 {
     let ctx = TcContext::new(skb);
     let meta = meta(&ctx, l3 as u8);
     ipv6::judge(&Kernel { ctx }, ipv6::Hook::from_u32(hook), &meta) as u32
+}
+
+/// [`ipv6::ask_lists`]: the reason's number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_ipv6_lists(skb: *mut __sk_buff, l3: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let meta = meta(&ctx, l3 as u8);
+    ipv6::ask_lists(&Kernel { ctx }, &meta) as u32
 }
 
 #[inline(always)]

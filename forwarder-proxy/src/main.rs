@@ -29,6 +29,8 @@ use signals::{Signals, Woken};
 const START: Duration = Duration::from_secs(15);
 /// From SIGINT to the end, at most: dockerd waits for it.
 const PARTING: Duration = Duration::from_secs(5);
+/// Between two tries to find an agent that is waited for.
+const TRY: Duration = Duration::from_millis(100);
 /// Between two tries to find the agent again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a port that an orphan has let go may still be busy.
@@ -52,7 +54,10 @@ fn main() -> ExitCode {
     let mut dockerd = Dockerd::inherited();
     let end = match Args::parse(std::env::args().skip(1)) {
         Ok(args) if args.is_ours() => run(&args, &mut dockerd),
-        Ok(args) => End::Failed(dockerd::become_docker_proxy(&args)),
+        Ok(args) => End::Failed(match announce_proxy(&args) {
+            Ok(()) => dockerd::become_docker_proxy(&args),
+            Err(why) => why,
+        }),
         Err(why) => End::Failed(why),
     };
     match end {
@@ -110,6 +115,31 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
     Ok((agent, reservation))
 }
 
+/// Has the agent put the lists of clients before a port of IPv6 that docker-proxy is to serve. Signals
+/// stay as they are: docker-proxy would inherit what is blocked.
+fn announce_proxy(args: &Args) -> Result<(), String> {
+    if args.host_ip.is_ipv4() {
+        return Ok(());
+    }
+    let patience = Instant::now() + agent::patience()?;
+    let mut agent = loop {
+        match Agent::connect() {
+            Ok(agent) => break agent,
+            Err(why) if Instant::now() >= patience => return Err(why),
+            Err(_) => sleep(TRY),
+        }
+    };
+    let deadline = Instant::now() + START;
+    agent.say(&args.question("proxy", false))?;
+    loop {
+        match agent.hear_until(deadline)? {
+            Some(Word::Done) => return Ok(()),
+            Some(Word::Refused(why)) => return Err(why),
+            Some(Word::Release) | None => {}
+        }
+    }
+}
+
 /// Makes the reservation once its holder has let go.
 fn again(args: &Args) -> std::io::Result<Reservation> {
     let deadline = Instant::now() + LINGER;
@@ -130,7 +160,7 @@ fn find(signals: &Signals) -> Result<Agent, End> {
         match Agent::connect() {
             Ok(agent) => return Ok(agent),
             Err(why) if Instant::now() >= deadline => return Err(why.into()),
-            Err(_) => match signals.wait(None, Some(Duration::from_millis(100)))? {
+            Err(_) => match signals.wait(None, Some(TRY))? {
                 Woken::Nothing | Woken::Agent => {}
                 Woken::Interrupted | Woken::Terminated => return Err(End::Done),
             },

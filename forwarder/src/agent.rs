@@ -13,12 +13,12 @@ use crate::config::{Attach, Config, XdpMode};
 use crate::control::Verb;
 use crate::daemon::BEAT;
 use crate::datapath::{self, Datapath, Setup, untracked};
-use crate::desired::{Policy, be32, desired, port_key};
+use crate::desired::{Policy, be32, desired, port_key, port_key6};
 use crate::diff::{Op, diff};
 use crate::exhaustion::{self, Exhaustion};
 use crate::report;
 use crate::stop::Stop;
-use crate::tables::{Hook, ROUND, SocketHook, Tables};
+use crate::tables::{Hook, Key6, ROUND, SocketHook, Tables};
 use crate::uplinks::{self, Choice};
 use crate::world::{HostPort, World};
 
@@ -132,6 +132,8 @@ pub(crate) struct Agent {
     armed: bool,
     /// Published ports that the kernel refused in the last sync, and why.
     unpublished: BTreeMap<PortKey<V4>, String>,
+    /// Why the kernel does not hold all lists of clients of ports on IPv6 addresses.
+    unguarded: Option<String>,
     /// What was used up and is not told yet.
     exhaustion: Exhaustion,
     /// What the log was told of others' doing.
@@ -205,6 +207,7 @@ impl Agent {
             looked: Instant::now(),
             armed,
             unpublished: BTreeMap::new(),
+            unguarded: None,
             told: BTreeSet::new(),
             tracked: None,
         })
@@ -324,6 +327,8 @@ impl Agent {
             };
             tables.devices.retain(|index, _| !dockers(index));
             tables.hooks.retain(|(index, _)| !dockers(index));
+            // Nor does a port lose its list.
+            tables.lists6 |= observed.tables.lists6;
         }
         self.tables = tables;
         self.heed_others(world);
@@ -334,6 +339,7 @@ impl Agent {
             .collect();
         self.failures.clear();
         self.unpublished.clear();
+        self.unguarded = None;
         let ops = diff(&observed, &self.tables);
         let mut told = Instant::now();
         for op in ops
@@ -414,8 +420,19 @@ impl Agent {
         self.reassembles
     }
 
-    /// Whether the last sync brought into the kernel what a shim has bound; else why not.
+    /// Whether the last sync brought into the kernel what a shim has bound, or who may ask what a
+    /// docker-proxy serves; else why not.
     pub(crate) fn holds(&self, world: &World, port: &HostPort) -> Result<(), String> {
+        if let Some(key) = port_key6(port) {
+            let why = self.unguarded.as_ref();
+            let refused = why.map(|why| format!("the kernel refuses the lists of {port}: {why}"));
+            let wanted = self.tables.ipv6.contains_key(&Key6::Published(key));
+            return match refused {
+                Some(refused) => Err(refused),
+                None if wanted => Ok(()),
+                None => Err(format!("{port} is not to be served any more")),
+            };
+        }
         let key =
             port_key(port).ok_or_else(|| format!("{port} is no port of IPv4's TCP or UDP"))?;
         let wanted = world.bound.get(port).map(|bound| bound.container_ip);
@@ -440,6 +457,12 @@ impl Agent {
     fn failed(&mut self, op: &Op, error: &anyhow::Error) {
         if let Op::PutPublished { key, .. } = *op {
             self.unpublished.insert(key, format!("{error:#}"));
+        }
+        if matches!(
+            op,
+            Op::PutIpv6(Key6::Ingress(..) | Key6::Published(_), _) | Op::Settings { .. }
+        ) {
+            self.unguarded = Some(format!("{error:#}"));
         }
         if let Op::Attach {
             ifindex,

@@ -185,7 +185,8 @@ fn announce_ipv6(world: &World) {
         tracing::warn!(
             networks = names.join(", "),
             "IPv6 stays local: containers reach their own network and this host, nothing is \
-             translated or forwarded; ports published on IPv6 addresses are docker-proxy's"
+             translated or forwarded; ports published on IPv6 addresses are docker-proxy's, for \
+             whom their lists of clients let in"
         );
     }
 }

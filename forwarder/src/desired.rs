@@ -12,6 +12,7 @@ use forwarder_common::abi::{
 use forwarder_common::family::{Be32, V4};
 use ipnet::IpNet;
 
+pub(crate) use self::ipv6::{be128, port_key6};
 pub use self::published::port_key;
 use crate::lists::Lists;
 use crate::others::{Direction, IpsecPolicy, Reach, overlap};
@@ -69,6 +70,7 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
         add_network(&mut tables, world, network, bridge);
         ipv6::add_network(&mut tables, world, network, bridge);
         add_allowed(&mut tables, world, policy, (network, terms), index);
+        ipv6::add_allowed(&mut tables, world, policy, (network, terms), index);
         if !terms.icc {
             published::add_links(&mut tables, world, network);
         }
@@ -110,8 +112,10 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
     add_others(&mut tables, world);
     ipv6::add_locals(&mut tables, world);
     published::add_published(&mut tables, world, policy, &terms, &mut lists);
+    ipv6::add_published(&mut tables, world, policy, &mut lists);
     tables.closed_lists = lists.settle();
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
+    ipv6::add_lists(&mut tables, &lists);
     add_protected(&mut tables, world);
     if !tables.xdp.is_empty() {
         add_far_ends(&mut tables, world);

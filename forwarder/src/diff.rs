@@ -26,6 +26,7 @@ pub enum Op {
         xdp_tcp: bool,
         route_mtu: u32,
         others: u32,
+        lists6: bool,
     },
     PutDevice(u32, Device),
     DropDevice(u32),
@@ -274,6 +275,7 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
         xdp_tcp: tables.xdp_tcp,
         route_mtu: tables.route_mtu,
         others: tables.others,
+        lists6: tables.lists6,
     };
     if settings(now) != settings(desired) {
         ops.push(settings(desired));

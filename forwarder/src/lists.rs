@@ -6,19 +6,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{capacity, ingress};
-use forwarder_common::family::Be32;
+use forwarder_common::family::{Be32, Be128};
 use ipnet::IpNet;
 
-use crate::desired::{be32, incarnation};
+use crate::desired::{be32, be128, incarnation};
 use crate::tables::Tables;
 use crate::world::Ingress;
 
-/// Ranges of all lists together: half of what the kernel has room for, since a list that changes is
+/// Ranges of all lists together, of both families: half of what the kernel has room for, since a list that changes is
 /// there twice for a moment.
 const ROOM: usize = capacity::INGRESS as usize / 2;
 
 /// A list's ranges and what it says of each.
-type Entries = BTreeMap<(Be32, u8), u32>;
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entries {
+    v4: BTreeMap<(Be32, u8), u32>,
+    v6: BTreeMap<(Be128, u8), u32>,
+}
+
+impl Entries {
+    fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+}
 
 /// All lists that anybody has.
 #[derive(Default)]
@@ -53,20 +63,31 @@ impl Lists {
                 .by_id
                 .iter_mut()
                 .max_by_key(|(_, entries)| entries.len());
-            let Some((&id, entries)) = longest.filter(|(_, entries)| entries.len() > 1) else {
+            let closed = entries(&Ingress::closed());
+            let Some((&id, entries)) = longest.filter(|(_, list)| list.len() > closed.len()) else {
                 break;
             };
-            all -= entries.len() - 1;
-            *entries = self::entries(&Ingress::closed());
+            all -= entries.len() - closed.len();
+            *entries = closed;
             self.closed.insert(id);
         }
         self.closed.len()
     }
 
-    /// All ranges of all lists.
+    /// All IPv4 ranges of all lists.
     pub(crate) fn entries(&self) -> BTreeMap<(u32, Be32, u8), u32> {
         let of = |(&id, entries): (&u32, &Entries)| {
-            let rows = entries.iter();
+            let rows = entries.v4.iter();
+            rows.map(|(&(addr, len), &word)| ((id, addr, len), word))
+                .collect::<Vec<_>>()
+        };
+        self.by_id.iter().flat_map(of).collect()
+    }
+
+    /// All IPv6 ranges of all lists.
+    pub(crate) fn entries6(&self) -> BTreeMap<(u32, Be128, u8), u32> {
+        let of = |(&id, entries): (&u32, &Entries)| {
+            let rows = entries.v6.iter();
             rows.map(|(&(addr, len), &word)| ((id, addr, len), word))
                 .collect::<Vec<_>>()
         };
@@ -93,16 +114,22 @@ fn entries(list: &Ingress) -> Entries {
     } else {
         ingress::DENY
     };
-    let ranges = |ranges: &[IpNet], word: u32| {
-        let v4 = ranges.iter().filter_map(|range| match range {
-            IpNet::V4(net) => Some((be32(net.network()), net.prefix_len())),
-            IpNet::V6(_) => None,
-        });
-        v4.map(|range| (range, word)).collect::<Vec<_>>()
+    let mut entries = Entries {
+        v4: BTreeMap::from([((Be32::default(), 0), others)]),
+        v6: BTreeMap::from([((Be128::ANY, 0), others)]),
     };
-    let mut entries = Entries::from([((Be32::default(), 0), others)]);
-    entries.extend(ranges(&list.allow, ingress::ALLOW));
-    entries.extend(ranges(&list.deny, ingress::DENY));
+    for (ranges, word) in [(&list.allow, ingress::ALLOW), (&list.deny, ingress::DENY)] {
+        for range in ranges {
+            match range {
+                IpNet::V4(net) => entries
+                    .v4
+                    .insert((be32(net.network()), net.prefix_len()), word),
+                IpNet::V6(net) => entries
+                    .v6
+                    .insert((be128(net.network()), net.prefix_len()), word),
+            };
+        }
+    }
     entries
 }
 
@@ -122,16 +149,29 @@ mod tests {
     #[test]
     fn whoever_is_not_named_follows_from_whether_any_are_let_in() {
         let all = (Be32::default(), 0);
+        let all6 = (Be128::ANY, 0);
         let allow = entries(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
-        assert_eq!((allow[&all], allow.len()), (ingress::DENY, 3));
+        assert_eq!((allow.v4[&all], allow.v4.len()), (ingress::DENY, 3));
+        assert_eq!(allow.v6, [(all6, ingress::DENY)].into());
         let deny = entries(&list(&[], &["198.18.3.0/24"]));
-        assert_eq!((deny[&all], deny.len()), (ingress::ALLOW, 2));
+        assert_eq!((deny.v4[&all], deny.v4.len()), (ingress::ALLOW, 2));
+        assert_eq!(deny.v6, [(all6, ingress::ALLOW)].into());
         let same = entries(&list(&["198.18.3.0/24"], &["198.18.3.0/24"]));
         let range = (be32([198, 18, 3, 0].into()), 24);
-        assert_eq!(same[&range], ingress::DENY);
-        assert_eq!(entries(&Ingress::closed()), [(all, ingress::DENY)].into());
-        let foreign = entries(&list(&["2001:db8::/32"], &[]));
-        assert_eq!(foreign, [(all, ingress::DENY)].into(), "of another family");
+        assert_eq!(same.v4[&range], ingress::DENY);
+        let closed = entries(&Ingress::closed());
+        assert_eq!(closed.v4, [(all, ingress::DENY)].into());
+        assert_eq!(closed.v6, [(all6, ingress::DENY)].into());
+        let foreign = entries(&list(&["2001:db8::/32"], &["2001:db8:1::/48"]));
+        assert_eq!(
+            foreign.v4,
+            [(all, ingress::DENY)].into(),
+            "of another family"
+        );
+        let within = |text: &str, len| (be128(text.parse().unwrap()), len);
+        assert_eq!(foreign.v6[&within("2001:db8::", 32)], ingress::ALLOW);
+        assert_eq!(foreign.v6[&within("2001:db8:1::", 48)], ingress::DENY);
+        assert_eq!((foreign.v6[&all6], foreign.v6.len()), (ingress::DENY, 3));
     }
 
     #[test]
@@ -146,7 +186,7 @@ mod tests {
         let mut lists = Lists::default();
         let own = lists.id(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
         let others: Vec<_> = (1..=18).map(|first| lists.id(&long(first))).collect();
-        assert_eq!(lists.settle(), 10, "of 18 times 4,001 in 32,768");
+        assert_eq!(lists.settle(), 10, "of 18 times 4,002 in 32,768");
         let entries = lists.entries();
         assert!(entries.len() <= ROOM);
         let of = |id: u32| entries.iter().filter(move |((list, ..), _)| *list == id);

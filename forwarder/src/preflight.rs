@@ -452,7 +452,10 @@ fn forwarding(probe: &Probe) -> Finding {
 /// What becomes of IPv6 today.
 fn ipv6(probe: &Probe) -> Finding {
     if probe.ipv6.is_empty() {
-        return Finding::ok("no Docker bridge has IPv6: its containers send and get none");
+        return Finding::ok(
+            "no Docker bridge has IPv6: its containers send and get none; ports published on IPv6 \
+             addresses are docker-proxy's, and lists of clients hold for them",
+        );
     }
     let bridges = probe.ipv6.iter().map(String::as_str).collect::<Vec<_>>();
     Finding::note(
@@ -462,7 +465,7 @@ fn ipv6(probe: &Probe) -> Finding {
             bridges.join(", ")
         ),
         "ports published on IPv6 addresses of this host are docker-proxy's, which shows containers \
-         the gateway as client",
+         the gateway as client; lists of clients (ingress-allow, ingress-deny) hold for them",
     )
 }
 

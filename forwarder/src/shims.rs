@@ -22,6 +22,10 @@ const AGREEING: Duration = Duration::from_secs(5);
 /// How long Docker may say something else of a port that is published, before that counts.
 const CONTRADICTING: Duration = Duration::from_secs(10);
 
+/// How long a port that a docker-proxy serves is closed, if Docker does not list it: longer than
+/// dockerd takes to start a container, or to give it up.
+const LISTING: Duration = Duration::from_secs(30);
+
 /// All shims that are connected.
 #[derive(Debug)]
 pub struct Shims {
@@ -30,6 +34,8 @@ pub struct Shims {
     /// Who waits for a sync, and for which port.
     syncs: Vec<(ShimId, Wish)>,
     reclaims: Vec<Reclaim>,
+    /// Since when docker-proxies have had ports that Docker does not list yet.
+    proxied: BTreeMap<HostPort, Instant>,
     /// Claims that nothing that Docker has said agrees with yet.
     pending: Vec<Pending>,
     /// Ports of claims that Docker contradicted: Docker has to list them first.
@@ -60,6 +66,7 @@ struct Shim {
 #[derive(Clone, Copy, Debug)]
 enum Wish {
     Bound(HostPort),
+    Proxied(HostPort),
     Unbound,
 }
 
@@ -80,6 +87,7 @@ impl Shims {
             connected: BTreeMap::new(),
             syncs: Vec::new(),
             reclaims: Vec::new(),
+            proxied: BTreeMap::new(),
             pending: Vec::new(),
             contradicted: BTreeSet::new(),
             unproven: BTreeSet::new(),
@@ -103,16 +111,23 @@ impl Shims {
             News::Asks(Question::Bind(binding), proof) => {
                 self.claim(shim, binding, proof, world, now)
             }
+            News::Asks(Question::Proxy(_) | Question::Reclaim(_), Err(why)) => {
+                tracing::warn!("a shim is refused: {why}");
+                self.tell(shim, Word::Error(why));
+                false
+            }
+            News::Asks(Question::Proxy(binding), Ok(())) => {
+                let port = binding.host();
+                self.proxied.insert(port, now);
+                self.syncs.push((shim, Wish::Proxied(port)));
+                world.apply(Fact::Proxied(port));
+                true
+            }
             News::Asks(Question::Unbind, _) => {
                 self.pending.retain(|pending| pending.shim != shim);
                 self.syncs.push((shim, Wish::Unbound));
                 world.apply(Fact::Unbound(shim));
                 true
-            }
-            News::Asks(Question::Reclaim(_), Err(why)) => {
-                tracing::warn!("a shim is refused: {why}");
-                self.tell(shim, Word::Error(why));
-                false
             }
             News::Asks(Question::Reclaim(binding), Ok(())) => {
                 let port = binding.host();
@@ -233,7 +248,7 @@ impl Shims {
     pub fn synced(&mut self, holds: impl Fn(&HostPort) -> Result<(), String>) {
         for (shim, wish) in std::mem::take(&mut self.syncs) {
             match wish {
-                Wish::Bound(port) => {
+                Wish::Bound(port) | Wish::Proxied(port) => {
                     let word = holds(&port).map_or_else(Word::Error, Word::Ok);
                     self.tell(shim, word);
                 }
@@ -248,9 +263,10 @@ impl Shims {
 
     /// Once in a while: orphans whose container Docker no longer knows are told to let go, who
     /// asked for a port that no orphan holds hears so, and so does whoever claims what Docker
-    /// says otherwise. Whether the World is to be synced now.
+    /// says otherwise. Ports of docker-proxies are Docker's to list. Whether the World is to be synced now.
     pub fn review(&mut self, world: &mut World, now: Instant) -> bool {
-        let changed = self.decide(world, now) | self.contradict(world, now);
+        let changed =
+            self.decide(world, now) | self.contradict(world, now) | self.forget_proxied(world, now);
         if world.is_complete() && world.docker.is_some() {
             let idle = |port: &HostPort, bound: &Bound| {
                 let orphaned = self.connected.get(&bound.shim).and_then(|s| s.orphaned);
@@ -263,6 +279,20 @@ impl Shims {
             idle.into_iter().for_each(|shim| self.release(shim));
         }
         self.pursue(world, now);
+        changed
+    }
+
+    /// Ports of docker-proxies that Docker lists by now, or would list if they were served.
+    fn forget_proxied(&mut self, world: &mut World, now: Instant) -> bool {
+        if !world.is_complete() || world.docker.is_none() {
+            return false;
+        }
+        let mut changed = false;
+        self.proxied.retain(|port, since| {
+            let known = world.publishes(port) || now.duration_since(*since) >= LISTING;
+            changed |= known && world.apply(Fact::ProxyKnown(*port));
+            !known
+        });
         changed
     }
 

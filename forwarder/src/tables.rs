@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{
-    Device, Endpoint, Endpoint6, LinkKey, LocalKey6, OwnerKey6, PortKey, ServerKey, TrustKey,
+    AllowedKey6, Device, Endpoint, Endpoint6, IngressKey6, LinkKey, LocalKey6, OwnerKey6, PortKey,
+    PortKey6, Published6, ServerKey, TrustKey,
 };
 use forwarder_common::family::{Be16, Be32, Be128, V4};
 
@@ -215,15 +216,24 @@ pub enum Key6 {
     Owner(OwnerKey6),
     /// A network's subnet, as address and prefix length.
     Subnet(Be128, u8),
+    /// Clients of a list, with the prefix length of their address.
+    Ingress(IngressKey6, u8),
+    /// Sources that containers may use, with their prefix length.
+    Allowed(AllowedKey6, u8),
+    /// A published port: after the lists that it has.
+    Published(PortKey6),
 }
 
 /// What such a row says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Row6 {
-    /// 1 of the host's addresses, the veth of an owner, the bridge of a subnet.
+    /// 1 of the host's addresses, the veth of an owner, the bridge of a subnet, and what is said of
+    /// clients and sources.
     Index(u32),
     /// Of an endpoint.
     Endpoint(Endpoint6),
+    /// Of a published port.
+    Published(Published6),
 }
 
 /// All tables and hooks.
@@ -237,6 +247,8 @@ pub struct Tables {
     pub route_mtu: u32,
     /// What the kernel's path alone heeds: bits of [`forwarder_common::abi::others`].
     pub others: u32,
+    /// Whether a port that is published on an IPv6 address of the host's has a list of clients.
+    pub lists6: bool,
     /// The device that fragments go round by; 0 for none.
     pub round: u32,
     /// Devices by index.

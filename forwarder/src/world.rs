@@ -39,6 +39,8 @@ pub struct World {
     pub reverse_paths: BTreeMap<u32, u8>,
     /// What shims have bound.
     pub bound: BTreeMap<HostPort, Bound>,
+    /// Ports of the host's IPv6 addresses that a docker-proxy is about to serve, until Docker lists them.
+    pub proxied: BTreeSet<HostPort>,
     /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
     pub unbound: BTreeSet<HostPort>,
     /// What others have set up.
@@ -138,6 +140,8 @@ impl World {
                 self.unbound.remove(&port);
                 put(&mut self.bound, port, bound)
             }
+            Fact::Proxied(port) => self.proxied.insert(port),
+            Fact::ProxyKnown(port) => self.proxied.remove(&port),
             Fact::Unbound(shim) => self.unbind(shim),
             Fact::ShimGone(shim) => {
                 let before = self.bound.len();

@@ -1,15 +1,18 @@
 //! What the kernel should hold, for Worlds that say it all in a few lines.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use forwarder::desired::{Policy, be32, desired, is_outside};
-use forwarder::tables::{EndpointKey, Hook, SocketHook, Tables, XdpKind};
+use forwarder::tables::{EndpointKey, Hook, Key6, Row6, SocketHook, Tables, XdpKind};
 use forwarder::world::{
-    Address, Bound, Container, Endpoint, Fact, GatewayMode, Ingress, Link, LinkLayer, Network,
-    NetworkEndpoint, PortBinding, Proto, ShimId, Subnet, Terms, World,
+    Address, Bound, Container, Endpoint, Fact, GatewayMode, HostPort, Ingress, Link, LinkLayer,
+    Network, NetworkEndpoint, PortBinding, Proto, ShimId, Subnet, Terms, World,
 };
-use forwarder_common::abi::{LinkKey, ServerKey, TrustKey, device, network};
-use forwarder_common::family::{Be16, Be32};
+use forwarder_common::abi::{
+    AllowedKey6, LinkKey, PortKey6, Published6, ServerKey, TrustKey, allowed, device, ingress,
+    network,
+};
+use forwarder_common::family::{Be16, Be32, Be128};
 
 const UPLINK: u32 = 2;
 const BRIDGE: u32 = 3;
@@ -646,4 +649,133 @@ fn socket_programs_are_those_that_the_kernel_takes() {
     };
     assert_eq!(desired(&world(), &policy, 1).sockets, policy.sockets);
     assert!(derive(&world()).sockets.is_empty());
+}
+
+/// Who may ask port 8080/tcp of any IPv6 address.
+fn published6(tables: &Tables) -> Option<Published6> {
+    let key = PortKey6 {
+        addr: Be128::ANY,
+        port: Be16::new(8080),
+        proto: 6,
+    };
+    match tables.ipv6.get(&Key6::Published(key))? {
+        Row6::Published(row) => Some(*row),
+        row => panic!("{row:?}"),
+    }
+}
+
+/// What a list says of each range, by its prefix length.
+fn clients(tables: &Tables, list: u32) -> Vec<(u8, Row6)> {
+    let rows = tables.ipv6.iter();
+    rows.filter_map(|(key, row)| match key {
+        Key6::Ingress(key, len) if key.list == list => Some((*len, *row)),
+        _ => None,
+    })
+    .collect()
+}
+
+#[test]
+fn ports_on_ipv6_addresses_have_the_same_lists() {
+    let mut world = world();
+    assert_eq!(published6(&derive(&world)), None, "published for IPv4");
+    let ports = &mut world.containers.get_mut(&"c1".into()).unwrap().ports;
+    ports[0].host_ip = Ipv6Addr::UNSPECIFIED.into();
+    let tables = derive(&world);
+    let open = Published6 {
+        policy: 0,
+        bridges: [BRIDGE, 0],
+    };
+    assert_eq!(published6(&tables), Some(open));
+    assert!(!tables.lists6 && clients(&tables, 0).is_empty());
+    // A list of the network's is asked by its bridge.
+    let range = "2001:db8::/32".parse().unwrap();
+    let list = Ingress {
+        allow: vec![range],
+        deny: Vec::new(),
+    };
+    terms(&mut world).ingress = list.clone();
+    let tables = derive(&world);
+    assert_eq!(published6(&tables), Some(open));
+    let id = tables.networks[&BRIDGE].policy;
+    let expected = [(0, ingress::DENY), (32, ingress::ALLOW)];
+    let expected = expected.map(|(len, word)| (len, Row6::Index(word)));
+    assert!(tables.lists6);
+    assert_eq!(clients(&tables, id), expected);
+    terms(&mut world).ingress = Ingress::default();
+    world.containers.get_mut(&"c1".into()).unwrap().ingress = list;
+    let tables = derive(&world);
+    let row = published6(&tables).unwrap();
+    assert!(tables.lists6 && row.policy == id);
+    assert_eq!(clients(&tables, id), expected);
+    // The network that leads to it by IPv6 counts too.
+    let mut other = world.networks[&"n1".into()].clone();
+    (other.id, other.bridge) = ("n2".into(), Some("br-other".into()));
+    world.networks.insert("n2".into(), other);
+    world.links.insert(9, link(9, "br-other", "bridge", None));
+    let by = Endpoint {
+        id: "e2".into(),
+        network_name: "other".into(),
+        gateway_v6: Some("fd00::1".parse().unwrap()),
+        ..Endpoint::default()
+    };
+    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    container.endpoints.insert("n2".into(), by);
+    assert_eq!(published6(&derive(&world)).unwrap().bridges, [BRIDGE, 9]);
+}
+
+#[test]
+fn port_of_ipv6_is_closed_until_docker_lists_it() {
+    let mut world = world();
+    let port = HostPort {
+        proto: Proto::Tcp,
+        ip: Ipv6Addr::UNSPECIFIED.into(),
+        port: 8080,
+    };
+    world.apply(Fact::Proxied(port));
+    let tables = derive(&world);
+    let row = published6(&tables).unwrap();
+    assert_eq!(
+        clients(&tables, row.policy),
+        [(0, Row6::Index(ingress::DENY))]
+    );
+    assert!(tables.lists6);
+    let ports = &mut world.containers.get_mut(&"c1".into()).unwrap().ports;
+    ports[0].host_ip = port.ip;
+    assert_eq!(published6(&derive(&world)).unwrap().policy, 0);
+    world.apply(Fact::ProxyKnown(port));
+    world.containers.clear();
+    assert_eq!(published6(&derive(&world)), None);
+}
+
+#[test]
+fn allowed_ipv6_sources_are_by_bridge_and_by_veth() {
+    let mut world = world();
+    let range = |text: &str| text.parse().unwrap();
+    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    container.allowed_sources = vec![range("fd00:77::/64"), range("10.8.0.0/24")];
+    terms(&mut world).allowed_sources = vec![range("fd00:78::/32"), range("10.9.0.0/24")];
+    let rows = |world: &World| {
+        let tables = derive(world);
+        let rows = tables.ipv6.into_iter().filter_map(|(key, row)| match key {
+            Key6::Allowed(AllowedKey6 { device, .. }, len) => Some((device, len, row)),
+            _ => None,
+        });
+        rows.collect::<Vec<_>>()
+    };
+    assert!(rows(&world).is_empty(), "the network has no IPv6");
+    let network = world.networks.get_mut(&"n1".into()).unwrap();
+    network.subnets.push(Subnet {
+        address: "fd00:17::".parse().unwrap(),
+        prefix_len: 64,
+        gateway: None,
+    });
+    let word = |word| Row6::Index(word);
+    let expected = [
+        (BRIDGE, 32, word(allowed::EACH)),
+        (BRIDGE, 64, word(allowed::ONE)),
+        (VETH, 64, word(allowed::ONE)),
+    ];
+    let mut rows = rows(&world);
+    rows.sort_by_key(|(device, len, _)| (*device, *len));
+    assert_eq!(rows, expected);
 }

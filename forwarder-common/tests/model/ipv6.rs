@@ -1,7 +1,10 @@
 //! The model's IPv6: its tables, its rules at a hook, and packets in plain octets.
 
 use bytemuck::Pod;
-use forwarder_common::abi::{Device, Endpoint6, LocalKey6, OwnerKey6, network};
+use forwarder_common::abi::{
+    AllowedKey6, Device, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6,
+    network,
+};
 use forwarder_common::family::Be128;
 use forwarder_common::pipeline::Meta;
 use forwarder_common::pipeline::ipv6::{self, Host6};
@@ -94,7 +97,14 @@ impl Host {
             mark: arrival.mark,
             hash: 0,
         };
-        Some(ipv6::judge(&OnFrame { host: self, bytes }, at, &meta))
+        let frame = OnFrame { host: self, bytes };
+        let reason = ipv6::judge(&frame, at, &meta);
+        let asked = at.is_ingress() && reason == Reason::ToHost && self.settings.lists6 != 0;
+        Some(if asked {
+            ipv6::ask_lists(&frame, &meta)
+        } else {
+            reason
+        })
     }
 }
 
@@ -113,23 +123,19 @@ impl Host6 for OnFrame<'_> {
         self.host.device(ifindex)
     }
 
+    fn network_policy(&self, bridge: u32) -> u32 {
+        let network = self.host.networks.get(&bridge);
+        network.map_or(0, |network| network.policy)
+    }
+
     fn network_flags(&self, bridge: u32) -> Option<u32> {
         self.host.networks.get(&bridge).map(|network| network.flags)
     }
 
     fn subnet(&self, addr: Be128) -> Option<u32> {
-        let bits = |addr: Be128| u128::from_be_bytes(addr.octets());
-        let inside = |(base, len): (Be128, u8)| {
-            (bits(base) ^ bits(addr))
-                .checked_shr(128 - u32::from(len))
-                .unwrap_or(0)
-                == 0
-        };
         let subnets = self.host.subnets6.iter();
-        subnets
-            .filter(|&(&subnet, _)| inside(subnet))
-            .max_by_key(|&(&(_, len), _)| len)
-            .map(|(_, &bridge)| bridge)
+        let subnets = subnets.map(|(&(base, len), &bridge)| (base, len, bridge));
+        most_specific(subnets, addr)
     }
 
     fn is_local(&self, key: &LocalKey6) -> bool {
@@ -144,6 +150,24 @@ impl Host6 for OnFrame<'_> {
         self.host.endpoints6.get(&veth).copied()
     }
 
+    fn allowed(&self, key: &AllowedKey6) -> u32 {
+        let rows = self.host.allowed6.iter();
+        let rows = rows.filter(|((own, _), _)| own.device == key.device);
+        let rows = rows.map(|(&(own, len), &word)| (own.source, len, word));
+        most_specific(rows, key.source).unwrap_or_default()
+    }
+
+    fn published(&self, key: &PortKey6) -> Option<Published6> {
+        self.host.published6.get(key).copied()
+    }
+
+    fn ingress(&self, key: &IngressKey6) -> u32 {
+        let rows = self.host.ingress6.iter();
+        let rows = rows.filter(|((own, _), _)| own.list == key.list);
+        let rows = rows.map(|(&(own, len), &word)| (own.client, len, word));
+        most_specific(rows, key.client).unwrap_or_default()
+    }
+
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
         let at = offset as usize;
         let bytes = self.bytes.get(at..at + size_of::<T>())?;
@@ -153,6 +177,18 @@ impl Host6 for OnFrame<'_> {
     fn route(&self, _: u32, _: Be128, dst: Be128) -> Option<u32> {
         self.host.routes6.get(&dst).copied()
     }
+}
+
+/// The word of the longest prefix that an address has.
+fn most_specific(rows: impl Iterator<Item = (Be128, u8, u32)>, addr: Be128) -> Option<u32> {
+    let bits = |addr: Be128| u128::from_be_bytes(addr.octets());
+    let inside = |base, len: u8| {
+        let differ = bits(base) ^ bits(addr);
+        differ.checked_shr(128 - u32::from(len)).unwrap_or(0) == 0
+    };
+    rows.filter(|&(base, len, _)| inside(base, len))
+        .max_by_key(|&(_, len, _)| len)
+        .map(|(_, _, word)| word)
 }
 
 /// The frame of an IPv6 packet: MAC addresses, ends, extension headers and what follows, by the

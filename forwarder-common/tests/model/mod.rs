@@ -10,8 +10,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, LinkKey, LocalKey6, Network,
-    OwnerKey6, Pending, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple, capacity,
+    AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey6, LinkKey,
+    LocalKey6, Network, OwnerKey6, Pending, PortKey, PortKey6, Published, Published6, Quota,
+    ServerKey, Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, Family, V4};
@@ -131,6 +132,11 @@ pub(crate) struct Host {
     pub(crate) owners6: HashMap<OwnerKey6, u32>,
     pub(crate) endpoints6: HashMap<u32, Endpoint6>,
     pub(crate) routes6: HashMap<Be128, u32>,
+    pub(crate) published6: HashMap<PortKey6, Published6>,
+    /// With the prefix length of the client's address.
+    pub(crate) ingress6: HashMap<(IngressKey6, u8), u32>,
+    /// With the prefix length of the source.
+    pub(crate) allowed6: HashMap<(AllowedKey6, u8), u32>,
     /// Where sockets of the host would take a packet: what its destination is.
     pub(crate) sockets: HashSet<PortKey<V4>>,
     /// When privileged processes asked for UDP ports.
@@ -202,6 +208,9 @@ impl Host {
             owners6: HashMap::new(),
             endpoints6: HashMap::new(),
             routes6: HashMap::new(),
+            published6: HashMap::new(),
+            ingress6: HashMap::new(),
+            allowed6: HashMap::new(),
             sockets: HashSet::new(),
             bound: HashMap::new(),
             clock: Cell::default(),

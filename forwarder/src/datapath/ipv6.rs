@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
+use forwarder_common::abi::{AllowedKey6, IngressKey6};
 use forwarder_common::family::Be128;
 
 use super::maps::{Maps, Wire};
@@ -31,6 +32,20 @@ impl Maps {
             let (veth, Wire(endpoint)) = entry?;
             rows.insert(Key6::Endpoint(veth), Row6::Endpoint(endpoint));
         }
+        for entry in &self.ingress6 {
+            let (key, word) = entry?;
+            let client = Key6::Ingress(key.data().0, (key.prefix_len() - 32) as u8);
+            rows.insert(client, Row6::Index(word));
+        }
+        for entry in &self.allowed6 {
+            let (key, word) = entry?;
+            let source = Key6::Allowed(key.data().0, (key.prefix_len() - 32) as u8);
+            rows.insert(source, Row6::Index(word));
+        }
+        for entry in &self.published6 {
+            let (Wire(key), Wire(published)) = entry?;
+            rows.insert(Key6::Published(key), Row6::Published(published));
+        }
         Ok(rows)
     }
 
@@ -45,6 +60,15 @@ impl Maps {
             (Key6::Endpoint(veth), Row6::Endpoint(endpoint)) => {
                 self.endpoints6.insert(veth, Wire(endpoint), 0)
             }
+            (Key6::Ingress(key, len), Row6::Index(word)) => {
+                self.ingress6.insert(&client(key, len), word, 0)
+            }
+            (Key6::Allowed(key, len), Row6::Index(word)) => {
+                self.allowed6.insert(&source(key, len), word, 0)
+            }
+            (Key6::Published(key), Row6::Published(published)) => {
+                self.published6.insert(Wire(key), Wire(published), 0)
+            }
             (key, row) => unreachable!("{key:?} never has {row:?}"),
         }
     }
@@ -56,10 +80,21 @@ impl Maps {
             Key6::Subnet(address, len) => self.subnets6.remove(&subnet(address, len)),
             Key6::Owner(key) => self.owners6.remove(&Wire(key)),
             Key6::Endpoint(veth) => self.endpoints6.remove(&veth),
+            Key6::Ingress(key, len) => self.ingress6.remove(&client(key, len)),
+            Key6::Allowed(key, len) => self.allowed6.remove(&source(key, len)),
+            Key6::Published(key) => self.published6.remove(&Wire(key)),
         }
     }
 }
 
 fn subnet(address: Be128, len: u8) -> Key<Wire<Be128>> {
     Key::new(u32::from(len), Wire(address))
+}
+
+fn client(key: IngressKey6, len: u8) -> Key<Wire<IngressKey6>> {
+    Key::new(32 + u32::from(len), Wire(key))
+}
+
+fn source(key: AllowedKey6, len: u8) -> Key<Wire<AllowedKey6>> {
+    Key::new(32 + u32::from(len), Wire(key))
 }

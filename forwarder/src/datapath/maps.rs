@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    AllowedKey, Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, Leg, LinkKey, LocalKey6,
-    Network, OUTSIDE, OwnerKey6, Peer, PortKey, Published, Quota, ServerKey, Settings, SocketKey,
-    SourceKey, TrustKey, Tuple, name,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, IngressKey6, Leg,
+    LinkKey, LocalKey6, Network, OUTSIDE, OwnerKey6, Peer, PortKey, PortKey6, Published,
+    Published6, Quota, ServerKey, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::event::Event;
@@ -46,14 +46,18 @@ plain!(
     Endpoint<V4>,
     FlowRef,
     AllowedKey<V4>,
+    AllowedKey6,
     IngressKey<V4>,
+    IngressKey6,
     LinkKey<V4>,
     LocalKey6,
     Network<V4>,
     OwnerKey6,
     Peer,
     PortKey<V4>,
+    PortKey6,
     Published<V4>,
+    Published6,
     ServerKey<V4>,
     Settings,
     SocketKey,
@@ -158,12 +162,15 @@ pub(super) struct Maps {
     pub(super) subnets6: LpmTrie<MapData, Wire<Be128>, u32>,
     pub(super) owners6: HashMap<MapData, Wire<OwnerKey6>, u32>,
     pub(super) endpoints6: HashMap<MapData, u32, Wire<Endpoint6>>,
+    pub(super) published6: HashMap<MapData, Wire<PortKey6>, Wire<Published6>>,
+    pub(super) ingress6: LpmTrie<MapData, Wire<IngressKey6>, u32>,
+    pub(super) allowed6: LpmTrie<MapData, Wire<AllowedKey6>, u32>,
     quotas: Array<MapData, [u64; size_of::<Quota>() / 8]>,
     free: Queue<MapData, u32>,
 }
 
 /// Every map and how large it is for a table of `flows` flows; `None` where the object says.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 35] {
+pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 38] {
     [
         (name::SETTINGS, None),
         (name::REASONS, None),
@@ -200,6 +207,9 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 35] {
         (name::SUBNETS6, None),
         (name::OWNERS6, None),
         (name::ENDPOINTS6, None),
+        (name::PUBLISHED6, None),
+        (name::INGRESS6, None),
+        (name::ALLOWED6, None),
     ]
 }
 
@@ -231,6 +241,9 @@ impl Maps {
             subnets6: pinned(dir, name::SUBNETS6)?,
             owners6: pinned(dir, name::OWNERS6)?,
             endpoints6: pinned(dir, name::ENDPOINTS6)?,
+            published6: pinned(dir, name::PUBLISHED6)?,
+            ingress6: pinned(dir, name::INGRESS6)?,
+            allowed6: pinned(dir, name::ALLOWED6)?,
             quotas: pinned(dir, name::QUOTAS)?,
             free: pinned(dir, name::FREE)?,
         })

@@ -192,6 +192,7 @@ impl Datapath {
         tables.xdp_tcp = settings.xdp_tcp != 0;
         tables.route_mtu = settings.route_mtu;
         tables.others = settings.others;
+        tables.lists6 = settings.lists6 != 0;
         tables.policy = settings.policy;
         tables.round = settings.round;
         for entry in &maps.devices {
@@ -305,14 +306,17 @@ impl Datapath {
                 xdp_tcp,
                 route_mtu,
                 others,
+                lists6,
             } => {
                 let settings = maps.settings()?;
                 let xdp_tcp = u32::from(xdp_tcp);
+                let lists6 = u32::from(lists6);
                 maps.set_settings(Settings {
                     route_generation,
                     xdp_tcp,
                     route_mtu,
                     others,
+                    lists6,
                     ..settings
                 })?;
             }

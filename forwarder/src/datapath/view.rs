@@ -76,6 +76,11 @@ impl View {
                 maps.allowed.keys().count(),
             ),
             fill(
+                name::ALLOWED6,
+                capacity::ALLOWED_SOURCES,
+                maps.allowed6.keys().count(),
+            ),
+            fill(
                 name::DEVICES,
                 capacity::DEVICES,
                 maps.devices.keys().count(),
@@ -91,6 +96,11 @@ impl View {
                 name::INGRESS,
                 capacity::INGRESS,
                 maps.ingress.keys().count(),
+            ),
+            fill(
+                name::INGRESS6,
+                capacity::INGRESS,
+                maps.ingress6.keys().count(),
             ),
             fill(name::LINKS, capacity::LINKS, maps.links.keys().count()),
             fill(name::LOCALS, capacity::LOCALS, maps.locals.keys().count()),
@@ -109,6 +119,11 @@ impl View {
                 name::SEEN_AS,
                 capacity::SEEN_AS,
                 maps.seen_as.keys().count(),
+            ),
+            fill(
+                name::PUBLISHED6,
+                capacity::PUBLISHED6,
+                maps.published6.keys().count(),
             ),
             fill(
                 name::SOCKETS,

@@ -3,11 +3,18 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use forwarder_common::abi::{Endpoint6, LocalKey6, OwnerKey6};
-use forwarder_common::family::Be128;
+use forwarder_common::abi::{
+    AllowedKey6, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6, allowed,
+    capacity,
+};
+use forwarder_common::family::{Be16, Be128};
+use ipnet::IpNet;
 
+use super::Policy;
+use super::published::number;
+use crate::lists::Lists;
 use crate::tables::{Key6, Row6, Tables};
-use crate::world::{Link, Network, World};
+use crate::world::{Container, Family, HostPort, Ingress, Link, Network, Terms, World};
 
 /// Whether a network has IPv6.
 pub(super) fn is_in(network: &Network) -> bool {
@@ -74,7 +81,147 @@ pub(super) fn add_network(tables: &mut Tables, world: &World, network: &Network,
     }
 }
 
-fn be128(address: Ipv6Addr) -> Be128 {
+/// The sources that a network's containers may use beside their own: each of them, or one.
+pub(super) fn add_allowed(
+    tables: &mut Tables,
+    world: &World,
+    policy: &Policy,
+    (network, terms): (&Network, &Terms),
+    bridge: u32,
+) {
+    if !is_in(network) {
+        return;
+    }
+    let rows = &mut tables.ipv6;
+    let all = rows.keys().filter(|key| matches!(key, Key6::Allowed(..)));
+    let mut room = (capacity::ALLOWED_SOURCES as usize).saturating_sub(all.count());
+    let mut allow = |device, (source, len), word| {
+        let key = Key6::Allowed(AllowedKey6 { device, source }, len);
+        rows.insert(key, Row6::Index(word));
+    };
+    for range in terms.allowed_sources.iter().filter_map(v6) {
+        room = room.saturating_sub(1);
+        allow(bridge, range, allowed::EACH);
+    }
+    for (id, at) in &network.endpoints {
+        let (Some(container), Some(&veth)) =
+            (world.containers.get(&at.container), world.veths.get(id))
+        else {
+            continue;
+        };
+        for net in policy.rules.allowed_sources(container) {
+            let Some(range) = v6(net) else { continue };
+            let mut whole = terms.allowed_sources.iter();
+            if whole.any(|whole| whole.contains(net)) {
+                continue;
+            }
+            // What there is no room for is not allowed.
+            let Some(left) = room.checked_sub(2) else {
+                return;
+            };
+            room = left;
+            allow(bridge, range, allowed::ONE);
+            allow(veth, range, allowed::ONE);
+        }
+    }
+}
+
+/// Who may ask what is published on the host's IPv6 addresses: by Docker's list of running containers,
+/// and nobody what it does not list yet.
+pub(super) fn add_published(
+    tables: &mut Tables,
+    world: &World,
+    policy: &Policy,
+    lists: &mut Lists,
+) {
+    for port in &world.proxied {
+        if let Some(key) = port_key6(port) {
+            let published = Published6 {
+                policy: lists.id(&Ingress::closed()),
+                ..Published6::default()
+            };
+            let row = Row6::Published(published);
+            tables.ipv6.insert(Key6::Published(key), row);
+        }
+    }
+    for container in world.containers.values().filter(|c| c.running) {
+        let bridges = bridges_of(world, container);
+        for binding in &container.ports {
+            let Some(key) = port_key6(&binding.host()) else {
+                continue;
+            };
+            let list = policy.rules.ingress(Some(container), &binding.host());
+            let published = Published6 {
+                policy: lists.id(&list),
+                bridges,
+            };
+            let row = Row6::Published(published);
+            tables.ipv6.insert(Key6::Published(key), row);
+        }
+    }
+    let has_list = |(_, row): (_, &Row6)| {
+        let Row6::Published(published) = row else {
+            return false;
+        };
+        let of_network = |bridge| {
+            tables
+                .networks
+                .get(bridge)
+                .is_some_and(|row| row.policy != 0)
+        };
+        published.policy != 0 || published.bridges.iter().any(of_network)
+    };
+    tables.lists6 = tables.ipv6.iter().any(has_list);
+}
+
+/// The bridges of the networks that docker-proxy may ask a container in: that of its IPv4 gateway, to
+/// which Docker up to 27 sends both families, and that of its IPv6 gateway.
+fn bridges_of(world: &World, container: &Container) -> [u32; 2] {
+    let by_ipv4 = world.gateway_of(container).map(|(id, _)| id);
+    let by_ipv6 = container.gateway_endpoint(Family::V6, &world.networks);
+    let by_ipv6 = by_ipv6.map(|(id, _)| id).filter(|&id| by_ipv4 != Some(id));
+    [by_ipv4, by_ipv6].map(|id| {
+        let network = id.and_then(|id| world.networks.get(id));
+        let bridge = network.and_then(|network| world.bridge(network));
+        bridge.map_or(0, |link| link.index)
+    })
+}
+
+/// The lists, where any port is asked by one.
+pub(super) fn add_lists(tables: &mut Tables, lists: &Lists) {
+    if !tables.lists6 {
+        return;
+    }
+    let entries = lists.entries6().into_iter();
+    let rows = entries.map(|((list, client, len), word)| {
+        let key = Key6::Ingress(IngressKey6 { list, client }, len);
+        (key, Row6::Index(word))
+    });
+    tables.ipv6.extend(rows);
+}
+
+/// The key of a port that is published on an IPv6 address, if it is.
+pub(crate) fn port_key6(host: &HostPort) -> Option<PortKey6> {
+    let IpAddr::V6(address) = host.ip else {
+        return None;
+    };
+    Some(PortKey6 {
+        addr: be128(address),
+        port: Be16::new(host.port),
+        proto: number(host.proto),
+    })
+}
+
+/// An IPv6 range's address and prefix length.
+fn v6(range: &IpNet) -> Option<(Be128, u8)> {
+    match range {
+        IpNet::V6(net) => Some((be128(net.network()), net.prefix_len())),
+        IpNet::V4(_) => None,
+    }
+}
+
+/// An address in wire order.
+pub(crate) fn be128(address: Ipv6Addr) -> Be128 {
     Be128::from_octets(address.octets())
 }
 

@@ -178,7 +178,7 @@ pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
 }
 
 /// The number of a protocol whose ports the datapath knows.
-fn number(proto: Proto) -> u16 {
+pub(super) fn number(proto: Proto) -> u16 {
     match proto {
         Proto::Tcp => proto::TCP as u16,
         Proto::Udp => proto::UDP as u16,

@@ -407,3 +407,50 @@ fn claim_without_docker_needs_a_bridge() {
     assert!(stage.shims.decide(&mut stage.world, stage.now));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
 }
+
+#[test]
+fn port_of_a_docker_proxy_is_closed_until_docker_lists_it() {
+    let mut stage = Stage::new();
+    let port = HostPort {
+        ip: std::net::Ipv6Addr::UNSPECIFIED.into(),
+        ..PORT
+    };
+    let asks = || News::Asks(Question::Proxy(binding(port, 2, false)), Ok(()));
+    stage.come(1);
+    assert!(stage.news(1, asks()), "a sync is due");
+    assert_eq!(stage.hears(1), None);
+    stage.shims.synced(|port| Err(format!("no {port}")));
+    assert_eq!(stage.hears(1), Some(Word::Error("no [::]:8080/tcp".into())));
+    assert!(stage.news(1, asks()));
+    stage.shims.synced(|_| Ok(()));
+    assert_eq!(stage.hears(1), Some(Word::Ok(())));
+    // It is another program by now.
+    stage.news(1, News::Went);
+    assert!(!stage.shims.review(&mut stage.world, stage.now));
+    assert!(stage.world.proxied.contains(&port));
+    let mut container = publisher();
+    container.ports[0].host_ip = port.ip;
+    stage
+        .world
+        .apply(Fact::Containers(Listing::from(vec![container])));
+    assert!(stage.shims.review(&mut stage.world, stage.now));
+    assert!(stage.world.proxied.is_empty());
+    // Docker never lists one that it has given up; while it is silent, that says nothing.
+    stage
+        .world
+        .apply(Fact::Containers(Listing::from(Vec::new())));
+    stage.come(2);
+    assert!(stage.news(2, asks()));
+    stage.now += LISTING;
+    let why = "silent".to_owned();
+    stage.world.apply(Fact::DockerDown { why });
+    assert!(!stage.shims.review(&mut stage.world, stage.now));
+    let version = "20.10".to_owned();
+    stage.world.apply(Fact::DockerUp { version });
+    assert!(stage.shims.review(&mut stage.world, stage.now));
+    assert!(stage.world.proxied.is_empty());
+    stage.come(3);
+    let refused = News::Asks(Question::Proxy(binding(port, 2, false)), Err("no".into()));
+    assert!(!stage.news(3, refused) && stage.world.proxied.is_empty());
+    assert_eq!(stage.hears(3), Some(Word::Error("no".into())));
+}

@@ -21,6 +21,9 @@ pub enum Question {
     /// This port is mine and leads there: said at the start, to a new agent, and when dockerd dies.
     /// The socket that holds the port comes with it. Answered once the kernel holds the mapping.
     Bind(Binding),
+    /// I become a docker-proxy, which serves this port. Answered once the kernel holds the lists of
+    /// clients that it asks.
+    Proxy(Binding),
     /// My port is free again. Answered once the mapping is gone; the conversation ends.
     Unbind,
     /// I cannot bind this port: an orphan may hold it. Answered once all such have ended.
@@ -166,8 +169,9 @@ fn asks(question: Question, from: &mut Lines) -> News {
     let may = claim::may_claim(from.stream());
     let proof = may.and_then(|()| match &question {
         Question::Bind(binding) => claim::holds(socket.as_ref(), binding),
-        // What they concern is the caller's own, or an orphan's that has to end anyway.
-        Question::Unbind | Question::Reclaim(_) => Ok(()),
+        // What they concern is the caller's own, an orphan's that has to end anyway, or a port that
+        // gets closed and not opened.
+        Question::Unbind | Question::Reclaim(_) | Question::Proxy(_) => Ok(()),
     });
     News::Asks(question, proof)
 }

@@ -49,6 +49,10 @@ pub enum Fact {
     ReversePaths(BTreeMap<u32, u8>),
     /// A shim has a port: the last word on where that leads.
     Bound(HostPort, Bound),
+    /// A shim is about to become a docker-proxy, which serves this port. Docker will list it.
+    Proxied(HostPort),
+    /// Docker has listed such a port, or is not going to.
+    ProxyKnown(HostPort),
     /// A shim has given its ports back: they lead nowhere, whatever was listed before.
     Unbound(ShimId),
     /// A shim has died without a word: what Docker lists counts again.

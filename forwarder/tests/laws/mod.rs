@@ -21,11 +21,13 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
             xdp_tcp,
             route_mtu,
             others,
+            lists6,
         } => {
             tables.route_generation = route_generation;
             tables.xdp_tcp = xdp_tcp;
             tables.route_mtu = route_mtu;
             tables.others = others;
+            tables.lists6 = lists6;
         }
         Op::Round(index) => tables.round = index,
         Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
@@ -195,6 +197,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                 xdp_tcp: xdp,
                 route_mtu: generation % 2 * 1300,
                 others: generation % 3,
+                lists6: generation % 2 == 0,
                 ..Tables::default()
             };
             let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);

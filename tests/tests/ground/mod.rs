@@ -424,7 +424,14 @@ fn ipv6_rows(host: &Host) -> impl Iterator<Item = (Key6, Row6)> {
     let endpoints = host.endpoints6.iter();
     let endpoints =
         endpoints.map(|(&veth, &endpoint)| (Key6::Endpoint(veth), Row6::Endpoint(endpoint)));
-    locals.chain(subnets).chain(owners).chain(endpoints)
+    let clients = host.ingress6.iter();
+    let clients = clients.map(|(&(key, len), &word)| (Key6::Ingress(key, len), Row6::Index(word)));
+    let sources = host.allowed6.iter();
+    let sources = sources.map(|(&(key, len), &word)| (Key6::Allowed(key, len), Row6::Index(word)));
+    let ports = host.published6.iter();
+    let ports = ports.map(|(&key, &row)| (Key6::Published(key), Row6::Published(row)));
+    let own = locals.chain(subnets).chain(owners).chain(endpoints);
+    own.chain(clients).chain(sources).chain(ports)
 }
 
 fn undo(row: &Op) -> Option<Op> {

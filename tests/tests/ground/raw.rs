@@ -105,7 +105,7 @@ impl Raw {
             others,
             reserved_ports,
             unprivileged_port_start,
-            spare,
+            lists6,
             netns_cookie: _,
         } = settings;
         let mut bytes = [0; size_of::<Settings>()];
@@ -125,7 +125,7 @@ impl Raw {
             others,
             u32::from(reserved_ports.first) | u32::from(reserved_ports.last) << 16,
             unprivileged_port_start,
-            spare,
+            lists6,
         ];
         for (place, word) in bytes.chunks_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());

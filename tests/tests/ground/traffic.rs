@@ -143,7 +143,21 @@ impl Traffic {
         let option = dice.pick(&[1, 2, 14]);
         let says = dice.pick(&[far_mac(WEB_VETH), far_mac(APP_VETH), far_mac(FAR_VETH)]);
         let (mut next, mut body) = match dice.below(4) {
-            0 => (17, vec![0x30, 0x39, 2, dice.pick(&[34, 80]), 0, 9, 0, 0, 1]),
+            0 => (
+                dice.pick(&[17, 17, 6]),
+                // DHCP's port, a published one and others.
+                vec![
+                    0x30,
+                    0x39,
+                    dice.pick(&[0, 2]),
+                    dice.pick(&[34, 80]),
+                    0,
+                    9,
+                    0,
+                    0,
+                    1,
+                ],
+            ),
             _ => (58, neighbour(kind, dice.pick(&names), option, says)),
         };
         for _ in 0..dice.pick(&[0, 0, 0, 1, 2, 9]) {

@@ -1,12 +1,16 @@
 //! Random worlds on the ground, and what happens to them while traffic flows.
 
-use forwarder_common::abi::{LinkKey, Network, PortKey, TrustKey, ingress, network, others};
-use forwarder_common::family::{Be16, Be32};
+use forwarder_common::abi::{
+    AllowedKey6, IngressKey6, LinkKey, Network, PortKey, PortKey6, Published6, TrustKey, allowed,
+    ingress, network, others,
+};
+use forwarder_common::family::{Be16, Be32, Be128};
 
 use super::model::frames::ip;
 use super::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, GATEWAY, HOST, OTHER_BRIDGE, SECOND, UPLINK, VPN, WEB,
 };
+use super::model::ipv6::{APP6, CLIENT6, FAR6, HOST6};
 use super::model::{Dice, Host};
 use super::routes;
 
@@ -47,6 +51,35 @@ fn listed(dice: &mut Dice, host: &mut Host) {
     host.links.insert(key);
     for published in host.published.values_mut() {
         published.policy = dice.pick(&[0, 0, 0, LIST, LIST, NO_LIST]);
+    }
+}
+
+/// Lists of ports that are published on IPv6 addresses, and sources that containers may use.
+fn listed6(dice: &mut Dice, host: &mut Host) {
+    host.settings.lists6 = u32::from(!dice.once_in(4));
+    let words = [ingress::ALLOW, ingress::DENY];
+    let list = LIST;
+    for (client, len) in [(Be128::ANY, 0), (CLIENT6, 128), (APP6, 64)] {
+        let key = (IngressKey6 { list, client }, len);
+        host.ingress6.insert(key, dice.pick(&words));
+    }
+    for (addr, proto) in [(Be128::ANY, 6), (Be128::ANY, 17), (HOST6, 17)] {
+        let key = PortKey6 {
+            addr,
+            port: Be16::new(80),
+            proto,
+        };
+        let row = Published6 {
+            policy: dice.pick(&[0, LIST, LIST, NO_LIST]),
+            bridges: [dice.pick(&[0, BRIDGE]), dice.pick(&[0, OTHER_BRIDGE])],
+        };
+        host.published6.insert(key, row);
+    }
+    for device in [BRIDGE, APP_VETH] {
+        let source = FAR6;
+        let word = dice.pick(&[0, allowed::ONE, allowed::EACH]);
+        host.allowed6
+            .insert((AllowedKey6 { device, source }, 64), word);
     }
 }
 
@@ -104,6 +137,7 @@ pub(crate) fn world(dice: &mut Dice, flows: u32) -> Host {
         host.with_ipv6();
         // The ground's devices have no IPv6, so that the kernel forwards none.
         host.routes6.clear();
+        listed6(dice, &mut host);
     }
     listed(dice, &mut host);
     for addr in [WEB, APP, FAR] {

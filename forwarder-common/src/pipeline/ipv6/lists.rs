@@ -1,0 +1,70 @@
+//! Who may ask a port that is published on an IPv6 address of the host's.
+//!
+//! docker-proxy serves such a port, and asks the container in the host's own name: who asks can be seen
+//! only before the host takes the packet in. Each packet is asked, not each flow, so that a list that
+//! changes holds at once.
+
+use super::Host6;
+use super::header::{header, upper};
+use crate::abi::{IngressKey6, PortKey6, Published6, ingress};
+use crate::family::{Be16, Be128};
+use crate::parse::proto;
+use crate::pipeline::Meta;
+use crate::reason::Reason;
+
+/// What becomes of a packet for the host where ports have lists: [`Reason::ToHost`], unless one keeps
+/// its sender out, or it cannot be read which port it is for.
+#[inline(always)]
+pub fn ask_lists<T: Host6>(host: &T, meta: &Meta) -> Reason {
+    let Some(header) = header(host, meta) else {
+        return Reason::Ipv6Header;
+    };
+    let Some(upper) = upper(host, meta, &header) else {
+        return Reason::Ipv6Header;
+    };
+    // A later fragment is worth nothing without its head.
+    if upper.later || !has_ports(upper.proto) {
+        return Reason::ToHost;
+    }
+    let Some(port) = upper.load::<Be16>(host, 2) else {
+        return Reason::Ipv6Header;
+    };
+    if upper.detours {
+        return Reason::Ipv6Header;
+    }
+    let key = |addr| PortKey6 {
+        addr,
+        port,
+        proto: upper.proto as u16,
+    };
+    let at_address = host.published(&key(header.dst));
+    match at_address.or_else(|| host.published(&key(Be128::ANY))) {
+        Some(published) if !is_welcome(host, meta, &published, header.src) => Reason::Policy,
+        _ => Reason::ToHost,
+    }
+}
+
+#[inline(always)]
+fn has_ports(number: u8) -> bool {
+    matches!(number as u32, proto::TCP | proto::UDP | proto::SCTP)
+}
+
+/// Whether the list of the port and those of its container's networks let a client in. Containers of a
+/// network itself are not asked by the network's list.
+#[inline(always)]
+fn is_welcome<T: Host6>(host: &T, meta: &Meta, published: &Published6, client: Be128) -> bool {
+    let from = host.device(meta.ifindex).map_or(0, |device| device.bridge);
+    let mut welcome = is_listed(host, published.policy, client);
+    for bridge in published.bridges {
+        if bridge != from {
+            welcome &= is_listed(host, host.network_policy(bridge), client);
+        }
+    }
+    welcome
+}
+
+/// Whether a list lets a client in: list 0 lets in everybody.
+#[inline(always)]
+fn is_listed<T: Host6>(host: &T, list: u32, client: Be128) -> bool {
+    list == 0 || host.ingress(&IngressKey6 { list, client }) == ingress::ALLOW
+}
