@@ -12,18 +12,18 @@ use harness::{Agent, Container, Docker, Host, Lab, Peer, Space, eventually, hold
 const SOON: Duration = Duration::from_secs(5);
 
 /// The LAN's address and the host's there.
-const LAN: &str = "fd00:18::2";
-const HOST: &str = "fd00:18::1";
+pub(super) const LAN: &str = "fd00:18::2";
+pub(super) const HOST: &str = "fd00:18::1";
 
 /// A host whose default bridge has fd00:17::/64 and which forwards IPv6, beside a LAN that knows the
 /// way. No agent runs yet.
-struct Site {
-    host: Host,
+pub(super) struct Site {
+    pub(super) host: Host,
     lab: Lab,
 }
 
 impl Site {
-    fn new(label: &str, docker: Docker) -> Result<Self> {
+    pub(super) fn new(label: &str, docker: Docker) -> Result<Self> {
         let lab = Lab::new(label)?;
         let docker = docker.arg("--ipv6").arg("--fixed-cidr-v6=fd00:17::/64");
         let host = lab.host(docker)?;
@@ -39,25 +39,25 @@ impl Site {
         Ok(Self { host, lab })
     }
 
-    fn lan(&self) -> &Space {
+    pub(super) fn lan(&self) -> &Space {
         self.lab.lan()
     }
 
     /// A network with IPv6: `fd00:1N::/64`.
-    fn network(&self, name: &str, number: u8, options: &[&str]) -> Result<()> {
+    pub(super) fn network(&self, name: &str, number: u8, options: &[&str]) -> Result<()> {
         let subnet = format!("fd00:1{number}::/64");
         let words = ["network", "create", "--ipv6", "--subnet", &subnet];
         self.host.docker(&[&words, options, &[name]].concat())?;
         Ok(())
     }
 
-    fn run(&self, name: &str, network: &str) -> Result<Container> {
+    pub(super) fn run(&self, name: &str, network: &str) -> Result<Container> {
         self.host
             .run(name, &["--network", network], &Peer::serve(80))
     }
 
     /// The agent, which knows of these containers' veths.
-    fn agent(&self, containers: &[&str]) -> Result<Agent> {
+    pub(super) fn agent(&self, containers: &[&str]) -> Result<Agent> {
         let agent = self.host.agent().start()?;
         containers
             .iter()
@@ -65,7 +65,7 @@ impl Site {
         Ok(agent)
     }
 
-    fn count(&self, reason: &str) -> Result<u64> {
+    pub(super) fn count(&self, reason: &str) -> Result<u64> {
         let status = self.host.json("status")?;
         let reasons = status["reasons"].as_object().context("no reasons")?;
         Ok(reasons.get(reason).and_then(|n| n.as_u64()).unwrap_or(0))
@@ -73,7 +73,7 @@ impl Site {
 }
 
 /// A container's address.
-fn ipv6(container: &Container) -> Result<Ipv6Addr> {
+pub(super) fn ipv6(container: &Container) -> Result<Ipv6Addr> {
     let words = "{{range .NetworkSettings.Networks}}{{.GlobalIPv6Address}}{{end}}";
     let text = container.inspect(words)?;
     text.parse()
@@ -81,28 +81,30 @@ fn ipv6(container: &Container) -> Result<Ipv6Addr> {
 }
 
 /// The link-local address that a MAC address stands for.
-fn link_local([a, b, c, d, e, f]: Mac) -> Ipv6Addr {
+pub(super) fn link_local([a, b, c, d, e, f]: Mac) -> Ipv6Addr {
     let pair = |high: u8, low: u8| u16::from_be_bytes([high, low]);
     let (first, second) = (pair(a ^ 2, b), pair(c, 0xff));
     Ipv6Addr::new(0xfe80, 0, 0, 0, first, second, pair(0xfe, d), pair(e, f))
 }
 
-fn ip(text: &str) -> Result<Ipv6Addr> {
+pub(super) fn ip(text: &str) -> Result<Ipv6Addr> {
     Ok(text.parse()?)
 }
 
-/// Asks a server's port 80 by TCP and UDP; both have to work.
-fn reaches(from: &Space, to: Ipv6Addr) -> Result<()> {
+/// Asks a server's port 80 by TCP and UDP, and for an echo; all have to work.
+pub(super) fn reaches(from: &Space, to: Ipv6Addr) -> Result<()> {
+    from.peer(&["ping", &to.to_string()])?;
     from.peer(&["get", &format!("[{to}]:80")])?;
     from.peer(&["udp", &format!("[{to}]:80"), "x"])?;
     Ok(())
 }
 
-/// Both have to fail.
-fn is_closed(from: &Space, to: Ipv6Addr) -> Result<()> {
-    let to = format!("[{to}]:80");
+/// All have to fail.
+pub(super) fn is_closed(from: &Space, to: Ipv6Addr) -> Result<()> {
+    let (address, to) = (to.to_string(), format!("[{to}]:80"));
     for verb in [
-        &["get", &to, "--timeout", "300"][..],
+        &["ping", &address, "--timeout", "300"][..],
+        &["get", &to, "--timeout", "300"],
         &["udp", &to, "x", "--timeout", "300"],
     ] {
         ensure!(
@@ -265,6 +267,39 @@ fn container_reaches_nobody_outside_by_ipv6() -> Result<()> {
     for reason in ["isolated", "internal", "ipv6-forward"] {
         ensure!(site.count(reason)? >= 2, "{reason}");
     }
+    drop(agent);
+    closed().context("the agent is away")
+}
+
+#[test]
+fn isolated_network_is_closed_by_ipv6() -> Result<()> {
+    let site = Site::new("v6-isolated", Docker::replace())?;
+    let label = "--label=forwarder.gateway_mode_ipv4=isolated";
+    site.network("alone", 1, &["--internal", label])?;
+    let first = site.run("first", "alone")?;
+    let second = site.run("second", "alone")?;
+    let web = site.run("web", "bridge")?;
+    let _server = serve(&site.host, 80)?;
+    let space = first.space()?;
+    let gateway = ip("fd00:11::1")?;
+    space.ip(&format!("-6 route replace default via {gateway}"))?;
+    let ways = [
+        (&space, gateway),
+        (&space, ipv6(&web)?),
+        (&site.host, ipv6(&first)?),
+        (site.lan(), ipv6(&first)?),
+        (&web.space()?, ipv6(&first)?),
+    ];
+    for (from, to) in &ways {
+        reaches(from, *to).context("the hole that there is without an agent")?;
+    }
+    let agent = site.agent(&["first", "second", "web"])?;
+    let closed = || -> Result<()> {
+        ways.iter()
+            .try_for_each(|(from, to)| is_closed(from, *to))?;
+        reaches(&space, ipv6(&second)?)
+    };
+    closed()?;
     drop(agent);
     closed().context("the agent is away")
 }

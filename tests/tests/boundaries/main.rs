@@ -6,6 +6,7 @@ mod host;
 mod inward;
 mod ipsec;
 mod ipv6;
+mod lists6;
 mod marks;
 mod neighbour;
 mod ports;

@@ -1,6 +1,6 @@
-//! `ping`: ICMP echo over IPv4, with the ICMP errors that come back instead of a reply.
+//! `ping`: ICMP echo, over IPv4 with the ICMP errors that come back instead of a reply.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,21 +13,21 @@ use rustix::net::{
 use crate::Options;
 
 const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST_6: u8 = 128;
+const ECHO_REPLY_6: u8 = 129;
 const UNREACHABLE: u8 = 3;
 const ECHO_REQUEST: u8 = 8;
 const TIME_EXCEEDED: u8 = 11;
 /// Bytes of an ICMP header.
 const HEADER: usize = 8;
 
-pub(crate) fn ping(to: Ipv4Addr, count: u16, options: &Options) -> Result<()> {
-    let icmp = Some(ipproto::ICMP);
-    let fd = socket_with(
-        AddressFamily::INET,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        icmp,
-    )
-    .context("cannot open a raw socket: run as root")?;
+pub(crate) fn ping(to: IpAddr, count: u16, options: &Options) -> Result<()> {
+    let (family, icmp, kind) = match to {
+        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, ECHO_REQUEST),
+        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, ECHO_REQUEST_6),
+    };
+    let fd = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(icmp))
+        .context("cannot open a raw socket: run as root")?;
     set_socket_timeout(&fd, Timeout::Recv, Some(options.timeout))?;
     if let Some(ttl) = options.ttl {
         set_ip_ttl(&fd, ttl)?;
@@ -38,16 +38,21 @@ pub(crate) fn ping(to: Ipv4Addr, count: u16, options: &Options) -> Result<()> {
     // Two pings in one namespace must not take each other's replies.
     let id = (std::process::id() % 0xffff) as u16;
     for sequence in 1..=count {
-        let request = echo(id, sequence);
-        sendto(&fd, &request, SendFlags::empty(), &SocketAddrV4::new(to, 0))?;
+        let request = echo(kind, id, sequence);
+        sendto(&fd, &request, SendFlags::empty(), &SocketAddr::new(to, 0))?;
         let deadline = Instant::now() + options.timeout;
         let answer = loop {
             let mut buffer = [0; 2048];
             let (length, _, from) = recvfrom(&fd, &mut buffer[..], RecvFlags::empty())
                 .with_context(|| format!("no reply to number {sequence}"))?;
-            let from = from.and_then(|from| SocketAddrV4::try_from(from).ok());
+            let from = from.and_then(|from| SocketAddr::try_from(from).ok());
             let from = from.context("an answer from nobody")?;
-            if let Some(answer) = classify(&buffer[..length], id, sequence) {
+            let answer = match to {
+                IpAddr::V4(_) => classify(&buffer[..length], id, sequence),
+                // Without the IP header.
+                IpAddr::V6(_) => is_reply(&buffer[..length], id, sequence).then_some("reply"),
+            };
+            if let Some(answer) = answer {
                 break format!("{answer} from {}", from.ip());
             }
             ensure!(Instant::now() < deadline, "no reply to number {sequence}");
@@ -58,8 +63,9 @@ pub(crate) fn ping(to: Ipv4Addr, count: u16, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn echo(id: u16, sequence: u16) -> Vec<u8> {
-    let mut packet = vec![ECHO_REQUEST, 0, 0, 0];
+/// An echo request. Of IPv6 the kernel completes the checksum.
+fn echo(kind: u8, id: u16, sequence: u16) -> Vec<u8> {
+    let mut packet = vec![kind, 0, 0, 0];
     packet.extend(id.to_be_bytes());
     packet.extend(sequence.to_be_bytes());
     packet.extend(b"the forwarder's tests");
@@ -72,6 +78,12 @@ fn echo(id: u16, sequence: u16) -> Vec<u8> {
     let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
     packet[2..4].copy_from_slice(&checksum.to_be_bytes());
     packet
+}
+
+/// Whether an ICMPv6 message answers our request.
+fn is_reply(message: &[u8], id: u16, sequence: u16) -> bool {
+    let ids = [id.to_be_bytes(), sequence.to_be_bytes()].concat();
+    message.first() == Some(&ECHO_REPLY_6) && message.get(4..HEADER) == Some(&ids[..])
 }
 
 /// What an IP packet says about our request, if anything.
