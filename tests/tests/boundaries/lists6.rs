@@ -2,12 +2,13 @@
 //! sources that containers may use. Each is tried without an agent first, where stock lets it through.
 
 use std::net::Ipv6Addr;
-use std::thread::sleep;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::attack::{Attacker, Packet6};
 use harness::{Container, Docker, Peer, Space, eventually, serve};
+use rustix::process::Signal;
 
 use crate::SOON;
 use crate::ipv6::{HOST, LAN, Site, ip, ipv6, link_local};
@@ -172,26 +173,41 @@ fn docker_proxy_waits_for_its_lists() -> Result<()> {
         let client = ["get", &at, "--bind", &bind, "--timeout", "20"];
         site.lan().peer(&client).is_ok()
     };
-    for round in 0..4 {
-        let end = Instant::now() + Duration::from_secs(4);
-        let served = std::thread::scope(|scope| -> Result<usize> {
-            let polls = scope.spawn(|| {
-                let mut served = 0;
-                while Instant::now() < end {
-                    served += usize::from(asks());
-                }
-                served
-            });
-            if round == 2 {
+    let served_for = |time| {
+        let end = Instant::now() + time;
+        let mut served = 0;
+        while Instant::now() < end {
+            served += usize::from(asks());
+        }
+        served
+    };
+    let web = site.host.container("web");
+    for round in 0..3 {
+        let served = scope(|scope| -> Result<usize> {
+            let polls = scope.spawn(|| served_for(Duration::from_secs(4)));
+            if round == 1 {
                 agent.kill()?;
                 agent = site.host.agent().start()?;
             }
-            site.host.container("web").docker("restart")?;
-            polls.join().map_err(|_| anyhow::anyhow!("a poll panicked"))
+            web.docker("restart")?;
+            polls.join().map_err(|_| anyhow!("a poll panicked"))
         })?;
         ensure!(served == 0, "served {served} times in round {round}");
         is_let_in(site.lan(), LAN, HOST, 8080)?;
     }
+    // An agent that is busy is waited for.
+    web.docker("stop")?;
+    agent.signal(Signal::STOP)?;
+    let served = scope(|scope| -> Result<usize> {
+        let starts = scope.spawn(|| web.docker("start"));
+        let mut served = served_for(Duration::from_secs(2));
+        agent.signal(Signal::CONT)?;
+        served += served_for(Duration::from_secs(2));
+        starts.join().map_err(|_| anyhow!("docker panicked"))??;
+        Ok(served)
+    })?;
+    ensure!(served == 0, "served {served} times beside a busy agent");
+    is_let_in(site.lan(), LAN, HOST, 8080)?;
     site.host.container("web").remove()?;
     // Without a list a port is served as soon as Docker lists it, and free for others afterwards.
     publish(&site, "open", 8080, &[])?;
