@@ -3,12 +3,12 @@
 //! No IPv6 is translated and none is forwarded from or to a container. Whatever is not dropped here
 //! takes the kernel's path, unchanged.
 //!
-//! Neighbour discovery is guarded at the container's veth ([`neighbour`]): a container announces,
+//! Neighbour discovery is guarded at the container's veth (`neighbour`): a container announces,
 //! asks and sends in its own names only, and is neither a router nor a DHCP server. Outside devices
 //! are left alone: the LAN's routers must be heard.
 //!
 //! Ports that are published on the host's IPv6 addresses are served by docker-proxy: what is for the
-//! host is asked by their lists of clients ([`lists`]).
+//! host is asked by their lists of clients ([`ask_lists`]).
 
 mod header;
 mod lists;
