@@ -1,5 +1,10 @@
-//! Debian packages: what is missing, and its installation without removing anything of the user's.
-use std::process::{Command, Output};
+//! Debian packages: what is missing, and its installation without removing anything of the user's, or
+//! its files without any installation.
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -119,6 +124,48 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         step(&what, apt_get(packages))?;
     }
     Ok(())
+}
+
+/// Unpacks a package, and what it needs beside all that is installed, in `folder`, which is there only
+/// once it is whole. This system's packages stay as they are.
+pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
+    let draft = folder.with_extension("new");
+    if draft.exists() {
+        fs::remove_dir_all(&draft)?;
+    }
+    let archives = draft.join("archives");
+    fs::create_dir_all(archives.join("partial"))
+        .with_context(|| format!("cannot make {}", archives.display()))?;
+    let download = || {
+        let mut command = apt_get(&[package]);
+        command
+            .arg("--download-only")
+            .args(["-o", "APT::Sandbox::User=root", "-o"])
+            .arg(format!("Dir::Cache::archives={}", archives.display()));
+        command
+    };
+    let what = format!("download {package}");
+    if step(&what, download()).is_err() {
+        update()?;
+        step(&what, download())?;
+    }
+    for entry in fs::read_dir(&archives)? {
+        let archive = entry?.path();
+        if archive
+            .extension()
+            .is_none_or(|extension| extension != "deb")
+        {
+            continue;
+        }
+        let mut extract = Command::new("dpkg-deb");
+        extract.arg("--extract").arg(&archive).arg(&draft);
+        step(&format!("unpack {}", archive.display()), extract)?;
+    }
+    fs::remove_dir_all(&archives)?;
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::rename(&draft, folder).with_context(|| format!("cannot make {}", folder.display()))
 }
 
 fn update() -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::{Machine, NEEDS, boot, initramfs, show};
+use super::{Machine, NEEDS, Qemu, boot, initramfs, show};
 use crate::{
     apt,
     build::{self, TESTS},
@@ -67,13 +67,14 @@ pub(crate) fn smoke(
         kernels
     };
     let test = test_binary(workspace)?;
+    let qemu = Qemu::find(&folder)?;
     let mut totals = Totals::default();
     for kernel in Kernel::fetch(&folder, kernels)? {
         let mut files = placed(workspace, test.clone())?;
         files.extend(kernel.modules(&MODULES)?);
         let root = folder.join("smoke.cpio");
         initramfs::write(&root, &files)?;
-        totals += show(&kernel, boot(&kernel.image, &root, &SMOKE, filter));
+        totals += show(&kernel, boot(&qemu, &kernel.image, &root, &SMOKE, filter));
     }
     Ok(totals)
 }
