@@ -124,7 +124,7 @@ pub mod capacity {
     /// Published ports.
     pub const PUBLISHED: u32 = 32_768;
     /// Published ports that have another number on the host than in the container.
-    pub const SEEN_AS: u32 = 16_384;
+    pub const SEEN_AS: u32 = 8_192;
     /// Ports published on IPv6 addresses: each is a process, docker-proxy's.
     pub const PUBLISHED6: u32 = 8_192;
     /// Networks times the devices that they trust.

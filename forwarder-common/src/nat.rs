@@ -104,7 +104,7 @@ impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
         let random = self.tables.random();
         let kept = self.tables.settings().reserved_ports;
         let is_kept = self.tried > TRIES_ANYWHERE
-            && self.tried % 2 == 0
+            && self.tried.is_multiple_of(2)
             && self.low == UNPRIVILEGED
             && self.inside.is_some()
             && kept.first != 0;
