@@ -1,4 +1,5 @@
-//! Why a packet went the way it went: each reason is a counter, a label and a row of the README.
+//! Why a packet went the way it went: each reason is a counter, a label and a row of
+//! `docs/packet-path.md`.
 
 /// What became of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,7 +57,7 @@ macro_rules! reasons {
                 match self { $(Self::$name => Path::$path,)+ }
             }
 
-            /// The reason's name in the CLI and the README.
+            /// The reason's name in the CLI and the documents.
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }

@@ -1,5 +1,5 @@
-//! The README tells of every reason, in the words of the source, and of every row of the NAT, with tests
-//! that are there.
+//! The documents tell of every reason, in the words of the source, and of every row of the NAT, with
+//! tests that are there.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,9 @@ use std::path::Path;
 
 use forwarder_common::reason::Reason;
 
-const README: &str = include_str!("../../README.md");
+const PACKET_PATH: &str = include_str!("../../docs/packet-path.md");
+const NAT: &str = include_str!("../../docs/nat.md");
+const FAULTS: &str = include_str!("../../docs/faults.md");
 
 /// The rows of RFC 4787 (U), 5382 (T), 5508 (I), 6888 (C), of packets (X) and of security (S).
 const ROWS: &str = "U1 U1b U2 U3 U3a U4 U5 U6 U7 U8 U9 U10 U11 U12 U13 U13a U14 T1 T2 T3 T4 T5 T9 T10 T11 \
@@ -37,9 +39,9 @@ fn names_tests(row: &str, cell: &str) {
     }
 }
 
-/// The lines of the table between marks of this name, without its head.
-fn table(name: &str) -> impl Iterator<Item = &'static str> {
-    let begun = README.split(&format!("<!-- {name} -->\n")).nth(1);
+/// The lines of a page's table between marks of this name, without its head.
+fn table(page: &'static str, name: &str) -> impl Iterator<Item = &'static str> {
+    let begun = page.split(&format!("<!-- {name} -->\n")).nth(1);
     let table = begun.and_then(|rest| rest.split(&format!("<!-- /{name} -->")).next());
     table.expect("a table").lines().skip(2)
 }
@@ -48,7 +50,7 @@ fn table(name: &str) -> impl Iterator<Item = &'static str> {
 fn what_is_better_is_shown_to_fail_on_stock() {
     let known = include_str!("../../tests/tests/differential/known.toml");
     let mut rows = BTreeSet::new();
-    for line in table("better") {
+    for line in table(NAT, "better") {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let &[_, row, _, shown, _] = &cells[..] else {
             panic!("three cells: {line}");
@@ -66,7 +68,7 @@ fn what_is_better_is_shown_to_fail_on_stock() {
 #[test]
 fn every_fault_has_its_tests() {
     let mut faults = 0;
-    for line in table("faults") {
+    for line in table(FAULTS, "faults") {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let &[_, fault, holds, tests, _] = &cells[..] else {
             panic!("three cells: {line}");
@@ -83,7 +85,7 @@ fn every_fault_has_its_tests() {
 #[test]
 fn every_row_of_the_nat_has_its_tests() {
     let mut rows = Vec::new();
-    for line in table("nat") {
+    for line in table(NAT, "nat") {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let &[_, row, _, _, ours, tests, _] = &cells[..] else {
             panic!("five cells: {line}");
@@ -108,10 +110,10 @@ fn every_reason_is_a_row() {
             reason.path().label(),
             reason.text()
         );
-        assert!(README.contains(&row), "the README lacks the row\n{row}");
+        assert!(PACKET_PATH.contains(&row), "the page lacks the row\n{row}");
     }
     let paths = ["| fast |", "| kernel |", "| drop |", "| again |"];
-    let rows = README
+    let rows = PACKET_PATH
         .lines()
         .filter(|line| paths.iter().any(|path| line.contains(path)));
     assert_eq!(

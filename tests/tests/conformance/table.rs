@@ -1,4 +1,5 @@
-//! The table of cases: Docker's tests, ours, and why where there is none. The README has it too.
+//! The table of cases: Docker's tests, ours, and why where there is none. `docs/conformance.md`
+//! has it too.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::cases::{ADDITIONS, CASES, CONTROL, Case};
 
-/// Between these two lines of the README stands the table.
+/// Between these two lines of `docs/conformance.md` stands the table.
 const MARKS: [&str; 2] = ["<!-- conformance -->\n", "<!-- /conformance -->\n"];
 
 fn all() -> impl Iterator<Item = (String, &'static Case)> {
@@ -83,14 +84,14 @@ fn every_test_of_the_suite_is_in_the_table() -> Result<()> {
     Ok(())
 }
 
-/// With `CONFORMANCE=accept` the README is made to tell it.
+/// With `CONFORMANCE=accept` the document is made to tell it.
 #[test]
-fn the_readme_has_the_table() -> Result<()> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+fn the_document_has_the_table() -> Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md");
     let text = fs::read_to_string(&file)?;
     let marks = MARKS.map(|mark| text.find(mark).map(|at| (at, at + mark.len())));
     let [Some((_, begin)), Some((end, _))] = marks else {
-        anyhow::bail!("the README lacks {MARKS:?}");
+        anyhow::bail!("docs/conformance.md lacks {MARKS:?}");
     };
     let table = format!("\n{}\n", table());
     if env::var("CONFORMANCE").is_ok_and(|word| word == "accept") {
@@ -99,7 +100,8 @@ fn the_readme_has_the_table() -> Result<()> {
     }
     ensure!(
         text[begin..end] == table,
-        "the README's table is another: CONFORMANCE=accept cargo test -p forwarder-tests --test conformance table"
+        "docs/conformance.md has another table: \
+         CONFORMANCE=accept cargo test -p forwarder-tests --test conformance table"
     );
     Ok(())
 }
