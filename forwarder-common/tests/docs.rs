@@ -1,5 +1,5 @@
 //! The documents hold: their tables name every reason, NAT row, fault and boundary, with tests that
-//! exist; their links lead somewhere; the README stays short.
+//! exist; their links and the paths that they name lead somewhere; the README stays short.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -253,4 +253,41 @@ fn anchors_are_those_of_github() {
         anchor("A CLI verb: `forwarder x`"),
         "a-cli-verb-forwarder-x"
     );
+}
+
+/// The settings of `forwarder/src/config.rs`, each by the variable that it has in the environment.
+#[test]
+fn settings_are_rows_of_operations() {
+    let operations = page("docs/operations.md");
+    let config = page("forwarder/src/config.rs");
+    let names = config.split("env = \"FORWARDER_").skip(1);
+    let mut settings = 0;
+    for name in names.filter_map(|rest| rest.split('"').next()) {
+        let row = format!("| `{}` |", name.to_lowercase().replace('_', "-"));
+        assert!(operations.contains(&row), "there is no row {row}");
+        settings += 1;
+    }
+    assert!(settings >= 13, "{settings} settings");
+}
+
+/// Paths that these two pages name in backticks: whatever has a slash or the ending of a source
+/// file, but for what a build leaves. They stand below the root.
+#[test]
+fn named_paths_exist() {
+    let endings = [".rs", ".toml", ".md", ".sh"];
+    for path in ["docs/architecture.md", "CONTRIBUTING.md"] {
+        let text = prose(&page(path));
+        let mut named = 0;
+        for name in quoted(&text) {
+            let is_plain = !name.contains([' ', '<', '*', '$', ':', '=', '"']);
+            let is_path = name.contains('/') || endings.iter().any(|end| name.ends_with(end));
+            if !is_plain || !is_path || name.starts_with(['/', '~']) || name.starts_with("target/")
+            {
+                continue;
+            }
+            assert!(root().join(name).exists(), "{path}: there is no {name}");
+            named += 1;
+        }
+        assert!(named > 10, "{path} names {named} paths");
+    }
 }
