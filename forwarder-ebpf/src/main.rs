@@ -1,5 +1,21 @@
-//! The programs: one line per hook. What happens to a packet stands in
-//! `forwarder_common::pipeline`.
+//! The programs: one function per hook.
+//!
+//! Each program takes its context apart, calls the function of `forwarder_common::pipeline` that
+//! has its name, and turns the [`Reason`](forwarder_common::reason::Reason) that comes back into a
+//! verdict. What happens to a packet is decided there, and tested there on a host; this crate holds
+//! only what needs a kernel.
+//!
+//! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` those for the
+//!   host's own sockets, `errands.rs` those that the command line runs by hand.
+//! - `kernel.rs` implements [`Tables`](forwarder_common::tables::Tables), by which the packet logic
+//!   reaches maps, clock, routes and sockets. `maps.rs` declares the maps, and nothing else touches
+//!   them.
+//! - `steps.rs` has the steps that are global functions: the verifier proves each of them once, by
+//!   itself, and not on every path that leads to a call.
+//! - `atomic.rs` has BPF's atomic instructions.
+//!
+//! The programs compile for `bpfel-unknown-none` only (`cargo xtask build`). On a host this crate
+//! is a `main` that says so, so that the whole workspace can be checked at once.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // The BPF target has compare-and-swap (from -mcpu=v3 on), but `core` does not offer it there.
 #![cfg_attr(

@@ -1,10 +1,19 @@
-//! The shim that dockerd starts for each published port (`--userland-proxy-path`), in docker-proxy's
-//! place: it reserves the port, has the agent program the mapping, and only then tells dockerd that
-//! the container may start. From then on it sleeps, its connection to the agent open.
+//! The shim that dockerd starts for each published port (`--userland-proxy-path`), in
+//! docker-proxy's place.
 //!
-//! SIGINT is dockerd's word that the port is free again. When dockerd itself dies (SIGTERM, by the
-//! kernel) the shim lives on as an *orphan*: port and mapping stay until a new dockerd's shim, or
-//! the agent, wants them back.
+//! dockerd waits until its proxy says that the port is served. The shim uses this moment: it
+//! reserves the port ([`reserve`]), has the agent program the mapping ([`agent`]), and only then
+//! tells dockerd that the container may start ([`dockerd`]). So a container's first instruction
+//! runs when its ports are in the kernel's map. From then on the shim sleeps ([`asleep`]), its
+//! connection to the agent open, until a signal or the agent wakes it ([`signals`]). There is one
+//! process per port, perhaps a thousand: it keeps next to nothing in memory.
+//!
+//! SIGINT is dockerd's way to say that the port is free again. When dockerd itself dies (SIGTERM,
+//! by the kernel) the shim lives on as an *orphan*: port and mapping stay until a new dockerd's
+//! shim, or the agent, wants them back.
+//!
+//! The command line is docker-proxy's ([`args`]). The shim becomes Docker's own docker-proxy for
+//! what the agent does not serve: IPv6 host addresses and SCTP.
 
 mod agent;
 mod args;

@@ -1,7 +1,17 @@
-//! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz | mutants | lint`,
-//! one file each.
+//! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz |
+//! mutants | lint`, one file each.
 //!
 //! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
+//! Each task does first what it needs: `run`, `test` and `bench` call [`build`], and [`build`]
+//! calls [`setup`], which finds or installs the compilers of the BPF object ([`toolchain`] chooses
+//! among what is there).
+//!
+//! - [`mod@test`] runs every tier of tests and sums what they report ([`totals`]); [`vm`] is the
+//!   tier that boots other kernels ([`kernels`]).
+//! - [`differential`], [`mod@bench`], [`fuzz`] and [`mutants`] are the longer runs.
+//! - [`lint`] checks what needs no test: format, clippy, documentation.
+//! - [`workspace`] asks cargo where things lie, [`apt`] installs Debian's packages, [`step`] shows
+//!   a long step, and [`beside`] runs one task on the CPU time that another one leaves.
 mod apt;
 mod bench;
 mod beside;
