@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Lays the compiled BPF object where the agent embeds it from; an empty file if there is none yet.
 use std::{env, fs, io, path::PathBuf};
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the programs and the agent share: the maps, their names, sizes, keys and values.
 //!
 //! No padding, no `bool`, `enum` or `Option`; addresses and ports in wire order, everything else

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The Internet checksum and its incremental update (RFC 1071, RFC 1624).
 //!
 //! A *delta* is the folded ones' complement difference `new - old` of the words that change. It

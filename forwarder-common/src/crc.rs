@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! SCTP's checksum, a CRC32c (RFC 9260 appendix A), and its update without the packet.
 //!
 //! A CRC is linear: what a change of some octets does to it depends on the change and on how far from

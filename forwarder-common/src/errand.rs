@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is done to flows by hand, beside all packets: ending one, and collecting those whose time
 //! is over without waiting for new flows to do it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What whoever watches is told of flows: one record for a beginning and one for an end.
 
 use core::cell::Cell;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The address family as a type parameter, and the integers that stay in wire order.
 
 use core::fmt::Debug;

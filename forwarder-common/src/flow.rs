@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A flow's life: found, checked, made, promoted, ended. Both keys and the record are one unit.
 //!
 //! Records are reused at once, without a grace period. What makes that safe is the [`Gate`]: a

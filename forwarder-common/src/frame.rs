@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The window onto a packet: two pointers, every access checked against the second.
 //!
 //! The verifier accepts a packet access only behind a comparison of a packet pointer with

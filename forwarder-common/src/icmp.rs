@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! ICMP errors: reading the packet that they quote, and restoring it to what its sender sent.
 //!
 //! RFC 5508 REQ-4 and REQ-5: the quoted headers are translated back, with all the checksums that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The packet logic of the forwarder: what happens to a packet, for the kernel and for the host
 //! from one source.
 //!

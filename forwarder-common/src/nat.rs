@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Choosing the port of a translation, as `nf_nat_l4proto_unique_tuple` does.
 //!
 //! First the port that the source publishes, or that a flow of it has towards others (RFC 4787 REQ-1),

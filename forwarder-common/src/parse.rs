@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reading a packet: from a frame to a tuple and the few facts that the pipeline asks about.
 
 use bytemuck::{Pod, Zeroable};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, top to bottom: one function per hook, then the steps that they share.
 //!
 //! ```text

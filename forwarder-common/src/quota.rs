@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What one endpoint may open: how many flows at once, how many new ones in a second, and how often
 //! it is told that it may not. So one container that scans the world leaves its neighbours theirs.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why a packet went the way it went: each reason is a counter, a label and a row of
 //! `docs/packet-path.md`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Telling a container that it is refused: its own packet becomes the quote of an ICMP error that
 //! says "communication administratively prohibited" (RFC 5508 REQ-8, RFC 1812 section 5.2.7.1).
 //!

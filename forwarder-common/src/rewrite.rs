@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Writing: an edit, applied to a frame, and the ways out of a hook.
 //!
 //! All but the transport checksum is the same everywhere and stands in [`headers`]. The checksum

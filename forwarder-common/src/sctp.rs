@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! SCTP: what of an association a NAT has to know. Its checksum is in [`crc`](crate::crc).
 //!
 //! The first chunk of a packet tells what becomes of its flow, much as in Linux'

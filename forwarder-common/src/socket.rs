@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets of the host's: where one is pointed that asks for a published port of the host's own
 //! (local access), and which ports one may be bound to.
 //!

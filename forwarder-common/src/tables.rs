@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The door to everything outside the packet: maps, the clock, routes, sockets.
 //!
 //! The kernel side implements it over BPF maps and helpers, a host over plain memory: the twin

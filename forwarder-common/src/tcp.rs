@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP connection tracking: the state machine of Linux' `nf_conntrack_proto_tcp.c`.
 
 /// A TCP flow's state, with nf_conntrack's names.

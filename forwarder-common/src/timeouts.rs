@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every timeout of the datapath, in one table, and the clock that they are counted in.
 //!
 //! The values are those of Linux' `nf_conntrack` (`nf_conntrack_proto_{tcp,udp,icmp,sctp}.c`), so that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP's sequence windows: which segments can belong to a connection, after `tcp_in_window` and
 //! `nf_conntrack_tcp_packet` of Linux' `nf_conntrack_proto_tcp.c` with `nf_conntrack_tcp_be_liberal=0`.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who reaches a container: gateway modes, trusted devices, lists of clients, links.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Protocols without ports: translated by their addresses alone, for one container per remote.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

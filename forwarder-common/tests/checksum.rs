@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Checksums: whatever is updated by difference equals what a full recomputation gives.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a container's packet may say before it gets anywhere, and a new flow's source from outside.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

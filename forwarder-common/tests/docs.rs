@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The documents hold: their tables name every reason, NAT row, fault and boundary, with tests that
 //! exist; their links and the paths that they name lead somewhere; the README stays short.
 

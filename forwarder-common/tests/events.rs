@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is told of flows: each beginning once, and for each one end with its reason; and what is done
 //! to flows by hand.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A flow's life: made, found, promoted, expired, swept, pushed out. Both keys go together, and
 //! what was a flow's is never taken for another's.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Fragments: the way round and back, the way onward, the train behind a first piece, and what one
 //! container may hold.
 

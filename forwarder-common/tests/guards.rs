@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What each hook refuses, and the guards on the way out.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! ICMP errors: the quoted packet is restored to what its sender sent, as far as it is quoted.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a container may send and get by IPv6, hook by hook.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

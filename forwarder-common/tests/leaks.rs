@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The first invariant: whatever is sent in whatever order, no frame that leaves by an outside
 //! device carries a container's source, outside or inside an ICMP error.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Choosing ports: kept where it can be, reused, within its class, never somebody else's.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

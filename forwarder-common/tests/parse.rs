@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reading packets: every way to be malformed or cut short ends in a reason, never in a panic and
 //! never in a packet half written.
 

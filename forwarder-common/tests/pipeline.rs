@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The packet's way: the hand-on matrix line by line, and XDP beside it.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

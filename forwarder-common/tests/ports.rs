@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Ports of the host over time: what is published or listened on later is nobody else's, and who
 //! publishes a port is seen by it.
 

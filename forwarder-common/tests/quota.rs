@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What one container may open: counted while it lives, however it ends, and never a neighbour's.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What another CPU may do while a packet is under way: nothing of it shows.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

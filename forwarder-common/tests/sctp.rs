@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! SCTP: its checksum follows its ports without the packet, and what an association lives through.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

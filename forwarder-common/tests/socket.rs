@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where a socket of the host's is pointed: what it asks for decides, and nothing else.
 
 use std::collections::BTreeMap;

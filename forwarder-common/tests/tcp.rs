@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP tracking: nf_conntrack's table, row by row where it matters, and connections' whole lives.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

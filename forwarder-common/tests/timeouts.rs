@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! How long flows live: the defaults of nf_conntrack, as `nf_conntrack-sysctl.rst` lists them in
 //! seconds, and the clock that they are counted in.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP's sequence windows: nf_conntrack's cases, and any trace against a plain reference.
 
 #[expect(dead_code, reason = "each subject needs its part of the model")]

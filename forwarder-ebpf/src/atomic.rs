@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! Atomic operations on words of map elements: BPF's own instructions.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! Programs that are on no hook: the command line runs them (`BPF_PROG_TEST_RUN`), since a flow is
 //! ended by compare-and-swap only, which user space has not.
 

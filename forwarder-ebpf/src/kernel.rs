@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The brain's door to the kernel: maps, clock, routes and sockets through helpers.
 
 use core::cell::Cell;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The programs: one function per hook.
 //!
 //! Each program takes its context apart, calls the function of `forwarder_common::pipeline` that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The maps. Their meaning and their layout stand in `forwarder_common::abi`; nothing but
 //! `kernel.rs` touches them.
 

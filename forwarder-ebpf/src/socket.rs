@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The socket programs' run: a socket of this host's that asks for a published port of the host's
 //! own is pointed at the container, and told what it asked for; one that asks for a port of its own
 //! does not get those that are kept for containers.

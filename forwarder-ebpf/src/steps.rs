@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! Steps of a flow's life as global BPF functions: the verifier proves each once, by itself, and
 //! not again on every path that leads to a call. They take and return plain numbers.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! A tcx (or clsact) program's run: context in, pipeline, verdict out.
 
 use core::hint::black_box;

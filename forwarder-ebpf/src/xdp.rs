@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The XDP program's run: known flows only, before a socket buffer exists.
 
 use aya_ebpf::bindings::xdp_action;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent's side: its control socket, one line of JSON at a time.
 
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};

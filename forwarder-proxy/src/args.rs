@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line, which is docker-proxy's, and the questions made of it.
 
 use std::fmt;

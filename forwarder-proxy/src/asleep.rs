@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Asleep, the shim keeps next to nothing in memory: it may be one of a thousand.
 #![expect(unsafe_code, reason = "the kernel takes a range of addresses")]
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! dockerd's side: the descriptors that it hands on, its word of success, and its own docker-proxy.
 
 use std::fs::{self, File};

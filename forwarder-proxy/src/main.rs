@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The shim that dockerd starts for each published port (`--userland-proxy-path`), in
 //! docker-proxy's place.
 //!

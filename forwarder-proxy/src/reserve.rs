@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The reservation: nothing else on the host may take the port, and nobody is answered by it.
 //!
 //! As Docker 29's: bound, TCP also listening (so that the port shows as taken and a second socket

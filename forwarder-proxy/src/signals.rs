@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Waiting: for dockerd's signals and for the agent, in one place.
 
 use std::os::fd::AsFd as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent's own state, and a sync: observe, derive, compare, carry out.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the agent is told: by flag, else environment, else file, else default.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The control socket: a question and its answer, one line of JSON each. Shims stay connected: what
 //! they say goes to [`crate::watch::shim`].
 

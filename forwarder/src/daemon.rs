@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The control story: one event enum, one loop. THEN HERE.
 //!
 //! Facts change the World; a changed World is synced: what the kernel holds is observed, what it

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the kernel should hold, derived from the World: pure.
 
 mod ipv6;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What has to change in the kernel, in an order of which every prefix is safe: pure.
 //!
 //! What delivers to the wrong place goes first, then comes what protects, then what delivers; what

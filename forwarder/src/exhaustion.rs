@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the log says when something is used up: flow records, ports, or a container's share. Pure.
 
 use std::net::Ipv4Addr;

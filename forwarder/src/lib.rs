@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent: keeps the BPF maps and programs equal to what Docker and the kernel say.
 //!
 //! The programs decide about packets by themselves, with an agent or without. What they cannot know

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The lists of clients as the kernel has them: each a number and its ranges.
 //!
 //! A list's number follows from its content. One that changes is another list: the new one is

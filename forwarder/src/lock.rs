@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! One agent per network namespace: whoever has locked the namespace's file is it.
 //!
 //! The file `/run/forwarder-COOKIE.lock` is root's, so that nobody else can lock it. An agent with a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The binary: hands over to the command line.
 
 use std::process::ExitCode;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What others have set up on this host and the fast path does not ask: queues and filters of devices,
 //! IPsec policies, rules of netfilter, routing by marks. Pure: `watch::others` reads it.
 

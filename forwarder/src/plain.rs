@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Text for a terminal or a log: what others have named cannot steer either.
 //!
 //! Names of networks, labels, versions and errors are whatever somebody told Docker. A terminal acts

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whether this kernel, host and Docker bear the forwarder: findings for `doctor`, and the gate
 //! that `run` passes. What is seen is a `Probe`; what it means is judged by pure functions.
 

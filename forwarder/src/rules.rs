@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the administrator lays down for networks and published ports: the file's `[network.NAME]`
 //! and `[port."8080/tcp"]`. It comes before Docker's options and before labels.
 

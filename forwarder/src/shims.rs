@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The shims that are connected, and what they wait for: pure but for the words it sends.
 //!
 //! What shims say becomes facts of the World. This here knows who is to be answered when: a bind

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Being asked to stop, which also whoever is busy hears of.
 
 use anyhow::{Context, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the kernel holds, or should hold, as plain data: the common language of `desired`, `diff`
 //! and `datapath`.
 

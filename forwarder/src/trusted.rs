@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Directories and files that nobody but root can exchange: what the agent makes, reads and adopts.
 //!
 //! A bpffs and `/run` may be writable by everybody, and whoever makes a directory first owns it. So

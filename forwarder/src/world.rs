@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The World: what Docker and the kernel say, as plain data. Facts go in by [`World::apply`], which is pure.
 mod fact;
 mod model;

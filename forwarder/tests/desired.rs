@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the kernel should hold, for Worlds that say it all in a few lines.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

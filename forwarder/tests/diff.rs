@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The laws of `diff`: its operations turn any state into any other, and every prefix of them is
 //! safe.
 

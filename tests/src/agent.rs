@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The forwarder's agent on a host: started, watched, stopped or killed.
 
 use std::path::{Path, PathBuf};

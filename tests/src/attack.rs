@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! An attacker's toolbox: frames in any dress from a container, the LAN or the host, what a user
 //! without privileges can do, and where the frames arrive.
 //!

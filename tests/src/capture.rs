@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a device sent and received, complete at the moment of asking.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Waiting for a state instead of sleeping, and the checks every test begins with.
 
 use std::path::Path;

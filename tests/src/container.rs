@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A running container, and what runs in it.
 
 use std::net::IpAddr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames of a test's own making, with finished checksums: UDP and TCP over IPv4 in Ethernet.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

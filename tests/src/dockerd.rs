@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! One real dockerd, with a containerd of its own, inside a network namespace.
 
 use std::fs;

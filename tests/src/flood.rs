@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A few frames over and over while something else happens.
 
 use std::sync::Arc;

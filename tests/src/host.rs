@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A Docker host: a namespace, its uplink to the LAN, its own dockerd, and the agent's folders.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The one image that containers are made of: the static peer and a static busybox.
 
 use std::fs;

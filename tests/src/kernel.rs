@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the kernel holds of the forwarder's on one host, and all that a clean-up has to put back.
 
 use std::collections::{BTreeMap, BTreeSet};

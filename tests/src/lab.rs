@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A lab: the LAN namespace, the hosts on it, and one folder for all they write.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The harness: Docker hosts in network namespaces, a LAN beside them, and what tests do with both.
 //!
 //! A *host* is a network namespace with a dockerd of its own, so each test has real Docker, real

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Network namespaces: made, entered, wired together and deleted.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A raw socket on one device, for frames as they are on the wire.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Child processes: their lines, their signals, and an end by pid when the handle goes.
 
 use std::fs::File;

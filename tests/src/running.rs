@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Processes that somebody else started in a namespace: dockerd's proxies above all.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The scene of most tests: one host in replace mode whose agent is ready, and the LAN beside it.
 
 use std::time::Duration;

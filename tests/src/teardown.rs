@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Taking down what a lab made: one way for a test's end, a panic, and what a killed test left.
 //!
 //! Nothing is remembered: what belongs to a lab is found by the lab's name (namespaces and its

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! IPv4 packets, octet by octet: made by hand with right checksums, and checked as a receiver would.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

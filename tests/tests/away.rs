@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What Docker makes while no agent lives: nothing of it is more open than on a stock host.
 
 use std::time::Duration;

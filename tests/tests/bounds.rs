@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! One container that wants everything: it is stopped and told so, and its neighbour notices nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};

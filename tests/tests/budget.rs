@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Budgets that are easily overdrawn without notice: what the verifier walks through, the stack of
 //! each BPF function, and the memory of the maps. `budget.toml` holds what was agreed on.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line on good and bad hosts: what it refuses, in which words, and what it leaves.
 
 use std::fs;

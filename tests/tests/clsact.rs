@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Programs as filters of clsact qdiscs, as on kernels without tcx: the same traffic, taken over in
 //! place, and nothing of other people's is touched.
 

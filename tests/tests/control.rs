@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Docker changes and the agent follows: every verb, dockerd's restarts, a socket that is lost.
 
 use std::process::Command;

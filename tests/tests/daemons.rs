@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! dockerd is restarted, killed and reloaded, and firewalls are flushed, twenty times: what is published is
 //! served again at once, and what keeps strangers out of containers is never away.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Devices of a host that is busy, changed fifty times: what was for a container reaches it again, and
 //! nobody else gets any of it meanwhile.
 

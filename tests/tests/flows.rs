@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder flows`: listed by filters, ended, watched; with an agent and without one.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Proof of the harness itself, on stock Docker hosts: what it shows is so, and nothing stays.
 
 use std::fs;

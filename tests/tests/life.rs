@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent's life and death: traffic goes on throughout, a new agent takes over what it finds,
 //! and a clean-up leaves nothing.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host's own network changes and the agent follows: addresses, routes, devices, MTUs, and
 //! notices that the kernel had to drop.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The loaded programs, one packet at a time (`BPF_PROG_TEST_RUN`): what goes in, what comes out,
 //! the verdict, the mark and the reason, written out by hand.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The loaded programs under pressure: a flood that is answered evicts nobody who proved that he is
 //! there, a container that may open no more is told so, and nearly all ports are there to be used.
 

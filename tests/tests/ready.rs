@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `ready` means ready: a start is one step, what cannot protect does not get ready and leaves
 //! nothing, and what is shown is what the kernel has.
 

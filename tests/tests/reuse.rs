@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! An address, a port, a name that passes from one container to the next: no packet of an old flow
 //! reaches the new one.
 

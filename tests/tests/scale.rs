@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A host that fills up: what each next container costs, how soon its ports are in the map, how
 //! much memory the agent has in the end, and that nothing stays when all have gone; and one whose containers
 //! come and go. Prints its figures.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The flow table without an agent: it admits, evicts and collects by itself, and spares whom it
 //! has to.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The twin test: the same random packets over the same random tables, through the packet brain on
 //! the host and through the kernel's programs, give the same bytes, verdict, mark and reason, and
 //! leave the same flows behind and have told the same of them.

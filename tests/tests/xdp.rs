@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! XDP on the uplink: known flows are redirected before there is a socket buffer, everything else
 //! passes to tcx and works as without.
 

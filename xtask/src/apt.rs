@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Debian packages: what is missing, and its installation without removing anything of the user's, or
 //! its files without any installation.
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask bench`: the forwarder measured against a stock Docker host and a bare veth.
 use std::{
     ffi::OsString,

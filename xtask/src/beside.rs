@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A task of ours that runs beside another one, on the CPU time that the other leaves.
 use std::{
     env,

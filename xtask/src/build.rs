@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask build`: the BPF object, the release binaries that embed it, what the tests need.
 use std::{
     fs,

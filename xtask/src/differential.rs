@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask differential`: random traces through a stock Docker host and through ours, compared.
 use std::process::ExitCode;
 

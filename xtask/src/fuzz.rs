@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask fuzz`: the fuzzers of `tests/fuzz`, built with coverage and run by libFuzzer.
 use std::{fs, path::PathBuf, process::Command};
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Debian's kernels: which there are, and one of them unpacked. apt is asked with lists and a state of
 //! its own, so that this machine's sources and packages stay as they are.
 use std::{

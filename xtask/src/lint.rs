@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask lint`: format, clippy and documentation, each without a warning.
 use anyhow::Result;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz |
 //! mutants | lint`, one file each.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask mutants`: the datapath broken on purpose, one fault at a time; the tests must notice.
 //!
 //! The faults (`tests/mutants.toml`) are planted in a copy of the sources: what is built here never

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask run`: the forwarder on this host's Docker, or on one of its own in a sandbox.
 use std::{
     env,

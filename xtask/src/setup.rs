@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask setup`: finds or installs the compilers of the BPF object.
 use std::{
     path::{Path, PathBuf},

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! One long step of a task: a spinner with its last line on a terminal, plain lines otherwise.
 //!
 //! All of it goes to stderr, so that stdout belongs to what a task is for.

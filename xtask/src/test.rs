@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test`: every tier of tests and their totals. In a whole run the unprivileged tier
 //! takes the CPU time that the privileged ones leave: those wait for daemons and containers.
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The compilers of the BPF object: the pins, the choice between what is there, the commands.
 use std::{
     fmt, fs,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sums of what test runners report, read from the lines that cargo's test harness ends with.
 use std::{
     fmt,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test --tier vm`: other kernels than this machine's, booted by software, verify every
 //! program.
 //!

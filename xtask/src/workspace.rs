@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The workspace as cargo sees it: where things lie, what can be built, and cargo itself.
 use std::{
     env,

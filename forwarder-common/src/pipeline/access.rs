@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who may reach a container: straight by its address, by the lists of clients, by a link.
 
 use super::{Passage, Steps};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
 use super::access::{Straight, is_welcome};

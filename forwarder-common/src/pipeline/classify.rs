@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, at the container's door: what a container's frame may say, before it may get
 //! anywhere. The network header decides, by which the kernel forwards; nothing behind it has to be
 //! valid for that.

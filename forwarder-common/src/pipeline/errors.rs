@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, aside: ICMP errors about our flows, from either side and from the host itself.
 
 use super::owner::{Destination, destination};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, in pieces: fragments, of which only a datagram's first one has ports.
 //!
 //! They are not translated before they are whole, as in nf_nat: the kernel's own reassembly

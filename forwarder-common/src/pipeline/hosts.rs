@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, aside: the host's own flows, which give way to the containers'.
 
 use super::access::Standing;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a container may send and get by IPv6: on its own bridge, to the host, from the host.
 //!
 //! No IPv6 is translated and none is forwarded from or to a container. Whatever is not dropped here

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a packet carries on the kernel's path from one of our hooks to the next: our bits of its
 //! mark, and its hash.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! ARP out of a container (RFC 826): asked and answered in the container's own names only.
 //!
 //! Otherwise a container takes its neighbours' packets, or their gateway's, by saying that their

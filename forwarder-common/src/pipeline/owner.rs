@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whose a packet is: the device by which it came and the kernel's routes decide, never an address
 //! range alone. The host's own address, or its LAN, may lie in the range of a Docker network.
 

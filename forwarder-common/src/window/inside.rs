@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whether a segment lies inside of its connection's windows, and how it moves them on.
 
 use super::{NO_SCALE, Segment, UNREAD, after, before, last, mark};

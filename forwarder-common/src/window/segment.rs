@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What windows ask of a segment, and how its options are read.
 
 use core::hint::black_box;

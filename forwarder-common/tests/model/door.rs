@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model's side of the door: [`Tables`], [`Exit`] and [`Steps`] over plain memory.
 
 use std::cell::Cell;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames, built field by field, and checksums by full recomputation: the oracle.
 
 use forwarder_common::abi::Tuple;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Filling the model's tables as an agent would: devices, networks, containers, ports, routes.
 
 use forwarder_common::abi::{

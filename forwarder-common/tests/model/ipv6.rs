@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model's IPv6: its tables, its rules at a hook, and packets in plain octets.
 
 use bytemuck::Pod;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A host in plain memory: the tables, the clock and the ways out that the packet brain asks for,
 //! under a test's control. The twin test holds it to what the kernel's programs do.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Any trace of segments, against a plain reference: nf_conntrack's rules by the names of its
 //! documentation (I to IV), in numbers that never wrap.
 

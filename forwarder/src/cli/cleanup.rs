@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder cleanup`: everything of ours out of the kernel, also after an agent was killed.
 
 use std::fs;

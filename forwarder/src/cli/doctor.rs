@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder doctor`: what this kernel, host and Docker offer, and what is missing.
 
 use std::process::ExitCode;

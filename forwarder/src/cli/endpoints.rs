@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder endpoints`: containers on bridge networks and their veths.
 
 use anyhow::Result;

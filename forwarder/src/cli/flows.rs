@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder flows`: live flows, read from the pins, agent or not.
 
 mod delete;

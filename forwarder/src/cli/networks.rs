@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder networks`: Docker's bridge networks and what holds for them.
 
 use anyhow::Result;

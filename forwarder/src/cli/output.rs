@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a verb prints: a table for people or JSON for programs, on stdout and nothing else there.
 
 use std::io::{self, ErrorKind, Write};

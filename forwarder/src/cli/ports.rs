@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder ports`: published ports and where they lead.
 
 use std::net::SocketAddr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder run`: log, lock, look at the host, then be the agent.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder status`: the agent's share from the agent, the kernel's from the pins.
 
 use std::fmt::Write;

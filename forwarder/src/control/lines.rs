@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A caller's side of a connection: bounded lines, and the socket that may come along with one.
 
 use std::io::{self, ErrorKind, IoSliceMut};

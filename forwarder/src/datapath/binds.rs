@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Services of the host's that bind ports, as the socket programs tell it.
 
 use std::path::Path;

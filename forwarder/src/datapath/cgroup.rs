@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The root of all control groups (version 2), where the socket programs hang: wherever it is
 //! mounted.
 

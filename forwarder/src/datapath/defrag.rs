@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The switch of `nf_defrag_ipv4`: a netfilter program that accepts everything and whose link says
 //! that it wants whole datagrams (`BPF_F_NETFILTER_IP_DEFRAG`). Written out, since aya knows no such
 //! programs.

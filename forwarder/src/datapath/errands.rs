@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is done to flows by hand: programs that are on no hook, run on the pinned maps, with an agent
 //! or without.
 

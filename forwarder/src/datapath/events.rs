@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the programs tell of flows, read from their ring by one watcher at a time.
 //!
 //! The watcher says until when it listens, and says so again every second. Whatever does not fit

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The far ends of veths: prepared to take the frames that XDP redirects, and put back as they were.
 //!
 //! A veth accepts redirected frames only while its peer polls for them (`veth_xdp_xmit`): with an

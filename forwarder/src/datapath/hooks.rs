@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Programs on devices: attached by pinned tcx links, or by clsact filters where the kernel has no
 //! tcx, and replaced in place.
 

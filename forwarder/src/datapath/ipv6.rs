@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! IPv6's tables in their maps.
 
 use std::collections::BTreeMap;

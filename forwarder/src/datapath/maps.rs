@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Typed handles on the pinned maps: the one place where bytes of a map become values.
 #![expect(
     unsafe_code,

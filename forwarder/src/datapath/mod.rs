@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's side of the agent: maps and programs, read and changed. The only place that names
 //! aya.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The cookie of our network namespace, by which the socket programs know its sockets.
 
 use std::os::fd::AsFd;

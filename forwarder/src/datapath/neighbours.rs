@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's neighbour entries of containers: what waits in one for its owner is not the next
 //! owner's.
 

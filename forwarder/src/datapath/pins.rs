@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where things are pinned: directories below the bpffs, one per layout, and files in the state
 //! directory for what has no pin.
 

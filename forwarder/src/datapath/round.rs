@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where fragments become whole: the kernel's own reassembly, and the device that whole datagrams
 //! come back by.
 //!

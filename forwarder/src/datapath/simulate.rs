@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the loaded programs would do with a packet: run once in the kernel, outside of any device
 //! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are made for real.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's list of sockets, and the end of some (`sock_diag(7)`, `SOCK_DESTROY`).
 
 use std::os::fd::OwnedFd;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The socket programs on the root of all control groups: attached by pinned links beside those of
 //! other agents, and replaced without a gap.
 

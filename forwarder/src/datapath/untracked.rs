@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! One rule of netfilter: what the fast path hands on is tracked by nobody.
 //!
 //! Half of its translation is done before the kernel's path and half behind it. Connection tracking

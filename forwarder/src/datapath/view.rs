@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The datapath as it can be read from outside, also when no agent runs.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! IPv6: who has which address. What follows for a packet stands in
 //! `forwarder_common::pipeline::ipv6`.
 

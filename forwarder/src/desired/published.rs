@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is published, and what links open: who may ask which port, and where it leads.
 
 use std::collections::BTreeMap;

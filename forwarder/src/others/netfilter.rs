@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rules of netfilter that what is forwarded would meet, from the text of `iptables-save` and
 //! `nft list ruleset`. The fast path meets none of them.
 

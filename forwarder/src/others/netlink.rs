@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's answers about qdiscs, filters, rules of routing and IPsec policies, read from their
 //! bytes (`linux/rtnetlink.h`, `pkt_sched.h`, `fib_rules.h`, `xfrm.h`).
 

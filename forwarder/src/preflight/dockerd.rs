@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! How dockerd is set up: its flags and its configuration file, read and judged without touching
 //! either.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What netfilter's rules would do to containers' traffic: read from `iptables-save` and
 //! `nft list ruleset`, judged without touching them.
 //!

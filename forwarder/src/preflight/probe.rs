@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is seen of the host, as plain data; judges nothing and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Judgements of hosts that were, on hosts that are not.
 
 use std::collections::BTreeSet;

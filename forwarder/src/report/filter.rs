@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which flows are meant: conditions that must all hold.
 
 use std::collections::BTreeSet;

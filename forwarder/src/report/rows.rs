@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The rows of the CLI's tables, and its JSON by their fields' names.
 //!
 //! Numbers are in host order, times in seconds.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports of a small host: one network, one container, one published port.
 
 use forwarder_common::abi::PortKey;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whether what a shim says of a container agrees with what Docker and the kernel say. Pure.
 //!
 //! dockerd starts a shim before Docker lists the port, and may start it before it answers at all:

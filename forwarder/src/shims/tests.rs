@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who hears what when, for a few shims that are nothing but the ends of channels.
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A connection to Docker's socket for each request, which lets in only so much of an answer.
 //!
 //! Whoever speaks there may say as much as he likes. What is longer than any answer of a daemon's

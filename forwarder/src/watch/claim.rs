@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whether whoever speaks as a shim may: who it is, and whether it holds the port that it claims.
 //!
 //! The socket's mode keeps out all but root. Root without capabilities is no administrator of the

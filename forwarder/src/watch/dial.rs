@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reaching Docker's daemon: waiting for its socket, and for an answer that is new enough.
 use std::io::ErrorKind;
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Docker's networks and containers, from its socket.
 //!
 //! An event only says where to look: each one leads to a fresh read of the object it names, and an object that is not

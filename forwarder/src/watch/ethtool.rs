@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's ethtool netlink, as much as the GRO switch of a device needs.
 //!
 //! Written out by hand: the ioctl wants `unsafe`, the program may be missing, and it is two messages.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The sources of news: Docker's socket, the kernel's netlink and the configuration file, each a task that ends only by
 //! a fatal error; and the shims that dockerd starts, one conversation each.
 mod bounded;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Devices, addresses and routes of our network namespace, from the kernel's netlink notices.
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What others have set up: read at the start and whenever the kernel says that some of it has
 //! changed. Legacy iptables says nothing: while it has tables, it is looked at every few seconds.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which devices ask for a route back to a source: `rp_filter` of the agent's own namespace.
 
 use std::collections::BTreeMap;

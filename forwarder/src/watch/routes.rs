@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the agent keeps of the kernel's routes: the few that say something beyond a next hop. Pure;
 //! the netlink watcher reads all routes once and follows the notices from there on.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The administrator's rules, from the configuration file: read again whenever it changes.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Other network namespaces, seen from ours: a container's number, the far end of its veth, its GRO switch.
 //!
 //! A link that leads to another namespace makes the kernel number that namespace. With the number the far end can be

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The conversation with one shim (a `forwarder-proxy` that dockerd started for a published port):
 //! its questions go to the agent's loop, the loop's words back to it, for as long as both live.
 

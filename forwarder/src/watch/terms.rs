@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! From options and labels to what a network or a container asks of its traffic.
 //!
 //! A label of ours stands in for an option that the daemon does not know, and comes before it.

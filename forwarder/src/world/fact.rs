@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Facts: what the sources send and the World takes in.
 use std::collections::BTreeMap;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The nouns of the World: networks, containers, devices, addresses. Plain data.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

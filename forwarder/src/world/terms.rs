@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a network, or a published port, asks of its traffic. Plain data.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The World's laws: facts in any order, gateway choice, veth matching.
 use super::*;
 

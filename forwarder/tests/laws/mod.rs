@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What `diff` is held to: its operations applied to a state in plain memory, and what must hold after
 //! each of them.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The tests' own programs: `generator` makes UDP frames, `door` counts and drops what arrives,
 //! `carrier` runs another program on a packet that has a hash.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The targets of the fuzzers, each a function of the octets that the fuzzer comes up with. What must
 //! never happen is a panic. `cargo xtask fuzz` runs them.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Any packets at any hooks of a small host, in any order: the tables stay whole, what is refused is
 //! unchanged, and no container's source leaves untranslated.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The laws of the agent's plans (`forwarder::diff`) between states that the octets choose.
 
 use forwarder::diff::diff;

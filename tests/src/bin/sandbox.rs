@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder-sandbox`: a Docker host of its own with one container, the forwarder at work on it,
 //! and a client beside it; shown, left standing until Ctrl-C, and taken down.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `verifier OBJECT [NAME]`: has the running kernel verify every program of a BPF object, or those
 //! whose name contains NAME, and says of each what came of it, in the form of cargo's test harness.
 //! Needs nothing but the object: it is the only process of the virtual machines in which

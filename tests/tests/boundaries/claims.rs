@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The shim's socket: whoever speaks there publishes nothing but a port that it holds, into a
 //! network of Docker's, and only as whoever administers the network.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host is never cut off: a network's address range makes nobody a container who is none.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the LAN to published ports, with sources that are nobody's there.
 
 use anyhow::Result;

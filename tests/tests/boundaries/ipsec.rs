@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! IPsec policies: what they want protected or block does not leave in clear text. No security
 //! association is made, so that nothing may leave at all.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! IPv6: what stays local, and who speaks in whose name. Each attack is tried before the agent is
 //! started, where it succeeds, and then with it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! IPv6: lists of clients of ports that docker-proxy serves, sources that nobody outside has, and
 //! sources that containers may use. Each is tried without an agent first, where stock lets it through.
 

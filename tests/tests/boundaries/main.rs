@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a hostile container, a hostile machine of the LAN and a user of the host try, and get nothing by:
 //! the rows of `docs/boundaries.md`.
 

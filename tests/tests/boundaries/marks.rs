@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Marks: a process of the host that sets ours gets nothing by it, and others' bits are others'.
 
 use std::net::UdpSocket;

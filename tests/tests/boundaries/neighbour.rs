@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! ARP and hardware addresses: a container speaks in its own names.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Ports over time: who held a port of the host before it was published or listened on, and who
 //! speaks from the port that it publishes.
 

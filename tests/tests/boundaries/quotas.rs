@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Quotas that cannot be left behind: what attackers do together, or by ways of which each takes
 //! little, leaves a neighbour what it needs.
 

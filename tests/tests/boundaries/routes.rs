@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Local and next hop are what the kernel says, however unusual its routes are.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Others' rules of netfilter: they do not translate what the kernel's path carries for us, and what
 //! they would have done is told.
 

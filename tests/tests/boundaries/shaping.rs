@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Devices that others shape: the rate holds for containers' traffic, as on a stock host.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who may have other sources than his own: VPN servers, virtual addresses, by `allowed-sources`.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Unprivileged users of the host: they own nothing that the agent uses, keep it from nothing, and
 //! write nothing to a terminal.
 

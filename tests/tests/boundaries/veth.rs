@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames in any dress out of containers.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Questions that have an answer: who reaches whom, by what, and is seen as whom.
 
 use anyhow::{Context as _, Result, bail, ensure};

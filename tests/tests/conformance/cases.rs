@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The rows of the table: Docker's tests by their numbers, what is added to them, and the control arm.
 
 /// One row.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The control arm: the bodies of cases, played on a stock Docker 20.10, which is known to fail them.
 //! What cannot fail there would prove nothing on our side.
 

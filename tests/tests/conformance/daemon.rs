@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! dockerd's restarts, other people's firewalls, other drivers, and a hardware address that changes.
 
 use std::process::Command;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Straight to a container's address, by the modes of its network: from outside, and from another
 //! network. What Docker 29 makes of each mode comes from labels here.
 

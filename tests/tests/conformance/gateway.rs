@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Several networks per container: mappings are those of the endpoint that has the default route.
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guards hold, polled every 10 ms, through every restart and while containers come and go.
 
 use std::time::Instant;

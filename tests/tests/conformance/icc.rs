@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Networks without inter-container communication, and the links that open holes in them.
 
 use std::time::Duration;

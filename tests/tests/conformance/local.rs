@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Local access: the host's own processes, and what is published on loopback addresses.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

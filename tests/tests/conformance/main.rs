@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Docker's own tests of its bridge, over a real dockerd and on the wire: each case of [`table`] is
 //! one test here (or, where said so, beside), and [`control`] shows where stock Docker fails it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What one network joins, and what two keep apart.
 
 use std::net::UdpSocket;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who may come in: lists by published port, by container and by network, on the client's own
 //! address and the port that it asked.
 

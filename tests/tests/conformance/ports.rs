@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The life of port numbers: taken, given back, drawn, failed, and repaired.
 
 use std::fs;

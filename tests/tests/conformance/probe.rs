@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What must never come in, sent over and over: frames straight to containers' addresses, and ones
 //! with a forged loopback destination for a port that is published there.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Published ports from outside and from other containers.
 
 use anyhow::{Context as _, Result};

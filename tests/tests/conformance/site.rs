@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where a case is played: one host and its LAN, translated by us or by stock Docker.
 
 use anyhow::{Context as _, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! By which address a network's containers are seen outside.
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP is never stale: what goes on sending reaches whoever has the port now, as itself.
 
 use std::fs::read_to_string;

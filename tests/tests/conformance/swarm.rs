@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A swarm of one node beside us.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The table of cases: Docker's tests, ours, and why where there is none. `docs/conformance.md`
 //! has it too.
 

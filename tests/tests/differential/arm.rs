@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! One arm: a Docker host with its containers, and raw sockets at all ends where nothing answers
 //! but the test.
 

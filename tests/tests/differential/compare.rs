@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where two arms differ, and what holds whatever the other arm does.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of ICMP errors about flows, from either end and from routers between.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A flow of the trace, by names that both arms understand: what each end sends, and what it sees.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Packets octet by octet: headers with finished checksums, and everything about them that may be
 //! unusual.
 

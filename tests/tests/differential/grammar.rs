@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which step comes next, and how often each kind comes.
 
 use crate::trace::{Action, Step, Trace};

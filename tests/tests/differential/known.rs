@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The list of known differences: what may differ from stock, and why.
 
 use std::cell::Cell;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The differential suite: the same random trace through a host with stock Docker's rules and through
 //! ours, with the same addresses; testers at all ends compare what they see.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of packets that are not as they should be, or not where they should be.
 
 use std::net::Ipv4Addr;

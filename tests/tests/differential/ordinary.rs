@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of ordinary traffic: flows are opened, used, closed and reset.
 
 use crate::flow::{ICMP, Stage, TCP, Towards, UDP};

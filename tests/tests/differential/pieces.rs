@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of fragments: cut, shuffled, doubled, overlapping, and without their head.
 
 use crate::flow::{ICMP, Stage, Towards, UDP};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where testers sit, and the addresses that both arms have in common.
 
 use std::net::Ipv4Addr;

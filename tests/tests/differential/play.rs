@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A seed played on both arms, step by step, and what each of them showed.
 
 use std::collections::BTreeMap;

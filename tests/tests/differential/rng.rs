@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A seeded sequence of choices: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 
 /// The sequence of one seed.

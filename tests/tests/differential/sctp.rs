@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of SCTP: an association from its first chunk on, by a port that another container may use, too.
 
 use crate::flow::{SCTP, Towards};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet of the trace before either arm has named its ends, and the frames that it becomes.
 
 use crate::flow::{ICMP, Name, Pair, SCTP, TCP, UDP};

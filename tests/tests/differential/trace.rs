@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The trace of one seed: steps, drawn one after the other, and the flows that they go on with.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What came to the testers, field by field, with drawn ports called drawn: two arms that agree show
 //! the same.
 

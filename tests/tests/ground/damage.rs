@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What may befall any packet: octets wrong or missing, options, fragments, hops, sizes, marks.
 
 use forwarder_common::parse::proto;

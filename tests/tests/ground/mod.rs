@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The ground that loaded programs are tried on: a network namespace with the model's devices and
 //! routes, a bpffs, the programs, and tables that are kept equal to a model's.
 

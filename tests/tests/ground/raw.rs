@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The flow tables as bytes, and what is told of flows: emptied between sequences, and read to
 //! compare them with a model's.
 

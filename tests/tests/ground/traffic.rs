@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random traffic that finds its way deep into a world: new flows, answers, packets handed on, ICMP
 //! errors about flows, the host's own.
 

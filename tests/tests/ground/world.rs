@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random worlds on the ground, and what happens to them while traffic flows.
 
 use forwarder_common::abi::{

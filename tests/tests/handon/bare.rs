@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Protocols without ports: there and back by their addresses alone, whole and in pieces.
 
 use std::net::Ipv4Addr;

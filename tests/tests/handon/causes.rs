@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The matrix' columns: why a packet is handed on.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! ICMP errors about translated flows: each end sees what it sent.
 
 use std::net::Ipv4Addr;

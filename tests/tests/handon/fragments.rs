@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Datagrams that their sender cut: in whatever order the pieces come, each direction brings the whole
 //! one or nothing.
 

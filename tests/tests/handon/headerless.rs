@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A device without Ethernet header: all by the kernel's path.
 
 use std::path::Path;

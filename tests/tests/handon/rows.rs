@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The matrix' rows: a packet of each direction, as it is sent and as it has to arrive.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! SCTP: out of two containers that use one port, and back, with the checksum that each packet needs.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What ends with a mapping, and what does not.
 
 use anyhow::{Context as _, Result, ensure};

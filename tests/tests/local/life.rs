@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The programs' own life: without an agent, under a new one, and their end.
 
 use std::thread;

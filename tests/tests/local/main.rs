@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Local access: processes of the host reach published ports at every address of the host's,
 //! without a proxy and without a packet rewritten.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is reached, and from where.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

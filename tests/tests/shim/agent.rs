@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent dies and comes back: shims find it again.
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! dockerd dies, comes back, and takes over what it finds.
 
 use anyhow::{Result, ensure};

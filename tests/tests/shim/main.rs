@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Published ports by the shim: dockerd goes on only when the mapping stands, and neither its death
 //! nor the agent's opens a gap.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The program itself: what it weighs, and what it leaves to Docker's own.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Bulk with and without offloads: every byte arrives, every checksum is right.
 
 use anyhow::{Context as _, Result, ensure};

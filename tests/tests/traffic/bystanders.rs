@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is none of our business stays as it was.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What networks keep from each other and from the outside.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the containers of a host in replace mode can and cannot do, on live packets.
 
 mod bulk;

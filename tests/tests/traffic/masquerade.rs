@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What leaves: which address and port the outside sees.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What comes in: published ports, and the ways on which containers reach them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

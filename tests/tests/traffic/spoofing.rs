@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Containers that lie about who they are.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

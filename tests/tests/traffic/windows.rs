@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is forged into a connection by who does not see it: it ends nothing, and nobody answers it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

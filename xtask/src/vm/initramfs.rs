@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The root file system of a machine: an archive in cpio's format `newc`, unpacked by the kernel.
 use std::{
     collections::BTreeSet,

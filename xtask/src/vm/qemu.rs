@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! QEMU: this machine's own, or else Debian's, unpacked below `target` and not installed. So it drives
 //! out nothing, as it would the tools of another version.
 use std::{

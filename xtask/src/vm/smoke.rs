@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test --tier vm --smoke`: a Docker host on another kernel, and the forwarder on it.
 use std::{
     collections::BTreeSet,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What an IPv6 packet says of itself: its header, and what stands behind the extension headers.
 
 use bytemuck::{Pod, Zeroable};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who may ask a port that is published on an IPv6 address of the host's.
 //!
 //! docker-proxy serves such a port, and asks the container in the host's own name: who asks can be seen

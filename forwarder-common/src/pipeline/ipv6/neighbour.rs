@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who a container speaks for: its sources, and neighbour discovery at its veth (RFC 6105, RFC 4861).
 
 use super::header::{Header, Upper};

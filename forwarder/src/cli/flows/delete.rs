@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder flows delete`: ends flows at once, agent or not.
 
 use anyhow::{Result, ensure};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Flags that say which flows are meant.
 
 use std::collections::BTreeSet;

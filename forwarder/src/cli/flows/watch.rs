@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder flows --watch`: what happens to flows, a line each, until it is told to end.
 
 use std::fmt::Write as _;

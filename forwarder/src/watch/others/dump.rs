@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Netlink of any protocol: a list of all there is of a kind, and notices of groups.
 
 use std::os::fd::OwnedFd;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder_fuzz::parse` as a fuzzer.
 #![cfg_attr(fuzzing, no_main)]
 

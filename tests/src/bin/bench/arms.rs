@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The arms: hosts and namespaces side by side, each with its servers and its two routes.
 
 use std::net::{IpAddr, Ipv4Addr};

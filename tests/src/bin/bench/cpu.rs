@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which CPU does what, in every arm alike.
 //!
 //! Clients, servers and all that they set off share one. So a figure is what the packets' way

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP: a flood of live frames out of the client's device, and what counts it where it arrives.
 
 use std::env;

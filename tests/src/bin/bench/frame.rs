@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The one frame that floods are made of: 60 bytes, UDP, checksums finished.
 
 use std::net::Ipv4Addr;

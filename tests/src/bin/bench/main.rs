@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder-bench`: the forwarder measured against a stock Docker host and a bare veth, in turn.
 
 mod arms;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the tools print: sockperf, wrk and iperf3.
 
 use anyhow::{Context as _, Result, bail, ensure};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the samples come to: the table, the targets, the JSON document.
 
 use std::fs;

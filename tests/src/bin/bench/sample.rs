@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Samples, and what is made of them: medians and ratios pair by pair.
 
 use serde::Serialize;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The servers and clients of TCP: nginx with wrk, sockperf, iperf3, run inside namespaces.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is measured: the kinds of work, the two directions, the hosts, and the targets.
 
 use clap::ValueEnum;

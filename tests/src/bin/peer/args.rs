@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: words in order, and `--name value` or `--name=value` anywhere.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The clients that ask once: `get`, `udp` and `sendto`.
 
 use std::io::{Read as _, Write as _};

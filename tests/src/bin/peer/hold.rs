@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `hold`: many idle connections, asked now and then whether they still live.
 
 use std::io::{Read as _, Write as _, stdin};

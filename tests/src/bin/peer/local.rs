@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a socket is told: `name`, its peer's, and `abide`, what ends it.
 
 use std::io::{ErrorKind, Read as _, Write as _};

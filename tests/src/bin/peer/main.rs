@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `peer`: server and client of the tests, static, for containers and namespaces alike.
 
 mod args;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `occupy`: every port of a range for oneself.
 
 use std::io::ErrorKind;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `ping`: ICMP echo, over IPv4 with the ICMP errors that come back instead of a reply.
 
 use std::net::{IpAddr, SocketAddr};

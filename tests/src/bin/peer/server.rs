@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! `serve`: what a container offers, with a log of who came.
 
 use std::io::{BufRead as _, BufReader, Write as _, copy};

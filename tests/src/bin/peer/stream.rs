@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! A long transfer whose every byte the receiver knows, at a rate that leaves time to disturb it.
 
 use std::io::{Read as _, Write as _};
