@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask lint`: format, clippy and documentation, each without a warning.
-use anyhow::Result;
+//! `cargo xtask lint`: format, clippy and documentation, each without a warning, and a licence in the
+//! first line of each source file.
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
 
 use crate::{step::step, workspace::Workspace};
 
@@ -35,6 +42,61 @@ pub(crate) const DOC: Check = Check {
     arguments: &["doc", "--workspace", "--no-deps"],
 };
 
+/// What the first line of a source file says: of the programs, which some helpers want to be
+/// GPL-compatible, and of everything else.
+const PROGRAMS: &str = "// SPDX-License-Identifier: MIT OR GPL-2.0-only";
+const OTHERS: &str = "// SPDX-License-Identifier: MIT OR Apache-2.0";
+/// The crates of programs, below the root.
+const PROGRAM_CRATES: [&str; 2] = ["forwarder-ebpf", "tests/ebpf"];
+
+/// Fails if a source file does not begin with its licence; names every such file.
+pub(crate) fn licences(root: &Path) -> Result<()> {
+    let mut missing = Vec::new();
+    for file in sources(root)? {
+        let name = file.strip_prefix(root)?;
+        let expected = licence(name);
+        let mut first = String::new();
+        let opened =
+            File::open(&file).with_context(|| format!("cannot read {}", name.display()))?;
+        BufReader::new(opened).read_line(&mut first)?;
+        if first.trim_end() != expected {
+            missing.push(format!("{}: line 1 is not `{expected}`", name.display()));
+        }
+    }
+    if !missing.is_empty() {
+        missing.sort();
+        bail!("licences: {}", missing.join("; "));
+    }
+    Ok(())
+}
+
+/// The line for a file, by its path below the root.
+fn licence(name: &Path) -> &'static str {
+    if PROGRAM_CRATES.iter().any(|folder| name.starts_with(folder)) {
+        PROGRAMS
+    } else {
+        OTHERS
+    }
+}
+
+/// All Rust files below a folder, but for build folders and hidden ones.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if entry.file_type()?.is_dir() {
+            if name != "target" && !name.starts_with('.') {
+                files.extend(sources(&path)?);
+            }
+        } else if name.ends_with(".rs") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
 impl Check {
     /// Runs it as a step; an error if it finds anything.
     pub(crate) fn run(&self, workspace: &Workspace) -> Result<()> {
@@ -48,7 +110,49 @@ impl Check {
 
 /// Runs every check, up to the first that fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    licences(&workspace.root)?;
     [FORMAT, CLIPPY, DOC]
         .iter()
         .try_for_each(|check| check.run(workspace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_files_begin_with_their_licence() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        // Shown as it reads, without a stack.
+        if let Err(error) = licences(&root) {
+            panic!("{error:#}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_its_licence_is_named() {
+        let root = std::env::temp_dir().join(format!("xtask-licences-{}", std::process::id()));
+        let of = |file: &str, first: &str| {
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{first}\n//! A file.\n")).unwrap();
+            licences(&root).map_err(|error| error.to_string())
+        };
+        let right = of("xtask/a.rs", OTHERS).and(of("tests/ebpf/b.rs", PROGRAMS));
+        let unread = of("target/c.rs", "")
+            .and(of(".git/d.rs", ""))
+            .and(of("e.md", ""));
+        let missing = of("forwarder/f.rs", "//! No licence.");
+        let wrong = of("forwarder-ebpf/g.rs", OTHERS);
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(right.and(unread), Ok(()));
+        assert_eq!(
+            missing,
+            Err(format!(
+                "licences: forwarder/f.rs: line 1 is not `{OTHERS}`"
+            ))
+        );
+        let wrong = wrong.unwrap_err();
+        assert!(wrong.contains(&format!("forwarder-ebpf/g.rs: line 1 is not `{PROGRAMS}`")));
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     beside::Beside,
     build::{self, TESTS},
     fuzz,
-    lint::{CLIPPY, Check, DOC, FORMAT},
+    lint::{self, CLIPPY, Check, DOC, FORMAT},
     mutants,
     totals::Totals,
     vm,
@@ -146,6 +146,9 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
         });
     };
     if filter.is_none() {
+        report.run("licences", || {
+            lint::licences(&workspace.root).map(|()| Totals::default())
+        });
         check(report, &FORMAT);
         check(report, &CLIPPY);
     }
