@@ -32,9 +32,20 @@ impl Scene {
     /// # Errors
     /// When any of it cannot be made.
     pub fn new(label: &str) -> Result<Self> {
+        Self::with(label, &[])
+    }
+
+    /// The same with an agent that is given more arguments.
+    ///
+    /// # Errors
+    /// When any of it cannot be made.
+    pub fn with(label: &str, arguments: &[&str]) -> Result<Self> {
         let lab = Lab::new(label)?;
         let host = lab.host(Docker::replace())?;
-        let agent = host.agent().start()?;
+        let agent = arguments
+            .iter()
+            .fold(host.agent(), |agent, &argument| agent.arg(argument));
+        let agent = agent.start()?;
         Ok(Self { agent, host, lab })
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Peer, Scene, eventually, serve};
+use harness::{Docker, Host, Lab, Peer, Scene, Space, eventually, serve};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -13,8 +13,18 @@ const SOON: Duration = Duration::from_secs(5);
 #[test]
 fn local_is_what_the_kernel_routes_to_the_host() -> Result<()> {
     let scene = Scene::new("local")?;
-    let (host, lan) = (&scene.host, scene.lan());
-    scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+    serves_every_local(&scene.host, scene.lan())
+}
+
+/// The same on stock Docker.
+#[test]
+fn stock_serves_what_the_kernel_routes_to_the_host() -> Result<()> {
+    let lab = Lab::new("local-stock")?;
+    serves_every_local(&lab.host(Docker::stock())?, lab.lan())
+}
+
+fn serves_every_local(host: &Host, lan: &Space) -> Result<()> {
+    let web = host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
     let _server = serve(host, 7777)?;
     lan.ip("route add 203.0.113.0/24 via 198.18.1.1")?;
     lan.ip("route add 198.51.100.0/24 via 198.18.1.1")?;
@@ -35,7 +45,6 @@ fn local_is_what_the_kernel_routes_to_the_host() -> Result<()> {
     let done = host.cmd(&["ip", "-batch", file.to_str().context("a path")?]);
     fs::remove_file(&file)?;
     done?;
-    let web = host.container("web");
     for local in ["203.0.113.9", "198.51.100.1", "10.200.19.250"] {
         for port in [7777, 8080] {
             let to = format!("{local}:{port}");

@@ -321,5 +321,16 @@ fn stock_lets_dressed_packets_out() -> Result<()> {
     let udp = Packet::udp(end([172, 17, 0, 1], 1), end([172, 17, 0, 3], 9), b"x");
     let to_sibling = raw.dress().to(mac).qinq(7, 8);
     raw.send(&to_sibling.ipv4(&forged.packet("QinQ to a sibling", udp)))?;
+    let foreign = Packet::udp(end([10, 8, 0, 1], 1), end(LAN, 9), b"x");
+    raw.send(
+        &raw.dress()
+            .ipv4(&forged.packet("a network of its own making", foreign)),
+    )?;
+    let offer = Packet::udp(end([172, 17, 0, 2], 67), end([255; 4], 68), &[2; 240]);
+    raw.send(
+        &raw.dress()
+            .to_all()
+            .ipv4(&forged.packet("a DHCP offer", offer)),
+    )?;
     forged.everywhere(&watch)
 }
