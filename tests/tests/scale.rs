@@ -12,12 +12,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use forwarder_common::abi::{LAYOUT, PortKey, Published};
+use forwarder_common::abi::{LAYOUT, PortKey, Published, name};
 use forwarder_common::family::V4;
 use harness::{Agent, Docker, Host, IMAGE, Lab, Process, eventually, soaked};
 
 /// Ports of each container.
-const PORTS: u16 = 5;
+const PORTS: u16 = 10;
 /// The first host port.
 const FIRST: u16 = 10_000;
 /// From Docker's event to the map, of 99 in 100 ports.
@@ -56,10 +56,7 @@ type PublishedMap = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
 
 fn published(host: &Host) -> Result<PublishedMap> {
     let maps = host.bpffs_dir().join(format!("v{LAYOUT}/maps"));
-    let mut files = fs::read_dir(&maps)?.filter_map(Result::ok);
-    let is_published = |name: &str| name.to_lowercase().starts_with("published");
-    let map = files.find(|file| is_published(&file.file_name().to_string_lossy()));
-    let data = MapData::from_pin(map.context("no map of published ports")?.path())?;
+    let data = MapData::from_pin(maps.join(name::PUBLISHED))?;
     Ok(Map::HashMap(data).try_into()?)
 }
 
@@ -273,7 +270,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
 
 #[test]
 fn starts_publishing_and_memory_stay_flat_with_a_thousand_ports() -> Result<()> {
-    fill("scale", 200, 20)
+    fill("scale", 100, 20)
 }
 
 /// When each host port was first seen in the map, and when first missed again.

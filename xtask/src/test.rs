@@ -227,8 +227,9 @@ fn test_command<'a>(
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--release", "--no-fail-fast", "-p", TESTS]);
     cargo.args(selection);
-    // A host test is a dockerd and its containers: many at once only wait for each other.
-    let threads = available_parallelism().map_or(1, |cores| cores.get().min(4));
+    // A host test is a dockerd and its containers: it waits for them half of its time, but many at once
+    // only wait for each other.
+    let threads = available_parallelism().map_or(1, |cores| (cores.get() + 1).min(4));
     cargo
         .args(&args.filter)
         .args(["--", "--test-threads"])

@@ -373,7 +373,7 @@ pub(crate) const ADDITIONS: [Case; 18] = [
         "",
     ),
     case(
-        "1,000 ports of 200 containers",
+        "1,000 ports of 100 containers",
         &["scale::starts_publishing_and_memory_stay_flat_with_a_thousand_ports"],
         "",
     ),

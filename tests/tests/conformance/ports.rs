@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The life of port numbers: taken, given back, drawn, failed, and repaired.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use forwarder_common::abi::{LAYOUT, name};
 use harness::{Container, Host, IMAGE, Peer, eventually, finish};
 use serde_json::Value;
 
@@ -125,16 +125,12 @@ fn a_start_that_fails_for_a_taken_port_leaves_no_entry_and_the_port_to_its_owner
 
 /// The pinned map of published ports.
 fn published_map(host: &Host) -> Result<PathBuf> {
-    let versions = fs::read_dir(host.bpffs_dir())?.filter_map(Result::ok);
-    let maps = versions.filter_map(|version| fs::read_dir(version.path().join("maps")).ok());
-    let mut files = maps.flatten().filter_map(Result::ok);
-    let published = files.find(|file| {
-        let name = file.file_name().to_string_lossy().to_lowercase();
-        name.starts_with("published")
-    });
-    Ok(published
-        .context("no pinned map of published ports")?
-        .path())
+    let map = host
+        .bpffs_dir()
+        .join(format!("v{LAYOUT}/maps"))
+        .join(name::PUBLISHED);
+    ensure!(map.exists(), "no pinned map of published ports");
+    Ok(map)
 }
 
 /// Deletes all entries of a pinned map and says how many there were.
