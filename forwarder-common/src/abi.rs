@@ -22,15 +22,15 @@ pub mod name {
     /// `HashMap<u32, Device>` by device index.
     pub const DEVICES: &str = "DEVICES";
     /// `DevMapHash` by device index: where XDP may redirect to.
-    pub const PORTS: &str = "PORTS";
+    pub const XDP_DEVMAP: &str = "XDP_DEVMAP";
     /// `HashMap<u32, Network<V4>>` by the bridge's device index.
     pub const NETWORKS: &str = "NETWORKS";
     /// `LpmTrie<Addr, u32>`: subnet to its bridge's device index.
     pub const SUBNETS: &str = "SUBNETS";
     /// `LpmTrie<Addr, u32>`: what is the host's own.
-    pub const LOCALS: &str = "LOCALS";
-    /// `LpmTrie<SourceKey, Addr>`: masquerade address by device and next hop.
-    pub const SOURCES: &str = "SOURCES";
+    pub const HOST_ADDRESSES: &str = "HOST_ADDRESSES";
+    /// `LpmTrie<MasqueradeKey, Addr>`: masquerade address by device and next hop.
+    pub const MASQ_ADDRESSES: &str = "MASQ_ADDRESSES";
     /// `HashMap<Addr, u32>`: container address to endpoint slot.
     pub const ENDPOINT_SLOTS: &str = "ENDPOINT_SLOTS";
     /// `Array<Endpoint<V4>>` by slot.
@@ -41,7 +41,7 @@ pub mod name {
     /// `HashMap<ServerKey<V4>, u32>`: the host's port by which a container is seen that publishes its
     /// own under another number, in the machine's order.
     pub const SEEN_AS: &str = "SEEN_AS";
-    /// `Array<u32>`: a mapping slot's incarnation.
+    /// `Array<u32>`: a mapping slot's generation.
     pub const MAPPINGS: &str = "MAPPINGS";
     /// `HashMap<TrustKey, u32>`: devices from which a network's published ports may be asked straight.
     pub const TRUSTED: &str = "TRUSTED";
@@ -58,13 +58,13 @@ pub mod name {
     /// `Queue<u32>`: indexes of free records.
     pub const FREE: &str = "FREE";
     /// `Array<Pending>`: the ring of flows that are not assured.
-    pub const RING: &str = "RING";
+    pub const UNASSURED_RING: &str = "UNASSURED_RING";
     /// `Array<Cursors>` of one.
     pub const CURSORS: &str = "CURSORS";
-    /// `Array<Hint<V4>>`: the port that a source already has.
-    pub const HINTS: &str = "HINTS";
+    /// `Array<PortAffinity<V4>>`: the port that a source already has.
+    pub const AFFINITIES: &str = "AFFINITIES";
     /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): flows looked up lately.
-    pub const RECENT: &str = "RECENT";
+    pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// `Array<Quota>` by endpoint slot.
     pub const QUOTAS: &str = "QUOTAS";
     /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
@@ -79,8 +79,8 @@ pub mod name {
     pub const WATCH: &str = "WATCH";
     /// `RingBuf` of [`Event`](crate::event::Event)s, written while somebody watches.
     pub const EVENTS: &str = "EVENTS";
-    /// `HashMap<LocalKey6, u32>`: the host's own IPv6 addresses.
-    pub const LOCALS6: &str = "LOCALS6";
+    /// `HashMap<HostAddressKey6, u32>`: the host's own IPv6 addresses.
+    pub const HOST_ADDRESSES6: &str = "HOST_ADDRESSES6";
     /// `LpmTrie<Be128, u32>`: IPv6 subnet to its bridge's device index.
     pub const SUBNETS6: &str = "SUBNETS6";
     /// `HashMap<OwnerKey6, u32>`: a container's IPv6 address to the host's end of its veth, 0 where
@@ -117,9 +117,9 @@ pub mod capacity {
     /// Docker networks.
     pub const NETWORKS: u32 = 1_024;
     /// The host's own addresses and ranges.
-    pub const LOCALS: u32 = 65_536;
+    pub const HOST_ADDRESSES: u32 = 65_536;
     /// The host's own IPv6 addresses.
-    pub const LOCALS6: u32 = 16_384;
+    pub const HOST_ADDRESSES6: u32 = 16_384;
     /// Endpoints: containers' and one per network.
     pub const ENDPOINTS: u32 = 16_384;
     /// Published ports.
@@ -137,16 +137,16 @@ pub mod capacity {
     /// Address ranges that containers and networks may use as sources, three entries each.
     pub const ALLOWED_SOURCES: u32 = 16_384;
     /// Remembered ports of sources whose own was taken: a power of two.
-    pub const HINTS: u32 = 4_096;
+    pub const AFFINITIES: u32 = 4_096;
     /// Flows looked up lately: a power of two.
-    pub const RECENT: u32 = 65_536;
+    pub const FLOW_CACHE: u32 = 65_536;
     /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
     pub const SOCKETS: u32 = 32_768;
-    /// Half of a protocol's ports: an element of an array takes eight octets.
+    /// Half of a protocol's ports: an element of an array takes eight bytes.
     pub const BOUND: u32 = 1 << 15;
-    /// Octets of the ring that wakes the agent. The loader makes a page of it where that is larger.
+    /// Bytes of the ring that wakes the agent. The loader makes a page of it where that is larger.
     pub const BINDS: u32 = 1 << 12;
-    /// Octets of the ring of events, each of which takes 8 more than its own: about ten thousand.
+    /// Bytes of the ring of events, each of which takes 8 more than its own: about ten thousand.
     /// A power of two.
     pub const EVENTS: u32 = 1 << 20;
 }
@@ -198,7 +198,7 @@ impl<F: Family> Tuple<F> {
         let ports = self.sport.word() as u32 | (self.dport.word() as u32) << 16;
         let ends = self.src.mix() ^ self.dst.mix().rotate_left(16);
         let mixed = (ends ^ ports ^ self.proto).wrapping_mul(0x85eb_ca6b);
-        mixed >> (u32::BITS - capacity::RECENT.ilog2())
+        mixed >> (u32::BITS - capacity::FLOW_CACHE.ilog2())
     }
 }
 
@@ -216,17 +216,17 @@ pub struct FlowRef {
 /// way there beside this stands in the flow.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Leg {
-    /// The endpoint's incarnation when the flow was made. Outside: the settings' route generation
+pub struct NextHop {
+    /// The endpoint's generation when the flow was made. Outside: the settings' route generation
     /// that the way was looked up in; 0 is never.
-    pub incarnation: Cell<u32>,
+    pub generation: Cell<u32>,
     /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     pub slot: Cell<u16>,
-    /// Outside: the route's MTU in octets, network header included.
+    /// Outside: the route's MTU in bytes, network header included.
     pub mtu: Cell<u16>,
 }
 
-impl Leg {
+impl NextHop {
     /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     #[inline(always)]
     #[must_use]
@@ -238,7 +238,7 @@ impl Leg {
 /// What one side of a TCP connection has said: nf_conntrack's `ip_ct_tcp_state`.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct DirectionState {
     /// The highest sequence number sent, plus one (`td_end`).
     pub end: Cell<u32>,
     /// The highest sequence number that the other side has allowed, plus one (`td_maxend`).
@@ -253,9 +253,9 @@ pub struct Said {
 /// direction of the segments that it is learned from. See [`window`](crate::window).
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Windows {
+pub struct TcpTracking {
     /// What each side has said.
-    pub sides: [Said; 2],
+    pub sides: [DirectionState; 2],
     /// Of the last pure ACK, or of a segment let through without being followed: its end.
     pub last_end: Cell<u32>,
     /// Of the same: its acknowledgement.
@@ -277,17 +277,17 @@ pub struct Windows {
 #[derive(Debug)]
 pub struct Flow<F: Family> {
     /// Id, phase and state in one word, changed by compare-and-swap only: see
-    /// [`Gate`](crate::flow::Gate).
-    pub gate: Cell<u64>,
+    /// [`FlowState`](crate::flow::Gate).
+    pub flow_state: Cell<u64>,
     /// Packets by direction.
     pub packets: [Cell<u64>; 2],
-    /// Octets by direction, network header included.
+    /// Bytes by direction, network header included.
     pub bytes: [Cell<u64>; 2],
-    /// What the opener's packets carry when they reach us, and what the answers carry. A packet of
+    /// What the originator's packets carry when they reach us, and what the answers carry. A packet of
     /// direction `d` leaves as the reverse of `tuples[1 - d]`.
     pub tuples: [Cell<Tuple<F>>; 2],
     /// Where the packets of each direction go.
-    pub legs: [Leg; 2],
+    pub next_hops: [NextHop; 2],
     /// Of the leg that is outside: the device.
     pub ifindex: Cell<u32>,
     /// Of the leg that is outside: the next hop.
@@ -298,15 +298,15 @@ pub struct Flow<F: Family> {
     pub seen: Cell<Ticks>,
     /// When the flow was made.
     pub created: Cell<Ticks>,
-    /// The incarnation of the published port's mapping when the flow was made.
-    pub mapping_incarnation: Cell<u32>,
+    /// The generation of the published port's mapping when the flow was made.
+    pub mapping_generation: Cell<u32>,
     /// The settings' generation of the lists of clients that let the flow in.
     pub policy: Cell<u32>,
     /// TCP's sequence windows. Of other protocols, whatever the record's last flow left.
-    pub windows: Windows,
+    pub windows: TcpTracking,
     /// The published port's slot in `MAPPINGS`, or 0.
     pub mapping: Cell<u16>,
-    /// The checksum delta of the addresses that change in the opener's packets.
+    /// The checksum delta of the addresses that change in the originator's packets.
     pub address_delta: Cell<u16>,
     /// The same of the ports.
     pub port_delta: Cell<u16>,
@@ -345,7 +345,7 @@ pub struct Settings {
     /// How many flows an endpoint may open in a second; 0 is any number.
     pub flow_rate: u32,
     /// The device that fragments go round by to be put together; 0 if nobody puts them together.
-    pub round: u32,
+    pub defrag_loopback: u32,
     /// 1 if only a SYN opens a TCP flow (`nf_conntrack_tcp_loose=0`).
     pub tcp_strict: u32,
     /// The smallest MTU that a route has by itself, 0 if none has: whether a packet above it is too
@@ -459,7 +459,7 @@ pub struct Network<F: Family> {
     /// Bits of [`network`].
     pub flags: u32,
     /// The slot of the network's own endpoint, which stands in for containers not known yet.
-    pub floor: u32,
+    pub default_endpoint: u32,
     /// The bridge's own address: the source that a hairpin shows.
     pub gateway: F::Addr,
     /// What masquerade takes instead of the outgoing device's address, or
@@ -476,7 +476,7 @@ pub mod network {
     /// Nothing leaves, nothing enters.
     pub const INTERNAL: u32 = 2;
     /// Containers of the network do not reach each other.
-    pub const NO_PEERS: u32 = 4;
+    pub const ICC_DISABLED: u32 = 4;
     /// Published ports and ICMP are reached straight, by the container's own address
     /// (gateway mode `routed`).
     pub const ROUTED: u32 = 8;
@@ -498,16 +498,16 @@ pub mod network {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Endpoint<F: Family> {
     /// Tells this endpoint from all that had the slot before; 0 is nobody.
-    pub incarnation: u32,
+    pub generation: u32,
     /// The host's end of its veth, or 0: only the bridge reaches it.
     pub ifindex: u32,
     /// The bridge.
     pub bridge: u32,
-    /// MTU of the container's device, in octets, network header included.
+    /// MTU of the container's device, in bytes, network header included.
     pub mtu: u32,
     /// Its address; [`ANY`](crate::family::Address::ANY) for a network's own endpoint.
     pub addr: F::Addr,
-    /// The container's MAC address, then its bridge's: an Ethernet header's first 12 octets.
+    /// The container's MAC address, then its bridge's: an Ethernet header's first 12 bytes.
     pub macs: [u8; 12],
 }
 
@@ -620,7 +620,7 @@ pub mod allowed {
 /// Key of the masquerade addresses: the device wholly, the next hop by prefix.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct SourceKey<F: Family> {
+pub struct MasqueradeKey<F: Family> {
     /// Device index, in the machine's order.
     pub ifindex: u32,
     /// The next hop.
@@ -628,7 +628,7 @@ pub struct SourceKey<F: Family> {
 }
 
 /// A place of the ring of flows that are not assured. In one word, from the low end: 24 bits of the
-/// record's index, 24 of its id, 16 of the opener's slot. That many flows there may be at most, and
+/// record's index, 24 of its id, 16 of the originator's slot. That many flows there may be at most, and
 /// no record lives that often before the ring comes around.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -640,9 +640,9 @@ impl Pending {
     /// Of a flow and the slot of the endpoint that opened it, [`OUTSIDE`] or [`HOST`].
     #[inline(always)]
     #[must_use]
-    pub const fn new(flow: FlowRef, opener: u32) -> Self {
+    pub const fn new(flow: FlowRef, originator: u32) -> Self {
         let (index, id) = (flow.index & Self::PART, flow.id & Self::PART);
-        Self(index as u64 | (id as u64) << 24 | (opener as u64) << 48)
+        Self(index as u64 | (id as u64) << 24 | (originator as u64) << 48)
     }
 
     /// The record's index.
@@ -662,7 +662,7 @@ impl Pending {
     /// The slot of the endpoint that opened it.
     #[inline(always)]
     #[must_use]
-    pub const fn opener(self) -> u32 {
+    pub const fn originator(self) -> u32 {
         (self.0 >> 48) as u32
     }
 }
@@ -684,13 +684,13 @@ pub struct Cursors {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Quota {
-    /// The endpoint's incarnation, and how many of the flows that it opened live.
+    /// The endpoint's generation, and how many of the flows that it opened live.
     pub held: Cell<u64>,
     /// When the bucket of new flows was filled last, and what is in it.
     pub opens: Cell<u64>,
     /// The same of answers that say that it is refused.
     pub answers: Cell<u64>,
-    /// When the bucket of octets in incomplete datagrams was filled last, and what is in it, counted
+    /// When the bucket of bytes in incomplete datagrams was filled last, and what is in it, counted
     /// from 0.
     pub pieces: Cell<u64>,
     /// How many places of the ring of unassured flows went to flows that it opened.
@@ -700,7 +700,7 @@ pub struct Quota {
 /// The port that a source got when its own was taken. It counts as long as a flow lives that has it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Hint<F: Family> {
+pub struct PortAffinity<F: Family> {
     /// The container's address.
     pub src: F::Addr,
     /// The container's port.
@@ -713,7 +713,7 @@ pub struct Hint<F: Family> {
     pub holders: [FlowRef; 2],
 }
 
-impl<F: Family> Hint<F> {
+impl<F: Family> PortAffinity<F> {
     /// Whether it is this source's.
     #[inline(always)]
     #[must_use]
@@ -721,14 +721,14 @@ impl<F: Family> Hint<F> {
         self.src == src && self.sport == sport && self.proto == proto
     }
 
-    /// The place of a source's hint. Not by the low bits of a product: an address's last octets,
+    /// The place of a source's hint. Not by the low bits of a product: an address's last bytes,
     /// in which containers differ, never reach them.
     #[inline(always)]
     #[must_use]
     pub fn place(src: F::Addr, sport: Be16, proto: u32) -> u32 {
         let port = sport.word() as u32 | proto << 16;
         let mixed = (src.mix() ^ port).wrapping_mul(0x85eb_ca6b);
-        mixed >> (u32::BITS - capacity::HINTS.ilog2())
+        mixed >> (u32::BITS - capacity::AFFINITIES.ilog2())
     }
 }
 
@@ -759,7 +759,7 @@ pub struct SocketKey {
 /// One of the host's own IPv6 addresses.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct LocalKey6 {
+pub struct HostAddressKey6 {
     /// The address.
     pub addr: Be128,
     /// Of a link-local address: its device. Of others 0.
@@ -836,8 +836,8 @@ pub struct AllowedKey6 {
 const _: () = {
     assert!(size_of::<Tuple<V4>>() == 4 + 4 + 2 + 2 + 4);
     assert!(size_of::<FlowRef>() == 8);
-    assert!(size_of::<Leg>() == 4 + 2 + 2);
-    assert!(size_of::<Windows>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
+    assert!(size_of::<NextHop>() == 4 + 2 + 2);
+    assert!(size_of::<TcpTracking>() == 4 * 8 + 2 * 4 + 2 + 2 + 4);
     assert!(size_of::<Flow<V4>>() == 8 + 16 + 16 + 32 + 16 + 7 * 4 + 48 + 3 * 2 + 6);
     assert!(capacity::ENDPOINTS < HOST && capacity::PUBLISHED <= u16::MAX as u32 + 1);
     assert!(size_of::<Settings>() == 4 * 16 + 8);
@@ -851,14 +851,14 @@ const _: () = {
     assert!(size_of::<LinkKey<V4>>() == 12);
     assert!(size_of::<IngressKey<V4>>() == 8);
     assert!(size_of::<AllowedKey<V4>>() == 8);
-    assert!(size_of::<SourceKey<V4>>() == 8);
+    assert!(size_of::<MasqueradeKey<V4>>() == 8);
     assert!(size_of::<Pending>() == 8);
     assert!(size_of::<Cursors>() == 24);
     assert!(size_of::<Quota>() == 40);
-    assert!(size_of::<Hint<V4>>() == 12 + 16);
+    assert!(size_of::<PortAffinity<V4>>() == 12 + 16);
     assert!(size_of::<Peer>() == 16 + 2 + 2);
     assert!(size_of::<SocketKey>() == 8 + 20 + 4);
-    assert!(size_of::<LocalKey6>() == 16 + 4);
+    assert!(size_of::<HostAddressKey6>() == 16 + 4);
     assert!(size_of::<OwnerKey6>() == 16 + 4);
     assert!(size_of::<Endpoint6>() == 16 + 6 + 2);
     assert!(size_of::<PortKey6>() == 16 + 2 + 2);

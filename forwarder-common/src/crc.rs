@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! SCTP's checksum, a CRC32c (RFC 9260 appendix A), and its update without the packet.
 //!
-//! A CRC is linear: what a change of some octets does to it depends on the change and on how far from
+//! A CRC is linear: what a change of some bytes does to it depends on the change and on how far from
 //! the packet's end it lies, and on nothing else in the packet. That is a multiplication by a power
 //! of *x* among the polynomials over GF(2), modulo the CRC's own one. Polynomials stand mirrored here,
 //! as the CRC's register does: the highest bit is the coefficient of 1.
@@ -10,13 +10,13 @@ use crate::tables::Attempt;
 
 /// The Castagnoli polynomial without its highest power, mirrored.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
-/// The eighth power of *x*: one octet further from the end.
+/// The eighth power of *x*: one byte further from the end.
 const OCTET: u32 = 1 << (31 - 8);
 
-/// The way of a register through so many octets of zeros, by the binary digits of their number.
+/// The way of a register through so many bytes of zeros, by the binary digits of their number.
 ///
-/// Of four octets that change, read as a little-endian word of ones where they do, [`Shift::register`]
-/// is in the end what changes in the CRC (as a little-endian word) of a message that ends `octets`
+/// Of four bytes that change, read as a little-endian word of ones where they do, [`Shift::register`]
+/// is in the end what changes in the CRC (as a little-endian word) of a message that ends `bytes`
 /// after the first of them: the four go through the register, too.
 #[derive(Clone, Copy, Debug)]
 pub struct Shift {
@@ -63,7 +63,7 @@ pub fn shift(register: u32, octets: u16) -> u32 {
     shift.register
 }
 
-/// The checksum field of a packet of so many octets after its first four changed, all as they lie in
+/// The checksum field of a packet of so many bytes after its first four changed, all as they lie in
 /// memory; `shift` is [`shift`].
 ///
 /// One that is zero stays: nobody has made it yet, and whoever does will look at the whole packet (a

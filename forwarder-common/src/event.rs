@@ -5,13 +5,13 @@ use core::cell::Cell;
 
 use crate::abi::{Flow, Tuple};
 use crate::family::{Family, V4};
-use crate::flow::{Gate, ORIGINAL, REPLY};
+use crate::flow::{FlowState, ORIGINAL, REPLY};
 use crate::timeouts::Ticks;
 
 /// What happened to a flow.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum News {
+pub enum EventKind {
     /// It begins. Told while nobody else knows its record, hence before all that becomes of it.
     Begins = 0,
     /// It ends: its time is over, its connection is opened anew, or one of its ends or its mapping
@@ -26,8 +26,8 @@ pub enum News {
     Undone = 4,
 }
 
-impl News {
-    /// The news of a number; [`News::Over`] for a number that is none's.
+impl EventKind {
+    /// The news of a number; [`EventKind::Over`] for a number that is none's.
     #[inline(always)]
     #[must_use]
     pub const fn from_u32(number: u32) -> Self {
@@ -47,17 +47,17 @@ impl News {
 #[repr(C)]
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Event<F: Family> {
-    /// The [`Gate`]: its id is that of this life of the record.
-    pub gate: Cell<u64>,
+    /// The [`FlowState`]: its id is that of this life of the record.
+    pub flow_state: Cell<u64>,
     /// Packets by direction.
     pub packets: [Cell<u64>; 2],
-    /// Octets by direction, network header included.
+    /// Bytes by direction, network header included.
     pub bytes: [Cell<u64>; 2],
-    /// What the opener's packets carry when they reach us, and what the answers carry.
+    /// What the originator's packets carry when they reach us, and what the answers carry.
     pub tuples: [Cell<Tuple<F>>; 2],
     /// The record's index.
     pub index: Cell<u32>,
-    /// The number of a [`News`].
+    /// The number of a [`EventKind`].
     pub news: Cell<u32>,
     /// When it happened.
     pub at: Cell<Ticks>,
@@ -75,8 +75,15 @@ const _: () = assert!(size_of::<Event<V4>>() == 8 + 16 + 16 + 32 + 6 * 4);
 impl<F: Family> Event<F> {
     /// Tells of a record that does not go to another flow meanwhile.
     #[inline(always)]
-    pub fn fill(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News, at: Ticks) {
-        self.gate.set(gate.0);
+    pub fn fill(
+        &self,
+        flow: &Flow<F>,
+        index: u32,
+        flow_state: FlowState,
+        news: EventKind,
+        at: Ticks,
+    ) {
+        self.flow_state.set(flow_state.0);
         self.index.set(index);
         self.news.set(news as u32);
         self.at.set(at);

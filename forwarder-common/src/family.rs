@@ -58,14 +58,14 @@ impl Be32 {
         Self(value.to_be())
     }
 
-    /// From four octets as they stand on the wire.
+    /// From four bytes as they stand on the wire.
     #[inline(always)]
     #[must_use]
     pub const fn from_octets(octets: [u8; 4]) -> Self {
         Self(u32::from_ne_bytes(octets))
     }
 
-    /// The four octets as they stand on the wire.
+    /// The four bytes as they stand on the wire.
     #[inline(always)]
     #[must_use]
     pub const fn octets(self) -> [u8; 4] {
@@ -188,10 +188,10 @@ pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
 
     /// An address that is nobody's, and what else it takes to find this one again: 28 bits at most.
     /// Two addresses of one host must not be lost at the same place.
-    fn lost(self) -> (Self, u32);
+    fn encode_placeholder(self) -> (Self, u32);
 
-    /// What was [`lost`](Self::lost) there.
-    fn found(self, rest: u32) -> Self;
+    /// What was [`encode_placeholder`](Self::lost) there.
+    fn decode_placeholder(self, rest: u32) -> Self;
 
     /// A hash of the address for small tables; not for anything that an attacker must not guess.
     fn mix(self) -> u32;
@@ -236,13 +236,13 @@ impl Address for Be32 {
     /// In 0.0.0.0/8, where no host is (RFC 1122 section 3.2.1.3) but where Linux routes to. The
     /// complement, since an address may end in zeros, and none ends in so many ones.
     #[inline(always)]
-    fn lost(self) -> (Self, u32) {
+    fn encode_placeholder(self) -> (Self, u32) {
         let address = self.get();
         (Self::new(!address & 0x00ff_ffff), address >> 24)
     }
 
     #[inline(always)]
-    fn found(self, rest: u32) -> Self {
+    fn decode_placeholder(self, rest: u32) -> Self {
         Self::new(rest << 24 | !self.get() & 0x00ff_ffff)
     }
 
@@ -290,11 +290,11 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     /// it is not in the window.
     fn lift(frame: &mut Frame<'_>, l3: usize) -> bool;
 
-    /// Octets of what [`Self::prohibit`] writes.
+    /// Bytes of what [`Self::prohibit`] writes.
     const REFUSAL: usize;
 
     /// Writes the headers of a control message that says "prohibited" at `l3`, before the `quoted`
-    /// octets of a packet that it answers. `false` if they are not in the window.
+    /// bytes of a packet that it answers. `false` if they are not in the window.
     fn prohibit(frame: &mut Frame<'_>, l3: usize, from: Self::Addr, quoted: u8) -> bool;
 }
 

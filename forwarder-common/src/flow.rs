@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A flow's life: found, checked, made, promoted, ended. Both keys and the record are one unit.
 //!
-//! Records are reused at once, without a grace period. What makes that safe is the [`Gate`]: a
+//! Records are reused at once, without a grace period. What makes that safe is the [`FlowState`]: a
 //! key names the record *and* its id, whoever ends a flow first wins a compare-and-swap and alone
 //! removes its keys, and what was read from a record counts only if the gate still says the same.
 
 use core::marker::PhantomData;
 
-use crate::abi::{Flow, FlowRef, HOST, Leg, OUTSIDE, Pending, Tuple};
+use crate::abi::{Flow, FlowRef, HOST, NextHop, OUTSIDE, Pending, Tuple};
 use crate::checksum;
-use crate::event::News;
+use crate::event::EventKind;
 use crate::family::{Address, Family};
 use crate::parse::{Packet, proto};
 use crate::quota;
@@ -18,12 +18,12 @@ use crate::sctp;
 use crate::tables::{Attempt, Tables};
 use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
-use crate::window::{self, Fate, Segment};
+use crate::window::{self, Segment, Verdict};
 
-/// A direction: of the opener's packets, or of the answers.
+/// A direction: of the originator's packets, or of the answers.
 pub type Direction = usize;
 
-/// The opener's packets.
+/// The originator's packets.
 pub const ORIGINAL: Direction = 0;
 /// The answers.
 pub const REPLY: Direction = 1;
@@ -38,12 +38,12 @@ mod phase {
 ///
 /// From the low end: 32 bits of id, 8 of TCP's or SCTP's state, 8 of phase, 8 of flags, 8 of zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Gate(pub u64);
+pub struct FlowState(pub u64);
 
 const SEEN_REPLY: u8 = 1;
 const ASSURED: u8 = 2;
 
-impl Gate {
+impl FlowState {
     #[inline(always)]
     fn new(id: u32, phase: u8, state: u8, flags: u8) -> Self {
         Self(id as u64 | (state as u64) << 32 | (phase as u64) << 40 | (flags as u64) << 48)
@@ -112,7 +112,7 @@ pub struct Hit<'a, F: Family> {
     /// Its index.
     pub index: u32,
     /// Its gate when it was found.
-    pub gate: Gate,
+    pub flow_state: FlowState,
     /// The packet's direction.
     pub dir: Direction,
 }
@@ -124,12 +124,12 @@ pub struct Hit<'a, F: Family> {
 #[inline(always)]
 pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Option<Hit<'a, F>> {
     let place = tuple.place();
-    if let Some(hit) = confirm(tables, tuple, tables.recent(place)) {
+    if let Some(hit) = confirm(tables, tuple, tables.cached_flow(place)) {
         return Some(hit);
     }
     let reference = tables.flow_ref(tuple)?;
     let hit = confirm(tables, tuple, reference)?;
-    tables.set_recent(place, reference);
+    tables.set_cached_flow(place, reference);
     Some(hit)
 }
 
@@ -141,8 +141,8 @@ fn confirm<'a, F: Family, T: Tables<F>>(
     reference: FlowRef,
 ) -> Option<Hit<'a, F>> {
     let flow = tables.flow(reference.index)?;
-    let gate = tables.gate(flow);
-    if gate.id() != reference.id || !gate.is_live() {
+    let flow_state = tables.flow_state(flow);
+    if flow_state.id() != reference.id || !flow_state.is_live() {
         return None;
     }
     let dir = if flow.tuples[ORIGINAL].get() == *tuple {
@@ -155,7 +155,7 @@ fn confirm<'a, F: Family, T: Tables<F>>(
     Some(Hit {
         flow,
         index: reference.index,
-        gate,
+        flow_state,
         dir,
     })
 }
@@ -167,18 +167,19 @@ pub fn is_current<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, now: Tick
         return false;
     }
     let mapping = flow.mapping();
-    if mapping != 0 && tables.mapping(mapping) != flow.mapping_incarnation.get() {
+    if mapping != 0 && tables.mapping(mapping) != flow.mapping_generation.get() {
         return false;
     }
-    is_same::<F, T>(tables, &flow.legs[ORIGINAL]) && is_same::<F, T>(tables, &flow.legs[REPLY])
+    is_same::<F, T>(tables, &flow.next_hops[ORIGINAL])
+        && is_same::<F, T>(tables, &flow.next_hops[REPLY])
 }
 
 #[inline(always)]
-fn is_same<F: Family, T: Tables<F>>(tables: &T, leg: &Leg) -> bool {
-    matches!(leg.slot(), OUTSIDE | HOST)
+fn is_same<F: Family, T: Tables<F>>(tables: &T, towards: &NextHop) -> bool {
+    matches!(towards.slot(), OUTSIDE | HOST)
         || tables
-            .endpoint(leg.slot())
-            .is_some_and(|endpoint| endpoint.incarnation == leg.incarnation.get())
+            .endpoint(towards.slot())
+            .is_some_and(|endpoint| endpoint.generation == towards.generation.get())
 }
 
 /// Moves the flow's state, windows and timeout on by a packet, and counts it. `len` is its length from
@@ -197,22 +198,22 @@ pub fn track<F: Family, T: Tables<F>>(
 ) -> Result<(), Reason> {
     let flow = hit.flow;
     let reply = hit.dir == REPLY;
-    let mut next = hit.gate;
+    let mut next = hit.flow_state;
     let mut lifetime = 0;
     if packet.tuple.proto == proto::TCP {
-        let state = State::from_u8(hit.gate.state());
+        let state = State::from_u8(hit.flow_state.state());
         let segment = Segment::of(packet, len, hit.dir, scale);
-        match window::follow(tables, &flow.windows, hit.index, hit.gate, &segment) {
-            Fate::Refuse(reason) => return Err(reason),
-            Fate::Ignore => {}
-            Fate::To(to, span) => {
+        match window::follow(tables, &flow.windows, hit.index, hit.flow_state, &segment) {
+            Verdict::Refuse(reason) => return Err(reason),
+            Verdict::Ignore => {}
+            Verdict::To(to, span) => {
                 let mut flags = if reply { SEEN_REPLY } else { 0 };
-                // The opener's ACK after the SYN-ACK: both ends proved that they are there. A
+                // The originator's ACK after the SYN-ACK: both ends proved that they are there. A
                 // picked-up connection has proved it by its first answer.
                 if to == State::Established && (state == State::SynReceived || reply) {
                     flags |= ASSURED;
                 }
-                next = hit.gate.with(to as u8, flags);
+                next = hit.flow_state.with(to as u8, flags);
                 // A SYN seen again does not buy more time.
                 if !(to == state && packet.flags & tcp::SYN != 0) {
                     lifetime = span;
@@ -223,17 +224,17 @@ pub fn track<F: Family, T: Tables<F>>(
             }
         }
     } else if packet.tuple.proto == proto::SCTP {
-        let trusted = flow.legs[(hit.dir ^ 1) & 1].slot() != OUTSIDE;
-        let (to, span) = tables.follow(hit.gate.state(), packet.flags, reply, trusted);
+        let trusted = flow.next_hops[(hit.dir ^ 1) & 1].slot() != OUTSIDE;
+        let (to, span) = tables.follow(hit.flow_state.state(), packet.flags, reply, trusted);
         let mut flags = if reply { SEEN_REPLY } else { 0 };
         if to == sctp::State::Open as u8 {
             flags |= ASSURED;
         }
-        next = hit.gate.with(to, flags);
+        next = hit.flow_state.with(to, flags);
         lifetime = span;
     } else {
         if reply {
-            next = hit.gate.with(0, SEEN_REPLY);
+            next = hit.flow_state.with(0, SEEN_REPLY);
         }
         let age = now.wrapping_sub(flow.created.get());
         let echo = packet.tuple.proto == F::ICMP as u32;
@@ -249,8 +250,8 @@ pub fn track<F: Family, T: Tables<F>>(
         }
     }
     // Lost against another CPU's change: its word stands, this packet goes through all the same.
-    if next != hit.gate {
-        let _ = tables.swap_gate(flow, hit.gate, next);
+    if next != hit.flow_state {
+        let _ = tables.swap_flow_state(flow, hit.flow_state, next);
     }
     if lifetime != 0 {
         flow.expires.set(now.wrapping_add(lifetime));
@@ -267,7 +268,7 @@ pub fn track<F: Family, T: Tables<F>>(
 /// out is made anew by its next packet, with the same ports.
 #[inline(never)]
 fn may_be_assured<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
-    flow.legs[REPLY].slot() != OUTSIDE || tables.used() <= tables.settings().flows / 2
+    flow.next_hops[REPLY].slot() != OUTSIDE || tables.used() <= tables.settings().flows / 2
 }
 
 /// One end of a flow about to be made.
@@ -275,20 +276,20 @@ fn may_be_assured<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
 pub struct End {
     /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     pub slot: u32,
-    /// Its incarnation.
-    pub incarnation: u32,
+    /// Its generation.
+    pub generation: u32,
 }
 
 impl End {
     /// Everything outside.
     pub const OUTSIDE: Self = Self {
         slot: OUTSIDE,
-        incarnation: 0,
+        generation: 0,
     };
     /// The host itself.
     pub const HOST: Self = Self {
         slot: HOST,
-        incarnation: 0,
+        generation: 0,
     };
 }
 
@@ -296,10 +297,10 @@ impl End {
     /// The end that a leg leads to.
     #[inline(always)]
     #[must_use]
-    pub fn of(leg: &Leg) -> Self {
+    pub fn of(towards: &NextHop) -> Self {
         Self {
-            slot: leg.slot(),
-            incarnation: leg.incarnation.get(),
+            slot: towards.slot(),
+            generation: towards.generation.get(),
         }
     }
 }
@@ -307,16 +308,16 @@ impl End {
 /// What a new flow is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<F: Family> {
-    /// The opener's tuple as it came.
+    /// The originator's tuple as it came.
     pub original: Tuple<F>,
-    /// Where the opener's packets go.
+    /// Where the originator's packets go.
     pub to: End,
     /// Where they come from.
     pub from: End,
     /// The mapping's slot, or 0.
     pub mapping: u32,
-    /// The mapping's incarnation.
-    pub mapping_incarnation: u32,
+    /// The mapping's generation.
+    pub mapping_generation: u32,
     /// The uplink's MAC address, where the flow has an outside end.
     pub uplink_mac: [u8; 6],
     /// The generation of the lists of clients that were asked.
@@ -335,10 +336,10 @@ pub fn reserve<F: Family, T: Tables<F>>(tables: &T, plan: &Plan<F>) -> Option<Fl
 /// is there.
 ///
 /// **The ring.** A flow has a choice of [`BLOCK`] places: of one that nobody needs any more, else
-/// of the one whose opener has most places of all, of those the oldest. So who floods the ring
+/// of the one whose originator has most places of all, of those the oldest. So who floods the ring
 /// evicts what he opened himself, and a neighbour's few flows stay.
 #[inline(always)]
-pub fn take_record<F: Family, T: Tables<F>>(tables: &T, opener: u32) -> Option<FlowRef> {
+pub fn take_record<F: Family, T: Tables<F>>(tables: &T, originator: u32) -> Option<FlowRef> {
     let mut choice = Choice::new(tables);
     tables.attempt(BLOCK, &mut choice);
     let place = choice.place;
@@ -346,26 +347,26 @@ pub fn take_record<F: Family, T: Tables<F>>(tables: &T, opener: u32) -> Option<F
     let index = match evict_unassured(tables, before) {
         Some(index) => index,
         // The last part of the table is not for clients from outside, of whom there are any number.
-        None if opener == OUTSIDE && quota::is_reserved(tables) => return None,
+        None if originator == OUTSIDE && quota::is_reserved(tables) => return None,
         None => tables.take_free()?,
     };
     let reference = FlowRef {
         index,
-        id: tables.gate(tables.flow(index)?).id(),
+        id: tables.flow_state(tables.flow(index)?).id(),
     };
     if before != Pending::default() {
-        count_place(tables, before.opener(), u64::MAX);
+        count_place(tables, before.originator(), u64::MAX);
     }
-    count_place(tables, opener, 1);
-    tables.set_ring(place, Pending::new(reference, opener));
+    count_place(tables, originator, 1);
+    tables.set_ring(place, Pending::new(reference, originator));
     Some(reference)
 }
 
 /// Two CPUs meet in one place of the ring only if a whole turn of it passes in between; the counts
-/// weigh openers against each other, and bear that.
+/// weigh originators against each other, and bear that.
 #[inline(always)]
-fn count_place<F: Family, T: Tables<F>>(tables: &T, opener: u32, summand: u64) {
-    if let Some(quota) = tables.quota(opener) {
+fn count_place<F: Family, T: Tables<F>>(tables: &T, originator: u32, summand: u64) {
+    if let Some(quota) = tables.quota(originator) {
         tables.add(&quota.places, summand);
     }
 }
@@ -417,14 +418,14 @@ impl<F: Family, T: Tables<F>> Attempt for Sweeper<'_, F, T> {
 pub const BLOCK: u32 = 8;
 
 /// The choice of a place in the ring. Blocks follow each other; in each turn of the ring another
-/// place of a block is the first, so that where all have the same opener, the oldest goes.
+/// place of a block is the first, so that where all have the same originator, the oldest goes.
 struct Choice<'a, F: Family, T> {
     tables: &'a T,
     block: u32,
     turn: u32,
     tried: u32,
     place: u32,
-    /// How many places the opener of what is in `place` has.
+    /// How many places the originator of what is in `place` has.
     most: i64,
     family: PhantomData<F>,
 }
@@ -459,7 +460,7 @@ impl<F: Family, T: Tables<F>> Attempt for Choice<'_, F, T> {
             self.place = place;
             return true;
         }
-        let places = match self.tables.quota(pending.opener()) {
+        let places = match self.tables.quota(pending.originator()) {
             Some(quota) => quota.places.get() as i64,
             None => 0,
         };
@@ -473,21 +474,21 @@ impl<F: Family, T: Tables<F>> Attempt for Choice<'_, F, T> {
 
 /// The gate of the flow that a place of the ring names, if that lives and is not assured.
 #[inline(always)]
-fn unassured<F: Family, T: Tables<F>>(tables: &T, pending: Pending) -> Option<Gate> {
+fn unassured<F: Family, T: Tables<F>>(tables: &T, pending: Pending) -> Option<FlowState> {
     // A place that was never used names record 0 in its first life, which it must not end.
     if pending == Pending::default() {
         return None;
     }
-    let gate = tables.gate(tables.flow(pending.index())?);
-    let waits = pending.is_of(gate.id()) && gate.is_live() && !gate.is_assured();
-    waits.then_some(gate)
+    let flow_state = tables.flow_state(tables.flow(pending.index())?);
+    let waits = pending.is_of(flow_state.id()) && flow_state.is_live() && !flow_state.is_assured();
+    waits.then_some(flow_state)
 }
 
 #[inline(always)]
 fn evict_unassured<F: Family, T: Tables<F>>(tables: &T, pending: Pending) -> Option<u32> {
-    let gate = unassured(tables, pending)?;
+    let flow_state = unassured(tables, pending)?;
     tables
-        .claim(pending.index(), gate, News::Evicted)
+        .claim(pending.index(), flow_state, EventKind::Evicted)
         .then_some(pending.index())
 }
 
@@ -496,16 +497,16 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
     for dir in [ORIGINAL, REPLY] {
         flow.packets[dir].set(0);
         flow.bytes[dir].set(0);
-        let leg = &flow.legs[dir];
+        let towards = &flow.next_hops[dir];
         let end = if dir == ORIGINAL { plan.to } else { plan.from };
-        leg.slot.set(end.slot as u16);
-        leg.incarnation.set(end.incarnation);
+        towards.slot.set(end.slot as u16);
+        towards.generation.set(end.generation);
     }
     flow.tuples[ORIGINAL].set(plan.original);
     flow.seen.set(now);
     flow.created.set(now);
     flow.mapping.set(plan.mapping as u16);
-    flow.mapping_incarnation.set(plan.mapping_incarnation);
+    flow.mapping_generation.set(plan.mapping_generation);
     flow.uplink_mac.set(plan.uplink_mac);
     flow.policy.set(plan.policy);
 }
@@ -516,8 +517,10 @@ pub fn lives<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> bool {
     let Some(flow) = tables.flow(reference.index) else {
         return false;
     };
-    let gate = tables.gate(flow);
-    gate.id() == reference.id && gate.is_live() && is_current(tables, flow, tables.now())
+    let flow_state = tables.flow_state(flow);
+    flow_state.id() == reference.id
+        && flow_state.is_live()
+        && is_current(tables, flow, tables.now())
 }
 
 /// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
@@ -551,7 +554,7 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
-    // The opener's packets leave as the reverse of what the answers carry.
+    // The originator's packets leave as the reverse of what the answers carry.
     flow.address_delta.set(checksum::delta(
         original.src.sum() + original.dst.sum(),
         reply.src.sum() + reply.dst.sum(),
@@ -562,18 +565,18 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     ));
     flow.expires
         .set(tables.now().wrapping_add(timeouts::UNTRACKED));
-    let free = Gate::new(reference.id, phase::FREE, 0, 0);
-    let live = Gate::new(reference.id, phase::LIVE, 0, 0);
-    tables.tell(flow, reference.index, live, News::Begins);
-    let open = tables.swap_gate(flow, free, live);
+    let free = FlowState::new(reference.id, phase::FREE, 0, 0);
+    let live = FlowState::new(reference.id, phase::LIVE, 0, 0);
+    tables.emit(flow, reference.index, live, EventKind::Begins);
+    let open = tables.swap_flow_state(flow, free, live);
     // Without translation both directions' keys are each other's reverse, never the same.
     if open && tables.insert(&original, reference) {
         return;
     }
-    if !open || tables.swap_gate(flow, live, live.freed()) {
-        tables.tell(flow, reference.index, live, News::Undone);
+    if !open || tables.swap_flow_state(flow, live, live.freed()) {
+        tables.emit(flow, reference.index, live, EventKind::Undone);
         tables.remove(&reply);
-        tables.give_back(End::of(&flow.legs[REPLY]));
+        tables.give_back(End::of(&flow.next_hops[REPLY]));
         tables.give_free(reference.index);
     }
 }
@@ -587,9 +590,9 @@ pub fn release<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
 /// Ends a flow: both keys and the record, once, however many CPUs try.
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
-    let gate = tables.gate(hit.flow);
-    if gate.id() == hit.gate.id() && gate.is_live() {
-        retire(tables, hit.index, gate, News::Over);
+    let flow_state = tables.flow_state(hit.flow);
+    if flow_state.id() == hit.flow_state.id() && flow_state.is_live() {
+        retire(tables, hit.index, flow_state, EventKind::Over);
     }
 }
 
@@ -598,10 +601,10 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
 pub(crate) fn retire<F: Family, T: Tables<F>>(
     tables: &T,
     index: u32,
-    gate: Gate,
-    why: News,
+    flow_state: FlowState,
+    why: EventKind,
 ) -> bool {
-    let won = tables.claim(index, gate, why);
+    let won = tables.claim(index, flow_state, why);
     if won {
         tables.give_free(index);
     }
@@ -616,28 +619,33 @@ fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let Some(flow) = tables.flow(index) else {
         return;
     };
-    let gate = tables.gate(flow);
-    if gate.is_live() && !is_current(tables, flow, now) {
-        retire(tables, index, gate, News::Over);
+    let flow_state = tables.flow_state(flow);
+    if flow_state.is_live() && !is_current(tables, flow, now) {
+        retire(tables, index, flow_state, EventKind::Over);
     }
 }
 
-/// Wins a record, removes both of its keys, gives back what its opener was charged and tells why the
+/// Wins a record, removes both of its keys, gives back what its originator was charged and tells why the
 /// flow ended; whether it won: the caller owns the record then.
 #[inline(always)]
-pub fn claim<F: Family, T: Tables<F>>(tables: &T, index: u32, gate: Gate, why: News) -> bool {
+pub fn claim<F: Family, T: Tables<F>>(
+    tables: &T,
+    index: u32,
+    flow_state: FlowState,
+    why: EventKind,
+) -> bool {
     let Some(flow) = tables.flow(index) else {
         return false;
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
-    let opener = End::of(&flow.legs[REPLY]);
-    if !tables.swap_gate(flow, gate, gate.freed()) {
+    let originator = End::of(&flow.next_hops[REPLY]);
+    if !tables.swap_flow_state(flow, flow_state, flow_state.freed()) {
         return false;
     }
     tables.remove(&original);
     tables.remove(&reply);
-    tables.tell(flow, index, gate, why);
-    tables.give_back(opener);
+    tables.emit(flow, index, flow_state, why);
+    tables.give_back(originator);
     true
 }

@@ -83,7 +83,7 @@ impl<'a> Frame<'a> {
 }
 
 // On the BPF machine a load is a load: the verifier admits unaligned packet access wherever the
-// processor has it, while LLVM would take "unaligned" for "octet by octet". (LLVM can be told that
+// processor has it, while LLVM would take "unaligned" for "byte by byte". (LLVM can be told that
 // the machine does not mind; then it also misaligns the stack, where the verifier does mind.) So
 // the kernel's side claims an alignment that a packet does not have, and the host's does not.
 

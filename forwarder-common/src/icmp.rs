@@ -70,7 +70,7 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
             tuple.dport = ports.dst;
             answer = reply;
         }
-        bare if proto::is_bare(bare, F::ICMP as u32) => {}
+        bare if proto::is_portless(bare, F::ICMP as u32) => {}
         _ => return None,
     }
     let end = packet.len.saturating_add(packet.l3 as u16);
@@ -188,7 +188,7 @@ pub fn restore<F: Family>(
         && F::readdress(frame, packet.l3 as usize, outer.src, outer.dst, outer.hop)
 }
 
-/// The ports of a tuple as a packet's first four octets.
+/// The ports of a tuple as a packet's first four bytes.
 #[inline(always)]
 pub(crate) fn ports<F: Family>(tuple: &Tuple<F>) -> u32 {
     bytemuck::cast(Ports {
@@ -199,7 +199,7 @@ pub(crate) fn ports<F: Family>(tuple: &Tuple<F>) -> u32 {
 
 /// Restores the checksum of a quoted SCTP packet after its ports, where the quote reaches that far:
 /// the quoted header says how far away the packet's end was. `ports` are the packet's first four
-/// octets, as they were quoted and as they are by now.
+/// bytes, as they were quoted and as they are by now.
 #[inline(always)]
 pub fn restore_crc<F: Family>(
     frame: &mut Frame<'_>,

@@ -24,7 +24,7 @@
 //!   lives then, and [`nat`] chooses the port of a translation.
 //! - **Bounds.** [`quota`] says how much one container may open, and [`refusal`] tells a container
 //!   that it is refused.
-//! - **Other programs.** [`socket`] points the host's own sockets at containers. [`errand`] ends
+//! - **Other programs.** [`socket`] points the host's own sockets at containers. [`flow_operation`] ends
 //!   and collects flows by hand, and [`event`] is what a watcher is told of flows.
 //!
 //! # What it stands on
@@ -43,10 +43,10 @@
 pub mod abi;
 pub mod checksum;
 pub mod crc;
-pub mod errand;
 pub mod event;
 pub mod family;
 pub mod flow;
+pub mod flow_operation;
 pub mod frame;
 pub mod icmp;
 pub mod nat;

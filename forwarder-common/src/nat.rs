@@ -5,7 +5,7 @@
 //! then its own (so that TCP timestamps stay monotonic for the remote), then at random in the same class. The
 //! reply tuple's key is inserted with "not if it exists": that is the lock.
 
-use crate::abi::{FlowRef, Hint, PortKey, Published, ServerKey, Tuple};
+use crate::abi::{FlowRef, PortAffinity, PortKey, Published, ServerKey, Tuple};
 use crate::family::{Address, Be16, Family};
 use crate::flow;
 use crate::parse::proto;
@@ -60,7 +60,7 @@ pub fn draw<F: Family, T: Tables<F>>(
         || search.take(sport)
         || flow::end_if_over(tables, &search.reply) && search.take(sport)
         // Without ports there is no other one.
-        || !proto::is_bare(reply.proto, F::ICMP as u32) && search.draw();
+        || !proto::is_portless(reply.proto, F::ICMP as u32) && search.draw();
     if !found {
         return None;
     }
@@ -133,14 +133,14 @@ fn known<F: Family, T: Tables<F>>(
     if published != Be16::default() {
         return published;
     }
-    match hint(tables, src, sport, proto) {
-        Some(hint)
-            if hint
+    match affinity(tables, src, sport, proto) {
+        Some(affinity)
+            if affinity
                 .holders
                 .into_iter()
                 .any(|holder| flow::lives(tables, holder)) =>
         {
-            hint.port
+            affinity.port
         }
         _ => Be16::default(),
     }
@@ -174,14 +174,14 @@ fn seen_as<F: Family, T: Tables<F>>(
 
 /// What is remembered of the port that a flow of this source was drawn.
 #[inline(always)]
-fn hint<F: Family, T: Tables<F>>(
+fn affinity<F: Family, T: Tables<F>>(
     tables: &T,
     src: F::Addr,
     sport: Be16,
     proto: u32,
-) -> Option<Hint<F>> {
-    let hint = tables.hint(Hint::<F>::place(src, sport, proto))?;
-    hint.is_of(src, sport, proto).then_some(hint)
+) -> Option<PortAffinity<F>> {
+    let affinity = tables.affinity(PortAffinity::<F>::place(src, sport, proto))?;
+    affinity.is_of(src, sport, proto).then_some(affinity)
 }
 
 /// The port that a flow of this source was drawn last; 0 for none.
@@ -192,7 +192,7 @@ pub(crate) fn drawn<F: Family, T: Tables<F>>(
     sport: Be16,
     proto: u32,
 ) -> Be16 {
-    hint(tables, src, sport, proto).map_or(Be16::default(), |hint| hint.port)
+    affinity(tables, src, sport, proto).map_or(Be16::default(), |affinity| affinity.port)
 }
 
 /// Remembers the port that a flow of this source was drawn.
@@ -205,25 +205,25 @@ fn remember<F: Family, T: Tables<F>>(
     sport: Be16,
 ) {
     let proto = reply.proto;
-    let place = Hint::<F>::place(src, sport, proto);
-    let mut hint = Hint {
+    let place = PortAffinity::<F>::place(src, sport, proto);
+    let mut affinity = PortAffinity {
         src,
         sport,
         port: reply.dport,
         proto,
         holders: [flow; 2],
     };
-    if let Some(old) = self::hint(tables, src, sport, proto)
-        && old.port == hint.port
+    if let Some(old) = self::affinity(tables, src, sport, proto)
+        && old.port == affinity.port
     {
         let [eldest, youngest] = old.holders;
-        hint.holders[0] = if flow::lives(tables, eldest) {
+        affinity.holders[0] = if flow::lives(tables, eldest) {
             eldest
         } else {
             youngest
         };
     }
-    tables.set_hint(place, hint);
+    tables.set_affinity(place, affinity);
 }
 
 /// Takes one port, if nobody has it.

@@ -28,7 +28,7 @@ pub mod proto {
     /// far as we know: then a packet is translated by its network header alone.
     #[inline(always)]
     #[must_use]
-    pub const fn is_bare(number: u32, icmp: u32) -> bool {
+    pub const fn is_portless(number: u32, icmp: u32) -> bool {
         number != icmp && !matches!(number, TCP | UDP | DCCP | SCTP | UDP_LITE)
     }
 }
@@ -57,7 +57,7 @@ pub struct Header<F: Family> {
     pub tail: bool,
     /// Which datagram a fragment is of.
     pub id: Be16,
-    /// Where in the datagram it begins, in octets.
+    /// Where in the datagram it begins, in bytes.
     pub offset: u16,
     /// More of the datagram follows.
     pub more: bool,
@@ -73,7 +73,7 @@ pub enum Class {
     /// TCP, UDP, SCTP or an ICMP query with all of its transport header: has a tuple.
     Flow,
     /// A protocol without ports, such as GRE and ESP: has a tuple of addresses.
-    Bare,
+    Portless,
     /// A fragment; its tuple is whole only if it is the first.
     Fragment,
     /// An ICMP error that quotes another packet.
@@ -87,15 +87,15 @@ impl Class {
     #[inline(always)]
     #[must_use]
     pub const fn has_tuple(self) -> bool {
-        matches!(self, Self::Flow | Self::Bare)
+        matches!(self, Self::Flow | Self::Portless)
     }
 
     /// What a whole packet of a tuple is.
     #[inline(always)]
     #[must_use]
     pub const fn of(protocol: u32, icmp: u8) -> Self {
-        if proto::is_bare(protocol, icmp as u32) {
-            Self::Bare
+        if proto::is_portless(protocol, icmp as u32) {
+            Self::Portless
         } else {
             Self::Flow
         }
@@ -109,21 +109,21 @@ pub struct Packet<F: Family> {
     pub tuple: Tuple<F>,
     /// What it is.
     pub class: Class,
-    /// Where the network header begins, from the frame's start. An octet: the BPF stack is small,
-    /// and the verifier knows an octet's bounds.
+    /// Where the network header begins, from the frame's start. A byte: the BPF stack is small,
+    /// and the verifier knows a byte's bounds.
     pub l3: u8,
     /// Where the transport header begins, from the frame's start.
     pub l4: u8,
     /// Length from the network header on, as the header says: see [`Header::len`].
     pub len: u16,
-    /// What decides whether it fits: its length, or that of its datagram's first piece, which all
+    /// What decides whether it fits: its length, or that of its datagram's first fragment, which all
     /// others have to follow.
     pub size: u16,
-    /// Network and transport header together, in octets.
+    /// Network and transport header together, in bytes.
     pub headers: u16,
     /// Hops left.
     pub hops: u8,
-    /// TCP's flag octet, the type of SCTP's first chunk; 0 for others.
+    /// TCP's flag byte, the type of SCTP's first chunk; 0 for others.
     pub flags: u8,
     /// TCP's sequence number.
     pub seq: u32,
@@ -136,7 +136,7 @@ pub struct Packet<F: Family> {
     /// A fragment without a transport header.
     pub tail: bool,
     /// Part of a fragmented datagram.
-    pub piece: bool,
+    pub is_fragment: bool,
     /// A first fragment, as a whole packet a flow's: its transport header is all there.
     pub named: bool,
     /// A fragment that has not met the others of its datagram yet: set by the pipeline.
@@ -145,7 +145,7 @@ pub struct Packet<F: Family> {
     pub more: bool,
     /// Which datagram a fragment is of.
     pub id: Be16,
-    /// Where in the datagram a fragment begins, in octets.
+    /// Where in the datagram a fragment begins, in bytes.
     pub offset: u16,
     /// An ICMP query's reply: never opens a flow.
     pub answer: bool,
@@ -227,7 +227,7 @@ impl Family for V4 {
         let mut delta = checksum::delta(old.src.sum() + old.dst.sum(), src.sum() + dst.sum());
         let mut ttl = old.ttl;
         if hop {
-            // TTL and protocol share a word; one less in its high octet.
+            // TTL and protocol share a word; one less in its high byte.
             let before = Be16::new((ttl as u16) << 8).word();
             ttl = ttl.wrapping_sub(1);
             let after = Be16::new((ttl as u16) << 8).word();
@@ -259,7 +259,7 @@ impl Family for V4 {
     }
 }
 
-/// Source and destination port, the first octets of TCP, UDP and SCTP.
+/// Source and destination port, the first bytes of TCP, UDP and SCTP.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 pub(crate) struct Ports {
@@ -291,7 +291,7 @@ struct SctpTail {
     length: Be16,
 }
 
-/// ICMP's first eight octets (RFC 792).
+/// ICMP's first eight bytes (RFC 792).
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct IcmpHeader {
@@ -359,7 +359,7 @@ pub fn parse<F: Family>(
     packet.hops = header.hops;
     packet.options = header.options;
     packet.tail = header.tail;
-    packet.piece = header.fragment;
+    packet.is_fragment = header.fragment;
     packet.more = header.more;
     packet.id = header.id;
     packet.offset = header.offset;
@@ -440,8 +440,8 @@ fn transport<F: Family>(
         packet.tuple.dport = ports.dst;
         packet.flags = tail.chunk;
         packet.class = Class::Flow;
-    } else if proto::is_bare(header.proto, F::ICMP as u32) {
-        packet.class = Class::Bare;
+    } else if proto::is_portless(header.proto, F::ICMP as u32) {
+        packet.class = Class::Portless;
     }
     packet.headers += octets;
     // Too short, and not zero.
@@ -456,7 +456,7 @@ fn transport<F: Family>(
 }
 
 impl<F: Family> Packet<F> {
-    /// Octets of the network header.
+    /// Bytes of the network header.
     #[inline(always)]
     #[must_use]
     pub const fn network(&self) -> u16 {

@@ -6,7 +6,7 @@
 //!               │ miss                          │ cannot
 //!               ▼                               ▼
 //!         classify ─ admit (make flow) ─┐   hand on: destination rewritten, marked, to the kernel;
-//!               │ no             again ◄┘   the source follows on the way out (`complete`)
+//!               │ no             again ◄┘   the source follows on the way out (`snat_on_egress`)
 //!               ▼
 //!         Reason: to the kernel, or dropped
 //! ```
@@ -16,8 +16,8 @@
 //! Every packet ends in exactly one [`Reason`].
 
 mod access;
-mod admit;
 mod classify;
+mod create_flow;
 mod errors;
 pub mod fragments;
 mod hosts;
@@ -42,7 +42,7 @@ use crate::window;
 use access::Standing;
 
 pub use classify::{is_isolated, other_frame};
-pub use fragments::round_out;
+pub use fragments::defrag_out;
 pub use neighbour::arp;
 
 /// What a hook knows of a packet beside its bytes.
@@ -51,7 +51,7 @@ pub struct Meta {
     /// The device that the hook is on.
     pub ifindex: u32,
     /// Egress hooks: the device that the packet came by, 0 for the host's own.
-    pub came_by: u32,
+    pub ingress_ifindex: u32,
     /// Where the network header begins: 14 behind Ethernet, 0 without.
     pub l3: u8,
     /// Transport payload per segment of a GSO packet, 0 for others.
@@ -67,7 +67,7 @@ impl Meta {
     /// have met no hook before: what their mark says, a process has set.
     #[inline(always)]
     fn kind(&self) -> u32 {
-        if self.came_by == 0 {
+        if self.ingress_ifindex == 0 {
             mark::NONE
         } else {
             mark::kind(self.mark)
@@ -85,45 +85,45 @@ pub enum Side {
     Veth,
     /// The bridge, behind veths without a hook.
     Bridge,
-    /// The bridge, for what a container sent in pieces and is whole now: it was checked before.
+    /// The bridge, for what a container sent in fragments and is whole now: it was checked before.
     Back,
 }
 
 /// The larger steps of a passage. The kernel's side makes functions of their own of them, which
 /// the verifier proves once: it proves what is inlined again on every path that leads there.
 pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
-    /// [`Passage::carry`].
-    fn carry(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::carry_error`].
-    fn carry_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::classify`].
-    fn classify(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::admit`].
-    fn admit(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::verify_source`].
-    fn verify_source(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`fragments::meet`]: the packet is the one at hand, and is only read for its class afterwards.
-    fn meet(
+    /// [`PacketContext::forward_established`].
+    fn forward_established(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::forward_icmp_error`].
+    fn forward_icmp_error(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::classify`].
+    fn classify(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::create_flow`].
+    fn create_flow(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::verify_source`].
+    fn verify_source(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`fragments::handle_fragment`]: the packet is the one at hand, and is only read for its class afterwards.
+    fn handle_fragment(
         &self,
         frame: Frame<'_>,
         meta: &Meta,
         side: Side,
         packet: &mut Packet<F>,
     ) -> Option<Reason>;
-    /// [`Passage::complete`].
-    fn complete(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::give_way`].
-    fn give_way(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::restore_own_error`].
-    fn restore_own_error(&self, passage: &mut Passage<'_, F, Self>) -> Option<Reason>;
-    /// [`Passage::restore_crc`].
-    fn restore_crc(&self, passage: &mut Passage<'_, F, Self>, ports: [u32; 2]);
-    /// [`Passage::scale`].
-    fn scale(&self, passage: &Passage<'_, F, Self>) -> u8;
+    /// [`PacketContext::snat_on_egress`].
+    fn snat_on_egress(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::translate_host_flow`].
+    fn translate_host_flow(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::restore_own_error`].
+    fn restore_own_error(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
+    /// [`PacketContext::restore_crc`].
+    fn restore_crc(&self, context: &mut PacketContext<'_, F, Self>, ports: [u32; 2]);
+    /// [`PacketContext::scale`].
+    fn scale(&self, context: &PacketContext<'_, F, Self>) -> u8;
     /// The folded ones' complement sum of everything from the transport header on, however far the
     /// frame reaches; 0 where the packet ends before its header says.
-    fn sum(&self, passage: &Passage<'_, F, Self>) -> u16;
-    /// The frame's length in octets, with what is not at hand.
+    fn sum(&self, context: &PacketContext<'_, F, Self>) -> u16;
+    /// The frame's length in bytes, with what is not at hand.
     fn length(&self) -> u32;
 }
 
@@ -172,27 +172,27 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     }
     let hit = flow::find(tables, &packet.tuple)?;
     let now = tables.now();
-    let mut passage = Passage {
+    let mut context = PacketContext {
         frame,
         meta,
         tables,
         side: Side::Outside,
         packet: &packet,
     };
-    if passage.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
+    if context.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
         || !flow::is_current(tables, hit.flow, now)
         || hit.flow.policy.get() != tables.settings().policy
-        || !passage.comes_from(&hit)
-        || passage.may_be_for_socket(&hit, now)
-        || !passage.is_intact()
+        || !context.comes_from(&hit)
+        || context.may_be_for_socket(&hit, now)
+        || !context.is_intact()
     {
         return None;
     }
-    let way = passage.steer(&hit, now);
+    let way = context.steer(&hit, now);
     let Way::Peer(endpoint) = way else {
         return None;
     };
-    if passage.others_say(&way).is_some() {
+    if context.others_say(&way).is_some() {
         return None;
     }
     if !tables.takes_frames(endpoint.ifindex) {
@@ -207,11 +207,11 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
         now,
     )
     .ok()?;
-    let translation = passage.translate(&hit);
-    if tables.gate(hit.flow).id() != hit.gate.id() {
+    let translation = context.translate(&hit);
+    if tables.flow_state(hit.flow).id() != hit.flow_state.id() {
         return None;
     }
-    Some(passage.deliver(translation, endpoint))
+    Some(context.deliver(translation, endpoint))
 }
 
 /// tcx ingress of a container's veth, at the host's end.
@@ -265,13 +265,13 @@ fn come_in<F: Family, T: Steps<F>>(
             Reason::InvalidHeader
         };
     }
-    if packet.piece
+    if packet.is_fragment
         && is_armed(tables)
-        && let Some(reason) = tables.meet(frame, meta, side, packet)
+        && let Some(reason) = tables.handle_fragment(frame, meta, side, packet)
     {
         return reason;
     }
-    let mut passage = Passage {
+    let mut context = PacketContext {
         frame,
         meta,
         tables,
@@ -280,12 +280,12 @@ fn come_in<F: Family, T: Steps<F>>(
     };
     // The kernel would forward it by its network header alone: so it is judged by that.
     if outside && let Err(reason) = read {
-        return match tables.admit(&mut passage) {
+        return match tables.create_flow(&mut context) {
             Some(judged) if judged.path() as u8 == Path::Drop as u8 => judged,
             _ => reason,
         };
     }
-    passage.carry_or_admit()
+    context.forward_or_create()
 }
 
 /// tcx egress of a container's veth: what the bridge itself switches.
@@ -300,14 +300,14 @@ pub fn container_out<F: Family, T: Steps<F>>(
         return Reason::Unarmed;
     }
     // From the host, or by way of it: not switched.
-    if meta.came_by == 0 || meta.kind() != mark::NONE {
+    if meta.ingress_ifindex == 0 || meta.kind() != mark::NONE {
         return Reason::FromHost;
     }
-    let blocked = tables.device(meta.came_by).is_some_and(|from| {
+    let blocked = tables.device(meta.ingress_ifindex).is_some_and(|from| {
         matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT)
             && tables
                 .network(from.bridge)
-                .is_some_and(|net| net.flags & network::NO_PEERS != 0)
+                .is_some_and(|net| net.flags & network::ICC_DISABLED != 0)
     });
     if !blocked
         || parse(&frame, meta.l3 as usize, packet).is_ok() && access::is_linked(tables, packet)
@@ -337,7 +337,7 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
         return unread(frame, meta, tables, reason);
     }
-    let mut passage = Passage {
+    let mut context = PacketContext {
         frame,
         meta,
         tables,
@@ -346,16 +346,16 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     };
     if !matches!(kind, mark::NONE | mark::HOST) {
         return tables
-            .complete(&mut passage)
+            .snat_on_egress(&mut context)
             .unwrap_or(Reason::Untranslated);
     }
-    if let Some(reason) = owner::of_a_container(tables, meta, passage.packet.tuple.src) {
+    if let Some(reason) = owner::of_a_container(tables, meta, context.packet.tuple.src) {
         return reason;
     }
-    if meta.came_by == 0 {
-        let translated = match passage.packet.class {
-            Class::Flow | Class::Bare => tables.give_way(&mut passage),
-            Class::IcmpError => tables.restore_own_error(&mut passage),
+    if meta.ingress_ifindex == 0 {
+        let translated = match context.packet.class {
+            Class::Flow | Class::Portless => tables.translate_host_flow(&mut context),
+            Class::IcmpError => tables.restore_own_error(&mut context),
             Class::Fragment | Class::Other | Class::Unreadable => None,
         };
         return translated.unwrap_or(Reason::FromHost);
@@ -399,7 +399,7 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
         if let Err(reason) = parse(&frame, meta.l3 as usize, packet) {
             return reason;
         }
-        let mut passage = Passage {
+        let mut context = PacketContext {
             frame,
             meta,
             tables,
@@ -407,11 +407,11 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
             packet,
         };
         return tables
-            .complete(&mut passage)
+            .snat_on_egress(&mut context)
             .unwrap_or(Reason::Untranslated);
     }
     // The host reaches its own containers; what it forwards has passed an ingress hook of ours.
-    if meta.came_by != 0 {
+    if meta.ingress_ifindex != 0 {
         return Reason::DirectRouting;
     }
     let network = tables.network(meta.ifindex);
@@ -426,7 +426,7 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     if !may_quote {
         return Reason::FromHost;
     }
-    let mut passage = Passage {
+    let mut context = PacketContext {
         frame,
         meta,
         tables,
@@ -434,15 +434,15 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
         packet,
     };
     tables
-        .restore_own_error(&mut passage)
+        .restore_own_error(&mut context)
         .unwrap_or(Reason::FromHost)
 }
 
 /// A packet's passage by one of our hooks: what every step below asks about.
 ///
-/// The larger steps ([`Steps`]) are called by the hook and not by each other: BPF has 512 octets of
+/// The larger steps ([`Steps`]) are called by the hook and not by each other: BPF has 512 bytes of
 /// stack for a whole chain of calls.
-pub struct Passage<'a, F: Family, T: Steps<F>> {
+pub struct PacketContext<'a, F: Family, T: Steps<F>> {
     /// The packet's bytes.
     pub frame: Frame<'a>,
     /// What the hook knows beside.
@@ -459,19 +459,19 @@ pub struct Passage<'a, F: Family, T: Steps<F>> {
 enum Way<'a, F: Family> {
     Peer(&'a Endpoint<F>),
     Neighbour(u32, F::Addr),
-    HandOn(Reason),
+    Kernel(Reason),
     Refuse(Reason),
 }
 
 /// The carrying steps: all that a flow's packet meets.
-impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
+impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
     /// A flow's packet goes its way; one without a flow makes one if it may, and then goes its
     /// way as any other: so does the one that loses the race to make it.
     #[inline(always)]
-    fn carry_or_admit(&mut self) -> Reason {
+    fn forward_or_create(&mut self) -> Reason {
         let carried = match self.packet.class {
-            Class::Flow | Class::Bare => self.tables.carry(self),
-            Class::IcmpError => self.tables.carry_error(self),
+            Class::Flow | Class::Portless => self.tables.forward_established(self),
+            Class::IcmpError => self.tables.forward_icmp_error(self),
             Class::Fragment | Class::Other | Class::Unreadable => None,
         };
         if let Some(reason) = carried {
@@ -481,13 +481,15 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         if !outside && let Some(reason) = self.tables.classify(self) {
             return reason;
         }
-        if let Some(reason) = self.tables.admit(self) {
+        if let Some(reason) = self.tables.create_flow(self) {
             return reason;
         }
         if outside && let Some(reason) = self.tables.verify_source(self) {
             return reason;
         }
-        self.tables.carry(self).unwrap_or(Reason::TableFull)
+        self.tables
+            .forward_established(self)
+            .unwrap_or(Reason::TableFull)
     }
 
     /// The packet's flow, if it has one that is not over; one that is, ends here.
@@ -497,7 +499,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let over = !flow::is_current(self.tables, hit.flow, now)
             || self.packet.tuple.proto == proto::TCP
                 && !self.packet.tail
-                && tcp::reopens(State::from_u8(hit.gate.state()), self.packet.flags)
+                && tcp::reopens(State::from_u8(hit.flow_state.state()), self.packet.flags)
             || self.may_be_for_socket(&hit, now) && access::is_of_socket(self.tables, hit.flow);
         if over {
             flow::end(self.tables, &hit);
@@ -508,7 +510,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
 
     /// Carries a packet along its flow: `None` if it has none.
     #[inline(always)]
-    pub fn carry(&mut self) -> Option<Reason> {
+    pub fn forward_established(&mut self) -> Option<Reason> {
         // Only what is yet to be cut may leave its length open.
         if self.packet.len == 0 && self.meta.segment == 0 || !self.is_intact() {
             return Some(Reason::Malformed);
@@ -534,13 +536,13 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
             return Some(reason);
         }
         if let Some(reason) = self.others_say(&way) {
-            way = Way::HandOn(reason);
+            way = Way::Kernel(reason);
         }
         // A bridge learns from what it gets where the sender is.
-        if matches!(way, Way::HandOn(_)) && !self.sends_as_itself() {
+        if matches!(way, Way::Kernel(_)) && !self.sends_as_itself() {
             return Some(Reason::SpoofedNeighbour);
         }
-        // TCP's first piece spoke for the others.
+        // TCP's first fragment spoke for the others.
         let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
         if !silent && let Err(reason) = self.track(&hit, now) {
             return Some(reason);
@@ -548,7 +550,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         // Read first, checked after: the record may have gone to another flow in between, and then
         // nothing that was read counts.
         let translation = self.translate(&hit);
-        if self.tables.gate(hit.flow).id() != hit.gate.id() {
+        if self.tables.flow_state(hit.flow).id() != hit.flow_state.id() {
             return Some(Reason::FlowGone);
         }
         Some(match way {
@@ -558,7 +560,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
                 self.tables.to_neighbour(ifindex, next_hop);
                 Reason::Forwarded
             }
-            Way::HandOn(reason) => self.hand_on(&hit, translation, reason),
+            Way::Kernel(reason) => self.pass_to_kernel(&hit, translation, reason),
             Way::Refuse(reason) => reason,
         })
     }
@@ -585,11 +587,11 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         flow::track(self.tables, hit, self.packet, len, scale, now)
     }
 
-    /// Whether a packet is a piece of a datagram that can only be translated whole: SCTP's checksum
-    /// follows a port by its distance from the datagram's end, which a piece does not know.
+    /// Whether a packet is a fragment of a datagram that can only be translated whole: SCTP's checksum
+    /// follows a port by its distance from the datagram's end, which a fragment does not know.
     #[inline(always)]
     fn is_inseparable(&self, flow: &Flow<F>) -> bool {
-        if !self.packet.piece || self.packet.tuple.proto != proto::SCTP {
+        if !self.packet.is_fragment || self.packet.tuple.proto != proto::SCTP {
             return false;
         }
         let (asked, answer) = (flow.tuples[ORIGINAL].get(), flow.tuples[REPLY].get());
@@ -606,7 +608,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Whether the packet came by the device that its flow's other end is behind.
     #[inline(always)]
     fn comes_from(&self, hit: &Hit<'_, F>) -> bool {
-        let slot = hit.flow.legs[(hit.dir ^ 1) & 1].slot();
+        let slot = hit.flow.next_hops[(hit.dir ^ 1) & 1].slot();
         if self.side == Side::Outside || slot == OUTSIDE {
             return self.side == Side::Outside && slot == OUTSIDE;
         }
@@ -649,42 +651,42 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// Chooses the way of a flow's packet: fast where the fast path can finish it.
     #[inline(always)]
     fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
-        let leg = &hit.flow.legs[hit.dir & 1];
-        let slot = leg.slot();
+        let towards = &hit.flow.next_hops[hit.dir & 1];
+        let slot = towards.slot();
         if slot == HOST {
-            return Way::HandOn(Reason::HostFlow);
+            return Way::Kernel(Reason::HostFlow);
         }
         if slot != OUTSIDE {
             let Some(endpoint) = self.tables.endpoint(slot) else {
                 return Way::Refuse(Reason::NoEndpoint);
             };
             if endpoint.ifindex == 0 {
-                return Way::HandOn(Reason::NotHooked);
+                return Way::Kernel(Reason::NotHooked);
             }
             return match self.kernel_needed(endpoint.mtu) {
                 None => Way::Peer(endpoint),
                 Some(_) if !self.tables.exists(endpoint.ifindex) => Way::Refuse(Reason::TargetGone),
-                Some(reason) => Way::HandOn(reason),
+                Some(reason) => Way::Kernel(reason),
             };
         }
         let settings = self.tables.settings();
         let stale = now.wrapping_sub(settings.heartbeat) > timeouts::HEARTBEAT;
-        if stale || leg.incarnation.get() != settings.route_generation {
+        if stale || towards.generation.get() != settings.route_generation {
             match renew_route(self.tables, hit.flow, hit.dir, settings.route_generation) {
                 None => {}
                 Some(reason) if reason.path() as u8 == Path::Drop as u8 => {
                     return Way::Refuse(reason);
                 }
-                Some(reason) => return Way::HandOn(reason),
+                Some(reason) => return Way::Kernel(reason),
             }
         }
-        let mtu = leg.mtu.get() as u32;
+        let mtu = towards.mtu.get() as u32;
         if mtu == 0 {
-            return Way::HandOn(Reason::NoEthernet);
+            return Way::Kernel(Reason::NoEthernet);
         }
         match self.kernel_needed(mtu) {
             None => Way::Neighbour(hit.flow.ifindex.get(), hit.flow.next_hop.get()),
-            Some(reason) => Way::HandOn(reason),
+            Some(reason) => Way::Kernel(reason),
         }
     }
 
@@ -692,7 +694,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     #[inline(always)]
     fn others_say(&self, way: &Way<'a, F>) -> Option<Reason> {
         let others = self.tables.settings().others;
-        if others == 0 || matches!(way, Way::HandOn(_) | Way::Refuse(_)) {
+        if others == 0 || matches!(way, Way::Kernel(_) | Way::Refuse(_)) {
             return None;
         }
         if others & others::IPSEC != 0 {
@@ -718,7 +720,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let segment = self.meta.segment;
         let size = if segment == 0 {
             packet.size as u32
-        } else if packet.class as u8 == Class::Bare as u8 || packet.tuple.proto == proto::SCTP {
+        } else if packet.class as u8 == Class::Portless as u8 || packet.tuple.proto == proto::SCTP {
             // Only the kernel knows what it will be cut to.
             u32::MAX
         } else {
@@ -774,7 +776,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
     /// To the kernel, in the state in which it expects the packet: the destination is rewritten,
     /// the source stays, and the hash leads the hook on the way out to the flow.
     #[inline(always)]
-    fn hand_on(&mut self, hit: &Hit<'_, F>, translation: Edit<F>, reason: Reason) -> Reason {
+    fn pass_to_kernel(&mut self, hit: &Hit<'_, F>, translation: Edit<F>, reason: Reason) -> Reason {
         let old = self.packet.tuple;
         let Edit { dst, dport, .. } = translation;
         if dst != old.dst || dport != old.dport {
@@ -789,17 +791,17 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         }
         // To the host itself: no further hook of ours is on the way.
         if reason as u8 != Reason::HostFlow as u8 {
-            let lead = mark::lead(hit.index, hit.dir, self.packet.apart);
+            let encode_hash = mark::encode_hash(hit.index, hit.dir, self.packet.apart);
             self.tables.mark(mark::FLOW);
-            self.tables.hash(lead);
+            self.tables.hash(encode_hash);
         }
         reason
     }
 
-    /// The other half of `hand_on`, on the way out: the source.
+    /// The other half of `pass_to_kernel`, on the way out: the source.
     #[inline(always)]
-    pub fn complete(&mut self) -> Option<Reason> {
-        let (index, dir) = mark::handed_on(self.meta.hash);
+    pub fn snat_on_egress(&mut self) -> Option<Reason> {
+        let (index, dir) = mark::decode_hash(self.meta.hash);
         let packet = self.packet;
         let old = &packet.tuple;
         let of_a_flow = self.meta.kind() == mark::FLOW;
@@ -814,7 +816,7 @@ impl<'a, F: Family, T: Steps<F>> Passage<'a, F, T> {
         let flow = self.tables.flow(index)?;
         let before = flow.tuples[dir & 1].get();
         let after = flow.tuples[(dir ^ 1) & 1].get();
-        let fits = self.tables.gate(flow).is_live()
+        let fits = self.tables.flow_state(flow).is_live()
             && before.src == old.src
             && after.src == old.dst
             && before.proto == old.proto
@@ -871,7 +873,7 @@ fn source<F: Family, T: Tables<F>>(
     }
 }
 
-/// What a packet's length has room for, in octets.
+/// What a packet's length has room for, in bytes.
 const MAX_MTU: u32 = u16::MAX as u32;
 
 /// Looks a flow's way out up anew and keeps it in the flow; the reason, if there is none. A device
@@ -884,8 +886,8 @@ fn renew_route<F: Family, T: Tables<F>>(
     dir: Direction,
     generation: u32,
 ) -> Option<Reason> {
-    let leg = &flow.legs[dir & 1];
-    let Some(endpoint) = tables.endpoint(flow.legs[(dir ^ 1) & 1].slot()) else {
+    let towards = &flow.next_hops[dir & 1];
+    let Some(endpoint) = tables.endpoint(flow.next_hops[(dir ^ 1) & 1].slot()) else {
         return Some(Reason::NoEndpoint);
     };
     let Some(network) = tables.network(endpoint.bridge) else {
@@ -924,8 +926,9 @@ fn renew_route<F: Family, T: Tables<F>>(
     if smallest != 0 && smallest < mtu {
         mtu = smallest;
     }
-    leg.mtu
+    towards
+        .mtu
         .set(if device.ethernet != 0 { mtu as u16 } else { 0 });
-    leg.incarnation.set(generation);
+    towards.generation.set(generation);
     None
 }

@@ -4,7 +4,7 @@
 //!
 //! Flows are charged to the endpoint that opens them, before their record is taken, and given back
 //! by whoever ends them: exactly once each, since only the winner of a record's gate ends a flow.
-//! A new incarnation begins with nothing: what its predecessor had is not given back to it.
+//! A new generation begins with nothing: what its predecessor had is not given back to it.
 //!
 //! What it may have open shrinks as the table fills up: twice what is left of three quarters of it,
 //! but always a little. So however many take all that they get, the last quarter is left, and each
@@ -44,7 +44,7 @@ pub const fn count(word: u64) -> i32 {
     (word as u32).wrapping_sub(ZERO) as i32
 }
 
-/// What a word belongs to: the incarnation that holds, or a bucket's tick.
+/// What a word belongs to: the generation that holds, or a bucket's tick.
 #[inline(always)]
 #[must_use]
 pub const fn owner(word: u64) -> u32 {
@@ -58,19 +58,19 @@ const fn word(owner: u32, count: u32) -> u64 {
 
 /// Charges a new flow to the endpoint that opens it: `None`, or why it may not.
 #[inline(always)]
-pub fn charge<F: Family, T: Tables<F>>(tables: &T, opener: End) -> Option<Reason> {
-    let quota = quota_of(tables, opener)?;
+pub fn charge<F: Family, T: Tables<F>>(tables: &T, originator: End) -> Option<Reason> {
+    let quota = quota_of(tables, originator)?;
     let settings = tables.settings();
     let now = tables.now();
     let before = quota.held.get();
-    if owner(before) != opener.incarnation
-        && tables.swap(&quota.held, before, word(opener.incarnation, 0))
+    if owner(before) != originator.generation
+        && tables.swap(&quota.held, before, word(originator.generation, 0))
     {
         quota.opens.set(full(settings.flow_rate, now));
         quota.answers.set(full(ANSWERS, now));
     }
     let held = tables.add(&quota.held, 1);
-    if owner(held) != opener.incarnation {
+    if owner(held) != originator.generation {
         // The slot has just gone to another endpoint, whose flow this is not.
         take_back(tables, &quota.held);
         return None;
@@ -116,16 +116,16 @@ pub(crate) fn is_reserved<F: Family, T: Tables<F>>(tables: &T) -> bool {
 
 /// Gives back what [`charge`] took for a flow: it has ended, or came to nothing.
 #[inline(always)]
-pub fn give_back<F: Family, T: Tables<F>>(tables: &T, opener: End) {
-    let Some(quota) = quota_of(tables, opener) else {
+pub fn give_back<F: Family, T: Tables<F>>(tables: &T, originator: End) {
+    let Some(quota) = quota_of(tables, originator) else {
         return;
     };
-    if owner(quota.held.get()) != opener.incarnation {
+    if owner(quota.held.get()) != originator.generation {
         return;
     }
     let held = take_back(tables, &quota.held);
-    // Another endpoint's by now, or of an incarnation that came back after another one.
-    if owner(held) != opener.incarnation || count(held) <= 0 {
+    // Another endpoint's by now, or of a generation that came back after another one.
+    if owner(held) != originator.generation || count(held) <= 0 {
         tables.add(&quota.held, 1);
     }
 }
@@ -204,7 +204,7 @@ const fn filled(bucket: u64, rate: u32, now: Ticks) -> u64 {
     )
 }
 
-/// How many octets of memory one endpoint may hold in incomplete datagrams: an eighth of what the
+/// How many bytes of memory one endpoint may hold in incomplete datagrams: an eighth of what the
 /// kernel has for all of them (`net.ipv4.ipfrag_high_thresh`). As it comes back in time, whether or
 /// not what it stands for has been forgotten yet, twice as much at worst.
 pub const PIECES: u32 = 512 << 10;
@@ -212,14 +212,14 @@ pub const PIECES: u32 = 512 << 10;
 /// What flows back per tick: all of it, in the time after which the kernel forgets a datagram.
 const PIECES_BACK: u32 = PIECES / timeouts::REASSEMBLY + 1;
 
-/// What the kernel holds for a piece of so many octets: its buffer is up to twice as long, beside
+/// What the kernel holds for a fragment of so many bytes: its buffer is up to twice as long, beside
 /// what describes it (`skb->truesize`).
 #[inline(always)]
 const fn held_for(octets: u16) -> u32 {
     octets as u32 * 2 + 768
 }
 
-/// Charges a piece of a datagram that is to be put together; whether the endpoint may have it.
+/// Charges a fragment of a datagram that is to be put together; whether the endpoint may have it.
 #[inline(always)]
 pub fn charge_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16) -> bool {
     let Some(quota) = tables.quota(slot) else {
@@ -229,14 +229,14 @@ pub fn charge_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16)
     let before = quota.pieces.get();
     let level = pieces_at(before, now);
     let cost = held_for(octets);
-    // Lost against another CPU: the piece passes free of charge, which evens out.
+    // Lost against another CPU: the fragment passes free of charge, which evens out.
     if cost <= level {
         tables.swap(&quota.pieces, before, pieces(now, level - cost));
     }
     cost <= level
 }
 
-/// Gives back what a piece was charged: its datagram is whole.
+/// Gives back what a fragment was charged: its datagram is whole.
 #[inline(always)]
 pub fn return_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16) {
     let Some(quota) = tables.quota(slot) else {
@@ -254,7 +254,7 @@ const fn pieces(now: Ticks, level: u32) -> u64 {
     (now as u64) << 32 | level as u64
 }
 
-/// What is in the bucket of pieces by now.
+/// What is in the bucket of fragments by now.
 #[inline(always)]
 const fn pieces_at(word: u64, now: Ticks) -> u32 {
     let since = now.wrapping_sub(owner(word));

@@ -9,7 +9,7 @@ use crate::family::{Address, Be16, Be32, Family};
 use crate::flow::End;
 use crate::frame::Frame;
 use crate::parse::proto;
-use crate::pipeline::{Passage, Side, Steps, mark};
+use crate::pipeline::{PacketContext, Side, Steps, mark};
 use crate::quota;
 
 /// The answer to a refused packet.
@@ -17,13 +17,13 @@ use crate::quota;
 pub struct Refusal<F: Family> {
     /// Whom it is from: the container's gateway.
     pub from: F::Addr,
-    /// How many octets of the packet it quotes, network header included.
+    /// How many bytes of the packet it quotes, network header included.
     pub quoted: u8,
     /// The mark that leads it past the hooks on its way back.
     pub mark: u32,
 }
 
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// Whether and how a container is told that its packet is refused. Not with IP options, which a
     /// quote of fixed size would cut, nor of a whole train of segments, nor of less than a quote has to
     /// show, nor too often.
@@ -32,7 +32,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let (tables, packet) = (self.tables, self.packet);
         let told = self.side != Side::Outside
             && packet.class.has_tuple()
-            && !packet.piece
+            && !packet.is_fragment
             && !packet.options
             && self.meta.l3 as usize == ETHERNET
             && self.meta.segment == 0
@@ -47,9 +47,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         }
         let slot = tables
             .endpoint_slot(packet.tuple.src)
-            .unwrap_or(network.floor);
-        let incarnation = tables.endpoint(slot)?.incarnation;
-        if !quota::may_answer(tables, End { slot, incarnation }) {
+            .unwrap_or(network.default_endpoint);
+        let generation = tables.endpoint(slot)?.generation;
+        if !quota::may_answer(tables, End { slot, generation }) {
             return None;
         }
         // All of a header with a checksum at its end: where that is still to be finished, the kernel does not let
@@ -91,7 +91,7 @@ impl<F: Family> Refusal<F> {
     }
 
     /// Writes the answer's headers before the packet that it quotes. The frame is what came, with
-    /// [`Family::REFUSAL`] octets put in behind the Ethernet header and cut to [`Self::octets`].
+    /// [`Family::REFUSAL`] bytes put in behind the Ethernet header and cut to [`Self::bytes`].
     ///
     /// `false` if the frame is shorter than that, which cannot be.
     #[inline(always)]
@@ -105,7 +105,7 @@ impl<F: Family> Refusal<F> {
     }
 }
 
-/// Octets of an IPv4 header without options and of ICMP's header.
+/// Bytes of an IPv4 header without options and of ICMP's header.
 pub(crate) const IPV4: usize = 20 + 8;
 /// The word of an IPv4 header that is its source address.
 const IPV4_SOURCE: usize = 3;

@@ -7,16 +7,16 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    AllowedKey, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending,
-    PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
+    AllowedKey, Device, Endpoint, Flow, FlowRef, IngressKey, LinkKey, Network, Pending,
+    PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
 };
-use crate::event::News;
+use crate::event::EventKind;
 use crate::family::{Be16, Family};
-use crate::flow::{End, Gate};
-use crate::pipeline::fragments::Train;
+use crate::flow::{End, FlowState};
+use crate::pipeline::fragments::FragmentSeries;
 use crate::reason::Reason;
 use crate::timeouts::Ticks;
-use crate::window::{Fate, Lead, Prepared, Segment};
+use crate::window::{PreCheck, Segment, Transition, Verdict};
 
 /// What the kernel's routing says of a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +27,7 @@ pub enum Route<F: Family> {
         ifindex: u32,
         /// The gateway, or the destination itself.
         next_hop: F::Addr,
-        /// The route's MTU in octets; 0 where only the kernel can send, as to an IPv6 next hop.
+        /// The route's MTU in bytes; 0 where only the kernel can send, as to an IPv6 next hop.
         mtu: u32,
     },
     /// The host's own, a broadcast, unreachable, prohibited: the kernel's to answer.
@@ -77,7 +77,7 @@ pub trait Tables<F: Family> {
     fn endpoint_slot(&self, addr: F::Addr) -> Option<u32>;
     /// The endpoint in a slot.
     fn endpoint(&self, slot: u32) -> Option<&Endpoint<F>>;
-    /// The incarnation of a mapping's slot.
+    /// The generation of a mapping's slot.
     fn mapping(&self, slot: u32) -> u32;
     /// What the endpoint in a slot has taken of what it may.
     fn quota(&self, slot: u32) -> Option<&Quota>;
@@ -91,9 +91,9 @@ pub trait Tables<F: Family> {
     /// The flow that a tuple belongs to.
     fn flow_ref(&self, tuple: &Tuple<F>) -> Option<FlowRef>;
     /// The flow that was looked up last of those whose tuples have this place.
-    fn recent(&self, place: u32) -> FlowRef;
+    fn cached_flow(&self, place: u32) -> FlowRef;
     /// Remembers a flow that was looked up.
-    fn set_recent(&self, place: u32, flow: FlowRef);
+    fn set_cached_flow(&self, place: u32, flow: FlowRef);
     /// A record by its index.
     fn flow(&self, index: u32) -> Option<&Flow<F>>;
     /// Inserts a tuple's key unless it is there; whether it did.
@@ -101,9 +101,9 @@ pub trait Tables<F: Family> {
     /// Removes a tuple's key.
     fn remove(&self, tuple: &Tuple<F>);
     /// The gate as it is now, however often it was read before.
-    fn gate(&self, flow: &Flow<F>) -> Gate;
+    fn flow_state(&self, flow: &Flow<F>) -> FlowState;
     /// Changes the gate from one value to another; whether it did.
-    fn swap_gate(&self, flow: &Flow<F>, from: Gate, to: Gate) -> bool;
+    fn swap_flow_state(&self, flow: &Flow<F>, from: FlowState, to: FlowState) -> bool;
     /// Raises a sequence number to `to`, unless it is there already, or further: not by a plain
     /// write, which could take back what another CPU wrote.
     fn raise(&self, number: &Cell<u32>, to: u32);
@@ -122,37 +122,37 @@ pub trait Tables<F: Family> {
     /// The next record to sweep: moves on at each call.
     fn next_sweep(&self) -> u32;
     /// The remembered port in a place of the hints.
-    fn hint(&self, place: u32) -> Option<Hint<F>>;
+    fn affinity(&self, place: u32) -> Option<PortAffinity<F>>;
     /// Remembers a port.
-    fn set_hint(&self, place: u32, hint: Hint<F>);
+    fn set_affinity(&self, place: u32, affinity: PortAffinity<F>);
 
-    /// The datagram whose pieces come at the moment, on this CPU.
-    fn train(&self) -> Train<F>;
+    /// The datagram whose fragments come at the moment, on this CPU.
+    fn series(&self) -> FragmentSeries<F>;
     /// Remembers it.
-    fn set_train(&self, train: Train<F>);
+    fn set_series(&self, series: FragmentSeries<F>);
 
     /// [`crate::flow::sweep_some`]. This and the next seven are methods so that the kernel's side can
     /// make functions of their own of them, which the verifier proves once, whoever calls them.
     fn sweep_some(&self);
     /// [`crate::quota::charge`].
-    fn charge(&self, opener: End) -> Option<Reason>;
+    fn charge(&self, originator: End) -> Option<Reason>;
     /// [`crate::quota::give_back`].
-    fn give_back(&self, opener: End);
+    fn give_back(&self, originator: End);
     /// [`crate::flow::take_record`].
-    fn take_record(&self, opener: u32) -> Option<FlowRef>;
+    fn take_record(&self, originator: u32) -> Option<FlowRef>;
     /// [`crate::flow::publish`].
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].
-    fn claim(&self, index: u32, gate: Gate, why: News) -> bool;
+    fn claim(&self, index: u32, flow_state: FlowState, why: EventKind) -> bool;
     /// [`crate::window::prepare`], of the windows of the record at `index`.
-    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared;
+    fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck;
     /// [`crate::window::settle`], of the same.
-    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate;
+    fn settle(&self, index: u32, lead: Transition, segment: &Segment) -> Verdict;
     /// [`crate::sctp::follow`], the state by its number.
     fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks);
 
     /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
-    fn tell(&self, flow: &Flow<F>, index: u32, gate: Gate, news: News);
+    fn emit(&self, flow: &Flow<F>, index: u32, flow_state: FlowState, news: EventKind);
 
     /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;

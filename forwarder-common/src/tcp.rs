@@ -7,7 +7,7 @@
 pub enum State {
     /// No packet yet.
     None = 0,
-    /// The opener's SYN was seen.
+    /// The originator's SYN was seen.
     SynSent = 1,
     /// The other side's SYN-ACK was seen.
     SynReceived = 2,
@@ -78,7 +78,7 @@ impl State {
     }
 }
 
-/// FIN in the header's flag octet.
+/// FIN in the header's flag byte.
 pub const FIN: u8 = 0x01;
 /// SYN.
 pub const SYN: u8 = 0x02;
@@ -116,7 +116,7 @@ const IG: u8 = 15;
 /// state. Kinds: SYN, SYN-ACK, FIN, ACK, RST, none of these. A row is one word of four-bit columns:
 /// shifting it needs no bounds, which the verifier would want to see proved.
 static STEPS: [u64; 12] = pack([
-    // The opener's packets.
+    // The originator's packets.
     [SS, SS, IG, IG, IG, IG, IG, SS, SS, S2],
     [IV, IV, SR, IV, IV, IV, IV, IV, IV, SR],
     [IV, IV, FW, FW, LA, LA, LA, TW, CL, IV],
@@ -186,7 +186,7 @@ pub const fn kind(flags: u8) -> Kind {
     }
 }
 
-/// What a packet with `flags` asks of a flow in state `from`; `reply` if it answers the opener.
+/// What a packet with `flags` asks of a flow in state `from`; `reply` if it answers the originator.
 #[inline(always)]
 #[must_use]
 pub fn step(from: State, flags: u8, reply: bool) -> Step {

@@ -13,7 +13,7 @@
 //! - A reset has to be exact as long as either side can still send, not in `ESTABLISHED` only, and
 //!   what it answers has to be the other side's: else who cannot see a connection ends it by a SYN
 //!   and a reset that fits this SYN.
-//! - A reset in `SYN_SENT` acknowledges the SYN, or the opener would not take it either.
+//! - A reset in `SYN_SENT` acknowledges the SYN, or the originator would not take it either.
 //! - Who sends more than allowed never lowers `end`.
 //! - Of a segment seen again, the beginning is not compared.
 //!
@@ -27,9 +27,9 @@
 mod inside;
 mod segment;
 
-use crate::abi::Windows;
+use crate::abi::TcpTracking;
 use crate::family::Family;
-use crate::flow::Gate;
+use crate::flow::FlowState;
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::tcp::{self, ACK, Kind, RST, SYN, State, Step};
@@ -37,7 +37,7 @@ use crate::timeouts::{self, Ticks};
 use inside::{Check, at_least_one, begin, inside, introduce};
 pub use segment::{NO_SCALE, Segment, UNREAD, scale};
 
-/// Bits of [`Windows::marks`].
+/// Bits of [`TcpTracking::marks`].
 pub mod mark {
     /// Data was sent that the other side has not acknowledged yet.
     pub const UNACKNOWLEDGED: u8 = 1;
@@ -49,7 +49,7 @@ pub mod mark {
     pub const SCALES: u8 = 8;
 }
 
-/// Bits of [`Windows::noted`], above the scale that a SYN offered.
+/// Bits of [`TcpTracking::noted`], above the scale that a SYN offered.
 mod noted {
     pub(super) const SCALE: u8 = 0x0f;
     pub(super) const SCALES: u8 = 0x10;
@@ -59,7 +59,7 @@ mod noted {
     pub(super) const SIMULTANEOUS: u8 = 0x40;
 }
 
-/// [`Windows::last`]: kind, direction, and how often the same ACK was seen again.
+/// [`TcpTracking::last`]: kind, direction, and how often the same ACK was seen again.
 mod last {
     pub(super) const KIND: u8 = 0x07;
     pub(super) const REPLY: u8 = 0x08;
@@ -70,7 +70,7 @@ mod last {
 
 /// What becomes of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fate {
+pub enum Verdict {
     /// The connection goes to this state, or stays in it, and lives for so long from now on.
     To(State, Ticks),
     /// Let through, and nothing changes.
@@ -79,7 +79,7 @@ pub enum Fate {
     Refuse(Reason),
 }
 
-impl Fate {
+impl Verdict {
     /// In one word.
     #[inline(always)]
     #[must_use]
@@ -119,12 +119,12 @@ const fn after(a: u32, b: u32) -> bool {
 
 /// Where a segment leads, in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lead(u64);
+pub struct Transition(u64);
 
 const INSIDE: u64 = 1 << 16;
 const OPENING: u64 = 1 << 17;
 
-impl Lead {
+impl Transition {
     /// From one state to another; `inside` if the windows need not be asked.
     #[inline(always)]
     #[must_use]
@@ -157,15 +157,15 @@ impl Lead {
 
 /// What [`prepare`] says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Prepared {
-    /// This becomes of the segment: [`Fate::Ignore`] or [`Fate::Refuse`].
-    Decided(Fate),
+pub enum PreCheck {
+    /// This becomes of the segment: [`Verdict::Ignore`] or [`Verdict::Refuse`].
+    Decided(Verdict),
     /// It leads on, if it is inside of its windows.
-    Leads(Lead),
+    Leads(Transition),
 }
 
-impl Prepared {
-    /// In one word, in which what is decided stands as in a [`Fate`]'s.
+impl PreCheck {
+    /// In one word, in which what is decided stands as in a [`Verdict`]'s.
     #[inline(always)]
     #[must_use]
     pub const fn pack(self) -> u64 {
@@ -180,9 +180,9 @@ impl Prepared {
     #[must_use]
     pub const fn unpack(word: u64) -> Self {
         if word & 3 != 0 {
-            return Self::Decided(Fate::unpack(word));
+            return Self::Decided(Verdict::unpack(word));
         }
-        Self::Leads(Lead(word))
+        Self::Leads(Transition(word))
     }
 }
 
@@ -191,12 +191,12 @@ impl Prepared {
 #[inline(always)]
 pub fn follow<F: Family, T: Tables<F>>(
     tables: &T,
-    windows: &Windows,
+    windows: &TcpTracking,
     index: u32,
-    gate: Gate,
+    flow_state: FlowState,
     segment: &Segment,
-) -> Fate {
-    let state = gate.state();
+) -> Verdict {
+    let state = flow_state.state();
     // Data and acknowledgements of an open connection: what nearly all segments are.
     let ordinary = tcp::kind(segment.flags) as u8 == Kind::Ack as u8
         && matches!(state, ESTABLISHED..=CLOSE_WAIT)
@@ -208,13 +208,13 @@ pub fn follow<F: Family, T: Tables<F>>(
         } else {
             State::CloseWait
         };
-        Prepared::Leads(Lead::new(from, to, false))
+        PreCheck::Leads(Transition::new(from, to, false))
     } else {
-        tables.prepare(index, gate, segment)
+        tables.prepare(index, flow_state, segment)
     };
     match prepared {
-        Prepared::Decided(fate) => fate,
-        Prepared::Leads(lead) => tables.settle(index, lead, segment),
+        PreCheck::Decided(fate) => fate,
+        PreCheck::Leads(lead) => tables.settle(index, lead, segment),
     }
 }
 
@@ -225,15 +225,15 @@ const CLOSE_WAIT: u8 = State::CloseWait as u8;
 #[inline(always)]
 pub fn settle<F: Family, T: Tables<F>>(
     tables: &T,
-    windows: &Windows,
-    lead: Lead,
+    windows: &TcpTracking,
+    lead: Transition,
     segment: &Segment,
-) -> Fate {
+) -> Verdict {
     if lead.0 & INSIDE == 0 {
         match inside(tables, windows, lead.0 & OPENING != 0, segment) {
             Check::Inside => {}
-            Check::Ignore => return Fate::Ignore,
-            Check::Outside => return Fate::Refuse(Reason::TcpWindow),
+            Check::Ignore => return Verdict::Ignore,
+            Check::Outside => return Verdict::Refuse(Reason::TcpWindow),
         }
     }
     let last = windows.last.get();
@@ -244,25 +244,25 @@ pub fn settle<F: Family, T: Tables<F>>(
         windows.last.set(now);
     }
     let to = lead.to();
-    Fate::To(to, lifetime(windows, to, segment, again))
+    Verdict::To(to, lifetime(windows, to, segment, again))
 }
 
 /// All that comes before the windows are asked about a segment that is not an open connection's
 /// ordinary one: what its state makes of it, and where windows begin.
 #[inline(always)]
 #[must_use]
-pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
+pub fn prepare(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) -> PreCheck {
     let reply = segment.reply;
     let (own, other) = segment.sides();
     let kind = tcp::kind(segment.flags);
-    let mut from = State::from_u8(gate.state());
+    let mut from = State::from_u8(flow_state.state());
     let over = matches!(from, State::TimeWait | State::Close);
     let mut to = match tcp::step_of(from, kind, reply) {
         // Another CPU saw the end: the next SYN makes a flow of its own.
         Step::To(State::SynSent) if over => State::None,
         Step::To(to) => to,
         Step::Ignore => State::None,
-        Step::Invalid => return Prepared::Decided(Fate::Refuse(Reason::TcpState)),
+        Step::Invalid => return PreCheck::Decided(Verdict::Refuse(Reason::TcpState)),
     };
     let last = windows.last.get();
     let follows = |kind: Kind| last & last::KIND == kind as u8;
@@ -276,7 +276,7 @@ pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
                 && segment.ack == windows.last_end.get();
             if !agreed {
                 note(windows, from, segment);
-                return Prepared::Decided(Fate::Ignore);
+                return PreCheck::Decided(Verdict::Ignore);
             }
             // Both ends agree on a SYN that was let through: they are in step, we are not.
             restart(windows, own, other);
@@ -291,7 +291,7 @@ pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
                 && noted & noted::CHALLENGE != 0
             {
                 windows.noted.set(noted & !noted::CHALLENGE);
-                return Prepared::Decided(Fate::Ignore);
+                return PreCheck::Decided(Verdict::Ignore);
             }
         }
         State::SynSent2 => windows.noted.set(windows.noted.get() | noted::SIMULTANEOUS),
@@ -300,11 +300,11 @@ pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
         {
             to = State::Established;
         }
-        State::Close if kind == Kind::Rst => match reset(windows, from, gate, segment) {
-            Reset::Exact => return Prepared::Leads(Lead::new(from, to, true)),
+        State::Close if kind == Kind::Rst => match reset(windows, from, flow_state, segment) {
+            Reset::Exact => return PreCheck::Leads(Transition::new(from, to, true)),
             Reset::Closes => {}
             Reset::Stays => to = from,
-            Reset::Stray => return Prepared::Decided(Fate::Refuse(Reason::TcpWindow)),
+            Reset::Stray => return PreCheck::Decided(Verdict::Refuse(Reason::TcpWindow)),
         },
         _ => {}
     }
@@ -315,17 +315,17 @@ pub fn prepare(windows: &Windows, gate: Gate, segment: &Segment) -> Prepared {
         && let Some(check) = introduce(windows, from, segment)
     {
         return match check {
-            Check::Inside => Prepared::Leads(Lead::new(from, to, true)),
-            Check::Ignore => Prepared::Decided(Fate::Ignore),
-            Check::Outside => Prepared::Decided(Fate::Refuse(Reason::TcpWindow)),
+            Check::Inside => PreCheck::Leads(Transition::new(from, to, true)),
+            Check::Ignore => PreCheck::Decided(Verdict::Ignore),
+            Check::Outside => PreCheck::Decided(Verdict::Refuse(Reason::TcpWindow)),
         };
     }
-    Prepared::Leads(Lead::new(from, to, false))
+    PreCheck::Leads(Transition::new(from, to, false))
 }
 
 /// How long the flow lives.
 #[inline(always)]
-fn lifetime(windows: &Windows, to: State, segment: &Segment, again: u8) -> Ticks {
+fn lifetime(windows: &TcpTracking, to: State, segment: &Segment, again: u8) -> Ticks {
     if segment.has(RST) {
         return timeouts::tcp(State::Close);
     }
@@ -343,7 +343,7 @@ fn lifetime(windows: &Windows, to: State, segment: &Segment, again: u8) -> Ticks
 
 /// Notes a segment that is let through and not followed: it may be right, and we wrong.
 #[inline(always)]
-fn note(windows: &Windows, from: State, segment: &Segment) {
+fn note(windows: &TcpTracking, from: State, segment: &Segment) {
     let (kind, reply) = (tcp::kind(segment.flags), segment.reply);
     let again = windows.last.get() & !(last::KIND | last::REPLY);
     windows
@@ -368,7 +368,7 @@ fn note(windows: &Windows, from: State, segment: &Segment) {
 
 /// Takes over what was noted of the other side's SYN; this side's windows begin anew.
 #[inline(always)]
-fn restart(windows: &Windows, own: usize, other: usize) {
+fn restart(windows: &TcpTracking, own: usize, other: usize) {
     let noted = windows.noted.get();
     let end = windows.last_end.get();
     windows.sides[other].end.set(end);
@@ -402,7 +402,7 @@ enum Reset {
 }
 
 #[inline(always)]
-fn reset(windows: &Windows, from: State, gate: Gate, segment: &Segment) -> Reset {
+fn reset(windows: &TcpTracking, from: State, flow_state: FlowState, segment: &Segment) -> Reset {
     // Over: a later connection of the same ends may be under way.
     if matches!(from, State::TimeWait | State::Close) {
         return Reset::Exact;
@@ -442,8 +442,8 @@ fn reset(windows: &Windows, from: State, gate: Gate, segment: &Segment) -> Reset
         }
         outcome = Reset::Stays;
     }
-    let answers_syn = gate.is_replied() && kind == Kind::Syn as u8;
-    let answers_ack = !gate.is_assured() && kind == Kind::Ack as u8;
+    let answers_syn = flow_state.is_replied() && kind == Kind::Syn as u8;
+    let answers_ack = !flow_state.is_assured() && kind == Kind::Ack as u8;
     let answered = answers && (answers_syn || answers_ack) && segment.ack == windows.last_end.get();
     let challenged = from as u8 == State::SynSent as u8
         && kind == Kind::Ack as u8

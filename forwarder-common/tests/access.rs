@@ -139,7 +139,7 @@ fn a_neighbour_is_reached_by_the_gateway_where_it_is_reached_at_all() {
     let spoofed = Spec::udp((GATEWAY, 5000), (WEB, 53));
     let reason = |host: &Host, spec: &Spec| host.by_veth(APP_VETH, spec).0.reason;
     assert_eq!(reason(&host, &spoofed), Some(Reason::SpoofedSource));
-    host.networks.get_mut(&BRIDGE).unwrap().flags |= network::NO_PEERS;
+    host.networks.get_mut(&BRIDGE).unwrap().flags |= network::ICC_DISABLED;
     assert_eq!(reason(&host, &spec), Some(Reason::PeerBlocked));
 }
 
@@ -327,7 +327,7 @@ fn a_list_that_changes_is_asked_about_flows_that_live() {
 
 #[test]
 fn a_link_opens_the_childs_port_to_the_parent() {
-    let mut host = host(network::MASQUERADE | network::NO_PEERS);
+    let mut host = host(network::MASQUERADE | network::ICC_DISABLED);
     let (parent, child) = (APP, WEB);
     host.links.insert(LinkKey {
         parent,
@@ -364,7 +364,7 @@ fn a_link_opens_the_childs_port_to_the_parent() {
         (APP_VETH, Spec::ping(APP, WEB, 7), Reason::PeerBlocked),
     ] {
         let arrival = Arrival {
-            came_by: from,
+            ingress_ifindex: from,
             ..Arrival::default()
         };
         let outcome = host.run(Hook::ContainerOut, &mut spec.build(), arrival);

@@ -97,7 +97,7 @@ fn whoever_is_refused_is_told_if_there_is_enough_to_quote() {
         let spec = bare(GRE, WEB, REMOTE).payload(octets);
         let (outcome, packet) = host.by_veth(WEB_VETH, &spec);
         assert_eq!(outcome.reason, Some(Reason::PortsExhausted));
-        assert_eq!(outcome.target.is_some(), told, "{octets} octets");
+        assert_eq!(outcome.target.is_some(), told, "{octets} bytes");
         if told {
             assert!(sums_up(&packet));
             assert_eq!(packet[20..22], [3, 13]);
@@ -182,21 +182,21 @@ fn an_error_from_the_way_quotes_what_the_container_sent() {
 #[test]
 fn pieces_go_onward_and_come_back() {
     let mut host = Host::usual(64);
-    host.settings.round = 90;
+    host.settings.defrag_loopback = 90;
     let whole = bare(GRE, APP, REMOTE).fragment(0).payload(100).packet();
     let mut frames = Vec::new();
-    for piece in cut(&whole, 48, 7) {
+    for is_fragment in cut(&whole, 48, 7) {
         let frame = [
             &mac(BRIDGE),
             &model::host::far_mac(APP_VETH),
             &[8, 0][..],
-            &piece,
+            &is_fragment,
         ]
         .concat();
-        frames.push((piece, frame));
+        frames.push((is_fragment, frame));
     }
     let mut led = Carried(0, 0);
-    for (nth, (piece, mut frame)) in frames.into_iter().enumerate() {
+    for (nth, (is_fragment, mut frame)) in frames.into_iter().enumerate() {
         let arrival = Arrival {
             ifindex: APP_VETH,
             ..Arrival::default()
@@ -206,19 +206,19 @@ fn pieces_go_onward_and_come_back() {
         if nth == 0 {
             led = outcome.into();
         }
-        let (out, packet) = host.to_outside(BRIDGE, led, &piece);
+        let (out, packet) = host.to_outside(BRIDGE, led, &is_fragment);
         assert_eq!(out.reason, Some(Reason::Completed));
         assert_eq!(packet[12..16], HOST.octets());
-        assert_eq!(packet[20..], piece[20..]);
+        assert_eq!(packet[20..], is_fragment[20..]);
     }
     let answer = bare(GRE, REMOTE, HOST).fragment(0).payload(100).packet();
-    for piece in cut(&answer, 48, 7) {
+    for is_fragment in cut(&answer, 48, 7) {
         let arrival = Arrival {
             ifindex: UPLINK,
             mark: mark::BACK,
             ..Arrival::default()
         };
-        let (outcome, packet) = host.raw(Hook::OutsideIn, &piece, arrival);
+        let (outcome, packet) = host.raw(Hook::OutsideIn, &is_fragment, arrival);
         assert_eq!(outcome.reason, Some(Reason::Forwarded));
         assert_eq!(packet[16..20], APP.octets());
     }

@@ -32,7 +32,7 @@ fn unreadable_transport_is_judged_by_the_network_header() {
     let reason = |src, dst| {
         let macs = (host.devices[&WEB_VETH].mac, far_mac(WEB_VETH));
         let mut frame = udp(src, dst).between(macs.0, macs.1).build();
-        // TCP of 16 octets.
+        // TCP of 16 bytes.
         frame[14 + 9] = proto::TCP as u8;
         let arrival = Arrival {
             ifindex: WEB_VETH,
@@ -157,8 +157,8 @@ fn nothing_unmarked_of_a_bridge_leaves() {
     let host = Host::usual(64);
     let packet = |src| udp(src, REMOTE).build().split_off(14);
     for src in [WEB, ip(10, 0, 0, 1), CLIENT] {
-        for came_by in [BRIDGE, WEB_VETH] {
-            let outcome = host.to_outside(came_by, 0, &packet(src)).0;
+        for ingress_ifindex in [BRIDGE, WEB_VETH] {
+            let outcome = host.to_outside(ingress_ifindex, 0, &packet(src)).0;
             assert_eq!(outcome.reason, Some(Reason::Untranslated), "{src:?}");
         }
     }

@@ -9,10 +9,10 @@ use std::cell::Cell;
 use std::collections::HashSet;
 
 use forwarder_common::abi::FlowRef;
-use forwarder_common::errand::{self, Ending};
-use forwarder_common::event::{Event, News};
+use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::V4;
-use forwarder_common::flow::Gate;
+use forwarder_common::flow::FlowState;
+use forwarder_common::flow_operation::{self, Ending};
 use forwarder_common::timeouts;
 use model::frames::{ACK, RST, SYN, Spec};
 use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB_VETH};
@@ -41,8 +41,8 @@ fn reference(host: &Host, port: u16) -> FlowRef {
 fn balanced(host: &Host) {
     let mut open = HashSet::new();
     for event in told(host) {
-        let name = (event.index.get(), Gate(event.gate.get()).id());
-        if event.news.get() == News::Begins as u32 {
+        let name = (event.index.get(), FlowState(event.flow_state.get()).id());
+        if event.news.get() == EventKind::Begins as u32 {
             assert!(open.insert(name), "begins twice: {event:?}");
         } else {
             assert!(open.remove(&name), "ends without having begun: {event:?}");
@@ -65,7 +65,7 @@ fn a_flow_tells_its_beginning_and_its_end_with_what_was_counted() {
     let [begin] = &told(&host)[..] else {
         panic!("{:?}", told(&host))
     };
-    assert_eq!(begin.news.get(), News::Begins as u32);
+    assert_eq!(begin.news.get(), EventKind::Begins as u32);
     assert_eq!(
         begin.tuples.each_ref().map(Cell::get),
         [query(1).tuple, answer(1).tuple]
@@ -81,17 +81,17 @@ fn a_flow_tells_its_beginning_and_its_end_with_what_was_counted() {
     let [_, end] = &told(&host)[..] else {
         panic!("{:?}", told(&host))
     };
-    assert_eq!(end.news.get(), News::Over as u32);
+    assert_eq!(end.news.get(), EventKind::Over as u32);
     assert_eq!(end.tuples, begin.tuples);
     assert_eq!(
         (&end.packets, &end.bytes),
         (&[1, 1].map(Cell::new), &[128, 328].map(Cell::new))
     );
     assert_eq!(
-        (end.index.get(), Gate(end.gate.get()).id()),
-        (begin.index.get(), Gate(begin.gate.get()).id())
+        (end.index.get(), FlowState(end.flow_state.get()).id()),
+        (begin.index.get(), FlowState(begin.flow_state.get()).id())
     );
-    assert!(Gate(end.gate.get()).is_replied());
+    assert!(FlowState(end.flow_state.get()).is_replied());
     assert_eq!(
         (end.at.get(), end.created.get()),
         (host.clock.get(), begin.at.get())
@@ -107,7 +107,7 @@ fn a_flow_that_is_pushed_out_says_so() {
     }
     let evicted: Vec<_> = told(&host)
         .into_iter()
-        .filter(|event| event.news.get() == News::Evicted as u32)
+        .filter(|event| event.news.get() == EventKind::Evicted as u32)
         .map(|event| event.tuples[0].get().sport.get())
         .collect();
     assert_eq!(evicted, [1000, 1001, 1002, 1003]);
@@ -125,19 +125,26 @@ fn a_flow_is_ended_by_hand_with_both_of_its_keys_and_once() {
         id: flow.id.wrapping_add(1),
         ..flow
     };
-    assert_eq!(errand::end(&host, other), Ending::Absent, "another life");
-    assert_eq!(errand::end(&host, flow), Ending::Ended);
-    assert_eq!(errand::end(&host, flow), Ending::Absent);
+    assert_eq!(
+        flow_operation::end(&host, other),
+        Ending::Absent,
+        "another life"
+    );
+    assert_eq!(flow_operation::end(&host, flow), Ending::Ended);
+    assert_eq!(flow_operation::end(&host, flow), Ending::Absent);
     host.check();
     assert_eq!(host.index.borrow().len(), 2);
     assert!(host.flow_of(&query(2).tuple).is_some());
-    assert_eq!(told(&host).last().unwrap().news.get(), News::Deleted as u32);
+    assert_eq!(
+        told(&host).last().unwrap().news.get(),
+        EventKind::Deleted as u32
+    );
     balanced(&host);
     let beyond = FlowRef {
         index: FLOWS,
         id: 0,
     };
-    assert_eq!(errand::end(&host, beyond), Ending::Absent);
+    assert_eq!(flow_operation::end(&host, beyond), Ending::Absent);
 }
 
 #[test]
@@ -148,10 +155,10 @@ fn what_has_expired_is_collected_without_new_flows() {
     }
     host.wait(timeouts::UDP - 1);
     host.by_veth(APP_VETH, &query(2));
-    errand::collect(&host, FLOWS);
+    flow_operation::collect(&host, FLOWS);
     assert_eq!(host.index.borrow().len(), 6, "none too early");
     host.wait(1);
-    errand::collect(&host, FLOWS);
+    flow_operation::collect(&host, FLOWS);
     assert_eq!(host.index.borrow().len(), 2);
     assert!(host.flow_of(&query(2).tuple).is_some());
     host.check();
@@ -170,7 +177,7 @@ fn of_two_cpus_that_make_the_same_flow_the_loser_says_so() {
         balanced(&host);
         undone += told(&host)
             .iter()
-            .filter(|event| event.news.get() == News::Undone as u32)
+            .filter(|event| event.news.get() == EventKind::Undone as u32)
             .count();
     }
     assert!(undone > 0, "the race was never met");
@@ -199,7 +206,7 @@ fn whatever_happens_each_beginning_has_one_end() {
                         index: dice.below(FLOWS as usize) as u32,
                         id: dice.below(3) as u32,
                     };
-                    errand::end(&host, flow);
+                    flow_operation::end(&host, flow);
                 }
             }
             if step % 100 == 99 {

@@ -43,13 +43,13 @@ fn both_directions_find_the_flow_that_one_packet_made() {
     let host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(5000).payload(100));
     host.by_uplink(&answer(5000).payload(300));
-    let (flow, gate) = host.flow_of(&query(5000).tuple).unwrap();
-    assert_eq!(host.flow_of(&answer(5000).tuple).unwrap().1, gate);
+    let (flow, flow_state) = host.flow_of(&query(5000).tuple).unwrap();
+    assert_eq!(host.flow_of(&answer(5000).tuple).unwrap().1, flow_state);
     assert_eq!(flow.tuples[ORIGINAL].get(), query(5000).tuple);
     assert_eq!(flow.tuples[REPLY].get(), answer(5000).tuple);
     assert_eq!(flow.packets.each_ref().map(std::cell::Cell::get), [1, 1]);
     assert_eq!(flow.bytes.each_ref().map(std::cell::Cell::get), [128, 328]);
-    assert!(gate.is_live() && gate.is_replied() && !gate.is_assured());
+    assert!(flow_state.is_live() && flow_state.is_replied() && !flow_state.is_assured());
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn no_flow_outlives_its_container_or_its_mapping() {
             "restarted",
             |host| {
                 let slot = host.endpoint_slots[&WEB];
-                host.endpoints[slot as usize].incarnation += 1;
+                host.endpoints[slot as usize].generation += 1;
             },
             Reason::Forwarded,
         ),
@@ -335,7 +335,7 @@ proptest! {
                 Deed::Wait(ticks) => host.wait(ticks),
                 Deed::Restart => {
                     let slot = host.endpoint_slots[&WEB];
-                    host.endpoints[slot as usize].incarnation += 1;
+                    host.endpoints[slot as usize].generation += 1;
                 }
                 Deed::Republish => host.mappings.values_mut().for_each(|it| *it += 1),
             }

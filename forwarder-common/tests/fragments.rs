@@ -18,12 +18,12 @@ use model::host::{
 use model::{Arrival, Carried, Hook, Host, Outcome, Target};
 
 /// The device that pieces go round by.
-const ROUND: u32 = 90;
+const DEFRAG_LOOPBACK: u32 = 90;
 const MORE: u16 = 0x2000;
 
 fn host() -> Host {
     let mut host = Host::usual(64);
-    host.settings.round = ROUND;
+    host.settings.defrag_loopback = DEFRAG_LOOPBACK;
     host
 }
 
@@ -35,9 +35,9 @@ fn query() -> Spec {
     Spec::udp((APP, 5000), (REMOTE, 53))
 }
 
-/// The `nth` piece of a datagram of `of` pieces, eight octets of payload each; the first one has a
+/// The `nth` piece of a datagram of `of` pieces, eight bytes of payload each; the first one has a
 /// header before them.
-fn piece(spec: Spec, nth: u16, of: u16) -> Spec {
+fn is_fragment(spec: Spec, nth: u16, of: u16) -> Spec {
     let offset = if nth == 0 { 0 } else { nth + 1 };
     spec.payload(8)
         .fragment(offset | if nth + 1 < of { MORE } else { 0 })
@@ -65,11 +65,15 @@ fn at(
     } else {
         mac(ifindex)
     };
-    let came_by = if ifindex == ROUND { UPLINK } else { 0 };
+    let ingress_ifindex = if ifindex == DEFRAG_LOOPBACK {
+        UPLINK
+    } else {
+        0
+    };
     let mut frame = [&dst, &src, &[8, 0][..], packet].concat();
     let arrival = Arrival {
         ifindex,
-        came_by,
+        ingress_ifindex,
         mark,
         hash,
         segment: 0,
@@ -79,7 +83,7 @@ fn at(
 }
 
 /// From outside, round and back: what becomes of it there.
-fn round(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
+fn defrag_loopback(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
     let (there, lost) = at(host, Hook::OutsideIn, UPLINK, 0, packet);
     assert_eq!(there.reason, Some(Reason::Reassembled));
     // Nobody's address; one hop more, which forwarding takes.
@@ -87,9 +91,9 @@ fn round(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
     let mut lost = lost;
     lost[8] -= 1;
     let sum = u16::from_be_bytes([lost[10], lost[11]]);
-    let (sum, carry) = sum.overflowing_add(0x100);
-    lost[10..12].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
-    let (back, found) = at(host, Hook::RoundOut, ROUND, there, &lost);
+    let (sum, forward_established) = sum.overflowing_add(0x100);
+    lost[10..12].copy_from_slice(&(sum + u16::from(forward_established)).to_be_bytes());
+    let (back, found) = at(host, Hook::DefragOut, DEFRAG_LOOPBACK, there, &lost);
     assert_eq!(
         (back.reason, back.target, back.mark),
         (
@@ -110,8 +114,8 @@ fn destination(packet: &[u8]) -> [u8; 4] {
 fn pieces_for_the_host_go_round_and_come_back_as_they_were() {
     let host = host();
     for nth in 0..3 {
-        let packet = bytes(&piece(request(), nth, 3));
-        let (outcome, out) = round(&host, &packet);
+        let packet = bytes(&is_fragment(request(), nth, 3));
+        let (outcome, out) = defrag_loopback(&host, &packet);
         assert_eq!(outcome.reason, Some(Reason::Forwarded), "piece {nth}");
         assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
         assert_eq!(destination(&out), WEB.octets());
@@ -144,8 +148,8 @@ fn what_acknowledges_all_pieces_of_a_segment_passes() {
     let early = answers(ACK).numbers(2, 2 + 24, 0x1000);
     assert_eq!(outward(early.clone()), Some(Reason::TcpWindow));
     let whole = asks(ACK).payload(24).packet();
-    for piece in cut(&whole, 24, 7) {
-        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &piece);
+    for is_fragment in cut(&whole, 24, 7) {
+        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &is_fragment);
         assert_eq!(outcome.reason, through);
     }
     assert_eq!(outward(early), through);
@@ -159,7 +163,7 @@ fn what_acknowledges_all_pieces_of_a_segment_passes() {
 fn a_piece_without_its_train_goes_nowhere() {
     let host = host();
     let back = |nth, of| {
-        let packet = bytes(&piece(request(), nth, of));
+        let packet = bytes(&is_fragment(request(), nth, of));
         at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet)
             .0
             .reason
@@ -176,12 +180,12 @@ fn a_piece_without_its_train_goes_nowhere() {
     // Another source, though everything else is as it has to be.
     assert_eq!(back(0, 3), Some(Reason::Forwarded));
     let other = Spec::udp((REMOTE, 40_000), (HOST, 8080));
-    let packet = bytes(&piece(other, 1, 3));
+    let packet = bytes(&is_fragment(other, 1, 3));
     let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
     assert_eq!(outcome.reason, Some(Reason::Fragment));
     // Of another datagram, likewise.
     assert_eq!(back(0, 3), Some(Reason::Forwarded));
-    let mut packet = bytes(&piece(request(), 1, 3));
+    let mut packet = bytes(&is_fragment(request(), 1, 3));
     packet[5] ^= 1;
     seal_header(&mut packet);
     let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
@@ -192,8 +196,8 @@ fn a_piece_without_its_train_goes_nowhere() {
 fn the_hosts_own_pieces_come_to_it() {
     let host = host();
     for nth in 0..2 {
-        let packet = bytes(&piece(Spec::udp((CLIENT, 1), (HOST, 53)), nth, 2));
-        let (outcome, out) = round(&host, &packet);
+        let packet = bytes(&is_fragment(Spec::udp((CLIENT, 1), (HOST, 53)), nth, 2));
+        let (outcome, out) = defrag_loopback(&host, &packet);
         assert_eq!((outcome.reason, outcome.mark), (Some(Reason::ToHost), 0));
         assert_eq!(out, packet);
     }
@@ -207,30 +211,30 @@ fn onward_the_first_piece_carries_the_flows_mark_and_the_others_one_that_leads_n
         Hook::ContainerIn,
         APP_VETH,
         0,
-        &bytes(&piece(query(), 0, 2)),
+        &bytes(&is_fragment(query(), 0, 2)),
     );
     assert_eq!(head.reason, Some(Reason::Reassembled));
-    assert_eq!(packet, bytes(&piece(query(), 0, 2)));
+    assert_eq!(packet, bytes(&is_fragment(query(), 0, 2)));
     let (tail, _) = at(
         &host,
         Hook::ContainerIn,
         APP_VETH,
         0,
-        &bytes(&piece(query(), 1, 2)),
+        &bytes(&is_fragment(query(), 1, 2)),
     );
     assert_eq!(
         (tail.reason, tail.mark),
         (Some(Reason::Reassembled), mark::PIECE)
     );
     for nth in 0..2 {
-        let piece = bytes(&piece(query(), nth, 2));
-        let (out, packet) = host.to_outside(BRIDGE, head, &piece);
+        let is_fragment = bytes(&is_fragment(query(), nth, 2));
+        let (out, packet) = host.to_outside(BRIDGE, head, &is_fragment);
         assert_eq!(out.reason, Some(Reason::Completed));
         assert_eq!(packet[12..16], HOST.octets());
         // Without the first one's mark nothing leaves.
-        let (out, packet) = host.to_outside(BRIDGE, mark::PIECE, &piece);
+        let (out, packet) = host.to_outside(BRIDGE, mark::PIECE, &is_fragment);
         assert_eq!(out.reason, Some(Reason::Untranslated));
-        assert_eq!(packet, piece);
+        assert_eq!(packet, is_fragment);
     }
 }
 
@@ -246,13 +250,13 @@ fn a_containers_pieces_are_checked_before_they_go_anywhere() {
         ),
     ] {
         for nth in 0..2 {
-            let packet = bytes(&piece(spec.clone(), nth, 2));
+            let packet = bytes(&is_fragment(spec.clone(), nth, 2));
             let (outcome, out) = at(&host, Hook::ContainerIn, APP_VETH, 0, &packet);
             assert_eq!((outcome.reason, out), (Some(reason), packet), "{nth}");
         }
     }
     // The first one to another network is refused, so its datagram is.
-    let packet = bytes(&piece(Spec::udp((APP, 1), (FAR, 53)), 0, 2));
+    let packet = bytes(&is_fragment(Spec::udp((APP, 1), (FAR, 53)), 0, 2));
     let (outcome, _) = at(&host, Hook::ContainerIn, APP_VETH, 0, &packet);
     assert_eq!(outcome.reason, Some(Reason::Isolated));
 }
@@ -273,7 +277,7 @@ fn a_first_piece_without_all_of_its_header_is_not_translated() {
 fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
     let mut host = host();
     host.wait(REASSEMBLY);
-    let tail = bytes(&piece(query(), 1, 3));
+    let tail = bytes(&is_fragment(query(), 1, 3));
     let send = |host: &Host| {
         at(host, Hook::ContainerIn, APP_VETH, 0, &tail)
             .0
@@ -288,7 +292,7 @@ fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
     assert_eq!(until_refused(&host), PIECES / cost);
     assert_eq!(send(&host), Reason::FragmentQuota);
     // Its neighbour has its own.
-    let other = bytes(&piece(Spec::udp((WEB, 1), (REMOTE, 53)), 1, 3));
+    let other = bytes(&is_fragment(Spec::udp((WEB, 1), (REMOTE, 53)), 1, 3));
     let (outcome, _) = at(&host, Hook::ContainerIn, WEB_VETH, 0, &other);
     assert_eq!(outcome.reason, Some(Reason::Reassembled));
     // In time all of it comes back, half in half of the time.
@@ -299,7 +303,7 @@ fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
     assert_eq!(until_refused(&host), PIECES / cost);
     // What leaves whole is given back at once.
     host.wait(REASSEMBLY);
-    let head = bytes(&piece(query(), 0, 2));
+    let head = bytes(&is_fragment(query(), 0, 2));
     let (outcome, _) = at(&host, Hook::ContainerIn, APP_VETH, 0, &head);
     assert_eq!(outcome.reason, Some(Reason::Reassembled));
     assert_eq!(until_refused(&host), (PIECES - cost_of(&head)) / cost);
@@ -318,7 +322,7 @@ fn every_piece_that_the_kernel_keeps_is_charged() {
     let host = host();
     let gateway = host.devices[&APP_VETH].mac;
     let sends = |host: &Host, to: [u8; 6], dst: Be32| {
-        let spec = piece(Spec::udp((APP, 1), (dst, 53)), 1, 3);
+        let spec = is_fragment(Spec::udp((APP, 1), (dst, 53)), 1, 3);
         let mut frame = spec.between(to, far_mac(APP_VETH)).build();
         let arrival = Arrival {
             ifindex: APP_VETH,

@@ -276,10 +276,10 @@ fn the_guards_on_the_way_out() {
     );
 
     let switched = Spec::udp((APP, 1), (WEB, 53)).packet();
-    let between = |host: &Host, came_by, mark| {
+    let between = |host: &Host, ingress_ifindex, mark| {
         let arrival = Arrival {
             ifindex: WEB_VETH,
-            came_by,
+            ingress_ifindex,
             mark,
             hash: 0,
             segment: 0,
@@ -288,7 +288,7 @@ fn the_guards_on_the_way_out() {
     };
     assert_eq!(between(&host, APP_VETH, 0), Some(Reason::Bridged));
     assert_eq!(between(&host, 0, 0), Some(Reason::FromHost));
-    host.networks.get_mut(&BRIDGE).unwrap().flags |= network::NO_PEERS;
+    host.networks.get_mut(&BRIDGE).unwrap().flags |= network::ICC_DISABLED;
     assert_eq!(between(&host, APP_VETH, 0), Some(Reason::PeerBlocked));
     assert_eq!(
         between(&host, APP_VETH, mark::FLOW | 1),
@@ -351,7 +351,7 @@ fn device_makes_a_container_whatever_the_source() {
     let host = surrounded();
     let forged = Spec::udp((REMOTE, 1), (CLIENT, 53)).packet();
     let of_container = Spec::udp((ip(198, 18, 0, 2), 1), (REMOTE, 53)).packet();
-    for (came_by, packet, reason) in [
+    for (ingress_ifindex, packet, reason) in [
         (BRIDGE, &forged, Reason::Untranslated),
         (12, &of_container, Reason::Untranslated),
         // By nobody's device, but in a container's very name.
@@ -359,9 +359,9 @@ fn device_makes_a_container_whatever_the_source() {
         (UPLINK, &of_container, Reason::FromHost),
     ] {
         assert_eq!(
-            host.to_outside(came_by, 0, packet).0.reason,
+            host.to_outside(ingress_ifindex, 0, packet).0.reason,
             Some(reason),
-            "by {came_by}"
+            "by {ingress_ifindex}"
         );
     }
 }
@@ -433,7 +433,7 @@ fn unarmed_hooks_pass_everything() {
         let mut after = frame.clone();
         let arrival = Arrival {
             ifindex,
-            came_by: BRIDGE,
+            ingress_ifindex: BRIDGE,
             ..Arrival::default()
         };
         let outcome = host.run(hook, &mut after, arrival);

@@ -90,7 +90,7 @@ fn what_tells_no_flow_goes_no_further() {
     // Too short for ports: the host's to look at, no container's.
     for octets in [0, 8, 19, 20, 24, 27] {
         let error = Spec::error(UNREACHABLE, ROUTER, HOST, &left, octets);
-        assert_eq!(reason(&error), Some(Reason::ToHost), "{octets} octets");
+        assert_eq!(reason(&error), Some(Reason::ToHost), "{octets} bytes");
     }
     // A redirect must not cross a translation.
     assert_eq!(
@@ -142,7 +142,7 @@ fn a_damaged_error_goes_no_further() {
             (host.run(hook, &mut frame, arrival).reason.unwrap(), frame)
         };
         assert_eq!(run(&error).0, Reason::IcmpError);
-        // Type, code, the quote's first octet that is not looked at, the very last one.
+        // Type, code, the quote's first byte that is not looked at, the very last one.
         for at in [21, 24, 50, error.len() - 1] {
             let mut damaged = error.clone();
             damaged[at] ^= 0x10;
@@ -189,7 +189,7 @@ fn an_error_is_for_the_one_whose_packet_it_quotes() {
 
 #[test]
 fn extensions_behind_the_quote_stay() {
-    // RFC 4884: the quote is padded to 128 octets, extensions follow.
+    // RFC 4884: the quote is padded to 128 bytes, extensions follow.
     let host = Host::usual(64);
     let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
     let mut error = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, 128);

@@ -5,7 +5,7 @@
 mod model;
 
 use forwarder_common::abi::{
-    AllowedKey6, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6, allowed,
+    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
     device, ingress, network,
 };
 use forwarder_common::family::{Be16, Be128};
@@ -34,10 +34,10 @@ fn datagram(port: u16) -> Vec<u8> {
 }
 
 fn run(host: &Host, hook: Hook, arrival: (u32, u32, u32), mut frame: Vec<u8>) -> Reason {
-    let (ifindex, came_by, mark) = arrival;
+    let (ifindex, ingress_ifindex, mark) = arrival;
     let arrival = Arrival {
         ifindex,
-        came_by,
+        ingress_ifindex,
         mark,
         hash: 0,
         segment: 0,
@@ -88,7 +88,7 @@ fn network_flags_hold_for_ipv6() {
     );
     for (flag, expected) in [
         (
-            network::NO_PEERS,
+            network::ICC_DISABLED,
             [Reason::PeerBlocked, Reason::ToHost, Reason::Ipv6Forward],
         ),
         (
@@ -110,7 +110,7 @@ fn network_flags_hold_for_ipv6() {
         assert_eq!(got, expected);
     }
     // What asks for a sibling is a multicast: the sibling's own veth stops it, and not the gateway's.
-    flags(&mut host, BRIDGE, network::IPV6 | network::NO_PEERS);
+    flags(&mut host, BRIDGE, network::IPV6 | network::ICC_DISABLED);
     let solicits = neighbour(135, WEB6, 1, far_mac(APP_VETH));
     let asks = frame(
         (mac(BRIDGE), far_mac(APP_VETH)),
@@ -118,7 +118,7 @@ fn network_flags_hold_for_ipv6() {
         ICMP,
         &solicits,
     );
-    let at = |ifindex, came_by| (ifindex, came_by, 0);
+    let at = |ifindex, ingress_ifindex| (ifindex, ingress_ifindex, 0);
     let out = |at| run(&host, Hook::ContainerOut, at, asks.clone());
     assert_eq!(out(at(WEB_VETH, APP_VETH)), Reason::PeerBlocked);
     assert_eq!(out(at(WEB_VETH, 0)), Reason::FromHost);
@@ -225,8 +225,14 @@ fn nothing_forwarded_gets_in_or_out() {
     assert_eq!(outside(&host, net(52, 1)), Reason::NotIp);
 
     let packet = inward(WEB6);
-    let at =
-        |hook, ifindex, came_by, mark| run(&host, hook, (ifindex, came_by, mark), packet.clone());
+    let at = |hook, ifindex, ingress_ifindex, mark| {
+        run(
+            &host,
+            hook,
+            (ifindex, ingress_ifindex, mark),
+            packet.clone(),
+        )
+    };
     for (hook, ifindex) in [(Hook::BridgeOut, BRIDGE), (Hook::ContainerOut, WEB_VETH)] {
         assert_eq!(at(hook, ifindex, 0, 0), Reason::FromHost);
         assert_eq!(at(hook, ifindex, UPLINK, 0), Reason::DirectRouting);
@@ -234,7 +240,7 @@ fn nothing_forwarded_gets_in_or_out() {
         assert_eq!(at(hook, ifindex, BRIDGE, 0), Reason::Isolated);
     }
     assert_eq!(at(Hook::BridgeOut, BRIDGE, 99, 0), Reason::UnknownNetwork);
-    for (came_by, mark, reason) in [
+    for (ingress_ifindex, mark, reason) in [
         (0, 0, Reason::NotIp),
         (1, 0, Reason::NotIp),
         (model::host::SECOND, 0, Reason::NotIp),
@@ -248,7 +254,7 @@ fn nothing_forwarded_gets_in_or_out() {
             Reason::NotIp,
         ),
     ] {
-        assert_eq!(at(Hook::OutsideOut, UPLINK, came_by, mark), reason);
+        assert_eq!(at(Hook::OutsideOut, UPLINK, ingress_ifindex, mark), reason);
     }
     flags(&mut host, BRIDGE, network::IPV6 | network::INTERNAL);
     assert_eq!(outside(&host, WEB6), Reason::Internal);
@@ -390,7 +396,7 @@ fn neighbour_speaks_in_its_own_names() {
 fn extension_headers_hide_nothing() {
     let host = host();
     let options = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
-    let piece = |next: u8, field: u16| {
+    let is_fragment = |next: u8, field: u16| {
         let [high, low] = field.to_be_bytes();
         vec![next, 0, high, low, 0, 0, 0, 7]
     };
@@ -421,16 +427,22 @@ fn extension_headers_hide_nothing() {
         Reason::SpoofedNeighbour
     );
     assert_eq!(
-        send(44, &[piece(ICMP, 1)], &advert),
+        send(44, &[is_fragment(ICMP, 1)], &advert),
         Reason::SpoofedNeighbour
     );
     // A neighbour's message in fragments, and one that begins in the second.
     let asks = neighbour(135, WEB6, 1, far_mac(APP_VETH));
-    assert_eq!(send(44, &[piece(ICMP, 1)], &asks), Reason::SpoofedNeighbour);
-    assert_eq!(send(44, &[piece(ICMP, 0)], &asks), Reason::Bridged);
-    assert_eq!(send(44, &[piece(ICMP, 1)], &[]), Reason::Ipv6Header);
-    assert_eq!(send(44, &[piece(60, 1)], &[]), Reason::Ipv6Header);
-    assert_eq!(send(44, &[piece(UDP, 8 << 3)], &[7; 8]), Reason::Bridged);
+    assert_eq!(
+        send(44, &[is_fragment(ICMP, 1)], &asks),
+        Reason::SpoofedNeighbour
+    );
+    assert_eq!(send(44, &[is_fragment(ICMP, 0)], &asks), Reason::Bridged);
+    assert_eq!(send(44, &[is_fragment(ICMP, 1)], &[]), Reason::Ipv6Header);
+    assert_eq!(send(44, &[is_fragment(60, 1)], &[]), Reason::Ipv6Header);
+    assert_eq!(
+        send(44, &[is_fragment(UDP, 8 << 3)], &[7; 8]),
+        Reason::Bridged
+    );
     // Behind what is not read: by its addresses.
     assert_eq!(send(50, &[], &advert), Reason::Bridged);
     assert_eq!(send(59, &[], &[]), Reason::Bridged);
@@ -456,7 +468,7 @@ fn link_local_address_of_the_host_counts_on_its_device() {
     let got = sends(&host, APP_VETH, (own, other), UDP, &datagram(80));
     assert_eq!(got, Reason::Bridged);
     let ifindex = BRIDGE;
-    host.locals6.insert(LocalKey6 {
+    host.locals6.insert(HostAddressKey6 {
         addr: other,
         ifindex,
     });
@@ -479,7 +491,7 @@ fn nobody_outside_has_an_address_of_the_hosts() {
     let own = Be128::link_local(mac(UPLINK));
     let elsewhere = Be128::link_local(mac(model::host::SECOND));
     for (addr, ifindex) in [(own, UPLINK), (elsewhere, model::host::SECOND)] {
-        host.locals6.insert(LocalKey6 { addr, ifindex });
+        host.locals6.insert(HostAddressKey6 { addr, ifindex });
     }
     let loopback = Be128::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     for src in [HOST6, GATEWAY6, own, loopback, group(1), WEB6] {
@@ -637,7 +649,7 @@ fn lists_find_the_port_behind_what_hides_it() {
         receives(&host, (net(8, 2), HOST6), first, &body)
     };
     let options = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
-    let piece = |next: u8, field: u16| {
+    let is_fragment = |next: u8, field: u16| {
         let [high, low] = field.to_be_bytes();
         vec![next, 0, high, low, 0, 0, 0, 7]
     };
@@ -651,21 +663,30 @@ fn lists_find_the_port_behind_what_hides_it() {
     }
     let authenticated = [vec![UDP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
     assert_eq!(receives(51, &authenticated, &listed), Reason::Policy);
-    assert_eq!(receives(44, &[piece(UDP, 1)], &listed), Reason::Policy);
-    assert_eq!(receives(44, &[piece(UDP, 1)], &other), Reason::ToHost);
-    // A head without its ports, and what stands behind too much.
-    assert_eq!(receives(44, &[piece(UDP, 1)], &[]), Reason::Ipv6Header);
     assert_eq!(
-        receives(44, &[piece(UDP, 1)], &[48, 57, 0]),
+        receives(44, &[is_fragment(UDP, 1)], &listed),
+        Reason::Policy
+    );
+    assert_eq!(receives(44, &[is_fragment(UDP, 1)], &other), Reason::ToHost);
+    // A head without its ports, and what stands behind too much.
+    assert_eq!(
+        receives(44, &[is_fragment(UDP, 1)], &[]),
         Reason::Ipv6Header
     );
-    assert_eq!(receives(44, &[piece(60, 1)], &[]), Reason::Ipv6Header);
+    assert_eq!(
+        receives(44, &[is_fragment(UDP, 1)], &[48, 57, 0]),
+        Reason::Ipv6Header
+    );
+    assert_eq!(receives(44, &[is_fragment(60, 1)], &[]), Reason::Ipv6Header);
     assert_eq!(
         receives(60, &vec![options(60); 9], &listed),
         Reason::Ipv6Header
     );
     // Without a head it is nothing.
-    assert_eq!(receives(44, &[piece(UDP, 8)], &listed), Reason::ToHost);
+    assert_eq!(
+        receives(44, &[is_fragment(UDP, 8)], &listed),
+        Reason::ToHost
+    );
     // It would still go on to another of the host's addresses.
     let route = vec![
         UDP, 2, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,

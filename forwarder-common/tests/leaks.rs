@@ -91,17 +91,17 @@ fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>
         }
         return;
     }
-    let came_by = bridge.unwrap_or(model::host::UPLINK);
+    let ingress_ifindex = bridge.unwrap_or(model::host::UPLINK);
     let tuple = forwarder_common::abi::Tuple {
         dst,
         ..Default::default()
     };
-    match host.route(came_by, &tuple) {
+    match host.route(ingress_ifindex, &tuple) {
         Route::Forward { ifindex, .. } if host.networks.contains_key(&ifindex) => {
-            host.to_bridge(ifindex, came_by, tag, &packet);
+            host.to_bridge(ifindex, ingress_ifindex, tag, &packet);
         }
         Route::Forward { .. } => {
-            let (out, packet) = host.to_outside(came_by, tag, &packet);
+            let (out, packet) = host.to_outside(ingress_ifindex, tag, &packet);
             if out.passes() {
                 wire.0.push(packet);
             }
@@ -202,7 +202,7 @@ fn disturb(dice: &mut Dice, host: &mut Host) {
     match dice.below(4) {
         0 => {
             let slot = host.endpoint_slots[&dice.pick(&[WEB, APP, FAR])];
-            host.endpoints[slot as usize].incarnation += 1;
+            host.endpoints[slot as usize].generation += 1;
         }
         1 => host.mappings.values_mut().for_each(|it| *it += 1),
         2 => host.wait(dice.below(9_000) as u32),

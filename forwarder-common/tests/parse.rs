@@ -19,7 +19,7 @@ fn read(packet: &mut [u8]) -> Result<Packet<V4>, Reason> {
     parse(&Frame::new(packet), 0, &mut parsed).map(|()| parsed)
 }
 
-/// A packet with one octet replaced.
+/// A packet with one byte replaced.
 fn with(spec: &Spec, at: usize, octet: u8) -> Vec<u8> {
     let mut packet = spec.packet();
     packet[at] = octet;
@@ -40,11 +40,11 @@ fn headers_that_contradict_themselves_are_malformed() {
     let cases = [
         ("version 6", with(&tcp(), 0, 0x65)),
         ("version 0", with(&tcp(), 0, 0x05)),
-        ("header of 16 octets", with(&tcp(), 0, 0x44)),
+        ("header of 16 bytes", with(&tcp(), 0, 0x44)),
         ("no header at all", with(&tcp(), 0, 0x40)),
         ("shorter than its header", with(&tcp(), 3, 19)),
         ("no room for TCP", with(&tcp(), 3, 39)),
-        ("TCP header of 16 octets", with(&tcp(), 32, 0x40)),
+        ("TCP header of 16 bytes", with(&tcp(), 32, 0x40)),
         ("TCP header longer than the packet", with(&tcp(), 32, 0xf0)),
         ("no room for UDP", with(&udp(), 3, 27)),
         ("no room for ICMP", with(&ping, 3, 27)),
@@ -127,7 +127,7 @@ fn a_frame_that_ends_within_its_headers_is_truncated() {
             assert_eq!(
                 cut.err(),
                 Some(Reason::Truncated),
-                "{len} octets of {spec:?}"
+                "{len} bytes of {spec:?}"
             );
         }
         assert!(read(&mut packet.clone()[..headers]).is_ok(), "{spec:?}");
@@ -210,7 +210,7 @@ const EVERY: [(Hook, u32, u32); 9] = [
 
 /// Runs a frame through every hook. What is refused or not read must be as it was.
 fn through_all(host: &Host, frame: &[u8], mark: u32) -> Result<(), TestCaseError> {
-    for (hook, ifindex, came_by) in EVERY {
+    for (hook, ifindex, ingress_ifindex) in EVERY {
         let raw = matches!(hook, Hook::OutsideInRaw | Hook::OutsideOutRaw);
         let mut after = frame.to_vec();
         if !raw && after.len() >= 6 {
@@ -227,7 +227,7 @@ fn through_all(host: &Host, frame: &[u8], mark: u32) -> Result<(), TestCaseError
             bytes,
             Arrival {
                 ifindex,
-                came_by,
+                ingress_ifindex,
                 mark,
                 hash: mark,
                 segment: 0,

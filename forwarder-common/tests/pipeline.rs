@@ -117,7 +117,7 @@ fn a_container_to_the_outside() {
     assert_eq!(packet, query().packet());
     let arrival = Arrival {
         ifindex: VPN,
-        came_by: BRIDGE,
+        ingress_ifindex: BRIDGE,
         mark: outcome.mark,
         hash: outcome.hash,
         segment: 0,

@@ -4,9 +4,9 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::event::News;
+use forwarder_common::event::EventKind;
 use forwarder_common::family::{Be16, Be32};
-use forwarder_common::flow::{self, Gate, ORIGINAL, REPLY};
+use forwarder_common::flow::{self, FlowState, ORIGINAL, REPLY};
 use forwarder_common::pipeline::mark;
 use forwarder_common::quota::{self, ANSWERS};
 use forwarder_common::reason::Reason;
@@ -228,8 +228,8 @@ fn forged_datagrams_get_no_more_than_half_of_the_table() {
     host.wait(timeouts::UDP_STREAM_AFTER + 1);
     exchange(&host, 1);
     assert!(host.flow_of(&asks(1).tuple).unwrap().1.is_assured());
-    for round in 0..8 {
-        let ports = 2 + round * 900..2 + (round + 1) * 900;
+    for defrag_loopback in 0..8 {
+        let ports = 2 + defrag_loopback * 900..2 + (defrag_loopback + 1) * 900;
         ports.clone().for_each(|port| exchange(&host, port));
         host.wait(timeouts::UDP_STREAM_AFTER + 1);
         ports.for_each(|port| exchange(&host, port));
@@ -290,7 +290,7 @@ fn the_next_incarnation_begins_with_nothing_and_keeps_what_it_has() {
         by_app(&host, &query(port));
     }
     let slot = host.endpoint_slots[&APP] as usize;
-    host.endpoints[slot].incarnation += 1;
+    host.endpoints[slot].generation += 1;
     for port in 11..=13 {
         assert_eq!(by_app(&host, &query(port)), Reason::Forwarded, "{port}");
     }
@@ -299,8 +299,13 @@ fn the_next_incarnation_begins_with_nothing_and_keeps_what_it_has() {
     for port in 1..=3 {
         let tuple = query(port).tuple;
         let reference = host.index.borrow()[&tuple];
-        let gate = Gate(host.flows[reference.index as usize].gate.get());
-        assert!(flow::claim(&host, reference.index, gate, News::Deleted));
+        let flow_state = FlowState(host.flows[reference.index as usize].flow_state.get());
+        assert!(flow::claim(
+            &host,
+            reference.index,
+            flow_state,
+            EventKind::Deleted
+        ));
         host.free.borrow_mut().push_back(reference.index);
     }
     assert_eq!(held(&host, APP), 3);
@@ -319,7 +324,7 @@ fn who_restarts_again_and_again_does_not_fill_the_table() {
             host.by_uplink(&Spec::tcp((REMOTE, 80), (HOST, port), SYN | ACK));
             by_app(&host, &out(ACK));
         }
-        host.endpoints[slot].incarnation += 1;
+        host.endpoints[slot].generation += 1;
     }
 }
 
@@ -328,16 +333,21 @@ fn an_incarnation_that_comes_back_is_never_below_nothing() {
     let mut host = host(FLOWS, 2, 0);
     by_app(&host, &query(1));
     let slot = host.endpoint_slots[&APP] as usize;
-    let first = host.endpoints[slot].incarnation;
-    for incarnation in [first + 1, first] {
-        host.endpoints[slot].incarnation = incarnation;
-        let word = u64::from(incarnation) << 32 | 1 << 31;
+    let first = host.endpoints[slot].generation;
+    for generation in [first + 1, first] {
+        host.endpoints[slot].generation = generation;
+        let word = u64::from(generation) << 32 | 1 << 31;
         host.quotas[slot].held.set(word);
     }
     // A flow that it had before it went: not counted any more, and not given back either.
     let reference = host.index.borrow()[&query(1).tuple];
-    let gate = Gate(host.flows[reference.index as usize].gate.get());
-    assert!(flow::claim(&host, reference.index, gate, News::Deleted));
+    let flow_state = FlowState(host.flows[reference.index as usize].flow_state.get());
+    assert!(flow::claim(
+        &host,
+        reference.index,
+        flow_state,
+        EventKind::Deleted
+    ));
     assert_eq!(held(&host, APP), 0);
 }
 
@@ -514,7 +524,7 @@ fn nobody_else_is_told_and_nobody_too_often() {
     let record = host.flow_of(&open(5, SYN).tuple).unwrap().0;
     assert_eq!(record.tuples[ORIGINAL].get().sport, Be16::new(5));
     assert_eq!(
-        State::from_u8(Gate(record.gate.get()).state()),
+        State::from_u8(FlowState(record.flow_state.get()).state()),
         State::Established
     );
 }

@@ -5,9 +5,9 @@
 mod model;
 
 use forwarder_common::abi::Tuple;
-use forwarder_common::event::News;
+use forwarder_common::event::EventKind;
 use forwarder_common::family::V4;
-use forwarder_common::flow::{self, Gate};
+use forwarder_common::flow::{self, FlowState};
 use forwarder_common::reason::{Path, Reason};
 use model::Host;
 use model::frames::{Spec, sums_up};
@@ -29,8 +29,8 @@ fn recycle(host: &Host, tuple: Tuple<V4>) {
     let Some(reference) = host.index.borrow().get(&tuple).copied() else {
         return;
     };
-    let gate = Gate(host.flows[reference.index as usize].gate.get());
-    if gate.is_live() && flow::claim(host, reference.index, gate, News::Over) {
+    let flow_state = FlowState(host.flows[reference.index as usize].flow_state.get());
+    if flow_state.is_live() && flow::claim(host, reference.index, flow_state, EventKind::Over) {
         host.free.borrow_mut().push_front(reference.index);
         let other = Spec::udp((WEB, 7777), (CLIENT, 7777));
         host.by_veth(WEB_VETH, &other);

@@ -205,9 +205,9 @@ fn an_error_quotes_what_was_sent_as_far_as_it_is_quoted() {
         let (outcome, packet) = host.by_uplink(&error);
         assert_eq!(outcome.reason, Some(Reason::IcmpError));
         assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
-        assert!(sums_up(&packet), "{octets} octets");
+        assert!(sums_up(&packet), "{octets} bytes");
         let quote = &packet[28..];
-        assert_eq!(quote, &sent[..quote.len()], "{octets} octets");
+        assert_eq!(quote, &sent[..quote.len()], "{octets} bytes");
     }
     // The host's own, about what it was handed.
     let asked = request(INIT).hops(1);
@@ -297,36 +297,36 @@ fn what_opens_nothing_in_nf_conntrack_opens_nothing_here() {
 #[test]
 fn pieces_pass_where_their_ports_stay_and_nowhere_else() {
     let mut host = host();
-    host.settings.round = 90;
-    let back = |host: &Host, piece: &[u8]| {
+    host.settings.defrag_loopback = 90;
+    let back = |host: &Host, is_fragment: &[u8]| {
         let arrival = Arrival {
             ifindex: UPLINK,
             mark: mark::BACK,
             ..Arrival::default()
         };
-        host.raw(Hook::OutsideIn, piece, arrival)
+        host.raw(Hook::OutsideIn, is_fragment, arrival)
     };
     host.by_veth(APP_VETH, &query(INIT));
     let whole = answer(DATA).fragment(0).payload(100).packet();
-    for piece in cut(&whole, 48, 7) {
-        let (outcome, packet) = back(&host, &piece);
+    for is_fragment in cut(&whole, 48, 7) {
+        let (outcome, packet) = back(&host, &is_fragment);
         assert_eq!(outcome.reason, Some(Reason::Forwarded));
-        assert_eq!(packet[20..], piece[20..]);
+        assert_eq!(packet[20..], is_fragment[20..]);
     }
     host.by_uplink(&request(INIT));
     let whole = request(DATA).fragment(0).payload(100).packet();
-    for piece in cut(&whole, 48, 8) {
-        let (outcome, packet) = back(&host, &piece);
+    for is_fragment in cut(&whole, 48, 8) {
+        let (outcome, packet) = back(&host, &is_fragment);
         assert_eq!(outcome.reason, Some(Reason::Fragment));
-        assert_eq!(packet, piece);
+        assert_eq!(packet, is_fragment);
     }
     // What the kernel has cut on its way out.
     let spec = response(DATA).payload(1600);
     let (outcome, packet) = host.by_veth(WEB_VETH, &spec);
     assert_eq!(outcome.reason, Some(Reason::TooBig));
-    for piece in cut(&packet, 1200, 9) {
-        let (outcome, after) = host.to_outside(BRIDGE, outcome, &piece);
+    for is_fragment in cut(&packet, 1200, 9) {
+        let (outcome, after) = host.to_outside(BRIDGE, outcome, &is_fragment);
         assert_eq!(outcome.reason, Some(Reason::Fragment));
-        assert_eq!(after, piece);
+        assert_eq!(after, is_fragment);
     }
 }

@@ -239,13 +239,13 @@ fn state(host: &Host) -> State {
 #[test]
 fn a_connection_is_assured_by_the_openers_ack() {
     let host = Host::usual(64);
-    let gate = |host: &Host| host.flow_of(&client(0).tuple).unwrap().1;
+    let flow_state = |host: &Host| host.flow_of(&client(0).tuple).unwrap().1;
     host.by_uplink(&client(SYN));
-    assert!(!gate(&host).is_assured() && !gate(&host).is_replied());
+    assert!(!flow_state(&host).is_assured() && !flow_state(&host).is_replied());
     host.by_veth(WEB_VETH, &server(SYN_ACK));
-    assert!(!gate(&host).is_assured() && gate(&host).is_replied());
+    assert!(!flow_state(&host).is_assured() && flow_state(&host).is_replied());
     host.by_uplink(&client(ACK));
-    assert!(gate(&host).is_assured());
+    assert!(flow_state(&host).is_assured());
     assert_eq!(state(&host), State::Established);
 }
 
@@ -277,12 +277,12 @@ fn a_syn_after_the_end_opens_a_flow_of_its_own() {
         let old = host.flow_of(&client(0).tuple).unwrap().1.id();
         let (outcome, _) = host.by_uplink(&client(SYN));
         assert_eq!(outcome.reason, Some(Reason::Forwarded));
-        let (flow, gate) = host.flow_of(&client(0).tuple).unwrap();
-        assert_eq!(State::from_u8(gate.state()), State::SynSent);
+        let (flow, flow_state) = host.flow_of(&client(0).tuple).unwrap();
+        assert_eq!(State::from_u8(flow_state.state()), State::SynSent);
         assert!(
-            !gate.is_assured(),
+            !flow_state.is_assured(),
             "a new flow of id {} after {old}",
-            gate.id()
+            flow_state.id()
         );
         assert_eq!(flow.packets[0].get(), 1);
     }
@@ -322,8 +322,8 @@ fn a_syn_seen_again_buys_no_time() {
 fn a_picked_up_connection_waits_for_an_answer() {
     let host = Host::usual(64);
     host.by_uplink(&client(ACK));
-    let (flow, gate) = host.flow_of(&client(0).tuple).unwrap();
-    assert!(!gate.is_assured());
+    let (flow, flow_state) = host.flow_of(&client(0).tuple).unwrap();
+    assert!(!flow_state.is_assured());
     let left = flow.expires.get().wrapping_sub(host.clock.get());
     assert_eq!(left, timeouts::TCP_UNACKNOWLEDGED);
     host.by_veth(WEB_VETH, &server(ACK));

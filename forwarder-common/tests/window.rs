@@ -29,7 +29,7 @@ impl Connection {
         Self(Host::usual(64))
     }
 
-    /// Open both ways, with windows of 4096 octets.
+    /// Open both ways, with windows of 4096 bytes.
     fn open() -> Self {
         let connection = Self::new();
         connection.client(SYN, 0, 0).passes();
@@ -145,7 +145,7 @@ impl Segment<'_> {
     }
 }
 
-/// An open connection in which the server has sent 100 octets and the client acknowledged them.
+/// An open connection in which the server has sent 100 bytes and the client acknowledged them.
 fn talked() -> Connection {
     let connection = Connection::open();
     connection.server(ACK, 1, 1).octets(100).passes();
@@ -234,7 +234,7 @@ fn data_outside_is_dropped_both_ways() {
 fn a_retransmission_and_a_keep_alive_pass() {
     let mut connection = talked();
     connection.server(ACK, 1, 1).octets(100).passes();
-    // One octet before what is expected, empty or not, and its answer.
+    // One byte before what is expected, empty or not, and its answer.
     connection.client(ACK, 0, 101).passes();
     connection.client(ACK, 0, 101).octets(1).passes();
     connection.server(ACK, 101, 1).passes();

@@ -19,28 +19,29 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use forwarder_common::abi::{
-    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey,
-    IngressKey6, LinkKey, LocalKey6, Network, OwnerKey6, Pending, PortKey, PortKey6, Published,
-    Published6, Quota, ServerKey, Settings, SourceKey, TrustKey, Tuple,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6,
+    IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Pending, PortAffinity,
+    PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings, TrustKey, Tuple,
 };
-use forwarder_common::event::{Event, News};
+use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
-use forwarder_common::flow::{End, Gate};
+use forwarder_common::flow::{End, FlowState};
 use forwarder_common::parse::proto;
-use forwarder_common::pipeline::fragments::Train;
+use forwarder_common::pipeline::fragments::FragmentSeries;
 use forwarder_common::pipeline::ipv6::Host6;
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::tables::{Attempt, Route, Tables, WayBack};
 use forwarder_common::timeouts::{self, Ticks};
-use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
+use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
 
 use crate::atomic;
 use crate::maps::{
-    ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS, ENDPOINTS6,
-    EVENTS, FLOW_INDEX, FLOWS, FREE, HINTS, INGRESS, INGRESS6, LINKS, LOCALS, LOCALS6, LOST,
-    MAPPINGS, NETWORKS, OWNERS6, PORTS, PUBLISHED, PUBLISHED6, QUOTAS, REASONS, RECENT, RING,
-    SEEN_AS, SETTINGS, SOURCES, SUBNETS, SUBNETS6, TRAIN, TRUSTED, WATCH,
+    AFFINITIES, ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS,
+    ENDPOINTS6, EVENTS, FLOW_CACHE, FLOW_INDEX, FLOWS, FREE, HOST_ADDRESSES, HOST_ADDRESSES6,
+    INGRESS, INGRESS6, LINKS, LOST, MAPPINGS, MASQ_ADDRESSES, NETWORKS, OWNERS6, PUBLISHED,
+    PUBLISHED6, QUOTAS, REASONS, SEEN_AS, SERIES, SETTINGS, SUBNETS, SUBNETS6, TRUSTED,
+    UNASSURED_RING, WATCH, XDP_DEVMAP,
 };
 use crate::steps;
 
@@ -123,7 +124,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn is_local(&self, addr: Be32) -> bool {
-        LOCALS.get(Key::new(32, addr)).is_some()
+        HOST_ADDRESSES.get(Key::new(32, addr)).is_some()
     }
 
     #[inline(always)]
@@ -196,8 +197,8 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
-        SOURCES
-            .get(Key::new(64, SourceKey { ifindex, next_hop }))
+        MASQ_ADDRESSES
+            .get(Key::new(64, MasqueradeKey { ifindex, next_hop }))
             .copied()
     }
 
@@ -208,13 +209,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn recent(&self, place: u32) -> FlowRef {
-        RECENT.get(place).copied().unwrap_or_default()
+    fn cached_flow(&self, place: u32) -> FlowRef {
+        FLOW_CACHE.get(place).copied().unwrap_or_default()
     }
 
     #[inline(always)]
-    fn set_recent(&self, place: u32, flow: FlowRef) {
-        if let Some(entry) = RECENT.get_ptr_mut(place) {
+    fn set_cached_flow(&self, place: u32, flow: FlowRef) {
+        if let Some(entry) = FLOW_CACHE.get_ptr_mut(place) {
             // SAFETY: a live element; whoever reads it checks it against the record.
             unsafe { *entry = flow };
         }
@@ -236,15 +237,15 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn gate(&self, flow: &Flow<V4>) -> Gate {
+    fn flow_state(&self, flow: &Flow<V4>) -> FlowState {
         // SAFETY: a live reference; volatile, since another CPU may have changed the word.
-        Gate(unsafe { ptr::read_volatile(flow.gate.as_ptr()) })
+        FlowState(unsafe { ptr::read_volatile(flow.flow_state.as_ptr()) })
     }
 
     #[inline(always)]
-    fn swap_gate(&self, flow: &Flow<V4>, from: Gate, to: Gate) -> bool {
+    fn swap_flow_state(&self, flow: &Flow<V4>, from: FlowState, to: FlowState) -> bool {
         // SAFETY: an aligned 64-bit word of a map's element, changed by this operation only.
-        unsafe { atomic::compare_and_swap(flow.gate.as_ptr(), from.0, to.0) }
+        unsafe { atomic::compare_and_swap(flow.flow_state.as_ptr(), from.0, to.0) }
     }
 
     #[inline(always)]
@@ -298,12 +299,12 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn ring(&self, place: u32) -> Pending {
-        RING.get(place).copied().unwrap_or_default()
+        UNASSURED_RING.get(place).copied().unwrap_or_default()
     }
 
     #[inline(always)]
     fn set_ring(&self, place: u32, pending: Pending) {
-        if let Some(entry) = RING.get_ptr_mut(place) {
+        if let Some(entry) = UNASSURED_RING.get_ptr_mut(place) {
             // SAFETY: a live element; whoever reads it checks it against the record.
             unsafe { *entry = pending };
         }
@@ -320,28 +321,28 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn hint(&self, place: u32) -> Option<Hint<V4>> {
-        HINTS.get(place).copied()
+    fn affinity(&self, place: u32) -> Option<PortAffinity<V4>> {
+        AFFINITIES.get(place).copied()
     }
 
     #[inline(always)]
-    fn set_hint(&self, place: u32, hint: Hint<V4>) {
-        if let Some(entry) = HINTS.get_ptr_mut(place) {
+    fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
+        if let Some(entry) = AFFINITIES.get_ptr_mut(place) {
             // SAFETY: a live element; a torn hint only costs a try.
-            unsafe { *entry = hint };
+            unsafe { *entry = affinity };
         }
     }
 
     #[inline(always)]
-    fn train(&self) -> Train<V4> {
-        TRAIN.get(0).copied().unwrap_or_default()
+    fn series(&self) -> FragmentSeries<V4> {
+        SERIES.get(0).copied().unwrap_or_default()
     }
 
     #[inline(always)]
-    fn set_train(&self, train: Train<V4>) {
-        if let Some(place) = TRAIN.get_ptr_mut(0) {
+    fn set_series(&self, series: FragmentSeries<V4>) {
+        if let Some(place) = SERIES.get_ptr_mut(0) {
             // SAFETY: this CPU's own element; programs of a kind do not interrupt each other.
-            unsafe { *place = train };
+            unsafe { *place = series };
         }
     }
 
@@ -351,18 +352,18 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn charge(&self, opener: End) -> Option<Reason> {
-        Reason::from_u8(steps::charge(opener.slot, opener.incarnation) as u8)
+    fn charge(&self, originator: End) -> Option<Reason> {
+        Reason::from_u8(steps::charge(originator.slot, originator.generation) as u8)
     }
 
     #[inline(always)]
-    fn give_back(&self, opener: End) {
-        quota::give_back(self, opener);
+    fn give_back(&self, originator: End) {
+        quota::give_back(self, originator);
     }
 
     #[inline(always)]
-    fn take_record(&self, opener: u32) -> Option<FlowRef> {
-        match steps::take_record(opener) {
+    fn take_record(&self, originator: u32) -> Option<FlowRef> {
+        match steps::take_record(originator) {
             steps::NONE => None,
             packed => Some(FlowRef {
                 index: packed as u32,
@@ -377,13 +378,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn claim(&self, index: u32, gate: Gate, why: News) -> bool {
-        steps::claim(index, gate.0, why as u32) != 0
+    fn claim(&self, index: u32, flow_state: FlowState, why: EventKind) -> bool {
+        steps::claim(index, flow_state.0, why as u32) != 0
     }
 
     /// While nobody watches, this is a look into an array.
     #[inline(always)]
-    fn tell(&self, flow: &Flow<V4>, index: u32, gate: Gate, news: News) {
+    fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, news: EventKind) {
         let Some(watch) = WATCH.get_ptr(0) else {
             return;
         };
@@ -399,7 +400,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         {
             // SAFETY: this program's own part of the ring, in which any bytes are an event.
             let event = unsafe { &*place.as_ptr() };
-            event.fill(flow, index, gate, news, timeouts::ticks(now));
+            event.fill(flow, index, flow_state, news, timeouts::ticks(now));
             place.submit(0);
         } else if let Some(lost) = LOST.get_ptr_mut(0) {
             // SAFETY: an aligned 64-bit word of a map's element. Atomic: a program that is run by
@@ -409,15 +410,15 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared {
+    fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck {
         let [numbers, facts] = segment.pack();
-        Prepared::unpack(steps::prepare(index, gate.0, numbers, facts))
+        PreCheck::unpack(steps::prepare(index, flow_state.0, numbers, facts))
     }
 
     #[inline(always)]
-    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
+    fn settle(&self, index: u32, lead: Transition, segment: &Segment) -> Verdict {
         let [numbers, facts] = segment.pack();
-        Fate::unpack(steps::settle(index, lead.pack(), numbers, facts))
+        Verdict::unpack(steps::settle(index, lead.pack(), numbers, facts))
     }
 
     #[inline(always)]
@@ -540,7 +541,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     fn takes_frames(&self, ifindex: u32) -> bool {
         // The redirect is noted before anything is written and only counts once the program says
         // so: one look-up finds the miss in time and sends the frame.
-        PORTS.redirect(ifindex, xdp_action::XDP_PASS as u64).is_ok()
+        XDP_DEVMAP
+            .redirect(ifindex, xdp_action::XDP_PASS as u64)
+            .is_ok()
     }
 
     #[inline(always)]
@@ -604,8 +607,8 @@ impl Host6 for Kernel<TcContext> {
     }
 
     #[inline(always)]
-    fn is_local(&self, key: &LocalKey6) -> bool {
-        LOCALS6.get_ptr(key).is_some()
+    fn is_local(&self, key: &HostAddressKey6) -> bool {
+        HOST_ADDRESSES6.get_ptr(key).is_some()
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 //! only what needs a kernel.
 //!
 //! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` those for the
-//!   host's own sockets, `errands.rs` those that the command line runs by hand.
+//!   host's own sockets, `flow_operations.rs` those that the command line runs by hand.
 //! - `kernel.rs` implements [`Tables`](forwarder_common::tables::Tables), by which the packet logic
 //!   reaches maps, clock, routes and sockets. `maps.rs` declares the maps, and nothing else touches
 //!   them.
@@ -36,7 +36,7 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
-mod errands;
+mod flow_operations;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
@@ -56,7 +56,7 @@ mod programs {
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
     use forwarder_common::pipeline::{self, Side, ipv6::Hook};
 
-    use crate::errands;
+    use crate::flow_operations;
     use crate::socket::{self, ask4, ask6, tell4, tell6};
     use crate::tc::{ETHERNET, RAW, run, run_telling};
 
@@ -144,9 +144,9 @@ mod programs {
 
     /// tcx egress of the device that fragments go round by.
     #[classifier]
-    pub fn round_out(ctx: TcContext) -> i32 {
+    pub fn defrag_out(ctx: TcContext) -> i32 {
         run::<ETHERNET>(&ctx, false, None, |frame, meta, kernel, packet| {
-            pipeline::round_out(frame, meta, kernel, packet)
+            pipeline::defrag_out(frame, meta, kernel, packet)
         })
     }
 
@@ -159,13 +159,13 @@ mod programs {
     /// Run by hand only: ends a flow.
     #[classifier]
     pub fn end_flow(ctx: TcContext) -> i32 {
-        errands::end_flow(ctx)
+        flow_operations::end_flow(ctx)
     }
 
     /// Run by hand only: collects flows whose time is over.
     #[classifier]
     pub fn collect_flows(ctx: TcContext) -> i32 {
-        errands::collect_flows(ctx)
+        flow_operations::collect_flows(ctx)
     }
 
     /// An IPv4 socket is bound.

@@ -6,15 +6,15 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    AllowedKey, AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey,
-    IngressKey6, LinkKey, LocalKey6, Network, OwnerKey6, Peer, Pending, PortKey, PortKey6,
-    Published, Published6, Quota, ServerKey, Settings, SocketKey, SourceKey, TrustKey, Tuple,
-    capacity,
+    AllowedKey, AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6,
+    IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Peer, Pending,
+    PortAffinity, PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings, SocketKey,
+    TrustKey, Tuple, capacity,
 };
 use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::parse::Packet;
 use forwarder_common::pipeline::Side;
-use forwarder_common::pipeline::fragments::Train;
+use forwarder_common::pipeline::fragments::FragmentSeries;
 use forwarder_common::reason;
 use forwarder_common::timeouts::Ticks;
 
@@ -41,16 +41,17 @@ pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(reason::COU
 #[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(capacity::DEVICES, 0);
 #[map]
-pub static PORTS: DevMapHash = DevMapHash::with_max_entries(capacity::DEVICES, 0);
+pub static XDP_DEVMAP: DevMapHash = DevMapHash::with_max_entries(capacity::DEVICES, 0);
 #[map]
 pub static NETWORKS: HashMap<u32, Network<V4>> = HashMap::with_max_entries(capacity::NETWORKS, 0);
 #[map]
 pub static SUBNETS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
 #[map]
-pub static LOCALS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);
+pub static HOST_ADDRESSES: LpmTrie<Be32, u32> =
+    LpmTrie::with_max_entries(capacity::HOST_ADDRESSES, NO_PREALLOC);
 #[map]
-pub static SOURCES: LpmTrie<SourceKey<V4>, Be32> =
-    LpmTrie::with_max_entries(capacity::LOCALS, NO_PREALLOC);
+pub static MASQ_ADDRESSES: LpmTrie<MasqueradeKey<V4>, Be32> =
+    LpmTrie::with_max_entries(capacity::HOST_ADDRESSES, NO_PREALLOC);
 #[map]
 pub static ENDPOINT_SLOTS: HashMap<Be32, u32> =
     HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
@@ -82,16 +83,16 @@ pub static FLOWS: Array<Record> = Array::with_max_entries(capacity::FLOWS, 0);
 #[map]
 pub static FREE: Queue<u32> = Queue::with_max_entries(capacity::FLOWS, 0);
 #[map]
-pub static RING: Array<Pending> =
+pub static UNASSURED_RING: Array<Pending> =
     Array::with_max_entries(capacity::FLOWS / capacity::UNASSURED_SHARE, 0);
 #[map]
 pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
 #[map]
 pub static QUOTAS: Array<Shares> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]
-pub static HINTS: Array<Hint<V4>> = Array::with_max_entries(capacity::HINTS, 0);
+pub static AFFINITIES: Array<PortAffinity<V4>> = Array::with_max_entries(capacity::AFFINITIES, 0);
 #[map]
-pub static RECENT: Array<FlowRef> = Array::with_max_entries(capacity::RECENT, 0);
+pub static FLOW_CACHE: Array<FlowRef> = Array::with_max_entries(capacity::FLOW_CACHE, 0);
 #[map]
 pub static SOCKETS: LruHashMap<SocketKey, Peer> =
     LruHashMap::with_max_entries(capacity::SOCKETS, 0);
@@ -107,8 +108,8 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
-pub static LOCALS6: HashMap<LocalKey6, u32> =
-    HashMap::with_max_entries(capacity::LOCALS6, NO_PREALLOC);
+pub static HOST_ADDRESSES6: HashMap<HostAddressKey6, u32> =
+    HashMap::with_max_entries(capacity::HOST_ADDRESSES6, NO_PREALLOC);
 #[map]
 pub static SUBNETS6: LpmTrie<Be128, u32> =
     LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
@@ -144,9 +145,9 @@ pub struct Passing {
 #[map]
 pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
 
-/// The datagram whose pieces return at the moment, on this CPU.
+/// The datagram whose fragments return at the moment, on this CPU.
 #[map]
-pub static TRAIN: PerCpuArray<Train<V4>> = PerCpuArray::with_max_entries(1, 0);
+pub static SERIES: PerCpuArray<FragmentSeries<V4>> = PerCpuArray::with_max_entries(1, 0);
 
 /// `BPF_F_NO_PREALLOC`: a trie has no other way, and what only the agent fills need not take memory
 /// before it does.

@@ -8,12 +8,12 @@ use core::ptr;
 use aya_ebpf::EbpfContext;
 use forwarder_common::abi::FlowRef;
 use forwarder_common::crc::Shift;
-use forwarder_common::event::News;
-use forwarder_common::flow::{self, End, Gate};
+use forwarder_common::event::EventKind;
+use forwarder_common::flow::{self, End, FlowState};
 use forwarder_common::quota;
 use forwarder_common::sctp;
 use forwarder_common::tables::Tables as _;
-use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
+use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
 
 use crate::kernel::Kernel;
 
@@ -32,8 +32,8 @@ pub const NONE: u64 = u64::MAX;
 /// [`flow::take_record`]: the index in the low half, the id in the high one, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn take_record(opener: u32) -> u64 {
-    match flow::take_record(&Kernel { ctx: Nowhere }, opener) {
+pub extern "C" fn take_record(originator: u32) -> u64 {
+    match flow::take_record(&Kernel { ctx: Nowhere }, originator) {
         Some(FlowRef { index, id }) => (id as u64) << 32 | index as u64,
         None => NONE,
     }
@@ -58,12 +58,12 @@ pub extern "C" fn publish(index: u32, id: u32) -> u64 {
 /// [`window::prepare`]: a segment in two words, what is said of it in one.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn prepare(index: u32, gate: u64, numbers: u64, facts: u64) -> u64 {
+pub extern "C" fn prepare(index: u32, flow_state: u64, numbers: u64, facts: u64) -> u64 {
     let Some(flow) = (Kernel { ctx: Nowhere }).flow(index) else {
-        return Prepared::Decided(Fate::Ignore).pack();
+        return PreCheck::Decided(Verdict::Ignore).pack();
     };
     let segment = Segment::unpack([numbers, facts]);
-    window::prepare(&flow.windows, Gate(gate), &segment).pack()
+    window::prepare(&flow.windows, FlowState(flow_state), &segment).pack()
 }
 
 /// [`window::settle`], likewise.
@@ -72,26 +72,31 @@ pub extern "C" fn prepare(index: u32, gate: u64, numbers: u64, facts: u64) -> u6
 pub extern "C" fn settle(index: u32, lead: u64, numbers: u64, facts: u64) -> u64 {
     let kernel = Kernel { ctx: Nowhere };
     let Some(flow) = kernel.flow(index) else {
-        return Fate::Ignore.pack();
+        return Verdict::Ignore.pack();
     };
-    let (lead, segment) = (Lead::unpack(lead), Segment::unpack([numbers, facts]));
+    let (lead, segment) = (Transition::unpack(lead), Segment::unpack([numbers, facts]));
     window::settle(&kernel, &flow.windows, lead, &segment).pack()
 }
 
 /// [`flow::claim`], why by its number: 1 if it won.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn claim(index: u32, gate: u64, why: u32) -> u64 {
+pub extern "C" fn claim(index: u32, flow_state: u64, why: u32) -> u64 {
     let kernel = Kernel { ctx: Nowhere };
-    flow::claim(&kernel, index, Gate(gate), News::from_u32(why)) as u64
+    flow::claim(
+        &kernel,
+        index,
+        FlowState(flow_state),
+        EventKind::from_u32(why),
+    ) as u64
 }
 
 /// [`quota::charge`]: the reason's number, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn charge(slot: u32, incarnation: u32) -> u64 {
-    let opener = End { slot, incarnation };
-    quota::charge(&Kernel { ctx: Nowhere }, opener).map_or(NONE, |reason| reason as u64)
+pub extern "C" fn charge(slot: u32, generation: u32) -> u64 {
+    let originator = End { slot, generation };
+    quota::charge(&Kernel { ctx: Nowhere }, originator).map_or(NONE, |reason| reason as u64)
 }
 
 /// [`crc::shift`](forwarder_common::crc::shift).

@@ -18,7 +18,7 @@ use forwarder_common::checksum;
 use forwarder_common::family::{Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::{Packet, proto};
-use forwarder_common::pipeline::{self, Meta, Passage, Side, Steps, fragments, ipv6, mark};
+use forwarder_common::pipeline::{self, Meta, PacketContext, Side, Steps, fragments, ipv6, mark};
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::tables::{Attempt, Tables as _};
@@ -264,7 +264,7 @@ fn meta(ctx: &TcContext, l3: u8) -> Meta {
     unsafe {
         Meta {
             ifindex: (*skb).ifindex,
-            came_by: (*skb).ingress_ifindex,
+            ingress_ifindex: (*skb).ingress_ifindex,
             l3,
             segment: (*skb).gso_size,
             mark: (*skb).mark,
@@ -273,7 +273,7 @@ fn meta(ctx: &TcContext, l3: u8) -> Meta {
     }
 }
 
-type TcPassage<'a> = Passage<'a, V4, Kernel<TcContext>>;
+type TcPacketContext<'a> = PacketContext<'a, V4, Kernel<TcContext>>;
 
 /// A step of a passage as a global function: see [`Steps`].
 macro_rules! steps {
@@ -283,13 +283,13 @@ macro_rules! steps {
             #[unsafe(no_mangle)]
             #[inline(never)]
             pub extern "C" fn $global(skb: *mut __sk_buff) -> u32 {
-                anew(skb, |passage| passage.$step())
+                anew(skb, |context| context.$step())
             }
         )+
 
         impl Steps<V4> for Kernel<TcContext> {
             #[inline(always)]
-            fn meet(
+            fn handle_fragment(
                 &self,
                 _: Frame<'_>,
                 _: &Meta,
@@ -299,7 +299,7 @@ macro_rules! steps {
                 let passing = PASSING.get_ptr_mut(0)?;
                 // SAFETY: this CPU's own element.
                 unsafe { (*passing).side = side };
-                let reason = Reason::from_u8(tc_meet(self.ctx.skb.skb) as u8);
+                let reason = Reason::from_u8(tc_handle_fragment(self.ctx.skb.skb) as u8);
                 // SAFETY: the same, which the packet is in: volatile, since the compiler does not
                 // know that the call has changed it.
                 packet.class = unsafe { (&raw const (*passing).packet.class).read_volatile() };
@@ -308,27 +308,27 @@ macro_rules! steps {
 
             $(
                 #[inline(always)]
-                fn $step(&self, passage: &mut TcPassage<'_>) -> Option<Reason> {
+                fn $step(&self, context: &mut TcPacketContext<'_>) -> Option<Reason> {
                     if let Some(passing) = PASSING.get_ptr_mut(0) {
                         // SAFETY: this CPU's own element.
-                        unsafe { (*passing).side = passage.side };
+                        unsafe { (*passing).side = context.side };
                     }
                     Reason::from_u8($global(self.ctx.skb.skb) as u8)
                 }
             )+
 
             #[inline(always)]
-            fn restore_crc(&self, _: &mut TcPassage<'_>, [before, after]: [u32; 2]) {
+            fn restore_crc(&self, _: &mut TcPacketContext<'_>, [before, after]: [u32; 2]) {
                 tc_restore_crc(self.ctx.skb.skb, before, after);
             }
 
             #[inline(always)]
-            fn scale(&self, _: &TcPassage<'_>) -> u8 {
+            fn scale(&self, _: &TcPacketContext<'_>) -> u8 {
                 tc_scale(self.ctx.skb.skb) as u8
             }
 
             #[inline(always)]
-            fn sum(&self, _: &TcPassage<'_>) -> u16 {
+            fn sum(&self, _: &TcPacketContext<'_>) -> u16 {
                 tc_sum(self.ctx.skb.skb) as u16
             }
 
@@ -341,20 +341,20 @@ macro_rules! steps {
 }
 
 steps! {
-    carry = tc_carry
-    carry_error = tc_carry_error
+    forward_established = tc_forward_established
+    forward_icmp_error = tc_forward_icmp_error
     classify = tc_classify
-    admit = tc_admit
+    create_flow = tc_create_flow
     verify_source = tc_verify_source
-    complete = tc_complete
-    give_way = tc_give_way
+    snat_on_egress = tc_snat_on_egress
+    translate_host_flow = tc_translate_host_flow
     restore_own_error = tc_restore_own_error
 }
 
-/// [`fragments::meet`]: the reason's number, or [`NONE`].
+/// [`fragments::handle_fragment`]: the reason's number, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn tc_meet(skb: *mut __sk_buff) -> u32 {
+pub extern "C" fn tc_handle_fragment(skb: *mut __sk_buff) -> u32 {
     let Some(passing) = PASSING.get_ptr_mut(0) else {
         return NONE;
     };
@@ -365,7 +365,7 @@ pub extern "C" fn tc_meet(skb: *mut __sk_buff) -> u32 {
     let kernel = Kernel {
         ctx: TcContext::new(skb),
     };
-    let reason = fragments::meet(frame(&ctx), &meta, &kernel, *side, packet);
+    let reason = fragments::handle_fragment(frame(&ctx), &meta, &kernel, *side, packet);
     reason.map_or(NONE, |reason| reason as u32)
 }
 
@@ -374,13 +374,13 @@ const NONE: u32 = 0xff;
 /// Takes a passage up again, inside a global function: nothing of it crosses the call but the
 /// context and what its map holds.
 #[inline(always)]
-fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> Option<Reason>) -> u32 {
+fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPacketContext<'_>) -> Option<Reason>) -> u32 {
     let reason = resume(skb, step).flatten();
     reason.map_or(NONE, |reason| reason as u32)
 }
 
 #[inline(always)]
-fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) -> Option<R> {
+fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPacketContext<'_>) -> R) -> Option<R> {
     let ctx = TcContext::new(skb);
     let passing = PASSING.get_ptr(0)?;
     // SAFETY: this CPU's own element, written by the hook that called.
@@ -389,32 +389,32 @@ fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPassage<'_>) -> R) ->
     let kernel = Kernel {
         ctx: TcContext::new(skb),
     };
-    let mut passage = Passage {
+    let mut context = PacketContext {
         frame: frame(&ctx),
         meta: &meta,
         tables: &kernel,
         side: *side,
         packet,
     };
-    Some(step(&mut passage))
+    Some(step(&mut context))
 }
 
-/// [`Passage::restore_crc`].
+/// [`PacketContext::restore_crc`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_restore_crc(skb: *mut __sk_buff, before: u32, after: u32) -> u32 {
-    let _ = resume(skb, |passage| passage.restore_crc([before, after]));
+    let _ = resume(skb, |context| context.restore_crc([before, after]));
     0
 }
 
-/// [`Passage::scale`], whose octet it is.
+/// [`PacketContext::scale`], whose byte it is.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_scale(skb: *mut __sk_buff) -> u32 {
-    resume(skb, |passage| passage.scale()).unwrap_or(window::UNREAD) as u32
+    resume(skb, |context| context.scale()).unwrap_or(window::UNREAD) as u32
 }
 
-/// [`Steps::sum`], by pieces: of a long packet not all is linear.
+/// [`Steps::sum`], by fragments: of a long packet not all is linear.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_sum(skb: *mut __sk_buff) -> u32 {
@@ -440,7 +440,7 @@ pub extern "C" fn tc_sum(skb: *mut __sk_buff) -> u32 {
     }
 }
 
-/// Octets that are summed up at once: a power of two, for which the stack has room.
+/// Bytes that are summed up at once: a power of two, for which the stack has room.
 const PIECE: u32 = 64;
 
 /// What is left to be summed up, and the sum so far.
@@ -454,7 +454,7 @@ struct Pieces {
 impl Attempt for Pieces {
     #[inline(always)]
     fn once(&mut self) -> bool {
-        let mut piece = [0_u32; PIECE as usize / 4];
+        let mut is_fragment = [0_u32; PIECE as usize / 4];
         let left = self.left;
         if left == 0 {
             return true;
@@ -463,8 +463,8 @@ impl Attempt for Pieces {
         // The mask changes nothing, and the compiler may not know that: kernel 6.1 takes a bound
         // from the register that is masked, not from one that was compared with it and copied.
         let octets = (black_box(last) & (PIECE - 1)) + 1;
-        let place = piece.as_mut_ptr();
-        // SAFETY: `piece` has room for that much, the rest of it is zero.
+        let place = is_fragment.as_mut_ptr();
+        // SAFETY: `is_fragment` has room for that much, the rest of it is zero.
         let sum = unsafe {
             if bpf_skb_load_bytes(self.skb.cast(), self.at, place.cast(), octets) != 0 {
                 return true;
@@ -483,7 +483,7 @@ impl Attempt for Pieces {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_refuse(skb: *mut __sk_buff) -> u32 {
-    let Some(Some(refusal)) = resume(skb, |passage| passage.refuse()) else {
+    let Some(Some(refusal)) = resume(skb, |context| context.refuse()) else {
         return 0;
     };
     // The packet stays in place and becomes the quote: a checksum that is still to be finished stays

@@ -6,7 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use forwarder_common::family::{Be16, Be32, Family, V4};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::{self, Meta, Passage, Side, Steps};
+use forwarder_common::pipeline::{self, Meta, PacketContext, Side, Steps};
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::window;
@@ -28,7 +28,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
     let meta = Meta {
         ifindex,
-        came_by: 0,
+        ingress_ifindex: 0,
         l3: ETHERNET as u8,
         segment: 0,
         mark: 0,
@@ -84,7 +84,7 @@ macro_rules! no_steps {
     ($($step:ident)+) => {
         impl Steps<V4> for Kernel<XdpContext> {
             #[inline(always)]
-            fn meet(
+            fn handle_fragment(
                 &self,
                 _: Frame<'_>,
                 _: &Meta,
@@ -96,21 +96,21 @@ macro_rules! no_steps {
 
             $(
                 #[inline(always)]
-                fn $step(&self, _: &mut Passage<'_, V4, Self>) -> Option<Reason> {
+                fn $step(&self, _: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
                     None
                 }
             )+
 
             #[inline(always)]
-            fn restore_crc(&self, _: &mut Passage<'_, V4, Self>, _: [u32; 2]) {}
+            fn restore_crc(&self, _: &mut PacketContext<'_, V4, Self>, _: [u32; 2]) {}
 
             #[inline(always)]
-            fn scale(&self, _: &Passage<'_, V4, Self>) -> u8 {
+            fn scale(&self, _: &PacketContext<'_, V4, Self>) -> u8 {
                 window::UNREAD
             }
 
             #[inline(always)]
-            fn sum(&self, _: &Passage<'_, V4, Self>) -> u16 {
+            fn sum(&self, _: &PacketContext<'_, V4, Self>) -> u16 {
                 0
             }
 
@@ -123,4 +123,4 @@ macro_rules! no_steps {
     };
 }
 
-no_steps!(carry carry_error classify admit verify_source complete give_way restore_own_error);
+no_steps!(forward_established forward_icmp_error classify create_flow verify_source snat_on_egress translate_host_flow restore_own_error);

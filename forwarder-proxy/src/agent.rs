@@ -22,7 +22,7 @@ const LINE: usize = 4096;
 
 /// What the agent says.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Word {
+pub(crate) enum ShimReply {
     /// It is done.
     Done,
     /// It cannot be, and why.
@@ -94,7 +94,7 @@ impl Agent {
 
     /// The next word, if a whole one is there; to be called when there is something to read. An
     /// error: the agent is gone.
-    pub(crate) fn hear(&mut self) -> Result<Option<Word>, String> {
+    pub(crate) fn hear(&mut self) -> Result<Option<ShimReply>, String> {
         if !self.has_heard() {
             let mut buffer = [0; 256];
             let length = self.stream.read(&mut buffer).map_err(|e| lost(&e))?;
@@ -113,7 +113,7 @@ impl Agent {
     }
 
     /// [`Self::hear`], waiting until then.
-    pub(crate) fn hear_until(&mut self, deadline: Instant) -> Result<Option<Word>, String> {
+    pub(crate) fn hear_until(&mut self, deadline: Instant) -> Result<Option<ShimReply>, String> {
         let left = deadline.saturating_duration_since(Instant::now());
         // No time at all would mean for ever.
         let left = left.max(Duration::from_millis(1));
@@ -152,15 +152,15 @@ pub(crate) fn patience() -> Result<Duration, String> {
 }
 
 /// Reads one of the three lines that the agent writes to shims.
-fn word(line: &str) -> Word {
+fn word(line: &str) -> ShimReply {
     match line {
-        "{\"ok\":null}" => Word::Done,
-        "{\"release\":null}" => Word::Release,
+        "{\"ok\":null}" => ShimReply::Done,
+        "{\"release\":null}" => ShimReply::Release,
         _ => {
             let text = line
                 .strip_prefix("{\"error\":\"")
                 .and_then(|rest| rest.strip_suffix("\"}"));
-            Word::Refused(text.map_or_else(|| format!("the agent says {line}"), unescape))
+            ShimReply::Refused(text.map_or_else(|| format!("the agent says {line}"), unescape))
         }
     }
 }
@@ -187,11 +187,14 @@ mod tests {
 
     #[test]
     fn the_agents_lines_are_read() {
-        assert_eq!(word("{\"ok\":null}"), Word::Done);
-        assert_eq!(word("{\"release\":null}"), Word::Release);
+        assert_eq!(word("{\"ok\":null}"), ShimReply::Done);
+        assert_eq!(word("{\"release\":null}"), ShimReply::Release);
         let why = "{\"error\":\"\\\"web\\\" has it\\nalready\"}";
-        assert_eq!(word(why), Word::Refused("\"web\" has it already".into()));
-        assert_eq!(word("x"), Word::Refused("the agent says x".into()));
+        assert_eq!(
+            word(why),
+            ShimReply::Refused("\"web\" has it already".into())
+        );
+        assert_eq!(word("x"), ShimReply::Refused("the agent says x".into()));
     }
 
     #[test]
@@ -204,9 +207,9 @@ mod tests {
         theirs.write_all(b"{\"ok\":").unwrap();
         assert_eq!(agent.hear(), Ok(None));
         theirs.write_all(b"null}\n{\"release\":null}\n").unwrap();
-        assert_eq!(agent.hear(), Ok(Some(Word::Done)));
+        assert_eq!(agent.hear(), Ok(Some(ShimReply::Done)));
         assert!(agent.has_heard());
-        assert_eq!(agent.hear(), Ok(Some(Word::Release)));
+        assert_eq!(agent.hear(), Ok(Some(ShimReply::Release)));
         drop(theirs);
         assert!(agent.hear().is_err());
     }

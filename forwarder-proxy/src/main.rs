@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use agent::{Agent, Word};
+use agent::{Agent, ShimReply};
 use args::Args;
 use dockerd::Dockerd;
 use reserve::Reservation;
@@ -143,9 +143,9 @@ fn announce_proxy(args: &Args) -> Result<(), String> {
     agent.say(&args.question("proxy", false))?;
     loop {
         match agent.hear_until(deadline)? {
-            Some(Word::Done) => return Ok(()),
-            Some(Word::Refused(why)) => return Err(why),
-            Some(Word::Release) | None => {}
+            Some(ShimReply::Done) => return Ok(()),
+            Some(ShimReply::Refused(why)) => return Err(why),
+            Some(ShimReply::Release) | None => {}
         }
     }
 }
@@ -197,9 +197,9 @@ fn ask(
             Woken::Interrupted | Woken::Terminated => return Err(End::Done),
             Woken::Nothing => {}
             Woken::Agent => match agent.hear()? {
-                Some(Word::Done) => return Ok(()),
-                Some(Word::Refused(why)) => return Err(End::Failed(why)),
-                Some(Word::Release) => return Err(End::Done),
+                Some(ShimReply::Done) => return Ok(()),
+                Some(ShimReply::Refused(why)) => return Err(End::Failed(why)),
+                Some(ShimReply::Release) => return Err(End::Done),
                 None => {}
             },
         }
@@ -233,15 +233,15 @@ fn stay(
                 announce(args, &mut agent, &reservation, orphan)
             }
             Ok(Woken::Agent) => match agent.as_mut().map(Agent::hear) {
-                Some(Ok(Some(Word::Release))) => {
+                Some(Ok(Some(ShimReply::Release))) => {
                     // Free before the agent sees us go.
                     drop(reservation);
                     return End::Done;
                 }
                 // Another one has the port by now.
-                Some(Ok(Some(Word::Refused(_)))) if orphan => return End::Done,
-                Some(Ok(Some(Word::Refused(_))) | Err(_)) => true,
-                Some(Ok(Some(Word::Done) | None)) | None => false,
+                Some(Ok(Some(ShimReply::Refused(_)))) if orphan => return End::Done,
+                Some(Ok(Some(ShimReply::Refused(_))) | Err(_)) => true,
+                Some(Ok(Some(ShimReply::Done) | None)) | None => false,
             },
         };
         if lost {

@@ -15,20 +15,20 @@ use crate::control::Verb;
 use crate::daemon::BEAT;
 use crate::datapath::{self, Datapath, Setup, untracked};
 use crate::desired::{Policy, be32, desired, port_key, port_key6};
-use crate::diff::{Op, diff};
+use crate::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, Key6, SocketHook};
+use crate::diff::{Change, diff};
 use crate::exhaustion::{self, Exhaustion};
+use crate::host_state::{HostPort, HostState};
 use crate::report;
 use crate::stop::Stop;
-use crate::tables::{Hook, Key6, ROUND, SocketHook, Tables};
 use crate::uplinks::{self, Choice};
-use crate::world::{HostPort, World};
 
 /// Whether it ends what a shim has given back: known also while Docker has not been heard.
-fn is_given_back(world: &World, op: &Op) -> bool {
-    let Op::DropPublished { key, .. } = op else {
+fn is_given_back(host_state: &HostState, op: &Change) -> bool {
+    let Change::DropPublished { key, .. } = op else {
         return false;
     };
-    let mut given_back = world.unbound.iter().filter_map(port_key);
+    let mut given_back = host_state.unbound.iter().filter_map(port_key);
     given_back.any(|port| port == *key)
 }
 
@@ -42,14 +42,14 @@ struct Routing {
 }
 
 impl Routing {
-    fn of(world: &World, tables: &Tables) -> Self {
+    fn of(host_state: &HostState, tables: &DesiredState) -> Self {
         let outside = tables
             .devices
             .iter()
             .filter(|(_, device)| device.kind == device::OUTSIDE);
-        let mtu = |index: &u32| world.links.get(index).map_or(0, |link| link.mtu);
+        let mtu = |index: &u32| host_state.links.get(index).map_or(0, |link| link.mtu);
         Self {
-            generation: world.route_generation,
+            generation: host_state.route_generation,
             sources: tables.sources.clone(),
             devices: outside.map(|(index, _)| (*index, mtu(index))).collect(),
         }
@@ -58,7 +58,7 @@ impl Routing {
 
 /// Has the kernel put fragments together; whether it does.
 pub(crate) async fn reassemble(config: &Config) -> bool {
-    match datapath::make_round(&config.bpffs_dir).await {
+    match datapath::make_defrag_loopback(&config.bpffs_dir).await {
         Ok(()) => true,
         Err(error) => {
             tracing::warn!("fragments that would have to be translated are dropped: {error:#}");
@@ -108,7 +108,7 @@ pub(crate) struct Agent {
     datapath: Datapath,
     since: Instant,
     /// What the kernel should hold, as of the last sync.
-    tables: Tables,
+    tables: DesiredState,
     uplinks: Vec<Choice>,
     /// Uplinks whose driver refused XDP, and why.
     refused: BTreeMap<u32, String>,
@@ -150,7 +150,7 @@ impl Agent {
     /// The kernel refuses something that protects, or we are asked to stop.
     pub(crate) fn start(
         config: &Config,
-        world: &World,
+        host_state: &HostState,
         reassembles: bool,
         stop: &Stop,
     ) -> Result<Self> {
@@ -168,7 +168,7 @@ impl Agent {
                 Attach::Auto => !datapath::has_tcx(),
             },
         };
-        let name_of = |index: u32| world.links.get(&index).map(|link| link.name.clone());
+        let name_of = |index: u32| host_state.links.get(&index).map(|link| link.name.clone());
         let mut datapath = Datapath::open(&setup)?;
         load(&mut datapath, config.xdp, stop)?;
         datapath.adopt(name_of)?;
@@ -178,7 +178,7 @@ impl Agent {
             datapath.arm()?;
         }
         datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
-        datapath.beat()?;
+        datapath.housekeeping()?;
         // What an earlier agent did not come to any more.
         if let Err(error) = datapath.sever_sockets() {
             tracing::warn!("{error:#}");
@@ -194,7 +194,7 @@ impl Agent {
             datapath,
             exhaustion,
             since: Instant::now(),
-            tables: Tables::default(),
+            tables: DesiredState::default(),
             uplinks: Vec::new(),
             refused: BTreeMap::new(),
             sockets,
@@ -215,9 +215,9 @@ impl Agent {
     }
 
     /// Says that we are alive; whether something failed that is to be tried again.
-    pub(crate) fn beat(&mut self, world: &World) -> Result<bool> {
-        self.datapath.beat()?;
-        self.complain(world)?;
+    pub(crate) fn housekeeping(&mut self, host_state: &HostState) -> Result<bool> {
+        self.datapath.housekeeping()?;
+        self.complain(host_state)?;
         Ok(!self.failures.is_empty())
     }
 
@@ -242,7 +242,7 @@ impl Agent {
     /// Has the programs judge packets from now on, once everything that protects is in place.
     pub(crate) fn arm(&mut self) -> Result<()> {
         if !self.armed && self.unprotected().is_none() {
-            self.datapath.beat()?;
+            self.datapath.housekeeping()?;
             self.datapath.arm()?;
             self.armed = true;
         }
@@ -250,16 +250,21 @@ impl Agent {
     }
 
     /// What the kernel should hold, as of the last sync.
-    pub(crate) fn tables(&self) -> &Tables {
+    pub(crate) fn tables(&self) -> &DesiredState {
         &self.tables
     }
 
     /// Makes the kernel hold what it should. Failures are logged and tried again.
     /// Ends early if we are asked to stop.
-    pub(crate) async fn sync(&mut self, world: &World, config: &Config, stop: &Stop) -> Result<()> {
+    pub(crate) async fn sync(
+        &mut self,
+        host_state: &HostState,
+        config: &Config,
+        stop: &Stop,
+    ) -> Result<()> {
         loop {
             let known = self.refusals();
-            self.round(world, config, stop).await?;
+            self.defrag_loopback(host_state, config, stop).await?;
             // What is refused changes what is wanted.
             if self.refusals() == known || stop.is_asked() {
                 return Ok(());
@@ -272,8 +277,13 @@ impl Agent {
         self.refused.len() + SocketHook::ALL.len() - self.sockets.len()
     }
 
-    async fn round(&mut self, world: &World, config: &Config, stop: &Stop) -> Result<()> {
-        self.uplinks = uplinks::choose(world, &config.uplinks, config.xdp, uplinks::driver);
+    async fn defrag_loopback(
+        &mut self,
+        host_state: &HostState,
+        config: &Config,
+        stop: &Stop,
+    ) -> Result<()> {
+        self.uplinks = uplinks::choose(host_state, &config.uplinks, config.xdp, uplinks::driver);
         for choice in &mut self.uplinks {
             if let Some(why) = self.refused.get(&choice.ifindex) {
                 choice.xdp = None;
@@ -290,16 +300,16 @@ impl Agent {
             direct_routing: config.allow_direct_routing,
             rules: config.rules.clone(),
             sockets: self.sockets.clone(),
-            reassembles: self.reassembles(world, config).await,
+            reassembles: self.reassembles(host_state, config).await,
         };
-        let mut tables = desired(world, &policy, self.route_generation);
+        let mut tables = desired(host_state, &policy, self.route_generation);
         let closed = tables.closed_lists;
         if closed > self.tables.closed_lists {
             tracing::error!(
                 "{closed} lists of clients have no room beside all others: they let nobody in"
             );
         }
-        let routing = Routing::of(world, &tables);
+        let routing = Routing::of(host_state, &tables);
         if self.routing.as_ref() != Some(&routing) {
             self.route_generation = self.route_generation.wrapping_add(1).max(1);
             tables.route_generation = self.route_generation;
@@ -320,7 +330,7 @@ impl Agent {
             self.lists = Some(tables.policy);
         }
         tables.policy = self.policy_generation;
-        if !world.is_complete() {
+        if !host_state.is_complete() {
             // What an earlier agent knew to be Docker's is not outside because Docker is silent.
             let dockers = |index: &u32| {
                 let known = observed.tables.devices.get(index);
@@ -332,8 +342,8 @@ impl Agent {
             tables.lists6 |= observed.tables.lists6;
         }
         self.tables = tables;
-        self.heed_others(world);
-        let names = world
+        self.heed_others(host_state);
+        let names = host_state
             .links
             .values()
             .map(|link| (link.index, link.name.clone()))
@@ -345,14 +355,14 @@ impl Agent {
         let mut told = Instant::now();
         for op in ops
             .into_iter()
-            .filter(|op| world.is_complete() || op.adds() || is_given_back(world, op))
+            .filter(|op| host_state.is_complete() || op.adds() || is_given_back(host_state, op))
         {
             if stop.is_asked() {
                 break;
             }
             // Many programs take many seconds to attach.
             if told.elapsed() > BEAT {
-                self.datapath.beat()?;
+                self.datapath.housekeeping()?;
                 told = Instant::now();
             }
             match self.datapath.apply(&op, &names).await {
@@ -365,13 +375,13 @@ impl Agent {
 
     /// Tells the log what others have set up since it was told last, and keeps what is handed on from
     /// being tracked while anybody has rules.
-    fn heed_others(&mut self, world: &World) {
-        let lines = report::others(world);
+    fn heed_others(&mut self, host_state: &HostState) {
+        let lines = report::others(host_state);
         for line in lines.iter().filter(|line| !self.told.contains(*line)) {
             tracing::warn!("{line}");
         }
         self.told = lines.into_iter().collect();
-        if world.others.tracks && !world.others.untracked {
+        if host_state.others.tracks && !host_state.others.untracked {
             let failed = untracked::add().err().map(|error| format!("{error:#}"));
             if let Some(why) = &failed
                 && self.tracked.as_ref() != Some(why)
@@ -381,21 +391,21 @@ impl Agent {
                 );
             }
             self.tracked = failed;
-        } else if !world.others.tracks && world.others.untracked {
+        } else if !host_state.others.tracks && host_state.others.untracked {
             untracked::remove();
         }
     }
 
     /// Leaves out what of the host's own addresses the map has no room for: packets to them still go
     /// to the host, since the kernel's routes say so, but not to published ports.
-    fn bound_locals(&mut self, tables: &mut Tables) {
+    fn bound_locals(&mut self, tables: &mut DesiredState) {
         let all = tables.locals.len();
-        while tables.locals.len() > capacity::LOCALS as usize {
+        while tables.locals.len() > capacity::HOST_ADDRESSES as usize {
             tables.locals.pop_last();
         }
         let crowded = tables.locals.len() < all;
         if crowded && !self.crowded {
-            let room = capacity::LOCALS;
+            let room = capacity::HOST_ADDRESSES;
             tracing::warn!(
                 "the host has {all} addresses and ranges of its own, and there is room for {room}: \
                  published ports are not reached at the others; route whole ranges (ip route add \
@@ -406,16 +416,16 @@ impl Agent {
     }
 
     /// Whether the kernel puts fragments together; makes it do so where it does not.
-    async fn reassembles(&mut self, world: &World, config: &Config) -> bool {
+    async fn reassembles(&mut self, host_state: &HostState, config: &Config) -> bool {
         // Before the routes are known, nothing says that ours is not there.
-        let known = world.route_generation != 0;
-        let is_whole = |index| !known || world.routing.unspecified.contains(&index);
-        let there = world
+        let known = host_state.route_generation != 0;
+        let is_whole = |index| !known || host_state.routing.unspecified.contains(&index);
+        let there = host_state
             .links
             .values()
-            .any(|link| link.name == ROUND && link.up && is_whole(link.index));
+            .any(|link| link.name == DEFRAG_LOOPBACK && link.up && is_whole(link.index));
         if !there && self.reassembles {
-            tracing::warn!("the device {ROUND} or its route was taken away: made anew");
+            tracing::warn!("the device {DEFRAG_LOOPBACK} or its route was taken away: made anew");
             self.reassembles = reassemble(config).await;
         }
         self.reassembles
@@ -423,7 +433,7 @@ impl Agent {
 
     /// Whether the last sync brought into the kernel what a shim has bound, or who may ask what a
     /// docker-proxy serves; else why not.
-    pub(crate) fn holds(&self, world: &World, port: &HostPort) -> Result<(), String> {
+    pub(crate) fn holds(&self, host_state: &HostState, port: &HostPort) -> Result<(), String> {
         if let Some(key) = port_key6(port) {
             let why = self.unguarded.as_ref();
             let refused = why.map(|why| format!("the kernel refuses the lists of {port}: {why}"));
@@ -436,36 +446,40 @@ impl Agent {
         }
         let key =
             port_key(port).ok_or_else(|| format!("{port} is no port of IPv4's TCP or UDP"))?;
-        let wanted = world.bound.get(port).map(|bound| bound.container_ip);
+        let wanted = host_state.bound.get(port).map(|bound| bound.container_ip);
         let target = self.tables.published.get(&key).map(|target| target.addr);
         match (wanted, self.unpublished.get(&key)) {
             (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
             (Some(IpAddr::V4(wanted)), None) if target == Some(be32(wanted)) => Ok(()),
             // A routed network has no ports of the host, which is as it should be.
-            (Some(wanted), None) if target.is_none() && self.is_routed(world, wanted) => Ok(()),
+            (Some(wanted), None) if target.is_none() && self.is_routed(host_state, wanted) => {
+                Ok(())
+            }
             _ => Err(format!("{port} leads elsewhere by now")),
         }
     }
 
     /// Whether an address is a container's of a network that is not translated.
-    fn is_routed(&self, world: &World, address: IpAddr) -> bool {
-        let network = world.seat(address).map(|(id, _)| &world.networks[id]);
-        let bridge = network.and_then(|network| world.bridge(network));
+    fn is_routed(&self, host_state: &HostState, address: IpAddr) -> bool {
+        let network = host_state
+            .seat(address)
+            .map(|(id, _)| &host_state.networks[id]);
+        let bridge = network.and_then(|network| host_state.bridge(network));
         let row = bridge.and_then(|link| self.tables.networks.get(&link.index));
         row.is_some_and(|row| row.flags & network::ROUTED != 0)
     }
 
-    fn failed(&mut self, op: &Op, error: &anyhow::Error) {
-        if let Op::PutPublished { key, .. } = *op {
+    fn failed(&mut self, op: &Change, error: &anyhow::Error) {
+        if let Change::PutPublished { key, .. } = *op {
             self.unpublished.insert(key, format!("{error:#}"));
         }
         if matches!(
             op,
-            Op::PutIpv6(Key6::Ingress(..) | Key6::Published(_), _) | Op::Settings { .. }
+            Change::PutIpv6(Key6::Ingress(..) | Key6::Published(_), _) | Change::Settings { .. }
         ) {
             self.unguarded = Some(format!("{error:#}"));
         }
-        if let Op::Attach {
+        if let Change::Attach {
             ifindex,
             hook: Hook::Uplink,
             ..
@@ -474,7 +488,7 @@ impl Agent {
             let why = format!("the driver refuses XDP: {error:#}");
             tracing::warn!("device {ifindex}: {why}");
             self.refused.insert(ifindex, why);
-        } else if let Op::AttachSocket(hook) = *op {
+        } else if let Change::AttachSocket(hook) = *op {
             tracing::warn!("{} is not in place: {error:#}", hook.program());
             self.sockets.remove(&hook);
         } else {
@@ -489,22 +503,22 @@ impl Agent {
     }
 
     /// Tells the log what was used up lately, and who has most of it.
-    fn complain(&mut self, world: &World) -> Result<()> {
+    fn complain(&mut self, host_state: &HostState) -> Result<()> {
         let counts = self.datapath.exhausted()?;
         for complaint in self.exhaustion.heard(counts, Instant::now()) {
-            let holder = exhaustion::holder(world, &self.datapath.opened()?);
+            let holder = exhaustion::holder(host_state, &self.datapath.opened()?);
             tracing::warn!("{complaint}{}", holder.unwrap_or_default());
         }
         Ok(())
     }
 
     /// What the command line asks, by what the kernel holds.
-    pub(crate) fn answer(&mut self, world: &World, verb: Verb) -> Value {
+    pub(crate) fn answer(&mut self, host_state: &HostState, verb: Verb) -> Value {
         let held = match self.datapath.observe(true) {
             Ok(observed) => observed.tables,
             Err(error) => {
                 tracing::warn!("cannot read what the kernel holds: {error:#}");
-                Tables::default()
+                DesiredState::default()
             }
         };
         let answer = match verb {
@@ -513,12 +527,12 @@ impl Agent {
                 let uplinks = self.uplinks.iter().map(Choice::report).collect();
                 let failures = self.failures.iter().map(|failure| failure.what.clone());
                 let failures = failures.collect();
-                let status = report::agent(world, &held, uplinks, failures, uptime);
+                let status = report::agent(host_state, &held, uplinks, failures, uptime);
                 serde_json::to_value(status)
             }
-            Verb::Networks => serde_json::to_value(report::networks(world, &held)),
-            Verb::Endpoints => serde_json::to_value(report::endpoints(world, &held)),
-            Verb::Ports => serde_json::to_value(report::ports(world, &held)),
+            Verb::Networks => serde_json::to_value(report::networks(host_state, &held)),
+            Verb::Endpoints => serde_json::to_value(report::endpoints(host_state, &held)),
+            Verb::Ports => serde_json::to_value(report::ports(host_state, &held)),
         };
         answer.unwrap_or(Value::Null)
     }

@@ -11,7 +11,7 @@ use forwarder_common::abi::{PortRange, capacity};
 use forwarder_common::quota::RATE_MAX;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::rules::{ContainerRules, NetworkRules, PortName, PortRules, Rules};
+use crate::overrides::{ContainerRules, NetworkRules, Overrides, PortName, PortRules};
 use crate::trusted;
 
 /// The file that is read when none is named; it may be missing.
@@ -91,7 +91,7 @@ pub struct Config {
     /// The file that was read; it may be missing.
     pub file: PathBuf,
     /// What the file lays down for networks and ports: read again whenever the file changes.
-    pub rules: Rules,
+    pub rules: Overrides,
     /// How much is logged: a level, or directives of tracing's `EnvFilter`.
     pub log: String,
 }
@@ -113,7 +113,7 @@ impl Default for Config {
             attach: Attach::default(),
             allow_direct_routing: false,
             file: FILE.into(),
-            rules: Rules::default(),
+            rules: Overrides::default(),
             log: "info".into(),
         }
     }
@@ -275,7 +275,7 @@ impl Settings {
             attach: attach.unwrap_or(default.attach),
             allow_direct_routing: allow_direct_routing.unwrap_or(default.allow_direct_routing),
             file: path,
-            rules: Rules {
+            rules: Overrides {
                 networks: network,
                 ports: port,
                 containers: container,
@@ -313,7 +313,7 @@ impl Settings {
 ///
 /// # Errors
 /// As [`Settings::resolve`]; a file that has gone is one without rules.
-pub fn rules(file: &Path) -> Result<Rules> {
+pub fn rules(file: &Path) -> Result<Overrides> {
     let Settings {
         network,
         port,
@@ -323,7 +323,7 @@ pub fn rules(file: &Path) -> Result<Rules> {
         Some(_) => read(Some(file))?,
         None => Settings::default(),
     };
-    Ok(Rules {
+    Ok(Overrides {
         networks: network,
         ports: port,
         containers: container,

@@ -22,7 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::watch::claim;
-use crate::watch::shim::{self, Call};
+use crate::watch::shim::{self, ShimEvent};
 pub(crate) use lines::Lines;
 
 /// How long either side waits for the other.
@@ -57,7 +57,7 @@ pub struct Query {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Question {
+struct ShimRequest {
     verb: Verb,
 }
 
@@ -97,7 +97,7 @@ impl Drop for Server {
 pub fn serve(
     path: &Path,
     queries: mpsc::Sender<Query>,
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<ShimEvent>,
 ) -> Result<Server> {
     if UnixStream::connect(path).is_ok() {
         bail!(
@@ -127,7 +127,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, queries: mpsc::Sender<Query>, calls: mpsc::Sender<Call>) {
+async fn accept(
+    listener: UnixListener,
+    queries: mpsc::Sender<Query>,
+    calls: mpsc::Sender<ShimEvent>,
+) {
     let mut callers = JoinSet::new();
     let room = Room {
         callers: Arc::new(Semaphore::new(CALLERS)),
@@ -170,7 +174,7 @@ async fn converse(
     place: OwnedSemaphorePermit,
     shims: &Semaphore,
     queries: &mpsc::Sender<Query>,
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<ShimEvent>,
 ) -> Result<()> {
     claim::is_root(&caller).map_err(|why| {
         tracing::warn!("a caller at the control socket is refused: {why}");
@@ -179,7 +183,7 @@ async fn converse(
     let (from, mut to) = caller.into_split();
     let mut from = Lines::new(from);
     let line = timeout(PATIENCE, from.next()).await??;
-    if let Some(question) = shim::Question::read(&line) {
+    if let Some(question) = shim::ShimRequest::read(&line) {
         let _shim = shims.try_acquire().context("too many shims")?;
         drop(place);
         return shim::converse(question, from, to, &calls).await;
@@ -194,7 +198,7 @@ async fn converse(
 }
 
 async fn answer(line: &str, queries: &mpsc::Sender<Query>) -> Result<Value> {
-    let Question { verb } = serde_json::from_str(line).context("not a question")?;
+    let ShimRequest { verb } = serde_json::from_str(line).context("not a question")?;
     let (reply, answer) = oneshot::channel();
     let ending = "the agent is about to end";
     queries.send(Query { verb, reply }).await.context(ending)?;
@@ -256,7 +260,7 @@ fn silent(path: &Path, why: &dyn ToString) -> AskError {
 fn exchange(mut stream: &UnixStream, verb: Verb) -> io::Result<Answer> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut question = serde_json::to_vec(&Question { verb })?;
+    let mut question = serde_json::to_vec(&ShimRequest { verb })?;
     question.push(b'\n');
     stream.write_all(&question)?;
     let mut line = String::new();

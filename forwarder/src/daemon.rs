@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The control story: one event enum, one loop. THEN HERE.
 //!
-//! Facts change the World; a changed World is synced: what the kernel holds is observed, what it
+//! Updates change the host state; a changed host state is synced: what the kernel holds is observed, what it
 //! should hold is derived, and the difference is carried out. Crash recovery, drift and the steady
 //! state are this one path. Nothing is removed before every source has given a full list, and
 //! nothing because Docker is away.
@@ -25,14 +25,14 @@ use crate::agent::{Agent, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
 use crate::datapath::Binds;
+use crate::desired_state::DesiredState;
+use crate::host_state::{HostState, Update};
+use crate::overrides::Overrides;
 use crate::plain;
-use crate::rules::Rules;
 use crate::shims::Shims;
 use crate::stop::Stop;
-use crate::tables::Tables;
 use crate::watch;
-use crate::watch::shim::Call;
-use crate::world::{Fact, World};
+use crate::watch::shim::ShimEvent;
 
 /// How often the programs are told that the agent is alive; they trust it for five times as long.
 pub(crate) const BEAT: Duration = Duration::from_secs(1);
@@ -47,17 +47,17 @@ const ATTEMPTS: u32 = 3;
 /// Everything that can happen.
 enum Event {
     /// A source says something.
-    Fact(Fact),
+    Update(Update),
     /// The command line asks something.
     Query(Query),
     /// The administrator lays something else down.
-    Rules(Rules),
+    Overrides(Overrides),
     /// A shim of dockerd's says something.
-    Call(Call),
+    ShimEvent(ShimEvent),
     /// A service of the host's has bound a port.
     Bound,
     /// Time to say that we are alive, and to try again what failed.
-    Beat,
+    Heartbeat,
     /// Time to compare.
     Resync,
     /// Asked to stop: what is armed stays in place and goes on without us.
@@ -86,7 +86,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
     // Before the devices are listed: its own is among them then.
     let reassembles = reassemble(&config).await;
     let mut sources = Sources::start(&config)?;
-    let mut world = World::default();
+    let mut host_state = HostState::default();
     let mut agent: Option<Agent> = None;
     let since = Instant::now();
     let mut shims = Shims::new(since);
@@ -95,26 +95,26 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
     loop {
         let mut event = sources.next(stop).await;
         let mut changed = false;
-        while let Event::Fact(fact) = event {
-            changed |= world.apply(fact);
-            event = sources.waiting().map_or(Event::Beat, Event::Fact);
+        while let Event::Update(update) = event {
+            changed |= host_state.apply(update);
+            event = sources.waiting().map_or(Event::Heartbeat, Event::Update);
         }
         match event {
-            Event::Fact(_) => {}
+            Event::Update(_) => {}
             Event::Query(Query { verb, reply }) => {
-                let answer = agent.as_mut().map(|agent| agent.answer(&world, verb));
+                let answer = agent.as_mut().map(|agent| agent.answer(&host_state, verb));
                 // Nobody to tell if the asker has gone.
                 let _ = reply.send(answer.unwrap_or_default());
             }
-            Event::Rules(rules) => {
+            Event::Overrides(rules) => {
                 config.rules = rules;
                 changed = true;
             }
-            Event::Call(call) => {
+            Event::ShimEvent(call) => {
                 // They come in crowds: one sync answers them all.
                 let calls = std::iter::successors(Some(call), |_| sources.calling());
                 for call in calls {
-                    changed |= shims.hear(call, &mut world, Instant::now());
+                    changed |= shims.hear(call, &mut host_state, Instant::now());
                 }
             }
             Event::Bound => {
@@ -122,13 +122,13 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
                     agent.ask_flows()?;
                 }
             }
-            Event::Beat => {
+            Event::Heartbeat => {
                 // A first start waits for Docker's lists no longer than it may.
                 changed |= agent.as_ref().is_some_and(|agent| !agent.is_armed());
-                changed |= shims.review(&mut world, Instant::now());
-                changed |= world.apply(watch::reverse_path::read(&world));
+                changed |= shims.review(&mut host_state, Instant::now());
+                changed |= host_state.apply(watch::reverse_path::read(&host_state));
                 if let Some(agent) = &mut agent {
-                    changed |= agent.beat(&world)?;
+                    changed |= agent.housekeeping(&host_state)?;
                 }
             }
             Event::Resync => changed = true,
@@ -136,47 +136,47 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
             Event::Broken(error) => return Err(error),
         }
         if changed {
-            shims.decide(&mut world, Instant::now());
+            shims.decide(&mut host_state, Instant::now());
         }
-        if !changed || !world.is_host_known() {
+        if !changed || !host_state.is_host_known() {
             continue;
         }
         if agent.is_none() {
-            world.apply(watch::reverse_path::read(&world));
-            agent = Some(Agent::start(&config, &world, reassembles, stop)?);
+            host_state.apply(watch::reverse_path::read(&host_state));
+            agent = Some(Agent::start(&config, &host_state, reassembles, stop)?);
             sources.hear_programs(&config)?;
-            // What has been said meanwhile may complete the World.
-            while let Some(fact) = sources.waiting() {
-                world.apply(fact);
+            // What has been said meanwhile may complete the host state.
+            while let Some(update) = sources.waiting() {
+                host_state.apply(update);
             }
         }
         let Some(agent) = &mut agent else { continue };
-        if !agent.is_armed() && is_listing(&world, since) {
+        if !agent.is_armed() && is_listing(&host_state, since) {
             continue;
         }
-        agent.sync(&world, &config, stop).await?;
+        agent.sync(&host_state, &config, stop).await?;
         if stop.is_asked() {
             return Ok(());
         }
         agent.arm()?;
-        shims.synced(|port| agent.holds(&world, port));
+        shims.synced(|port| agent.holds(&host_state, port));
         if ready {
             continue;
         }
         if let Some(why) = agent.unprotected() {
             attempts += 1;
             ensure!(attempts < ATTEMPTS, "not ready, and not going to be: {why}");
-        } else if world.is_complete() {
-            announce_ipv6(&world);
-            announce(&world, agent.tables())?;
+        } else if host_state.is_complete() {
+            announce_ipv6(&host_state);
+            announce(&host_state, agent.tables())?;
             ready = true;
         }
     }
 }
 
 /// Says which networks have IPv6, and what becomes of it.
-fn announce_ipv6(world: &World) {
-    let networks = world.networks.values().filter(|network| {
+fn announce_ipv6(host_state: &HostState) {
+    let networks = host_state.networks.values().filter(|network| {
         let mut ranges = network.subnets.iter();
         network.driver == "bridge" && ranges.any(|range| range.address.is_ipv6())
     });
@@ -196,12 +196,12 @@ fn announce_ipv6(world: &World) {
 /// order that no container is judged by half of what concerns it. A Docker that does not answer is
 /// not waited for: dockerd starts its containers before it answers, and the outside devices are to
 /// be guarded by then.
-fn is_listing(world: &World, since: Instant) -> bool {
-    world.docker.is_some() && !world.is_complete() && since.elapsed() < LISTING
+fn is_listing(host_state: &HostState, since: Instant) -> bool {
+    host_state.docker.is_some() && !host_state.is_complete() && since.elapsed() < LISTING
 }
 
 /// The `ready` line: the first sync is in the kernel.
-fn announce(world: &World, tables: &Tables) -> Result<()> {
+fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(
         out,
@@ -209,7 +209,7 @@ fn announce(world: &World, tables: &Tables) -> Result<()> {
         tables.networks.len(),
         tables.published.len(),
         tables.devices.len(),
-        plain::line(world.docker.as_deref().unwrap_or("away")),
+        plain::line(host_state.docker.as_deref().unwrap_or("away")),
     )
     .and_then(|()| out.flush())
     .context("cannot write to stdout")
@@ -217,13 +217,13 @@ fn announce(world: &World, tables: &Tables) -> Result<()> {
 
 /// Where events come from.
 struct Sources {
-    facts: mpsc::Receiver<Fact>,
+    updates: mpsc::Receiver<Update>,
     queries: mpsc::Receiver<Query>,
-    rules: mpsc::Receiver<Rules>,
-    calls: mpsc::Receiver<Call>,
+    rules: mpsc::Receiver<Overrides>,
+    calls: mpsc::Receiver<ShimEvent>,
     binds: mpsc::Receiver<()>,
     watchers: JoinSet<Result<()>>,
-    beat: Interval,
+    housekeeping: Interval,
     resync: Interval,
     /// Answers the command line as long as it is held.
     _server: control::Server,
@@ -231,7 +231,7 @@ struct Sources {
 
 impl Sources {
     fn start(config: &Config) -> Result<Self> {
-        let (facts_in, facts) = mpsc::channel(1024);
+        let (facts_in, updates) = mpsc::channel(1024);
         let (queries_in, queries) = mpsc::channel(16);
         let (rules_in, rules) = mpsc::channel(1);
         let (calls_in, calls) = mpsc::channel(1024);
@@ -245,7 +245,7 @@ impl Sources {
             interval
         };
         Ok(Self {
-            facts,
+            updates,
             queries,
             rules,
             calls,
@@ -256,7 +256,7 @@ impl Sources {
                 facts_in,
                 rules_in,
             ),
-            beat: every(BEAT),
+            housekeeping: every(BEAT),
             resync: every(RESYNC),
             _server: server,
         })
@@ -273,26 +273,26 @@ impl Sources {
 
     async fn next(&mut self, stop: &Stop) -> Event {
         tokio::select! {
-            Some(fact) = self.facts.recv() => Event::Fact(fact),
+            Some(update) = self.updates.recv() => Event::Update(update),
             Some(query) = self.queries.recv() => Event::Query(query),
-            Some(rules) = self.rules.recv() => Event::Rules(rules),
-            Some(call) = self.calls.recv() => Event::Call(call),
+            Some(rules) = self.rules.recv() => Event::Overrides(rules),
+            Some(call) = self.calls.recv() => Event::ShimEvent(call),
             Some(()) = self.binds.recv() => Event::Bound,
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
-            _ = self.beat.tick() => Event::Beat,
+            _ = self.housekeeping.tick() => Event::Heartbeat,
             _ = self.resync.tick() => Event::Resync,
             () = stop.asked() => Event::Stop,
         }
     }
 
     /// A call that is already there.
-    fn calling(&mut self) -> Option<Call> {
+    fn calling(&mut self) -> Option<ShimEvent> {
         self.calls.try_recv().ok()
     }
 
-    /// A fact that is already there.
-    fn waiting(&mut self) -> Option<Fact> {
-        self.facts.try_recv().ok()
+    /// A update that is already there.
+    fn waiting(&mut self) -> Option<Update> {
+        self.updates.try_recv().ok()
     }
 }
 

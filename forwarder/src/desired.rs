@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel should hold, derived from the World: pure.
+//! What the kernel should hold, derived from the host state: pure.
 
 mod ipv6;
 mod published;
@@ -15,11 +15,15 @@ use ipnet::IpNet;
 
 pub(crate) use self::ipv6::{be128, port_key6};
 pub use self::published::port_key;
-use crate::lists::Lists;
+use crate::acl::AclTable;
+use crate::desired_state::{
+    DEFRAG_LOOPBACK, DesiredState, EndpointKey, Hook, NetworkRow, PeerVeth, SocketHook, XdpKind,
+};
+use crate::host_state::{
+    Container, Family, GatewayMode, HostState, Link, LinkLayer, Network, NetworkOptions,
+};
 use crate::others::{Direction, IpsecPolicy, Reach, overlap};
-use crate::rules::Rules;
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, ROUND, SocketHook, Tables, XdpKind};
-use crate::world::{Container, Family, GatewayMode, Link, LinkLayer, Network, Terms, World};
+use crate::overrides::Overrides;
 
 /// What the configuration decides about the tables.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +36,7 @@ pub struct Policy {
     /// everywhere.
     pub direct_routing: bool,
     /// What is laid down for networks and ports.
-    pub rules: Rules,
+    pub rules: Overrides,
     /// Whether the kernel puts fragments together.
     pub reassembles: bool,
     /// The socket programs that this kernel takes.
@@ -41,25 +45,25 @@ pub struct Policy {
 
 /// Derives all tables and hooks.
 #[must_use]
-pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables {
-    let mut tables = Tables {
+pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -> DesiredState {
+    let mut tables = DesiredState {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
-        route_mtu: world.routing.mtu,
+        route_mtu: host_state.routing.mtu,
         sockets: policy.sockets.clone(),
-        ..Tables::default()
+        ..DesiredState::default()
     };
-    let bridges = bridges(world);
+    let bridges = bridges(host_state);
     let terms: BTreeMap<_, _> = bridges
         .values()
         .map(|(network, _)| (&network.id, policy.rules.terms(network)))
         .collect();
-    let mut lists = Lists::default();
+    let mut lists = AclTable::default();
     for (&index, &(network, bridge)) in &bridges {
         let terms = &terms[&network.id];
         let network_row = NetworkRow {
             flags: flags(network, terms, policy),
-            gateway: match world.gateway(network, Family::V4) {
+            gateway: match host_state.gateway(network, Family::V4) {
                 Some(IpAddr::V4(gateway)) => be32(gateway),
                 _ => Be32::default(),
             },
@@ -67,13 +71,13 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
             policy: lists.id(&terms.ingress),
         };
         tables.networks.insert(index, network_row);
-        add_trusted(&mut tables, world, terms, index);
-        add_network(&mut tables, world, network, bridge);
-        ipv6::add_network(&mut tables, world, network, bridge);
-        add_allowed(&mut tables, world, policy, (network, terms), index);
-        ipv6::add_allowed(&mut tables, world, policy, (network, terms), index);
+        add_trusted(&mut tables, host_state, terms, index);
+        add_network(&mut tables, host_state, network, bridge);
+        ipv6::add_network(&mut tables, host_state, network, bridge);
+        add_allowed(&mut tables, host_state, policy, (network, terms), index);
+        ipv6::add_allowed(&mut tables, host_state, policy, (network, terms), index);
         if !terms.icc {
-            published::add_links(&mut tables, world, network);
+            published::add_links(&mut tables, host_state, network);
         }
         tables
             .devices
@@ -82,21 +86,21 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
             .hooks
             .extend([(index, Hook::BridgeIn), (index, Hook::BridgeOut)]);
     }
-    for link in world.links.values() {
+    for link in host_state.links.values() {
         match link.master.and_then(|master| bridges.get(&master)) {
             Some(&(network, bridge)) => {
                 let terms = &terms[&network.id];
-                let row = port(&tables, world, (network, terms), link, bridge);
+                let row = port(&tables, host_state, (network, terms), link, bridge);
                 tables.devices.insert(link.index, row);
                 tables.hooks.extend([
                     (link.index, Hook::ContainerIn),
                     (link.index, Hook::ContainerOut),
                 ]);
             }
-            None if is_outside(world, link) && !bridges.contains_key(&link.index) => {
-                add_outside(&mut tables, world, policy, link);
+            None if is_outside(host_state, link) && !bridges.contains_key(&link.index) => {
+                add_outside(&mut tables, host_state, policy, link);
             }
-            None if is_others(world, link) && !bridges.contains_key(&link.index) => {
+            None if is_others(host_state, link) && !bridges.contains_key(&link.index) => {
                 tables
                     .devices
                     .insert(link.index, row(device::OTHER, 0, link));
@@ -104,35 +108,38 @@ pub fn desired(world: &World, policy: &Policy, route_generation: u32) -> Tables 
             _ => {}
         }
     }
-    let round = world.links.values().find(|link| link.name == ROUND);
-    if let Some(link) = round.filter(|link| policy.reassembles && link.up) {
-        tables.round = link.index;
-        tables.hooks.insert((link.index, Hook::RoundOut));
+    let defrag_loopback = host_state
+        .links
+        .values()
+        .find(|link| link.name == DEFRAG_LOOPBACK);
+    if let Some(link) = defrag_loopback.filter(|link| policy.reassembles && link.up) {
+        tables.defrag_loopback = link.index;
+        tables.hooks.insert((link.index, Hook::DefragOut));
     }
-    tables.locals = locals(world);
-    add_others(&mut tables, world);
-    ipv6::add_locals(&mut tables, world);
-    published::add_published(&mut tables, world, policy, &terms, &mut lists);
-    ipv6::add_published(&mut tables, world, policy, &mut lists);
+    tables.locals = locals(host_state);
+    add_others(&mut tables, host_state);
+    ipv6::add_locals(&mut tables, host_state);
+    published::add_published(&mut tables, host_state, policy, &terms, &mut lists);
+    ipv6::add_published(&mut tables, host_state, policy, &mut lists);
     tables.closed_lists = lists.settle();
     (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
     ipv6::add_lists(&mut tables, &lists);
-    add_protected(&mut tables, world);
+    add_protected(&mut tables, host_state);
     if !tables.xdp.is_empty() {
-        add_far_ends(&mut tables, world);
+        add_far_ends(&mut tables, host_state);
     }
     tables
 }
 
 /// Docker's bridge networks whose bridge exists, by the bridge's index.
-fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
-    let of_networks = world
+fn bridges(host_state: &HostState) -> BTreeMap<u32, (&Network, &Link)> {
+    let of_networks = host_state
         .networks
         .values()
         .filter(|network| network.driver == "bridge");
     of_networks
         .filter_map(|network| {
-            world
+            host_state
                 .bridge(network)
                 .map(|link| (link.index, (network, link)))
         })
@@ -144,37 +151,39 @@ fn bridges(world: &World) -> BTreeMap<u32, (&Network, &Link)> {
 /// What goes round by an IFB for its queue comes back to where it was, still ours to finish there.
 /// A device that is down carries nothing; one of Docker's veths is down until it has its bridge.
 #[must_use]
-pub fn is_outside(world: &World, link: &Link) -> bool {
+pub fn is_outside(host_state: &HostState, link: &Link) -> bool {
     let master_routes = |index| {
-        world
+        host_state
             .links
             .get(&index)
             .is_some_and(|master| master.kind == "vrf")
     };
     link.up
-        && link.name != ROUND
+        && link.name != DEFRAG_LOOPBACK
         && link.kind != "ifb"
         && link.master.is_none_or(master_routes)
         && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
         && !link.name.starts_with("ov-")
         && !link.name.starts_with("vx-")
-        && !may_be_dockers(world, link)
+        && !may_be_dockers(host_state, link)
 }
 
 /// Whether others than Docker may forward by this device, though it is no outside one: loopback, IP
 /// over something that Docker does not run on, swarm's plumbing, our own way round.
-fn is_others(world: &World, link: &Link) -> bool {
-    link.up && link.master.is_none() && !may_be_dockers(world, link)
+fn is_others(host_state: &HostState, link: &Link) -> bool {
+    link.up && link.master.is_none() && !may_be_dockers(host_state, link)
 }
 
 /// Whether what this device forwards is not to be trusted as long as Docker does not list it. Docker
 /// may be away, or be about to: then it has a name of Docker's, or it is a bridge, under whatever
 /// name its user has given, whose ports are veths alone.
-fn may_be_dockers(world: &World, link: &Link) -> bool {
+fn may_be_dockers(host_state: &HostState, link: &Link) -> bool {
     let is_port = |port: &&Link| port.master == Some(link.index);
-    let mut ports = world.links.values().filter(is_port);
+    let mut ports = host_state.links.values().filter(is_port);
     is_named_as_dockers(&link.name)
-        || link.kind == "bridge" && !world.seen.networks && ports.all(|port| port.kind == "veth")
+        || link.kind == "bridge"
+            && !host_state.seen.networks
+            && ports.all(|port| port.kind == "veth")
 }
 
 /// Whether Docker has made a bridge's port for a container: it may not have named the endpoint yet.
@@ -202,9 +211,9 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
 }
 
 /// Whose say the programs leave to the kernel: what shapes a bridge, shapes all veths behind it.
-fn add_others(tables: &mut Tables, world: &World) {
+fn add_others(tables: &mut DesiredState, host_state: &HostState) {
     let flags = |index: u32| {
-        let shaping = world.others.shaped.get(&index);
+        let shaping = host_state.others.shaped.get(&index);
         let inward = shaping.is_some_and(|shaping| shaping.inward.is_some());
         let outward = shaping.is_some_and(|shaping| shaping.outward.is_some());
         u32::from(inward) * device::flag::SHAPED_IN + u32::from(outward) * device::flag::SHAPED_OUT
@@ -219,26 +228,26 @@ fn add_others(tables: &mut Tables, world: &World) {
             tables.others |= others::SHAPED;
         }
     }
-    if applying_policies(world).next().is_some() {
+    if applying_policies(host_state).next().is_some() {
         tables.others |= others::IPSEC;
     }
 }
 
 /// IPsec policies that may be about what containers send or get, seen by their own addresses or by the
 /// host's.
-pub(crate) fn applying_policies(world: &World) -> impl Iterator<Item = &IpsecPolicy> {
-    let ranges = reach(world).ranges;
-    let policies = world
+pub(crate) fn applying_policies(host_state: &HostState) -> impl Iterator<Item = &IpsecPolicy> {
+    let ranges = reach(host_state).ranges;
+    let policies = host_state
         .others
         .policies
         .iter()
         .filter(|policy| policy.restricts);
-    policies.filter(move |policy| policy.may_match(&ranges) || is_of_the_host(world, policy))
+    policies.filter(move |policy| policy.may_match(&ranges) || is_of_the_host(host_state, policy))
 }
 
 /// Whether a policy is about what leaves with an address of the host's as source.
-fn is_of_the_host(world: &World, policy: &IpsecPolicy) -> bool {
-    let mut own = world.addresses.values().flatten();
+fn is_of_the_host(host_state: &HostState, policy: &IpsecPolicy) -> bool {
+    let mut own = host_state.addresses.values().flatten();
     policy.direction == Direction::Out
         && own.any(|own| match own.address {
             IpAddr::V4(own) => !own.is_loopback() && overlap((own, 32), policy.src),
@@ -247,8 +256,9 @@ fn is_of_the_host(world: &World, policy: &IpsecPolicy) -> bool {
 }
 
 /// Where what is masqueraded must not go without the protection that a policy demands.
-fn add_protected(tables: &mut Tables, world: &World) {
-    for policy in applying_policies(world).filter(|policy| is_of_the_host(world, policy)) {
+fn add_protected(tables: &mut DesiredState, host_state: &HostState) {
+    for policy in applying_policies(host_state).filter(|policy| is_of_the_host(host_state, policy))
+    {
         let (dst, len) = policy.dst;
         let key = (others::PROTECTED, prefix(dst, len.min(32)), len.min(32));
         tables.ingress.insert(key, ingress::ALLOW);
@@ -257,9 +267,9 @@ fn add_protected(tables: &mut Tables, world: &World) {
 
 /// The bridges and ranges of containers.
 #[must_use]
-pub fn reach(world: &World) -> Reach {
+pub fn reach(host_state: &HostState) -> Reach {
     let bridged = || {
-        world
+        host_state
             .networks
             .values()
             .filter(|network| network.bridge.is_some())
@@ -280,13 +290,16 @@ pub fn reach(world: &World) -> Reach {
 
 /// A bridge's port: a container's veth with the hardware address of the endpoint behind it, unless that may be any.
 fn port(
-    tables: &Tables,
-    world: &World,
-    (network, terms): (&Network, &Terms),
+    tables: &DesiredState,
+    host_state: &HostState,
+    (network, terms): (&Network, &NetworkOptions),
     link: &Link,
     bridge: &Link,
 ) -> Device {
-    let id = world.veths.iter().find(|&(_, &veth)| veth == link.index);
+    let id = host_state
+        .veths
+        .iter()
+        .find(|&(_, &veth)| veth == link.index);
     let kind = if id.is_some() {
         device::NAMED_VETH
     } else if is_containers(link) {
@@ -315,10 +328,10 @@ fn port(
 
 /// The sources that a network's containers may use beside their own: each of them, or one.
 fn add_allowed(
-    tables: &mut Tables,
-    world: &World,
+    tables: &mut DesiredState,
+    host_state: &HostState,
     policy: &Policy,
-    (network, terms): (&Network, &Terms),
+    (network, terms): (&Network, &NetworkOptions),
     bridge: u32,
 ) {
     let allowed = &mut tables.allowed;
@@ -333,9 +346,10 @@ fn add_allowed(
         route(allowed, range);
     }
     for (id, at) in &network.endpoints {
-        let (Some(container), Some(&veth)) =
-            (world.containers.get(&at.container), world.veths.get(id))
-        else {
+        let (Some(container), Some(&veth)) = (
+            host_state.containers.get(&at.container),
+            host_state.veths.get(id),
+        ) else {
             continue;
         };
         for net in policy.rules.allowed_sources(container) {
@@ -365,14 +379,14 @@ fn v4(range: &IpNet) -> Option<(Be32, u8)> {
 }
 
 /// What holds for a network's packets.
-fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
+fn flags(network: &Network, terms: &NetworkOptions, policy: &Policy) -> u32 {
     let isolated = terms.mode == GatewayMode::Isolated;
     let routed = terms.mode == GatewayMode::Routed;
     let unprotected = terms.mode == GatewayMode::NatUnprotected;
     [
         (terms.masquerade && !routed, network::MASQUERADE),
         (network.internal || isolated, network::INTERNAL),
-        (!terms.icc, network::NO_PEERS),
+        (!terms.icc, network::ICC_DISABLED),
         (routed, network::ROUTED),
         (unprotected, network::UNPROTECTED),
         (policy.direct_routing, network::DIRECT),
@@ -385,9 +399,14 @@ fn flags(network: &Network, terms: &Terms, policy: &Policy) -> u32 {
     .sum()
 }
 
-fn add_trusted(tables: &mut Tables, world: &World, terms: &Terms, bridge: u32) {
+fn add_trusted(
+    tables: &mut DesiredState,
+    host_state: &HostState,
+    terms: &NetworkOptions,
+    bridge: u32,
+) {
     for name in &terms.trusted {
-        let device = world.links.values().find(|link| link.name == *name);
+        let device = host_state.links.values().find(|link| link.name == *name);
         tables.trusted.extend(device.map(|link| TrustKey {
             bridge,
             ifindex: link.index,
@@ -395,7 +414,12 @@ fn add_trusted(tables: &mut Tables, world: &World, terms: &Terms, bridge: u32) {
     }
 }
 
-fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &Link) {
+fn add_network(
+    tables: &mut DesiredState,
+    host_state: &HostState,
+    network: &Network,
+    bridge: &Link,
+) {
     for subnet in &network.subnets {
         if let IpAddr::V4(address) = subnet.address {
             let prefix_len = subnet.prefix_len.min(32);
@@ -407,27 +431,27 @@ fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &L
     // The network's own endpoint stands in for containers not known yet. Whenever one comes or
     // goes it is another: flows made in somebody's name before do not pass on to the next.
     let names = network.endpoints.keys().map(|id| id.0.as_str());
-    let floor = Endpoint {
-        incarnation: incarnation(std::iter::once(network.id.0.as_str()).chain(names)),
+    let default_endpoint = Endpoint {
+        generation: generation(std::iter::once(network.id.0.as_str()).chain(names)),
         bridge: bridge.index,
         mtu: bridge.mtu,
         ..Endpoint::default()
     };
     tables
         .endpoints
-        .insert(EndpointKey::Floor(bridge.index), floor);
+        .insert(EndpointKey::Floor(bridge.index), default_endpoint);
     for (id, at) in &network.endpoints {
         let Some(address) = at.ipv4 else { continue };
-        let veth = world
+        let veth = host_state
             .veths
             .get(id)
-            .and_then(|index| world.links.get(index))
+            .and_then(|index| host_state.links.get(index))
             .filter(|link| link.master == Some(bridge.index));
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&at.mac.unwrap_or_default());
         macs[6..].copy_from_slice(&bridge.mac.unwrap_or_default());
         let endpoint: Endpoint<V4> = Endpoint {
-            incarnation: incarnation([id.0.as_str()]),
+            generation: generation([id.0.as_str()]),
             ifindex: veth.map_or(0, |link| link.index),
             bridge: bridge.index,
             mtu: veth.map_or(bridge.mtu, |link| link.mtu),
@@ -440,7 +464,7 @@ fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &L
     }
 }
 
-fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link) {
+fn add_outside(tables: &mut DesiredState, host_state: &HostState, policy: &Policy, link: &Link) {
     let ethernet = link.layer == LinkLayer::Ethernet;
     let mac = link.mac.filter(|_| ethernet).unwrap_or_default();
     let device = Device {
@@ -448,7 +472,7 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
         bridge: 0,
         mac,
         ethernet: u16::from(ethernet),
-        flags: match world.reverse_paths.get(&link.index) {
+        flags: match host_state.reverse_paths.get(&link.index) {
             Some(1) => device::flag::REVERSE_STRICT,
             Some(2) => device::flag::REVERSE_LOOSE,
             _ => 0,
@@ -466,7 +490,7 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
         tables.hooks.insert((link.index, Hook::Uplink));
         tables.xdp.insert(link.index, kind);
     }
-    for (address, prefix_len, source) in sources(world, link.index) {
+    for (address, prefix_len, source) in sources(host_state, link.index) {
         tables
             .sources
             .entry((link.index, address, prefix_len))
@@ -477,9 +501,9 @@ fn add_outside(tables: &mut Tables, world: &World, policy: &Policy, link: &Link)
 /// Masquerade addresses of a device by the next hop's subnet, as `inet_select_addr` chooses them:
 /// the primary address whose subnet, or whose peer's, the next hop is in, else the device's first, else the first of
 /// any device's.
-fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
+fn sources(host_state: &HostState, index: u32) -> Vec<(Be32, u8, Be32)> {
     let primary = |device: &u32| {
-        let own = world.addresses.get(device).into_iter().flatten();
+        let own = host_state.addresses.get(device).into_iter().flatten();
         own.filter(|address| !address.secondary && address.scope == 0)
             .filter_map(|address| match address.address {
                 IpAddr::V4(v4) if !v4.is_loopback() => {
@@ -495,7 +519,7 @@ fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
     };
     let own = primary(&index);
     let first = own.first().copied().or_else(|| {
-        world
+        host_state
             .addresses
             .keys()
             .find_map(|other| primary(other).first().copied())
@@ -510,41 +534,44 @@ fn sources(world: &World, index: u32) -> Vec<(Be32, u8, Be32)> {
 
 /// What is the host's own, as the kernel routes it: addresses of devices, and ranges without any.
 /// Loopback's never appear on a wire.
-fn locals(world: &World) -> BTreeSet<(Be32, u8)> {
-    let all = world.addresses.values().flatten();
+fn locals(host_state: &HostState) -> BTreeSet<(Be32, u8)> {
+    let all = host_state.addresses.values().flatten();
     let addresses = all.filter_map(|address| match address.address {
         IpAddr::V4(v4) if !v4.is_loopback() => Some((be32(v4), 32)),
         _ => None,
     });
-    let routed = world.routing.locals.iter();
+    let routed = host_state.routing.locals.iter();
     addresses
         .chain(routed.map(|&(to, len)| (prefix(to, len), len)))
         .collect()
 }
 
 /// The far ends of the veths of containers that run: what XDP may redirect into.
-fn add_far_ends(tables: &mut Tables, world: &World) {
+fn add_far_ends(tables: &mut DesiredState, host_state: &HostState) {
     let running = |container: &&Container| container.running && container.pid != 0;
-    for container in world.containers.values().filter(running) {
+    for container in host_state.containers.values().filter(running) {
         for endpoint in container.endpoints.values() {
-            let Some(&veth) = world.veths.get(&endpoint.id) else {
+            let Some(&veth) = host_state.veths.get(&endpoint.id) else {
                 continue;
             };
-            let peer = world.links.get(&veth).and_then(|link| link.peer.as_ref());
+            let peer = host_state
+                .links
+                .get(&veth)
+                .and_then(|link| link.peer.as_ref());
             let Some(peer) = peer else { continue };
-            let far_end = FarEnd {
+            let peer_veth = PeerVeth {
                 sandbox_key: container.sandbox_key.clone(),
                 pid: container.pid,
                 index: peer.index,
             };
-            tables.ports.insert(veth, far_end);
+            tables.ports.insert(veth, peer_veth);
         }
     }
 }
 
 /// A number that tells one life of an endpoint, or one mapping, from all others: never 0. FNV-1a
 /// over what names it, which for endpoints is Docker's own random id.
-pub(crate) fn incarnation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
+pub(crate) fn generation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);

@@ -10,9 +10,9 @@ use std::mem::discriminant;
 use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey, device};
 use forwarder_common::family::{Be32, V4};
 
-use crate::tables::{
-    EndpointKey, FarEnd, Hook, Key6, NetworkRow, Observed, Row6, SocketHook, Tables, Target,
-    XdpKind,
+use crate::desired_state::{
+    DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
+    Target, XdpKind,
 };
 
 /// One change of the kernel's state. Applying one twice is applying it once.
@@ -21,7 +21,7 @@ use crate::tables::{
     missing_docs,
     reason = "each variant is a table's row, and `tables` documents the rows"
 )]
-pub enum Op {
+pub enum Change {
     Settings {
         route_generation: u32,
         xdp_tcp: bool,
@@ -43,7 +43,7 @@ pub enum Op {
     PutNetwork {
         bridge: u32,
         row: NetworkRow,
-        floor: u32,
+        default_endpoint: u32,
     },
     DropNetwork(u32),
     PutSubnet((Be32, u8), u32),
@@ -75,8 +75,8 @@ pub enum Op {
     DropAllowed((u32, Be32, u8)),
     Policy(u32),
     /// The device that fragments go round by.
-    Round(u32),
-    PutPort(u32, FarEnd),
+    DefragLoopback(u32),
+    PutPort(u32, PeerVeth),
     DropPort(u32),
     Attach {
         ifindex: u32,
@@ -93,8 +93,8 @@ pub enum Op {
     SeverSockets,
 }
 
-impl Op {
-    /// Whether it only adds or changes: what an incomplete World may ask for, in which an absence
+impl Change {
+    /// Whether it only adds or changes: what an incomplete host state may ask for, in which an absence
     /// says nothing.
     #[must_use]
     pub const fn adds(&self) -> bool {
@@ -163,11 +163,11 @@ impl Op {
 
 /// The operations that turn `observed` into `desired`.
 #[must_use]
-pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
+pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
     let now = &observed.tables;
     let mut ops = Vec::new();
-    if desired.round == 0 && now.round != 0 {
-        ops.push(Op::Round(0));
+    if desired.defrag_loopback == 0 && now.defrag_loopback != 0 {
+        ops.push(Change::DefragLoopback(0));
     }
 
     // What must not deliver any more.
@@ -181,30 +181,30 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
                 observed
                     .mapping_slots
                     .get(&key)
-                    .map(|&slot| Op::DropPublished { key, slot }),
+                    .map(|&slot| Change::DropPublished { key, slot }),
             );
         }
     }
-    ops.extend(gone(&now.seen_as, &desired.seen_as).map(Op::DropSeenAs));
+    ops.extend(gone(&now.seen_as, &desired.seen_as).map(Change::DropSeenAs));
     ops.extend(
         now.trusted
             .difference(&desired.trusted)
-            .map(|&key| Op::DropTrusted(key)),
+            .map(|&key| Change::DropTrusted(key)),
     );
     ops.extend(
         now.links
             .difference(&desired.links)
-            .map(|&key| Op::DropLink(key)),
+            .map(|&key| Change::DropLink(key)),
     );
-    ops.extend(gone(&now.allowed, &desired.allowed).map(Op::DropAllowed));
-    ops.extend(gone(&now.ports, &desired.ports).map(Op::DropPort));
+    ops.extend(gone(&now.allowed, &desired.allowed).map(Change::DropAllowed));
+    ops.extend(gone(&now.ports, &desired.ports).map(Change::DropPort));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Address(_)) {
             ops.extend(
                 observed
                     .endpoint_slots
                     .get(&key)
-                    .map(|&slot| Op::DropEndpoint { key, slot }),
+                    .map(|&slot| Change::DropEndpoint { key, slot }),
             );
         }
     }
@@ -212,9 +212,9 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
         now.locals
             .difference(&desired.locals)
             .copied()
-            .map(Op::DropLocal),
+            .map(Change::DropLocal),
     );
-    ops.extend(gone(&now.sources, &desired.sources).map(Op::DropSource));
+    ops.extend(gone(&now.sources, &desired.sources).map(Change::DropSource));
 
     // What protects, from the floor up. A veth is not said to have an endpoint before that is there.
     let (mut late, new) = changed(&now.devices, &desired.devices)
@@ -229,11 +229,11 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
             },
             ..device
         };
-        ops.push(Op::PutDevice(index, nameless));
+        ops.push(Change::PutDevice(index, nameless));
     }
     let mut slots = Slots::new(observed);
     let mut endpoints = changed(&now.endpoints, &desired.endpoints)
-        .map(|(key, endpoint)| Op::PutEndpoint {
+        .map(|(key, endpoint)| Change::PutEndpoint {
             key,
             slot: slots.endpoint(key),
             endpoint,
@@ -242,19 +242,19 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     // A network's own endpoint stands in for those who are not there yet: what they have begun by
     // its name ends once they are, since the name is another one then.
     endpoints.sort_by_key(|op| {
-        let floor = EndpointKey::Floor(0);
-        matches!(op, Op::PutEndpoint { key, .. } if discriminant(key) == discriminant(&floor))
+        let default_endpoint = EndpointKey::Floor(0);
+        matches!(op, Change::PutEndpoint { key, .. } if discriminant(key) == discriminant(&default_endpoint))
     });
     for op in &endpoints {
-        if let Op::PutEndpoint {
+        if let Change::PutEndpoint {
             key: key @ EndpointKey::Floor(_),
             slot,
             mut endpoint,
         } = *op
             && !now.endpoints.contains_key(&key)
         {
-            endpoint.incarnation = interim(endpoint.incarnation);
-            let op = Op::PutEndpoint {
+            endpoint.generation = interim(endpoint.generation);
+            let op = Change::PutEndpoint {
                 key,
                 slot,
                 endpoint,
@@ -263,15 +263,19 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
         }
     }
     // A list is complete before anybody is sent to it.
-    ops.extend(changed(&now.ingress, &desired.ingress).map(|(k, v)| Op::PutIngress(k, v)));
-    ops.extend(changed(&now.ipv6, &desired.ipv6).map(|(k, v)| Op::PutIpv6(k, v)));
+    ops.extend(changed(&now.ingress, &desired.ingress).map(|(k, v)| Change::PutIngress(k, v)));
+    ops.extend(changed(&now.ipv6, &desired.ipv6).map(|(k, v)| Change::PutIpv6(k, v)));
     for (bridge, row) in changed(&now.networks, &desired.networks) {
-        let floor = slots.endpoint(EndpointKey::Floor(bridge));
-        ops.push(Op::PutNetwork { bridge, row, floor });
+        let default_endpoint = slots.endpoint(EndpointKey::Floor(bridge));
+        ops.push(Change::PutNetwork {
+            bridge,
+            row,
+            default_endpoint,
+        });
     }
-    ops.extend(changed(&now.subnets, &desired.subnets).map(|(k, v)| Op::PutSubnet(k, v)));
-    ops.extend(changed(&now.sources, &desired.sources).map(|(k, v)| Op::PutSource(k, v)));
-    let settings = |tables: &Tables| Op::Settings {
+    ops.extend(changed(&now.subnets, &desired.subnets).map(|(k, v)| Change::PutSubnet(k, v)));
+    ops.extend(changed(&now.sources, &desired.sources).map(|(k, v)| Change::PutSource(k, v)));
+    let settings = |tables: &DesiredState| Change::Settings {
         route_generation: tables.route_generation,
         xdp_tcp: tables.xdp_tcp,
         route_mtu: tables.route_mtu,
@@ -283,55 +287,55 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
     }
     for &(ifindex, hook) in desired.hooks.difference(&now.hooks) {
         let xdp = desired.xdp.get(&ifindex).copied();
-        ops.push(Op::Attach { ifindex, hook, xdp });
+        ops.push(Change::Attach { ifindex, hook, xdp });
     }
-    if desired.round != 0 && now.round != desired.round {
-        ops.push(Op::Round(desired.round));
+    if desired.defrag_loopback != 0 && now.defrag_loopback != desired.defrag_loopback {
+        ops.push(Change::DefragLoopback(desired.defrag_loopback));
     }
 
     // What delivers.
     ops.append(&mut endpoints);
     ops.extend(
         late.into_iter()
-            .map(|(index, device)| Op::PutDevice(index, device)),
+            .map(|(index, device)| Change::PutDevice(index, device)),
     );
     ops.extend(
         desired
             .locals
             .difference(&now.locals)
             .copied()
-            .map(Op::PutLocal),
+            .map(Change::PutLocal),
     );
     for (key, target) in changed(&now.published, &desired.published) {
-        ops.push(Op::PutPublished {
+        ops.push(Change::PutPublished {
             key,
             slot: slots.mapping(key),
             target,
         });
     }
-    ops.extend(changed(&now.seen_as, &desired.seen_as).map(|(k, v)| Op::PutSeenAs(k, v)));
+    ops.extend(changed(&now.seen_as, &desired.seen_as).map(|(k, v)| Change::PutSeenAs(k, v)));
     ops.extend(
         desired
             .trusted
             .difference(&now.trusted)
-            .map(|&key| Op::PutTrusted(key)),
+            .map(|&key| Change::PutTrusted(key)),
     );
     ops.extend(
         desired
             .links
             .difference(&now.links)
-            .map(|&key| Op::PutLink(key)),
+            .map(|&key| Change::PutLink(key)),
     );
-    ops.extend(changed(&now.allowed, &desired.allowed).map(|(k, v)| Op::PutAllowed(k, v)));
+    ops.extend(changed(&now.allowed, &desired.allowed).map(|(k, v)| Change::PutAllowed(k, v)));
     // Once everybody is sent to the right lists: flows that were let in before are asked again.
     if now.policy != desired.policy {
-        ops.push(Op::Policy(desired.policy));
+        ops.push(Change::Policy(desired.policy));
     }
     let new = desired.sockets.difference(&now.sockets);
-    ops.extend(new.copied().map(Op::AttachSocket));
-    for (&veth, far_end) in &desired.ports {
+    ops.extend(new.copied().map(Change::AttachSocket));
+    for (&veth, peer_veth) in &desired.ports {
         if !now.ports.contains_key(&veth) {
-            ops.push(Op::PutPort(veth, far_end.clone()));
+            ops.push(Change::PutPort(veth, peer_veth.clone()));
         }
     }
 
@@ -341,35 +345,35 @@ pub fn diff(observed: &Observed, desired: &Tables) -> Vec<Op> {
         new.is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
     };
     if !now.published.iter().all(leads_there) {
-        ops.push(Op::SeverSockets);
+        ops.push(Change::SeverSockets);
     }
     let old = now.sockets.difference(&desired.sockets);
-    ops.extend(old.copied().map(Op::DetachSocket));
+    ops.extend(old.copied().map(Change::DetachSocket));
     for &(ifindex, hook) in now.hooks.difference(&desired.hooks) {
-        ops.push(Op::Detach { ifindex, hook });
+        ops.push(Change::Detach { ifindex, hook });
     }
     let gone6 = gone(&now.ipv6, &desired.ipv6).collect::<Vec<_>>();
-    ops.extend(gone6.into_iter().rev().map(Op::DropIpv6));
-    ops.extend(gone(&now.subnets, &desired.subnets).map(Op::DropSubnet));
-    ops.extend(gone(&now.networks, &desired.networks).map(Op::DropNetwork));
-    ops.extend(gone(&now.ingress, &desired.ingress).map(Op::DropIngress));
+    ops.extend(gone6.into_iter().rev().map(Change::DropIpv6));
+    ops.extend(gone(&now.subnets, &desired.subnets).map(Change::DropSubnet));
+    ops.extend(gone(&now.networks, &desired.networks).map(Change::DropNetwork));
+    ops.extend(gone(&now.ingress, &desired.ingress).map(Change::DropIngress));
     for key in gone(&now.endpoints, &desired.endpoints) {
         if matches!(key, EndpointKey::Floor(_)) {
             ops.extend(
                 observed
                     .endpoint_slots
                     .get(&key)
-                    .map(|&slot| Op::DropEndpoint { key, slot }),
+                    .map(|&slot| Change::DropEndpoint { key, slot }),
             );
         }
     }
-    ops.extend(gone(&now.devices, &desired.devices).map(Op::DropDevice));
+    ops.extend(gone(&now.devices, &desired.devices).map(Change::DropDevice));
     ops
 }
 
-/// Another incarnation than this one, and not nobody's.
-fn interim(incarnation: u32) -> u32 {
-    (!incarnation).max(1)
+/// Another generation than this one, and not nobody's.
+fn interim(generation: u32) -> u32 {
+    (!generation).max(1)
 }
 
 /// Keys of `now` that `desired` lacks.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use forwarder_common::family::Be32;
 use forwarder_common::reason::Reason;
 
-use crate::world::World;
+use crate::host_state::HostState;
 
 /// A reason is told once in so long, however often it comes.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -49,16 +49,16 @@ impl Exhaustion {
 }
 
 /// Who has opened most of the flows that live, of how many each address has.
-pub(crate) fn holder(world: &World, opened: &[(Be32, u32)]) -> Option<String> {
+pub(crate) fn holder(host_state: &HostState, opened: &[(Be32, u32)]) -> Option<String> {
     let &(address, flows) = opened.iter().max_by_key(|(_, flows)| flows)?;
     let address = Ipv4Addr::from(address.octets());
-    let mut endpoints = world
+    let mut endpoints = host_state
         .networks
         .values()
         .flat_map(|network| network.endpoints.values());
     let container = endpoints
         .find(|endpoint| endpoint.ipv4 == Some(address))
-        .and_then(|endpoint| world.containers.get(&endpoint.container));
+        .and_then(|endpoint| host_state.containers.get(&endpoint.container));
     let name = container.map_or("a container", |container| &container.name);
     (flows > 0).then(|| format!(" Of all, {name} ({address}) has most flows open: {flows}."))
 }
@@ -95,13 +95,13 @@ mod tests {
 
     #[test]
     fn the_container_with_most_flows_is_named() {
-        let world = World::default();
+        let host_state = HostState::default();
         let address = |last| Be32::from_octets([172, 17, 0, last]);
         let opened = [(address(2), 5), (address(3), 70), (address(4), 0)];
         assert_eq!(
-            holder(&world, &opened).unwrap(),
+            holder(&host_state, &opened).unwrap(),
             " Of all, a container (172.17.0.3) has most flows open: 70."
         );
-        assert_eq!(holder(&world, &opened[2..]), None);
+        assert_eq!(holder(&host_state, &opened[2..]), None);
     }
 }

@@ -14,15 +14,15 @@
 //! # From news to the kernel
 //!
 //! 1. [`watch`] reads Docker, netlink, the shims and the configuration file, and sends
-//!    [`Fact`](world::Fact)s.
-//! 2. [`world`] holds what the facts say, as plain data.
+//!    [`Update`](world::Fact)s.
+//! 2. [`host_state`] holds what the updates say, as plain data.
 //! 3. [`desired`] derives from it the [`tables`] that the kernel should hold. [`rules`] are what
 //!    the administrator overrides, [`others`] what other software on this host has set up.
 //! 4. [`diff`] compares them with what the kernel holds: a list of operations of which every prefix
 //!    is safe.
 //! 5. [`datapath`] reads and changes the kernel: maps, links, pins, flow operations.
 //!
-//! [`world`], [`desired`], [`diff`] and [`tables`] are pure: no I/O, no clock. [`watch`] and
+//! [`host_state`], [`desired`], [`diff`] and [`tables`] are pure: no I/O, no clock. [`watch`] and
 //! [`datapath`] do the I/O, and only [`datapath`] names aya.
 //!
 //! # People and shims
@@ -32,6 +32,7 @@
 //! tracks which of them waits for what. [`config`] reads settings, [`preflight`] judges whether
 //! this kernel, host and Docker will do, and [`lock`] admits one agent per network namespace.
 
+mod acl;
 mod agent;
 pub mod cli;
 pub mod config;
@@ -39,19 +40,18 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod desired_state;
 pub mod diff;
 mod exhaustion;
-mod lists;
+pub mod host_state;
 pub mod lock;
 pub mod others;
+pub mod overrides;
 pub mod plain;
 pub mod preflight;
 pub mod report;
-pub mod rules;
 pub mod shims;
 mod stop;
-pub mod tables;
 pub mod trusted;
 pub mod uplinks;
 pub mod watch;
-pub mod world;

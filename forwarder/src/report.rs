@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 
 use forwarder_common::abi::Tuple;
 use forwarder_common::family::{Be32, V4};
-use forwarder_common::flow::Gate;
+use forwarder_common::flow::FlowState;
 use forwarder_common::parse::proto;
 use forwarder_common::reason::Reason;
 use forwarder_common::tcp::State;
@@ -24,19 +24,19 @@ pub use rows::*;
 
 use crate::datapath::{FlowSnapshot, MapFill};
 use crate::desired::{applying_policies, reach};
+use crate::desired_state::{DesiredState, Hook, SocketHook};
+use crate::host_state::{Family, HostState};
 use crate::others::Others;
-use crate::tables::{Hook, SocketHook, Tables};
-use crate::world::{Family, World};
 
 /// Published ports, as far as `tables` has them.
 #[must_use]
-pub fn ports(world: &World, tables: &Tables) -> Vec<PortRow> {
-    let owners = world
+pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
+    let owners = host_state
         .networks
         .values()
         .flat_map(|network| network.endpoints.values())
         .filter_map(|endpoint| {
-            let container = world.containers.get(&endpoint.container)?;
+            let container = host_state.containers.get(&endpoint.container)?;
             Some((endpoint.ipv4?, &container.name))
         })
         .collect::<BTreeMap<_, _>>();
@@ -63,12 +63,12 @@ pub fn ports(world: &World, tables: &Tables) -> Vec<PortRow> {
 
 /// Bridge networks by name.
 #[must_use]
-pub fn networks(world: &World, tables: &Tables) -> Vec<NetworkRow> {
-    let mut rows = world
+pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow> {
+    let mut rows = host_state
         .networks
         .values()
         .filter_map(|network| {
-            let bridge = world.bridge(network).map(|link| link.index);
+            let bridge = host_state.bridge(network).map(|link| link.index);
             Some(NetworkRow {
                 name: network.name.clone(),
                 id: network.id.to_string(),
@@ -78,7 +78,7 @@ pub fn networks(world: &World, tables: &Tables) -> Vec<NetworkRow> {
                     .iter()
                     .map(|subnet| format!("{}/{}", subnet.address, subnet.prefix_len))
                     .collect(),
-                gateway: world.gateway(network, Family::V4),
+                gateway: host_state.gateway(network, Family::V4),
                 internal: network.internal,
                 icc: network.terms.icc,
                 masquerade: network.terms.masquerade,
@@ -93,8 +93,8 @@ pub fn networks(world: &World, tables: &Tables) -> Vec<NetworkRow> {
 
 /// Endpoints of bridge networks by network and container.
 #[must_use]
-pub fn endpoints(world: &World, tables: &Tables) -> Vec<EndpointRow> {
-    let bridged = world
+pub fn endpoints(host_state: &HostState, tables: &DesiredState) -> Vec<EndpointRow> {
+    let bridged = host_state
         .networks
         .values()
         .filter(|network| network.bridge.is_some());
@@ -106,8 +106,8 @@ pub fn endpoints(world: &World, tables: &Tables) -> Vec<EndpointRow> {
                 .map(move |endpoint| (network, endpoint))
         })
         .map(|(network, (id, endpoint))| {
-            let veth = world.veths.get(id);
-            let container = world.containers.get(&endpoint.container);
+            let veth = host_state.veths.get(id);
+            let container = host_state.containers.get(&endpoint.container);
             EndpointRow {
                 network: network.name.clone(),
                 container: container.map_or_else(
@@ -120,7 +120,7 @@ pub fn endpoints(world: &World, tables: &Tables) -> Vec<EndpointRow> {
                     .mac
                     .map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
                 veth: veth
-                    .and_then(|index| world.links.get(index))
+                    .and_then(|index| host_state.links.get(index))
                     .map(|link| link.name.clone()),
                 hooked: veth.is_some_and(|&index| {
                     [Hook::ContainerIn, Hook::ContainerOut]
@@ -158,7 +158,7 @@ pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
         proto: proto_name(flow.original.proto),
         original: ends(&flow.original),
         reply: ends(&flow.reply),
-        state: state(flow.original.proto, flow.gate).to_owned(),
+        state: state(flow.original.proto, flow.flow_state).to_owned(),
         packets: flow.packets.iter().sum(),
         bytes: flow.bytes.iter().sum(),
         idle_s: to_seconds(idle),
@@ -168,13 +168,13 @@ pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
 /// The agent's share of the status. `tables` is what the kernel holds, `uptime_s` its age.
 #[must_use]
 pub fn agent(
-    world: &World,
-    tables: &Tables,
+    host_state: &HostState,
+    tables: &DesiredState,
     uplinks: Vec<Uplink>,
     failures: Vec<String>,
     uptime_s: u64,
 ) -> AgentStatus {
-    let name = |index| world.links.get(&index).map(|link| link.name.clone());
+    let name = |index| host_state.links.get(&index).map(|link| link.name.clone());
     AgentStatus {
         agent: Agent {
             pid: std::process::id(),
@@ -182,16 +182,16 @@ pub fn agent(
             uptime_s,
         },
         docker: Docker {
-            version: world.docker.clone(),
-            networks: world.networks.len(),
-            running: world
+            version: host_state.docker.clone(),
+            networks: host_state.networks.len(),
+            running: host_state
                 .containers
                 .values()
                 .filter(|container| container.running)
                 .count(),
         },
         uplinks,
-        others: others(world),
+        others: others(host_state),
         hooks: hooks(tables.hooks.iter().copied(), name),
         failures,
     }
@@ -199,18 +199,18 @@ pub fn agent(
 
 /// What others have set up that is or may be about containers, one line each.
 #[must_use]
-pub fn others(world: &World) -> Vec<String> {
+pub fn others(host_state: &HostState) -> Vec<String> {
     let name = |index| {
-        let link = world.links.get(&index);
+        let link = host_state.links.get(&index);
         link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
     };
     // That it is not there yet is no news.
     let others = Others {
-        policies: applying_policies(world).cloned().collect(),
+        policies: applying_policies(host_state).cloned().collect(),
         untracked: true,
-        ..world.others.clone()
+        ..host_state.others.clone()
     };
-    let lines = others.lines(&reach(world), name).into_iter();
+    let lines = others.lines(&reach(host_state), name).into_iter();
     lines
         .map(|(what, todo)| format!("{what}: {todo}"))
         .collect()
@@ -300,12 +300,12 @@ const ASSURED: &str = "ASSURED";
 const REPLIED: &str = "REPLIED";
 const UNREPLIED: &str = "UNREPLIED";
 
-fn state(protocol: u32, gate: Gate) -> &'static str {
+fn state(protocol: u32, flow_state: FlowState) -> &'static str {
     if protocol == proto::TCP {
-        State::from_u8(gate.state()).label()
-    } else if gate.is_assured() {
+        State::from_u8(flow_state.state()).label()
+    } else if flow_state.is_assured() {
         ASSURED
-    } else if gate.is_replied() {
+    } else if flow_state.is_replied() {
         REPLIED
     } else {
         UNREPLIED

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The shims that are connected, and what they wait for: pure but for the words it sends.
 //!
-//! What shims say becomes facts of the World. This here knows who is to be answered when: a bind
+//! What shims say becomes updates of the host state. This here knows who is to be answered when: a bind
 //! once the kernel holds the mapping, an unbind once it does not, a reclaim once the orphans that
 //! stand in its way have ended.
 
@@ -10,8 +10,10 @@ mod agreement;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::watch::shim::{Binding, Call, News, Proof, Question, Word, Words};
-use crate::world::{Bound, Fact, HostPort, ShimId, World};
+use crate::host_state::{Bound, HostPort, HostState, ShimId, Update};
+use crate::watch::shim::{
+    Binding, Proof, ShimEvent, ShimEventKind, ShimReplies, ShimReply, ShimRequest,
+};
 
 /// How long an orphan is left alone: that dockerd is away may not have been noticed yet.
 const GRACE: Duration = Duration::from_secs(2);
@@ -33,7 +35,7 @@ pub struct Shims {
     since: Instant,
     connected: BTreeMap<ShimId, Shim>,
     /// Who waits for a sync, and for which port.
-    syncs: Vec<(ShimId, Wish)>,
+    syncs: Vec<(ShimId, PendingReply)>,
     reclaims: Vec<Reclaim>,
     /// Since when docker-proxies have had ports that Docker does not list yet.
     proxied: BTreeMap<HostPort, Instant>,
@@ -54,7 +56,7 @@ struct Pending {
 
 #[derive(Debug)]
 struct Shim {
-    words: Words,
+    words: ShimReplies,
     /// What it has proved to hold.
     proved: Option<HostPort>,
     /// Since when its port is bound to it.
@@ -65,7 +67,7 @@ struct Shim {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Wish {
+enum PendingReply {
     Bound(HostPort),
     Proxied(HostPort),
     Unbound,
@@ -95,10 +97,15 @@ impl Shims {
         }
     }
 
-    /// Takes in news of a shim. Whether the World is to be synced now.
-    pub fn hear(&mut self, Call { shim, news }: Call, world: &mut World, now: Instant) -> bool {
+    /// Takes in news of a shim. Whether the host state is to be synced now.
+    pub fn hear(
+        &mut self,
+        ShimEvent { shim, news }: ShimEvent,
+        host_state: &mut HostState,
+        now: Instant,
+    ) -> bool {
         match news {
-            News::Came(words) => {
+            ShimEventKind::Came(words) => {
                 let new = Shim {
                     words,
                     proved: None,
@@ -109,44 +116,44 @@ impl Shims {
                 self.connected.insert(shim, new);
                 false
             }
-            News::Asks(Question::Bind(binding), proof) => {
-                self.claim(shim, binding, proof, world, now)
+            ShimEventKind::Asks(ShimRequest::Bind(binding), proof) => {
+                self.claim(shim, binding, proof, host_state, now)
             }
-            News::Asks(Question::Proxy(_) | Question::Reclaim(_), Err(why)) => {
+            ShimEventKind::Asks(ShimRequest::Proxy(_) | ShimRequest::Reclaim(_), Err(why)) => {
                 tracing::warn!("a shim is refused: {why}");
-                self.tell(shim, Word::Error(why));
+                self.tell(shim, ShimReply::Error(why));
                 false
             }
-            News::Asks(Question::Proxy(binding), Ok(())) => {
+            ShimEventKind::Asks(ShimRequest::Proxy(binding), Ok(())) => {
                 let port = binding.host();
                 self.proxied.insert(port, now);
-                self.syncs.push((shim, Wish::Proxied(port)));
-                world.apply(Fact::Proxied(port));
+                self.syncs.push((shim, PendingReply::Proxied(port)));
+                host_state.apply(Update::Proxied(port));
                 true
             }
-            News::Asks(Question::Unbind, _) => {
+            ShimEventKind::Asks(ShimRequest::Unbind, _) => {
                 self.pending.retain(|pending| pending.shim != shim);
-                self.syncs.push((shim, Wish::Unbound));
-                world.apply(Fact::Unbound(shim));
+                self.syncs.push((shim, PendingReply::Unbound));
+                host_state.apply(Update::Unbound(shim));
                 true
             }
-            News::Asks(Question::Reclaim(binding), Ok(())) => {
+            ShimEventKind::Asks(ShimRequest::Reclaim(binding), Ok(())) => {
                 let port = binding.host();
                 self.reclaims.push(Reclaim {
                     shim,
                     port,
                     waits_for: BTreeSet::new(),
                 });
-                self.pursue(world, now);
+                self.pursue(host_state, now);
                 false
             }
-            News::Went => {
+            ShimEventKind::Went => {
                 self.connected.remove(&shim);
                 self.syncs.retain(|(other, _)| *other != shim);
                 self.reclaims.retain(|reclaim| reclaim.shim != shim);
                 self.pending.retain(|pending| pending.shim != shim);
                 self.ended(shim);
-                world.apply(Fact::ShimGone(shim))
+                host_state.apply(Update::ShimGone(shim))
             }
         }
     }
@@ -157,7 +164,7 @@ impl Shims {
         shim: ShimId,
         binding: Binding,
         proof: Proof,
-        world: &mut World,
+        host_state: &mut HostState,
         now: Instant,
     ) -> bool {
         let port = binding.host();
@@ -172,7 +179,7 @@ impl Shims {
                 if self.unproven.insert(port) {
                     tracing::warn!("a shim is refused: {why}");
                 }
-                self.tell(shim, Word::Error(why));
+                self.tell(shim, ShimReply::Error(why));
                 return false;
             }
         }
@@ -182,12 +189,12 @@ impl Shims {
             binding,
             since: now,
         });
-        self.decide(world, now)
+        self.decide(host_state, now)
     }
 
     /// Carries out the claims that Docker agrees with by now, and refuses those that have waited
-    /// for too long. Whether the World is to be synced now.
-    pub fn decide(&mut self, world: &mut World, now: Instant) -> bool {
+    /// for too long. Whether the host state is to be synced now.
+    pub fn decide(&mut self, host_state: &mut HostState, now: Instant) -> bool {
         let mut changed = false;
         for pending in std::mem::take(&mut self.pending) {
             let Pending {
@@ -196,24 +203,33 @@ impl Shims {
                 since,
             } = pending;
             let exactly = self.contradicted.contains(&binding.host());
-            match agreement::of(&binding, exactly, world) {
+            match agreement::of(&binding, exactly, host_state) {
                 Ok(()) => {
                     self.contradicted.remove(&binding.host());
-                    changed |= self.bind(shim, &binding, world, now);
+                    changed |= self.bind(shim, &binding, host_state, now);
                 }
                 Err(_) if now.duration_since(since) < AGREEING => self.pending.push(pending),
                 Err(why) => {
                     tracing::warn!("a shim is refused: {why}");
-                    self.tell(shim, Word::Error(why));
+                    self.tell(shim, ShimReply::Error(why));
                 }
             }
         }
         changed
     }
 
-    fn bind(&mut self, shim: ShimId, binding: &Binding, world: &mut World, now: Instant) -> bool {
+    fn bind(
+        &mut self,
+        shim: ShimId,
+        binding: &Binding,
+        host_state: &mut HostState,
+        now: Instant,
+    ) -> bool {
         let port = binding.host();
-        if let Some(other) = world.bound.get(&port).filter(|other| other.shim != shim)
+        if let Some(other) = host_state
+            .bound
+            .get(&port)
+            .filter(|other| other.shim != shim)
             && self.connected.contains_key(&other.shim)
         {
             if !other.orphan {
@@ -221,7 +237,7 @@ impl Shims {
                     "{port} is published already: it leads to {}",
                     other.container_ip
                 );
-                self.tell(shim, Word::Error(why));
+                self.tell(shim, ShimReply::Error(why));
                 return false;
             }
             // Docker 28 and later bind by themselves, hence nobody has asked for it back.
@@ -238,23 +254,23 @@ impl Shims {
             container_port: binding.container_port,
             orphan: binding.orphan,
         };
-        world.apply(Fact::Bound(port, bound));
-        self.syncs.push((shim, Wish::Bound(port)));
-        self.pursue(world, now);
+        host_state.apply(Update::Bound(port, bound));
+        self.syncs.push((shim, PendingReply::Bound(port)));
+        self.pursue(host_state, now);
         true
     }
 
     /// After a sync: answers those who waited for it. `holds` says why the kernel does not hold
-    /// what the World has bound.
+    /// what the host state has bound.
     pub fn synced(&mut self, holds: impl Fn(&HostPort) -> Result<(), String>) {
         for (shim, wish) in std::mem::take(&mut self.syncs) {
             match wish {
-                Wish::Bound(port) | Wish::Proxied(port) => {
-                    let word = holds(&port).map_or_else(Word::Error, Word::Ok);
+                PendingReply::Bound(port) | PendingReply::Proxied(port) => {
+                    let word = holds(&port).map_or_else(ShimReply::Error, ShimReply::Ok);
                     self.tell(shim, word);
                 }
-                Wish::Unbound => {
-                    self.tell(shim, Word::Ok(()));
+                PendingReply::Unbound => {
+                    self.tell(shim, ShimReply::Ok(()));
                     // Nothing more is to be said.
                     self.connected.remove(&shim);
                 }
@@ -264,47 +280,51 @@ impl Shims {
 
     /// Once in a while: orphans whose container Docker no longer knows are told to let go, who
     /// asked for a port that no orphan holds hears so, and so does whoever claims what Docker
-    /// says otherwise. Ports of docker-proxies are Docker's to list. Whether the World is to be synced now.
-    pub fn review(&mut self, world: &mut World, now: Instant) -> bool {
-        let changed =
-            self.decide(world, now) | self.contradict(world, now) | self.forget_proxied(world, now);
-        if world.is_complete() && world.docker.is_some() {
+    /// says otherwise. Ports of docker-proxies are Docker's to list. Whether the host state is to be synced now.
+    pub fn review(&mut self, host_state: &mut HostState, now: Instant) -> bool {
+        let changed = self.decide(host_state, now)
+            | self.contradict(host_state, now)
+            | self.forget_proxied(host_state, now);
+        if host_state.is_complete() && host_state.docker.is_some() {
             let idle = |port: &HostPort, bound: &Bound| {
                 let orphaned = self.connected.get(&bound.shim).and_then(|s| s.orphaned);
                 bound.orphan
                     && orphaned.is_some_and(|since| now.duration_since(since) >= GRACE)
-                    && !world.publishes(port)
+                    && !host_state.publishes(port)
             };
-            let all = world.bound.iter().filter(|(port, bound)| idle(port, bound));
+            let all = host_state
+                .bound
+                .iter()
+                .filter(|(port, bound)| idle(port, bound));
             let idle: Vec<_> = all.map(|(_, bound)| bound.shim).collect();
             idle.into_iter().for_each(|shim| self.release(shim));
         }
-        self.pursue(world, now);
+        self.pursue(host_state, now);
         changed
     }
 
     /// Ports of docker-proxies that Docker lists by now, or would list if they were served.
-    fn forget_proxied(&mut self, world: &mut World, now: Instant) -> bool {
-        if !world.is_complete() || world.docker.is_none() {
+    fn forget_proxied(&mut self, host_state: &mut HostState, now: Instant) -> bool {
+        if !host_state.is_complete() || host_state.docker.is_none() {
             return false;
         }
         let mut changed = false;
         self.proxied.retain(|port, since| {
-            let known = world.publishes(port) || now.duration_since(*since) >= LISTING;
-            changed |= known && world.apply(Fact::ProxyKnown(*port));
+            let known = host_state.publishes(port) || now.duration_since(*since) >= LISTING;
+            changed |= known && host_state.apply(Update::ProxyKnown(*port));
             !known
         });
         changed
     }
 
     /// What Docker lists counts, where a shim has said something else for a while.
-    fn contradict(&mut self, world: &mut World, now: Instant) -> bool {
+    fn contradict(&mut self, host_state: &mut HostState, now: Instant) -> bool {
         let bound = |shim| self.connected.get(shim).and_then(|own| own.bound);
         let mut wrong = Vec::new();
-        for (port, claim) in &world.bound {
+        for (port, claim) in &host_state.bound {
             let since = bound(&claim.shim);
             if since.is_some_and(|since| now.duration_since(since) >= CONTRADICTING)
-                && let Err(why) = agreement::with_list(port, claim, world)
+                && let Err(why) = agreement::with_list(port, claim, host_state)
             {
                 wrong.push((*port, claim.shim, why));
             }
@@ -313,18 +333,18 @@ impl Shims {
         for (port, shim, why) in wrong {
             tracing::warn!("a shim is refused: {why}");
             self.contradicted.insert(port);
-            self.tell(shim, Word::Error(why));
+            self.tell(shim, ShimReply::Error(why));
             if let Some(own) = self.connected.get_mut(&shim) {
                 own.bound = None;
             }
-            world.apply(Fact::ShimGone(shim));
+            host_state.apply(Update::ShimGone(shim));
         }
         changed
     }
 
     /// Has the orphans that stand in the way of a reclaim let go. Their mapping stays as it is: it
     /// is the claimant's from here on.
-    fn pursue(&mut self, world: &mut World, now: Instant) {
+    fn pursue(&mut self, host_state: &mut HostState, now: Instant) {
         let mut reclaims = std::mem::take(&mut self.reclaims);
         reclaims.retain_mut(|reclaim| {
             if !reclaim.waits_for.is_empty() {
@@ -334,7 +354,7 @@ impl Shims {
             let in_the_way = |(port, bound): &(&HostPort, &Bound)| {
                 bound.orphan && bound.shim != claimant && port.overlaps(&reclaim.port)
             };
-            let orphans: Vec<_> = world
+            let orphans: Vec<_> = host_state
                 .bound
                 .iter()
                 .filter(in_the_way)
@@ -348,7 +368,7 @@ impl Shims {
                         orphan: false,
                         ..*bound
                     };
-                    world.apply(Fact::Bound(*port, taken));
+                    host_state.apply(Update::Bound(*port, taken));
                 }
             }
             reclaim.waits_for = orphans.iter().map(|(_, bound)| bound.shim).collect();
@@ -356,7 +376,7 @@ impl Shims {
                 return true;
             }
             let why = format!("no orphan holds {}", reclaim.port);
-            self.tell(claimant, Word::Error(why));
+            self.tell(claimant, ShimReply::Error(why));
             false
         });
         self.reclaims = reclaims;
@@ -372,7 +392,7 @@ impl Shims {
             !last
         });
         for shim in done {
-            self.tell(shim, Word::Ok(()));
+            self.tell(shim, ShimReply::Ok(()));
         }
     }
 
@@ -381,11 +401,11 @@ impl Shims {
             && !std::mem::replace(&mut orphan.released, true)
         {
             tracing::debug!(?shim, "an orphan is told to let go");
-            self.tell(shim, Word::Release(()));
+            self.tell(shim, ShimReply::Release(()));
         }
     }
 
-    fn tell(&self, shim: ShimId, word: Word) {
+    fn tell(&self, shim: ShimId, word: ShimReply) {
         if let Some(shim) = self.connected.get(&shim) {
             // That it has gone is told by its own news.
             let _ = shim.words.send(word);

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::config::XdpMode;
+use crate::desired_state::XdpKind;
+use crate::host_state::{HostState, Link, LinkLayer};
 use crate::report;
-use crate::tables::XdpKind;
-use crate::world::{Link, LinkLayer, World};
 
 /// An uplink and what was decided about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,14 +42,14 @@ impl Choice {
 /// Chooses for each uplink: those that are named, else those of the default routes.
 #[must_use]
 pub fn choose(
-    world: &World,
+    host_state: &HostState,
     named: &[String],
     mode: XdpMode,
     driver: impl Fn(&str) -> Option<String>,
 ) -> Vec<Choice> {
     let is_uplink = |link: &&Link| {
         if named.is_empty() {
-            world.routing.defaults.contains(&link.index)
+            host_state.routing.defaults.contains(&link.index)
         } else {
             named.contains(&link.name)
         }
@@ -63,7 +63,12 @@ pub fn choose(
             why,
         }
     };
-    world.links.values().filter(is_uplink).map(of).collect()
+    host_state
+        .links
+        .values()
+        .filter(is_uplink)
+        .map(of)
+        .collect()
 }
 
 fn decide(
@@ -148,12 +153,15 @@ mod tests {
 
     #[test]
     fn uplinks_are_those_named_or_those_of_default_routes() {
-        let mut world = World::default();
-        world.links.insert(2, nic(""));
-        assert!(choose(&world, &[], XdpMode::Off, |_| None).is_empty());
-        world.routing.defaults.insert(2);
-        assert_eq!(choose(&world, &[], XdpMode::Off, |_| None)[0].name, "eth0");
+        let mut host_state = HostState::default();
+        host_state.links.insert(2, nic(""));
+        assert!(choose(&host_state, &[], XdpMode::Off, |_| None).is_empty());
+        host_state.routing.defaults.insert(2);
+        assert_eq!(
+            choose(&host_state, &[], XdpMode::Off, |_| None)[0].name,
+            "eth0"
+        );
         let named = ["eth1".to_owned()];
-        assert!(choose(&world, &named, XdpMode::Off, |_| None).is_empty());
+        assert!(choose(&host_state, &named, XdpMode::Off, |_| None).is_empty());
     }
 }

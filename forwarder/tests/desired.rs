@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel should hold, for Worlds that say it all in a few lines.
+//! What the kernel should hold, for host states that say it all in a few lines.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use forwarder::desired::{Policy, be32, desired, is_outside};
-use forwarder::tables::{EndpointKey, Hook, Key6, Row6, SocketHook, Tables, XdpKind};
-use forwarder::world::{
-    Address, Bound, Container, Endpoint, Fact, GatewayMode, HostPort, Ingress, Link, LinkLayer,
-    Network, NetworkEndpoint, PortBinding, Proto, ShimId, Subnet, Terms, World,
+use forwarder::desired_state::{DesiredState, EndpointKey, Hook, Key6, Row6, SocketHook, XdpKind};
+use forwarder::host_state::{
+    Address, Bound, Container, Endpoint, GatewayMode, HostPort, HostState, Ingress, Link,
+    LinkLayer, Network, NetworkEndpoint, NetworkOptions, PortBinding, Proto, ShimId, Subnet,
+    Update,
 };
 use forwarder_common::abi::{
     AllowedKey6, LinkKey, PortKey6, Published6, ServerKey, TrustKey, allowed, device, ingress,
@@ -50,23 +51,25 @@ fn address(link: u32, address: &str, prefix_len: u8) -> Address {
 }
 
 /// One uplink, docker0, and a running container at 172.17.0.2 that publishes 8080/tcp.
-fn world() -> World {
-    let mut world = World::default();
-    world.seen.networks = true;
+fn host_state() -> HostState {
+    let mut host_state = HostState::default();
+    host_state.seen.networks = true;
     for link in [
         link(1, "lo", "", None),
         link(UPLINK, "eth0", "", None),
         link(BRIDGE, "docker0", "bridge", None),
         link(VETH, "veth0a1b2c3", "veth", Some(BRIDGE)),
     ] {
-        world.links.insert(link.index, link);
+        host_state.links.insert(link.index, link);
     }
-    world.links.get_mut(&1).unwrap().layer = LinkLayer::Loopback;
-    world.addresses.insert(1, vec![address(1, "127.0.0.1", 8)]);
-    world
+    host_state.links.get_mut(&1).unwrap().layer = LinkLayer::Loopback;
+    host_state
+        .addresses
+        .insert(1, vec![address(1, "127.0.0.1", 8)]);
+    host_state
         .addresses
         .insert(UPLINK, vec![address(UPLINK, "198.18.1.1", 24)]);
-    world
+    host_state
         .addresses
         .insert(BRIDGE, vec![address(BRIDGE, "172.17.0.1", 16)]);
     let at = NetworkEndpoint {
@@ -88,7 +91,7 @@ fn world() -> World {
         endpoints: [("e1".into(), at)].into(),
         ..Network::default()
     };
-    world.networks.insert("n1".into(), docker0);
+    host_state.networks.insert("n1".into(), docker0);
     let endpoint = Endpoint {
         id: "e1".into(),
         network_name: "bridge".into(),
@@ -110,13 +113,13 @@ fn world() -> World {
         published: [(Proto::Tcp, 80)].into(),
         ..Container::default()
     };
-    world.containers.insert("c1".into(), container);
-    world.veths.insert("e1".into(), VETH);
-    world
+    host_state.containers.insert("c1".into(), container);
+    host_state.veths.insert("e1".into(), VETH);
+    host_state
 }
 
-fn derive(world: &World) -> Tables {
-    desired(world, &Policy::default(), 1)
+fn derive(host_state: &HostState) -> DesiredState {
+    desired(host_state, &Policy::default(), 1)
 }
 
 fn at(text: &str) -> EndpointKey {
@@ -125,7 +128,7 @@ fn at(text: &str) -> EndpointKey {
 
 #[test]
 fn every_device_is_what_it_is() {
-    let tables = derive(&world());
+    let tables = derive(&host_state());
     assert_eq!(tables.devices[&UPLINK].kind, device::OUTSIDE);
     assert_eq!(tables.devices[&BRIDGE].kind, device::BRIDGE);
     assert_eq!(tables.devices[&VETH].kind, device::NAMED_VETH);
@@ -160,31 +163,31 @@ fn every_device_is_what_it_is() {
 
 #[test]
 fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
-    let mut world = world();
+    let mut host_state = host_state();
     let foreign = link(7, "virbr0", "bridge", None);
     let port = link(8, "tap0", "tun", Some(7));
-    world
+    host_state
         .links
         .extend([(7, foreign.clone()), (8, port.clone())]);
-    assert!(is_outside(&world, &foreign) && !is_outside(&world, &port));
+    assert!(is_outside(&host_state, &foreign) && !is_outside(&host_state, &port));
     let down = Link {
         up: false,
         ..link(9, "eth1", "", None)
     };
-    assert!(!is_outside(&world, &down));
+    assert!(!is_outside(&host_state, &down));
     assert!(
-        !is_outside(&world, &link(10, "ov-000", "bridge", None)),
+        !is_outside(&host_state, &link(10, "ov-000", "bridge", None)),
         "swarm's"
     );
     let unlisted = link(13, "br-0123456789ab", "bridge", None);
     assert!(
-        !is_outside(&world, &unlisted),
+        !is_outside(&host_state, &unlisted),
         "a bridge of Docker's that Docker has not listed yet"
     );
-    assert!(is_outside(&world, &link(14, "br-lan", "bridge", None)));
-    world.links.insert(11, link(11, "red", "vrf", None));
+    assert!(is_outside(&host_state, &link(14, "br-lan", "bridge", None)));
+    host_state.links.insert(11, link(11, "red", "vrf", None));
     assert!(
-        is_outside(&world, &link(12, "eth2", "", Some(11))),
+        is_outside(&host_state, &link(12, "eth2", "", Some(11))),
         "a VRF's device routes"
     );
 }
@@ -193,37 +196,37 @@ fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
 /// devices that are not hooked it is known that they are not.
 #[test]
 fn doubtful_bridges_have_no_row() {
-    let mut world = world();
+    let mut host_state = host_state();
     let named = link(30, "mybr", "bridge", None);
     let port = link(31, "veth9", "veth", Some(30));
     let lan = link(32, "br-lan", "bridge", None);
     let tap = link(33, "tap0", "tun", Some(32));
     let overlay = link(34, "ov-000", "vxlan", None);
     for link in [named, port, lan, tap, overlay] {
-        world.links.insert(link.index, link);
+        host_state.links.insert(link.index, link);
     }
-    let kinds = |world: &World| {
-        let devices = desired(world, &Policy::default(), 1).devices;
+    let kinds = |host_state: &HostState| {
+        let devices = desired(host_state, &Policy::default(), 1).devices;
         [30, 32, 34].map(|index| devices.get(&index).map_or(0, |row| row.kind))
     };
     assert_eq!(
-        kinds(&world),
+        kinds(&host_state),
         [device::OUTSIDE, device::OUTSIDE, device::OTHER]
     );
-    world.seen.networks = false;
-    assert_eq!(kinds(&world), [0, device::OUTSIDE, device::OTHER]);
+    host_state.seen.networks = false;
+    assert_eq!(kinds(&host_state), [0, device::OUTSIDE, device::OTHER]);
 }
 
 #[test]
 fn a_device_without_ethernet_header_has_programs_of_its_own() {
-    let mut world = world();
+    let mut host_state = host_state();
     let tun = Link {
         layer: LinkLayer::Raw,
         mac: None,
         ..link(7, "tun0", "tun", None)
     };
-    world.links.insert(7, tun);
-    let tables = derive(&world);
+    host_state.links.insert(7, tun);
+    let tables = derive(&host_state);
     assert_eq!(tables.devices[&7].ethernet, 0);
     assert!(tables.hooks.contains(&(7, Hook::OutsideInRaw)));
     assert!(tables.hooks.contains(&(7, Hook::OutsideOutRaw)));
@@ -231,12 +234,12 @@ fn a_device_without_ethernet_header_has_programs_of_its_own() {
 
 #[test]
 fn masquerade_takes_the_address_that_inet_select_addr_would() {
-    let mut world = world();
+    let mut host_state = host_state();
     let secondary = Address {
         secondary: true,
         ..address(UPLINK, "198.18.1.9", 24)
     };
-    world.addresses.insert(
+    host_state.addresses.insert(
         UPLINK,
         vec![
             address(UPLINK, "198.18.1.1", 24),
@@ -244,7 +247,7 @@ fn masquerade_takes_the_address_that_inet_select_addr_would() {
             address(UPLINK, "198.18.7.1", 24),
         ],
     );
-    let sources = derive(&world).sources;
+    let sources = derive(&host_state).sources;
     let of = |net: &str, len| sources.get(&(UPLINK, be32(ip(net)), len)).copied();
     assert_eq!(
         of("198.18.1.0", 24),
@@ -265,14 +268,14 @@ fn masquerade_takes_the_address_that_inet_select_addr_would() {
 
 #[test]
 fn masquerade_goes_by_the_peers_range() {
-    let mut world = world();
+    let mut host_state = host_state();
     let by_peer = Address {
         peer: Some("203.0.113.2".parse().unwrap()),
         ..address(UPLINK, "192.0.2.7", 32)
     };
     let own = address(UPLINK, "198.18.1.1", 24);
-    world.addresses.insert(UPLINK, vec![own, by_peer]);
-    let sources = derive(&world).sources;
+    host_state.addresses.insert(UPLINK, vec![own, by_peer]);
+    let sources = derive(&host_state).sources;
     let of = |net: &str| sources.get(&(UPLINK, be32(ip(net)), 32)).copied();
     assert_eq!(of("203.0.113.2"), Some(be32(ip("192.0.2.7"))));
     assert_eq!(of("192.0.2.7"), None);
@@ -280,9 +283,9 @@ fn masquerade_goes_by_the_peers_range() {
 
 #[test]
 fn a_device_without_address_borrows_one() {
-    let mut world = world();
-    world.links.insert(7, link(7, "eth1", "", None));
-    let sources = derive(&world).sources;
+    let mut host_state = host_state();
+    host_state.links.insert(7, link(7, "eth1", "", None));
+    let sources = derive(&host_state).sources;
     assert_eq!(
         sources.get(&(7, Be32::default(), 0)),
         Some(&be32(ip("198.18.1.1")))
@@ -291,18 +294,18 @@ fn a_device_without_address_borrows_one() {
 
 #[test]
 fn a_container_is_delivered_to_by_its_veth_once_that_is_known() {
-    let mut world = world();
-    let endpoint = derive(&world).endpoints[&at("172.17.0.2")];
+    let mut host_state = host_state();
+    let endpoint = derive(&host_state).endpoints[&at("172.17.0.2")];
     assert_eq!(endpoint.ifindex, VETH);
     assert_eq!(&endpoint.macs[..6], &[2, 0x42, 172, 17, 0, 2]);
-    world.veths.clear();
+    host_state.veths.clear();
     assert_eq!(
-        derive(&world).devices[&VETH].kind,
+        derive(&host_state).devices[&VETH].kind,
         device::VETH,
         "anybody's so far"
     );
     assert_eq!(
-        derive(&world).endpoints[&at("172.17.0.2")].ifindex,
+        derive(&host_state).endpoints[&at("172.17.0.2")].ifindex,
         0,
         "only the bridge reaches it"
     );
@@ -310,47 +313,48 @@ fn a_container_is_delivered_to_by_its_veth_once_that_is_known() {
 
 #[test]
 fn another_life_is_another_incarnation() {
-    let mut world = world();
-    let before = derive(&world);
-    let network = world.networks.get_mut(&"n1".into()).unwrap();
+    let mut host_state = host_state();
+    let before = derive(&host_state);
+    let network = host_state.networks.get_mut(&"n1".into()).unwrap();
     let at_old = network.endpoints.remove(&"e1".into()).unwrap();
     network.endpoints.insert("e2".into(), at_old);
-    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    let container = host_state.containers.get_mut(&"c1".into()).unwrap();
     container.endpoints.get_mut(&"n1".into()).unwrap().id = "e2".into();
-    let after = derive(&world);
+    let after = derive(&host_state);
     let key = at("172.17.0.2");
     assert_ne!(
-        before.endpoints[&key].incarnation,
-        after.endpoints[&key].incarnation
+        before.endpoints[&key].generation,
+        after.endpoints[&key].generation
     );
     let port = before.published.keys().next().unwrap();
     assert_eq!(
         before.published[port], after.published[port],
         "the same way is the same mapping; its flows end by their endpoint"
     );
-    let floor = EndpointKey::Floor(BRIDGE);
+    let default_endpoint = EndpointKey::Floor(BRIDGE);
     assert_ne!(
-        before.endpoints[&floor].incarnation, after.endpoints[&floor].incarnation,
+        before.endpoints[&default_endpoint].generation,
+        after.endpoints[&default_endpoint].generation,
         "flows made before anybody was known are nobody's"
     );
 }
 
 #[test]
 fn only_running_containers_publish() {
-    let mut world = world();
-    assert_eq!(derive(&world).published.len(), 1);
-    world.containers.get_mut(&"c1".into()).unwrap().running = false;
-    assert_eq!(derive(&world).published.len(), 0);
+    let mut host_state = host_state();
+    assert_eq!(derive(&host_state).published.len(), 1);
+    host_state.containers.get_mut(&"c1".into()).unwrap().running = false;
+    assert_eq!(derive(&host_state).published.len(), 0);
 }
 
 #[test]
 fn each_protocol_with_ports_is_published_under_its_number() {
     for (proto, number) in [(Proto::Tcp, 6), (Proto::Udp, 17), (Proto::Sctp, 132)] {
-        let mut world = world();
-        for container in world.containers.values_mut() {
+        let mut host_state = host_state();
+        for container in host_state.containers.values_mut() {
             container.ports[0].proto = proto;
         }
-        let tables = derive(&world);
+        let tables = derive(&host_state);
         let numbers: Vec<u16> = tables.published.keys().map(|key| key.proto).collect();
         assert_eq!(numbers, [number]);
     }
@@ -358,72 +362,78 @@ fn each_protocol_with_ports_is_published_under_its_number() {
 
 #[test]
 fn what_a_shim_has_bound_comes_before_what_is_listed() {
-    let mut world = world();
-    let listed = derive(&world).published;
-    let port = world.containers[&"c1".into()].ports[0].host();
+    let mut host_state = host_state();
+    let listed = derive(&host_state).published;
+    let port = host_state.containers[&"c1".into()].ports[0].host();
     let bound = Bound {
         shim: ShimId(1),
         container_ip: IpAddr::V4(ip("172.17.0.2")),
         container_port: 80,
         orphan: false,
     };
-    world.apply(Fact::Bound(port, bound));
-    assert_eq!(derive(&world).published, listed, "the same mapping");
+    host_state.apply(Update::Bound(port, bound));
+    assert_eq!(derive(&host_state).published, listed, "the same mapping");
     let container_ip = IpAddr::V4(ip("172.17.0.9"));
-    world.apply(Fact::Bound(
+    host_state.apply(Update::Bound(
         port,
         Bound {
             container_ip,
             ..bound
         },
     ));
-    let (key, moved) = derive(&world).published.pop_first().unwrap();
+    let (key, moved) = derive(&host_state).published.pop_first().unwrap();
     assert_eq!(moved.addr, be32(ip("172.17.0.9")));
-    assert_ne!(moved.incarnation, listed[&key].incarnation);
-    world.apply(Fact::ShimGone(ShimId(1)));
+    assert_ne!(moved.generation, listed[&key].generation);
+    host_state.apply(Update::ShimGone(ShimId(1)));
     assert_eq!(
-        derive(&world).published,
+        derive(&host_state).published,
         listed,
         "Docker's word counts again"
     );
-    world.apply(Fact::Bound(port, bound));
-    world.apply(Fact::Unbound(ShimId(1)));
-    assert!(derive(&world).published.is_empty(), "in no list any more");
+    host_state.apply(Update::Bound(port, bound));
+    host_state.apply(Update::Unbound(ShimId(1)));
+    assert!(
+        derive(&host_state).published.is_empty(),
+        "in no list any more"
+    );
 }
 
 #[test]
 fn options_of_a_network_are_flags() {
-    let mut world = world();
-    let flags = |world: &World| derive(world).networks[&BRIDGE].flags;
-    assert_eq!(flags(&world), network::MASQUERADE);
+    let mut host_state = host_state();
+    let flags = |host_state: &HostState| derive(host_state).networks[&BRIDGE].flags;
+    assert_eq!(flags(&host_state), network::MASQUERADE);
     assert_eq!(
-        derive(&world).networks[&BRIDGE].gateway,
+        derive(&host_state).networks[&BRIDGE].gateway,
         be32(ip("172.17.0.1"))
     );
-    let docker0 = world.networks.get_mut(&"n1".into()).unwrap();
+    let docker0 = host_state.networks.get_mut(&"n1".into()).unwrap();
     docker0.internal = true;
     (docker0.terms.icc, docker0.terms.masquerade) = (false, false);
-    assert_eq!(flags(&world), network::INTERNAL | network::NO_PEERS);
+    assert_eq!(
+        flags(&host_state),
+        network::INTERNAL | network::ICC_DISABLED
+    );
 }
 
-fn terms(world: &mut World) -> &mut Terms {
-    &mut world.networks.get_mut(&"n1".into()).unwrap().terms
+fn terms(host_state: &mut HostState) -> &mut NetworkOptions {
+    &mut host_state.networks.get_mut(&"n1".into()).unwrap().terms
 }
 
 /// The published keys, as address and port.
-fn published(tables: &Tables) -> Vec<(Be32, u16)> {
+fn published(tables: &DesiredState) -> Vec<(Be32, u16)> {
     let keys = tables.published.keys();
     keys.map(|key| (key.addr, key.port.get())).collect()
 }
 
 #[test]
 fn a_gateway_mode_says_how_containers_are_reached() {
-    let mut world = world();
+    let mut host_state = host_state();
     let own = (be32(ip("172.17.0.2")), 80);
     let host = (Be32::default(), 8080);
     let mut derive_as = |mode| {
-        terms(&mut world).mode = mode;
-        let tables = derive(&world);
+        terms(&mut host_state).mode = mode;
+        let tables = derive(&host_state);
         (tables.networks[&BRIDGE].flags, published(&tables))
     };
     assert_eq!(
@@ -445,9 +455,9 @@ fn a_gateway_mode_says_how_containers_are_reached() {
 
 #[test]
 fn a_routed_network_is_reached_also_where_it_is_not_the_gateway() {
-    let mut world = world();
-    terms(&mut world).mode = GatewayMode::Routed;
-    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    let mut host_state = host_state();
+    terms(&mut host_state).mode = GatewayMode::Routed;
+    let container = host_state.containers.get_mut(&"c1".into()).unwrap();
     let other = Endpoint {
         id: "e2".into(),
         network_name: "a".into(),
@@ -457,14 +467,14 @@ fn a_routed_network_is_reached_also_where_it_is_not_the_gateway() {
     };
     container.endpoints.insert("n2".into(), other);
     assert_eq!(
-        published(&derive(&world)),
+        published(&derive(&host_state)),
         [(Be32::default(), 8080), (be32(ip("172.17.0.2")), 80)]
     );
 }
 
 #[test]
 fn container_is_seen_by_one_published_port() {
-    let mut world = world();
+    let mut host_state = host_state();
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let own = IpAddr::V4(ip("198.18.1.1"));
     let mut seen = |bindings: &[(IpAddr, u16)]| {
@@ -474,12 +484,12 @@ fn container_is_seen_by_one_published_port() {
             host_port,
             container_port: 5060,
         });
-        world.containers.get_mut(&"c1".into()).unwrap().ports = ports.collect();
+        host_state.containers.get_mut(&"c1".into()).unwrap().ports = ports.collect();
         let policy = Policy {
             direct_routing: true,
             ..Policy::default()
         };
-        let rows = desired(&world, &policy, 1).seen_as;
+        let rows = desired(&host_state, &policy, 1).seen_as;
         let row = |(key, port): (ServerKey<_>, u32)| {
             assert_eq!((key.addr, key.proto), (be32(ip("172.17.0.2")), 17));
             assert_eq!(key.port, Be16::new(5060));
@@ -492,7 +502,7 @@ fn container_is_seen_by_one_published_port() {
         IpAddr::V6(_) => unreachable!(),
     };
     assert_eq!(seen(&[(any, 9000)]), [(at(any), 9000)]);
-    // The lowest by number, not by the order of its octets.
+    // The lowest by number, not by the order of its bytes.
     assert_eq!(
         seen(&[(any, 9000), (any, 767), (any, 1023)]),
         [(at(any), 767)]
@@ -506,49 +516,52 @@ fn container_is_seen_by_one_published_port() {
 
 #[test]
 fn published_ports_are_reached_straight_where_that_is_allowed() {
-    let mut world = world();
-    terms(&mut world).trusted = vec!["eth0".into(), "eth9".into()];
-    let tables = derive(&world);
+    let mut host_state = host_state();
+    terms(&mut host_state).trusted = vec!["eth0".into(), "eth9".into()];
+    let tables = derive(&host_state);
     let trusted = TrustKey {
         bridge: BRIDGE,
         ifindex: UPLINK,
     };
     assert_eq!(tables.trusted, [trusted].into(), "eth9 is not there");
     assert_eq!(published(&tables).len(), 2);
-    terms(&mut world).trusted.clear();
+    terms(&mut host_state).trusted.clear();
     let policy = Policy {
         direct_routing: true,
         ..Policy::default()
     };
-    let tables = desired(&world, &policy, 1);
+    let tables = desired(&host_state, &policy, 1);
     assert_ne!(tables.networks[&BRIDGE].flags & network::DIRECT, 0);
     assert_eq!(published(&tables).len(), 2);
 }
 
 #[test]
 fn the_source_that_a_network_asks_for_is_its_own() {
-    let mut world = world();
-    assert_eq!(derive(&world).networks[&BRIDGE].source, Be32::default());
-    terms(&mut world).host_ipv4 = Some(ip("198.18.1.9"));
-    let source = derive(&world).networks[&BRIDGE].source;
+    let mut host_state = host_state();
+    assert_eq!(
+        derive(&host_state).networks[&BRIDGE].source,
+        Be32::default()
+    );
+    terms(&mut host_state).host_ipv4 = Some(ip("198.18.1.9"));
+    let source = derive(&host_state).networks[&BRIDGE].source;
     assert_eq!(source, be32(ip("198.18.1.9")));
 }
 
 #[test]
 fn a_list_of_clients_has_a_number_that_moves_with_it() {
-    let mut world = world();
-    assert_eq!(derive(&world).policy, 0);
+    let mut host_state = host_state();
+    assert_eq!(derive(&host_state).policy, 0);
     let list = |range: &str| Ingress {
         allow: vec![range.parse().unwrap()],
         deny: Vec::new(),
     };
-    world.containers.get_mut(&"c1".into()).unwrap().ingress = list("198.18.0.0/15");
-    let first = derive(&world);
+    host_state.containers.get_mut(&"c1".into()).unwrap().ingress = list("198.18.0.0/15");
+    let first = derive(&host_state);
     let of_port = first.published.values().next().unwrap().policy;
     assert_ne!(of_port, 0);
     assert_eq!(first.networks[&BRIDGE].policy, 0);
-    terms(&mut world).ingress = list("198.19.0.0/16");
-    let second = derive(&world);
+    terms(&mut host_state).ingress = list("198.19.0.0/16");
+    let second = derive(&host_state);
     assert!(second.policy != first.policy && first.policy != 0);
     let of_network = second.networks[&BRIDGE].policy;
     let lists: Vec<_> = second.ingress.keys().map(|(list, ..)| *list).collect();
@@ -557,61 +570,64 @@ fn a_list_of_clients_has_a_number_that_moves_with_it() {
 
 #[test]
 fn links_open_exposed_ports_where_containers_do_not_reach_each_other() {
-    let mut world = world();
-    let mut child = world.containers[&"c1".into()].clone();
+    let mut host_state = host_state();
+    let mut child = host_state.containers[&"c1".into()].clone();
     (child.id, child.name) = ("c2".into(), "db".into());
     child.exposed = [(Proto::Tcp, 5432)].into();
     child.endpoints.get_mut(&"n1".into()).unwrap().ipv4 = Some(ip("172.17.0.3"));
-    world.containers.insert("c2".into(), child);
-    let parent = world.containers.get_mut(&"c1".into()).unwrap();
+    host_state.containers.insert("c2".into(), child);
+    let parent = host_state.containers.get_mut(&"c1".into()).unwrap();
     parent.links.insert("db".into());
-    assert!(derive(&world).links.is_empty(), "they reach each other");
-    terms(&mut world).icc = false;
+    assert!(
+        derive(&host_state).links.is_empty(),
+        "they reach each other"
+    );
+    terms(&mut host_state).icc = false;
     let open = LinkKey {
         parent: be32(ip("172.17.0.2")),
         child: be32(ip("172.17.0.3")),
         port: Be16::new(5432),
         proto: 6,
     };
-    assert_eq!(derive(&world).links, [open].into());
-    world.containers.get_mut(&"c2".into()).unwrap().running = false;
-    assert!(derive(&world).links.is_empty());
+    assert_eq!(derive(&host_state).links, [open].into());
+    host_state.containers.get_mut(&"c2".into()).unwrap().running = false;
+    assert!(derive(&host_state).links.is_empty());
 }
 
 #[test]
 fn other_drivers_and_missing_bridges_are_left_alone() {
-    let mut world = world();
-    let mut overlay = world.networks[&"n1".into()].clone();
+    let mut host_state = host_state();
+    let mut overlay = host_state.networks[&"n1".into()].clone();
     (overlay.id, overlay.driver) = ("n2".into(), "overlay".into());
-    world.networks.insert("n2".into(), overlay);
-    assert_eq!(derive(&world).networks.len(), 1);
-    world.networks.get_mut(&"n1".into()).unwrap().bridge = Some("br-none".into());
-    assert_eq!(derive(&world).networks.len(), 0);
+    host_state.networks.insert("n2".into(), overlay);
+    assert_eq!(derive(&host_state).networks.len(), 1);
+    host_state.networks.get_mut(&"n1".into()).unwrap().bridge = Some("br-none".into());
+    assert_eq!(derive(&host_state).networks.len(), 0);
 }
 
 #[test]
 fn loopback_is_never_local_on_a_wire() {
-    let locals = derive(&world()).locals;
+    let locals = derive(&host_state()).locals;
     let has = |address| locals.contains(&(be32(ip(address)), 32));
     assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
 
 #[test]
 fn xdp_runs_where_the_policy_says() {
-    let mut world = world();
-    world.links.get_mut(&VETH).unwrap().peer = Some(forwarder::world::Peer {
+    let mut host_state = host_state();
+    host_state.links.get_mut(&VETH).unwrap().peer = Some(forwarder::host_state::Peer {
         index: 4,
-        ..forwarder::world::Peer::default()
+        ..forwarder::host_state::Peer::default()
     });
     let policy = Policy {
         xdp: [(UPLINK, XdpKind::Native)].into(),
         ..Policy::default()
     };
-    let tables = desired(&world, &policy, 1);
+    let tables = desired(&host_state, &policy, 1);
     assert!(tables.hooks.contains(&(UPLINK, Hook::Uplink)));
     assert_eq!(tables.ports[&VETH].index, 4, "the far end is prepared");
     assert!(
-        derive(&world).ports.is_empty(),
+        derive(&host_state).ports.is_empty(),
         "and left alone where no XDP runs"
     );
 }
@@ -624,11 +640,11 @@ fn port_of_a_bridge_without_container_is_anybodys() {
         ("eth1", ""),
         ("vethx", "veth"),
     ] {
-        let mut world = world();
-        world.veths.clear();
-        let port = world.links.get_mut(&VETH).unwrap();
+        let mut host_state = host_state();
+        host_state.veths.clear();
+        let port = host_state.links.get_mut(&VETH).unwrap();
         (port.name, port.kind) = (name.to_owned(), kind.to_owned());
-        let tables = derive(&world);
+        let tables = derive(&host_state);
         assert_eq!(tables.devices[&VETH].kind, device::PORT, "{name}");
         assert!(tables.hooks.contains(&(VETH, Hook::ContainerIn)), "{name}");
     }
@@ -636,10 +652,10 @@ fn port_of_a_bridge_without_container_is_anybodys() {
 
 #[test]
 fn what_the_kernel_routes_to_the_host_is_local() {
-    let mut world = world();
+    let mut host_state = host_state();
     let range = (Ipv4Addr::new(203, 0, 113, 0), 24);
-    world.routing.locals = std::sync::Arc::new([range].into());
-    assert!(derive(&world).locals.contains(&(be32(range.0), 24)));
+    host_state.routing.locals = std::sync::Arc::new([range].into());
+    assert!(derive(&host_state).locals.contains(&(be32(range.0), 24)));
 }
 
 #[test]
@@ -648,12 +664,12 @@ fn socket_programs_are_those_that_the_kernel_takes() {
         sockets: [SocketHook::Connect4, SocketHook::Getpeername4].into(),
         ..Policy::default()
     };
-    assert_eq!(desired(&world(), &policy, 1).sockets, policy.sockets);
-    assert!(derive(&world()).sockets.is_empty());
+    assert_eq!(desired(&host_state(), &policy, 1).sockets, policy.sockets);
+    assert!(derive(&host_state()).sockets.is_empty());
 }
 
 /// Who may ask port 8080/tcp of any IPv6 address.
-fn published6(tables: &Tables) -> Option<Published6> {
+fn published6(tables: &DesiredState) -> Option<Published6> {
     let key = PortKey6 {
         addr: Be128::ANY,
         port: Be16::new(8080),
@@ -666,7 +682,7 @@ fn published6(tables: &Tables) -> Option<Published6> {
 }
 
 /// What a list says of each range, by its prefix length.
-fn clients(tables: &Tables, list: u32) -> Vec<(u8, Row6)> {
+fn clients(tables: &DesiredState, list: u32) -> Vec<(u8, Row6)> {
     let rows = tables.ipv6.iter();
     rows.filter_map(|(key, row)| match key {
         Key6::Ingress(key, len) if key.list == list => Some((*len, *row)),
@@ -677,11 +693,11 @@ fn clients(tables: &Tables, list: u32) -> Vec<(u8, Row6)> {
 
 #[test]
 fn ports_on_ipv6_addresses_have_the_same_lists() {
-    let mut world = world();
-    assert_eq!(published6(&derive(&world)), None, "published for IPv4");
-    let ports = &mut world.containers.get_mut(&"c1".into()).unwrap().ports;
+    let mut host_state = host_state();
+    assert_eq!(published6(&derive(&host_state)), None, "published for IPv4");
+    let ports = &mut host_state.containers.get_mut(&"c1".into()).unwrap().ports;
     ports[0].host_ip = Ipv6Addr::UNSPECIFIED.into();
-    let tables = derive(&world);
+    let tables = derive(&host_state);
     let open = Published6 {
         policy: 0,
         bridges: [BRIDGE, 0],
@@ -694,77 +710,82 @@ fn ports_on_ipv6_addresses_have_the_same_lists() {
         allow: vec![range],
         deny: Vec::new(),
     };
-    terms(&mut world).ingress = list.clone();
-    let tables = derive(&world);
+    terms(&mut host_state).ingress = list.clone();
+    let tables = derive(&host_state);
     assert_eq!(published6(&tables), Some(open));
     let id = tables.networks[&BRIDGE].policy;
     let expected = [(0, ingress::DENY), (32, ingress::ALLOW)];
     let expected = expected.map(|(len, word)| (len, Row6::Index(word)));
     assert!(tables.lists6);
     assert_eq!(clients(&tables, id), expected);
-    terms(&mut world).ingress = Ingress::default();
-    world.containers.get_mut(&"c1".into()).unwrap().ingress = list;
-    let tables = derive(&world);
+    terms(&mut host_state).ingress = Ingress::default();
+    host_state.containers.get_mut(&"c1".into()).unwrap().ingress = list;
+    let tables = derive(&host_state);
     let row = published6(&tables).unwrap();
     assert!(tables.lists6 && row.policy == id);
     assert_eq!(clients(&tables, id), expected);
     // The network that leads to it by IPv6 counts too.
-    let mut other = world.networks[&"n1".into()].clone();
+    let mut other = host_state.networks[&"n1".into()].clone();
     (other.id, other.bridge) = ("n2".into(), Some("br-other".into()));
-    world.networks.insert("n2".into(), other);
-    world.links.insert(9, link(9, "br-other", "bridge", None));
+    host_state.networks.insert("n2".into(), other);
+    host_state
+        .links
+        .insert(9, link(9, "br-other", "bridge", None));
     let by = Endpoint {
         id: "e2".into(),
         network_name: "other".into(),
         gateway_v6: Some("fd00::1".parse().unwrap()),
         ..Endpoint::default()
     };
-    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    let container = host_state.containers.get_mut(&"c1".into()).unwrap();
     container.endpoints.insert("n2".into(), by);
-    assert_eq!(published6(&derive(&world)).unwrap().bridges, [BRIDGE, 9]);
+    assert_eq!(
+        published6(&derive(&host_state)).unwrap().bridges,
+        [BRIDGE, 9]
+    );
 }
 
 #[test]
 fn port_of_ipv6_is_closed_until_docker_lists_it() {
-    let mut world = world();
+    let mut host_state = host_state();
     let port = HostPort {
         proto: Proto::Tcp,
         ip: Ipv6Addr::UNSPECIFIED.into(),
         port: 8080,
     };
-    world.apply(Fact::Proxied(port));
-    let tables = derive(&world);
+    host_state.apply(Update::Proxied(port));
+    let tables = derive(&host_state);
     let row = published6(&tables).unwrap();
     assert_eq!(
         clients(&tables, row.policy),
         [(0, Row6::Index(ingress::DENY))]
     );
     assert!(tables.lists6);
-    let ports = &mut world.containers.get_mut(&"c1".into()).unwrap().ports;
+    let ports = &mut host_state.containers.get_mut(&"c1".into()).unwrap().ports;
     ports[0].host_ip = port.ip;
-    assert_eq!(published6(&derive(&world)).unwrap().policy, 0);
-    world.apply(Fact::ProxyKnown(port));
-    world.containers.clear();
-    assert_eq!(published6(&derive(&world)), None);
+    assert_eq!(published6(&derive(&host_state)).unwrap().policy, 0);
+    host_state.apply(Update::ProxyKnown(port));
+    host_state.containers.clear();
+    assert_eq!(published6(&derive(&host_state)), None);
 }
 
 #[test]
 fn allowed_ipv6_sources_are_by_bridge_and_by_veth() {
-    let mut world = world();
+    let mut host_state = host_state();
     let range = |text: &str| text.parse().unwrap();
-    let container = world.containers.get_mut(&"c1".into()).unwrap();
+    let container = host_state.containers.get_mut(&"c1".into()).unwrap();
     container.allowed_sources = vec![range("fd00:77::/64"), range("10.8.0.0/24")];
-    terms(&mut world).allowed_sources = vec![range("fd00:78::/32"), range("10.9.0.0/24")];
-    let rows = |world: &World| {
-        let tables = derive(world);
+    terms(&mut host_state).allowed_sources = vec![range("fd00:78::/32"), range("10.9.0.0/24")];
+    let rows = |host_state: &HostState| {
+        let tables = derive(host_state);
         let rows = tables.ipv6.into_iter().filter_map(|(key, row)| match key {
             Key6::Allowed(AllowedKey6 { device, .. }, len) => Some((device, len, row)),
             _ => None,
         });
         rows.collect::<Vec<_>>()
     };
-    assert!(rows(&world).is_empty(), "the network has no IPv6");
-    let network = world.networks.get_mut(&"n1".into()).unwrap();
+    assert!(rows(&host_state).is_empty(), "the network has no IPv6");
+    let network = host_state.networks.get_mut(&"n1".into()).unwrap();
     network.subnets.push(Subnet {
         address: "fd00:17::".parse().unwrap(),
         prefix_len: 64,
@@ -776,7 +797,7 @@ fn allowed_ipv6_sources_are_by_bridge_and_by_veth() {
         (BRIDGE, 64, word(allowed::ONE)),
         (VETH, 64, word(allowed::ONE)),
     ];
-    let mut rows = rows(&world);
+    let mut rows = rows(&host_state);
     rows.sort_by_key(|(device, len, _)| (*device, *len));
     assert_eq!(rows, expected);
 }

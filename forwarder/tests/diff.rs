@@ -6,7 +6,7 @@ mod laws;
 
 use std::collections::BTreeMap;
 
-use forwarder::diff::{Op, diff};
+use forwarder::diff::{Change, diff};
 use laws::{apply, check, holding, tables};
 use proptest::prelude::*;
 
@@ -43,12 +43,12 @@ proptest! {
     fn sockets_are_severed_once_no_port_leads_where_one_led(before in tables(), after in tables()) {
         let kernel = holding(&before);
         let ops = diff(&kernel, &after);
-        let severed = ops.iter().position(|op| *op == Op::SeverSockets);
+        let severed = ops.iter().position(|op| *op == Change::SeverSockets);
         let stays = before.published.iter().all(|(key, old)| {
             after.published.get(key).is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
         });
         prop_assert_eq!(severed.is_none(), stays);
-        let changes = |op: &Op| matches!(op, Op::PutPublished { .. } | Op::DropPublished { .. });
+        let changes = |op: &Change| matches!(op, Change::PutPublished { .. } | Change::DropPublished { .. });
         if let (Some(severed), Some(last)) = (severed, ops.iter().rposition(changes)) {
             prop_assert!(last < severed, "severed while ports still lead there");
         }

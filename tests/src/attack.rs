@@ -164,7 +164,7 @@ impl Dress {
         self.tag(ethertype::SERVICE_VLAN, 0, outer).vlan(inner)
     }
 
-    /// The frame of any body, filled up to Ethernet's 60 octets.
+    /// The frame of any body, filled up to Ethernet's 60 bytes.
     #[must_use]
     pub fn frame(&self, ethertype: u16, body: &[u8]) -> Vec<u8> {
         let mut frame = [&self.to[..], &self.from, &self.tags].concat();
@@ -254,7 +254,7 @@ impl Arp {
         Self::ask(mac, Ipv4Addr::UNSPECIFIED, wanted)
     }
 
-    /// Its octets.
+    /// Its bytes.
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
         let mut body = vec![0, 1, 8, 0, 6, 4];
@@ -378,7 +378,7 @@ impl Packet6 {
         }
     }
 
-    /// Its octets; the hop limit is 255, as Neighbor Discovery demands.
+    /// Its bytes; the hop limit is 255, as Neighbor Discovery demands.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let length = (self.transport.len() as u16).to_be_bytes();
@@ -419,15 +419,15 @@ pub fn broken(from: SocketAddrV4, to: SocketAddrV4) -> Vec<(&'static str, Packet
     vec![
         ("TCP with data offset 4", new(proto::TCP, &segment(4))),
         ("TCP with data offset 15", new(proto::TCP, &segment(15))),
-        ("TCP of 8 octets", new(proto::TCP, &segment(5)[..8])),
+        ("TCP of 8 bytes", new(proto::TCP, &segment(5)[..8])),
         ("TCP of none", new(proto::TCP, &[])),
         (
-            "UDP of 6 octets",
+            "UDP of 6 bytes",
             new(proto::UDP, &[&ports[..], &[0, 6]].concat()),
         ),
         ("UDP of 1 octet", new(proto::UDP, &ports[..1])),
-        ("ICMP of 4 octets", new(proto::ICMP, &[8, 0, 0, 0])),
-        ("SCTP of 8 octets", new(proto::SCTP, &sctp)),
+        ("ICMP of 4 bytes", new(proto::ICMP, &[8, 0, 0, 0])),
+        ("SCTP of 8 bytes", new(proto::SCTP, &sctp)),
         ("a protocol that nobody has", new(253, b"experiment")),
     ]
 }

@@ -56,7 +56,7 @@ impl Frame {
         }
     }
 
-    /// Whether these octets are anywhere in it; they are not none.
+    /// Whether these bytes are anywhere in it; they are not none.
     #[must_use]
     pub fn carries(&self, octets: &[u8]) -> bool {
         self.bytes.windows(octets.len()).any(|part| part == octets)

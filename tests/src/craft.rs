@@ -18,7 +18,7 @@ pub struct Craft {
     pub to: SocketAddrV4,
     /// Time to live.
     pub ttl: u8,
-    /// IP options, a multiple of four octets.
+    /// IP options, a multiple of four bytes.
     pub options: Vec<u8>,
     /// The header's flags and fragment offset: `0x4000` is don't fragment, `0x2000` more fragments.
     pub fragment: u16,
@@ -59,7 +59,7 @@ impl Craft {
         self.frame(UDP, [&header.concat(), payload].concat(), 6)
     }
 
-    /// A TCP segment's frame, without options: flags as in the header's flag octet (SYN is 2, RST
+    /// A TCP segment's frame, without options: flags as in the header's flag byte (SYN is 2, RST
     /// 4, ACK 16).
     #[must_use]
     pub fn tcp(&self, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {

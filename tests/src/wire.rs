@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! IPv4 packets, octet by octet: made by hand with right checksums, and checked as a receiver would.
+//! IPv4 packets, byte by byte: made by hand with right checksums, and checked as a receiver would.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::capture::{Capture, Frame};
 
-/// Octets of an Ethernet header.
+/// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
 /// EtherType of IPv4.
 const IPV4: [u8; 2] = [0x08, 0x00];
-/// Octets of an IPv4 header without options.
+/// Bytes of an IPv4 header without options.
 const HEADER: usize = 20;
-/// Octets of a UDP or an ICMP header.
+/// Bytes of a UDP or an ICMP header.
 const SHORT: usize = 8;
 
 /// Protocol numbers.
@@ -28,7 +28,7 @@ pub mod proto {
     pub const SCTP: u8 = 132;
 }
 
-/// An SCTP packet's checksum, as it stands in its header: a CRC32c, octet by octet, over all but itself.
+/// An SCTP packet's checksum, as it stands in its header: a CRC32c, byte by byte, over all but itself.
 #[must_use]
 pub fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
     let octets = [&transport[..8], &[0; 4], &transport[12..]].concat();
@@ -148,7 +148,7 @@ impl Packet {
         self.sealed()
     }
 
-    /// With IP options, a multiple of four octets.
+    /// With IP options, a multiple of four bytes.
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
         self.0.splice(HEADER..HEADER, options.iter().copied());
@@ -200,13 +200,13 @@ impl Packet {
         (bytes[0] >> 4 == 4 && length >= packet.header()).then_some(packet)
     }
 
-    /// All its octets.
+    /// All its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The octets after its network header.
+    /// The bytes after its network header.
     #[must_use]
     pub fn transport(&self) -> &[u8] {
         &self.0[self.header()..]
@@ -281,7 +281,7 @@ impl Packet {
         (last.word(6) & 0x2000 == 0).then_some(whole)
     }
 
-    /// Cut into fragments of so many octets of payload each, a multiple of eight; in order.
+    /// Cut into fragments of so many bytes of payload each, a multiple of eight; in order.
     #[must_use]
     pub fn cut(&self, octets: usize) -> Vec<Self> {
         let header = self.header();

@@ -3,7 +3,7 @@
 //! each BPF function, and the memory of the maps. `budget.toml` holds what was agreed on.
 
 #[expect(dead_code, reason = "only the namespace and the loading are needed")]
-mod ground;
+mod fixtures;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -12,17 +12,17 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
-use forwarder::tables::{Hook, SocketHook};
+use fixtures::{Ground, Loaded};
+use forwarder::desired_state::{Hook, SocketHook};
 use forwarder_common::abi::{Flow, LAYOUT, capacity};
 use forwarder_common::family::V4;
-use ground::{Ground, Loaded};
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
 };
 
 /// What may be added unseen.
 const GROWTH: f64 = 1.10;
-/// Octets of all maps at the default size.
+/// Bytes of all maps at the default size.
 const MEMORY: u64 = 100 << 20;
 /// Bytes that BPF has for a whole chain of calls.
 const STACK: u64 = 512;
@@ -64,9 +64,9 @@ fn compare(section: &str, now: &Numbers) -> Result<()> {
 
 #[test]
 fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
-    let ground = Ground::new("budget")?;
-    let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
-    ground.space().enter(|| {
+    let fixtures = Ground::new("budget")?;
+    let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
+    fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, capacity::FLOWS)?;
         let mut walked = Numbers::new();
         let mut octets = Numbers::new();
@@ -81,16 +81,16 @@ fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
             octets.insert(hook.program().to_owned(), u64::from(size));
         }
         println!("verified instructions: {walked:?}");
-        println!("octets after translation: {octets:?}");
+        println!("bytes after translation: {octets:?}");
         let maps = memory(&bpffs.join(format!("v{LAYOUT}/maps")))?;
         let total: u64 = maps.values().sum();
         println!(
-            "a flow: {} octets; maps: {total} octets: {maps:?}",
+            "a flow: {} bytes; maps: {total} bytes: {maps:?}",
             size_of::<Flow<V4>>()
         );
         ensure!(
             total <= MEMORY,
-            "the maps take {total} octets, more than {MEMORY}: {maps:?}"
+            "the maps take {total} bytes, more than {MEMORY}: {maps:?}"
         );
         compare("verified", &walked)?;
         compare("translated", &octets)?;

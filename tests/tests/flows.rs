@@ -43,7 +43,7 @@ fn with(label: &str, arguments: &[&str]) -> Result<Scene> {
     Ok(scene)
 }
 
-/// What `flows` with some more flags shows, as `PROTO DPORT` of the openers, in order.
+/// What `flows` with some more flags shows, as `PROTO DPORT` of the originators, in order.
 fn shown(host: &Host, flags: &[&str]) -> Result<Vec<String>> {
     let text = host.cli(&[&["flows", "-o", "json"], flags].concat())?;
     let all: Vec<Value> = serde_json::from_str(&text)?;
@@ -197,7 +197,7 @@ fn events(watcher: &Process) -> Result<Vec<Value>> {
     lines.iter().map(parse).collect()
 }
 
-/// Waits for the event of a kind about an opener's port.
+/// Waits for the event of a kind about an originator's port.
 fn event(
     watcher: &Process,
     kind: &str,

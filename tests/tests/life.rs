@@ -118,7 +118,7 @@ impl Held {
     }
 }
 
-/// Live flows: packets by protocol and opener.
+/// Live flows: packets by protocol and originator.
 fn flows(host: &Host) -> Result<BTreeMap<String, u64>> {
     let all = host.json("flows")?;
     let row = |flow: &Value| {

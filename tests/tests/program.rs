@@ -3,23 +3,23 @@
 //! the verdict, the mark and the reason, written out by hand.
 
 #[expect(dead_code, reason = "the table needs less of the ground than there is")]
-mod ground;
+mod fixtures;
 
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result, ensure};
+use fixtures::model::frames::{ACK, RST, SYN, Spec, TIME_EXCEEDED, ip};
+use fixtures::model::host::{
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH,
+    far_mac, mac,
+};
+use fixtures::model::{Arrival, Hook, Host};
+use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{View, now};
 use forwarder_common::family::Be32;
 use forwarder_common::flow::REPLY;
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
-use ground::model::frames::{ACK, RST, SYN, Spec, TIME_EXCEEDED, ip};
-use ground::model::host::{
-    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH,
-    far_mac, mac,
-};
-use ground::model::{Arrival, Hook, Host};
-use ground::{Ground, Loaded, routes};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;
@@ -192,14 +192,14 @@ fn frame(spec: &Spec, (hook, ifindex, _): Place) -> Vec<u8> {
 }
 
 /// Runs a test in the ground's namespace, over the usual world.
-fn on_ground(
+fn on_fixtures(
     label: &str,
     flows: u32,
     test: impl FnOnce(&mut Loaded, &mut Host, &View) -> Result<()> + Send,
 ) -> Result<()> {
-    let ground = Ground::new(label)?;
-    let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
-    ground.space().enter(|| {
+    let fixtures = Ground::new(label)?;
+    let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
+    fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, flows)?;
         let mut host = Host::usual(flows);
         routes(&mut host);
@@ -211,7 +211,7 @@ fn on_ground(
 
 #[test]
 fn packets_go_their_way() -> Result<()> {
-    on_ground("program", 256, |kernel, _, view| {
+    on_fixtures("program", 256, |kernel, _, view| {
         let mut flow = 0;
         for (name, place, mark, spec, (code, reason, marked), out) in table() {
             let before = view.reasons()?;
@@ -220,10 +220,10 @@ fn packets_go_their_way() -> Result<()> {
                 Is(mark) => (mark, 0),
                 Flow => (mark::FLOW, flow),
             };
-            let (hook, ifindex, came_by) = place;
+            let (hook, ifindex, ingress_ifindex) = place;
             let arrival = Arrival {
                 ifindex,
-                came_by,
+                ingress_ifindex,
                 mark,
                 hash,
                 segment: 0,
@@ -253,7 +253,7 @@ fn packets_go_their_way() -> Result<()> {
                 Flow => {
                     ensure!(fate.mark == mark::FLOW, "{name}: mark {:#x}", fate.mark);
                     flow = if hash == 0 {
-                        let led = kernel.raw.lead(&spec.tuple);
+                        let led = kernel.raw.encode_hash(&spec.tuple);
                         led.with_context(|| format!("{name}: no flow"))?
                     } else {
                         hash
@@ -267,7 +267,7 @@ fn packets_go_their_way() -> Result<()> {
 
 #[test]
 fn malformed_frames_pass_unchanged() -> Result<()> {
-    on_ground("malformed", 64, |kernel, _, view| {
+    on_fixtures("malformed", 64, |kernel, _, view| {
         let whole = udp((CLIENT, 40_000), (HOST, 8080));
         let mut frames: Vec<_> = (34..42)
             .map(|len| frame(&whole, OUTSIDE)[..len].to_vec())
@@ -302,7 +302,7 @@ fn malformed_frames_pass_unchanged() -> Result<()> {
 
 #[test]
 fn a_port_that_a_socket_holds_is_not_taken() -> Result<()> {
-    on_ground("socket", 64, |kernel, host, _| {
+    on_fixtures("socket", 64, |kernel, host, _| {
         let socket = UdpSocket::bind("198.18.1.1:5000")?;
         let query = udp((APP, 5000), (REMOTE, 53));
         let arrival = Arrival {
@@ -327,7 +327,7 @@ fn a_port_that_a_socket_holds_is_not_taken() -> Result<()> {
 
 #[test]
 fn the_first_flow_survives_the_second() -> Result<()> {
-    on_ground("first", 64, |kernel, _, view| {
+    on_fixtures("first", 64, |kernel, _, view| {
         let arrival = Arrival {
             ifindex: APP_VETH,
             ..Arrival::default()

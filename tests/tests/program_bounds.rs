@@ -3,21 +3,21 @@
 //! there, a container that may open no more is told so, and nearly all ports are there to be used.
 
 #[expect(dead_code, reason = "the bounds need less of the ground than there is")]
-mod ground;
+mod fixtures;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
+use fixtures::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, seal_header, sums_up};
+use fixtures::model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+};
+use fixtures::model::{Arrival, Hook, Host};
+use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{Fate, View, now};
 use forwarder_common::abi::capacity;
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
-use ground::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, seal_header, sums_up};
-use ground::model::host::{
-    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
-};
-use ground::model::{Arrival, Hook, Host};
-use ground::{Ground, Loaded, routes};
 
 const DROP: i32 = 2;
 const REDIRECT: i32 = 7;
@@ -30,15 +30,15 @@ const STANDING: u16 = 1_000;
 const CROWD: u16 = 30_500;
 
 /// Runs a test in the ground's namespace, over the usual world with these bounds.
-fn on_ground(
+fn on_fixtures(
     label: &str,
     flows: u32,
     bounds: (u32, u32),
     test: impl FnOnce(&mut Loaded, &View) -> Result<()> + Send,
 ) -> Result<()> {
-    let ground = Ground::new(label)?;
-    let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
-    ground.space().enter(|| {
+    let fixtures = Ground::new(label)?;
+    let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
+    fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, flows)?;
         let mut host = Host::usual(64);
         routes(&mut host);
@@ -76,7 +76,7 @@ fn count(view: &View, reason: Reason) -> Result<u64> {
 
 #[test]
 fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
-    on_ground("flood", capacity::FLOWS, (0, 0), |kernel, view| {
+    on_fixtures("flood", capacity::FLOWS, (0, 0), |kernel, view| {
         let asks = |port, flags| Spec::tcp((CLIENT, port), (HOST, 8080), flags);
         let answers = |port, flags| Spec::tcp((WEB, 80), (CLIENT, port), flags);
         let ports = 10_000..10_000 + STANDING;
@@ -89,12 +89,16 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
             let flows = view.flows(now()).into_iter();
             let of_client = flows.filter(|flow| flow.original.src == CLIENT);
             let known =
-                of_client.map(|flow| (flow.original.sport.get(), (flow.gate, flow.packets)));
+                of_client.map(|flow| (flow.original.sport.get(), (flow.flow_state, flow.packets)));
             known.collect()
         };
         let before = standing(view);
         ensure!(before.len() == usize::from(STANDING), "{}", before.len());
-        ensure!(before.values().all(|(gate, _)| gate.is_assured()));
+        ensure!(
+            before
+                .values()
+                .all(|(flow_state, _)| flow_state.is_assured())
+        );
 
         // Nobody checks the transport's checksum on the way: one frame each way, addressed anew.
         let client = ip(198, 19, 0, 0);
@@ -127,9 +131,9 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
             );
         }
         // The same records have lived through it: none was picked up anew.
-        for (port, (gate, [asked, answered])) in standing(view) {
+        for (port, (flow_state, [asked, answered])) in standing(view) {
             let (then, [asks, answers]) = before[&port];
-            ensure!(gate == then, "port {port} has another record");
+            ensure!(flow_state == then, "port {port} has another record");
             ensure!((asked, answered) == (asks + 1, answers + 1), "port {port}");
         }
         let fill = view.maps()?;
@@ -145,7 +149,7 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
 
 #[test]
 fn of_64512_ports_towards_one_destination_61000_are_used_and_nobody_guesses_them() -> Result<()> {
-    on_ground("ports", capacity::FLOWS, (0, 0), |kernel, view| {
+    on_fixtures("ports", capacity::FLOWS, (0, 0), |kernel, view| {
         let mut outer = |veth, addr, port| -> Result<u16> {
             let fate = by_veth(kernel, veth, &Spec::udp((addr, port), (REMOTE, 53)))?;
             ensure!(fate.code == REDIRECT, "port {port}: {}", fate.code);
@@ -200,7 +204,7 @@ fn told(fate: &Fate, veth: u32, spec: &Spec, quoted: usize) -> Result<()> {
 
 #[test]
 fn who_has_as_many_flows_as_it_may_is_told_so() -> Result<()> {
-    on_ground("quota", 1024, (3, 0), |kernel, view| {
+    on_fixtures("quota", 1024, (3, 0), |kernel, view| {
         let query = |port| Spec::udp((APP, port), (REMOTE, 53));
         for port in 1..=3 {
             ensure!(by_veth(kernel, APP_VETH, &query(port))?.code == REDIRECT);
@@ -230,7 +234,7 @@ fn who_has_as_many_flows_as_it_may_is_told_so() -> Result<()> {
 
 #[test]
 fn who_opens_faster_than_it_may_is_refused_and_told_not_too_often() -> Result<()> {
-    on_ground("rate", 16_384, (0, 10), |kernel, view| {
+    on_fixtures("rate", 16_384, (0, 10), |kernel, view| {
         let start = now();
         let mut codes = BTreeMap::<i32, u64>::new();
         for port in 1..=3000 {

@@ -27,13 +27,13 @@ const REVOKE: Duration = Duration::from_millis(250);
 /// How much longer the last containers may take to start than the first, beside what dockerd itself
 /// takes longer.
 const GROWTH: f64 = 1.3;
-/// Octets that the agent may have resident.
+/// Bytes that the agent may have resident.
 const RESIDENT: u64 = 40 << 20;
 /// Between two looks at the map.
 const LOOK: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_secs(5);
 
-/// Octets of a key and of a value of the map of published ports.
+/// Bytes of a key and of a value of the map of published ports.
 const KEY: usize = size_of::<PortKey<V4>>();
 const VALUE: usize = size_of::<Published<V4>>();
 
@@ -158,7 +158,7 @@ fn most(mut latencies: Vec<Duration>, what: &str) -> Duration {
     soaked(half, most)
 }
 
-/// Octets that a process has resident.
+/// Bytes that a process has resident.
 fn resident(agent: &Agent) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -260,7 +260,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
         "starts grow {own_growth:.2}×, without the agent {base_growth:.2}×"
     );
     ensure!(most <= PUBLISH, "published after {most:?}");
-    ensure!(memory <= RESIDENT, "{memory} octets resident");
+    ensure!(memory <= RESIDENT, "{memory} bytes resident");
 
     let full = taken(&host, &agent)?;
     ensure!(full.1 >= empty.1 + usize::from(containers), "{full:?}");

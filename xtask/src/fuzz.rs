@@ -34,7 +34,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Target {
-    /// Any octets as a frame
+    /// Any bytes as a frame
     Parse,
     /// Any packets at any hooks
     Pipeline,

@@ -38,7 +38,7 @@ const NEEDS: [Need; 11] = [
 ];
 
 /// The integration tests of the program tier, by how their names begin; all others are host tests.
-const PROGRAM_TESTS: [&str; 3] = ["program", "twin", "budget"];
+const PROGRAM_TESTS: [&str; 3] = ["program", "parity", "budget"];
 
 /// How many faults each run plants; `cargo xtask mutants` plants all.
 const MUTANTS: usize = 2;

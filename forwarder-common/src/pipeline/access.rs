@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who may reach a container: straight by its address, by the lists of clients, by a link.
 
-use super::{Passage, Steps};
+use super::{PacketContext, Steps};
 use crate::abi::{
     Flow, HOST, IngressKey, LinkKey, Network, OUTSIDE, PortKey, TrustKey, Tuple, ingress, network,
     others,
@@ -15,7 +15,7 @@ use crate::tcp;
 use crate::timeouts::{self, Ticks};
 
 /// How a packet may go straight to a container.
-pub(super) enum Straight {
+pub(super) enum DirectAccess {
     /// Not at all.
     Closed,
     /// As a flow; of the mapping in this slot, or of none (0), let in by this list.
@@ -24,7 +24,7 @@ pub(super) enum Straight {
     Unnamed,
 }
 
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// Whether the packet may go straight to an address of a network that it does not come from:
     /// Docker's gateway modes, `trusted_host_interfaces` and `--allow-direct-routing`.
     ///
@@ -32,11 +32,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// stay. The tail of a fragmented datagram is worth nothing without its head, which is judged
     /// by its port.
     #[inline(always)]
-    pub(super) fn straight(&self, bridge: u32, network: &Network<F>) -> Straight {
+    pub(super) fn direct_access(&self, bridge: u32, network: &Network<F>) -> DirectAccess {
         let packet = self.packet;
         let flags = network.flags;
         if flags & network::INTERNAL != 0 {
-            return Straight::Closed;
+            return DirectAccess::Closed;
         }
         let ifindex = self.meta.ifindex;
         let routed = flags & network::ROUTED != 0;
@@ -47,7 +47,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             || flags & network::DIRECT != 0
             || self.tables.trusts(TrustKey { bridge, ifindex });
         if !every && !ports {
-            return Straight::Closed;
+            return DirectAccess::Closed;
         }
         let control = packet.tuple.proto == F::ICMP as u32;
         // Taken apart at once: of an `Option` that lives on, LLVM copies what `None` does not have.
@@ -61,12 +61,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         };
         let open = every || routed && control;
         match packet.class {
-            Class::Flow if open || known => Straight::Flow { mapping, policy },
-            Class::Fragment if open || known || packet.tail => Straight::Unnamed,
-            Class::Other | Class::Bare | Class::IcmpError | Class::Unreadable if open => {
-                Straight::Unnamed
+            Class::Flow if open || known => DirectAccess::Flow { mapping, policy },
+            Class::Fragment if open || known || packet.tail => DirectAccess::Unnamed,
+            Class::Other | Class::Portless | Class::IcmpError | Class::Unreadable if open => {
+                DirectAccess::Unnamed
             }
-            _ => Straight::Closed,
+            _ => DirectAccess::Closed,
         }
     }
 
@@ -94,7 +94,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let asks = match packet.tuple.proto {
             proto::TCP => tcp::kind(packet.flags) as u8 == tcp::Kind::Syn as u8,
             proto::UDP => {
-                !hit.gate.is_replied()
+                !hit.flow_state.is_replied()
                     && now.wrapping_sub(hit.flow.created.get()) > timeouts::UDP_STREAM_AFTER
             }
             _ => false,
@@ -119,12 +119,12 @@ pub(super) enum Standing {
 /// Asks the lists and the published ports anew about a flow.
 #[inline(never)]
 fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
-    let server = flow.legs[ORIGINAL].slot();
-    let client = flow.legs[REPLY].slot();
+    let server = flow.next_hops[ORIGINAL].slot();
+    let client = flow.next_hops[REPLY].slot();
     let tuple = flow.tuples[ORIGINAL].get();
     if holds_host_port(flow) {
         let Tuple { dst, dport, .. } = flow.tuples[REPLY].get();
-        let lost = match nat::published(tables, dst, dport, tuple.proto) {
+        let encode_placeholder = match nat::published(tables, dst, dport, tuple.proto) {
             Some(to) => to.addr != tuple.src || to.port != tuple.sport,
             None => {
                 tuple.proto == proto::UDP
@@ -132,7 +132,7 @@ fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
                     && is_of_socket(tables, flow)
             }
         };
-        if lost {
+        if encode_placeholder {
             return Standing::Outdated;
         }
     }
@@ -157,10 +157,10 @@ fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
     }
 }
 
-/// Whether a flow holds a port of an address of the host's: its opener is translated, or is the host.
+/// Whether a flow holds a port of an address of the host's: its originator is translated, or is the host.
 #[inline(always)]
 fn holds_host_port<F: Family>(flow: &Flow<F>) -> bool {
-    match flow.legs[REPLY].slot() {
+    match flow.next_hops[REPLY].slot() {
         OUTSIDE => false,
         HOST => true,
         _ => flow.tuples[REPLY].get().dst != flow.tuples[ORIGINAL].get().src,
@@ -178,7 +178,7 @@ fn is_bound_since<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, port: Be1
 /// Whether a socket of the host's would take the answers to a container's flow.
 #[inline(never)]
 pub(super) fn is_of_socket<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
-    flow.legs[REPLY].slot() != HOST
+    flow.next_hops[REPLY].slot() != HOST
         && holds_host_port(flow)
         && tables.socket(&flow.tuples[REPLY].get())
 }

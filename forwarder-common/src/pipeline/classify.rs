@@ -3,7 +3,7 @@
 //! anywhere. The network header decides, by which the kernel forwards; nothing behind it has to be
 //! valid for that.
 
-use super::{Passage, Side, Steps, access, mark, owner};
+use super::{PacketContext, Side, Steps, access, mark, owner};
 use crate::abi::{AllowedKey, Device, Network, allowed, device, network};
 use crate::family::{Address, Family};
 use crate::flow;
@@ -15,7 +15,7 @@ use crate::tables::{Route, Tables, WayBack};
 
 /// Where an Ethernet header has its source address.
 pub(super) const SOURCE_MAC: usize = 6;
-/// The first five octets of a virtual router's hardware address (RFC 9568 section 7.3).
+/// The first five bytes of a virtual router's hardware address (RFC 9568 section 7.3).
 const VIRTUAL_ROUTER: [u8; 5] = [0, 0, 0x5e, 0, 1];
 /// The ports of DHCP's servers and clients (RFC 2131).
 const DHCP: [u16; 2] = [67, 68];
@@ -133,7 +133,7 @@ fn may_send_others<F: Family>(device: &Device, network: &Network<F>) -> bool {
     network.flags & network::OTHER_FRAMES != 0 || device.kind == device::PORT
 }
 
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// Judges a container's packet by its frame and its network header: the reason, unless it is to
     /// leave its network.
     #[inline(always)]
@@ -225,7 +225,9 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// what could go there by itself goes on.
     #[inline(always)]
     pub(super) fn detour(&self, network: &Network<F>) -> Reason {
-        if network.flags & network::NO_PEERS != 0 && !access::is_linked(self.tables, self.packet) {
+        if network.flags & network::ICC_DISABLED != 0
+            && !access::is_linked(self.tables, self.packet)
+        {
             return Reason::PeerBlocked;
         }
         self.tables.mark(mark::ROUTED);

@@ -2,7 +2,7 @@
 //! A packet's story, aside: ICMP errors about our flows, from either side and from the host itself.
 
 use super::owner::{Destination, destination};
-use super::{Passage, Side, Steps, Way, mark};
+use super::{PacketContext, Side, Steps, Way, mark};
 use crate::abi::Tuple;
 use crate::family::{Address, Be16, Family};
 use crate::flow::{self, Hit, ORIGINAL, REPLY};
@@ -16,10 +16,10 @@ use crate::tables::Tables;
 const INTACT: u16 = 0xffff;
 
 /// ICMP errors: about our flows from either side, and the host's own.
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// Carries an ICMP error to the one who sent the packet that it quotes: `None` if no flow did.
     #[inline(always)]
-    pub fn carry_error(&mut self) -> Option<Reason> {
+    pub fn forward_icmp_error(&mut self) -> Option<Reason> {
         if !self.is_intact() {
             return Some(Reason::Malformed);
         }
@@ -44,13 +44,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let mut way = self.steer(&hit, now);
         // Shaping is for what is large or much.
         if let Some(Reason::Ipsec) = self.others_say(&way) {
-            way = Way::HandOn(Reason::Ipsec);
+            way = Way::Kernel(Reason::Ipsec);
         }
         let hop = match way {
             Way::Peer(_) | Way::Neighbour(..) => true,
             // With a source of its own it can go by the kernel: only the destination changes.
-            Way::HandOn(_) if src == from => false,
-            Way::HandOn(_) | Way::Refuse(_) => return Some(Reason::IcmpStray),
+            Way::Kernel(_) if src == from => false,
+            Way::Kernel(_) | Way::Refuse(_) => return Some(Reason::IcmpStray),
         };
         let outer = Outer {
             src,
@@ -68,9 +68,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 self.tables.to_neighbour(ifindex, next_hop);
                 Reason::IcmpError
             }
-            Way::HandOn(reason) => {
+            Way::Kernel(reason) => {
                 self.tables.mark(mark::FLOW);
-                self.tables.hash(mark::lead(hit.index, hit.dir, false));
+                self.tables
+                    .hash(mark::encode_hash(hit.index, hit.dir, false));
                 reason
             }
             Way::Refuse(_) => return None,
@@ -187,6 +188,7 @@ fn hairpin<'a, F: Family, T: Tables<F>>(
         ..*answers
     };
     let hit = flow::find(tables, &seen)?;
-    let opener = hit.flow.tuples[ORIGINAL].get();
-    (hit.dir == REPLY && opener.src == answers.dst && opener.sport == answers.dport).then_some(hit)
+    let originator = hit.flow.tuples[ORIGINAL].get();
+    (hit.dir == REPLY && originator.src == answers.dst && originator.sport == answers.dport)
+        .then_some(hit)
 }

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, in pieces: fragments, of which only a datagram's first one has ports.
+//! A packet's story, in fragments: fragments, of which only a datagram's first one has ports.
 //!
 //! They are not translated before they are whole, as in nf_nat: the kernel's own reassembly
 //! (`nf_defrag_ipv4`, which the agent has switched on) waits for all of them, in whatever order they
 //! come, forgets what stays incomplete, and refuses what overlaps. What it hands on it cuts again
 //! where it leaves, so that it comes out complete, in order, and at once.
 //!
-//! * **Onward**, where the destination stays as it is: the first piece finds or makes its flow and
+//! * **Onward**, where the destination stays as it is: the first fragment finds or makes its flow and
 //!   carries the flow's mark, which the whole datagram inherits; the others carry a mark that leads
-//!   nowhere. On its way out each piece is translated by the mark (`complete`).
+//!   nowhere. On its way out each fragment is translated by the mark (`snat_on_egress`).
 //! * **Round**, where the destination is the host's and will be another one: the kernel would keep
 //!   the datagram. So it is sent to a destination that is nobody's, whose route leads to a device
-//!   of ours ([`round_out`]). There each piece is given its destination back and returns to the
-//!   ingress that it came by. The first one goes as any packet, the others follow it ([`Train`]):
+//!   of ours ([`defrag_out`]). There each fragment is given its destination back and returns to the
+//!   ingress that it came by. The first one goes as any packet, the others follow it ([`FragmentSeries`]):
 //!   with its ports they meet the same fate, but open no flow.
 
 use super::owner::{Destination, destination};
-use super::{Meta, Passage, Side, Steps, mark};
+use super::{Meta, PacketContext, Side, Steps, mark};
 use crate::abi::{OUTSIDE, Tuple};
 use crate::family::{Address, Be16, Family};
 use crate::frame::Frame;
@@ -25,18 +25,18 @@ use crate::quota;
 use crate::reason::{Path, Reason};
 use crate::rewrite::Edit;
 
-/// The datagram whose pieces are returning at the moment: they come one right after the other, on
+/// The datagram whose fragments are returning at the moment: they come one right after the other, on
 /// one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Train<F: Family> {
-    /// The first piece's tuple.
+pub struct FragmentSeries<F: Family> {
+    /// The first fragment's tuple.
     pub tuple: Tuple<F>,
     /// The datagram's identification.
     pub id: Be16,
-    /// Where the next piece has to begin; 0 is no train.
+    /// Where the next fragment has to begin; 0 is no train.
     pub next: u16,
-    /// How long the first piece was.
+    /// How long the first fragment was.
     pub size: u16,
     /// What it was.
     pub class: Class,
@@ -44,8 +44,8 @@ pub struct Train<F: Family> {
     pub options: bool,
 }
 
-impl<F: Family> Train<F> {
-    /// The train behind a piece; none behind the last one, or where it would be too long.
+impl<F: Family> FragmentSeries<F> {
+    /// The train behind a fragment; none behind the last one, or where it would be too long.
     #[inline(always)]
     fn behind(packet: &Packet<F>) -> Self {
         let next = packet.offset as u32 + (packet.len - packet.network()) as u32;
@@ -60,7 +60,7 @@ impl<F: Family> Train<F> {
         }
     }
 
-    /// Whether a piece is the next one.
+    /// Whether a fragment is the next one.
     #[inline(always)]
     fn goes_on_with(&self, packet: &Packet<F>) -> bool {
         let Tuple {
@@ -75,10 +75,10 @@ impl<F: Family> Train<F> {
     }
 }
 
-/// A piece that was just read: the reason, where nothing is left to do. One that goes on, does so as
+/// A fragment that was just read: the reason, where nothing is left to do. One that goes on, does so as
 /// what `packet` says by now.
 #[inline(always)]
-pub fn meet<F: Family, T: Steps<F>>(
+pub fn handle_fragment<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
     meta: &Meta,
     tables: &T,
@@ -91,7 +91,7 @@ pub fn meet<F: Family, T: Steps<F>>(
     if !packet.apart {
         return None;
     }
-    Passage {
+    PacketContext {
         frame,
         meta,
         tables,
@@ -101,11 +101,11 @@ pub fn meet<F: Family, T: Steps<F>>(
     .piece()
 }
 
-/// What a piece is to the steps that follow: the reason, where it is none.
+/// What a fragment is to the steps that follow: the reason, where it is none.
 #[inline(always)]
 fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -> Option<Reason> {
     if mark::kind(mark) != mark::BACK {
-        packet.apart = tables.settings().round != 0;
+        packet.apart = tables.settings().defrag_loopback != 0;
         if packet.apart && packet.named {
             packet.class = Class::of(packet.tuple.proto, F::ICMP);
         }
@@ -116,25 +116,25 @@ fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -
         packet.class = Class::of(packet.tuple.proto, F::ICMP);
     }
     if !packet.tail {
-        tables.set_train(Train::behind(packet));
+        tables.set_series(FragmentSeries::behind(packet));
         return None;
     }
-    let train = tables.train();
-    if !train.goes_on_with(packet) {
+    let series = tables.series();
+    if !series.goes_on_with(packet) {
         return Some(Reason::Fragment);
     }
-    packet.tuple = train.tuple;
-    packet.class = train.class;
+    packet.tuple = series.tuple;
+    packet.class = series.class;
     // All of them go the same way: some of the kernel's would wait for the others.
-    packet.size = train.size;
-    packet.options = train.options;
-    tables.set_train(Train::behind(packet));
+    packet.size = series.size;
+    packet.options = series.options;
+    tables.set_series(FragmentSeries::behind(packet));
     None
 }
 
-/// tcx egress of the device that what is nobody's is routed to: whole datagrams in pieces.
+/// tcx egress of the device that what is nobody's is routed to: whole datagrams in fragments.
 #[inline(always)]
-pub fn round_out<F: Family, T: Steps<F>>(
+pub fn defrag_out<F: Family, T: Steps<F>>(
     mut frame: Frame<'_>,
     meta: &Meta,
     tables: &T,
@@ -144,10 +144,10 @@ pub fn round_out<F: Family, T: Steps<F>>(
     let (Some(rest), Ok(header)) = (mark::of_round(meta.hash), F::header(&frame, l3)) else {
         return Reason::Fragment;
     };
-    if meta.kind() != mark::ROUND {
+    if meta.kind() != mark::DEFRAG_LOOPBACK {
         return Reason::Fragment;
     }
-    let Some(device) = tables.device(meta.came_by) else {
+    let Some(device) = tables.device(meta.ingress_ifindex) else {
         return Reason::DeviceUnknown;
     };
     packet.len = header.len;
@@ -157,15 +157,21 @@ pub fn round_out<F: Family, T: Steps<F>>(
     // Checked by the kernel's stack where it left; nobody looks at it where it returns but the
     // device itself.
     let _ = frame.write(0, device.mac);
-    F::readdress(&mut frame, l3, header.src, header.dst.found(rest), false);
+    F::readdress(
+        &mut frame,
+        l3,
+        header.src,
+        header.dst.decode_placeholder(rest),
+        false,
+    );
     tables.mark(mark::BACK);
-    tables.to_ingress(meta.came_by);
+    tables.to_ingress(meta.ingress_ifindex);
     Reason::Whole
 }
 
-/// A piece that comes for the first time.
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
-    /// Sends a piece where it becomes whole: `None` for one that goes on as any packet.
+/// A fragment that comes for the first time.
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
+    /// Sends a fragment where it becomes whole: `None` for one that goes on as any packet.
     #[inline(always)]
     fn piece(&mut self) -> Option<Reason> {
         let Tuple { src, dst, .. } = self.packet.tuple;
@@ -174,7 +180,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 return Some(Reason::Loopback);
             }
             if self.tables.is_local(dst) {
-                return Some(self.round());
+                return Some(self.defrag_loopback());
             }
             let ifindex = self.meta.ifindex;
             if !self.packet.tail
@@ -206,7 +212,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 Err(reason) => return Some(reason),
             };
             if goes_round {
-                return Some(self.round());
+                return Some(self.defrag_loopback());
             }
             if !self.packet.tail {
                 return None;
@@ -217,7 +223,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         Some(Reason::Reassembled)
     }
 
-    /// Whether the kernel keeps a piece that goes on for this reason: not what is dropped, nor what
+    /// Whether the kernel keeps a fragment that goes on for this reason: not what is dropped, nor what
     /// a bridge switches to one station.
     #[inline(always)]
     fn is_kept(&self, reason: Reason) -> bool {
@@ -226,7 +232,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             && (to_group || reason as u8 != Reason::Bridged as u8)
     }
 
-    /// The slot that a container's piece is charged to: its endpoint's, or its network's own while
+    /// The slot that a container's fragment is charged to: its endpoint's, or its network's own while
     /// the endpoint is not known.
     #[inline(always)]
     fn charged(&self, src: F::Addr) -> u32 {
@@ -237,14 +243,14 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             .tables
             .device(self.meta.ifindex)
             .and_then(|device| self.tables.network(device.bridge));
-        network.map_or(OUTSIDE, |network| network.floor)
+        network.map_or(OUTSIDE, |network| network.default_endpoint)
     }
 
     /// On a way on which the kernel puts it together and does not keep it.
     #[inline(always)]
-    fn round(&mut self) -> Reason {
+    fn defrag_loopback(&mut self) -> Reason {
         let packet = self.packet;
-        let (dst, rest) = packet.tuple.dst.lost();
+        let (dst, rest) = packet.tuple.dst.encode_placeholder();
         // The way round costs a hop.
         F::lift(&mut self.frame, packet.l3 as usize);
         let edit = Edit {
@@ -253,8 +259,8 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             ..Edit::of(packet)
         };
         self.tables.edit(&mut self.frame, &edit);
-        self.tables.mark(mark::ROUND);
-        self.tables.hash(mark::round(rest));
+        self.tables.mark(mark::DEFRAG_LOOPBACK);
+        self.tables.hash(mark::defrag_loopback(rest));
         Reason::Reassembled
     }
 }

@@ -2,7 +2,7 @@
 //! A packet's story, aside: the host's own flows, which give way to the containers'.
 
 use super::access::Standing;
-use super::{Passage, Steps};
+use super::{PacketContext, Steps};
 use crate::abi::HOST;
 use crate::family::{Address, Family};
 use crate::flow::{self, End, Hit, ORIGINAL, Plan, REPLY};
@@ -11,7 +11,7 @@ use crate::parse::Class;
 use crate::reason::Reason;
 use crate::rewrite::Edit;
 
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// A packet of the host's whose answers a container's flow would take: the host's flow gives
     /// way and is translated to another port, as nf_nat does with whoever comes later. `None` for
     /// all others.
@@ -19,10 +19,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     /// Without ports it cannot: then the container's flow ends, and the host's is there before
     /// another one can be.
     #[inline(always)]
-    pub fn give_way(&mut self) -> Option<Reason> {
+    pub fn translate_host_flow(&mut self) -> Option<Reason> {
         let now = self.tables.now();
-        let bare = self.packet.class as u8 == Class::Bare as u8;
-        let is_hosts = |hit: &Hit<'_, F>| hit.flow.legs[REPLY].slot() == HOST;
+        let bare = self.packet.class as u8 == Class::Portless as u8;
+        let is_hosts = |hit: &Hit<'_, F>| hit.flow.next_hops[REPLY].slot() == HOST;
         let hit = match self
             .current(now)
             .filter(|hit| hit.dir == ORIGINAL && is_hosts(hit))
@@ -40,7 +40,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                     }
                 } else {
                     let holder = holder?;
-                    // Of a flow that is not translated it is the opener's own packet.
+                    // Of a flow that is not translated it is the originator's own packet.
                     if holder.dir != REPLY
                         || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
                         || !flow::is_current(self.tables, holder.flow, now)
@@ -58,7 +58,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                     to: End::OUTSIDE,
                     from: End::HOST,
                     mapping: 0,
-                    mapping_incarnation: 0,
+                    mapping_generation: 0,
                     uplink_mac: [0; 6],
                     policy: 0,
                 };

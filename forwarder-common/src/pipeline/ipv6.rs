@@ -22,7 +22,7 @@ pub use self::lists::ask_lists;
 use self::neighbour::{HOP_LIMIT, Station, kind};
 use super::{Meta, mark};
 use crate::abi::{
-    AllowedKey6, Device, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6,
+    AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
     device, network,
 };
 use crate::family::Be128;
@@ -85,7 +85,7 @@ pub trait Host6 {
     /// The bridge whose subnet `addr` is in.
     fn subnet(&self, addr: Be128) -> Option<u32>;
     /// Whether it is one of the host's own addresses.
-    fn is_local(&self, key: &LocalKey6) -> bool;
+    fn is_local(&self, key: &HostAddressKey6) -> bool;
     /// Whose address it is: the host's end of a veth, 0 where the veth is not known.
     fn owner(&self, key: &OwnerKey6) -> Option<u32>;
     /// What the container behind a veth is called.
@@ -195,10 +195,10 @@ fn is_of_neighbour<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
 #[inline(always)]
 fn outside_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     // What carries our mark was a container's IPv4, and is in a tunnel of the host's by now.
-    if matches!(meta.came_by, 0 | LOOPBACK) || mark::kind(meta.mark) != mark::NONE {
+    if matches!(meta.ingress_ifindex, 0 | LOOPBACK) || mark::kind(meta.mark) != mark::NONE {
         return Reason::NotIp;
     }
-    let Some(device) = host.device(meta.came_by) else {
+    let Some(device) = host.device(meta.ingress_ifindex) else {
         return Reason::UnknownNetwork;
     };
     if matches!(device.kind, device::OUTSIDE | device::OTHER) {
@@ -216,12 +216,12 @@ fn container_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some((_, flags)) = network_of(host, meta.ifindex) else {
         return Reason::NoIpv6;
     };
-    if meta.came_by == 0 {
+    if meta.ingress_ifindex == 0 {
         return to_container(flags);
     }
-    match host.device(meta.came_by) {
+    match host.device(meta.ingress_ifindex) {
         Some(from) if matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT) => {
-            if flags & network::NO_PEERS != 0 {
+            if flags & network::ICC_DISABLED != 0 {
                 Reason::PeerBlocked
             } else {
                 Reason::Bridged
@@ -239,10 +239,10 @@ fn bridge_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some((_, flags)) = network_of(host, meta.ifindex) else {
         return Reason::NoIpv6;
     };
-    if meta.came_by == 0 {
+    if meta.ingress_ifindex == 0 {
         return to_container(flags);
     }
-    match host.device(meta.came_by) {
+    match host.device(meta.ingress_ifindex) {
         Some(from) => forwarded(from, flags),
         None => Reason::UnknownNetwork,
     }
@@ -326,7 +326,7 @@ fn from_container<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
         host.subnet(dst)
     };
     if subnet == Some(bridge) {
-        if flags & network::NO_PEERS != 0 {
+        if flags & network::ICC_DISABLED != 0 {
             Reason::PeerBlocked
         } else if station.veth {
             Reason::Bridged
@@ -344,5 +344,5 @@ fn from_container<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
 
 #[inline(always)]
 fn is_local<T: Host6>(host: &T, addr: Be128, ifindex: u32) -> bool {
-    host.is_local(&LocalKey6 { addr, ifindex })
+    host.is_local(&HostAddressKey6 { addr, ifindex })
 }

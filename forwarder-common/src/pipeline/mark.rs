@@ -10,7 +10,7 @@
 //!
 //! **How far they go.** Not out of the network namespace: the kernel clears marks between
 //! namespaces, so that a container cannot set one. Both survive `ip_forward`, the kernel's
-//! reassembly (the datagram has what its first piece had) and `ip_fragment` (each piece has what the
+//! reassembly (the datagram has what its first fragment had) and `ip_fragment` (each fragment has what the
 //! datagram had), so that the tails of a datagram find their flow.
 //!
 //! **Who can set them.** A process of the host can (`SO_MARK`), and gains nothing: a hook on the way
@@ -32,25 +32,25 @@ pub const ROUTED: u32 = 0xa000_0000;
 pub const DONE: u32 = 0xb000_0000;
 /// Of a flow, handed on: the hash leads to it.
 pub const FLOW: u32 = 0xc000_0000;
-/// A later piece of a datagram, whose first one decides.
+/// A later fragment of a datagram, whose first one decides.
 pub const PIECE: u32 = 0xd000_0000;
-/// A piece of a datagram that is whole, on its way back to the hook that it was at first.
+/// A fragment of a datagram that is whole, on its way back to the hook that it was at first.
 pub const BACK: u32 = 0xe000_0000;
-/// Pieces on their way round: the hash says where they were going.
-pub const ROUND: u32 = 0xf000_0000;
+/// Fragments on their way round: the hash says where they were going.
+pub const DEFRAG_LOOPBACK: u32 = 0xf000_0000;
 /// Let out of a network as it is: the outgoing device's hook has nothing to add.
 pub const LEAVES: u32 = 0x8000_0000;
-/// What [`FLOW`], [`PIECE`], [`BACK`] and [`ROUND`] have in common, and no other kind: their packets
+/// What [`FLOW`], [`PIECE`], [`BACK`] and [`DEFRAG_LOOPBACK`] have in common, and no other kind: their packets
 /// are translated by us alone, in part before the kernel's path and in part behind it.
 pub const OURS_ALONE: u32 = 0xc000_0000;
 
 /// Hash: the packet is an answer.
 const REPLY: u32 = 0x8000_0000;
-/// Hash: of a datagram that was in pieces.
+/// Hash: of a datagram that was in fragments.
 const APART: u32 = 0x4000_0000;
 /// Hash: the flow's index.
 const INDEX: u32 = 0x3fff_ffff;
-/// Hash of what goes round: an octet of an address below this.
+/// Hash of what goes round: a byte of an address below this.
 const REST: u32 = 0x726f_7500;
 
 /// A mark with our bits set to `kind`.
@@ -70,11 +70,11 @@ pub const fn kind(mark: u32) -> u32 {
 /// The hash of a flow's packet that is handed on.
 #[inline(always)]
 #[must_use]
-pub const fn lead(index: u32, dir: Direction, apart: bool) -> u32 {
+pub const fn encode_hash(index: u32, dir: Direction, apart: bool) -> u32 {
     index & INDEX | if dir == 0 { 0 } else { REPLY } | if apart { APART } else { 0 }
 }
 
-/// Whether what was handed on was in pieces.
+/// Whether what was handed on was in fragments.
 #[inline(always)]
 pub(super) const fn was_apart(hash: u32) -> bool {
     hash & APART != 0
@@ -82,17 +82,17 @@ pub(super) const fn was_apart(hash: u32) -> bool {
 
 /// The flow handed on, and the packet's direction.
 #[inline(always)]
-pub(super) const fn handed_on(hash: u32) -> (u32, Direction) {
+pub(super) const fn decode_hash(hash: u32) -> (u32, Direction) {
     (hash & INDEX, (hash & REPLY != 0) as usize)
 }
 
-/// The hash of a piece that goes round to where it can be found by `rest`.
+/// The hash of a fragment that goes round to where it can be found by `rest`.
 #[inline(always)]
-pub(super) const fn round(rest: u32) -> u32 {
+pub(super) const fn defrag_loopback(rest: u32) -> u32 {
     REST | rest & 0xff
 }
 
-/// What [`round`] was told.
+/// What [`defrag_loopback`] was told.
 #[inline(always)]
 pub(super) const fn of_round(hash: u32) -> Option<u32> {
     if hash & !0xff == REST {

@@ -17,8 +17,8 @@ pub(super) fn of_a_container<F: Family, T: Tables<F>>(
     meta: &Meta,
     src: F::Addr,
 ) -> Option<Reason> {
-    if meta.came_by != 0 {
-        return match tables.device(meta.came_by) {
+    if meta.ingress_ifindex != 0 {
+        return match tables.device(meta.ingress_ifindex) {
             Some(device) if is_others(&device) => None,
             Some(_) => Some(Reason::Untranslated),
             None => Some(Reason::UnknownNetwork),

@@ -2,7 +2,7 @@
 //! Whether a segment lies inside of its connection's windows, and how it moves them on.
 
 use super::{NO_SCALE, Segment, UNREAD, after, before, last, mark};
-use crate::abi::Windows;
+use crate::abi::TcpTracking;
 use crate::family::Family;
 use crate::tables::Tables;
 use crate::tcp::{ACK, Kind, RST, SYN, State};
@@ -10,7 +10,7 @@ use crate::tcp::{ACK, Kind, RST, SYN, State};
 /// How late an acknowledgement may be at least (`MAXACKWINCONST`).
 const LATE: u32 = 66_000;
 
-/// A window as announced: who announces none still takes one octet, to be probed.
+/// A window as announced: who announces none still takes one byte, to be probed.
 #[inline(always)]
 pub(super) const fn at_least_one(window: u32) -> u32 {
     if window == 0 { 1 } else { window }
@@ -24,9 +24,9 @@ pub(super) enum Check {
     Outside,
 }
 
-/// The opener's first segment (`tcp_new`).
+/// The originator's first segment (`tcp_new`).
 #[inline(always)]
-pub(super) fn begin(windows: &Windows, segment: &Segment) {
+pub(super) fn begin(windows: &TcpTracking, segment: &Segment) {
     let (end, size) = (segment.end(), at_least_one(segment.win as u32));
     let (max_end, scale, marks) = if segment.has(SYN) {
         let (scale, marks) = offer(segment.scale);
@@ -65,11 +65,11 @@ const fn offer(scale: u8) -> (u8, u8) {
 }
 
 /// Whether a segment lies inside of the windows, which it then moves on (`tcp_in_window`). `opening`:
-/// it answers the opener's SYN.
+/// it answers the originator's SYN.
 #[inline(always)]
 pub(super) fn inside<F: Family, T: Tables<F>>(
     tables: &T,
-    windows: &Windows,
+    windows: &TcpTracking,
     opening: bool,
     segment: &Segment,
 ) -> Check {
@@ -131,7 +131,7 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
 #[inline(never)]
 fn outside<F: Family, T: Tables<F>>(
     tables: &T,
-    windows: &Windows,
+    windows: &TcpTracking,
     own: usize,
     numbers: u64,
     ack: u32,
@@ -189,7 +189,7 @@ const fn is_in_time(ack: u32, heard: u32, size: u32) -> bool {
 /// A side's first segment, or a SYN with another beginning than its last one: its windows begin, if
 /// what it acknowledges can be. Says what it is where that is clear by now.
 #[inline(always)]
-pub(super) fn introduce(windows: &Windows, from: State, segment: &Segment) -> Option<Check> {
+pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -> Option<Check> {
     let (own, other) = segment.sides();
     let end = segment.end();
     let first = windows.sides[own].max_win.get() == 0;
@@ -246,7 +246,7 @@ pub(super) fn introduce(windows: &Windows, from: State, segment: &Segment) -> Op
 
 /// Sets or clears a mark, if it is not so already.
 #[inline(always)]
-fn set(windows: &Windows, side: usize, mark: u8, on: bool) {
+fn set(windows: &TcpTracking, side: usize, mark: u8, on: bool) {
     let old = windows.marks[side].get();
     let new = if on { old | mark } else { old & !mark };
     if new != old {
@@ -256,7 +256,7 @@ fn set(windows: &Windows, side: usize, mark: u8, on: bool) {
 
 /// Counts how often the same ACK is seen again; another one begins a new count.
 #[inline(always)]
-fn remember(windows: &Windows, segment: &Segment, end: u32, ack: u32) {
+fn remember(windows: &TcpTracking, segment: &Segment, end: u32, ack: u32) {
     let last = windows.last.get();
     let same = (last & last::REPLY != 0) == segment.reply
         && windows.last_end.get() == end

@@ -16,7 +16,7 @@ pub const NO_SCALE: u8 = 0xff;
 pub const UNREAD: u8 = 0xfe;
 /// The largest scale (RFC 7323 section 2.3).
 const MAX_SCALE: u8 = 14;
-/// Steps of a walk: more than the octets of all options.
+/// Steps of a walk: more than the bytes of all options.
 const OPTIONS: u32 = 42;
 /// An option's kind: the end of all.
 const LAST: u8 = 0;
@@ -46,7 +46,7 @@ pub fn scale<F: Family, T: Tables<F>>(tables: &T, frame: Frame<'_>, packet: &Pac
     walk.found
 }
 
-/// A walk through options. Places are octets, which the verifier knows the bounds of: headers end
+/// A walk through options. Places are bytes, which the verifier knows the bounds of: headers end
 /// before 14 + 60 + 60.
 struct Walk<'a> {
     frame: Frame<'a>,
@@ -63,7 +63,7 @@ impl Attempt for Walk<'_> {
     #[inline(always)]
     fn once(&mut self) -> bool {
         let left = self.end.wrapping_sub(self.at);
-        // A last octet can only be padding.
+        // A last byte can only be padding.
         if self.at >= self.end || left < 2 {
             self.found = self.offered;
             return true;
@@ -102,19 +102,19 @@ pub struct Segment {
     pub ack: u32,
     /// Window as announced.
     pub win: u16,
-    /// Octets of payload, below 2^24. Of a segment that is yet to be cut (GSO), or was put together
+    /// Bytes of payload, below 2^24. Of a segment that is yet to be cut (GSO), or was put together
     /// (GRO), it is the whole's.
     pub payload: u32,
     /// FIN, SYN, RST and ACK.
     pub flags: u8,
     /// What [`scale()`] says.
     pub scale: u8,
-    /// An answer to the opener.
+    /// An answer to the originator.
     pub reply: bool,
 }
 
 impl Segment {
-    /// A packet's of `len` octets from the network header on. One whose rest follows in other pieces
+    /// A packet's of `len` bytes from the network header on. One whose rest follows in other fragments
     /// is taken to be as long as it can be: what acknowledges the rest must pass.
     #[inline(always)]
     #[must_use]

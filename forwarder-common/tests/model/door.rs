@@ -4,24 +4,24 @@
 use std::cell::Cell;
 
 use forwarder_common::abi::{
-    AllowedKey, Device, Endpoint, Flow, FlowRef, Hint, IngressKey, LinkKey, Network, Pending,
-    PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
+    AllowedKey, Device, Endpoint, Flow, FlowRef, IngressKey, LinkKey, Network, Pending,
+    PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
 };
 use forwarder_common::crc;
-use forwarder_common::event::{Event, News};
+use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::flow::{self, End, Gate};
+use forwarder_common::flow::{self, End, FlowState};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::fragments::{self, Train};
-use forwarder_common::pipeline::{Meta, Passage, Side, Steps, mark};
+use forwarder_common::pipeline::fragments::{self, FragmentSeries};
+use forwarder_common::pipeline::{Meta, PacketContext, Side, Steps, mark};
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::rewrite::{self, Edit, Exit};
 use forwarder_common::sctp;
 use forwarder_common::tables::{Attempt, Route, Tables, WayBack};
 use forwarder_common::timeouts::Ticks;
-use forwarder_common::window::{self, Fate, Lead, Prepared, Segment};
+use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
 
 use super::frames::sum;
 use super::{Host, Target};
@@ -138,7 +138,7 @@ impl Tables<V4> for Host {
         self.index.borrow_mut().remove(tuple);
     }
 
-    fn gate(&self, flow: &Flow<V4>) -> Gate {
+    fn flow_state(&self, flow: &Flow<V4>) -> FlowState {
         let deed = {
             let mut meddler = self.meddler.borrow_mut();
             match &mut *meddler {
@@ -159,13 +159,13 @@ impl Tables<V4> for Host {
             self.hash.set(hash);
             self.target.set(target);
         }
-        Gate(flow.gate.get())
+        FlowState(flow.flow_state.get())
     }
 
-    fn swap_gate(&self, flow: &Flow<V4>, from: Gate, to: Gate) -> bool {
-        let same = flow.gate.get() == from.0;
+    fn swap_flow_state(&self, flow: &Flow<V4>, from: FlowState, to: FlowState) -> bool {
+        let same = flow.flow_state.get() == from.0;
         if same {
-            flow.gate.set(to.0);
+            flow.flow_state.set(to.0);
         }
         same
     }
@@ -212,44 +212,44 @@ impl Tables<V4> for Host {
         place
     }
 
-    fn recent(&self, place: u32) -> FlowRef {
-        self.recent
+    fn cached_flow(&self, place: u32) -> FlowRef {
+        self.cached_flow
             .borrow()
             .get(&place)
             .copied()
             .unwrap_or_default()
     }
 
-    fn set_recent(&self, place: u32, flow: FlowRef) {
-        self.recent.borrow_mut().insert(place, flow);
+    fn set_cached_flow(&self, place: u32, flow: FlowRef) {
+        self.cached_flow.borrow_mut().insert(place, flow);
     }
 
-    fn hint(&self, place: u32) -> Option<Hint<V4>> {
+    fn affinity(&self, place: u32) -> Option<PortAffinity<V4>> {
         Some(self.hints.borrow().get(&place).copied().unwrap_or_default())
     }
 
-    fn set_hint(&self, place: u32, hint: Hint<V4>) {
-        self.hints.borrow_mut().insert(place, hint);
+    fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
+        self.hints.borrow_mut().insert(place, affinity);
     }
 
-    fn train(&self) -> Train<V4> {
-        self.train.get()
+    fn series(&self) -> FragmentSeries<V4> {
+        self.series.get()
     }
 
-    fn set_train(&self, train: Train<V4>) {
-        self.train.set(train);
+    fn set_series(&self, series: FragmentSeries<V4>) {
+        self.series.set(series);
     }
 
     fn sweep_some(&self) {
         flow::sweep_some(self);
     }
 
-    fn charge(&self, opener: End) -> Option<Reason> {
-        quota::charge(self, opener)
+    fn charge(&self, originator: End) -> Option<Reason> {
+        quota::charge(self, originator)
     }
 
-    fn give_back(&self, opener: End) {
-        quota::give_back(self, opener);
+    fn give_back(&self, originator: End) {
+        quota::give_back(self, originator);
     }
 
     fn allowed(&self, AllowedKey { device, source }: AllowedKey<V4>) -> u32 {
@@ -258,39 +258,39 @@ impl Tables<V4> for Host {
         longest(ranges, source).unwrap_or_default()
     }
 
-    fn take_record(&self, opener: u32) -> Option<FlowRef> {
-        flow::take_record(self, opener)
+    fn take_record(&self, originator: u32) -> Option<FlowRef> {
+        flow::take_record(self, originator)
     }
 
     fn publish(&self, flow: FlowRef) {
         flow::publish(self, flow);
     }
 
-    fn claim(&self, index: u32, gate: Gate, why: News) -> bool {
-        flow::claim(self, index, gate, why)
+    fn claim(&self, index: u32, flow_state: FlowState, why: EventKind) -> bool {
+        flow::claim(self, index, flow_state, why)
     }
 
-    fn tell(&self, flow: &Flow<V4>, index: u32, gate: Gate, news: News) {
+    fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, news: EventKind) {
         let event = Event::default();
-        event.fill(flow, index, gate, news, self.clock.get());
+        event.fill(flow, index, flow_state, news, self.clock.get());
         self.told.borrow_mut().push(event);
     }
 
-    fn prepare(&self, index: u32, gate: Gate, segment: &Segment) -> Prepared {
+    fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck {
         // As it crosses the call of a function in the kernel.
         let segment = Segment::unpack(segment.pack());
         let windows = &self.flows[index as usize].windows;
-        Prepared::unpack(window::prepare(windows, gate, &segment).pack())
+        PreCheck::unpack(window::prepare(windows, flow_state, &segment).pack())
     }
     fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks) {
         let (state, span) = sctp::follow(sctp::State::from_u8(state), chunk, reply, trusted);
         (state as u8, span)
     }
-    fn settle(&self, index: u32, lead: Lead, segment: &Segment) -> Fate {
+    fn settle(&self, index: u32, encode_hash: Transition, segment: &Segment) -> Verdict {
         let segment = Segment::unpack(segment.pack());
-        let lead = Lead::unpack(lead.pack());
+        let encode_hash = Transition::unpack(encode_hash.pack());
         let windows = &self.flows[index as usize].windows;
-        Fate::unpack(window::settle(self, windows, lead, &segment).pack())
+        Verdict::unpack(window::settle(self, windows, encode_hash, &segment).pack())
     }
 
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
@@ -388,57 +388,57 @@ impl Exit<V4> for Host {
 }
 
 impl Steps<V4> for Host {
-    fn carry(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.carry()
+    fn forward_established(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.forward_established()
     }
 
-    fn carry_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.carry_error()
+    fn forward_icmp_error(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.forward_icmp_error()
     }
 
-    fn classify(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.classify()
+    fn classify(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.classify()
     }
 
-    fn verify_source(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.verify_source()
+    fn verify_source(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.verify_source()
     }
 
-    fn admit(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.admit()
+    fn create_flow(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.create_flow()
     }
 
-    fn meet(
+    fn handle_fragment(
         &self,
         frame: Frame<'_>,
         meta: &Meta,
         side: Side,
         packet: &mut Packet<V4>,
     ) -> Option<Reason> {
-        fragments::meet(frame, meta, self, side, packet)
+        fragments::handle_fragment(frame, meta, self, side, packet)
     }
 
-    fn complete(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.complete()
+    fn snat_on_egress(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.snat_on_egress()
     }
 
-    fn give_way(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.give_way()
+    fn translate_host_flow(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.translate_host_flow()
     }
 
-    fn restore_own_error(&self, passage: &mut Passage<'_, V4, Self>) -> Option<Reason> {
-        passage.restore_own_error()
+    fn restore_own_error(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
+        context.restore_own_error()
     }
-    fn restore_crc(&self, passage: &mut Passage<'_, V4, Self>, ports: [u32; 2]) {
-        passage.restore_crc(ports);
+    fn restore_crc(&self, context: &mut PacketContext<'_, V4, Self>, ports: [u32; 2]) {
+        context.restore_crc(ports);
     }
-    fn scale(&self, passage: &Passage<'_, V4, Self>) -> u8 {
-        passage.scale()
+    fn scale(&self, context: &PacketContext<'_, V4, Self>) -> u8 {
+        context.scale()
     }
-    fn sum(&self, passage: &Passage<'_, V4, Self>) -> u16 {
-        let Packet { l3, l4, len, .. } = *passage.packet;
+    fn sum(&self, context: &PacketContext<'_, V4, Self>) -> u16 {
+        let Packet { l3, l4, len, .. } = *context.packet;
         let (l4, end) = (usize::from(l4), usize::from(l3) + usize::from(len));
-        let octets: Option<Vec<u8>> = (l4..end).map(|at| passage.frame.read(at)).collect();
+        let octets: Option<Vec<u8>> = (l4..end).map(|at| context.frame.read(at)).collect();
         octets.map_or(0, |octets| sum(&octets) as u16)
     }
     fn length(&self) -> u32 {

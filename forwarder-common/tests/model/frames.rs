@@ -35,7 +35,7 @@ pub(crate) struct Spec {
     pub(crate) payload: Vec<u8>,
     /// TCP: sequence number, acknowledgement, window.
     pub(crate) numbers: (u32, u32, u16),
-    /// TCP's options, a multiple of four octets.
+    /// TCP's options, a multiple of four bytes.
     pub(crate) tcp_options: Vec<u8>,
     /// UDP without checksum, SCTP with one that is left to others.
     pub(crate) unsummed: bool,
@@ -133,7 +133,7 @@ impl Spec {
         }
     }
 
-    /// An ICMP error that quotes the first `octets` of a packet.
+    /// An ICMP error that quotes the first `bytes` of a packet.
     pub(crate) fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
         let quoted = packet[..octets.min(packet.len())].to_vec();
         Self {
@@ -183,7 +183,7 @@ impl Spec {
         Self { fragment, ..self }
     }
 
-    /// With so many octets of payload.
+    /// With so many bytes of payload.
     pub(crate) fn payload(self, octets: usize) -> Self {
         Self {
             payload: (0..octets).map(|n| (n * 7) as u8).collect(),
@@ -288,25 +288,25 @@ pub(crate) fn left_by(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[at], packet[at + 1]])
 }
 
-/// A whole packet in pieces of so many octets of payload, a multiple of eight, and with this number.
+/// A whole packet in pieces of so many bytes of payload, a multiple of eight, and with this number.
 pub(crate) fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let chunks = payload.chunks(octets).enumerate();
-    let piece = |(nth, chunk): (usize, &[u8])| {
+    let is_fragment = |(nth, chunk): (usize, &[u8])| {
         let begin = nth * octets;
         let more = begin + chunk.len() < payload.len();
         let word = (begin / 8) as u16 | if more { 0x2000 } else { 0 };
-        let mut piece = [header, chunk].concat();
-        let len = piece.len() as u16;
-        piece[2..4].copy_from_slice(&len.to_be_bytes());
-        piece[4..6].copy_from_slice(&number.to_be_bytes());
-        piece[6..8].copy_from_slice(&word.to_be_bytes());
-        piece[10..12].fill(0);
-        let sum = finish(sum(&piece[..header.len()]));
-        piece[10..12].copy_from_slice(&sum.to_be_bytes());
-        piece
+        let mut is_fragment = [header, chunk].concat();
+        let len = is_fragment.len() as u16;
+        is_fragment[2..4].copy_from_slice(&len.to_be_bytes());
+        is_fragment[4..6].copy_from_slice(&number.to_be_bytes());
+        is_fragment[6..8].copy_from_slice(&word.to_be_bytes());
+        is_fragment[10..12].fill(0);
+        let sum = finish(sum(&is_fragment[..header.len()]));
+        is_fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+        is_fragment
     };
-    chunks.map(piece).collect()
+    chunks.map(is_fragment).collect()
 }
 
 /// The ones' complement sum of 16-bit words, folded.
@@ -325,7 +325,7 @@ fn finish(sum: u32) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Where the transport checksum is, and what is summed up with it beside the transport's octets.
+/// Where the transport checksum is, and what is summed up with it beside the transport's bytes.
 fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
     let l4 = usize::from(packet[0] & 15) * 4;
     let len = ((packet.len() - l4) as u16).to_be_bytes();
@@ -349,7 +349,7 @@ pub(crate) fn seal_header(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// A CRC32c, octet by octet.
+/// A CRC32c, byte by byte.
 pub(crate) fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
     !octets.into_iter().fold(!0, |crc, octet| {
         (0..8).fold(crc ^ u32::from(octet), |crc, _| {

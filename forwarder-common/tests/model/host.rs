@@ -106,7 +106,7 @@ impl Host {
         };
         self.devices.insert(ifindex, device);
         self.nics.insert(ifindex, mac);
-        let floor = self.seat(Endpoint {
+        let default_endpoint = self.seat(Endpoint {
             bridge: ifindex,
             mtu: 1500,
             ..Endpoint::default()
@@ -115,7 +115,7 @@ impl Host {
             ifindex,
             Network {
                 flags,
-                floor,
+                default_endpoint,
                 gateway,
                 source: Be32::default(),
                 policy: 0,
@@ -137,7 +137,7 @@ impl Host {
             mtu: 1500,
             addr,
             macs,
-            incarnation: 0,
+            generation: 0,
         };
         let slot = self.seat(endpoint);
         self.endpoint_slots.insert(addr, slot);
@@ -157,11 +157,11 @@ impl Host {
     }
 
     fn seat(&mut self, endpoint: Endpoint<V4>) -> u32 {
-        let unused = |endpoint: &Endpoint<_>| endpoint.incarnation == 0;
+        let unused = |endpoint: &Endpoint<_>| endpoint.generation == 0;
         // Slot 0 is the outside.
         let slot = 1 + self.endpoints[1..].iter().position(unused).unwrap();
         self.endpoints[slot] = Endpoint {
-            incarnation: 100 + slot as u32,
+            generation: 100 + slot as u32,
             ..endpoint
         };
         slot as u32
@@ -269,17 +269,17 @@ impl Host {
         )
     }
 
-    /// Lets the kernel send a packet out by the uplink that came by `came_by`.
+    /// Lets the kernel send a packet out by the uplink that came by `ingress_ifindex`.
     pub(crate) fn to_outside(
         &self,
-        came_by: u32,
+        ingress_ifindex: u32,
         carried: impl Into<Carried>,
         packet: &[u8],
     ) -> (Outcome, Vec<u8>) {
         let Carried(mark, hash) = carried.into();
         let arrival = Arrival {
             ifindex: UPLINK,
-            came_by,
+            ingress_ifindex,
             mark,
             hash,
             segment: 0,
@@ -287,18 +287,18 @@ impl Host {
         self.raw(Hook::OutsideOut, packet, arrival)
     }
 
-    /// Lets the kernel send a packet out by a bridge that came by `came_by`.
+    /// Lets the kernel send a packet out by a bridge that came by `ingress_ifindex`.
     pub(crate) fn to_bridge(
         &self,
         bridge: u32,
-        came_by: u32,
+        ingress_ifindex: u32,
         carried: impl Into<Carried>,
         packet: &[u8],
     ) -> (Outcome, Vec<u8>) {
         let Carried(mark, hash) = carried.into();
         let arrival = Arrival {
             ifindex: bridge,
-            came_by,
+            ingress_ifindex,
             mark,
             hash,
             segment: 0,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The model's IPv6: its tables, its rules at a hook, and packets in plain octets.
+//! The model's IPv6: its tables, its rules at a hook, and packets in plain bytes.
 
 use bytemuck::Pod;
 use forwarder_common::abi::{
-    AllowedKey6, Device, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6,
+    AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
     network,
 };
 use forwarder_common::family::Be128;
@@ -38,13 +38,13 @@ impl Host {
             self.networks.get_mut(&bridge).unwrap().flags |= network::IPV6;
             self.subnets6.insert((net(number, 0), 64), bridge);
             let addr = net(number, 1);
-            self.locals6.insert(LocalKey6 { addr, ifindex: 0 });
+            self.locals6.insert(HostAddressKey6 { addr, ifindex: 0 });
             let addr = Be128::link_local(mac(bridge));
             let ifindex = bridge;
-            self.locals6.insert(LocalKey6 { addr, ifindex });
+            self.locals6.insert(HostAddressKey6 { addr, ifindex });
         }
         let addr = HOST6;
-        self.locals6.insert(LocalKey6 { addr, ifindex: 0 });
+        self.locals6.insert(HostAddressKey6 { addr, ifindex: 0 });
         for (bridge, veth, addr) in [
             (BRIDGE, WEB_VETH, WEB6),
             (BRIDGE, APP_VETH, APP6),
@@ -81,7 +81,7 @@ impl Host {
             Hook::BridgeIn => ipv6::Hook::BridgeIn,
             Hook::BridgeOut => ipv6::Hook::BridgeOut,
             Hook::Uplink => return None,
-            Hook::OutsideInRaw | Hook::OutsideOutRaw | Hook::RoundOut => {
+            Hook::OutsideInRaw | Hook::OutsideOutRaw | Hook::DefragOut => {
                 return Some(Reason::NotIp);
             }
         };
@@ -92,7 +92,7 @@ impl Host {
         }
         let meta = Meta {
             ifindex: arrival.ifindex,
-            came_by: arrival.came_by,
+            ingress_ifindex: arrival.ingress_ifindex,
             l3: 14,
             segment: arrival.segment,
             mark: arrival.mark,
@@ -139,7 +139,7 @@ impl Host6 for OnFrame<'_> {
         most_specific(subnets, addr)
     }
 
-    fn is_local(&self, key: &LocalKey6) -> bool {
+    fn is_local(&self, key: &HostAddressKey6) -> bool {
         self.host.locals6.contains(key)
     }
 

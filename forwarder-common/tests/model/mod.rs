@@ -11,17 +11,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, Hint, IngressKey6, LinkKey,
-    LocalKey6, Network, OwnerKey6, Pending, PortKey, PortKey6, Published, Published6, Quota,
-    ServerKey, Settings, TrustKey, Tuple, capacity,
+    AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6, IngressKey6,
+    LinkKey, Network, OwnerKey6, Pending, PortAffinity, PortKey, PortKey6, Published, Published6,
+    Quota, ServerKey, Settings, TrustKey, Tuple, capacity,
 };
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, Family, V4};
-use forwarder_common::flow::{self, End, Gate};
+use forwarder_common::flow::{self, End, FlowState};
 use forwarder_common::frame::Frame;
 use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::fragments::Train;
-use forwarder_common::pipeline::{self, Meta, Passage, Side};
+use forwarder_common::pipeline::fragments::FragmentSeries;
+use forwarder_common::pipeline::{self, Meta, PacketContext, Side};
 use forwarder_common::quota;
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::refusal::Refusal;
@@ -39,7 +39,7 @@ pub(crate) enum Hook {
     ContainerOut,
     BridgeIn,
     BridgeOut,
-    RoundOut,
+    DefragOut,
     Uplink,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum Hook {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Arrival {
     pub(crate) ifindex: u32,
-    pub(crate) came_by: u32,
+    pub(crate) ingress_ifindex: u32,
     pub(crate) mark: u32,
     pub(crate) hash: u32,
     pub(crate) segment: u32,
@@ -128,7 +128,7 @@ pub(crate) struct Host {
     /// The kernel's routes by destination prefix.
     pub(crate) routes: HashMap<(Be32, u8), Route<V4>>,
     /// IPv6's tables, and the devices by which it would be forwarded.
-    pub(crate) locals6: HashSet<LocalKey6>,
+    pub(crate) locals6: HashSet<HostAddressKey6>,
     pub(crate) subnets6: HashMap<(Be128, u8), u32>,
     pub(crate) owners6: HashMap<OwnerKey6, u32>,
     pub(crate) endpoints6: HashMap<u32, Endpoint6>,
@@ -155,9 +155,9 @@ pub(crate) struct Host {
     pub(crate) answer: RefCell<Option<Vec<u8>>>,
     ring: RefCell<Vec<Pending>>,
     cursors: Cell<Cursors>,
-    hints: RefCell<HashMap<u32, Hint<V4>>>,
-    recent: RefCell<HashMap<u32, FlowRef>>,
-    pub(crate) train: Cell<Train<V4>>,
+    hints: RefCell<HashMap<u32, PortAffinity<V4>>>,
+    cached_flow: RefCell<HashMap<u32, FlowRef>>,
+    pub(crate) series: Cell<FragmentSeries<V4>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
     hash: Cell<u32>,
@@ -224,8 +224,8 @@ impl Host {
             ring: RefCell::new(vec![Pending::default(); ring as usize]),
             cursors: Cell::default(),
             hints: RefCell::default(),
-            recent: RefCell::default(),
-            train: Cell::default(),
+            cached_flow: RefCell::default(),
+            series: Cell::default(),
             dice: RefCell::new(Dice::new(1)),
             mark: Cell::default(),
             hash: Cell::default(),
@@ -283,7 +283,7 @@ impl Host {
         let at_veth = hook == Hook::ContainerIn;
         let meta = Meta {
             ifindex: arrival.ifindex,
-            came_by: arrival.came_by,
+            ingress_ifindex: arrival.ingress_ifindex,
             l3: 14,
             segment: arrival.segment,
             mark: arrival.mark,
@@ -326,14 +326,14 @@ impl Host {
         let l3 = if raw { 0 } else { 14 };
         let Arrival {
             ifindex,
-            came_by,
+            ingress_ifindex,
             mark,
             hash,
             segment,
         } = arrival;
         let mut meta = Meta {
             ifindex,
-            came_by,
+            ingress_ifindex,
             l3,
             segment,
             mark,
@@ -356,7 +356,7 @@ impl Host {
             Hook::ContainerOut => pipeline::container_out(frame, &meta, self, packet),
             Hook::BridgeIn => pipeline::bridge_in(frame, &meta, self, packet),
             Hook::BridgeOut => pipeline::bridge_out(frame, &meta, self, packet),
-            Hook::RoundOut => pipeline::round_out(frame, &meta, self, packet),
+            Hook::DefragOut => pipeline::defrag_out(frame, &meta, self, packet),
             Hook::Uplink => return pipeline::uplink(frame, &meta, self),
         };
         let side = match hook {
@@ -366,14 +366,14 @@ impl Host {
             _ => Side::Outside,
         };
         if reason.is_exhaustion() {
-            let passage = Passage {
+            let context = PacketContext {
                 frame,
                 meta: &meta,
                 tables: self,
                 side,
                 packet,
             };
-            if let Some(refusal) = passage.refuse() {
+            if let Some(refusal) = context.refuse() {
                 self.mark.set(pipeline::mark::with(mark, refusal.mark));
                 self.target.set(Some(Target::Back(ifindex)));
                 self.answer.replace(Some(answer(&refusal, bytes)));
@@ -383,8 +383,8 @@ impl Host {
     }
 
     /// The live flow that a tuple leads to, and its gate.
-    pub(crate) fn flow_of(&self, tuple: &Tuple<V4>) -> Option<(&Flow<V4>, Gate)> {
-        flow::find(self, tuple).map(|hit| (hit.flow, hit.gate))
+    pub(crate) fn flow_of(&self, tuple: &Tuple<V4>) -> Option<(&Flow<V4>, FlowState)> {
+        flow::find(self, tuple).map(|hit| (hit.flow, hit.flow_state))
     }
 
     /// What must hold between two packets: every key names a live record that has it, every live
@@ -397,9 +397,9 @@ impl Host {
         let index = self.index.borrow();
         for (tuple, reference) in index.iter() {
             let flow = &self.flows[reference.index as usize];
-            let gate = Gate(flow.gate.get());
+            let flow_state = FlowState(flow.flow_state.get());
             assert!(
-                gate.is_live() && gate.id() == reference.id,
+                flow_state.is_live() && flow_state.id() == reference.id,
                 "a key without a flow: {tuple:?}"
             );
             assert!(
@@ -410,7 +410,7 @@ impl Host {
         let live = self
             .flows
             .iter()
-            .filter(|flow| Gate(flow.gate.get()).is_live());
+            .filter(|flow| FlowState(flow.flow_state.get()).is_live());
         let keys: usize = live
             .map(|flow| {
                 for tuple in &flow.tuples {
@@ -426,10 +426,10 @@ impl Host {
                 continue;
             }
             let of_slot = |flow: &&Flow<V4>| {
-                let opener = End::of(&flow.legs[flow::REPLY]);
-                Gate(flow.gate.get()).is_live()
-                    && opener.slot as usize == slot
-                    && opener.incarnation == quota::owner(held)
+                let originator = End::of(&flow.next_hops[flow::REPLY]);
+                FlowState(flow.flow_state.get()).is_live()
+                    && originator.slot as usize == slot
+                    && originator.generation == quota::owner(held)
             };
             let live = self.flows.iter().filter(of_slot).count();
             assert_eq!(quota::count(held), live as i32, "charged to slot {slot}");
@@ -458,18 +458,18 @@ fn answer(refusal: &Refusal<V4>, frame: &[u8]) -> Vec<u8> {
 
 fn empty_flow() -> Flow<V4> {
     Flow {
-        gate: Cell::default(),
+        flow_state: Cell::default(),
         packets: Default::default(),
         bytes: Default::default(),
         tuples: Default::default(),
-        legs: Default::default(),
+        next_hops: Default::default(),
         ifindex: Cell::default(),
         next_hop: Cell::default(),
         expires: Cell::default(),
         seen: Cell::default(),
         created: Cell::default(),
         mapping: Cell::default(),
-        mapping_incarnation: Cell::default(),
+        mapping_generation: Cell::default(),
         address_delta: Default::default(),
         port_delta: Default::default(),
         policy: Cell::default(),

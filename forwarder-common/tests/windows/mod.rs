@@ -3,11 +3,11 @@
 //! documentation (I to IV), in numbers that never wrap.
 
 use forwarder_common::family::V4;
-use forwarder_common::flow::Gate;
+use forwarder_common::flow::FlowState;
 use forwarder_common::parse::Packet;
 use forwarder_common::reason::Reason;
 use forwarder_common::tcp::{ACK, FIN, Kind, RST, SYN, State, Step, kind, step};
-use forwarder_common::window::{Fate, NO_SCALE, Segment, follow};
+use forwarder_common::window::{NO_SCALE, Segment, Verdict, follow};
 use proptest::prelude::*;
 
 use super::model::Host;
@@ -26,7 +26,7 @@ struct Side {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Said {
+struct DirectionState {
     reply: bool,
     flags: u8,
     seq: i64,
@@ -37,7 +37,7 @@ struct Said {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Verdict {
+enum Judgement {
     Follow(State),
     Ignore,
     State,
@@ -86,16 +86,16 @@ impl Reference {
         }
     }
 
-    fn take(&mut self, segment: &Said) -> Verdict {
+    fn take(&mut self, segment: &DirectionState) -> Judgement {
         let mut next = self.clone();
         let verdict = next.judge(segment);
-        if matches!(verdict, Verdict::Follow(_) | Verdict::Ignore) {
+        if matches!(verdict, Judgement::Follow(_) | Judgement::Ignore) {
             *self = next;
         }
         verdict
     }
 
-    fn judge(&mut self, segment: &Said) -> Verdict {
+    fn judge(&mut self, segment: &DirectionState) -> Judgement {
         let kind = kind(segment.flags);
         let end = segment.seq
             + segment.octets
@@ -106,10 +106,10 @@ impl Reference {
         let mut from = self.state;
         let mut skips = false;
         let mut to = match step(from, segment.flags, segment.reply) {
-            Step::Invalid => return Verdict::State,
+            Step::Invalid => return Judgement::State,
             Step::To(State::SynSent) if matches!(from, State::TimeWait | State::Close) => {
                 self.note(segment, kind, end);
-                return Verdict::Ignore;
+                return Judgement::Ignore;
             }
             Step::To(to) => to,
             Step::Ignore => {
@@ -120,7 +120,7 @@ impl Reference {
                     && segment.ack == last.end;
                 if !agreed {
                     self.note(segment, kind, end);
-                    return Verdict::Ignore;
+                    return Judgement::Ignore;
                 }
                 self.sides[other] = Side {
                     end: last.end,
@@ -145,7 +145,7 @@ impl Reference {
             && self.challenge
         {
             self.challenge = false;
-            return Verdict::Ignore;
+            return Judgement::Ignore;
         }
         self.simultaneous |= to == State::SynSent2;
         if to == State::SynReceived && segment.reply && kind == Kind::Ack && self.simultaneous {
@@ -164,18 +164,18 @@ impl Reference {
                 (skips, judged) = (true, true);
             } else if segment.reply && from == State::SynSent {
                 if segment.flags & ACK == 0 || segment.ack != peer.end {
-                    return Verdict::Window;
+                    return Judgement::Window;
                 }
                 judged = true;
             } else if peer.acknowledges && !syn_of_the_others {
                 if segment.seq == ZERO && !open {
                     judged = true;
                 } else if segment.seq < peer.max_ack {
-                    return Verdict::Window;
+                    return Judgement::Window;
                 } else {
-                    let train = last.kind == Kind::Ack && !answers && segment.seq == last.end;
+                    let series = last.kind == Kind::Ack && !answers && segment.seq == last.end;
                     judged = true;
-                    if open && segment.seq != peer.max_ack && !train {
+                    if open && segment.seq != peer.max_ack && !series {
                         to = from;
                     }
                 }
@@ -207,7 +207,7 @@ impl Reference {
         }
         if !skips {
             match self.inside(segment, from, kind, end) {
-                Verdict::Follow(_) => {}
+                Judgement::Follow(_) => {}
                 verdict => return verdict,
             }
         }
@@ -218,10 +218,10 @@ impl Reference {
         self.assured |= self.replied
             && to == State::Established
             && matches!(from, State::SynReceived | State::Established);
-        Verdict::Follow(to)
+        Judgement::Follow(to)
     }
 
-    fn note(&mut self, segment: &Said, kind: Kind, end: i64) {
+    fn note(&mut self, segment: &DirectionState, kind: Kind, end: i64) {
         let ack = if self.state == State::SynSent && kind == Kind::Ack && segment.reply {
             segment.ack
         } else {
@@ -241,7 +241,7 @@ impl Reference {
         }
     }
 
-    fn inside(&mut self, segment: &Said, from: State, kind: Kind, end: i64) -> Verdict {
+    fn inside(&mut self, segment: &DirectionState, from: State, kind: Kind, end: i64) -> Judgement {
         let (own, other) = (usize::from(segment.reply), usize::from(!segment.reply));
         let old = self.sides;
         let (mut seq, mut end, mut ack) = (segment.seq, end, segment.ack);
@@ -271,7 +271,7 @@ impl Reference {
             if !acks && (first || segment.reply) {
                 self.sides[own] = sender;
                 self.sides[other] = receiver;
-                return Verdict::Follow(from);
+                return Judgement::Follow(from);
             }
         } else if first {
             sender.end = end;
@@ -300,15 +300,15 @@ impl Reference {
                 self.sides = old;
                 self.sides[own].end = old[own].end.max(end);
                 self.sides[own].unacknowledged = true;
-                return Verdict::Ignore;
+                return Judgement::Ignore;
             }
-            return Verdict::Window;
+            return Judgement::Window;
         }
         if !iii {
-            return Verdict::Window;
+            return Judgement::Window;
         }
         if receiver.max_win != 0 && !ii || !iv {
-            return Verdict::Ignore;
+            return Judgement::Ignore;
         }
         let win = if syn {
             segment.win
@@ -346,7 +346,7 @@ impl Reference {
                 ..self.last
             };
         }
-        Verdict::Follow(from)
+        Judgement::Follow(from)
     }
 }
 
@@ -363,7 +363,7 @@ fn wire(number: i64) -> u32 {
 /// How a trace's next segment is made: direction, flags, and picks among numbers that matter.
 type Recipe = (bool, usize, usize, usize, usize, usize, usize);
 
-fn segment(reference: &Reference, recipe: Recipe) -> Said {
+fn segment(reference: &Reference, recipe: Recipe) -> DirectionState {
     let (reply, flags, seq, ack, win, octets, scale) = recipe;
     let sent = reference.sides[usize::from(reply)];
     let peer = reference.sides[usize::from(!reply)];
@@ -413,7 +413,7 @@ fn segment(reference: &Reference, recipe: Recipe) -> Said {
         reference.last.end,
         sent.max_ack,
     ];
-    Said {
+    DirectionState {
         reply,
         flags,
         seq: seqs[seq % seqs.len()],
@@ -428,7 +428,7 @@ fn segment(reference: &Reference, recipe: Recipe) -> Said {
     }
 }
 
-fn packet(segment: &Said) -> Packet<V4> {
+fn packet(segment: &DirectionState) -> Packet<V4> {
     let mut packet = Packet::<V4>::default();
     packet.tuple.proto = 6;
     packet.headers = 40;
@@ -452,7 +452,7 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
     for recipe in opening.into_iter().chain(recipes) {
         let segment = segment(&reference, recipe);
         let flags = u64::from(reference.replied) | u64::from(reference.assured) << 1;
-        let gate = Gate((reference.state as u64) << 32 | 1 << 40 | flags << 48);
+        let flow_state = FlowState((reference.state as u64) << 32 | 1 << 40 | flags << 48);
         let before = reference.clone();
         let expected = reference.take(&segment);
         let scale = if segment.flags & SYN == 0 {
@@ -467,12 +467,12 @@ fn check(recipes: Vec<Recipe>) -> Result<(), TestCaseError> {
             usize::from(segment.reply),
             scale,
         );
-        let fate = follow(&host, windows, 0, gate, &packed);
+        let fate = follow(&host, windows, 0, flow_state, &packed);
         let fate = match fate {
-            Fate::To(state, _) => Verdict::Follow(state),
-            Fate::Ignore => Verdict::Ignore,
-            Fate::Refuse(Reason::TcpState) => Verdict::State,
-            Fate::Refuse(_) => Verdict::Window,
+            Verdict::To(state, _) => Judgement::Follow(state),
+            Verdict::Ignore => Judgement::Ignore,
+            Verdict::Refuse(Reason::TcpState) => Judgement::State,
+            Verdict::Refuse(_) => Judgement::Window,
         };
         prop_assert_eq!(fate, expected, "{:?} {:?}", segment, before);
         for (dir, side) in reference.sides.iter().enumerate() {

@@ -27,11 +27,11 @@ pub(super) struct Args {
     #[command(flatten)]
     output: output::Args,
     #[command(subcommand)]
-    deed: Option<Deed>,
+    deed: Option<FlowsCommand>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Deed {
+enum FlowsCommand {
     /// End flows at once
     Delete(delete::Args),
 }
@@ -61,7 +61,7 @@ fn arrow(ends: &Ends) -> String {
 }
 
 pub(super) fn flows(config: &Config, args: &Args) -> Result<()> {
-    if let Some(Deed::Delete(args)) = &args.deed {
+    if let Some(FlowsCommand::Delete(args)) = &args.deed {
         return delete::delete(config, args);
     }
     let filter = args.filter.resolve(config)?;

@@ -14,8 +14,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use forwarder_common::abi::name;
-use forwarder_common::event::News;
-use forwarder_common::flow::{Gate, ORIGINAL, REPLY};
+use forwarder_common::event::EventKind;
+use forwarder_common::flow::{FlowState, ORIGINAL, REPLY};
 use forwarder_common::timeouts::Ticks;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
@@ -32,7 +32,7 @@ const LEASE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowEvent {
     /// What.
-    pub news: News,
+    pub news: EventKind,
     /// When.
     pub at: Ticks,
     /// The flow as it was then.
@@ -116,7 +116,7 @@ impl Events {
                 original: event.tuples[ORIGINAL].get(),
                 reply: event.tuples[REPLY].get(),
                 index: event.index.get(),
-                gate: Gate(event.gate.get()),
+                flow_state: FlowState(event.flow_state.get()),
                 packets: event.packets.map(Cell::into_inner),
                 bytes: event.bytes.map(Cell::into_inner),
                 created: event.created.get(),
@@ -124,7 +124,7 @@ impl Events {
                 expires: event.expires.get(),
             };
             return Some(FlowEvent {
-                news: News::from_u32(event.news.get()),
+                news: EventKind::from_u32(event.news.get()),
                 at: event.at.get(),
                 flow,
             });

@@ -21,7 +21,7 @@ use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
-use crate::tables::{Hook, XdpKind};
+use crate::desired_state::{Hook, XdpKind};
 use crate::trusted;
 
 /// Priority of our clsact filters: behind everybody who chose one.
@@ -277,7 +277,7 @@ fn refusal(name: &str, error: ProgramError) -> String {
         return format!("the kernel refuses the program {name}: {error}");
     };
     let log = verifier_log.to_string();
-    let facts = [
+    let updates = [
         "processed ",
         "verification time",
         "stack depth",
@@ -286,7 +286,7 @@ fn refusal(name: &str, error: ProgramError) -> String {
     let last = log
         .lines()
         .map(str::trim)
-        .rfind(|line| !line.is_empty() && !facts.iter().any(|fact| line.starts_with(fact)));
+        .rfind(|line| !line.is_empty() && !updates.iter().any(|update| line.starts_with(update)));
     match last {
         Some(words) => format!("the kernel refuses the program {name}: {words} ({io_error})"),
         None => format!("the kernel refuses the program {name}: {io_error}"),

@@ -10,7 +10,7 @@ use forwarder_common::abi::{AllowedKey6, IngressKey6};
 use forwarder_common::family::Be128;
 
 use super::maps::{Maps, Wire};
-use crate::tables::{Key6, Row6};
+use crate::desired_state::{Key6, Row6};
 
 impl Maps {
     /// All rows.

@@ -12,14 +12,14 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, HOST, IngressKey, IngressKey6, Leg,
-    LinkKey, LocalKey6, Network, OUTSIDE, OwnerKey6, Peer, PortKey, PortKey6, Published,
-    Published6, Quota, ServerKey, Settings, SocketKey, SourceKey, TrustKey, Tuple, name,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, HOST, HostAddressKey6, IngressKey,
+    IngressKey6, LinkKey, MasqueradeKey, Network, NextHop, OUTSIDE, OwnerKey6, Peer, PortKey,
+    PortKey6, Published, Published6, Quota, ServerKey, Settings, SocketKey, TrustKey, Tuple, name,
 };
 use forwarder_common::abi::{FlowRef, capacity};
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, V4};
-use forwarder_common::flow::{Gate, ORIGINAL, REPLY};
+use forwarder_common::flow::{FlowState, ORIGINAL, REPLY};
 use forwarder_common::quota;
 use forwarder_common::reason::Reason;
 use forwarder_common::timeouts::{Ticks, reached};
@@ -51,7 +51,7 @@ plain!(
     IngressKey<V4>,
     IngressKey6,
     LinkKey<V4>,
-    LocalKey6,
+    HostAddressKey6,
     Network<V4>,
     OwnerKey6,
     Peer,
@@ -62,7 +62,7 @@ plain!(
     ServerKey<V4>,
     Settings,
     SocketKey,
-    SourceKey<V4>,
+    MasqueradeKey<V4>,
     TrustKey,
     Tuple<V4>,
 );
@@ -78,17 +78,17 @@ unsafe impl Pod for Record {}
 /// A flow as it was when it was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowSnapshot {
-    /// What the opener's packets carry when they reach us.
+    /// What the originator's packets carry when they reach us.
     pub original: Tuple<V4>,
     /// What the answers carry.
     pub reply: Tuple<V4>,
     /// The record's index.
     pub index: u32,
     /// Id and state.
-    pub gate: Gate,
+    pub flow_state: FlowState,
     /// Packets by direction.
     pub packets: [u64; 2],
-    /// Octets by direction, network header included.
+    /// Bytes by direction, network header included.
     pub bytes: [u64; 2],
     /// When it was made.
     pub created: Ticks,
@@ -112,7 +112,7 @@ impl FlowSnapshot {
             index,
             original: flow.tuples[ORIGINAL].get(),
             reply: flow.tuples[REPLY].get(),
-            gate: Gate(flow.gate.get()),
+            flow_state: FlowState(flow.flow_state.get()),
             packets: [flow.packets[ORIGINAL].get(), flow.packets[REPLY].get()],
             bytes: [flow.bytes[ORIGINAL].get(), flow.bytes[REPLY].get()],
             created: flow.created.get(),
@@ -146,7 +146,7 @@ pub(super) struct Maps {
     pub(super) networks: HashMap<MapData, u32, Wire<Network<V4>>>,
     pub(super) subnets: LpmTrie<MapData, Wire<Be32>, u32>,
     pub(super) locals: LpmTrie<MapData, Wire<Be32>, u32>,
-    pub(super) sources: LpmTrie<MapData, Wire<SourceKey<V4>>, Wire<Be32>>,
+    pub(super) sources: LpmTrie<MapData, Wire<MasqueradeKey<V4>>, Wire<Be32>>,
     pub(super) endpoint_slots: HashMap<MapData, Wire<Be32>, u32>,
     pub(super) endpoints: Array<MapData, Wire<Endpoint<V4>>>,
     pub(super) published: HashMap<MapData, Wire<PortKey<V4>>, Wire<Published<V4>>>,
@@ -159,7 +159,7 @@ pub(super) struct Maps {
     pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
     pub(super) flows: Array<MapData, Record>,
     pub(super) sockets: HashMap<MapData, Wire<SocketKey>, Wire<Peer>>,
-    pub(super) locals6: HashMap<MapData, Wire<LocalKey6>, u32>,
+    pub(super) locals6: HashMap<MapData, Wire<HostAddressKey6>, u32>,
     pub(super) subnets6: LpmTrie<MapData, Wire<Be128>, u32>,
     pub(super) owners6: HashMap<MapData, Wire<OwnerKey6>, u32>,
     pub(super) endpoints6: HashMap<MapData, u32, Wire<Endpoint6>>,
@@ -176,11 +176,11 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 38] {
         (name::SETTINGS, None),
         (name::REASONS, None),
         (name::DEVICES, None),
-        (name::PORTS, None),
+        (name::XDP_DEVMAP, None),
         (name::NETWORKS, None),
         (name::SUBNETS, None),
-        (name::LOCALS, None),
-        (name::SOURCES, None),
+        (name::HOST_ADDRESSES, None),
+        (name::MASQ_ADDRESSES, None),
         (name::ENDPOINT_SLOTS, None),
         (name::ENDPOINTS, None),
         (name::PUBLISHED, None),
@@ -193,10 +193,13 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 38] {
         (name::FLOW_INDEX, Some(flows * 2)),
         (name::FLOWS, Some(flows)),
         (name::FREE, Some(flows)),
-        (name::RING, Some(flows / capacity::UNASSURED_SHARE)),
+        (
+            name::UNASSURED_RING,
+            Some(flows / capacity::UNASSURED_SHARE),
+        ),
         (name::CURSORS, None),
-        (name::HINTS, None),
-        (name::RECENT, None),
+        (name::AFFINITIES, None),
+        (name::FLOW_CACHE, None),
         (name::QUOTAS, None),
         (name::SOCKETS, None),
         (name::BOUND, None),
@@ -204,7 +207,7 @@ pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 38] {
         (name::WATCH, None),
         (name::EVENTS, None),
         (name::LOST, None),
-        (name::LOCALS6, None),
+        (name::HOST_ADDRESSES6, None),
         (name::SUBNETS6, None),
         (name::OWNERS6, None),
         (name::ENDPOINTS6, None),
@@ -221,11 +224,11 @@ impl Maps {
             settings: pinned(dir, name::SETTINGS)?,
             reasons: pinned(dir, name::REASONS)?,
             devices: pinned(dir, name::DEVICES)?,
-            ports: pinned(dir, name::PORTS)?,
+            ports: pinned(dir, name::XDP_DEVMAP)?,
             networks: pinned(dir, name::NETWORKS)?,
             subnets: pinned(dir, name::SUBNETS)?,
-            locals: pinned(dir, name::LOCALS)?,
-            sources: pinned(dir, name::SOURCES)?,
+            locals: pinned(dir, name::HOST_ADDRESSES)?,
+            sources: pinned(dir, name::MASQ_ADDRESSES)?,
             endpoint_slots: pinned(dir, name::ENDPOINT_SLOTS)?,
             endpoints: pinned(dir, name::ENDPOINTS)?,
             published: pinned(dir, name::PUBLISHED)?,
@@ -238,7 +241,7 @@ impl Maps {
             flow_index: pinned(dir, name::FLOW_INDEX)?,
             flows: pinned(dir, name::FLOWS)?,
             sockets: pinned(dir, name::SOCKETS)?,
-            locals6: pinned(dir, name::LOCALS6)?,
+            locals6: pinned(dir, name::HOST_ADDRESSES6)?,
             subnets6: pinned(dir, name::SUBNETS6)?,
             owners6: pinned(dir, name::OWNERS6)?,
             endpoints6: pinned(dir, name::ENDPOINTS6)?,
@@ -305,7 +308,7 @@ impl Maps {
         let mut opened = Vec::new();
         for entry in &self.endpoint_slots {
             let (Wire(address), slot) = entry?;
-            let life = self.endpoints.get(&slot, 0)?.0.incarnation;
+            let life = self.endpoints.get(&slot, 0)?.0.generation;
             let [held, ..] = self.quotas.get(&slot, 0)?;
             let own = quota::owner(held) == life;
             let count = if own { quota::count(held) } else { 0 };
@@ -321,16 +324,16 @@ impl Maps {
 
     /// As [`forwarder_common::flow::is_current`], which the next packet would find.
     fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
-        let same = |leg: &Leg| {
-            let endpoint = || self.endpoints.get(&leg.slot(), 0);
-            matches!(leg.slot(), OUTSIDE | HOST)
-                || endpoint().is_ok_and(|at| at.0.incarnation == leg.incarnation.get())
+        let same = |towards: &NextHop| {
+            let endpoint = || self.endpoints.get(&towards.slot(), 0);
+            matches!(towards.slot(), OUTSIDE | HOST)
+                || endpoint().is_ok_and(|at| at.0.generation == towards.generation.get())
         };
         let slot = flow.mapping();
         let mapped = || self.mappings.get(&slot, 0);
         !reached(flow.expires.get(), now)
-            && (slot == 0 || mapped().is_ok_and(|life| life == flow.mapping_incarnation.get()))
-            && flow.legs.iter().all(same)
+            && (slot == 0 || mapped().is_ok_and(|life| life == flow.mapping_generation.get()))
+            && flow.next_hops.iter().all(same)
     }
 
     /// Live flows that have neither expired nor outlived their endpoints or their mapping, each once:
@@ -345,8 +348,8 @@ impl Maps {
                 continue;
             };
             let flow = record.flow();
-            let gate = Gate(flow.gate.get());
-            let live = gate.is_live() && gate.id() == reference.id;
+            let flow_state = FlowState(flow.flow_state.get());
+            let live = flow_state.is_live() && flow_state.id() == reference.id;
             if live && flow.tuples[ORIGINAL].get() == tuple && self.is_current(&flow, now) {
                 snapshots.insert(tuple, FlowSnapshot::of(reference.index, &flow));
             }

@@ -5,16 +5,16 @@
 mod binds;
 mod cgroup;
 mod defrag;
-mod errands;
+mod defrag_loopback;
 mod events;
-mod far_ends;
+mod flow_operations;
 mod hooks;
 mod ipv6;
 mod maps;
 mod namespace;
 mod neighbours;
+mod peer_veths;
 mod pins;
-mod round;
 mod simulate;
 mod sock_diag;
 mod sockets;
@@ -30,7 +30,8 @@ use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{
-    AllowedKey, Endpoint, IngressKey, Network, PortKey, PortRange, Published, Settings, SourceKey,
+    AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, PortRange, Published,
+    Settings,
 };
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
@@ -38,19 +39,19 @@ use forwarder_common::socket;
 use forwarder_common::timeouts::{Ticks, ticks};
 use rustix::io::Errno;
 
-use crate::diff::Op;
-use crate::tables::{EndpointKey, FarEnd, Hook, NetworkRow, Observed, SocketHook, Target};
+use crate::desired_state::{EndpointKey, Hook, NetworkRow, Observed, PeerVeth, SocketHook, Target};
+use crate::diff::Change;
 pub use binds::Binds;
 pub use cgroup::cgroup_root;
-pub use errands::Errands;
+pub use defrag_loopback::{can_reassemble, make_defrag_loopback};
 pub use events::{Events, FlowEvent};
-use far_ends::FarEnds;
+pub use flow_operations::FlowOperations;
 use hooks::Hooks;
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
 pub use namespace::{netns_cookie, netns_cookie_of};
+use peer_veths::PeerVeths;
 use pins::Pins;
-pub use round::{can_reassemble, make_round};
 pub use simulate::{Arrival, Fate};
 use sock_diag::SockDiag;
 pub use sock_diag::can_end_sockets;
@@ -84,7 +85,7 @@ pub struct Setup {
 pub struct Datapath {
     maps: Maps,
     hooks: Hooks,
-    far_ends: FarEnds,
+    peer_veths: PeerVeths,
 }
 
 impl Datapath {
@@ -114,11 +115,11 @@ impl Datapath {
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
         let hooks = Hooks::new(ebpf, pins, clsact)?;
-        let far_ends = FarEnds::remembered_in(setup.state_dir.join(FAR_ENDS));
+        let peer_veths = PeerVeths::remembered_in(setup.state_dir.join(FAR_ENDS));
         Ok(Self {
             maps,
             hooks,
-            far_ends,
+            peer_veths,
         })
     }
 
@@ -195,7 +196,7 @@ impl Datapath {
         tables.others = settings.others;
         tables.lists6 = settings.lists6 != 0;
         tables.policy = settings.policy;
-        tables.round = settings.round;
+        tables.defrag_loopback = settings.defrag_loopback;
         for entry in &maps.devices {
             let (index, Wire(device)) = entry?;
             tables.devices.insert(index, device);
@@ -204,7 +205,7 @@ impl Datapath {
             let (bridge, Wire(network)) = entry?;
             let Network {
                 flags,
-                floor,
+                default_endpoint,
                 gateway,
                 source,
                 policy,
@@ -217,10 +218,10 @@ impl Datapath {
             };
             tables.networks.insert(bridge, row);
             let key = EndpointKey::Floor(bridge);
-            observed.endpoint_slots.insert(key, floor);
+            observed.endpoint_slots.insert(key, default_endpoint);
             tables
                 .endpoints
-                .insert(key, maps.endpoints.get(&floor, 0)?.0);
+                .insert(key, maps.endpoints.get(&default_endpoint, 0)?.0);
         }
         for entry in &maps.endpoint_slots {
             let (Wire(address), slot) = entry?;
@@ -242,7 +243,7 @@ impl Datapath {
         }
         for entry in &maps.sources {
             let (key, Wire(source)) = entry?;
-            let Wire(SourceKey { ifindex, next_hop }) = key.data();
+            let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
             tables
                 .sources
                 .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
@@ -250,7 +251,7 @@ impl Datapath {
         for entry in &maps.published {
             let (Wire(key), Wire(published)) = entry?;
             observed.mapping_slots.insert(key, published.mapping);
-            let incarnation = maps.mappings.get(&published.mapping, 0)?;
+            let generation = maps.mappings.get(&published.mapping, 0)?;
             let Published {
                 addr, port, policy, ..
             } = published;
@@ -258,7 +259,7 @@ impl Datapath {
                 addr,
                 port,
                 policy,
-                incarnation,
+                generation,
             };
             tables.published.insert(key, target);
         }
@@ -299,10 +300,10 @@ impl Datapath {
     ///
     /// # Errors
     /// The kernel refuses it. Nothing is half done that a repetition would not complete.
-    pub async fn apply(&mut self, op: &Op, names: &BTreeMap<u32, String>) -> Result<()> {
+    pub async fn apply(&mut self, op: &Change, names: &BTreeMap<u32, String>) -> Result<()> {
         let maps = &mut self.maps;
         match *op {
-            Op::Settings {
+            Change::Settings {
                 route_generation,
                 xdp_tcp,
                 route_mtu,
@@ -321,9 +322,9 @@ impl Datapath {
                     ..settings
                 })?;
             }
-            Op::PutDevice(index, device) => maps.devices.insert(index, Wire(device), 0)?,
-            Op::DropDevice(index) => maps.devices.remove(&index)?,
-            Op::PutEndpoint {
+            Change::PutDevice(index, device) => maps.devices.insert(index, Wire(device), 0)?,
+            Change::DropDevice(index) => maps.devices.remove(&index)?,
+            Change::PutEndpoint {
                 key,
                 slot,
                 endpoint,
@@ -332,12 +333,12 @@ impl Datapath {
                 maps.endpoints.set(slot, Wire(endpoint), 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.insert(Wire(address), slot, 0)?;
-                    if before.incarnation != endpoint.incarnation {
+                    if before.generation != endpoint.generation {
                         neighbours::forget(endpoint.bridge, address.octets().into()).await?;
                     }
                 }
             }
-            Op::DropEndpoint { key, slot } => {
+            Change::DropEndpoint { key, slot } => {
                 let Wire(before) = maps.endpoints.get(&slot, 0)?;
                 if let EndpointKey::Address(address) = key {
                     maps.endpoint_slots.remove(&Wire(address))?;
@@ -348,7 +349,11 @@ impl Datapath {
                     neighbours::forget(before.bridge, address.octets().into()).await?;
                 }
             }
-            Op::PutNetwork { bridge, row, floor } => {
+            Change::PutNetwork {
+                bridge,
+                row,
+                default_endpoint,
+            } => {
                 let NetworkRow {
                     flags,
                     gateway,
@@ -357,30 +362,32 @@ impl Datapath {
                 } = row;
                 let network = Network {
                     flags,
-                    floor,
+                    default_endpoint,
                     gateway,
                     source,
                     policy,
                 };
                 maps.networks.insert(bridge, Wire(network), 0)?;
             }
-            Op::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
-            Op::PutSubnet(subnet, bridge) => maps.subnets.insert(&subnet_key(subnet), bridge, 0)?,
-            Op::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
-            Op::PutLocal(range) => maps.locals.insert(&subnet_key(range), 1, 0)?,
-            Op::DropLocal(range) => maps.locals.remove(&subnet_key(range))?,
-            Op::PutSource(key, source) => {
+            Change::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
+            Change::PutSubnet(subnet, bridge) => {
+                maps.subnets.insert(&subnet_key(subnet), bridge, 0)?;
+            }
+            Change::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
+            Change::PutLocal(range) => maps.locals.insert(&subnet_key(range), 1, 0)?,
+            Change::DropLocal(range) => maps.locals.remove(&subnet_key(range))?,
+            Change::PutSource(key, source) => {
                 maps.sources.insert(&source_key(key), Wire(source), 0)?;
             }
-            Op::DropSource(key) => maps.sources.remove(&source_key(key))?,
-            Op::PutPublished { key, slot, target } => {
+            Change::DropSource(key) => maps.sources.remove(&source_key(key))?,
+            Change::PutPublished { key, slot, target } => {
                 let Target {
                     addr,
                     port,
                     policy,
-                    incarnation,
+                    generation,
                 } = target;
-                maps.mappings.set(slot, incarnation, 0)?;
+                maps.mappings.set(slot, generation, 0)?;
                 let published = Published {
                     mapping: slot,
                     policy,
@@ -390,43 +397,46 @@ impl Datapath {
                 };
                 maps.published.insert(Wire(key), Wire(published), 0)?;
             }
-            Op::DropPublished { key, slot } => {
+            Change::DropPublished { key, slot } => {
                 maps.published.remove(&Wire(key))?;
                 maps.mappings.set(slot, 0, 0)?;
             }
-            Op::PutSeenAs(key, port) => maps.seen_as.insert(Wire(key), port, 0)?,
-            Op::DropSeenAs(key) => maps.seen_as.remove(&Wire(key))?,
-            Op::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
-            Op::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
-            Op::PutLink(key) => maps.links.insert(Wire(key), 1, 0)?,
-            Op::DropLink(key) => maps.links.remove(&Wire(key))?,
-            Op::PutIngress(key, word) => maps.ingress.insert(&ingress_key(key), word, 0)?,
-            Op::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
-            Op::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
-            Op::DropIpv6(key) => maps.drop_ipv6(key)?,
-            Op::PutAllowed(key, word) => maps.allowed.insert(&allowed_key(key), word, 0)?,
-            Op::DropAllowed(key) => maps.allowed.remove(&allowed_key(key))?,
-            Op::Policy(policy) => self.ask_flows(policy)?,
-            Op::Round(round) => {
+            Change::PutSeenAs(key, port) => maps.seen_as.insert(Wire(key), port, 0)?,
+            Change::DropSeenAs(key) => maps.seen_as.remove(&Wire(key))?,
+            Change::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
+            Change::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
+            Change::PutLink(key) => maps.links.insert(Wire(key), 1, 0)?,
+            Change::DropLink(key) => maps.links.remove(&Wire(key))?,
+            Change::PutIngress(key, word) => maps.ingress.insert(&ingress_key(key), word, 0)?,
+            Change::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
+            Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
+            Change::DropIpv6(key) => maps.drop_ipv6(key)?,
+            Change::PutAllowed(key, word) => maps.allowed.insert(&allowed_key(key), word, 0)?,
+            Change::DropAllowed(key) => maps.allowed.remove(&allowed_key(key))?,
+            Change::Policy(policy) => self.ask_flows(policy)?,
+            Change::DefragLoopback(defrag_loopback) => {
                 let settings = maps.settings()?;
-                maps.set_settings(Settings { round, ..settings })?;
+                maps.set_settings(Settings {
+                    defrag_loopback,
+                    ..settings
+                })?;
             }
-            Op::PutPort(veth, ref far_end) => {
-                self.far_ends.prepare(veth, far_end).await?;
+            Change::PutPort(veth, ref peer_veth) => {
+                self.peer_veths.prepare(veth, peer_veth).await?;
                 maps.ports.insert(veth, veth, None, 0)?;
             }
-            Op::DropPort(veth) => {
-                self.far_ends.forget(veth);
+            Change::DropPort(veth) => {
+                self.peer_veths.forget(veth);
                 maps.ports.remove(veth)?;
             }
-            Op::Attach { ifindex, hook, xdp } => {
+            Change::Attach { ifindex, hook, xdp } => {
                 let device = names.get(&ifindex).context("the device has gone")?;
                 self.hooks.attach(ifindex, device, hook, xdp).await?;
             }
-            Op::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
-            Op::AttachSocket(hook) => self.hooks.attach_socket(hook)?,
-            Op::DetachSocket(hook) => self.hooks.detach_socket(hook)?,
-            Op::SeverSockets => self.sever_sockets()?,
+            Change::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
+            Change::AttachSocket(hook) => self.hooks.attach_socket(hook)?,
+            Change::DetachSocket(hook) => self.hooks.detach_socket(hook)?,
+            Change::SeverSockets => self.sever_sockets()?,
         }
         Ok(())
     }
@@ -492,7 +502,7 @@ impl Datapath {
     }
 
     /// Tells the programs that the agent is alive.
-    pub fn beat(&mut self) -> Result<()> {
+    pub fn housekeeping(&mut self) -> Result<()> {
         let settings = self.maps.settings()?;
         self.maps.set_settings(Settings {
             heartbeat: now(),
@@ -524,8 +534,8 @@ pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     untracked::remove();
     hooks::remove_filters(&state_dir.join(CLSACT))?;
     pins::remove_all(bpffs_dir)?;
-    round::remove().await?;
-    far_ends::restore_all(&state_dir.join(FAR_ENDS)).await
+    defrag_loopback::remove().await?;
+    peer_veths::restore_all(&state_dir.join(FAR_ENDS)).await
 }
 
 /// Takes back what an agent made whose first start is not complete, or that did not come to attach
@@ -578,7 +588,7 @@ pub fn refused() -> Vec<String> {
 
 /// Whether there is anything of ours to take out of the kernel.
 pub fn is_there(bpffs_dir: &Path, state_dir: &Path) -> Result<bool> {
-    Ok(bpffs_dir.exists() || state_dir.exists() || round::is_there()?)
+    Ok(bpffs_dir.exists() || state_dir.exists() || defrag_loopback::is_there()?)
 }
 
 /// Whether the kernel attaches programs by tcx links (6.6); else by clsact filters.
@@ -618,8 +628,11 @@ fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
     Key::new(u32::from(len), Wire(address))
 }
 
-fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<SourceKey<V4>>> {
-    Key::new(32 + u32::from(len), Wire(SourceKey { ifindex, next_hop }))
+fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<MasqueradeKey<V4>>> {
+    Key::new(
+        32 + u32::from(len),
+        Wire(MasqueradeKey { ifindex, next_hop }),
+    )
 }
 
 fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
@@ -631,8 +644,8 @@ fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4
 }
 
 /// A far end of which only the veth is known.
-fn nobody() -> FarEnd {
-    FarEnd {
+fn nobody() -> PeerVeth {
+    PeerVeth {
         sandbox_key: String::new(),
         pid: 0,
         index: 0,

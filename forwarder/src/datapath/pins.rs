@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
 
-use crate::tables::{Hook, SocketHook};
+use crate::desired_state::{Hook, SocketHook};
 use crate::trusted;
 
 /// The pins of this layout.

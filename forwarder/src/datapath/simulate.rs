@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
 
 use super::Datapath;
-use crate::tables::{Hook, SocketHook};
+use crate::desired_state::{Hook, SocketHook};
 
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -14,7 +14,7 @@ pub struct Arrival {
     /// The device that the hook is on; it must exist in this network namespace.
     pub ifindex: u32,
     /// Egress: the device that the packet came by, 0 for the host's own.
-    pub came_by: u32,
+    pub ingress_ifindex: u32,
     /// The packet's mark.
     pub mark: u32,
     /// The packet's hash. Only a carrier can give it one: see [`Datapath::simulate`].
@@ -66,7 +66,7 @@ impl Datapath {
     /// hash in its control block and goes on as the program.
     ///
     /// # Errors
-    /// The kernel refuses: a frame of fewer than 14 octets, a device that does not exist.
+    /// The kernel refuses: a frame of fewer than 14 bytes, a device that does not exist.
     pub fn simulate(
         &mut self,
         hook: Hook,
@@ -86,7 +86,7 @@ impl Datapath {
             put(xdp::SIZE, xdp::INGRESS_IFINDEX, arrival.ifindex);
         } else {
             put(skb::SIZE, skb::MARK, arrival.mark);
-            put(skb::SIZE, skb::INGRESS_IFINDEX, arrival.came_by);
+            put(skb::SIZE, skb::INGRESS_IFINDEX, arrival.ingress_ifindex);
             put(skb::SIZE, skb::IFINDEX, arrival.ifindex);
             put(skb::SIZE, skb::CB, arrival.hash);
             put(skb::SIZE, skb::GSO_SIZE, arrival.segment);
@@ -122,7 +122,7 @@ impl Datapath {
     }
 
     /// What the verifier made of a hook's program: instructions that it walked through, and
-    /// octets that it became.
+    /// bytes that it became.
     ///
     /// # Errors
     /// The kernel refuses the program, or does not tell.

@@ -21,12 +21,12 @@ const DESTROY: u16 = 21;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
-/// Octets of `struct nlmsghdr`.
+/// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
 const INET: u8 = AddressFamily::INET.as_raw() as u8;
 const INET6: u8 = AddressFamily::INET6.as_raw() as u8;
-/// Octets of `struct inet_diag_sockid`, which says what a socket is called; it stands at the same
+/// Bytes of `struct inet_diag_sockid`, which says what a socket is called; it stands at the same
 /// place in questions and answers.
 const ID: usize = 48;
 /// Where it stands, and in it the port and the address of the other end, and the cookie.

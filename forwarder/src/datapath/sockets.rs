@@ -12,7 +12,7 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 
 use super::cgroup::cgroup_root;
 use super::hooks::{Hooks, once};
-use crate::tables::SocketHook;
+use crate::desired_state::SocketHook;
 
 impl Hooks {
     /// The socket programs that are in place, whoever put them there.

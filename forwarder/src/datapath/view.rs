@@ -12,7 +12,7 @@ use forwarder_common::timeouts::Ticks;
 use super::hooks::attached;
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
-use crate::tables::{Hook, SocketHook};
+use crate::desired_state::{Hook, SocketHook};
 use crate::trusted;
 
 /// How full a map is.
@@ -104,13 +104,21 @@ impl View {
                 maps.ingress6.keys().count(),
             ),
             fill(name::LINKS, capacity::LINKS, maps.links.keys().count()),
-            fill(name::LOCALS, capacity::LOCALS, maps.locals.keys().count()),
+            fill(
+                name::HOST_ADDRESSES,
+                capacity::HOST_ADDRESSES,
+                maps.locals.keys().count(),
+            ),
             fill(
                 name::NETWORKS,
                 capacity::NETWORKS,
                 maps.networks.keys().count(),
             ),
-            fill(name::PORTS, capacity::DEVICES, maps.ports.keys().count()),
+            fill(
+                name::XDP_DEVMAP,
+                capacity::DEVICES,
+                maps.ports.keys().count(),
+            ),
             fill(
                 name::PUBLISHED,
                 capacity::PUBLISHED,
@@ -131,7 +139,11 @@ impl View {
                 capacity::SOCKETS,
                 maps.sockets.keys().count(),
             ),
-            fill(name::SOURCES, capacity::LOCALS, maps.sources.keys().count()),
+            fill(
+                name::MASQ_ADDRESSES,
+                capacity::HOST_ADDRESSES,
+                maps.sources.keys().count(),
+            ),
             fill(
                 name::SUBNETS,
                 capacity::NETWORKS,

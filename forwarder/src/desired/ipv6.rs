@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use forwarder_common::abi::{
-    AllowedKey6, Endpoint6, IngressKey6, LocalKey6, OwnerKey6, PortKey6, Published6, allowed,
+    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
     capacity,
 };
 use forwarder_common::family::{Be16, Be128};
@@ -13,9 +13,11 @@ use ipnet::IpNet;
 
 use super::Policy;
 use super::published::number;
-use crate::lists::Lists;
-use crate::tables::{Key6, Row6, Tables};
-use crate::world::{Container, Family, HostPort, Ingress, Link, Network, Terms, World};
+use crate::acl::AclTable;
+use crate::desired_state::{DesiredState, Key6, Row6};
+use crate::host_state::{
+    Container, Family, HostPort, HostState, Ingress, Link, Network, NetworkOptions,
+};
 
 /// Whether a network has IPv6.
 pub(super) fn is_in(network: &Network) -> bool {
@@ -26,8 +28,8 @@ pub(super) fn is_in(network: &Network) -> bool {
 }
 
 /// The host's own addresses, link-local ones by their device. Loopback's never appear on a wire.
-pub(super) fn add_locals(tables: &mut Tables, world: &World) {
-    for address in world.addresses.values().flatten() {
+pub(super) fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
+    for address in host_state.addresses.values().flatten() {
         let IpAddr::V6(own) = address.address else {
             continue;
         };
@@ -38,7 +40,7 @@ pub(super) fn add_locals(tables: &mut Tables, world: &World) {
             0
         };
         if !own.is_loopback() {
-            let key = Key6::Local(LocalKey6 { addr, ifindex });
+            let key = Key6::Local(HostAddressKey6 { addr, ifindex });
             tables.ipv6.insert(key, Row6::Index(1));
         }
     }
@@ -46,7 +48,12 @@ pub(super) fn add_locals(tables: &mut Tables, world: &World) {
 
 /// A network's subnets and its containers' addresses, with the link-local one that follows from a
 /// container's MAC address.
-pub(super) fn add_network(tables: &mut Tables, world: &World, network: &Network, bridge: &Link) {
+pub(super) fn add_network(
+    tables: &mut DesiredState,
+    host_state: &HostState,
+    network: &Network,
+    bridge: &Link,
+) {
     if !is_in(network) {
         return;
     }
@@ -58,10 +65,10 @@ pub(super) fn add_network(tables: &mut Tables, world: &World, network: &Network,
         }
     }
     for (id, at) in &network.endpoints {
-        let veth = world
+        let veth = host_state
             .veths
             .get(id)
-            .and_then(|index| world.links.get(index))
+            .and_then(|index| host_state.links.get(index))
             .filter(|link| link.master == Some(bridge.index))
             .map_or(0, |link| link.index);
         let addr = at.ipv6.map(be128);
@@ -84,10 +91,10 @@ pub(super) fn add_network(tables: &mut Tables, world: &World, network: &Network,
 
 /// The sources that a network's containers may use beside their own: each of them, or one.
 pub(super) fn add_allowed(
-    tables: &mut Tables,
-    world: &World,
+    tables: &mut DesiredState,
+    host_state: &HostState,
     policy: &Policy,
-    (network, terms): (&Network, &Terms),
+    (network, terms): (&Network, &NetworkOptions),
     bridge: u32,
 ) {
     if !is_in(network) {
@@ -105,9 +112,10 @@ pub(super) fn add_allowed(
         allow(bridge, range, allowed::EACH);
     }
     for (id, at) in &network.endpoints {
-        let (Some(container), Some(&veth)) =
-            (world.containers.get(&at.container), world.veths.get(id))
-        else {
+        let (Some(container), Some(&veth)) = (
+            host_state.containers.get(&at.container),
+            host_state.veths.get(id),
+        ) else {
             continue;
         };
         for net in policy.rules.allowed_sources(container) {
@@ -130,12 +138,12 @@ pub(super) fn add_allowed(
 /// Who may ask what is published on the host's IPv6 addresses: by Docker's list of running containers,
 /// and nobody what it does not list yet.
 pub(super) fn add_published(
-    tables: &mut Tables,
-    world: &World,
+    tables: &mut DesiredState,
+    host_state: &HostState,
     policy: &Policy,
-    lists: &mut Lists,
+    lists: &mut AclTable,
 ) {
-    for port in &world.proxied {
+    for port in &host_state.proxied {
         if let Some(key) = port_key6(port) {
             let published = Published6 {
                 policy: lists.id(&Ingress::closed()),
@@ -145,8 +153,8 @@ pub(super) fn add_published(
             tables.ipv6.insert(Key6::Published(key), row);
         }
     }
-    for container in world.containers.values().filter(|c| c.running) {
-        let bridges = bridges_of(world, container);
+    for container in host_state.containers.values().filter(|c| c.running) {
+        let bridges = bridges_of(host_state, container);
         for binding in &container.ports {
             let Some(key) = port_key6(&binding.host()) else {
                 continue;
@@ -177,19 +185,19 @@ pub(super) fn add_published(
 
 /// The bridges of the networks that docker-proxy may ask a container in: that of its IPv4 gateway, to
 /// which Docker up to 27 sends both families, and that of its IPv6 gateway.
-fn bridges_of(world: &World, container: &Container) -> [u32; 2] {
-    let by_ipv4 = world.gateway_of(container).map(|(id, _)| id);
-    let by_ipv6 = container.gateway_endpoint(Family::V6, &world.networks);
+fn bridges_of(host_state: &HostState, container: &Container) -> [u32; 2] {
+    let by_ipv4 = host_state.gateway_of(container).map(|(id, _)| id);
+    let by_ipv6 = container.gateway_endpoint(Family::V6, &host_state.networks);
     let by_ipv6 = by_ipv6.map(|(id, _)| id).filter(|&id| by_ipv4 != Some(id));
     [by_ipv4, by_ipv6].map(|id| {
-        let network = id.and_then(|id| world.networks.get(id));
-        let bridge = network.and_then(|network| world.bridge(network));
+        let network = id.and_then(|id| host_state.networks.get(id));
+        let bridge = network.and_then(|network| host_state.bridge(network));
         bridge.map_or(0, |link| link.index)
     })
 }
 
 /// The lists, where any port is asked by one.
-pub(super) fn add_lists(tables: &mut Tables, lists: &Lists) {
+pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
     if !tables.lists6 {
         return;
     }

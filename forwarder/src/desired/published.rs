@@ -8,42 +8,42 @@ use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
 use forwarder_common::family::{Be16, V4};
 use forwarder_common::parse::proto;
 
-use super::{Policy, be32, incarnation};
-use crate::lists::Lists;
-use crate::tables::{Tables, Target};
-use crate::world::{
-    Container, GatewayMode, HostPort, Ingress, Network, NetworkId, Proto, Terms, World,
+use super::{Policy, be32, generation};
+use crate::acl::AclTable;
+use crate::desired_state::{DesiredState, Target};
+use crate::host_state::{
+    Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, NetworkOptions, Proto,
 };
 
 /// What is published: what shims have bound; what Docker lists of running containers that have no
 /// shim, which leads to the endpoint that is their gateway; and where a network lets containers be
 /// asked straight, their own addresses. A routed network has no ports of the host.
 pub(super) fn add_published(
-    tables: &mut Tables,
-    world: &World,
+    tables: &mut DesiredState,
+    host_state: &HostState,
     policy: &Policy,
-    terms: &BTreeMap<&NetworkId, Terms>,
-    lists: &mut Lists,
+    terms: &BTreeMap<&NetworkId, NetworkOptions>,
+    lists: &mut AclTable,
 ) {
     let is_routed = |id: &NetworkId| {
         let terms = terms.get(id);
         terms.is_some_and(|terms| terms.mode == GatewayMode::Routed)
     };
-    for (port, bound) in &world.bound {
+    for (port, bound) in &host_state.bound {
         let (Some(key), IpAddr::V4(address)) = (port_key(port), bound.container_ip) else {
             continue;
         };
-        let seat = world.seat(bound.container_ip);
+        let seat = host_state.seat(bound.container_ip);
         if seat.is_some_and(|(network, _)| is_routed(network)) {
             continue;
         }
-        let labels = seat.and_then(|(_, container)| world.containers.get(container));
+        let labels = seat.and_then(|(_, container)| host_state.containers.get(container));
         let list = policy.rules.ingress(labels, port);
         let target = target(key, address, bound.container_port, lists.id(&list));
         tables.published.insert(key, target);
     }
-    for container in world.containers.values().filter(|c| c.running) {
-        if let Some((network, address)) = world.gateway_of(container)
+    for container in host_state.containers.values().filter(|c| c.running) {
+        if let Some((network, address)) = host_state.gateway_of(container)
             && !is_routed(network)
         {
             for binding in &container.ports {
@@ -84,7 +84,7 @@ pub(super) fn add_published(
 /// By which port of the host's each container is seen when it speaks first from one that it publishes:
 /// by that of the same number, which takes no row, else by the lowest. What there is no room for is
 /// translated as any other.
-fn add_seen_as(tables: &mut Tables) {
+fn add_seen_as(tables: &mut DesiredState) {
     let mut seen = BTreeMap::<ServerKey<V4>, u16>::new();
     for (key, target) in &tables.published {
         // Where it is asked straight, nothing stands for it.
@@ -111,7 +111,7 @@ fn add_seen_as(tables: &mut Tables) {
 }
 
 /// Where a port leads. The same way is the same mapping, whoever tells of it first: that a container
-/// is another one by now is told by its endpoint's incarnation, which flows carry too.
+/// is another one by now is told by its endpoint's generation, which flows carry too.
 #[must_use]
 fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target {
     let name = format!("{key:?} {address}:{port}");
@@ -119,7 +119,7 @@ fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target
         addr: be32(address),
         port: Be16::new(port),
         policy,
-        incarnation: incarnation([name.as_str()]),
+        generation: generation([name.as_str()]),
     }
 }
 
@@ -141,12 +141,12 @@ fn straight_ingress(
 
 /// What links open between containers of a network that do not reach each other: the child's
 /// exposed ports, to the parent. On the default bridge only, as with Docker.
-pub(super) fn add_links(tables: &mut Tables, world: &World, network: &Network) {
+pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, network: &Network) {
     if network.bridge.as_deref() != Some("docker0") {
         return;
     }
     let address = |container: &Container| container.endpoints.get(&network.id)?.ipv4;
-    let running = || world.containers.values().filter(|c| c.running);
+    let running = || host_state.containers.values().filter(|c| c.running);
     for parent in running() {
         let children = running().filter(|child| parent.links.contains(&child.name));
         for child in children {

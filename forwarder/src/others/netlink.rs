@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use super::{Direction, IpsecPolicy, Range};
-use crate::tables::Hook;
+use crate::desired_state::Hook;
 
 /// Qdiscs that send what comes as fast as the device takes it.
 const HARMLESS: [&str; 9] = [
@@ -47,7 +47,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Octets of `struct tcmsg`, in it the device's index and the handle; `TCA_KIND`, `TCA_OPTIONS`.
+/// Bytes of `struct tcmsg`, in it the device's index and the handle; `TCA_KIND`, `TCA_OPTIONS`.
 const TC: usize = 20;
 const TC_INDEX: usize = 4;
 const TC_HANDLE: usize = 8;
@@ -95,7 +95,7 @@ pub(crate) fn filter(message: &[u8]) -> Option<String> {
     (!ours).then(|| format!("a filter ({kind})"))
 }
 
-/// Octets of `struct fib_rule_hdr`, in it the type of service and the flags; and attributes.
+/// Bytes of `struct fib_rule_hdr`, in it the type of service and the flags; and attributes.
 const RULE: usize = 12;
 const RULE_TOS: usize = 3;
 const RULE_FLAGS: usize = 8;
@@ -133,7 +133,7 @@ const SELECTOR_DST_LEN: usize = 42;
 const SELECTOR_SRC_LEN: usize = 43;
 const POLICY_DIRECTION: usize = 160;
 const POLICY_ACTION: usize = 161;
-/// Octets of it.
+/// Bytes of it.
 const POLICY: usize = 168;
 /// `XFRMA_TMPL`.
 const TEMPLATES: u16 = 5;

@@ -17,8 +17,8 @@ use tracing::subscriber::NoSubscriber;
 use super::dockerd::Setup;
 use crate::config::Config;
 use crate::desired::is_named_as_dockers;
+use crate::host_state::Update;
 use crate::others::{Firewall, Others, Ruleset};
-use crate::world::Fact;
 use crate::{datapath, trusted, watch};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -198,7 +198,7 @@ fn is_private() -> bool {
     namespace("self".into()) != parent.and_then(namespace)
 }
 
-/// Asks the source of Docker's facts itself, so that what is fit is decided in one place.
+/// Asks the source of Docker's updates itself, so that what is fit is decided in one place.
 fn docker(address: &str) -> Docker {
     if let Some(path) = address.strip_prefix("unix://")
         && let Err(error) = UnixStream::connect(path)
@@ -218,10 +218,10 @@ fn docker(address: &str) -> Docker {
 }
 
 async fn greet(address: &str) -> Docker {
-    let (facts, mut news) = mpsc::channel(1);
+    let (updates, mut news) = mpsc::channel(1);
     let renumber = Notify::new();
     tokio::select! {
-        ended = watch::docker::watch(address, &renumber, &facts) => match ended {
+        ended = watch::docker::watch(address, &renumber, &updates) => match ended {
             Ok(()) => Docker::Absent("no answer".into()),
             Err(error) => {
                 let line = format!("{error:#}");
@@ -229,7 +229,7 @@ async fn greet(address: &str) -> Docker {
                 Docker::Unfit { what: what.into(), todo: todo.into() }
             }
         },
-        Some(Fact::DockerUp { version }) = news.recv() => Docker::Answers(version),
+        Some(Update::DockerUp { version }) = news.recv() => Docker::Answers(version),
         () = sleep(GREETING) => Docker::Absent("no answer".into()),
     }
 }

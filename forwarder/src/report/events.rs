@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use forwarder_common::event::News;
+use forwarder_common::event::EventKind;
 use forwarder_common::parse::proto;
 use forwarder_common::tcp::State;
 use forwarder_common::timeouts::{Ticks, reached};
@@ -46,11 +46,11 @@ pub fn event(event: &FlowEvent, now: Ticks, wall: Duration) -> EventRow {
         };
         Duration::from_nanos(u64::from(span) << 24)
     };
-    let ended = *news != News::Begins;
+    let ended = *news != EventKind::Begins;
     EventRow {
         event: if ended { "end" } else { "new" }.to_owned(),
         time: millis(wall.saturating_sub(since(*at, now))),
-        id: format!("{}.{}", flow.index, flow.gate.id()),
+        id: format!("{}.{}", flow.index, flow.flow_state.id()),
         reason: ended.then(|| reason(event).to_owned()),
         age_s: millis(since(flow.created, *at)),
         flow: flow_row(flow, *at),
@@ -66,10 +66,10 @@ fn reason(event: &FlowEvent) -> &'static str {
     let FlowEvent { news, at, flow } = event;
     let tcp = flow.original.proto == proto::TCP;
     match news {
-        News::Evicted => "evicted",
-        News::Deleted => "deleted",
-        News::Undone => "undone",
-        News::Begins | News::Over => match State::from_u8(flow.gate.state()) {
+        EventKind::Evicted => "evicted",
+        EventKind::Deleted => "deleted",
+        EventKind::Undone => "undone",
+        EventKind::Begins | EventKind::Over => match State::from_u8(flow.flow_state.state()) {
             State::Close if tcp => "reset",
             State::TimeWait | State::LastAck if tcp => "closed",
             _ if reached(flow.expires, *at) => "expired",
@@ -82,7 +82,7 @@ fn reason(event: &FlowEvent) -> &'static str {
 mod tests {
     use forwarder_common::abi::Tuple;
     use forwarder_common::family::Be16;
-    use forwarder_common::flow::Gate;
+    use forwarder_common::flow::FlowState;
 
     use super::*;
     use crate::datapath::FlowSnapshot;
@@ -90,7 +90,7 @@ mod tests {
     /// Ticks in a second, about.
     const SECOND: Ticks = 60;
 
-    fn told(news: News, proto: u32, state: State, expires: Ticks) -> FlowEvent {
+    fn told(news: EventKind, proto: u32, state: State, expires: Ticks) -> FlowEvent {
         let tuple = Tuple {
             sport: Be16::new(40_000),
             proto,
@@ -100,7 +100,7 @@ mod tests {
             original: tuple,
             reply: tuple.reversed(),
             index: 5,
-            gate: Gate(9 | (state as u64) << 32),
+            flow_state: FlowState(9 | (state as u64) << 32),
             packets: [3, 2],
             bytes: [180, 120],
             created: 1000,
@@ -121,7 +121,7 @@ mod tests {
             row.reason
         };
         let (past, future) = (1100, 5000);
-        let over = |proto, state, expires| reason(News::Over, proto, state, expires).unwrap();
+        let over = |proto, state, expires| reason(EventKind::Over, proto, state, expires).unwrap();
         assert_eq!(over(proto::TCP, State::Established, past), "expired");
         assert_eq!(over(proto::TCP, State::Established, future), "stale");
         assert_eq!(over(proto::TCP, State::TimeWait, past), "closed");
@@ -129,15 +129,15 @@ mod tests {
         assert_eq!(over(proto::TCP, State::Close, past), "reset");
         assert_eq!(over(proto::UDP, State::None, past), "expired");
         let ended = |news| reason(news, proto::TCP, State::Close, past);
-        assert_eq!(ended(News::Evicted).as_deref(), Some("evicted"));
-        assert_eq!(ended(News::Deleted).as_deref(), Some("deleted"));
-        assert_eq!(ended(News::Undone).as_deref(), Some("undone"));
-        assert_eq!(ended(News::Begins), None);
+        assert_eq!(ended(EventKind::Evicted).as_deref(), Some("evicted"));
+        assert_eq!(ended(EventKind::Deleted).as_deref(), Some("deleted"));
+        assert_eq!(ended(EventKind::Undone).as_deref(), Some("undone"));
+        assert_eq!(ended(EventKind::Begins), None);
     }
 
     #[test]
     fn times_are_those_of_the_event_and_not_of_its_reading() {
-        let told = told(News::Over, proto::UDP, State::None, 1100);
+        let told = told(EventKind::Over, proto::UDP, State::None, 1100);
         let wall = Duration::from_secs(1_000_000);
         let row = event(&told, told.at + 10 * SECOND, wall);
         assert!(

@@ -89,7 +89,7 @@ pub struct Ends {
 pub struct FlowRow {
     /// `tcp`, `udp` or `icmp`.
     pub proto: String,
-    /// What the opener sends.
+    /// What the originator sends.
     pub original: Ends,
     /// What the answers carry.
     pub reply: Ends,
@@ -97,7 +97,7 @@ pub struct FlowRow {
     pub state: String,
     /// Packets, both directions.
     pub packets: u64,
-    /// Octets, both directions, network header included.
+    /// Bytes, both directions, network header included.
     pub bytes: u64,
     /// Seconds since the last packet.
     pub idle_s: u64,

@@ -6,17 +6,17 @@ use forwarder_common::family::Be16;
 use serde_json::json;
 
 use super::*;
-use crate::tables::{NetworkRow as Programmed, Target};
-use crate::world::{Container, Link, Network, NetworkEndpoint};
+use crate::desired_state::{NetworkRow as Programmed, Target};
+use crate::host_state::{Container, Link, Network, NetworkEndpoint};
 
 fn be(octets: [u8; 4]) -> Be32 {
     Be32::from_octets(octets)
 }
 
-fn world() -> World {
-    let mut world = World {
+fn host_state() -> HostState {
+    let mut host_state = HostState {
         docker: Some("20.10.24".into()),
-        ..World::default()
+        ..HostState::default()
     };
     let mut network = Network {
         id: "0123456789abcdef".into(),
@@ -38,7 +38,7 @@ fn world() -> World {
         driver: "host".into(),
         ..Network::default()
     };
-    world.networks = [network, other]
+    host_state.networks = [network, other]
         .map(|network| (network.id.clone(), network))
         .into();
     let container = Container {
@@ -47,21 +47,23 @@ fn world() -> World {
         running: true,
         ..Container::default()
     };
-    world.containers.insert(container.id.clone(), container);
+    host_state
+        .containers
+        .insert(container.id.clone(), container);
     let link = |index, name: &str| Link {
         index,
         name: name.into(),
         ..Link::default()
     };
-    world.links = [link(3, "br-0123456789ab"), link(4, "veth1")]
+    host_state.links = [link(3, "br-0123456789ab"), link(4, "veth1")]
         .map(|link| (link.index, link))
         .into();
-    world.veths.insert("e1".into(), 4);
-    world
+    host_state.veths.insert("e1".into(), 4);
+    host_state
 }
 
-fn tables() -> Tables {
-    let mut tables = Tables::default();
+fn tables() -> DesiredState {
+    let mut tables = DesiredState::default();
     tables.networks.insert(3, Programmed::default());
     tables.hooks = [
         (4, Hook::ContainerIn),
@@ -78,7 +80,7 @@ fn tables() -> Tables {
         addr: be([172, 18, 0, 2]),
         port: Be16::new(80),
         policy: 0,
-        incarnation: 1,
+        generation: 1,
     };
     tables.published.insert(key, target);
     tables
@@ -86,31 +88,31 @@ fn tables() -> Tables {
 
 #[test]
 fn ports_name_the_container_behind_the_address() {
-    let rows = ports(&world(), &tables());
+    let rows = ports(&host_state(), &tables());
     let expected = json!([{
         "proto": "tcp", "host_ip": "0.0.0.0", "host_port": 8080,
         "container": "shop", "container_ip": "172.18.0.2", "container_port": 80,
     }]);
     assert_eq!(serde_json::to_value(rows).unwrap(), expected);
-    let nobody = ports(&World::default(), &tables());
+    let nobody = ports(&HostState::default(), &tables());
     assert_eq!(nobody[0].container, None);
 }
 
 #[test]
 fn networks_are_those_with_a_bridge() {
-    let rows = networks(&world(), &tables());
+    let rows = networks(&host_state(), &tables());
     assert_eq!(rows.len(), 1);
     assert_eq!(
         (rows[0].name.as_str(), rows[0].id.as_str()),
         ("web", "0123456789ab")
     );
     assert_eq!((rows[0].endpoints, rows[0].programmed), (1, true));
-    assert!(!networks(&world(), &Tables::default())[0].programmed);
+    assert!(!networks(&host_state(), &DesiredState::default())[0].programmed);
 }
 
 #[test]
 fn endpoints_say_whether_both_programs_are_there() {
-    let rows = endpoints(&world(), &tables());
+    let rows = endpoints(&host_state(), &tables());
     assert_eq!(rows[0].container, "shop");
     assert_eq!(rows[0].mac.as_deref(), Some("02:42:ac:12:00:02"));
     assert_eq!(
@@ -119,10 +121,10 @@ fn endpoints_say_whether_both_programs_are_there() {
     );
     let mut half = tables();
     half.hooks.remove(&(4, Hook::ContainerOut));
-    assert!(!endpoints(&world(), &half)[0].hooked);
+    assert!(!endpoints(&host_state(), &half)[0].hooked);
 }
 
-fn snapshot(protocol: u32, gate: Gate) -> FlowSnapshot {
+fn snapshot(protocol: u32, flow_state: FlowState) -> FlowSnapshot {
     let original = Tuple {
         src: be([198, 18, 1, 2]),
         dst: be([198, 18, 1, 1]),
@@ -140,7 +142,7 @@ fn snapshot(protocol: u32, gate: Gate) -> FlowSnapshot {
     FlowSnapshot {
         original,
         reply,
-        gate,
+        flow_state,
         index: 7,
         packets: [3, 2],
         bytes: [180, 120],
@@ -152,7 +154,7 @@ fn snapshot(protocol: u32, gate: Gate) -> FlowSnapshot {
 
 #[test]
 fn a_flow_has_both_directions_and_their_sum() {
-    let established = Gate((State::Established as u64) << 32);
+    let established = FlowState((State::Established as u64) << 32);
     let now = 1000 + forwarder_common::timeouts::seconds(61);
     let rows = flows(&[snapshot(proto::TCP, established)], now);
     let expected = json!([{
@@ -166,18 +168,21 @@ fn a_flow_has_both_directions_and_their_sum() {
 
 #[test]
 fn a_packet_newer_than_the_clock_is_not_idle() {
-    assert_eq!(flows(&[snapshot(proto::TCP, Gate(0))], 999)[0].idle_s, 0);
+    assert_eq!(
+        flows(&[snapshot(proto::TCP, FlowState(0))], 999)[0].idle_s,
+        0
+    );
 }
 
 #[test]
 fn flows_without_a_state_machine_tell_whether_they_were_answered() {
-    // Flags of `Gate`: answered, assured.
-    let udp = |flags: u64| flow_row(&snapshot(proto::UDP, Gate(flags << 48)), 1000).state;
+    // Flags of `FlowState`: answered, assured.
+    let udp = |flags: u64| flow_row(&snapshot(proto::UDP, FlowState(flags << 48)), 1000).state;
     assert_eq!(
         [udp(0), udp(1), udp(3)],
         ["UNREPLIED", "REPLIED", "ASSURED"]
     );
-    let icmp = flow_row(&snapshot(proto::ICMP, Gate(0)), 1000);
+    let icmp = flow_row(&snapshot(proto::ICMP, FlowState(0)), 1000);
     assert_eq!(
         (icmp.proto.as_str(), icmp.state.as_str()),
         ("icmp", "UNREPLIED")
@@ -187,7 +192,7 @@ fn flows_without_a_state_machine_tell_whether_they_were_answered() {
 #[test]
 fn the_status_is_whole_with_and_without_an_agent() {
     let told = agent(
-        &world(),
+        &host_state(),
         &tables(),
         Vec::new(),
         vec!["it fails".to_owned()],

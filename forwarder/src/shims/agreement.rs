@@ -6,21 +6,23 @@
 
 use std::net::IpAddr;
 
+use crate::host_state::{Bound, Container, Family, HostPort, HostState, Subnet};
 use crate::watch::shim::Binding;
-use crate::world::{Bound, Container, Family, HostPort, Subnet, World};
 
 /// Whether a new claim agrees: the address lies in a network of Docker's, and a container that
 /// runs there publishes this port of its own; where `exactly`, by this port of the host's.
-pub(super) fn of(binding: &Binding, exactly: bool, world: &World) -> Result<(), String> {
+pub(super) fn of(binding: &Binding, exactly: bool, host_state: &HostState) -> Result<(), String> {
     let (address, port) = (binding.container_ip, binding.container_port);
-    if !is_heard(world) {
+    if !is_heard(host_state) {
         let why = || format!("{address} is on no bridge of this host");
-        return is_on_a_bridge(address, world).then_some(()).ok_or_else(why);
+        return is_on_a_bridge(address, host_state)
+            .then_some(())
+            .ok_or_else(why);
     }
-    if !is_in_a_network(address, world) {
+    if !is_in_a_network(address, host_state) {
         return Err(format!("{address} is in no network of Docker's"));
     }
-    let Some(container) = running_at(address, world) else {
+    let Some(container) = running_at(address, host_state) else {
         return Ok(());
     };
     if !container.published.contains(&(binding.proto, port)) {
@@ -34,8 +36,12 @@ pub(super) fn of(binding: &Binding, exactly: bool, world: &World) -> Result<(), 
 }
 
 /// Whether a claim that was carried out agrees with what Docker lists by now.
-pub(super) fn with_list(port: &HostPort, bound: &Bound, world: &World) -> Result<(), String> {
-    match running_at(bound.container_ip, world).filter(|_| is_heard(world)) {
+pub(super) fn with_list(
+    port: &HostPort,
+    bound: &Bound,
+    host_state: &HostState,
+) -> Result<(), String> {
+    match running_at(bound.container_ip, host_state).filter(|_| is_heard(host_state)) {
         Some(container) => lists(port, bound.container_port, container),
         None => Ok(()),
     }
@@ -52,26 +58,29 @@ fn lists(port: &HostPort, to: u16, container: &Container) -> Result<(), String> 
     ))
 }
 
-fn is_heard(world: &World) -> bool {
-    world.docker.is_some() && world.is_complete()
+fn is_heard(host_state: &HostState) -> bool {
+    host_state.docker.is_some() && host_state.is_complete()
 }
 
-fn is_in_a_network(address: IpAddr, world: &World) -> bool {
-    world.networks.values().any(|network| {
+fn is_in_a_network(address: IpAddr, host_state: &HostState) -> bool {
+    host_state.networks.values().any(|network| {
         network
             .subnets
             .iter()
             .any(|subnet| subnet.contains(address))
-            && world.gateway(network, Family::of(address)) != Some(address)
+            && host_state.gateway(network, Family::of(address)) != Some(address)
     })
 }
 
 /// While Docker is not heard: the range of a bridge of this host. A bridge without an address
 /// (`inhibit_ipv4`) tells nothing.
-fn is_on_a_bridge(address: IpAddr, world: &World) -> bool {
-    let mut bridges = world.links.values().filter(|link| link.kind == "bridge");
+fn is_on_a_bridge(address: IpAddr, host_state: &HostState) -> bool {
+    let mut bridges = host_state
+        .links
+        .values()
+        .filter(|link| link.kind == "bridge");
     bridges.any(|bridge| {
-        let own = world.addresses.get(&bridge.index).map(Vec::as_slice);
+        let own = host_state.addresses.get(&bridge.index).map(Vec::as_slice);
         let mut own = own.unwrap_or_default().iter().peekable();
         let family = Family::of(address);
         if !own.clone().any(|at| Family::of(at.address) == family) {
@@ -88,7 +97,7 @@ fn is_on_a_bridge(address: IpAddr, world: &World) -> bool {
     })
 }
 
-fn running_at(address: IpAddr, world: &World) -> Option<&Container> {
-    let (_, container) = world.seat(address)?;
-    world.containers.get(container).filter(|c| c.running)
+fn running_at(address: IpAddr, host_state: &HostState) -> Option<&Container> {
+    let (_, container) = host_state.seat(address)?;
+    host_state.containers.get(container).filter(|c| c.running)
 }

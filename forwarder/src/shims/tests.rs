@@ -4,7 +4,7 @@
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::world::{
+use crate::host_state::{
     Address, Container, Link, Listing, Network, NetworkEndpoint, PortBinding, Proto, Seen, Subnet,
 };
 
@@ -15,9 +15,9 @@ const PORT: HostPort = HostPort {
 };
 
 struct Stage {
-    world: World,
+    host_state: HostState,
     shims: Shims,
-    ears: BTreeMap<u64, UnboundedReceiver<Word>>,
+    ears: BTreeMap<u64, UnboundedReceiver<ShimReply>>,
     now: Instant,
 }
 
@@ -25,35 +25,35 @@ impl Stage {
     /// An agent that has been there for a while, with Docker answering.
     fn new() -> Self {
         let now = Instant::now();
-        let mut world = World::default();
-        world.apply(Fact::DockerUp {
+        let mut host_state = HostState::default();
+        host_state.apply(Update::DockerUp {
             version: "20.10".into(),
         });
-        world.seen = Seen {
+        host_state.seen = Seen {
             networks: true,
             containers: true,
             links: true,
             addresses: true,
         };
-        world.apply(Fact::Network(Box::new(network())));
+        host_state.apply(Update::Network(Box::new(network())));
         Self {
-            world,
+            host_state,
             shims: Shims::new(now),
             ears: BTreeMap::new(),
             now: now + FINDING,
         }
     }
 
-    fn news(&mut self, shim: u64, news: News) -> bool {
+    fn news(&mut self, shim: u64, news: ShimEventKind) -> bool {
         let shim = ShimId(shim);
         self.shims
-            .hear(Call { shim, news }, &mut self.world, self.now)
+            .hear(ShimEvent { shim, news }, &mut self.host_state, self.now)
     }
 
     fn come(&mut self, shim: u64) {
         let (words, ear) = unbounded_channel();
         self.ears.insert(shim, ear);
-        self.news(shim, News::Came(words));
+        self.news(shim, ShimEventKind::Came(words));
     }
 
     /// Binds the port, to 172.17.0.LAST, and syncs.
@@ -65,7 +65,7 @@ impl Stage {
     fn again(&mut self, shim: u64, last: u8, orphan: bool) {
         if self.news(
             shim,
-            News::Asks(Question::Bind(binding(PORT, last, orphan)), Ok(())),
+            ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, last, orphan)), Ok(())),
         ) {
             self.shims.synced(|_| Ok(()));
         }
@@ -75,17 +75,17 @@ impl Stage {
         self.come(shim);
         self.news(
             shim,
-            News::Asks(Question::Reclaim(binding(port, 9, false)), Ok(())),
+            ShimEventKind::Asks(ShimRequest::Reclaim(binding(port, 9, false)), Ok(())),
         );
     }
 
-    fn hears(&mut self, shim: u64) -> Option<Word> {
+    fn hears(&mut self, shim: u64) -> Option<ShimReply> {
         self.ears.get_mut(&shim).unwrap().try_recv().ok()
     }
 
     /// Where the port leads by the shims' word.
     fn leads_to(&self) -> Option<String> {
-        let bound = self.world.bound.get(&PORT)?;
+        let bound = self.host_state.bound.get(&PORT)?;
         Some(bound.container_ip.to_string())
     }
 }
@@ -141,15 +141,15 @@ fn publisher() -> Container {
 fn a_bind_is_answered_after_the_sync_that_carries_it_out() {
     let mut stage = Stage::new();
     stage.come(1);
-    let asks = |last| News::Asks(Question::Bind(binding(PORT, last, false)), Ok(()));
+    let asks = |last| ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, last, false)), Ok(()));
     assert!(stage.news(1, asks(2)), "a sync is due");
     assert_eq!(stage.hears(1), None);
     stage.shims.synced(|port| Err(format!("no {port}")));
-    let no = Word::Error("no 0.0.0.0:8080/tcp".into());
+    let no = ShimReply::Error("no 0.0.0.0:8080/tcp".into());
     assert_eq!(stage.hears(1), Some(no));
     assert!(stage.news(1, asks(2)));
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(Word::Ok(())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
 }
 
@@ -157,16 +157,16 @@ fn a_bind_is_answered_after_the_sync_that_carries_it_out() {
 fn what_is_given_back_is_in_no_list_any_more() {
     let mut stage = Stage::new();
     stage
-        .world
-        .apply(Fact::Containers(Listing::from(vec![publisher()])));
+        .host_state
+        .apply(Update::Containers(Listing::from(vec![publisher()])));
     stage.bind(1, 2, false);
-    assert_eq!(stage.hears(1), Some(Word::Ok(())));
-    assert!(stage.world.publishes(&PORT));
-    assert!(stage.news(1, News::Asks(Question::Unbind, Ok(()))));
-    assert!(!stage.world.publishes(&PORT) && stage.leads_to().is_none());
+    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
+    assert!(stage.host_state.publishes(&PORT));
+    assert!(stage.news(1, ShimEventKind::Asks(ShimRequest::Unbind, Ok(()))));
+    assert!(!stage.host_state.publishes(&PORT) && stage.leads_to().is_none());
     assert_eq!(stage.hears(1), None);
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(Word::Ok(())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
     assert!(stage.ears.get_mut(&1).unwrap().is_closed(), "it may end");
 }
 
@@ -174,11 +174,11 @@ fn what_is_given_back_is_in_no_list_any_more() {
 fn a_shim_that_dies_leaves_what_docker_lists() {
     let mut stage = Stage::new();
     stage
-        .world
-        .apply(Fact::Containers(Listing::from(vec![publisher()])));
+        .host_state
+        .apply(Update::Containers(Listing::from(vec![publisher()])));
     stage.bind(1, 2, false);
-    assert!(stage.news(1, News::Went));
-    assert!(stage.leads_to().is_none() && stage.world.publishes(&PORT));
+    assert!(stage.news(1, ShimEventKind::Went));
+    assert!(stage.leads_to().is_none() && stage.host_state.publishes(&PORT));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_port_that_is_taken_is_refused_while_its_shim_lives() {
     let mut stage = Stage::new();
     stage.bind(1, 2, false);
     stage.bind(2, 3, false);
-    let Some(Word::Error(why)) = stage.hears(2) else {
+    let Some(ShimReply::Error(why)) = stage.hears(2) else {
         panic!("no refusal")
     };
     assert_eq!(
@@ -194,9 +194,9 @@ fn a_port_that_is_taken_is_refused_while_its_shim_lives() {
         "0.0.0.0:8080/tcp is published already: it leads to 172.17.0.2"
     );
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
-    stage.news(1, News::Went);
+    stage.news(1, ShimEventKind::Went);
     stage.again(2, 3, false);
-    assert_eq!(stage.hears(2), Some(Word::Ok(())));
+    assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
 }
 
@@ -206,15 +206,15 @@ fn an_orphan_lets_go_for_who_reclaims_and_the_mapping_stays_throughout() {
     stage.bind(1, 2, true);
     stage.hears(1);
     stage.reclaim(2, PORT);
-    assert_eq!(stage.hears(1), Some(Word::Release(())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
     assert_eq!(stage.hears(2), None, "the orphan still holds it");
-    assert!(!stage.news(1, News::Went), "nothing changes");
-    assert_eq!(stage.hears(2), Some(Word::Ok(())));
+    assert!(!stage.news(1, ShimEventKind::Went), "nothing changes");
+    assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
     stage.again(2, 3, false);
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
     // A claimant that dies leaves nothing.
-    stage.news(2, News::Went);
+    stage.news(2, ShimEventKind::Went);
     assert!(stage.leads_to().is_none());
 }
 
@@ -230,14 +230,14 @@ fn a_reclaim_concerns_all_that_overlap_and_nothing_else() {
     };
     stage.reclaim(2, on([127, 0, 0, 1], Proto::Udp));
     assert_eq!(stage.hears(1), None);
-    let Some(Word::Error(why)) = stage.hears(2) else {
+    let Some(ShimReply::Error(why)) = stage.hears(2) else {
         panic!("no refusal")
     };
     assert_eq!(why, "no orphan holds 127.0.0.1:8080/udp");
     stage.reclaim(3, on([127, 0, 0, 1], Proto::Tcp));
-    assert_eq!(stage.hears(1), Some(Word::Release(())));
-    stage.news(1, News::Went);
-    assert_eq!(stage.hears(3), Some(Word::Ok(())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
+    stage.news(1, ShimEventKind::Went);
+    assert_eq!(stage.hears(3), Some(ShimReply::Ok(())));
     assert!(stage.leads_to().is_none());
 }
 
@@ -248,53 +248,59 @@ fn a_young_agent_waits_for_orphans_to_find_it() {
     stage.reclaim(2, PORT);
     assert_eq!(stage.hears(2), None);
     stage.bind(1, 2, true);
-    assert_eq!(stage.hears(1), Some(Word::Release(())));
-    stage.news(1, News::Went);
-    assert_eq!(stage.hears(2), Some(Word::Ok(())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
+    stage.news(1, ShimEventKind::Went);
+    assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
     // And gives up when none has come.
     stage.reclaim(3, HostPort { port: 81, ..PORT });
     assert_eq!(stage.hears(3), None);
     stage.now += FINDING;
-    stage.shims.review(&mut stage.world, stage.now);
-    assert!(matches!(stage.hears(3), Some(Word::Error(_))));
+    stage.shims.review(&mut stage.host_state, stage.now);
+    assert!(matches!(stage.hears(3), Some(ShimReply::Error(_))));
 }
 
 #[test]
 fn orphans_go_when_docker_has_answered_and_knows_nobody_for_their_port() {
     let mut stage = Stage::new();
     stage
-        .world
-        .apply(Fact::Containers(Listing::from(vec![publisher()])));
+        .host_state
+        .apply(Update::Containers(Listing::from(vec![publisher()])));
     stage.bind(1, 2, false);
     stage.hears(1);
     let review = |stage: &mut Stage, later: Duration| {
         stage.now += later;
-        stage.shims.review(&mut stage.world, stage.now);
+        stage.shims.review(&mut stage.host_state, stage.now);
         stage.hears(1)
     };
     stage.again(1, 2, true);
-    assert_eq!(review(&mut stage, GRACE), Some(Word::Ok(())));
+    assert_eq!(review(&mut stage, GRACE), Some(ShimReply::Ok(())));
     assert_eq!(review(&mut stage, GRACE), None, "its container runs");
-    stage.world.apply(Fact::DockerDown { why: String::new() });
-    stage.world.apply(Fact::Containers(Listing::default()));
+    stage
+        .host_state
+        .apply(Update::DockerDown { why: String::new() });
+    stage
+        .host_state
+        .apply(Update::Containers(Listing::default()));
     assert_eq!(review(&mut stage, GRACE), None, "Docker is away");
-    stage.world.apply(Fact::DockerUp {
+    stage.host_state.apply(Update::DockerUp {
         version: "20.10".into(),
     });
     stage.again(1, 2, true);
     stage.hears(1);
-    assert_eq!(review(&mut stage, GRACE), Some(Word::Release(())));
+    assert_eq!(review(&mut stage, GRACE), Some(ShimReply::Release(())));
     assert_eq!(review(&mut stage, GRACE), None, "once");
 }
 
 #[test]
 fn claim_without_its_socket_is_refused() {
     let mut stage = Stage::new();
-    let asks = |orphan, proof: Proof| News::Asks(Question::Bind(binding(PORT, 3, orphan)), proof);
+    let asks = |orphan, proof: Proof| {
+        ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, 3, orphan)), proof)
+    };
     let why = || Err("no socket".to_owned());
     stage.come(1);
     assert!(!stage.news(1, asks(false, why())));
-    assert_eq!(stage.hears(1), Some(Word::Error("no socket".into())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Error("no socket".into())));
     // Nor as an orphan: it has never shown one.
     assert!(!stage.news(1, asks(true, why())) && stage.leads_to().is_none());
     stage.again(1, 3, false);
@@ -302,9 +308,9 @@ fn claim_without_its_socket_is_refused() {
     assert!(stage.news(1, asks(true, why())), "an orphan that has");
     assert!(!stage.news(1, asks(false, why())), "no orphan");
     stage.come(2);
-    let reclaim = Question::Reclaim(binding(PORT, 9, false));
-    assert!(!stage.news(2, News::Asks(reclaim, why())));
-    assert_eq!(stage.hears(2), Some(Word::Error("no socket".into())));
+    let reclaim = ShimRequest::Reclaim(binding(PORT, 9, false));
+    assert!(!stage.news(2, ShimEventKind::Asks(reclaim, why())));
+    assert_eq!(stage.hears(2), Some(ShimReply::Error("no socket".into())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
 }
 
@@ -317,11 +323,11 @@ fn claim_waits_for_dockers_agreement() {
     };
     let refused = |stage: &mut Stage, binding: Binding, because: &str| {
         stage.come(1);
-        assert!(!stage.news(1, News::Asks(Question::Bind(binding), Ok(()))));
+        assert!(!stage.news(1, ShimEventKind::Asks(ShimRequest::Bind(binding), Ok(()))));
         assert_eq!(stage.hears(1), None, "Docker may be about to say it");
         stage.now += AGREEING;
-        stage.shims.review(&mut stage.world, stage.now);
-        let Some(Word::Error(why)) = stage.hears(1) else {
+        stage.shims.review(&mut stage.host_state, stage.now);
+        let Some(ShimReply::Error(why)) = stage.hears(1) else {
             panic!("no refusal")
         };
         assert_eq!(why, because);
@@ -338,7 +344,9 @@ fn claim_waits_for_dockers_agreement() {
         gateway,
         "172.17.0.1 is in no network of Docker's",
     );
-    stage.world.apply(Fact::Container(Box::new(publisher())));
+    stage
+        .host_state
+        .apply(Update::Container(Box::new(publisher())));
     let secret = Binding {
         container_port: 5432,
         ..binding(PORT, 2, false)
@@ -347,12 +355,15 @@ fn claim_waits_for_dockers_agreement() {
 
     // A network that Docker tells of a moment later.
     stage.come(1);
-    assert!(!stage.news(1, News::Asks(Question::Bind(foreign(PORT)), Ok(()))));
+    assert!(!stage.news(
+        1,
+        ShimEventKind::Asks(ShimRequest::Bind(foreign(PORT)), Ok(()))
+    ));
     let mut late = network();
     late.id = "n2".into();
     late.subnets[0].address = [198, 18, 0, 0].into();
-    stage.world.apply(Fact::Network(Box::new(late)));
-    assert!(stage.shims.decide(&mut stage.world, stage.now));
+    stage.host_state.apply(Update::Network(Box::new(late)));
+    assert!(stage.shims.decide(&mut stage.host_state, stage.now));
     assert_eq!(stage.leads_to().unwrap(), "198.18.1.2");
 }
 
@@ -360,34 +371,38 @@ fn claim_waits_for_dockers_agreement() {
 fn claim_that_docker_contradicts_ends() {
     let mut stage = Stage::new();
     let other = HostPort { port: 81, ..PORT };
-    let asks = || News::Asks(Question::Bind(binding(other, 2, false)), Ok(()));
+    let asks = || ShimEventKind::Asks(ShimRequest::Bind(binding(other, 2, false)), Ok(()));
     stage.come(1);
     assert!(stage.news(1, asks()), "its container may be starting");
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(Word::Ok(())));
-    stage.world.apply(Fact::Container(Box::new(publisher())));
-    let review = |stage: &mut Stage| stage.shims.review(&mut stage.world, stage.now);
+    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
+    stage
+        .host_state
+        .apply(Update::Container(Box::new(publisher())));
+    let review = |stage: &mut Stage| stage.shims.review(&mut stage.host_state, stage.now);
     assert!(!review(&mut stage), "it may be about to be listed");
     stage.now += CONTRADICTING;
-    assert!(review(&mut stage) && stage.world.bound.is_empty());
+    assert!(review(&mut stage) && stage.host_state.bound.is_empty());
     let why = "Docker does not publish port 80 of web as 0.0.0.0:81/tcp";
-    assert_eq!(stage.hears(1), Some(Word::Error(why.into())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Error(why.into())));
     // From here on Docker's list comes first.
     assert!(!stage.news(1, asks()));
     let mut listed = publisher();
     listed.ports[0].host_port = 81;
-    stage.world.apply(Fact::Container(Box::new(listed)));
+    stage.host_state.apply(Update::Container(Box::new(listed)));
     assert!(review(&mut stage));
     stage.now += CONTRADICTING;
-    assert!(!review(&mut stage) && stage.world.bound.contains_key(&other));
+    assert!(!review(&mut stage) && stage.host_state.bound.contains_key(&other));
 }
 
 #[test]
 fn claim_without_docker_needs_a_bridge() {
     let mut stage = Stage::new();
-    stage.world.apply(Fact::DockerDown { why: String::new() });
-    stage.world.networks.clear();
-    let asks = || News::Asks(Question::Bind(binding(PORT, 2, false)), Ok(()));
+    stage
+        .host_state
+        .apply(Update::DockerDown { why: String::new() });
+    stage.host_state.networks.clear();
+    let asks = || ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, 2, false)), Ok(()));
     stage.come(1);
     assert!(!stage.news(1, asks()));
     let bridge = Link {
@@ -396,7 +411,7 @@ fn claim_without_docker_needs_a_bridge() {
         kind: "bridge".into(),
         ..Link::default()
     };
-    stage.world.apply(Fact::Addresses(vec![Address {
+    stage.host_state.apply(Update::Addresses(vec![Address {
         link: 7,
         address: [172, 17, 0, 1].into(),
         peer: None,
@@ -404,8 +419,8 @@ fn claim_without_docker_needs_a_bridge() {
         scope: 0,
         secondary: false,
     }]));
-    stage.world.apply(Fact::Link(bridge));
-    assert!(stage.shims.decide(&mut stage.world, stage.now));
+    stage.host_state.apply(Update::Link(bridge));
+    assert!(stage.shims.decide(&mut stage.host_state, stage.now));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
 }
 
@@ -416,42 +431,48 @@ fn port_of_a_docker_proxy_is_closed_until_docker_lists_it() {
         ip: std::net::Ipv6Addr::UNSPECIFIED.into(),
         ..PORT
     };
-    let asks = || News::Asks(Question::Proxy(binding(port, 2, false)), Ok(()));
+    let asks = || ShimEventKind::Asks(ShimRequest::Proxy(binding(port, 2, false)), Ok(()));
     stage.come(1);
     assert!(stage.news(1, asks()), "a sync is due");
     assert_eq!(stage.hears(1), None);
     stage.shims.synced(|port| Err(format!("no {port}")));
-    assert_eq!(stage.hears(1), Some(Word::Error("no [::]:8080/tcp".into())));
+    assert_eq!(
+        stage.hears(1),
+        Some(ShimReply::Error("no [::]:8080/tcp".into()))
+    );
     assert!(stage.news(1, asks()));
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(Word::Ok(())));
+    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
     // It is another program by now.
-    stage.news(1, News::Went);
-    assert!(!stage.shims.review(&mut stage.world, stage.now));
-    assert!(stage.world.proxied.contains(&port));
+    stage.news(1, ShimEventKind::Went);
+    assert!(!stage.shims.review(&mut stage.host_state, stage.now));
+    assert!(stage.host_state.proxied.contains(&port));
     let mut container = publisher();
     container.ports[0].host_ip = port.ip;
     stage
-        .world
-        .apply(Fact::Containers(Listing::from(vec![container])));
-    assert!(stage.shims.review(&mut stage.world, stage.now));
-    assert!(stage.world.proxied.is_empty());
+        .host_state
+        .apply(Update::Containers(Listing::from(vec![container])));
+    assert!(stage.shims.review(&mut stage.host_state, stage.now));
+    assert!(stage.host_state.proxied.is_empty());
     // Docker never lists one that it has given up; while it is silent, that says nothing.
     stage
-        .world
-        .apply(Fact::Containers(Listing::from(Vec::new())));
+        .host_state
+        .apply(Update::Containers(Listing::from(Vec::new())));
     stage.come(2);
     assert!(stage.news(2, asks()));
     stage.now += LISTING;
     let why = "silent".to_owned();
-    stage.world.apply(Fact::DockerDown { why });
-    assert!(!stage.shims.review(&mut stage.world, stage.now));
+    stage.host_state.apply(Update::DockerDown { why });
+    assert!(!stage.shims.review(&mut stage.host_state, stage.now));
     let version = "20.10".to_owned();
-    stage.world.apply(Fact::DockerUp { version });
-    assert!(stage.shims.review(&mut stage.world, stage.now));
-    assert!(stage.world.proxied.is_empty());
+    stage.host_state.apply(Update::DockerUp { version });
+    assert!(stage.shims.review(&mut stage.host_state, stage.now));
+    assert!(stage.host_state.proxied.is_empty());
     stage.come(3);
-    let refused = News::Asks(Question::Proxy(binding(port, 2, false)), Err("no".into()));
-    assert!(!stage.news(3, refused) && stage.world.proxied.is_empty());
-    assert_eq!(stage.hears(3), Some(Word::Error("no".into())));
+    let refused = ShimEventKind::Asks(
+        ShimRequest::Proxy(binding(port, 2, false)),
+        Err("no".into()),
+    );
+    assert!(!stage.news(3, refused) && stage.host_state.proxied.is_empty());
+    assert_eq!(stage.hears(3), Some(ShimReply::Error("no".into())));
 }

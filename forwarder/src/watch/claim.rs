@@ -20,7 +20,7 @@ use rustix::process::geteuid;
 
 use super::shim::Binding;
 use crate::datapath::netns_cookie_of;
-use crate::world::Proto;
+use crate::host_state::Proto;
 
 /// `CAP_NET_ADMIN` in a set of capabilities.
 const NET_ADMIN: u64 = 1 << 12;

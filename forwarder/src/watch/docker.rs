@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::bounded::Unfinished;
 use super::sandbox::{self, Namespaces};
 use super::{dial, inspect};
-use crate::world::{Container, ContainerId, Fact, Listing, NetworkId};
+use crate::host_state::{Container, ContainerId, Listing, NetworkId, Update};
 
 /// Everything is read anew this often, for what no event told.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -34,12 +34,12 @@ const OBJECTS: usize = 32_768;
 /// Requests at a time while all is read.
 const PARALLEL: usize = 16;
 
-/// Follows the daemon at `address` (`unix:///…`) until `facts` is closed, through all its restarts.
+/// Follows the daemon at `address` (`unix:///…`) until `updates` is closed, through all its restarts.
 ///
 /// Errors are those that waiting does not repair: an address of another kind, a socket that may not be opened, a
 /// daemon that is too old. A socket that is missing or refuses is waited for. `renumber` asks for everything to be
 /// read once more: what was known of the numbers of namespaces may be wrong.
-pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Result<()> {
+pub async fn watch(address: &str, renumber: &Notify, updates: &Sender<Update>) -> Result<()> {
     let Some(path) = address
         .strip_prefix("unix://")
         .filter(|path| path.starts_with('/'))
@@ -53,17 +53,17 @@ pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Re
     loop {
         let (docker, version) = tokio::select! {
             connected = dial::dial(path, &whole) => connected?,
-            () = facts.closed() => return Ok(()),
+            () = updates.closed() => return Ok(()),
         };
         tracing::info!(version, "Docker answers");
-        if facts.send(Fact::DockerUp { version }).await.is_err() {
+        if updates.send(Update::DockerUp { version }).await.is_err() {
             return Ok(());
         }
         let mut session = Session {
             docker,
             whole: &whole,
             namespaces: &namespaces,
-            facts,
+            updates,
             renumber,
             known: BTreeSet::new(),
             linked: BTreeSet::new(),
@@ -73,12 +73,12 @@ pub async fn watch(address: &str, renumber: &Notify, facts: &Sender<Fact>) -> Re
         let Err(lost) = session.follow().await else {
             return Ok(());
         };
-        if facts.is_closed() {
+        if updates.is_closed() {
             return Ok(());
         }
         let why = format!("{lost:#}");
         tracing::warn!(why, "Docker is away; everything stays as it is");
-        if facts.send(Fact::DockerDown { why }).await.is_err() {
+        if updates.send(Update::DockerDown { why }).await.is_err() {
             return Ok(());
         }
         // Not at once: a daemon whose answers cannot be read would keep both of us busy.
@@ -104,7 +104,7 @@ enum Read {
 
 const CLOSED: &str = "the daemon closed its stream of events";
 
-type Answer = Result<Fact, bollard::errors::Error>;
+type Answer = Result<Update, bollard::errors::Error>;
 
 /// One connection to one daemon.
 struct Session<'a> {
@@ -112,7 +112,7 @@ struct Session<'a> {
     /// Told of each event that is whole.
     whole: &'a Unfinished,
     namespaces: &'a Namespaces,
-    facts: &'a Sender<Fact>,
+    updates: &'a Sender<Update>,
     renumber: &'a Notify,
     /// What this daemon has shown: what it no longer lists is asked for by name.
     known: BTreeSet<Object>,
@@ -181,7 +181,7 @@ impl Session<'_> {
                     self.linked.clone().into_iter().for_each(|object| self.look(object));
                 }
                 () = self.renumber.notified() => self.resync().await?,
-                () = self.facts.closed() => return Ok(()),
+                () = self.updates.closed() => return Ok(()),
             }
         }
     }
@@ -212,8 +212,8 @@ impl Session<'_> {
         let mut unread = Vec::new();
         while let Some((object, answer)) = answers.next().await {
             match answer {
-                Ok(Ok(Fact::Network(network))) => networks.list.push(*network),
-                Ok(Ok(Fact::Container(container))) => {
+                Ok(Ok(Update::Network(network))) => networks.list.push(*network),
+                Ok(Ok(Update::Container(container))) => {
                     containers.list.push(self.numbered(*container).await);
                 }
                 Ok(Ok(_)) => {}
@@ -234,8 +234,8 @@ impl Session<'_> {
                 Object::Container(id) => containers.unread.push(id),
             }
         }
-        self.facts.send(Fact::Networks(networks)).await?;
-        self.facts.send(Fact::Containers(containers)).await?;
+        self.updates.send(Update::Networks(networks)).await?;
+        self.updates.send(Update::Containers(containers)).await?;
         self.known.extend(listed);
         unread.into_iter().for_each(|object| self.look(object));
         Ok(())
@@ -297,26 +297,26 @@ impl Session<'_> {
     async fn answered(&mut self, object: Object, answer: Answer) {
         let outdated = self.reads.remove(&object) == Some(Read::Outdated);
         let delay = match answer {
-            Ok(fact) => {
-                let fact = match fact {
-                    Fact::Container(container) => {
-                        Fact::Container(Box::new(self.numbered(*container).await))
+            Ok(update) => {
+                let update = match update {
+                    Update::Container(container) => {
+                        Update::Container(Box::new(self.numbered(*container).await))
                     }
-                    fact => fact,
+                    update => update,
                 };
-                match &fact {
-                    Fact::Container(container) if !container.links.is_empty() => {
+                match &update {
+                    Update::Container(container) if !container.links.is_empty() => {
                         self.linked.insert(object.clone());
                     }
                     _ => _ = self.linked.remove(&object),
                 }
-                if matches!(fact, Fact::NetworkGone(_) | Fact::ContainerGone(_)) {
+                if matches!(update, Update::NetworkGone(_) | Update::ContainerGone(_)) {
                     self.known.remove(&object);
                 } else {
                     self.known.insert(object.clone());
                 }
                 // A closed channel ends the loop.
-                let _ = self.facts.send(fact).await;
+                let _ = self.updates.send(update).await;
                 outdated.then_some(Duration::ZERO)
             }
             Err(error) => {
@@ -343,21 +343,21 @@ impl Session<'_> {
 
 /// Reads one object. Networks answer at once, a container only when the daemon is not just starting it.
 async fn read(docker: &Docker, object: &Object) -> Answer {
-    let fact = match object {
+    let update = match object {
         Object::Network(id) => docker
             .inspect_network(&id.0, None)
             .await
-            .map(|json| inspect::network(json).map(|network| Fact::Network(Box::new(network)))),
+            .map(|json| inspect::network(json).map(|network| Update::Network(Box::new(network)))),
         Object::Container(id) => docker.inspect_container(&id.0, None).await.map(|json| {
-            inspect::container(json).map(|container| Fact::Container(Box::new(container)))
+            inspect::container(json).map(|container| Update::Container(Box::new(container)))
         }),
     };
     let gone = || match object.clone() {
-        Object::Network(id) => Fact::NetworkGone(id),
-        Object::Container(id) => Fact::ContainerGone(id),
+        Object::Network(id) => Update::NetworkGone(id),
+        Object::Container(id) => Update::ContainerGone(id),
     };
-    match fact {
-        Ok(fact) => Ok(fact.unwrap_or_else(gone)),
+    match update {
+        Ok(update) => Ok(update.unwrap_or_else(gone)),
         Err(bollard::errors::Error::DockerResponseServerError {
             status_code: 404, ..
         }) => Ok(gone()),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From Docker's JSON (as bollard models it) to the World's nouns. Pure; what cannot be read is left out.
+//! From Docker's JSON (as bollard models it) to the host state's nouns. Pure; what cannot be read is left out.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use bollard::models::{
 };
 
 use super::terms;
-use crate::world::{
+use crate::host_state::{
     Container, ContainerId, Endpoint, EndpointId, Mac, Network, NetworkEndpoint, NetworkId,
     PortBinding, Proto, Subnet,
 };
@@ -224,7 +224,7 @@ fn sorted(map: Option<HashMap<String, String>>) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::Terms;
+    use crate::host_state::NetworkOptions;
 
     const NETWORK: &str = include_str!("fixtures/network.json");
     const DOCKER0: &str = include_str!("fixtures/docker0.json");
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(network.subnets[0].prefix_len, 16);
         assert_eq!(network.subnets[0].gateway, Some([172, 18, 0, 1].into()));
         assert!(
-            network.terms == Terms::default() && !network.internal,
+            network.terms == NetworkOptions::default() && !network.internal,
             "absent options are Docker's defaults"
         );
         let (id, endpoint) = network.endpoints.first_key_value().unwrap();

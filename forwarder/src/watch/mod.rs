@@ -23,25 +23,25 @@ use anyhow::Result;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use crate::rules::Rules;
-use crate::world::Fact;
+use crate::host_state::Update;
+use crate::overrides::Overrides;
 
-/// Starts every source. They stop when `facts` or `rules` is closed or the set is dropped.
+/// Starts every source. They stop when `updates` or `rules` is closed or the set is dropped.
 ///
 /// `docker` is the daemon's address (`unix:///…`), `file` the configuration. A task of the set that ends with an error names something that
 /// no waiting repairs (an unreadable socket, a daemon that is too old): the agent should end with it.
 pub fn spawn(
     docker: String,
     file: PathBuf,
-    facts: mpsc::Sender<Fact>,
-    rules: mpsc::Sender<Rules>,
+    updates: mpsc::Sender<Update>,
+    rules: mpsc::Sender<Overrides>,
 ) -> JoinSet<Result<()>> {
     let mut tasks = JoinSet::new();
     let subscribed = Arc::new(Notify::new());
-    let (renumber, more) = (subscribed.clone(), facts.clone());
-    let of_others = facts.clone();
+    let (renumber, more) = (subscribed.clone(), updates.clone());
+    let of_others = updates.clone();
     tasks.spawn(async move { others::watch(&of_others).await });
-    tasks.spawn(async move { netlink::watch(&subscribed, &facts).await });
+    tasks.spawn(async move { netlink::watch(&subscribed, &updates).await });
     tasks.spawn(async move { rules::watch(&file, &rules).await });
     tasks.spawn(async move { docker::watch(&docker, &renumber, &more).await });
     tasks

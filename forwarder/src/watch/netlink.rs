@@ -18,7 +18,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::routes::Routes;
 use super::sandbox::Namespaces;
-use crate::world::{Address, Fact, Link, LinkLayer, Mac, Peer};
+use crate::host_state::{Address, Link, LinkLayer, Mac, Peer, Update};
 
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
@@ -29,24 +29,24 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Nsid,
 ];
 
-/// Follows the kernel until `facts` is closed. Errors: netlink itself is unusable.
+/// Follows the kernel until `updates` is closed. Errors: netlink itself is unusable.
 ///
 /// When the kernel drops notices because we were slow, all starts over on a new socket: what waits in the old one is
 /// older than what was lost and must not be believed after a dump.
 ///
 /// `subscribed` is notified each time: the numbers of namespaces that others read before may have lost their meaning
 /// unseen.
-pub async fn watch(subscribed: &Notify, facts: &Sender<Fact>) -> Result<()> {
+pub async fn watch(subscribed: &Notify, updates: &Sender<Update>) -> Result<()> {
     let namespaces = Namespaces::open()?;
     loop {
-        follow(&namespaces, subscribed, facts).await?;
-        if facts.is_closed() {
+        follow(&namespaces, subscribed, updates).await?;
+        if updates.is_closed() {
             return Ok(());
         }
         tracing::warn!(
             "netlink: the kernel dropped notices, reading all devices and addresses again"
         );
-        if facts.send(Fact::Overrun).await.is_err() {
+        if updates.send(Update::Overrun).await.is_err() {
             return Ok(());
         }
     }
@@ -63,7 +63,11 @@ struct Due {
 }
 
 /// Subscribes, reads everything, then follows; returns when notices were lost or nobody listens any more.
-async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fact>) -> Result<()> {
+async fn follow(
+    namespaces: &Namespaces,
+    subscribed: &Notify,
+    updates: &Sender<Update>,
+) -> Result<()> {
     let (connection, _handle, mut notices) = new_multicast_connection(&GROUPS)
         .context("cannot subscribe to the kernel's netlink notices")?;
     let _reader = super::sandbox::Background::spawn(connection);
@@ -82,25 +86,25 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
         routes: true,
     };
     let mut routes = Routes::default();
-    let mut closed = facts.send(Fact::Links(links)).await.is_err();
+    let mut closed = updates.send(Update::Links(links)).await.is_err();
     subscribed.notify_one();
-    while !closed && !facts.is_closed() {
+    while !closed && !updates.is_closed() {
         // The next notice, but what is due as soon as none waits.
         let next = match notices.next().now_or_never() {
             Some(next) => next,
             None => {
                 let due = std::mem::take(&mut due);
-                closed = settle(namespaces, facts, due, &mut routes).await?;
+                closed = settle(namespaces, updates, due, &mut routes).await?;
                 tokio::select! {
                     next = notices.next() => next,
-                    () = facts.closed() => return Ok(()),
+                    () = updates.closed() => return Ok(()),
                 }
             }
         };
         let Some((message, _)) = next else {
             return Ok(());
         };
-        let fact = match message.payload {
+        let update = match message.payload {
             NetlinkPayload::Overrun(_) => return Ok(()),
             NetlinkPayload::InnerMessage(notice) => {
                 follow_routes(&mut routes, &notice, message.header.flags, &mut due);
@@ -108,8 +112,8 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
             }
             _ => None,
         };
-        if let Some(fact) = fact {
-            closed |= facts.send(fact).await.is_err();
+        if let Some(update) = update {
+            closed |= updates.send(update).await.is_err();
         }
     }
     Ok(())
@@ -118,7 +122,7 @@ async fn follow(namespaces: &Namespaces, subscribed: &Notify, facts: &Sender<Fac
 /// Sends what is due; returns whether nobody listens any more.
 async fn settle(
     namespaces: &Namespaces,
-    facts: &Sender<Fact>,
+    updates: &Sender<Update>,
     due: Due,
     routes: &mut Routes,
 ) -> Result<bool> {
@@ -130,14 +134,14 @@ async fn settle(
             .await
             .context("cannot list the addresses")?;
         let list = messages.iter().filter_map(address).collect();
-        closed |= facts.send(Fact::Addresses(list)).await.is_err();
+        closed |= updates.send(Update::Addresses(list)).await.is_err();
     }
     if due.reread {
         *routes = read_routes(namespaces).await?;
     }
     if due.routes {
-        let fact = Fact::RouteChanged(Box::new(routes.summary()));
-        closed |= facts.send(fact).await.is_err();
+        let update = Update::RouteChanged(Box::new(routes.summary()));
+        closed |= updates.send(update).await.is_err();
     }
     Ok(closed)
 }
@@ -185,18 +189,22 @@ fn follow_routes(routes: &mut Routes, notice: &RouteNetlinkMessage, flags: u16, 
     }
 }
 
-async fn read(namespaces: &Namespaces, notice: RouteNetlinkMessage, due: &mut Due) -> Option<Fact> {
+async fn read(
+    namespaces: &Namespaces,
+    notice: RouteNetlinkMessage,
+    due: &mut Due,
+) -> Option<Update> {
     match notice {
         // Other families are notices of the bridge about its ports: "deleted" means unplugged there.
         RouteNetlinkMessage::NewLink(message)
             if message.header.interface_family == AddressFamily::Unspec =>
         {
-            Some(Fact::Link(complete(namespaces, link(&message)).await))
+            Some(Update::Link(complete(namespaces, link(&message)).await))
         }
         RouteNetlinkMessage::DelLink(message)
             if message.header.interface_family == AddressFamily::Unspec =>
         {
-            Some(Fact::LinkGone(message.header.index))
+            Some(Update::LinkGone(message.header.index))
         }
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
             due.addresses = true;
@@ -207,7 +215,7 @@ async fn read(namespaces: &Namespaces, notice: RouteNetlinkMessage, due: &mut Du
                 .attributes
                 .iter()
                 .find_map(|attribute| match attribute {
-                    NsidAttribute::Id(id) if *id >= 0 => Some(Fact::NetnsGone(*id)),
+                    NsidAttribute::Id(id) if *id >= 0 => Some(Update::NetnsGone(*id)),
                     _ => None,
                 })
         }

@@ -21,9 +21,9 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
 use self::dump::{dump, subscribe};
+use crate::host_state::Update;
 use crate::others::{self, Others, Shaping};
 use crate::preflight;
-use crate::world::Fact;
 
 /// Multicast groups: `RTNLGRP_TC` and `RTNLGRP_IPV4_RULE`, `NFNLGRP_NFTABLES`, `XFRMNLGRP_POLICY`.
 const ROUTE_GROUPS: u32 = 1 << 3 | 1 << 7;
@@ -43,16 +43,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often what says nothing is looked at.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// Follows until `facts` is closed.
-pub(super) async fn watch(facts: &Sender<Fact>) -> Result<()> {
+/// Follows until `updates` is closed.
+pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
     let changed = Arc::new(Notify::new());
     listen(&changed)?;
     let mut last = None;
     loop {
         let now = tokio::task::spawn_blocking(read).await?;
         if last.as_ref() != Some(&now) {
-            let fact = Fact::Others(Box::new(now.clone()));
-            if facts.send(fact).await.is_err() {
+            let update = Update::Others(Box::new(now.clone()));
+            if updates.send(update).await.is_err() {
                 return Ok(());
             }
             last = Some(now);
@@ -60,7 +60,7 @@ pub(super) async fn watch(facts: &Sender<Fact>) -> Result<()> {
         loop {
             let heard = tokio::select! {
                 heard = timeout(LOOK, changed.notified()) => heard.is_ok(),
-                () = facts.closed() => return Ok(()),
+                () = updates.closed() => return Ok(()),
             };
             if heard {
                 sleep(PAUSE).await;

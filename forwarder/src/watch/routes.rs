@@ -10,7 +10,7 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
 };
 
-use crate::world::Routing;
+use crate::host_state::Routing;
 
 /// What the kernel tells routes apart by.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config;
-use crate::rules::Rules;
+use crate::overrides::Overrides;
 
 /// How often the file is looked at. Watching it by inotify would miss what stands behind a link,
 /// which is how orchestrators exchange configuration.
@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Sends the rules whenever the file has changed, until nobody listens. A file that cannot be read
 /// or is wrong is logged, and the rules stay as they were.
-pub(super) async fn watch(file: &Path, rules: &Sender<Rules>) -> Result<()> {
+pub(super) async fn watch(file: &Path, rules: &Sender<Overrides>) -> Result<()> {
     let mut seen = look(file);
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

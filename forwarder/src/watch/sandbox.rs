@@ -18,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::task::JoinHandle;
 
 use super::ethtool::Ethtool;
-use crate::world::NetnsId;
+use crate::host_state::NetnsId;
 
 /// A task that ends with its owner.
 pub(crate) struct Background(JoinHandle<()>);

@@ -13,12 +13,12 @@ use tokio::sync::mpsc;
 
 use super::claim;
 use crate::control::Lines;
-use crate::world::{HostPort, Proto, ShimId};
+use crate::host_state::{HostPort, Proto, ShimId};
 
 /// What a shim asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Question {
+pub enum ShimRequest {
     /// This port is mine and leads there: said at the start, to a new agent, and when dockerd dies.
     /// The socket that holds the port comes with it. Answered once the kernel holds the mapping.
     Bind(Binding),
@@ -61,7 +61,7 @@ impl Binding {
     }
 }
 
-impl Question {
+impl ShimRequest {
     /// Reads a line; none if it is not a shim's.
     #[must_use]
     pub fn read(line: &str) -> Option<Self> {
@@ -72,7 +72,7 @@ impl Question {
 /// What the agent says to a shim, one line of JSON each.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Word {
+pub enum ShimReply {
     /// What was asked is done.
     Ok(()),
     /// It cannot be, and why.
@@ -85,49 +85,49 @@ pub enum Word {
 pub type Proof = Result<(), String>;
 
 /// How the loop speaks to a shim; dropped, the conversation ends.
-pub type Words = mpsc::UnboundedSender<Word>;
+pub type ShimReplies = mpsc::UnboundedSender<ShimReply>;
 
-/// News of one shim for the agent's loop.
+/// ShimEventKind of one shim for the agent's loop.
 #[derive(Debug)]
-pub struct Call {
+pub struct ShimEvent {
     /// Whose.
     pub shim: ShimId,
     /// What is new.
-    pub news: News,
+    pub news: ShimEventKind,
 }
 
 /// What can happen to a shim.
 #[derive(Debug)]
-pub enum News {
+pub enum ShimEventKind {
     /// It is there, and listens here.
-    Came(Words),
+    Came(ShimReplies),
     /// It asks, and may, or may not for this reason.
-    Asks(Question, Proof),
+    Asks(ShimRequest, Proof),
     /// It is gone.
     Went,
 }
 
 /// Carries words both ways until either side ends.
 pub(crate) async fn converse(
-    first: Question,
+    first: ShimRequest,
     mut from: Lines,
     mut to: OwnedWriteHalf,
-    calls: &mpsc::Sender<Call>,
+    calls: &mpsc::Sender<ShimEvent>,
 ) -> Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let shim = ShimId(NUMBER.fetch_add(1, Ordering::Relaxed));
     let (words_in, words) = mpsc::unbounded_channel();
     calls
-        .send(Call {
+        .send(ShimEvent {
             shim,
-            news: News::Came(words_in),
+            news: ShimEventKind::Came(words_in),
         })
         .await?;
     let ended = carry(shim, first, &mut from, &mut to, calls, words).await;
     calls
-        .send(Call {
+        .send(ShimEvent {
             shim,
-            news: News::Went,
+            news: ShimEventKind::Went,
         })
         .await?;
     ended
@@ -135,14 +135,14 @@ pub(crate) async fn converse(
 
 async fn carry(
     shim: ShimId,
-    first: Question,
+    first: ShimRequest,
     from: &mut Lines,
     to: &mut OwnedWriteHalf,
-    calls: &mpsc::Sender<Call>,
-    mut words: mpsc::UnboundedReceiver<Word>,
+    calls: &mpsc::Sender<ShimEvent>,
+    mut words: mpsc::UnboundedReceiver<ShimReply>,
 ) -> Result<()> {
     let news = asks(first, from);
-    calls.send(Call { shim, news }).await?;
+    calls.send(ShimEvent { shim, news }).await?;
     loop {
         tokio::select! {
             heard = from.next() => {
@@ -150,9 +150,9 @@ async fn carry(
                 if heard.is_empty() {
                     return Ok(());
                 }
-                let question = Question::read(&heard).context("not a shim's question")?;
+                let question = ShimRequest::read(&heard).context("not a shim's question")?;
                 let news = asks(question, from);
-                calls.send(Call { shim, news }).await?;
+                calls.send(ShimEvent { shim, news }).await?;
             }
             word = words.recv() => {
                 let Some(word) = word else { return Ok(()) };
@@ -165,16 +165,16 @@ async fn carry(
 }
 
 /// A question, with whether its asker may ask it.
-fn asks(question: Question, from: &mut Lines) -> News {
+fn asks(question: ShimRequest, from: &mut Lines) -> ShimEventKind {
     let socket = from.take_attached();
     let may = claim::may_claim(from.stream());
     let proof = may.and_then(|()| match &question {
-        Question::Bind(binding) => claim::holds(socket.as_ref(), binding),
+        ShimRequest::Bind(binding) => claim::holds(socket.as_ref(), binding),
         // What they concern is the caller's own, an orphan's that has to end anyway, or a port that
         // gets closed and not opened.
-        Question::Unbind | Question::Reclaim(_) | Question::Proxy(_) => Ok(()),
+        ShimRequest::Unbind | ShimRequest::Reclaim(_) | ShimRequest::Proxy(_) => Ok(()),
     });
-    News::Asks(question, proof)
+    ShimEventKind::Asks(question, proof)
 }
 
 #[cfg(test)]
@@ -185,28 +185,28 @@ mod tests {
     fn what_shims_write_is_read() {
         let bind = "{\"verb\":\"bind\",\"proto\":\"udp\",\"host_ip\":\"0.0.0.0\",\"host_port\":53,\
                     \"container_ip\":\"172.17.0.2\",\"container_port\":5353,\"orphan\":false}\n";
-        let Some(Question::Bind(binding)) = Question::read(bind) else {
-            panic!("{:?}", Question::read(bind))
+        let Some(ShimRequest::Bind(binding)) = ShimRequest::read(bind) else {
+            panic!("{:?}", ShimRequest::read(bind))
         };
         assert_eq!(binding.host().to_string(), "0.0.0.0:53/udp");
         assert_eq!(binding.container_port, 5353);
         assert_eq!(
-            Question::read("{\"verb\":\"unbind\"}\n"),
-            Some(Question::Unbind)
+            ShimRequest::read("{\"verb\":\"unbind\"}\n"),
+            Some(ShimRequest::Unbind)
         );
         let reclaim = bind.replace("bind", "reclaim");
         assert!(matches!(
-            Question::read(&reclaim),
-            Some(Question::Reclaim(_))
+            ShimRequest::read(&reclaim),
+            Some(ShimRequest::Reclaim(_))
         ));
-        assert_eq!(Question::read("{\"verb\":\"status\"}\n"), None);
+        assert_eq!(ShimRequest::read("{\"verb\":\"status\"}\n"), None);
     }
 
     #[test]
     fn words_are_what_shims_compare_with() {
-        let line = |word: Word| serde_json::to_string(&word).unwrap();
-        assert_eq!(line(Word::Ok(())), "{\"ok\":null}");
-        assert_eq!(line(Word::Release(())), "{\"release\":null}");
-        assert_eq!(line(Word::Error("so".into())), "{\"error\":\"so\"}");
+        let line = |word: ShimReply| serde_json::to_string(&word).unwrap();
+        assert_eq!(line(ShimReply::Ok(())), "{\"ok\":null}");
+        assert_eq!(line(ShimReply::Release(())), "{\"release\":null}");
+        assert_eq!(line(ShimReply::Error("so".into())), "{\"error\":\"so\"}");
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::inspect::{is_true, read};
-use crate::rules::{PortName, range};
-use crate::world::{Ingress, Terms};
+use crate::host_state::{Ingress, NetworkOptions};
+use crate::overrides::{PortName, range};
 
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 const ICC: &str = "com.docker.network.bridge.enable_icc";
@@ -33,7 +33,7 @@ const OTHER_FRAMES: &str = "forwarder.other-frames";
 type Texts = BTreeMap<String, String>;
 
 /// What a network asks.
-pub(super) fn of_network(options: &Texts, labels: &Texts) -> Terms {
+pub(super) fn of_network(options: &Texts, labels: &Texts) -> NetworkOptions {
     let labelled = |option: &str| {
         let word = option.rsplit('.').next().unwrap_or(option);
         labels.get(&format!("{PREFIX}{word}"))
@@ -45,7 +45,7 @@ pub(super) fn of_network(options: &Texts, labels: &Texts) -> Terms {
     let is_default = options
         .get(DEFAULT_BRIDGE)
         .is_some_and(|text| is_true(text));
-    Terms {
+    NetworkOptions {
         icc: asked(ICC).is_none_or(is_true),
         masquerade: is_default && labelled(MASQUERADE).is_none()
             || asked(MASQUERADE).is_none_or(is_true),
@@ -128,7 +128,7 @@ fn ingress(labels: &Texts, of: &str) -> Ingress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::GatewayMode;
+    use crate::host_state::GatewayMode;
 
     fn texts(pairs: &[(&str, &str)]) -> Texts {
         let pairs = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
@@ -164,7 +164,10 @@ mod tests {
         assert!(!terms.icc && !terms.masquerade);
         assert_eq!(terms.mode, GatewayMode::Routed);
         assert_eq!(terms.host_ipv4, Some([198, 18, 0, 8].into()));
-        assert_eq!(of_network(&Texts::new(), &Texts::new()), Terms::default());
+        assert_eq!(
+            of_network(&Texts::new(), &Texts::new()),
+            NetworkOptions::default()
+        );
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! What `diff` is held to: its operations applied to a state in plain memory, and what must hold after
 //! each of them.
 
-use forwarder::diff::{Op, diff};
-use forwarder::tables::{
-    EndpointKey, FarEnd, Hook, Key6, NetworkRow, Observed, Row6, SocketHook, Tables, Target,
-    XdpKind,
+use forwarder::desired_state::{
+    DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
+    Target, XdpKind,
 };
+use forwarder::diff::{Change, diff};
 use forwarder_common::abi::{
     Device, Endpoint, LinkKey, OwnerKey6, PortKey, ServerKey, TrustKey, device,
 };
@@ -14,10 +14,10 @@ use forwarder_common::family::{Be16, Be32, Be128, V4};
 use proptest::prelude::*;
 
 /// What the kernel would hold after an operation.
-pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
+pub(crate) fn apply(kernel: &mut Observed, op: &Change) {
     let tables = &mut kernel.tables;
     match op.clone() {
-        Op::Settings {
+        Change::Settings {
             route_generation,
             xdp_tcp,
             route_mtu,
@@ -30,10 +30,10 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
             tables.others = others;
             tables.lists6 = lists6;
         }
-        Op::Round(index) => tables.round = index,
-        Op::PutDevice(index, row) => _ = tables.devices.insert(index, row),
-        Op::DropDevice(index) => _ = tables.devices.remove(&index),
-        Op::PutEndpoint {
+        Change::DefragLoopback(index) => tables.defrag_loopback = index,
+        Change::PutDevice(index, row) => _ = tables.devices.insert(index, row),
+        Change::DropDevice(index) => _ = tables.devices.remove(&index),
+        Change::PutEndpoint {
             key,
             slot,
             endpoint,
@@ -41,65 +41,69 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
             tables.endpoints.insert(key, endpoint);
             kernel.endpoint_slots.insert(key, slot);
         }
-        Op::DropEndpoint { key, slot } => {
+        Change::DropEndpoint { key, slot } => {
             tables.endpoints.remove(&key);
             assert_eq!(kernel.endpoint_slots.remove(&key), Some(slot));
         }
-        Op::PutNetwork { bridge, row, floor } => {
+        Change::PutNetwork {
+            bridge,
+            row,
+            default_endpoint,
+        } => {
             assert_eq!(
                 kernel.endpoint_slots.get(&EndpointKey::Floor(bridge)),
-                Some(&floor)
+                Some(&default_endpoint)
             );
             tables.networks.insert(bridge, row);
         }
-        Op::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
-        Op::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
-        Op::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
-        Op::PutLocal(range) => _ = tables.locals.insert(range),
-        Op::DropLocal(range) => _ = tables.locals.remove(&range),
-        Op::PutSource(key, source) => _ = tables.sources.insert(key, source),
-        Op::DropSource(key) => _ = tables.sources.remove(&key),
-        Op::PutPublished { key, slot, target } => {
+        Change::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
+        Change::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
+        Change::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
+        Change::PutLocal(range) => _ = tables.locals.insert(range),
+        Change::DropLocal(range) => _ = tables.locals.remove(&range),
+        Change::PutSource(key, source) => _ = tables.sources.insert(key, source),
+        Change::DropSource(key) => _ = tables.sources.remove(&key),
+        Change::PutPublished { key, slot, target } => {
             tables.published.insert(key, target);
             kernel.mapping_slots.insert(key, slot);
         }
-        Op::DropPublished { key, slot } => {
+        Change::DropPublished { key, slot } => {
             tables.published.remove(&key);
             assert_eq!(kernel.mapping_slots.remove(&key), Some(slot));
         }
-        Op::PutSeenAs(key, port) => _ = tables.seen_as.insert(key, port),
-        Op::DropSeenAs(key) => _ = tables.seen_as.remove(&key),
-        Op::PutTrusted(key) => _ = tables.trusted.insert(key),
-        Op::DropTrusted(key) => _ = tables.trusted.remove(&key),
-        Op::PutLink(key) => _ = tables.links.insert(key),
-        Op::DropLink(key) => _ = tables.links.remove(&key),
-        Op::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
-        Op::DropIngress(key) => _ = tables.ingress.remove(&key),
-        Op::PutIpv6(key, row) => _ = tables.ipv6.insert(key, row),
-        Op::DropIpv6(key) => _ = tables.ipv6.remove(&key),
-        Op::PutAllowed(key, word) => _ = tables.allowed.insert(key, word),
-        Op::DropAllowed(key) => _ = tables.allowed.remove(&key),
-        Op::Policy(policy) => tables.policy = policy,
-        Op::PutPort(veth, far_end) => _ = tables.ports.insert(veth, far_end),
-        Op::DropPort(veth) => _ = tables.ports.remove(&veth),
-        Op::Attach { ifindex, hook, xdp } => {
+        Change::PutSeenAs(key, port) => _ = tables.seen_as.insert(key, port),
+        Change::DropSeenAs(key) => _ = tables.seen_as.remove(&key),
+        Change::PutTrusted(key) => _ = tables.trusted.insert(key),
+        Change::DropTrusted(key) => _ = tables.trusted.remove(&key),
+        Change::PutLink(key) => _ = tables.links.insert(key),
+        Change::DropLink(key) => _ = tables.links.remove(&key),
+        Change::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
+        Change::DropIngress(key) => _ = tables.ingress.remove(&key),
+        Change::PutIpv6(key, row) => _ = tables.ipv6.insert(key, row),
+        Change::DropIpv6(key) => _ = tables.ipv6.remove(&key),
+        Change::PutAllowed(key, word) => _ = tables.allowed.insert(key, word),
+        Change::DropAllowed(key) => _ = tables.allowed.remove(&key),
+        Change::Policy(policy) => tables.policy = policy,
+        Change::PutPort(veth, peer_veth) => _ = tables.ports.insert(veth, peer_veth),
+        Change::DropPort(veth) => _ = tables.ports.remove(&veth),
+        Change::Attach { ifindex, hook, xdp } => {
             tables.hooks.insert((ifindex, hook));
             if let Some(kind) = xdp {
                 tables.xdp.insert(ifindex, kind);
             }
         }
-        Op::Detach { ifindex, hook } => {
+        Change::Detach { ifindex, hook } => {
             tables.hooks.remove(&(ifindex, hook));
             tables.xdp.remove(&ifindex);
         }
-        Op::AttachSocket(hook) => _ = tables.sockets.insert(hook),
-        Op::DetachSocket(hook) => _ = tables.sockets.remove(&hook),
-        Op::SeverSockets => {}
+        Change::AttachSocket(hook) => _ = tables.sockets.insert(hook),
+        Change::DetachSocket(hook) => _ = tables.sockets.remove(&hook),
+        Change::SeverSockets => {}
     }
 }
 
 /// What must hold after every single operation on the way from `before` to `after`.
-pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
+pub(crate) fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
     let tables = &now.tables;
     for (ifindex, hook) in &tables.hooks {
         assert!(
@@ -108,9 +112,9 @@ pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
         );
     }
     for bridge in tables.networks.keys() {
-        let floor = EndpointKey::Floor(*bridge);
+        let default_endpoint = EndpointKey::Floor(*bridge);
         assert!(
-            tables.endpoints.contains_key(&floor),
+            tables.endpoints.contains_key(&default_endpoint),
             "a network without its floor"
         );
     }
@@ -164,11 +168,13 @@ pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
         }
     }
     // What was begun by a network's own endpoint ends once those whom it stood in for are there.
-    for (key, floor) in &after.endpoints {
+    for (key, default_endpoint) in &after.endpoints {
         let EndpointKey::Floor(bridge) = *key else {
             continue;
         };
-        if tables.endpoints.get(key) == Some(floor) && before.endpoints.get(key) != Some(floor) {
+        if tables.endpoints.get(key) == Some(default_endpoint)
+            && before.endpoints.get(key) != Some(default_endpoint)
+        {
             for (key, endpoint) in &after.endpoints {
                 assert!(
                     endpoint.bridge != bridge || tables.endpoints.contains_key(key),
@@ -186,20 +192,20 @@ pub(crate) fn check(now: &Observed, before: &Tables, after: &Tables) {
 }
 
 /// A state that `desired` could derive: a few networks on bridges 10.. with containers and ports.
-pub(crate) fn tables() -> impl Strategy<Value = Tables> {
+pub(crate) fn tables() -> impl Strategy<Value = DesiredState> {
     let container = (1_u32..5, any::<bool>(), prop::option::of(1_u16..6));
     let containers = prop::collection::btree_map(any::<u8>(), container, 0..4);
     let network = (0_u32..8, containers);
     let networks = prop::collection::btree_map(10_u32..14, network, 0..4);
     (networks, 1_u32..4, 0_u32..3, any::<bool>()).prop_map(
         |(networks, generation, uplinks, xdp)| {
-            let mut tables = Tables {
+            let mut tables = DesiredState {
                 route_generation: generation,
                 xdp_tcp: xdp,
                 route_mtu: generation % 2 * 1300,
                 others: generation % 3,
                 lists6: generation % 2 == 0,
-                ..Tables::default()
+                ..DesiredState::default()
             };
             let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);
             tables.sockets.extend(sockets);
@@ -258,18 +264,20 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                 tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
                 let subnet = Key6::Subnet(Be128::link_local([bridge as u8; 6]), 64);
                 tables.ipv6.insert(subnet, Row6::Index(flags));
-                let floor = Endpoint {
-                    incarnation: flags + 1,
+                let default_endpoint = Endpoint {
+                    generation: flags + 1,
                     bridge,
                     ..Endpoint::default()
                 };
-                tables.endpoints.insert(EndpointKey::Floor(bridge), floor);
-                for (host, (incarnation, hooked, port)) in containers {
+                tables
+                    .endpoints
+                    .insert(EndpointKey::Floor(bridge), default_endpoint);
+                for (host, (generation, hooked, port)) in containers {
                     let addr = Be32::new(bridge << 16 | u32::from(host));
                     let veth = bridge * 1000 + u32::from(host);
                     let ifindex = if hooked { veth } else { 0 };
                     let endpoint: Endpoint<V4> = Endpoint {
-                        incarnation,
+                        generation,
                         ifindex,
                         bridge,
                         addr,
@@ -292,12 +300,12 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                         };
                         tables.devices.insert(veth, row);
                         tables.hooks.insert((veth, Hook::ContainerIn));
-                        let far_end = FarEnd {
+                        let peer_veth = PeerVeth {
                             sandbox_key: String::new(),
                             pid: 1,
                             index: 2,
                         };
-                        tables.ports.insert(veth, far_end);
+                        tables.ports.insert(veth, peer_veth);
                     }
                     if let Some(port) = port {
                         let key = PortKey {
@@ -309,7 +317,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
                             addr,
                             port: Be16::new(80),
                             policy: flags & 6,
-                            incarnation,
+                            generation,
                         };
                         tables.published.insert(key, target);
                         let server = ServerKey {
@@ -328,7 +336,7 @@ pub(crate) fn tables() -> impl Strategy<Value = Tables> {
 }
 
 /// The kernel's state after `tables` were applied to an empty one.
-pub(crate) fn holding(tables: &Tables) -> Observed {
+pub(crate) fn holding(tables: &DesiredState) -> Observed {
     let mut kernel = Observed::default();
     for op in diff(&kernel.clone(), tables) {
         apply(&mut kernel, &op);

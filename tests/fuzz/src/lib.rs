@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The targets of the fuzzers, each a function of the octets that the fuzzer comes up with. What must
+//! The targets of the fuzzers, each a function of the bytes that the fuzzer comes up with. What must
 //! never happen is a panic. `cargo xtask fuzz` runs them.
 
 // The agent's plans alone: they need nothing of what the agent is made of, which takes minutes to
 // build a second time.
 extern crate self as forwarder;
+#[path = "../../../forwarder/src/desired_state.rs"]
+pub mod desired_state;
 #[path = "../../../forwarder/src/diff.rs"]
 pub mod diff;
 #[path = "../../../forwarder/tests/laws/mod.rs"]
@@ -12,8 +14,6 @@ mod laws;
 #[expect(dead_code, reason = "a fuzzer needs its part of the model")]
 #[path = "../../../forwarder-common/tests/model/mod.rs"]
 mod model;
-#[path = "../../../forwarder/src/tables.rs"]
-pub mod tables;
 
 pub mod parse;
 pub mod pipeline;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any octets as a frame: what is read of them lies in them, and an edit that changes nothing leaves
+//! Any bytes as a frame: what is read of them lies in them, and an edit that changes nothing leaves
 //! them as they are.
 
 use forwarder_common::crc;

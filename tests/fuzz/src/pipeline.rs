@@ -60,9 +60,9 @@ fn step(host: &mut Host, input: &mut Unstructured<'_>) -> Result<()> {
     let hook = *input.choose(&HOOKS)?;
     let arrival = Arrival {
         ifindex: *input.choose(&DEVICES)?,
-        came_by: *input.choose(&DEVICES)?,
+        ingress_ifindex: *input.choose(&DEVICES)?,
         mark: any_mark(input)?,
-        hash: mark::lead(
+        hash: mark::encode_hash(
             input.int_in_range(0..=FLOWS)?,
             input.arbitrary::<bool>()?.into(),
             false,
@@ -102,15 +102,15 @@ fn assert_translated(host: &Host, packet: &[u8], outcome: &Outcome, arrival: Arr
     };
     let is_leaving = outcome.target.is_none();
     let done = is_leaving
-        && arrival.came_by != 0
+        && arrival.ingress_ifindex != 0
         && matches!(mark::kind(arrival.mark), mark::DONE | mark::LEAVES);
     // Whose it is, the device says by which it came; of the host's own packets, a container's name.
-    let from = host.devices.get(&arrival.came_by);
+    let from = host.devices.get(&arrival.ingress_ifindex);
     let of_others =
         from.is_some_and(|device| matches!(device.kind, device::OUTSIDE | device::OTHER));
     let inside = if is_leaving && of_others {
         false
-    } else if is_leaving && arrival.came_by == 0 {
+    } else if is_leaving && arrival.ingress_ifindex == 0 {
         host.endpoint_slots.contains_key(&header.src)
     } else {
         host.subnets
@@ -134,14 +134,14 @@ fn any_mark(input: &mut Unstructured<'_>) -> Result<u32> {
     }
 }
 
-/// A packet of the host's world, sometimes damaged; sometimes nothing but octets.
+/// A packet of the host's world, sometimes damaged; sometimes nothing but bytes.
 fn packet(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     if input.ratio(1, 16)? {
         let len = input.int_in_range(0..=80)?;
         return Ok(input.bytes(len)?.to_vec());
     }
     let mut packet = spec(input)?.packet();
-    // Without octets left every chance comes true.
+    // Without bytes left every chance comes true.
     while !input.is_empty() && input.ratio(1, 8)? {
         let at = input.choose_index(packet.len())?;
         packet[at] = input.arbitrary()?;

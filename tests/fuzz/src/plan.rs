@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The laws of the agent's plans (`forwarder::diff`) between states that the octets choose.
+//! The laws of the agent's plans (`forwarder::diff`) between states that the bytes choose.
 
 use forwarder::diff::diff;
 use proptest::strategy::{Strategy, ValueTree};
@@ -31,14 +31,14 @@ pub fn run(octets: &[u8]) {
     assert_eq!(diff(&kernel, &after), []);
 }
 
-/// A seed that every octet has a part in. The octets themselves are no dice: once they end, all dice
+/// A seed that every byte has a part in. The bytes themselves are no dice: once they end, all dice
 /// fall alike, and a generator that wants two unlike ones waits for ever.
 fn seed(octets: &[u8]) -> [u8; 32] {
     let mut seed = [0_u8; 32];
     for (at, octet) in octets.iter().enumerate() {
-        let round = u8::try_from(at / seed.len() % 251).unwrap_or(0);
+        let defrag_loopback = u8::try_from(at / seed.len() % 251).unwrap_or(0);
         let place = &mut seed[at % 32];
-        *place = place.rotate_left(1) ^ octet.wrapping_add(round);
+        *place = place.rotate_left(1) ^ octet.wrapping_add(defrag_loopback);
     }
     seed
 }

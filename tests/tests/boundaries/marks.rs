@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 /// How long a packet may take.
 const SOON: Duration = Duration::from_secs(5);
-/// Octets of a datagram that the sender cuts.
+/// Bytes of a datagram that the sender cuts.
 const LONG: usize = 3000;
 
 /// Every value of our bits, alone and with others', and what once meant "let through".

@@ -9,7 +9,7 @@ use harness::{Peer, Scene, eventually, serve};
 
 /// How long the agent may take to notice.
 const SOON: Duration = Duration::from_secs(3);
-/// Octets of a datagram that the sender cuts: by the kernel's path.
+/// Bytes of a datagram that the sender cuts: by the kernel's path.
 const LONG: usize = 3000;
 
 fn run(scene: &Scene, words: &str) -> Result<String> {

@@ -8,7 +8,7 @@ use harness::{Container, Docker, Host, Lab, Peer, eventually, serve};
 
 /// How long the agent may take to notice.
 const SOON: Duration = Duration::from_secs(3);
-/// Octets that take two seconds at the shaped rate, and how long they take at least and without it at
+/// Bytes that take two seconds at the shaped rate, and how long they take at least and without it at
 /// most.
 const OCTETS: &str = "500000";
 const SHAPED: Duration = Duration::from_millis(1200);
@@ -20,7 +20,7 @@ fn tc(host: &Host, words: &str) -> Result<String> {
     host.cmd(&argv)
 }
 
-/// How long the container needs for octets from the LAN.
+/// How long the container needs for bytes from the LAN.
 fn fetches(container: &Container) -> Result<Duration> {
     let begun = Instant::now();
     container.peer(&["fetch", "198.18.1.2:7", OCTETS])?;

@@ -28,7 +28,7 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(crate) struct Arrival {
     /// Where.
     pub(crate) at: At,
-    /// Its octets.
+    /// Its bytes.
     pub(crate) bytes: Vec<u8>,
 }
 

@@ -15,7 +15,7 @@ pub(crate) const SCTP: u8 = 132;
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Towards {
-    /// To whom the opener asked.
+    /// To whom the originator asked.
     Server,
     /// Back.
     Opener,
@@ -63,9 +63,9 @@ pub(crate) struct Flow {
     pub(crate) number: usize,
     /// Its protocol.
     pub(crate) proto: u8,
-    /// Where its opener is.
+    /// Where its originator is.
     pub(crate) opener_at: At,
-    /// Its opener.
+    /// Its originator.
     pub(crate) opener: End,
     /// Whom it asks; for echo, the port is 0.
     pub(crate) asked: End,
@@ -75,7 +75,7 @@ pub(crate) struct Flow {
     pub(crate) server: End,
     /// How far it is.
     pub(crate) stage: Stage,
-    /// The next sequence numbers of opener and server.
+    /// The next sequence numbers of originator and server.
     pub(crate) next: [u32; 2],
     /// Whether the server has answered.
     pub(crate) answered: bool,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Packets octet by octet: headers with finished checksums, and everything about them that may be
+//! Packets byte by byte: headers with finished checksums, and everything about them that may be
 //! unusual.
 
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ pub(crate) struct Head {
     pub(crate) src: Ipv4Addr,
     /// Destination.
     pub(crate) dst: Ipv4Addr,
-    /// Options, a multiple of four octets.
+    /// Options, a multiple of four bytes.
     pub(crate) options: Vec<u8>,
 }
 
@@ -111,13 +111,13 @@ pub(crate) fn udp(from: End, to: End, payload: &[u8], checked: bool) -> Vec<u8> 
 /// What a TCP segment says beside its ports.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segment {
-    /// The flag octet.
+    /// The flag byte.
     pub(crate) flags: u8,
     /// Sequence number.
     pub(crate) seq: u32,
     /// Acknowledgement number.
     pub(crate) ack: u32,
-    /// Options, a multiple of four octets.
+    /// Options, a multiple of four bytes.
     pub(crate) options: Vec<u8>,
     /// Payload.
     pub(crate) payload: Vec<u8>,
@@ -144,7 +144,7 @@ pub(crate) struct Chunk {
     pub(crate) tag: u32,
     /// The chunk's type.
     pub(crate) kind: u8,
-    /// What it holds, a multiple of four octets.
+    /// What it holds, a multiple of four bytes.
     pub(crate) content: Vec<u8>,
 }
 

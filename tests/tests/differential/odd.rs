@@ -18,7 +18,7 @@ const OPTIONS: [&[u8]; 4] = [
     &[1, 1, 1, 1],
 ];
 
-/// Flag octets that open no connection by the book.
+/// Flag bytes that open no connection by the book.
 const STRAYS: [(u8, &str); 6] = [
     (flag::SYN | flag::ACK, "SYN-ACK"),
     (flag::FIN | flag::ACK, "FIN"),

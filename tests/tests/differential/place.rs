@@ -33,9 +33,9 @@ pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 51);
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(198, 19, 1, 9);
 /// Behind the gateway, by a route of [`NARROW_MTU`].
 pub(crate) const NARROW: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 9);
-/// The route's, in octets.
+/// The route's, in bytes.
 pub(crate) const NARROW_MTU: u16 = 1300;
-/// Network B's, in octets.
+/// Network B's, in bytes.
 pub(crate) const OTHER_MTU: u16 = 1400;
 /// The hardware addresses of the host's devices: towards the LAN, networks A and B.
 pub(crate) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
@@ -49,7 +49,7 @@ pub(crate) struct Net {
     pub(crate) subnet: &'static str,
     /// The bridge's hardware address.
     pub(crate) mac: [u8; 6],
-    /// In octets.
+    /// In bytes.
     pub(crate) mtu: u16,
 }
 

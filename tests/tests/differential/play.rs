@@ -31,7 +31,7 @@ pub(crate) struct Observation {
     pub(crate) shot: Option<usize>,
     /// What it says.
     pub(crate) fields: Fields,
-    /// Its octets.
+    /// Its bytes.
     pub(crate) packet: Vec<u8>,
 }
 

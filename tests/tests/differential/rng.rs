@@ -45,7 +45,7 @@ impl Rng {
         }
     }
 
-    /// Some octets.
+    /// Some bytes.
     pub(crate) fn octets(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next() as u8).collect()
     }

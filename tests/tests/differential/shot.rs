@@ -14,7 +14,7 @@ pub(crate) enum Body {
     Tcp(Segment),
     /// A packet of an association.
     Sctp(Chunk),
-    /// An echo request or (`true`) its reply; its identifier is the port of the flow's opener.
+    /// An echo request or (`true`) its reply; its identifier is the port of the flow's originator.
     Echo(bool, u16, Vec<u8>),
     /// An error about another packet.
     Error(Box<Quote>),
@@ -31,9 +31,9 @@ pub(crate) struct Quote {
     pub(crate) word: u32,
     /// The packet.
     pub(crate) packet: Draft,
-    /// How many octets of its transport are quoted.
+    /// How many bytes of its transport are quoted.
     pub(crate) octets: usize,
-    /// With extensions (RFC 4884), behind 128 octets of quote.
+    /// With extensions (RFC 4884), behind 128 bytes of quote.
     pub(crate) extended: bool,
 }
 
@@ -55,7 +55,7 @@ pub(crate) enum Pieces {
     Whole,
     /// At these offsets; sent in this order, some twice or not at all.
     Cut(Vec<usize>, Vec<usize>),
-    /// In two that overlap by eight octets.
+    /// In two that overlap by eight bytes.
     Overlap(usize),
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Draft {
     pub(crate) damage: Damage,
     /// How it is cut.
     pub(crate) pieces: Pieces,
-    /// Octets behind its end, in the frame.
+    /// Bytes behind its end, in the frame.
     pub(crate) trailer: usize,
     /// The station that the frame is for, instead of the host.
     pub(crate) station: Option<At>,

@@ -9,7 +9,7 @@ use crate::place::{At, CONTAINERS, FAR, HOST, NEAR, PUBLISHED};
 use crate::rng::Rng;
 use crate::shot::{Body, Draft, Shot};
 
-/// Flag octets of TCP.
+/// Flag bytes of TCP.
 pub(crate) mod flag {
     pub(crate) const FIN: u8 = 1;
     pub(crate) const SYN: u8 = 2;
@@ -268,7 +268,7 @@ impl Trace {
         })
     }
 
-    /// Up to that many octets, often few.
+    /// Up to that many bytes, often few.
     pub(crate) fn payload(&mut self, most: usize) -> Vec<u8> {
         let most = self.rng.pick(&[0, 1, 20, most]);
         let count = self.rng.below(most + 1);

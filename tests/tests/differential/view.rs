@@ -70,7 +70,7 @@ pub(crate) fn gather(arrivals: Vec<Arrival>) -> Result<Vec<Came>> {
 /// A reader of packets, by the ports that are drawn.
 pub(crate) struct Reader<'a> {
     /// What servers see as their clients, where the port, or the identifier of echo, is not the
-    /// opener's own.
+    /// originator's own.
     pub(crate) drawn: &'a [End],
 }
 
@@ -281,7 +281,7 @@ pub(crate) fn quoted_ends(packet: &[u8]) -> Option<[Ipv4Addr; 2]> {
     Some([address(&quoted[12..16]), address(&quoted[16..20])])
 }
 
-/// An address of four octets.
+/// An address of four bytes.
 pub(crate) fn address(octets: &[u8]) -> Ipv4Addr {
     Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3])
 }

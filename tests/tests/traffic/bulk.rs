@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use harness::{Capture, Container, Packet, Peer, Scene, Space, serve};
 
-/// Octets of a transfer.
+/// Bytes of a transfer.
 const BYTES: &str = "8000000";
 
 /// A scene with a server in a container (8080) and in the LAN (7).
@@ -28,12 +28,12 @@ fn transfer(lan: &Space, inside: &Space) -> Result<()> {
     for stream in &mut streams {
         stream.line("done", std::time::Duration::from_secs(20))?;
     }
-    // The answer has the client's address before the payload: 1450 octets fit.
+    // The answer has the client's address before the payload: 1450 bytes fit.
     for size in [1, 2, 1449, 1450] {
         let payload = "x".repeat(size);
         for (from, to) in [(lan, "198.18.1.1:8080"), (inside, "198.18.1.2:7")] {
             let answer = from.peer(&["udp", to, &payload]);
-            let answer = answer.with_context(|| format!("{size} octets to {to}"))?;
+            let answer = answer.with_context(|| format!("{size} bytes to {to}"))?;
             ensure!(answer.ends_with(&format!(" {payload}")), "{answer}");
         }
     }

@@ -21,7 +21,7 @@ pub(super) struct Header {
     pub(super) dst: Be128,
 }
 
-/// Octets of it.
+/// Bytes of it.
 pub(super) const HEADER: u32 = size_of::<Header>() as u32;
 
 /// What stands behind the extension headers.

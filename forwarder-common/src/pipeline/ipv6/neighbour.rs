@@ -124,7 +124,7 @@ impl<T: Host6> Station<'_, T> {
     /// Whether a neighbour's message tells of the container itself: target and link-layer options.
     #[inline(always)]
     fn speaks_for_itself(&self, src: Be128, kind: u8, at: u32) -> bool {
-        // Reserved octets, for two of them the target, then options (RFC 4861 section 4).
+        // Reserved bytes, for two of them the target, then options (RFC 4861 section 4).
         let options = if kind == kind::ROUTER_SOLICITATION {
             at + 8
         } else {

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 
 use crate::cli::output;
 use crate::config::Config;
-use crate::datapath::{self, Errands};
+use crate::datapath::{self, FlowOperations};
 use crate::report;
 
 #[derive(Debug, clap::Args)]
@@ -24,11 +24,11 @@ pub(super) fn delete(config: &Config, args: &Args) -> Result<()> {
         "which flows? Name them by --container, --port, --state, --peer or --proto, or take --all"
     );
     let view = crate::cli::view(config)?;
-    let mut errands = Errands::open(&config.bpffs_dir)?;
+    let mut flow_operations = FlowOperations::open(&config.bpffs_dir)?;
     let now = datapath::now();
     let mut ended = 0;
     for flow in view.flows(now) {
-        if filter.matches(&report::flow_row(&flow, now)) && errands.end(&flow)? {
+        if filter.matches(&report::flow_row(&flow, now)) && flow_operations.end(&flow)? {
             ended += 1;
         }
     }

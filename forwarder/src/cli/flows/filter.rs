@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use crate::cli::ask;
 use crate::config::Config;
 use crate::control::Verb;
+use crate::overrides::range;
 use crate::report::{EndpointRow, Filter, state_named};
-use crate::rules::range;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Conditions {

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::arrow;
 use crate::cli::output::Format;
 use crate::config::Config;
-use crate::datapath::{self, Errands, Events};
+use crate::datapath::{self, Events, FlowOperations};
 use crate::report::{self, EventRow, Filter};
 
 /// How often we say that we still listen, and collect flows whose time is over: new flows would, but
@@ -36,14 +36,14 @@ async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> 
     let mut terminate = signal(SignalKind::terminate())?;
     // The view says best what is missing.
     crate::cli::view(config)?;
-    let mut errands = Errands::open(&config.bpffs_dir)?;
+    let mut flow_operations = FlowOperations::open(&config.bpffs_dir)?;
     let mut watcher = Watcher {
         events: Events::open(&config.bpffs_dir)?,
         filter,
         format,
     };
-    let mut beat = interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut housekeeping = interval(BEAT);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ring = Ring::Empty;
     print(&watcher.head())?;
     while ring != Ring::Unheard {
@@ -51,9 +51,9 @@ async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> 
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = beat.tick() => {
+            _ = housekeeping.tick() => {
                 watcher.events.renew()?;
-                errands.collect()?;
+                flow_operations.collect()?;
             }
             ready = watcher.events.wait(), if ring == Ring::Empty => ready?,
             () = tokio::task::yield_now(), if ring == Ring::More => {}

@@ -15,7 +15,7 @@ const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const DUMP: u16 = 0x300;
-/// Octets of `struct nlmsghdr`.
+/// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
 fn open(protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {

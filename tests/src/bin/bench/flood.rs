@@ -45,7 +45,7 @@ const CALL: u32 = 1 << 16;
 const WARM_UP: Duration = Duration::from_millis(300);
 /// How long is counted.
 const COUNTED: Duration = Duration::from_secs(1);
-/// Datagrams that the receiver takes at once, and octets that may wait for it.
+/// Datagrams that the receiver takes at once, and bytes that may wait for it.
 const DATAGRAMS: usize = 64;
 const BUFFER: usize = 4 << 20;
 /// How long the receiver rests when it has taken all.

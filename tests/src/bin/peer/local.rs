@@ -58,7 +58,7 @@ pub(crate) fn abide(transport: Transport, to: SocketAddr, options: &Options) -> 
     };
     match ended {
         Ok(0) => println!("end"),
-        Ok(length) => return Err(anyhow!("{length} octets that nobody asked for")),
+        Ok(length) => return Err(anyhow!("{length} bytes that nobody asked for")),
         Err(error) if error.kind() == ErrorKind::WouldBlock => println!("timeout"),
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::CONNABORTED) => println!("ECONNABORTED"),

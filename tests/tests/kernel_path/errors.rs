@@ -151,7 +151,7 @@ fn a_large_transfer_finds_the_path_mtu_behind_the_next_router() -> Result<()> {
         .scene
         .run("streams", &["-p", "9000:90"], &Peer::serve(90))?;
     let _server = serve(&far, 7)?;
-    // The router's device towards the far machine takes 1200 octets, and only it knows.
+    // The router's device towards the far machine takes 1200 bytes, and only it knows.
     stage.scene.lan().ip("link set far1 mtu 1200")?;
     let in_container = streams.space()?.capture("eth0")?;
     far.peer(&["fetch", "198.18.1.1:9000", "2000000"])?;

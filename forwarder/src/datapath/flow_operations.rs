@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use forwarder_common::errand::Ending;
+use forwarder_common::flow_operation::Ending;
 
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
@@ -21,12 +21,12 @@ const FRAME: usize = 16;
 const TRIES: usize = 1000;
 
 /// The loaded programs.
-pub struct Errands {
+pub struct FlowOperations {
     ebpf: Ebpf,
     flows: u32,
 }
 
-impl Errands {
+impl FlowOperations {
     /// Loads them over the maps that are pinned below `bpffs_dir`.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Errands {
     pub fn end(&mut self, flow: &FlowSnapshot) -> Result<bool> {
         let mut frame = [0; FRAME];
         frame[..4].copy_from_slice(&flow.index.to_ne_bytes());
-        frame[4..8].copy_from_slice(&flow.gate.id().to_ne_bytes());
+        frame[4..8].copy_from_slice(&flow.flow_state.id().to_ne_bytes());
         for _ in 0..TRIES {
             let ending = self.run(END, &frame)?;
             if ending != Ending::Busy as u32 {

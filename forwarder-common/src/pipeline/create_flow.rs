@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet's story, its beginning: what a packet without a flow meets before it may make one.
 
-use super::access::{Straight, is_welcome};
+use super::access::{DirectAccess, is_welcome};
 use super::owner::{self, Destination};
-use super::{Passage, Side, Steps, is_armed, mark, source};
+use super::{PacketContext, Side, Steps, is_armed, mark, source};
 use crate::abi::{AllowedKey, Network, Published, Tuple, allowed, device, network};
 use crate::family::{Address, Family};
 use crate::flow::{self, End, Plan};
@@ -31,29 +31,29 @@ enum Bound<F: Family> {
     /// An address of the host's that has the port published.
     Published,
     /// Straight to an address of another network.
-    Straight(u32, Network<F>),
+    DirectAccess(u32, Network<F>),
 }
 
 /// The admitting steps: all that a packet without a flow meets.
-impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
+impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// Makes a flow for the packet, if it may have one: `None`, or what becomes of it otherwise.
     #[inline(always)]
-    pub fn admit(&self) -> Option<Reason> {
+    pub fn create_flow(&self) -> Option<Reason> {
         if !is_armed(self.tables) {
             return Some(Reason::Unarmed);
         }
         let refusal = match self.side {
-            Side::Outside => self.admit_inward(),
+            Side::Outside => self.create_inbound(),
             Side::Veth | Side::Bridge | Side::Back => match self.leaving() {
                 None => Err(Reason::NoEndpoint),
-                Some((client, Bound::Straight(bridge, network))) => {
-                    self.admit_straight(Some(&client), bridge, &network, [0; 6])
+                Some((client, Bound::DirectAccess(bridge, network))) => {
+                    self.create_direct(Some(&client), bridge, &network, [0; 6])
                 }
                 Some((client, _)) if !self.may_have_flow(&client) => {
                     Err(self.without_flow(&client))
                 }
-                Some((client, Bound::Published)) => self.admit_published(Some(&client), [0; 6]),
-                Some((client, Bound::Outside)) => self.admit_outward(&client),
+                Some((client, Bound::Published)) => self.create_published(Some(&client), [0; 6]),
+                Some((client, Bound::Outside)) => self.create_outbound(&client),
             },
         };
         refusal.err()
@@ -65,7 +65,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
     fn may_have_flow(&self, client: &Client<F>) -> bool {
         match self.packet.class {
             Class::Flow => true,
-            Class::Bare => client.network.flags & network::MASQUERADE != 0,
+            Class::Portless => client.network.flags & network::MASQUERADE != 0,
             _ => false,
         }
     }
@@ -82,13 +82,13 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             Class::IcmpError => Reason::IcmpStray,
             Class::Fragment => Reason::Fragment,
             Class::Unreadable => Reason::InvalidHeader,
-            Class::Flow | Class::Bare | Class::Other => Reason::Protocol,
+            Class::Flow | Class::Portless | Class::Other => Reason::Protocol,
         }
     }
 
     /// From outside to a published port, or straight to a container.
     #[inline(always)]
-    fn admit_inward(&self) -> Result<(), Reason> {
+    fn create_inbound(&self) -> Result<(), Reason> {
         let packet = self.packet;
         let dst = packet.tuple.dst;
         // The kernel's own check comes too late for what is redirected past it.
@@ -106,19 +106,21 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
                 Destination::Outside | Destination::Kernel => return Err(Reason::NotOurs),
             };
             let network = self.tables.network(bridge).ok_or(Reason::DirectRouting)?;
-            return self.admit_straight(None, bridge, &network, mac);
+            return self.create_direct(None, bridge, &network, mac);
         }
         match packet.class {
             Class::Flow => {}
-            // Of a flow, or for a published port: the host must not piece it together.
+            // Of a flow, or for a published port: the host must not fragment it together.
             Class::Fragment
-                if !packet.tail && self.tables.settings().round == 0 && self.is_translated() =>
+                if !packet.tail
+                    && self.tables.settings().defrag_loopback == 0
+                    && self.is_translated() =>
             {
                 return Err(Reason::Fragment);
             }
             _ => return Err(Reason::ToHost),
         }
-        self.admit_published(None, mac)
+        self.create_published(None, mac)
     }
 
     /// Whether a first fragment from outside would have to be translated.
@@ -131,7 +133,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
 
     /// To a published port: the destination becomes the container.
     #[inline(always)]
-    fn admit_published(
+    fn create_published(
         &self,
         client: Option<&Client<F>>,
         uplink_mac: [u8; 6],
@@ -143,12 +145,12 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         let slot = tables
             .endpoint_slot(published.addr)
             .ok_or(Reason::NoEndpoint)?;
-        self.admit_server(client, slot, &published, uplink_mac)
+        self.create_to_endpoint(client, slot, &published, uplink_mac)
     }
 
     /// Straight to a container's own address, if its network lets it.
     #[inline(always)]
-    fn admit_straight(
+    fn create_direct(
         &self,
         client: Option<&Client<F>>,
         bridge: u32,
@@ -162,26 +164,26 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         } else {
             Reason::DirectRouting
         };
-        let (mapping, policy) = match self.straight(bridge, network) {
-            Straight::Closed => return Err(refused),
-            Straight::Flow { mapping, policy } => (mapping, policy),
+        let (mapping, policy) = match self.direct_access(bridge, network) {
+            DirectAccess::Closed => return Err(refused),
+            DirectAccess::Flow { mapping, policy } => (mapping, policy),
             // Who would have to be translated cannot be.
-            Straight::Unnamed
+            DirectAccess::Unnamed
                 if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0) =>
             {
                 return Err(refused);
             }
-            Straight::Unnamed if !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) => {
+            DirectAccess::Unnamed if !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) => {
                 return Err(Reason::Policy);
             }
-            Straight::Unnamed => {
+            DirectAccess::Unnamed => {
                 tables.mark(mark::ROUTED);
                 return Err(Reason::Routed);
             }
         };
         let slot = match tables.endpoint_slot(dst) {
             Some(slot) => slot,
-            None if self.is_routed_to(bridge) => network.floor,
+            None if self.is_routed_to(bridge) => network.default_endpoint,
             None => return Err(Reason::NoEndpoint),
         };
         let published = Published {
@@ -191,14 +193,14 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             port: dport,
             reserved: 0,
         };
-        self.admit_server(client, slot, &published, uplink_mac)
+        self.create_to_endpoint(client, slot, &published, uplink_mac)
     }
 
     /// To the endpoint in a slot, which is asked by `published`. A container as client is seen as
     /// the gateway of the server's network, as with Docker 29 (and with docker-proxy), or as its
     /// network's own source address; one of a network that is not translated, as itself.
     #[inline(always)]
-    fn admit_server(
+    fn create_to_endpoint(
         &self,
         client: Option<&Client<F>>,
         slot: u32,
@@ -236,11 +238,11 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             original: *tuple,
             to: End {
                 slot,
-                incarnation: endpoint.incarnation,
+                generation: endpoint.generation,
             },
             from: client.map_or(End::OUTSIDE, |client| client.end),
             mapping: published.mapping,
-            mapping_incarnation: tables.mapping(published.mapping),
+            mapping_generation: tables.mapping(published.mapping),
             uplink_mac,
             policy,
         };
@@ -268,7 +270,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
 
     /// From a container outwards.
     #[inline(always)]
-    fn admit_outward(&self, client: &Client<F>) -> Result<(), Reason> {
+    fn create_outbound(&self, client: &Client<F>) -> Result<(), Reason> {
         let tables = self.tables;
         let tuple = &self.packet.tuple;
         if !self.may_open() {
@@ -301,7 +303,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             to: End::OUTSIDE,
             from: client.end,
             mapping: 0,
-            mapping_incarnation: 0,
+            mapping_generation: 0,
             uplink_mac: device.mac,
             policy: tables.settings().policy,
         };
@@ -315,7 +317,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         )
     }
 
-    /// Makes a flow: its opener's share, record, reply key (the lock), original key. A lost race is
+    /// Makes a flow: its originator's share, record, reply key (the lock), original key. A lost race is
     /// no error: the packet finds the winner's flow.
     #[inline(always)]
     pub(super) fn make(&self, plan: &Plan<F>, reply: Tuple<F>, owner: Owner) -> Result<(), Reason> {
@@ -382,10 +384,10 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
         if own.is_none() && tables.subnet(src) != Some(bridge) {
             network.flags &= !network::MASQUERADE;
         }
-        let slot = own.unwrap_or(network.floor);
+        let slot = own.unwrap_or(network.default_endpoint);
         let end = End {
             slot,
-            incarnation: tables.endpoint(slot)?.incarnation,
+            generation: tables.endpoint(slot)?.generation,
         };
         let client = Client {
             end,
@@ -396,7 +398,7 @@ impl<F: Family, T: Steps<F>> Passage<'_, F, T> {
             return Some((client, Bound::Published));
         }
         let bound = match owner::network_of(tables, bridge, &self.packet.tuple) {
-            Some(other) => Bound::Straight(other, tables.network(other)?),
+            Some(other) => Bound::DirectAccess(other, tables.network(other)?),
             None => Bound::Outside,
         };
         Some((client, bound))

@@ -16,8 +16,8 @@ const INIT_ACK: u8 = 2;
 /// "Protocol unreachable".
 const UNKNOWN: [u8; 2] = [3, 2];
 
-/// Sends a packet of a row and waits for it to come as `seen`, octet for octet.
-fn carry(stage: &Stage, row: Row, sent: &Packet, seen: &Packet) -> Result<()> {
+/// Sends a packet of a row and waits for it to come as `seen`, byte for byte.
+fn forward_established(stage: &Stage, row: Row, sent: &Packet, seen: &Packet) -> Result<()> {
     stage.send(row, sent)?;
     eventually(SOON, || {
         let came = stage.came(row, false)?;
@@ -37,10 +37,10 @@ fn an_association_of_each_of_two_containers_by_one_port() -> Result<()> {
         let content = vec![7; octets];
         let sent = Packet::sctp(from, to, INIT, &content);
         let seen = Packet::sctp(given, to, INIT, &content).ttl(63);
-        carry(&stage, Outgoing, &sent, &seen)?;
+        forward_established(&stage, Outgoing, &sent, &seen)?;
         let sent = Packet::sctp(back, host, INIT_ACK, &content);
         let seen = Packet::sctp(back, from, INIT_ACK, &content).ttl(63);
-        carry(&stage, OutgoingReply, &sent, &seen)?;
+        forward_established(&stage, OutgoingReply, &sent, &seen)?;
     }
 
     // The server's container by the same port, towards the same: it is given another one.

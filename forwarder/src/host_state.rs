@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The World: what Docker and the kernel say, as plain data. Facts go in by [`World::apply`], which is pure.
-mod fact;
+//! The host state: what Docker and the kernel say, as plain data. Updates go in by [`HostState::apply`], which is pure.
 mod model;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::others::Others;
 
-pub use fact::{Fact, Listing};
 pub use model::*;
-pub use terms::{GatewayMode, Ingress, Terms};
+pub use terms::{GatewayMode, Ingress, NetworkOptions};
+pub use update::{Listing, Update};
 
 /// Swarm's bridge towards the outside.
 const GWBRIDGE: &str = "docker_gwbridge";
 
 /// Everything that the agent knows about Docker and the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct World {
+pub struct HostState {
     /// The version of the daemon; none while it is away, which is no reason to drop what it said.
     pub docker: Option<String>,
     /// Networks of every driver.
@@ -54,20 +54,20 @@ pub struct World {
     pub seen: Seen,
 }
 
-/// Which full lists have come at least once: before all have, what is absent from the World says nothing.
+/// Which full lists have come at least once: before all have, what is absent from the host state says nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// [`Fact::Networks`].
+    /// [`Update::Networks`].
     pub networks: bool,
-    /// [`Fact::Containers`].
+    /// [`Update::Containers`].
     pub containers: bool,
-    /// [`Fact::Links`].
+    /// [`Update::Links`].
     pub links: bool,
-    /// [`Fact::Addresses`].
+    /// [`Update::Addresses`].
     pub addresses: bool,
 }
 
-impl World {
+impl HostState {
     /// Whether every source has given a full list: only then may anything be derived from an absence.
     pub fn is_complete(&self) -> bool {
         let Seen {
@@ -90,36 +90,36 @@ impl World {
         running.any(|container| container.ports.iter().any(|own| own.host() == *port))
     }
 
-    /// Takes in one fact; returns whether anything is different now.
-    pub fn apply(&mut self, fact: Fact) -> bool {
-        let changed = match fact {
-            Fact::DockerUp { version } => replace(&mut self.docker, Some(version)),
-            Fact::DockerDown { .. } => replace(&mut self.docker, None),
-            Fact::Networks(listing) => {
+    /// Takes in one update; returns whether anything is different now.
+    pub fn apply(&mut self, update: Update) -> bool {
+        let changed = match update {
+            Update::DockerUp { version } => replace(&mut self.docker, Some(version)),
+            Update::DockerDown { .. } => replace(&mut self.docker, None),
+            Update::Networks(listing) => {
                 let all = merge(&self.networks, listing, |network| network.id.clone());
                 replace(&mut self.networks, all) | !std::mem::replace(&mut self.seen.networks, true)
             }
-            Fact::Network(network) => put(&mut self.networks, network.id.clone(), *network),
-            Fact::NetworkGone(id) => self.networks.remove(&id).is_some(),
-            Fact::Containers(listing) => {
+            Update::Network(network) => put(&mut self.networks, network.id.clone(), *network),
+            Update::NetworkGone(id) => self.networks.remove(&id).is_some(),
+            Update::Containers(listing) => {
                 let all = merge(&self.containers, listing, |container| container.id.clone());
                 replace(&mut self.containers, all)
                     | !std::mem::replace(&mut self.seen.containers, true)
             }
-            Fact::Container(container) => {
+            Update::Container(container) => {
                 put(&mut self.containers, container.id.clone(), *container)
             }
-            Fact::ContainerGone(id) => self.containers.remove(&id).is_some(),
-            Fact::NetnsGone(netns) => self.forget_netns(netns),
-            Fact::Links(list) => {
+            Update::ContainerGone(id) => self.containers.remove(&id).is_some(),
+            Update::NetnsGone(netns) => self.forget_netns(netns),
+            Update::Links(list) => {
                 let all = list.into_iter().map(|l| (l.index, l)).collect();
                 replace(&mut self.links, all) | !std::mem::replace(&mut self.seen.links, true)
             }
-            Fact::Link(link) => put(&mut self.links, link.index, link),
-            Fact::LinkGone(index) => {
+            Update::Link(link) => put(&mut self.links, link.index, link),
+            Update::LinkGone(index) => {
                 self.links.remove(&index).is_some() | self.addresses.remove(&index).is_some()
             }
-            Fact::Addresses(list) => {
+            Update::Addresses(list) => {
                 let mut all: BTreeMap<u32, Vec<Address>> = BTreeMap::new();
                 for address in list {
                     all.entry(address.link).or_default().push(address);
@@ -127,30 +127,30 @@ impl World {
                 replace(&mut self.addresses, all)
                     | !std::mem::replace(&mut self.seen.addresses, true)
             }
-            Fact::RouteChanged(routing) => {
+            Update::RouteChanged(routing) => {
                 self.routing = *routing;
                 self.route_generation = self.route_generation.wrapping_add(1);
                 true
             }
-            Fact::ReversePaths(modes) => {
+            Update::ReversePaths(modes) => {
                 let changed = self.reverse_paths != modes;
                 self.reverse_paths = modes;
                 changed
             }
-            Fact::Bound(port, bound) => {
+            Update::Bound(port, bound) => {
                 self.unbound.remove(&port);
                 put(&mut self.bound, port, bound)
             }
-            Fact::Proxied(port) => self.proxied.insert(port),
-            Fact::ProxyKnown(port) => self.proxied.remove(&port),
-            Fact::Unbound(shim) => self.unbind(shim),
-            Fact::ShimGone(shim) => {
+            Update::Proxied(port) => self.proxied.insert(port),
+            Update::ProxyKnown(port) => self.proxied.remove(&port),
+            Update::Unbound(shim) => self.unbind(shim),
+            Update::ShimGone(shim) => {
                 let before = self.bound.len();
                 self.bound.retain(|_, bound| bound.shim != shim);
                 self.bound.len() != before
             }
-            Fact::Others(others) => replace(&mut self.others, *others),
-            Fact::Overrun => {
+            Update::Others(others) => replace(&mut self.others, *others),
+            Update::Overrun => {
                 self.overruns = self.overruns.wrapping_add(1);
                 true
             }

@@ -11,7 +11,7 @@ use harness::{Packet, eventually, holds};
 use crate::SOON;
 use crate::rows::{ALL, Hairpin, Outgoing, Published, Row, Stage};
 
-/// Octets of a piece's payload.
+/// Bytes of a piece's payload.
 const PIECE: usize = 1480;
 /// How long nothing has to come.
 const SILENCE: Duration = Duration::from_millis(300);

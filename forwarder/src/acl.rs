@@ -10,9 +10,9 @@ use forwarder_common::abi::{capacity, ingress};
 use forwarder_common::family::{Be32, Be128};
 use ipnet::IpNet;
 
-use crate::desired::{be32, be128, incarnation};
-use crate::tables::Tables;
-use crate::world::Ingress;
+use crate::desired::{be32, be128, generation};
+use crate::desired_state::DesiredState;
+use crate::host_state::Ingress;
 
 /// Ranges of all lists together, of both families: half of what the kernel has room for, since a list that changes is
 /// there twice for a moment.
@@ -33,20 +33,20 @@ impl Entries {
 
 /// All lists that anybody has.
 #[derive(Default)]
-pub(crate) struct Lists {
+pub(crate) struct AclTable {
     by_id: BTreeMap<u32, Entries>,
     /// Those that there was no room for.
     closed: BTreeSet<u32>,
 }
 
-impl Lists {
+impl AclTable {
     /// The number of a list; 0 for one that lets everybody in.
     pub(crate) fn id(&mut self, list: &Ingress) -> u32 {
         if list.is_open() {
             return 0;
         }
         let entries = entries(list);
-        let mut id = incarnation([format!("{entries:?}").as_str()]);
+        let mut id = generation([format!("{entries:?}").as_str()]);
         // Two lists never share a number, however somebody chose their ranges.
         while self.by_id.get(&id).is_some_and(|other| *other != entries) {
             id = id.wrapping_add(1).max(1);
@@ -96,7 +96,7 @@ impl Lists {
     }
 
     /// Tells who has which list from how it was before; 0 where there are none.
-    pub(crate) fn generation(&self, tables: &Tables) -> u32 {
+    pub(crate) fn generation(&self, tables: &DesiredState) -> u32 {
         if self.by_id.is_empty() {
             return 0;
         }
@@ -105,7 +105,7 @@ impl Lists {
         let networks = networks.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
         let ports = ports.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
         let closed = &self.closed;
-        incarnation([format!("{networks:?} {ports:?} {closed:?}").as_str()])
+        generation([format!("{networks:?} {ports:?} {closed:?}").as_str()])
     }
 }
 
@@ -137,7 +137,7 @@ fn entries(list: &Ingress) -> Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::range;
+    use crate::overrides::range;
 
     fn list(allow: &[&str], deny: &[&str]) -> Ingress {
         let ranges = |texts: &[&str]| texts.iter().filter_map(|text| range(text)).collect();
@@ -184,7 +184,7 @@ mod tests {
                 .collect(),
             deny: Vec::new(),
         };
-        let mut lists = Lists::default();
+        let mut lists = AclTable::default();
         let own = lists.id(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
         let others: Vec<_> = (1..=18).map(|first| lists.id(&long(first))).collect();
         assert_eq!(lists.settle(), 10, "of 18 times 4,002 in 32,768");
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn numbers_follow_from_content() {
-        let mut lists = Lists::default();
+        let mut lists = AclTable::default();
         assert_eq!(lists.id(&Ingress::default()), 0);
         let one = lists.id(&list(&["198.18.0.0/15"], &[]));
         assert_eq!(lists.id(&list(&["198.18.0.0/15"], &[])), one);

@@ -3,7 +3,7 @@
 //! is over without waiting for new flows to do it.
 
 use crate::abi::FlowRef;
-use crate::event::News;
+use crate::event::EventKind;
 use crate::family::Family;
 use crate::flow::{Sweeper, retire};
 use crate::tables::Tables;
@@ -26,11 +26,11 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Ending {
     let Some(flow) = tables.flow(reference.index) else {
         return Ending::Absent;
     };
-    let gate = tables.gate(flow);
-    if gate.id() != reference.id || !gate.is_live() {
+    let flow_state = tables.flow_state(flow);
+    if flow_state.id() != reference.id || !flow_state.is_live() {
         return Ending::Absent;
     }
-    if retire(tables, reference.index, gate, News::Deleted) {
+    if retire(tables, reference.index, flow_state, EventKind::Deleted) {
         Ending::Ended
     } else {
         Ending::Busy

@@ -154,7 +154,7 @@ impl Stage {
         }
     }
 
-    /// A packet of a row as its sender sends it, with a payload of so many octets.
+    /// A packet of a row as its sender sends it, with a payload of so many bytes.
     pub(crate) fn sent(&self, row: Row, size: usize) -> Packet {
         let (from, to) = self.asked(row);
         Packet::udp(from, to, &vec![row as u8 + b'0'; size])
@@ -198,7 +198,7 @@ impl Stage {
         if back { from } else { to }.capture.packets(false)
     }
 
-    /// Sends a packet of each row, changed by `with`, and checks that it arrives octet for octet as
+    /// Sends a packet of each row, changed by `with`, and checks that it arrives byte for byte as
     /// it has to: at once or in fragments.
     pub(crate) fn carries(
         &self,
@@ -223,7 +223,7 @@ impl Stage {
     }
 
     /// Sends a packet of a row, and hands back the ICMP error of this kind that comes for it from
-    /// the host: it has to quote what was sent, octet for octet.
+    /// the host: it has to quote what was sent, byte for byte.
     pub(crate) fn refuses(&self, row: Row, sent: &Packet, kind: [u8; 2]) -> Result<Packet> {
         let error = self.error(row, sent, kind)?;
         let quoted = error.quoted().context("no quote")?;

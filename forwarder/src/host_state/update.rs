@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Facts: what the sources send and the World takes in.
+//! Updates: what the sources send and the host state takes in.
 use std::collections::BTreeMap;
 
 use crate::others::Others;
@@ -11,7 +11,7 @@ use super::model::{
 
 /// One piece of news. A full list replaces what was known of its kind; everything else concerns one object.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fact {
+pub enum Update {
     /// Docker answers.
     DockerUp {
         /// The daemon's version, as it calls it.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The nouns of the World: networks, containers, devices, addresses. Plain data.
+//! The nouns of the host state: networks, containers, devices, addresses. Plain data.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,15 +9,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::terms::{Ingress, Terms};
-use crate::rules::PortName;
+use super::terms::{Ingress, NetworkOptions};
+use crate::overrides::PortName;
 
 /// An Ethernet address, in wire order.
 pub type Mac = [u8; 6];
 
 /// The kernel's number for another network namespace, as seen from ours (`link-netnsid`).
 ///
-/// It is reused once the namespace has gone: [`Fact::NetnsGone`](super::Fact::NetnsGone) comes before the next owner's first link.
+/// It is reused once the namespace has gone: [`Update::NetnsGone`](super::Fact::NetnsGone) comes before the next owner's first link.
 pub type NetnsId = i32;
 
 macro_rules! id {
@@ -88,7 +88,7 @@ pub struct Subnet {
     /// Prefix length in bits.
     pub prefix_len: u8,
     /// The gateway that IPAM names. Absent for docker0 and for networks whose gateway Docker chose by itself
-    /// on some versions: see [`World::gateway`](super::World::gateway).
+    /// on some versions: see [`HostState::gateway`](super::host state::gateway).
     pub gateway: Option<IpAddr>,
 }
 
@@ -141,7 +141,7 @@ pub struct Network {
     /// `--internal`.
     pub internal: bool,
     /// What Docker's options and its labels ask of its traffic; the configuration may say otherwise.
-    pub terms: Terms,
+    pub terms: NetworkOptions,
     /// The MTU in bytes that was asked for.
     pub mtu: Option<u32>,
     /// The driver's options as given.

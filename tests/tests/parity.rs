@@ -7,22 +7,22 @@
 //! seed of its sequence.
 
 #[expect(dead_code, reason = "the twin needs less of the ground than there is")]
-mod ground;
+mod fixtures;
 
 use std::collections::BTreeMap;
 use std::env;
 
 use anyhow::{Result, ensure};
+use fixtures::host_state::{disturb, host_state};
+use fixtures::model::{Dice, Outcome};
+use fixtures::raw::{state_of, told_of};
+use fixtures::traffic::{Case, Traffic};
+use fixtures::{Ground, Loaded, code};
 use forwarder::datapath::{Fate, now};
 use forwarder_common::abi::{FlowRef, Tuple};
 use forwarder_common::family::V4;
 use forwarder_common::parse::{Packet, parse, proto};
 use forwarder_common::reason::Reason;
-use ground::model::{Dice, Outcome};
-use ground::raw::{state_of, told_of};
-use ground::traffic::{Case, Traffic};
-use ground::world::{disturb, world};
-use ground::{Ground, Loaded, code};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 /// Packets in all.
@@ -40,10 +40,10 @@ fn from_env(name: &str, otherwise: u64) -> u64 {
 }
 
 #[test]
-fn host_and_kernel_are_twins() -> Result<()> {
-    let ground = Ground::new("twin")?;
-    let (bpffs, netns) = (ground.bpffs(), ground.space().path().to_owned());
-    ground.space().enter(|| {
+fn host_and_kernel_agree() -> Result<()> {
+    let fixtures = Ground::new("twin")?;
+    let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
+    fixtures.space().enter(|| {
         // Which piece of a datagram comes next is known to one CPU.
         let mut here = CpuSet::new();
         here.set(sched_getcpu());
@@ -77,7 +77,7 @@ impl Twins {
     /// One world, and packets through it.
     fn sequence(&mut self, seed: u64) -> Result<()> {
         let mut dice = Dice::new(seed);
-        let mut host = world(&mut dice, FLOWS);
+        let mut host = host_state(&mut dice, FLOWS);
         let fresh = !dice.once_in(4);
         host.settings.heartbeat = if fresh {
             now()

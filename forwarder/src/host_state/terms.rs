@@ -68,7 +68,7 @@ impl Ingress {
 
 /// What a network asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct NetworkOptions {
     /// Whether containers of this network may talk to each other.
     pub icc: bool,
     /// Whether what leaves is masqueraded. Always true for the default bridge: a dockerd without
@@ -91,7 +91,7 @@ pub struct Terms {
     pub other_frames: bool,
 }
 
-impl Default for Terms {
+impl Default for NetworkOptions {
     fn default() -> Self {
         Self {
             icc: true,

@@ -16,7 +16,7 @@ use crate::rows::{
     ALL, Hairpin, HairpinReply, Outgoing, OutgoingReply, Published, PublishedReply, Stage,
 };
 
-/// Octets of a payload that fits everywhere, and of one that fills 1500 octets.
+/// Bytes of a payload that fits everywhere, and of one that fills 1500 bytes.
 const SMALL: usize = 10;
 const LARGE: usize = 1472;
 
@@ -114,7 +114,7 @@ fn over_the_routes_mtu_a_datagram_is_fragmented_or_refused_on_its_way_out() -> R
             let error = stage.refuses(row, &sent, FRAGMENTATION_NEEDED)?;
             assert_eq!(error.transport()[6..8], 1400_u16.to_be_bytes());
         }
-        // What fits goes fast, up to the last octet.
+        // What fits goes fast, up to the last byte.
         let before = stage.scene.count("too-big")?;
         stage.carries(&ALL, 1372, Packet::dont_fragment)?;
         assert_eq!(stage.scene.count("too-big")?, before);

@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{
-    AllowedKey6, Device, Endpoint, Endpoint6, IngressKey6, LinkKey, LocalKey6, OwnerKey6, PortKey,
-    PortKey6, Published6, ServerKey, TrustKey,
+    AllowedKey6, Device, Endpoint, Endpoint6, HostAddressKey6, IngressKey6, LinkKey, OwnerKey6,
+    PortKey, PortKey6, Published6, ServerKey, TrustKey,
 };
 use forwarder_common::family::{Be16, Be32, Be128, V4};
 
 /// The name of the device that fragments go round by.
-pub const ROUND: &str = "forwarder0";
+pub const DEFRAG_LOOPBACK: &str = "forwarder0";
 
 /// A program's place on a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -33,7 +33,7 @@ pub enum Hook {
     /// Egress of a bridge.
     BridgeOut,
     /// Egress of the device that fragments go round by.
-    RoundOut,
+    DefragOut,
     /// XDP of an uplink.
     Uplink,
 }
@@ -49,7 +49,7 @@ impl Hook {
         Self::ContainerOut,
         Self::BridgeIn,
         Self::BridgeOut,
-        Self::RoundOut,
+        Self::DefragOut,
         Self::Uplink,
     ];
 
@@ -65,7 +65,7 @@ impl Hook {
             Self::ContainerOut => "container_out",
             Self::BridgeIn => "bridge_in",
             Self::BridgeOut => "bridge_out",
-            Self::RoundOut => "round_out",
+            Self::DefragOut => "defrag_out",
             Self::Uplink => "uplink",
         }
     }
@@ -192,12 +192,12 @@ pub struct Target {
     /// The list of clients that it lets in; 0 for all.
     pub policy: u32,
     /// Tells this mapping from all that had its slot before; never 0.
-    pub incarnation: u32,
+    pub generation: u32,
 }
 
 /// A veth into whose far end XDP may redirect once its far end takes frames.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct FarEnd {
+pub struct PeerVeth {
     /// The container's network namespace.
     pub sandbox_key: String,
     /// A process in it.
@@ -210,7 +210,7 @@ pub struct FarEnd {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Key6 {
     /// One of the host's own addresses.
-    Local(LocalKey6),
+    Local(HostAddressKey6),
     /// What the container behind a veth is called.
     Endpoint(u32),
     /// A container's address.
@@ -239,7 +239,7 @@ pub enum Row6 {
 
 /// All tables and hooks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Tables {
+pub struct DesiredState {
     /// Moves on with every change of routes, addresses or devices.
     pub route_generation: u32,
     /// Whether XDP may forward TCP.
@@ -251,7 +251,7 @@ pub struct Tables {
     /// Whether a port that is published on an IPv6 address of the host's has a list of clients.
     pub lists6: bool,
     /// The device that fragments go round by; 0 for none.
-    pub round: u32,
+    pub defrag_loopback: u32,
     /// Devices by index.
     pub devices: BTreeMap<u32, Device>,
     /// Networks by their bridge's index.
@@ -291,14 +291,14 @@ pub struct Tables {
     /// How the XDP programs in `hooks` run, by device index.
     pub xdp: BTreeMap<u32, XdpKind>,
     /// Veths that XDP may redirect into, by index.
-    pub ports: BTreeMap<u32, FarEnd>,
+    pub ports: BTreeMap<u32, PeerVeth>,
 }
 
 /// What the kernel holds, with the slots that it holds it in.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
     /// The tables themselves. Of `ports` only the keys are known.
-    pub tables: Tables,
+    pub tables: DesiredState,
     /// Slots of endpoints.
     pub endpoint_slots: BTreeMap<EndpointKey, u32>,
     /// Slots of mappings.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::pins;
-use crate::tables::FarEnd;
+use crate::desired_state::PeerVeth;
 use crate::trusted;
 use crate::watch::sandbox;
 
@@ -25,22 +25,22 @@ struct Before {
 }
 
 /// Far ends by their veths' indexes, remembered in a directory.
-pub(super) struct FarEnds {
+pub(super) struct PeerVeths {
     dir: PathBuf,
 }
 
-impl FarEnds {
+impl PeerVeths {
     pub(super) fn remembered_in(dir: PathBuf) -> Self {
         Self { dir }
     }
 
     /// Lets a far end take frames.
-    pub(super) async fn prepare(&self, veth: u32, far_end: &FarEnd) -> Result<()> {
-        let FarEnd {
+    pub(super) async fn prepare(&self, veth: u32, peer_veth: &PeerVeth) -> Result<()> {
+        let PeerVeth {
             sandbox_key,
             pid,
             index,
-        } = far_end.clone();
+        } = peer_veth.clone();
         let namespace = sandbox::open(&sandbox_key, pid)?;
         let gro = sandbox::set_gro(namespace, index, true).await?;
         let path = self.dir.join(veth.to_string());

@@ -9,11 +9,13 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::world::{Container, GatewayMode, HostPort, Ingress, Network, Proto, Terms};
+use crate::host_state::{
+    Container, GatewayMode, HostPort, Ingress, Network, NetworkOptions, Proto,
+};
 
 /// All rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct Overrides {
     /// By the network's name.
     pub networks: BTreeMap<String, NetworkRules>,
     /// By what is published.
@@ -100,10 +102,10 @@ impl<'de> Deserialize<'de> for PortName {
     }
 }
 
-impl Rules {
+impl Overrides {
     /// What holds for a network.
     #[must_use]
-    pub fn terms(&self, network: &Network) -> Terms {
+    pub fn terms(&self, network: &Network) -> NetworkOptions {
         let mut terms = network.terms.clone();
         let Some(rules) = self.networks.get(&network.name) else {
             return terms;
@@ -231,9 +233,9 @@ mod tests {
             "icc = false\ngateway-mode-ipv4 = 'routed'\ningress-allow = ['198.18.7.7/16']",
         )
         .unwrap();
-        let rules = Rules {
+        let rules = Overrides {
             networks: [("web".to_owned(), rules)].into(),
-            ..Rules::default()
+            ..Overrides::default()
         };
         let mut network = Network {
             name: "web".into(),
@@ -258,9 +260,9 @@ mod tests {
             ..Container::default()
         };
         let of_file = toml::from_str("allowed-sources = ['10.9.0.0/24']").unwrap();
-        let rules = Rules {
+        let rules = Overrides {
             containers: [("vpn".to_owned(), of_file)].into(),
-            ..Rules::default()
+            ..Overrides::default()
         };
         assert_eq!(rules.allowed_sources(&container), [range("10.9.0.0/24")]);
         container.name = "other".into();
@@ -282,7 +284,7 @@ mod tests {
             ingress: only("198.18.1.0/24"),
             ..Container::default()
         };
-        let mut rules = Rules::default();
+        let mut rules = Overrides::default();
         assert_eq!(rules.ingress(Some(&container), &at), container.ingress);
         let label = only("198.18.2.0/24");
         let name = port("8080/tcp").unwrap();

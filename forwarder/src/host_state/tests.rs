@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The World's laws: facts in any order, gateway choice, veth matching.
+//! The host state's laws: updates in any order, gateway choice, veth matching.
 use super::*;
 
 const BRIDGE: u32 = 3;
@@ -27,8 +27,8 @@ fn net_with(name: &str, container: &str, mac: u8) -> Network {
     }
 }
 
-fn container(id: &str, netns: Option<NetnsId>) -> Fact {
-    Fact::Container(Box::new(Container {
+fn container(id: &str, netns: Option<NetnsId>) -> Update {
+    Update::Container(Box::new(Container {
         id: id.into(),
         running: true,
         netns,
@@ -36,8 +36,8 @@ fn container(id: &str, netns: Option<NetnsId>) -> Fact {
     }))
 }
 
-fn bridge(name: &str, index: u32) -> Fact {
-    Fact::Link(Link {
+fn bridge(name: &str, index: u32) -> Update {
+    Update::Link(Link {
         index,
         name: format!("br-{name}"),
         kind: "bridge".to_owned(),
@@ -45,14 +45,14 @@ fn bridge(name: &str, index: u32) -> Fact {
     })
 }
 
-fn veth(index: u32, netns: Option<NetnsId>, mac: u8) -> Fact {
+fn veth(index: u32, netns: Option<NetnsId>, mac: u8) -> Update {
     let peer = Peer {
         index: 2,
         netns,
         name: None,
         mac: Some([2, 0, 0, 0, 0, mac]),
     };
-    Fact::Link(Link {
+    Update::Link(Link {
         index,
         name: format!("veth{index}"),
         kind: "veth".to_owned(),
@@ -62,79 +62,79 @@ fn veth(index: u32, netns: Option<NetnsId>, mac: u8) -> Fact {
     })
 }
 
-fn world(facts: impl IntoIterator<Item = Fact>) -> World {
-    let mut world = World::default();
-    for fact in facts {
-        world.apply(fact);
+fn host_state(updates: impl IntoIterator<Item = Update>) -> HostState {
+    let mut host_state = HostState::default();
+    for update in updates {
+        host_state.apply(update);
     }
-    world
+    host_state
 }
 
 #[test]
 fn a_fact_that_says_nothing_new_changes_nothing() {
-    let mut world = World::default();
-    for fact in [
-        Fact::DockerUp {
+    let mut host_state = HostState::default();
+    for update in [
+        Update::DockerUp {
             version: "20.10.24".to_owned(),
         },
-        Fact::Networks(vec![net("web")].into()),
-        Fact::Network(Box::new(net("db"))),
-        Fact::Containers(Listing::default()),
+        Update::Networks(vec![net("web")].into()),
+        Update::Network(Box::new(net("db"))),
+        Update::Containers(Listing::default()),
         container("c1", Some(4)),
-        Fact::Links(Vec::new()),
+        Update::Links(Vec::new()),
         bridge("web", BRIDGE),
-        Fact::Addresses(Vec::new()),
+        Update::Addresses(Vec::new()),
     ] {
-        assert!(world.apply(fact.clone()), "{fact:?} is news");
-        assert!(!world.apply(fact.clone()), "{fact:?} is old");
+        assert!(host_state.apply(update.clone()), "{update:?} is news");
+        assert!(!host_state.apply(update.clone()), "{update:?} is old");
     }
-    for fact in [
-        Fact::NetworkGone("db".into()),
-        Fact::ContainerGone("c1".into()),
-        Fact::LinkGone(BRIDGE),
+    for update in [
+        Update::NetworkGone("db".into()),
+        Update::ContainerGone("c1".into()),
+        Update::LinkGone(BRIDGE),
     ] {
-        assert!(world.apply(fact.clone()));
-        assert!(!world.apply(fact));
+        assert!(host_state.apply(update.clone()));
+        assert!(!host_state.apply(update));
     }
-    assert!(!world.apply(Fact::NetnsGone(9)));
+    assert!(!host_state.apply(Update::NetnsGone(9)));
 }
 
 #[test]
 fn it_is_complete_once_every_list_has_come_even_an_empty_one() {
     let lists = [
-        Fact::Networks(Listing::default()),
-        Fact::Containers(Listing::default()),
-        Fact::Links(Vec::new()),
-        Fact::Addresses(Vec::new()),
+        Update::Networks(Listing::default()),
+        Update::Containers(Listing::default()),
+        Update::Links(Vec::new()),
+        Update::Addresses(Vec::new()),
     ];
     for missing in 0..lists.len() {
         let others = lists
             .iter()
             .enumerate()
             .filter(|(i, _)| *i != missing)
-            .map(|(_, fact)| fact.clone());
-        assert!(!world(others).is_complete());
+            .map(|(_, update)| update.clone());
+        assert!(!host_state(others).is_complete());
     }
-    assert!(world(lists).is_complete());
+    assert!(host_state(lists).is_complete());
 }
 
 #[test]
 fn a_daemon_that_is_away_takes_nothing_with_it() {
-    let mut world = world([
-        Fact::DockerUp {
+    let mut host_state = host_state([
+        Update::DockerUp {
             version: "1".to_owned(),
         },
-        Fact::Network(Box::new(net("web"))),
+        Update::Network(Box::new(net("web"))),
         container("c1", None),
     ]);
-    let before = world.clone();
-    assert!(world.apply(Fact::DockerDown {
+    let before = host_state.clone();
+    assert!(host_state.apply(Update::DockerDown {
         why: "restart".to_owned()
     }));
     assert_eq!(
-        World {
+        HostState {
             docker: before.docker.clone(),
-            ..world
+            ..host_state
         },
         before
     );
@@ -142,18 +142,18 @@ fn a_daemon_that_is_away_takes_nothing_with_it() {
 
 #[test]
 fn full_lists_replace_but_keep_what_could_not_be_read() {
-    let mut world = world([
-        Fact::Network(Box::new(net("old"))),
-        Fact::Network(Box::new(net("broken"))),
+    let mut host_state = host_state([
+        Update::Network(Box::new(net("old"))),
+        Update::Network(Box::new(net("broken"))),
         container("locked", Some(1)),
         container("gone", None),
     ]);
-    world.apply(Fact::Networks(Listing {
+    host_state.apply(Update::Networks(Listing {
         list: vec![net("web")],
         unread: vec!["broken".into()],
     }));
     assert_eq!(
-        world
+        host_state
             .networks
             .keys()
             .map(|id| id.0.as_str())
@@ -164,12 +164,12 @@ fn full_lists_replace_but_keep_what_could_not_be_read() {
         id: "new".into(),
         ..Container::default()
     }];
-    world.apply(Fact::Containers(Listing {
+    host_state.apply(Update::Containers(Listing {
         list,
         unread: vec!["locked".into(), "unheard".into()],
     }));
     assert_eq!(
-        world
+        host_state
             .containers
             .keys()
             .map(|id| id.0.as_str())
@@ -193,16 +193,16 @@ fn addresses_keep_the_kernels_order_and_go_with_their_link() {
         address(8, 1, false),
         address(7, 2, true),
     ];
-    let mut world = world([Fact::Addresses(list)]);
+    let mut host_state = host_state([Update::Addresses(list)]);
     assert_eq!(
-        world.addresses[&7]
+        host_state.addresses[&7]
             .iter()
             .map(|a| a.address.to_string())
             .collect::<Vec<_>>(),
         ["198.18.0.9", "198.18.0.2"]
     );
-    assert!(world.apply(Fact::LinkGone(7)));
-    assert_eq!(world.addresses.keys().collect::<Vec<_>>(), [&8]);
+    assert!(host_state.apply(Update::LinkGone(7)));
+    assert_eq!(host_state.addresses.keys().collect::<Vec<_>>(), [&8]);
 }
 
 #[test]
@@ -224,18 +224,18 @@ fn the_gateway_is_ipams_else_the_bridges_own_address() {
         scope: 0,
         secondary: false,
     };
-    let world = world([
+    let host_state = host_state([
         bridge("web", BRIDGE),
-        Fact::Addresses(vec![own([169, 254, 1, 1]), own([172, 17, 0, 1])]),
+        Update::Addresses(vec![own([169, 254, 1, 1]), own([172, 17, 0, 1])]),
     ]);
     assert_eq!(
-        world.gateway(&network, Family::V4),
+        host_state.gateway(&network, Family::V4),
         Some([172, 17, 0, 1].into())
     );
-    assert_eq!(world.gateway(&network, Family::V6), None);
+    assert_eq!(host_state.gateway(&network, Family::V6), None);
     network.subnets = vec![subnet(Some([172, 17, 255, 254].into()))];
     assert_eq!(
-        world.gateway(&network, Family::V4),
+        host_state.gateway(&network, Family::V4),
         Some([172, 17, 255, 254].into())
     );
 }
@@ -380,18 +380,18 @@ fn a_gateway_on_a_network_that_is_not_known_yet_counts() {
 
 #[test]
 fn an_endpoints_veth_is_found_whatever_comes_first() {
-    let facts = [
-        Fact::Network(Box::new(net_with("web", "c1", 7))),
+    let updates = [
+        Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
         veth(10, Some(4), 7),
         container("c1", Some(4)),
     ];
-    for first in 0..facts.len() {
-        let mut order = facts.to_vec();
+    for first in 0..updates.len() {
+        let mut order = updates.to_vec();
         order.rotate_left(first);
-        let world = world(order);
+        let host_state = host_state(order);
         assert_eq!(
-            world.veths,
+            host_state.veths,
             [("web-c1".into(), 10)].into(),
             "starting with fact {first}"
         );
@@ -400,26 +400,26 @@ fn an_endpoints_veth_is_found_whatever_comes_first() {
 
 #[test]
 fn a_veth_is_found_by_address_until_the_containers_namespace_is_known() {
-    let mut world = world([
-        Fact::Network(Box::new(net_with("web", "c1", 7))),
+    let mut host_state = host_state([
+        Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
     ]);
-    world.apply(veth(10, None, 7));
+    host_state.apply(veth(10, None, 7));
     assert!(
-        world.veths.is_empty(),
+        host_state.veths.is_empty(),
         "both ends are still here: the container cannot use it"
     );
-    world.apply(veth(10, Some(4), 7));
-    assert_eq!(world.veths, [("web-c1".into(), 10)].into());
-    world.apply(container("c1", Some(5)));
-    assert!(world.veths.is_empty(), "it was another's");
-    world.apply(Fact::Link(Link {
+    host_state.apply(veth(10, Some(4), 7));
+    assert_eq!(host_state.veths, [("web-c1".into(), 10)].into());
+    host_state.apply(container("c1", Some(5)));
+    assert!(host_state.veths.is_empty(), "it was another's");
+    host_state.apply(Update::Link(Link {
         index: 10,
         ..Link::default()
     }));
-    world.apply(veth(11, Some(5), 8));
+    host_state.apply(veth(11, Some(5), 8));
     assert_eq!(
-        world.veths,
+        host_state.veths,
         [("web-c1".into(), 11)].into(),
         "the namespace decides, whatever address is set in there"
     );
@@ -429,45 +429,45 @@ fn a_veth_is_found_by_address_until_the_containers_namespace_is_known() {
 fn a_known_container_cannot_pose_as_a_newcomer() {
     let mut network = net_with("web", "c1", 7);
     network.endpoints.extend(net_with("web", "c2", 8).endpoints);
-    let mut world = world([
-        Fact::Network(Box::new(network)),
+    let mut host_state = host_state([
+        Update::Network(Box::new(network)),
         bridge("web", BRIDGE),
         container("c1", Some(4)),
     ]);
-    world.apply(veth(10, Some(4), 8));
-    assert_eq!(world.veths, [("web-c1".into(), 10)].into());
-    world.apply(veth(12, Some(5), 8));
+    host_state.apply(veth(10, Some(4), 8));
+    assert_eq!(host_state.veths, [("web-c1".into(), 10)].into());
+    host_state.apply(veth(12, Some(5), 8));
     assert_eq!(
-        world.veths,
+        host_state.veths,
         [("web-c1".into(), 10), ("web-c2".into(), 12)].into()
     );
 }
 
 #[test]
 fn a_namespaces_number_that_is_used_again_leads_to_nobody_old() {
-    let mut world = world([
-        Fact::Network(Box::new(net_with("web", "c1", 7))),
+    let mut host_state = host_state([
+        Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
         container("c1", Some(4)),
         veth(10, Some(4), 7),
     ]);
-    assert_eq!(world.veths.len(), 1);
-    assert!(world.apply(Fact::NetnsGone(4)));
-    assert!(world.veths.is_empty());
-    world.apply(veth(12, Some(4), 9));
+    assert_eq!(host_state.veths.len(), 1);
+    assert!(host_state.apply(Update::NetnsGone(4)));
+    assert!(host_state.veths.is_empty());
+    host_state.apply(veth(12, Some(4), 9));
     assert!(
-        world.veths.is_empty(),
+        host_state.veths.is_empty(),
         "number 4 is another container's now"
     );
 }
 
 #[test]
 fn a_veth_of_another_bridge_is_no_match() {
-    let world = world([
-        Fact::Network(Box::new(net_with("web", "c1", 7))),
+    let host_state = host_state([
+        Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE + 1),
         container("c1", Some(4)),
         veth(10, Some(4), 7),
     ]);
-    assert!(world.veths.is_empty());
+    assert!(host_state.veths.is_empty());
 }

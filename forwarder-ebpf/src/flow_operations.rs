@@ -4,7 +4,7 @@
 
 use aya_ebpf::programs::TcContext;
 use forwarder_common::abi::FlowRef;
-use forwarder_common::errand::{self, Ending};
+use forwarder_common::flow_operation::{self, Ending};
 
 use crate::kernel::Kernel;
 use crate::tc::frame;
@@ -12,7 +12,7 @@ use crate::tc::frame;
 /// Records that one run looks at: a tenth of a millisecond, since packets may have to wait for it.
 const RECORDS: u32 = 4_096;
 
-/// Ends the flow whose index and id, in the machine's order, are the frame's first octets: the
+/// Ends the flow whose index and id, in the machine's order, are the frame's first bytes: the
 /// number of an [`Ending`].
 #[inline(always)]
 pub fn end_flow(ctx: TcContext) -> i32 {
@@ -20,12 +20,12 @@ pub fn end_flow(ctx: TcContext) -> i32 {
     let (Some(index), Some(id)) = (frame.read::<u32>(0), frame.read::<u32>(4)) else {
         return Ending::Absent as i32;
     };
-    errand::end(&Kernel { ctx }, FlowRef { index, id }) as i32
+    flow_operation::end(&Kernel { ctx }, FlowRef { index, id }) as i32
 }
 
 /// Looks at some records; how many.
 #[inline(always)]
 pub fn collect_flows(ctx: TcContext) -> i32 {
-    errand::collect(&Kernel { ctx }, RECORDS);
+    flow_operation::collect(&Kernel { ctx }, RECORDS);
     RECORDS as i32
 }

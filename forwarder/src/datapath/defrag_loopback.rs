@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::defrag;
 use super::pins::Pins;
-use crate::tables::ROUND;
+use crate::desired_state::DEFRAG_LOOPBACK;
 use crate::watch::sandbox::Background;
 
 /// No datagram is longer.
@@ -34,32 +34,35 @@ pub fn can_reassemble() -> bool {
 ///
 /// # Errors
 /// The kernel cannot do one of it. Fragments that would have to be translated are dropped then.
-pub async fn make_round(bpffs_dir: &Path) -> Result<()> {
+pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
     let pins = Pins::below(bpffs_dir);
     pins.make()?;
     defrag::switch_on(&pins.defrag())?;
     let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
     let _answers = Background::spawn(connection);
     if find()?.is_none() {
-        let device = LinkBridge::new(ROUND).mtu(MTU).arp(false).build();
+        let device = LinkBridge::new(DEFRAG_LOOPBACK).mtu(MTU).arp(false).build();
         let added = kernel.link().add(device).execute().await;
-        added.with_context(|| format!("cannot make the device {ROUND}"))?;
+        added.with_context(|| format!("cannot make the device {DEFRAG_LOOPBACK}"))?;
         // It has nothing to say to anybody. Without IPv6 there is nothing to forbid.
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ROUND}/disable_ipv6"), "1");
+        let _ = fs::write(
+            format!("/proc/sys/net/ipv6/conf/{DEFRAG_LOOPBACK}/disable_ipv6"),
+            "1",
+        );
     }
     let Some(index) = find()? else {
-        bail!("the device {ROUND} has gone");
+        bail!("the device {DEFRAG_LOOPBACK} has gone");
     };
     let up = LinkUnspec::new_with_index(index).up().build();
     let done = kernel.link().set(up).execute().await;
-    done.with_context(|| format!("cannot set {ROUND} up"))?;
+    done.with_context(|| format!("cannot set {DEFRAG_LOOPBACK} up"))?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(Ipv4Addr::UNSPECIFIED, 8)
         .output_interface(index)
         .scope(RouteScope::Link)
         .build();
     let added = kernel.route().add(route).replace().execute().await;
-    added.with_context(|| format!("cannot route what is nobody's to {ROUND}"))
+    added.with_context(|| format!("cannot route what is nobody's to {DEFRAG_LOOPBACK}"))
 }
 
 /// Takes the device away. Reassembly ends with its pin.
@@ -70,7 +73,7 @@ pub(super) async fn remove() -> Result<()> {
     let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
     let _answers = Background::spawn(connection);
     let gone = kernel.link().del(index).execute().await;
-    gone.with_context(|| format!("cannot remove the device {ROUND}"))
+    gone.with_context(|| format!("cannot remove the device {DEFRAG_LOOPBACK}"))
 }
 
 /// Whether the device is there.
@@ -81,9 +84,11 @@ pub(super) fn is_there() -> Result<bool> {
 /// The device's index, if it is there.
 fn find() -> Result<Option<u32>> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
-    match netdevice::name_to_index(socket, ROUND) {
+    match netdevice::name_to_index(socket, DEFRAG_LOOPBACK) {
         Ok(index) => Ok(Some(index)),
         Err(Errno::NODEV) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot look for the device {ROUND}")),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot look for the device {DEFRAG_LOOPBACK}"))
+        }
     }
 }
