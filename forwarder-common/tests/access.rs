@@ -4,11 +4,11 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::abi::{LinkKey, TrustKey, ingress, network};
-use forwarder_common::family::{Be16, Be32};
+use forwarder_common::abi::{LinkKey, PortKey, TrustKey, ingress, network};
+use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::pipeline::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, ip};
+use model::frames::{ACK, SYN, Spec, cut, ip};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, SECOND,
     UPLINK, WEB, WEB_VETH, far_mac, mac,
@@ -25,6 +25,15 @@ fn host(flags: u32) -> Host {
     host.publish((WEB, 80, 17), (WEB, 80));
     host.publish((WEB, 80, 6), (WEB, 80));
     host
+}
+
+/// `WEB`'s own port 80.
+fn port(proto: u16) -> PortKey<V4> {
+    PortKey {
+        addr: WEB,
+        port: Be16::new(80),
+        proto,
+    }
 }
 
 fn reasons(host: &Host, specs: &[Spec]) -> Vec<Reason> {
@@ -251,6 +260,43 @@ fn a_list_is_for_what_has_no_flow_too() {
     only(&mut host, 6, REMOTE);
     host.networks.get_mut(&BRIDGE).unwrap().policy = 6;
     assert_eq!(reasons(&host, &[other]), [Reason::Policy]);
+}
+
+#[test]
+fn tiny_first_fragment_gets_past_no_list() {
+    for (flags, defrag_loopback) in [network::ROUTED, network::UNPROTECTED]
+        .into_iter()
+        .flat_map(|flags| [(flags, 0), (flags, 90)])
+    {
+        let mut host = host(flags);
+        host.settings.defrag_loopback = defrag_loopback;
+        only(&mut host, 5, REMOTE);
+        for proto in [6, 17] {
+            host.published.get_mut(&port(proto)).unwrap().policy = 5;
+        }
+        let arrives = |is_fragment: &[u8]| {
+            let arrival = Arrival {
+                ifindex: UPLINK,
+                ..Arrival::default()
+            };
+            host.raw(Hook::OutsideIn, is_fragment, arrival).0.reason
+        };
+        let syn = Spec::tcp((CLIENT, 40_000), (WEB, 80), SYN).packet();
+        for octets in [8, 16] {
+            let first = cut(&syn, octets, 7).swap_remove(0);
+            assert_eq!(arrives(&first), Some(Reason::DirectRouting), "{octets}");
+            // What the frame has behind it looks like the rest of the header.
+            let padded = [&first[..], &syn[20 + octets..]].concat();
+            assert_eq!(arrives(&padded), Some(Reason::DirectRouting), "{octets}");
+        }
+        let udp = Spec::udp((CLIENT, 40_000), (WEB, 80)).payload(64).packet();
+        let first = cut(&udp, 16, 7).swap_remove(0);
+        assert_eq!(
+            arrives(&first),
+            Some(Reason::Policy),
+            "{flags} {defrag_loopback}"
+        );
+    }
 }
 
 #[test]

@@ -20,8 +20,8 @@ pub(super) enum DirectAccess {
     Closed,
     /// As a flow; of the mapping in this slot, or of none (0), let in by this list.
     Flow { mapping: u32, policy: u32 },
-    /// Without one: what has no ports.
-    Unnamed,
+    /// Without one: what has no ports, or not all of its header; let in by this list.
+    Unnamed { policy: u32 },
 }
 
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
@@ -60,11 +60,15 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             None => (false, 0, 0),
         };
         let open = every || routed && control;
+        // Of whose port only a part has come, no list can be asked (RFC 1858).
+        let told = packet.tail || packet.named || !has_ports(packet.tuple.proto);
         match packet.class {
             Class::Flow if open || known => DirectAccess::Flow { mapping, policy },
-            Class::Fragment if open || known || packet.tail => DirectAccess::Unnamed,
+            Class::Fragment if told && (open || known || packet.tail) => {
+                DirectAccess::Unnamed { policy }
+            }
             Class::Other | Class::Portless | Class::IcmpError | Class::Unreadable if open => {
-                DirectAccess::Unnamed
+                DirectAccess::Unnamed { policy: 0 }
             }
             _ => DirectAccess::Closed,
         }
@@ -101,6 +105,12 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         };
         asks && hit.dir == REPLY && !packet.tail
     }
+}
+
+/// Whether a protocol's ports are published and asked for by lists.
+#[inline(always)]
+const fn has_ports(number: u32) -> bool {
+    matches!(number, proto::TCP | proto::UDP | proto::SCTP)
 }
 
 /// What becomes of a flow whose rules have changed.

@@ -168,15 +168,17 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             DirectAccess::Closed => return Err(refused),
             DirectAccess::Flow { mapping, policy } => (mapping, policy),
             // Who would have to be translated cannot be.
-            DirectAccess::Unnamed
+            DirectAccess::Unnamed { .. }
                 if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0) =>
             {
                 return Err(refused);
             }
-            DirectAccess::Unnamed if !is_welcome(tables, &self.packet.tuple, 0, 0, bridge) => {
+            DirectAccess::Unnamed { policy }
+                if !is_welcome(tables, &self.packet.tuple, policy, 0, bridge) =>
+            {
                 return Err(Reason::Policy);
             }
-            DirectAccess::Unnamed => {
+            DirectAccess::Unnamed { .. } => {
                 tables.mark(mark::ROUTED);
                 return Err(Reason::Routed);
             }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the LAN to published ports, with sources that are nobody's there.
 
-use anyhow::Result;
-use harness::attack::{Attacker, Watch};
-use harness::{Docker, Lab, Packet, Peer, Scene};
+use std::net::{IpAddr, SocketAddrV4};
 
-use crate::{Numbered, counted, end};
+use anyhow::{Result, ensure};
+use harness::attack::{Attacker, Watch};
+use harness::{Docker, Lab, Packet, Peer, Scene, holds};
+
+use crate::{Numbered, SETTLED, counted, end};
 
 /// Sources that no machine of the LAN has.
 const NOBODYS: [[u8; 4]; 12] = [
@@ -137,6 +139,72 @@ fn rp_filter_is_asked_once_per_flow() -> Result<()> {
     check("0", true, true)?;
     check("1", false, false)?;
     check("2", true, false)
+}
+
+/// Whether it is the first of a datagram's fragments.
+fn is_head(packet: &Packet) -> bool {
+    let bytes = packet.bytes();
+    u16::from_be_bytes([bytes[6], bytes[7]]) & 0x1fff == 0
+}
+
+/// A first fragment that ends within the TCP header names a port that no list is asked for, or one that
+/// its frame's padding completes.
+#[test]
+fn lists_hold_for_tiny_first_fragments() -> Result<()> {
+    let scene = Scene::new("inward-tiny")?;
+    let host = &scene.host;
+    let list = "--label=forwarder.ingress.allow=198.18.1.99";
+    let mut victims = Vec::new();
+    for (mode, published) in [("routed", "-p=8001:80"), ("nat-unprotected", "-p=8002:80")] {
+        let label = format!("--label=forwarder.gateway_mode_ipv4={mode}");
+        host.docker(&["network", "create", &label, mode])?;
+        let network = format!("--network={mode}");
+        let victim = scene.run(mode, &[&network, published, list], &Peer::serve(80))?;
+        let address = victim.ip()?;
+        scene
+            .lan()
+            .ip(&format!("route add {address} via 198.18.1.1"))?;
+        victims.push((victim.space()?, address));
+    }
+    let raw = Attacker::new(scene.lan(), "h1", host.mac("up0")?)?;
+    let watch = Watch::new(&[
+        ("routed", &victims[0].0, "eth0"),
+        ("nat-unprotected", &victims[1].0, "eth0"),
+    ])?;
+    let mut tiny = Numbered::new(1000);
+    for (_, address) in &victims {
+        let IpAddr::V4(address) = *address else {
+            continue;
+        };
+        let to = SocketAddrV4::new(address, 80);
+        for octets in [8, 16, 24] {
+            for padded in [true, false] {
+                let what = format!("cut at {octets} to {to}, padded: {padded}");
+                let syn = Packet::tcp(end([198, 18, 1, 2], 4000), to, 2);
+                let pieces = tiny.packet(what, syn).cut(octets);
+                for piece in &pieces {
+                    let mut frame = raw.dress().ipv4(piece);
+                    // What the padding says is the rest of a SYN's header.
+                    frame[14 + 20 + 12..][..2].copy_from_slice(&[0x50, 2]);
+                    if !padded {
+                        frame.truncate(14 + piece.bytes().len());
+                    }
+                    raw.send(&frame)?;
+                }
+            }
+        }
+    }
+    // A tail alone is worth nothing: no datagram has its head.
+    holds(SETTLED, || {
+        let arrived = watch.saw(|frame| {
+            let head = frame.packet().is_some_and(|packet| is_head(&packet));
+            head && frame
+                .number()
+                .is_some_and(|number| (1000..1020).contains(&number))
+        })?;
+        ensure!(arrived.is_empty(), "arrived: {arrived:?}");
+        Ok(())
+    })
 }
 
 /// Stock Docker delivers some of them where rp_filter is off.
