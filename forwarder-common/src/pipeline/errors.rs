@@ -33,9 +33,14 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         let answers = hit.flow.tuples[hit.dir & 1].get();
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let from = self.packet.tuple.src;
+        let may_send = if self.side == Side::Outside {
+            !self.is_nobodys(from)
+        } else {
+            from == answers.src && self.sends_as_itself()
+        };
         let fits = self.packet.tuple.dst == quote.tuple.src
             && self.comes_from(&hit)
-            && (self.side == Side::Outside || from == answers.src)
+            && may_send
             && !icmp::is_redirect(&self.frame, self.packet);
         if !fits {
             return Some(Reason::IcmpStray);
@@ -79,6 +84,16 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         // At the end: the verifier goes through what follows twice.
         self.finish(&quote, &sent);
         Some(carried)
+    }
+
+    /// Whether no router outside has an address: it is the host's or a container's, or nobody's.
+    #[inline(always)]
+    fn is_nobodys(&self, addr: F::Addr) -> bool {
+        addr.is_unroutable()
+            || addr.is_reserved()
+            || addr.is_loopback()
+            || self.tables.is_local(addr)
+            || self.tables.endpoint_slot(addr).is_some()
     }
 
     /// The host's own error about a packet that it was handed: its quote shows a translated one.

@@ -207,6 +207,80 @@ fn lists_hold_for_tiny_first_fragments() -> Result<()> {
     })
 }
 
+/// Sources of ICMP errors that no router has.
+const NO_ROUTERS: [[u8; 4]; 8] = [
+    [127, 0, 0, 1],
+    [172, 17, 0, 1],
+    [172, 17, 0, 3],
+    [198, 18, 1, 1],
+    [224, 0, 0, 1],
+    [0, 1, 2, 3],
+    [255, 255, 255, 255],
+    [240, 0, 0, 1],
+];
+
+/// What a container says to send that datagram.
+const ASKS: [&str; 7] = [
+    "udp",
+    "198.18.1.2:9",
+    "x",
+    "--bind",
+    "0.0.0.0:4000",
+    "--timeout",
+    "50",
+];
+
+/// An error about a datagram that the host has sent for a container.
+fn complaint(from: [u8; 4]) -> Packet {
+    let sent = Packet::udp(end([198, 18, 1, 1], 4000), end([198, 18, 1, 2], 9), b"x");
+    Packet::error(from.into(), [198, 18, 1, 1].into(), [3, 1], 0, sent.bytes())
+}
+
+#[test]
+fn errors_of_nobody_reach_no_container() -> Result<()> {
+    let scene = Scene::new("inward-errors")?;
+    let host = &scene.host;
+    for device in ["all", "up0"] {
+        host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    let web = scene.run("web", &[], &Peer::idle())?;
+    scene.run("sibling", &[], &Peer::idle())?;
+    web.peer(&ASKS).unwrap_err();
+    let raw = Attacker::new(scene.lan(), "h1", host.mac("up0")?)?;
+    let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
+    let mut forged = Numbered::new(1000);
+    for from in NO_ROUTERS {
+        let error = forged.packet(format!("from {from:?}"), complaint(from));
+        raw.send(&raw.dress().ipv4(&error))?;
+    }
+    counted(&scene, "icmp-stray", 0, NO_ROUTERS.len() as u64)?;
+    forged.nowhere(&watch)?;
+    let mut honest = Numbered::new(2000);
+    for from in [[198, 18, 1, 2], [203, 0, 113, 5]] {
+        let error = honest.packet(format!("from {from:?}"), complaint(from));
+        raw.send(&raw.dress().ipv4(&error))?;
+    }
+    honest.everywhere(&watch)
+}
+
+#[test]
+fn stock_hands_on_a_siblings_error() -> Result<()> {
+    let lab = Lab::new("errors-stock")?;
+    let host = lab.host(Docker::stock())?;
+    for device in ["all", "up0"] {
+        host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    let web = host.run("web", &[], &Peer::idle())?;
+    host.run("sibling", &[], &Peer::idle())?;
+    web.peer(&ASKS).unwrap_err();
+    let raw = Attacker::new(lab.lan(), "h1", host.mac("up0")?)?;
+    let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
+    let mut forged = Numbered::new(1000);
+    let error = forged.packet("a sibling's", complaint([172, 17, 0, 3]));
+    raw.send(&raw.dress().ipv4(&error))?;
+    forged.everywhere(&watch)
+}
+
 /// Stock Docker delivers some of them where rp_filter is off.
 #[test]
 fn stock_delivers_nobodys_source() -> Result<()> {
