@@ -303,12 +303,17 @@ pub fn container_out<F: Family, T: Steps<F>>(
     if meta.ingress_ifindex == 0 || meta.kind() != mark::NONE {
         return Reason::FromHost;
     }
-    let blocked = tables.device(meta.ingress_ifindex).is_some_and(|from| {
-        matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT)
-            && tables
-                .network(from.bridge)
-                .is_some_and(|net| net.flags & network::ICC_DISABLED != 0)
-    });
+    let bridge = match tables.device(meta.ingress_ifindex) {
+        Some(from) if matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT) => {
+            from.bridge
+        }
+        Some(_) => 0,
+        // A port that no agent has seen yet: what is forwarded from such a device ends at the bridge.
+        None => tables.device(meta.ifindex).map_or(0, |to| to.bridge),
+    };
+    let blocked = tables
+        .network(bridge)
+        .is_some_and(|net| net.flags & network::ICC_DISABLED != 0);
     if !blocked
         || parse(&frame, meta.l3 as usize, packet).is_ok() && access::is_linked(tables, packet)
     {

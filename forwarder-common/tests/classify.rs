@@ -12,8 +12,8 @@ use forwarder_common::reason::Reason;
 use forwarder_common::tables::Route;
 use model::frames::{Spec, ip};
 use model::host::{
-    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB, WEB_VETH,
-    far_mac,
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,
+    WEB_VETH, far_mac,
 };
 use model::{Arrival, Hook, Host};
 
@@ -60,6 +60,48 @@ fn internal_network_holds_every_source() {
     ] {
         assert_eq!(by_veth(&host, &udp(src, REMOTE)), Some(reason), "{src:?}");
     }
+}
+
+#[test]
+fn who_is_known_does_not_pass_for_a_newcomer() {
+    let mut host = Host::usual(64);
+    let to_lan = |host: &Host, src| by_veth(host, &udp(src, REMOTE));
+    // The floor: whose veth is not known yet, and who may be behind this one.
+    assert_eq!(to_lan(&host, BARE), Some(Reason::Forwarded));
+    host.devices.get_mut(&WEB_VETH).unwrap().kind = device::NAMED_VETH;
+    assert_eq!(to_lan(&host, BARE), Some(Reason::SpoofedSource));
+    assert_eq!(by_veth(&host, &udp(BARE, APP)), Some(Reason::SpoofedSource));
+    assert_eq!(to_lan(&host, WEB), Some(Reason::Forwarded));
+}
+
+#[test]
+fn peers_are_kept_apart_whoever_has_a_hook() {
+    let mut host = Host::usual(64);
+    host.networks.get_mut(&BRIDGE).unwrap().flags |= network::ICC_DISABLED;
+    let sends = |to: [u8; 6]| {
+        let mut frame = udp(WEB, BARE).between(to, far_mac(WEB_VETH)).build();
+        let arrival = Arrival {
+            ifindex: WEB_VETH,
+            ..Arrival::default()
+        };
+        host.run(Hook::ContainerIn, &mut frame, arrival).reason
+    };
+    // To one without a hook, and what all hear, the host as well.
+    assert_eq!(sends(far_mac(0)), Some(Reason::PeerBlocked));
+    assert_eq!(sends([0xff; 6]), Some(Reason::Bridged));
+    // From one without a hook, and what the host forwards.
+    let hears = |ingress_ifindex| {
+        let mut frame = udp(BARE, WEB).build();
+        let arrival = Arrival {
+            ifindex: WEB_VETH,
+            ingress_ifindex,
+            ..Arrival::default()
+        };
+        host.run(Hook::ContainerOut, &mut frame, arrival).reason
+    };
+    assert_eq!(hears(99), Some(Reason::PeerBlocked));
+    assert_eq!(hears(UPLINK), Some(Reason::Bridged));
+    assert_eq!(hears(0), Some(Reason::FromHost));
 }
 
 #[test]

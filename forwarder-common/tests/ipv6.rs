@@ -122,6 +122,8 @@ fn network_flags_hold_for_ipv6() {
     let out = |at| run(&host, Hook::ContainerOut, at, asks.clone());
     assert_eq!(out(at(WEB_VETH, APP_VETH)), Reason::PeerBlocked);
     assert_eq!(out(at(WEB_VETH, 0)), Reason::FromHost);
+    // Nobody has seen that port yet.
+    assert_eq!(out(at(WEB_VETH, 99)), Reason::PeerBlocked);
     let got = run(&host, Hook::BridgeIn, at(BRIDGE, 0), asks.clone());
     assert_eq!(got, Reason::ToHost);
     flags(

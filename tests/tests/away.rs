@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Docker, Host, Lab, Peer, eventually};
+use harness::{Container, Docker, Host, Lab, Peer, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 /// The LAN's own server.
@@ -84,6 +84,64 @@ fn unseen_networks_are_closed_both_ways() -> Result<()> {
         ensure!(seen.starts_with(&format!("{address}:")), "{name} is {seen}");
     }
     nothing_enters(&lab, &host)
+}
+
+const APART: [&str; 4] = [
+    "network",
+    "create",
+    "--opt=com.docker.network.bridge.enable_icc=false",
+    "apart",
+];
+
+fn run_apart(host: &Host, name: &str) -> Result<Container> {
+    host.run(name, &["--network=apart"], &Peer::serve(80))
+}
+
+/// Whether a container reaches another one by TCP or UDP.
+fn reaches(from: &Container, to: &Container) -> Result<bool> {
+    let to = format!("{}:80", to.ip()?);
+    let gets = from.peer(&["get", &to, "--timeout=400"]).is_ok();
+    Ok(gets || from.peer(&["udp", &to, "x", "--timeout=400"]).is_ok())
+}
+
+#[test]
+fn stock_keeps_containers_without_icc_apart() -> Result<()> {
+    let lab = Lab::new("away-icc-stock")?;
+    let host = lab.host(Docker::stock())?;
+    host.docker(&APART)?;
+    let (first, second) = (run_apart(&host, "first")?, run_apart(&host, "second")?);
+    ensure!(!reaches(&first, &second)?);
+    Ok(())
+}
+
+/// A container that is made while no agent lives reaches none of a network without inter-container
+/// communication that was there, nor is it reached, not even one way.
+#[test]
+fn newcomers_are_kept_apart_without_icc() -> Result<()> {
+    let lab = Lab::new("away-icc")?;
+    let host = lab.host(Docker::replace())?;
+    host.docker(&APART)?;
+    let mut agent = host.agent().start()?;
+    let first = run_apart(&host, "first")?;
+    host.settle("first")?;
+    agent.kill()?;
+    let second = run_apart(&host, "second")?;
+    let in_second = second.space()?.capture("eth0")?;
+    ensure!(
+        !reaches(&first, &second)?,
+        "one that was there, the newcomer"
+    );
+    let heard = in_second.lines(&format!("ip and src host {}", first.ip()?))?;
+    ensure!(heard.is_empty(), "the newcomer hears {heard:?}");
+    ensure!(
+        !reaches(&second, &first)?,
+        "the newcomer, one that was there"
+    );
+    let _agent = host.agent().start()?;
+    host.settle("second")?;
+    ensure!(!reaches(&first, &second)? && !reaches(&second, &first)?);
+    host.peer(&["get", &format!("{}:80", second.ip()?)])?;
+    Ok(())
 }
 
 /// What others forward by devices that the agent knows stays their business, with it and without.

@@ -66,9 +66,11 @@ pub(super) fn is_behind<F: Family, T: Tables<F>>(
     }
     match side {
         Side::Bridge => endpoint.bridge == ifindex,
-        _ => tables
-            .device(ifindex)
-            .is_some_and(|device| device.bridge == endpoint.bridge),
+        // Who is known does not pass for one whose veth is yet to be found.
+        _ => tables.device(ifindex).is_some_and(|device| {
+            device.bridge == endpoint.bridge
+                && (device.kind != device::NAMED_VETH || endpoint.addr == F::Addr::ANY)
+        }),
     }
 }
 
@@ -172,8 +174,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         if server && !may_send_others(&device, &network) {
             return Some(Reason::DhcpServer);
         }
-        if at_veth && self.frame.read::<[u8; 6]>(0) != Some(device.mac) {
-            return Some(Reason::Bridged);
+        if at_veth && let Some(reason) = self.bridged(&device, &network) {
+            return Some(reason);
         }
         // Nothing but what the bridge switches.
         if network.flags & network::ISOLATED != 0 {
@@ -210,6 +212,25 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             None if internal => Some(Reason::Internal),
             Some(_) | None => None,
         }
+    }
+
+    /// What becomes of a frame that is not for the gateway. A neighbour's own hook asks the same, but it
+    /// may have none yet.
+    #[inline(always)]
+    fn bridged(&self, device: &Device, network: &Network<F>) -> Option<Reason> {
+        let to = self.frame.read::<[u8; 6]>(0);
+        if to == Some(device.mac) {
+            return None;
+        }
+        let to_group = to.is_some_and(|[first, ..]| first & 1 != 0);
+        let blocked = network.flags & network::ICC_DISABLED != 0
+            && !to_group
+            && !access::is_linked(self.tables, self.packet);
+        Some(if blocked {
+            Reason::PeerBlocked
+        } else {
+            Reason::Bridged
+        })
     }
 
     /// Whether the kernel routes the packet back to the bridge that it comes from.

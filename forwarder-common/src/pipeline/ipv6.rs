@@ -228,7 +228,8 @@ fn container_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
             }
         }
         Some(from) => forwarded(from, flags),
-        // A port of the bridge's that is not Docker's.
+        // A port of the bridge's that no agent has seen: perhaps a container's.
+        None if flags & network::ICC_DISABLED != 0 => Reason::PeerBlocked,
         None => Reason::Bridged,
     }
 }
