@@ -41,7 +41,7 @@ use crate::timeouts::{self, Ticks};
 use crate::window;
 use access::Standing;
 
-pub use classify::{is_isolated, other_frame};
+pub use classify::{group_frame, is_isolated, other_frame};
 pub use fragments::defrag_out;
 pub use neighbour::arp;
 

@@ -136,6 +136,38 @@ fn network_flags_hold_for_ipv6() {
 }
 
 #[test]
+fn frame_is_the_containers_own_and_for_a_station() {
+    let mut host = host();
+    let sends = |host: &Host, (to, from): ([u8; 6], [u8; 6]), dst| {
+        let frame = frame((to, from), (APP6, dst), UDP, &datagram(80));
+        run(host, Hook::ContainerIn, (APP_VETH, 0, 0), frame)
+    };
+    for from in [far_mac(WEB_VETH), mac(BRIDGE), [2, 0xaa, 0, 0, 0, 1]] {
+        for dst in [WEB6, GATEWAY6, CLIENT6, group(1)] {
+            let got = sends(&host, (mac(BRIDGE), from), dst);
+            assert_eq!(got, Reason::SpoofedNeighbour, "{from:x?} to {dst:?}");
+        }
+    }
+    // A bridge hands what is for its group to the host, past its own hook.
+    for last in 0..16 {
+        for dst in [GATEWAY6, group(1), Be128::link_local(mac(APP_VETH))] {
+            let to = [0x01, 0x80, 0xc2, 0, 0, last];
+            let got = sends(&host, (to, far_mac(APP_VETH)), dst);
+            assert_eq!(got, Reason::OtherFrame, "{last} to {dst:?}");
+        }
+    }
+    // Where other frames are allowed, it is still no station's.
+    flags(&mut host, BRIDGE, network::IPV6 | network::OTHER_FRAMES);
+    let to = [0x01, 0x80, 0xc2, 0, 0, 2];
+    let macs = (to, far_mac(APP_VETH));
+    assert_eq!(sends(&host, macs, group(1)), Reason::OtherFrame);
+    let mut lldp = frame(macs, (APP6, group(1)), UDP, &datagram(80));
+    lldp[12..14].copy_from_slice(&[0x88, 0xcc]);
+    let got = run(&host, Hook::ContainerIn, (APP_VETH, 0, 0), lldp);
+    assert_eq!(got, Reason::NotIp);
+}
+
+#[test]
 fn network_without_ipv6_has_none() {
     let mut host = host();
     flags(&mut host, BRIDGE, network::MASQUERADE);
@@ -506,6 +538,13 @@ fn nobody_outside_has_an_address_of_the_hosts() {
         let got = receives(&host, (src, HOST6), UDP, &datagram(80));
         assert_eq!(got, Reason::ToHost, "{src:?}");
     }
+    // A free address of a network is nobody's outside, unless a route leads to the LAN.
+    let (free, on_lan) = (net(1, 99), net(1, 77));
+    host.routes6.insert(free, BRIDGE);
+    host.routes6.insert(on_lan, UPLINK);
+    let got = |src| receives(&host, (src, HOST6), UDP, &datagram(80));
+    assert_eq!(got(free), Reason::SpoofedSource);
+    assert_eq!(got(on_lan), Reason::ToHost);
     // Who has the same address says so, and the kernel has to hear it.
     for src in [HOST6, own] {
         for kind in [135, 136] {

@@ -73,7 +73,7 @@ pub fn run_telling(
 ) -> i32 {
     let reason = if is_packet(ctx, side) {
         decide::<ETHERNET>(ctx, false, None, hook)
-    } else if is_ipv6(ctx) {
+    } else if is_ipv6(ctx, side) {
         let at_veth = side as u8 == Side::Veth as u8;
         let six = if at_veth {
             ipv6::Hook::ContainerIn
@@ -101,22 +101,24 @@ fn is_packet(ctx: &TcContext, side: Side) -> bool {
     // SAFETY: the context's fields, read-only here.
     let (protocol, kind) = unsafe { ((*skb).protocol, (*skb).pkt_type) };
     let addressed = match side {
-        Side::Veth => kind != PACKET_MULTICAST || !is_to_group(ctx),
+        Side::Veth => !is_to_group(ctx),
         _ => kind == PACKET_HOST,
     };
     !tagged && addressed && protocol == V4::ETHERTYPE.to_be() as u32
 }
 
-/// Whether a frame without a tag is an IPv6 packet.
+/// Whether a frame without a tag is an IPv6 packet for a hook of the rules.
 #[inline(always)]
-fn is_ipv6(ctx: &TcContext) -> bool {
+fn is_ipv6(ctx: &TcContext, side: Side) -> bool {
     let skb = ctx.skb.skb;
     // SAFETY: the context's fields, read-only here.
-    unsafe { (*skb).vlan_present == 0 && (*skb).protocol == IPV6 }
+    let six = unsafe { (*skb).vlan_present == 0 && (*skb).protocol == IPV6 };
+    six && !(side as u8 == Side::Veth as u8 && is_to_group(ctx))
 }
 
 /// Whether a frame is in a VLAN. A tag of VLAN id 0 is none, and is taken off: it says the frame's
-/// priority only.
+/// priority only. The kernel takes a stack of them for none as well, but no station sends one: what
+/// has more than one is for no station.
 #[inline(always)]
 fn is_tagged(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;
@@ -125,13 +127,27 @@ fn is_tagged(ctx: &TcContext) -> bool {
         if (*skb).vlan_present == 0 {
             return false;
         }
-        (*skb).vlan_tci & VLAN_ID != 0 || bpf_skb_vlan_pop(skb) != 0 || (*skb).vlan_present != 0
+        if (*skb).vlan_tci & VLAN_ID != 0 {
+            return true;
+        }
+        let popped = bpf_skb_vlan_pop(skb) == 0;
+        if popped && (*skb).vlan_present == 0 {
+            return false;
+        }
+        if !popped || (*skb).vlan_tci & VLAN_ID == 0 {
+            let _ = ctx.change_type(PACKET_OTHERHOST);
+        }
     }
+    true
 }
 
 /// Whether a frame is for a bridge's group address: a bridge port's own device takes it in.
 #[inline(always)]
 fn is_to_group(ctx: &TcContext) -> bool {
+    // SAFETY: the context's field, read-only here.
+    if unsafe { (*ctx.skb.skb).pkt_type } != PACKET_MULTICAST {
+        return false;
+    }
     match frame(ctx).read::<[u8; 6]>(0) {
         Some([a, b, c, d, e, f]) => [a, b, c, d, e] == GROUP && f & 0xf0 == 0,
         None => false,
@@ -156,7 +172,7 @@ pub extern "C" fn tc_frame(skb: *mut __sk_buff, side: u32) -> u32 {
     } else if !at_veth && pipeline::is_isolated(&kernel, meta.ifindex) {
         Reason::Internal
     } else if at_veth && is_to_group(&ctx) {
-        pipeline::other_frame(&kernel, meta.ifindex)
+        pipeline::group_frame(&kernel, meta.ifindex, u16::from_be(protocol as u16))
     } else if vlan == 0 && protocol == ARP {
         let _ = ctx.pull_data(ARP_OCTETS);
         let side = if at_veth { Side::Veth } else { Side::Bridge };

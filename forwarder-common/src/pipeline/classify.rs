@@ -3,9 +3,9 @@
 //! anywhere. The network header decides, by which the kernel forwards; nothing behind it has to be
 //! valid for that.
 
-use super::{PacketContext, Side, Steps, access, mark, owner};
+use super::{PacketContext, Side, Steps, access, ipv6, mark, owner};
 use crate::abi::{AllowedKey, Device, Network, allowed, device, network};
-use crate::family::{Address, Family};
+use crate::family::{Address, Family, V4};
 use crate::flow;
 use crate::frame::Frame;
 use crate::nat;
@@ -115,8 +115,7 @@ pub fn is_isolated<F: Family, T: Tables<F>>(tables: &T, bridge: u32) -> bool {
 }
 
 /// What becomes of a container's frame that is none of those that containers send: tagged, of an
-/// EtherType that nobody here knows, or to a bridge's group address, from where it would reach the
-/// host by the veth.
+/// EtherType that nobody here knows, or to a bridge's group address.
 #[inline(always)]
 pub fn other_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> Reason {
     let Some(device) = tables.device(ifindex) else {
@@ -125,6 +124,21 @@ pub fn other_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> Reason 
     match tables.network(device.bridge) {
         Some(network) if !may_send_others(&device, &network) => Reason::OtherFrame,
         _ => Reason::NotIp,
+    }
+}
+
+/// What becomes of a container's frame for a bridge's group address, from where it would reach the host by
+/// the veth, past the bridge's hook: no IP of any honest station is for it.
+#[inline(always)]
+pub fn group_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, ethertype: u16) -> Reason {
+    match other_frame(tables, ifindex) {
+        Reason::NotIp
+            if matches!(ethertype, V4::ETHERTYPE | ipv6::ETHERTYPE)
+                && tables.device(ifindex).is_some() =>
+        {
+            Reason::OtherFrame
+        }
+        reason => reason,
     }
 }
 

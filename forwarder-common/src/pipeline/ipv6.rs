@@ -20,6 +20,7 @@ use bytemuck::Pod;
 use self::header::{HEADER, Header, header, upper};
 pub use self::lists::ask_lists;
 use self::neighbour::{HOP_LIMIT, Station, kind};
+use super::classify::{SOURCE_MAC, is_station};
 use super::{Meta, mark};
 use crate::abi::{
     AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
@@ -163,9 +164,10 @@ fn outside_in<T: Host6>(host: &T, meta: &Meta) -> Reason {
 /// or a group's.
 #[inline(always)]
 fn is_forged<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
-    let src = header.src;
+    let Header { src, dst, .. } = *header;
     if let Some(bridge) = host.subnet(src)
-        && host.owner(&OwnerKey6 { addr: src, bridge }).is_some()
+        && (host.owner(&OwnerKey6 { addr: src, bridge }).is_some()
+            || is_beside(host, host.route(meta.ifindex, dst, src)))
     {
         return true;
     }
@@ -173,6 +175,14 @@ fn is_forged<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
     src.is_multicast()
         || src == LOOPBACK_ADDRESS
         || is_local(host, src, device) && !is_of_neighbour(host, meta, header)
+}
+
+/// Whether the kernel would look for an address in a network of containers. One of such a network's
+/// range may be the LAN's: then a route leads there.
+#[inline(always)]
+fn is_beside<T: Host6>(host: &T, way: Option<u32>) -> bool {
+    let device = way.and_then(|ifindex| host.device(ifindex));
+    device.is_some_and(|device| !matches!(device.kind, device::OUTSIDE | device::OTHER))
 }
 
 /// Whether a neighbour asks for an address or says that it has one, so that the kernel hears of an
@@ -282,13 +292,21 @@ fn network_of<T: Host6>(host: &T, ifindex: u32) -> Option<(u32, u32)> {
 /// What a container sends: at its veth, and at the bridge for veths without a hook.
 #[inline(always)]
 fn from_container<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
-    // Beyond a port that leads to no container is a LAN: what it sends is as little a container's as
-    // what comes by an outside device.
-    if host
-        .device(meta.ifindex)
-        .is_some_and(|device| device.kind == device::PORT)
-    {
-        return Reason::NotIp;
+    let veth = hook as u32 == Hook::ContainerIn as u32;
+    if let Some(device) = host.device(meta.ifindex) {
+        // Beyond a port that leads to no container is a LAN: what it sends is as little a container's
+        // as what comes by an outside device.
+        if device.kind == device::PORT {
+            return Reason::NotIp;
+        }
+        // A bridge learns from what it gets where the sender is.
+        if veth
+            && !host
+                .load(SOURCE_MAC as u32)
+                .is_some_and(|mac| is_station(&device, mac))
+        {
+            return Reason::SpoofedNeighbour;
+        }
     }
     let Some((bridge, flags)) = network_of(host, meta.ifindex) else {
         return Reason::NoIpv6;
@@ -300,7 +318,7 @@ fn from_container<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
         host,
         ifindex: meta.ifindex,
         bridge,
-        veth: hook as u32 == Hook::ContainerIn as u32,
+        veth,
     };
     let Some(upper) = upper(host, meta, &header) else {
         return Reason::Ipv6Header;

@@ -268,7 +268,8 @@ impl Host {
     fn is_other_frame(&self, hook: Hook, bytes: &[u8], arrival: Arrival) -> bool {
         let kind = bytes.get(12..14);
         let addressed = match hook {
-            Hook::ContainerIn => !is_to_group(bytes),
+            Hook::ContainerIn if is_to_group(bytes) => return true,
+            Hook::ContainerIn => true,
             Hook::BridgeIn => {
                 let nic = self.nics.get(&arrival.ifindex);
                 nic.is_some_and(|mac| bytes.starts_with(mac))
@@ -294,7 +295,8 @@ impl Host {
         } else if !at_veth && pipeline::is_isolated(self, meta.ifindex) {
             Reason::Internal
         } else if at_veth && is_to_group(bytes) {
-            pipeline::other_frame(self, meta.ifindex)
+            let ethertype = u16::from_be_bytes([bytes[12], bytes[13]]);
+            pipeline::group_frame(self, meta.ifindex, ethertype)
         } else if bytes.get(12..14) == Some(&[0x08, 0x06]) {
             let side = if at_veth { Side::Veth } else { Side::Bridge };
             pipeline::arp(Frame::new(bytes), &meta, self, side)

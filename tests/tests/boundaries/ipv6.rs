@@ -6,11 +6,12 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::attack::{Attacker, Mac, Packet6, Watch, ethertype};
+use harness::attack::{Attacker, BRIDGE_GROUP, Mac, Packet6, Watch, ethertype};
 use harness::{Agent, Container, Docker, Host, Lab, Peer, Space, eventually, holds, serve};
 
-/// How long a change may take to be seen.
-const SOON: Duration = Duration::from_secs(5);
+use crate::lists6::datagrams;
+use crate::neighbour::learned;
+use crate::{SETTLED, SOON};
 
 /// The LAN's address and the host's there.
 pub(super) const LAN: &str = "fd00:18::2";
@@ -303,6 +304,75 @@ fn isolated_network_is_closed_by_ipv6() -> Result<()> {
     closed()?;
     drop(agent);
     closed().context("the agent is away")
+}
+
+/// A bridge hands to the host what is for its group address, by the veth itself.
+#[test]
+fn bridges_group_address_leads_to_no_host() -> Result<()> {
+    let site = Site::new("v6-group", Docker::replace())?;
+    let label = "--label=forwarder.gateway_mode_ipv4=isolated";
+    site.network("alone", 1, &["--internal", label])?;
+    let first = site.run("first", "alone")?;
+    let _server = serve(&site.host, 9)?;
+    let mallory = Attacker::new(&first.space()?, "eth0", BRIDGE_GROUP)?;
+    let packet = Packet6::udp((ipv6(&first)?, 7), (ip("ff02::1")?, 9), b"hello");
+    let heard = || -> Result<u64> {
+        let before = datagrams(&site.host)?;
+        for last in 0..16 {
+            let dress = mallory.dress().to([1, 0x80, 0xc2, 0, 0, last]);
+            mallory.send(&dress.ipv6(&packet))?;
+            mallory.send(&dress.priority(0).ipv6(&packet))?;
+        }
+        std::thread::sleep(SETTLED);
+        Ok(datagrams(&site.host)? - before)
+    };
+    ensure!(heard()? >= 28, "no hole without an agent");
+    let agent = site.agent(&["first"])?;
+    ensure!(heard()? == 0, "the host hears it");
+    ensure!(site.count("other-frame")? >= 32);
+    drop(agent);
+    ensure!(heard()? == 0, "the agent is away");
+    Ok(())
+}
+
+/// A bridge learns stations from whatever comes.
+#[test]
+fn ipv6_frames_come_from_the_own_station() -> Result<()> {
+    let site = Site::new("v6-station", Docker::replace())?;
+    let liar = site.run("liar", "bridge")?;
+    let victim = site.run("victim", "bridge")?;
+    let mallory = Attacker::new(&liar.space()?, "eth0", site.host.mac("docker0")?)?;
+    let stolen = victim.space()?.mac("eth0")?;
+    let learns = || -> Result<Vec<String>> {
+        victim.peer(&["ping", "172.17.0.1"])?;
+        for to in [ip("fd00:17::1")?, ipv6(&victim)?, ip("ff02::1")?] {
+            let packet = Packet6::udp((ipv6(&liar)?, 7), (to, 9), b"mine");
+            for from in [mallory.mac(), [2, 0xaa, 0, 0, 0, 1], stolen] {
+                mallory.send(&mallory.dress().from(from).ipv6(&packet))?;
+            }
+        }
+        std::thread::sleep(SETTLED);
+        learned(&site.host, &mallory)
+    };
+    let all = learns()?;
+    ensure!(all.len() == 3, "no hole without an agent: {all:?}");
+    let agent = site.agent(&["liar", "victim"])?;
+    site.host.cmd(&[
+        "ip",
+        "link",
+        "set",
+        "docker0",
+        "type",
+        "bridge",
+        "fdb_flush",
+    ])?;
+    let own = learns()?;
+    ensure!(own.len() == 1, "learned: {own:?}");
+    ensure!(site.count("spoofed-neighbour")? >= 6);
+    drop(agent);
+    let own = learns()?;
+    ensure!(own.len() == 1, "the agent is away: {own:?}");
+    Ok(())
 }
 
 #[test]

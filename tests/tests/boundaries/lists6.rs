@@ -7,12 +7,12 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use harness::attack::{Attacker, Packet6};
-use harness::{Container, Docker, Peer, Space, eventually, serve};
+use harness::attack::{Attacker, BRIDGE_GROUP, Packet6, Watch};
+use harness::{Container, Docker, Packet, Peer, Space, eventually, serve};
 use rustix::process::Signal;
 
-use crate::SOON;
 use crate::ipv6::{HOST, LAN, Site, ip, ipv6, link_local};
+use crate::{SETTLED, SOON, end};
 
 /// Another client of the LAN's.
 const OTHER: &str = "fd00:18::3";
@@ -138,6 +138,83 @@ fn lists_hold_for_ports_on_ipv6_addresses() -> Result<()> {
     holds().context("the agent is away")
 }
 
+/// Frames that no ordinary client sends and the kernel takes for its own: behind a stack of priority
+/// tags, from an address of a network's that nobody has, for a bridge's group.
+#[test]
+fn lists_hold_whatever_the_frame_looks_like() -> Result<()> {
+    let site = Site::new("v6-dress", with_proxies())?;
+    site.network("far", 1, &[])?;
+    let list = "--label=forwarder.ingress.allow=fd00:17::/64,198.18.1.99";
+    let ports = ["-p=[::]:8080:80/udp", "-p=0.0.0.0:8080:80/udp", list];
+    let web = site.host.run("web", &ports, &Peer::serve(80))?;
+    let sibling = site.run("sibling", "bridge")?;
+    let far = site.run("far", "far")?;
+    let lan = Attacker::new(site.lan(), &site.host.lan_device(), site.host.mac("up0")?)?;
+    let near = Attacker::new(&far.space()?, "eth0", BRIDGE_GROUP)?;
+    let six = |from: Ipv6Addr, to: &str, what: &str| -> Result<Packet6> {
+        Ok(Packet6::udp((from, 7), (ip(to)?, 8080), what.as_bytes()))
+    };
+    let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
+    let mut round = 0;
+    let mut got_in = || -> Result<[Vec<String>; 2]> {
+        round += 1;
+        let mut sent = Vec::new();
+        let mut send = |from: &Attacker, what: String, frame: Vec<u8>| {
+            sent.push(what);
+            from.send(&frame)
+        };
+        let mut dress = lan.dress();
+        for tags in 0..5 {
+            let what = format!("IPv6 behind {tags} tags, {round};");
+            let frame = dress.ipv6(&six(ip(LAN)?, HOST, &what)?);
+            send(&lan, what, frame)?;
+            let what = format!("IPv4 behind {tags} tags, {round};");
+            let ends = [2, 1].map(|last| end([198, 18, 1, last], 8080));
+            let frame = dress.ipv4(&Packet::udp(ends[0], ends[1], what.as_bytes()));
+            send(&lan, what, frame)?;
+            dress = dress.priority(0);
+        }
+        let what = format!("a free address, {round};");
+        let frame = lan.dress().ipv6(&six(ip("fd00:17::99")?, HOST, &what)?);
+        send(&lan, what, frame)?;
+        for last in [2, 3, 14, 15] {
+            let what = format!("group address {last}, {round};");
+            let dress = near.dress().to([1, 0x80, 0xc2, 0, 0, last]);
+            send(
+                &near,
+                what.clone(),
+                dress.ipv6(&six(ipv6(&far)?, "ff02::1", &what)?),
+            )?;
+        }
+        sleep(SETTLED);
+        let seen = |what: &str| watch.saw(|frame| frame.carries(what.as_bytes()));
+        let (mut came, mut stayed) = (Vec::new(), Vec::new());
+        for what in sent {
+            if seen(&what)?.is_empty() {
+                stayed.push(what);
+            } else {
+                came.push(what);
+            }
+        }
+        Ok([came, stayed])
+    };
+    eventually(SOON, || {
+        let [_, stayed] = got_in()?;
+        ensure!(stayed.is_empty(), "no hole without an agent: {stayed:?}");
+        Ok(())
+    })?;
+    let agent = site.agent(&["web", "sibling", "far"])?;
+    let mut holds = || -> Result<()> {
+        let [came, _] = got_in()?;
+        ensure!(came.is_empty(), "got in: {came:?}");
+        sibling.peer(&["udp", "[fd00:17::1]:8080", "x"])?;
+        Ok(())
+    };
+    holds()?;
+    drop(agent);
+    holds().context("the agent is away")
+}
+
 #[test]
 fn lists_change_while_a_connection_stands() -> Result<()> {
     let site = site("v6-change", with_proxies())?;
@@ -219,7 +296,7 @@ fn docker_proxy_waits_for_its_lists() -> Result<()> {
 }
 
 /// How many datagrams the host's sockets have got by IPv6.
-fn datagrams(space: &Space) -> Result<u64> {
+pub(super) fn datagrams(space: &Space) -> Result<u64> {
     let counters = space.cmd(&["cat", "/proc/net/snmp6"])?;
     let mut lines = counters.lines().filter_map(|line| {
         let (name, count) = line.split_once(char::is_whitespace)?;

@@ -80,7 +80,7 @@ fn neighbour(space: &Space, address: Ipv4Addr) -> Result<String> {
 }
 
 /// The hardware addresses that the bridge has learned at a container's port.
-fn learned(host: &Host, raw: &Attacker) -> Result<Vec<String>> {
+pub(super) fn learned(host: &Host, raw: &Attacker) -> Result<Vec<String>> {
     let table = host.cmd(&["bridge", "fdb", "show", "br", "docker0", "dynamic"])?;
     let own = text(raw.mac());
     let at = table.lines().find(|line| line.starts_with(&own));
