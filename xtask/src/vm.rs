@@ -76,10 +76,11 @@ pub(crate) fn run(
     let root = folder.join("verifier.cpio");
     let files = [("init".to_owned(), verifier), ("object".to_owned(), object)];
     initramfs::write(&root, &files)?;
+    let words = format!("/object {}", filter.unwrap_or_default());
     let reports: Vec<_> = thread::scope(|scope| {
         let machines: Vec<_> = kernels
             .iter()
-            .map(|kernel| scope.spawn(|| boot(&qemu, &kernel.image, &root, &VERIFY, filter)))
+            .map(|kernel| scope.spawn(|| boot(&qemu, &kernel.image, &root, &VERIFY, &words)))
             .collect();
         machines
             .into_iter()
@@ -99,14 +100,8 @@ struct Report {
     seconds: u64,
 }
 
-/// Boots a kernel and waits until its machine has ended.
-fn boot(
-    qemu: &Qemu,
-    kernel: &Path,
-    root: &Path,
-    machine: &Machine,
-    filter: Option<&str>,
-) -> Result<Report> {
+/// Boots a kernel with some words for its first process, and waits until its machine has ended.
+fn boot(qemu: &Qemu, kernel: &Path, root: &Path, machine: &Machine, words: &str) -> Result<Report> {
     let Machine {
         mebibytes,
         processors,
@@ -116,8 +111,7 @@ fn boot(
     // Without `tsc=unstable` a guest's clock runs several times too fast on a busy machine, and a kernel
     // that checks its timer there may find that it does not tick.
     let line = format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable no_timer_check -- /object {}",
-        filter.unwrap_or_default()
+        "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable no_timer_check -- {words}"
     );
     let mut timeout = Command::new("timeout");
     timeout.args(["--kill-after=5", &seconds.to_string()]);
@@ -166,10 +160,19 @@ fn show(kernel: &Kernel, report: Result<Report>) -> Totals {
     for line in shown {
         println!("{line}");
     }
-    totals.unwrap_or_else(|| {
-        println!("the machine ended, or was ended, without a result");
+    counted(totals).unwrap_or_else(|why| {
+        println!("{why}");
         Totals::ONE_FAILED
     })
+}
+
+/// The sum of a machine that tried anything.
+fn counted(totals: Option<Totals>) -> Result<Totals, &'static str> {
+    match totals {
+        Some(totals) if totals.passed + totals.failed > 0 => Ok(totals),
+        Some(_) => Err("no test has such a name"),
+        None => Err("the machine ended, or was ended, without a result"),
+    }
 }
 
 /// The verifier's lines on a console and their sum: everything there is, without a sum.
@@ -212,5 +215,14 @@ mod tests {
     fn a_console_without_a_result_is_shown_whole() {
         let console = lines("test a ... ok\nBUG: soft lockup");
         assert_eq!(results(&console), (&console[..], None));
+        assert!(counted(None).is_err());
+    }
+
+    #[test]
+    fn machine_without_a_test_fails() {
+        let none = lines("test result: ok. 0 passed; 0 failed; 0 ignored; 2 filtered out");
+        assert!(counted(results(&none).1).is_err());
+        let one = lines("test result: ok. 1 passed; 0 failed; 0 ignored");
+        assert_eq!(counted(results(&one).1).map(|totals| totals.passed), Ok(1));
     }
 }

@@ -75,7 +75,14 @@ pub(crate) fn smoke(
         files.extend(kernel.modules(&MODULES)?);
         let root = folder.join("smoke.cpio");
         initramfs::write(&root, &files)?;
-        totals += show(&kernel, boot(&qemu, &kernel.image, &root, &SMOKE, filter));
+        let report = boot(
+            &qemu,
+            &kernel.image,
+            &root,
+            &SMOKE,
+            filter.unwrap_or_default(),
+        );
+        totals += show(&kernel, report);
     }
     Ok(totals)
 }
