@@ -53,8 +53,9 @@ fn straight() -> [Spec; 4] {
     ]
 }
 
+/// A network's gateway mode decides which containers and ports are reached by direct routing.
 #[test]
-fn a_mode_says_what_is_reached_straight() {
+fn gateway_mode_decides_direct_routing() {
     use Reason::{DirectRouting as No, Forwarded as Yes, Routed};
     let nat = network::MASQUERADE;
     for (flags, expected) in [
@@ -69,7 +70,7 @@ fn a_mode_says_what_is_reached_straight() {
 }
 
 #[test]
-fn a_trusted_device_reaches_published_ports_only() {
+fn trusted_device_reaches_published_ports_only() {
     let mut host = host(network::MASQUERADE);
     let (bridge, ifindex) = (BRIDGE, SECOND);
     host.trusted.insert(TrustKey { bridge, ifindex });
@@ -90,7 +91,7 @@ fn a_trusted_device_reaches_published_ports_only() {
 }
 
 #[test]
-fn nothing_is_rewritten_of_what_goes_straight() {
+fn direct_routed_packets_are_not_rewritten() {
     let host = host(network::ROUTED);
     let there = Spec::udp((CLIENT, 40_000), (WEB, 80));
     let (_, packet) = host.by_uplink(&there);
@@ -101,8 +102,9 @@ fn nothing_is_rewritten_of_what_goes_straight() {
     assert_eq!(packet[12..20], back.packet()[12..20]);
 }
 
+/// Packets of a protocol without flows are routed past the guards in both directions.
 #[test]
-fn what_has_no_flow_is_routed_past_both_guards() {
+fn portless_packets_pass_both_guards() {
     let mut host = host(network::UNPROTECTED);
     let [.., other] = straight();
     let (outcome, _) = host.by_uplink(&other);
@@ -130,8 +132,9 @@ fn what_has_no_flow_is_routed_past_both_guards() {
     assert_eq!(outcome.reason, Some(Reason::Untranslated));
 }
 
+/// A container of the same network is reached through the gateway too, if it is reached at all.
 #[test]
-fn a_neighbour_is_reached_by_the_gateway_where_it_is_reached_at_all() {
+fn sibling_is_reached_through_the_gateway() {
     let mut host = host(network::MASQUERADE);
     let spec = Spec::udp((APP, 5000), (WEB, 53));
     let (outcome, _) = host.by_veth(APP_VETH, &spec);
@@ -178,8 +181,9 @@ fn other_networks_reach_what_outside_reaches() {
     assert_eq!(reason(&routed, &third), Some(Reason::Isolated));
 }
 
+/// A network may have a source address of its own.
 #[test]
-fn a_network_may_have_a_source_address_of_its_own() {
+fn network_has_its_own_source_address() {
     let mut host = Host::usual(64);
     let own = ip(198, 18, 1, 77);
     host.networks.get_mut(&BRIDGE).unwrap().source = own;
@@ -198,8 +202,9 @@ fn a_network_may_have_a_source_address_of_its_own() {
     assert_ne!(FAR_GATEWAY, own);
 }
 
+/// An isolated network and the host do not reach each other.
 #[test]
-fn an_isolated_network_and_the_host_do_not_reach_each_other() {
+fn isolated_network_and_host_are_separated() {
     let host = host(network::INTERNAL | network::ISOLATED);
     let to_host = Spec::udp((APP, 1), (GATEWAY, 53));
     let (outcome, _) = host.by_veth(APP_VETH, &to_host);
@@ -217,7 +222,7 @@ fn only(host: &mut Host, list: u32, addr: Be32) {
 }
 
 #[test]
-fn a_list_keeps_clients_out() {
+fn client_list_denies_clients() {
     let mut host = Host::usual(64);
     only(&mut host, 5, REMOTE);
     for published in host.published.values_mut() {
@@ -250,7 +255,7 @@ fn a_list_keeps_clients_out() {
 }
 
 #[test]
-fn a_list_is_for_what_has_no_flow_too() {
+fn client_list_holds_for_portless_packets() {
     let mut host = host(network::UNPROTECTED);
     let [.., other] = straight();
     assert_eq!(
@@ -299,8 +304,9 @@ fn tiny_first_fragment_gets_past_no_list() {
     }
 }
 
+/// A network that the agent has not told of is guarded.
 #[test]
-fn a_network_that_nobody_told_us_of_is_guarded() {
+fn unknown_network_is_guarded() {
     const NOBODYS: u32 = 77;
     let mut host = Host::usual(64);
     let made_unnoticed = ip(172, 30, 0, 0);
@@ -336,8 +342,9 @@ fn a_network_that_nobody_told_us_of_is_guarded() {
     }
 }
 
+/// A list of clients that changes is asked again about flows that exist.
 #[test]
-fn a_list_that_changes_is_asked_about_flows_that_live() {
+fn changed_client_list_is_asked_for_old_flows() {
     let mut host = Host::usual(64);
     let request = Spec::udp((CLIENT, 40_000), (HOST, 8080));
     let answer = Spec::udp((WEB, 80), (CLIENT, 40_000));
@@ -372,7 +379,7 @@ fn a_list_that_changes_is_asked_about_flows_that_live() {
 }
 
 #[test]
-fn a_link_opens_the_childs_port_to_the_parent() {
+fn link_opens_the_childs_port_to_the_parent() {
     let mut host = host(network::MASQUERADE | network::ICC_DISABLED);
     let (parent, child) = (APP, WEB);
     host.links.insert(LinkKey {

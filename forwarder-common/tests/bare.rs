@@ -30,7 +30,7 @@ fn sent(host: &Host, veth: u32, spec: &Spec) -> Option<Reason> {
 }
 
 #[test]
-fn addresses_are_translated_and_nothing_else() {
+fn portless_packets_change_addresses_only() {
     let host = Host::usual(64);
     // GRE, ESP, AH, IP in IP, and one that nobody has heard of.
     for protocol in [GRE, ESP, 51, 4, 143] {
@@ -44,8 +44,9 @@ fn addresses_are_translated_and_nothing_else() {
     }
 }
 
+/// A portless protocol's remote belongs to one container: nothing else tells the answers apart.
 #[test]
-fn a_remote_is_one_containers() {
+fn remote_belongs_to_one_container() {
     let host = Host::usual(64);
     assert_eq!(
         sent(&host, APP_VETH, &bare(GRE, APP, REMOTE)),
@@ -70,8 +71,9 @@ fn a_remote_is_one_containers() {
     );
 }
 
+/// A portless flow lives for ten minutes and is not evicted once it is in use.
 #[test]
-fn it_lives_for_ten_minutes_and_is_immune_once_it_is_in_use() {
+fn portless_flow_lives_ten_minutes() {
     let mut host = Host::usual(64);
     let spec = bare(GRE, APP, REMOTE);
     sent(&host, APP_VETH, &spec);
@@ -89,8 +91,9 @@ fn it_lives_for_ten_minutes_and_is_immune_once_it_is_in_use() {
     );
 }
 
+/// A refused container gets an ICMP error if its packet has enough bytes to quote.
 #[test]
-fn whoever_is_refused_is_told_if_there_is_enough_to_quote() {
+fn refusal_is_answered_if_quote_is_complete() {
     let host = Host::usual(64);
     sent(&host, APP_VETH, &bare(GRE, APP, REMOTE));
     for (octets, told) in [(3, false), (7, false), (8, true)] {
@@ -107,8 +110,9 @@ fn whoever_is_refused_is_told_if_there_is_enough_to_quote() {
     assert_eq!(sent(&host, APP_VETH, &short), Some(Reason::Forwarded));
 }
 
+/// A protocol whose own checksum covers the addresses is refused.
 #[test]
-fn what_covers_the_addresses_by_a_checksum_of_its_own_is_refused() {
+fn protocol_with_address_checksum_is_refused() {
     let host = Host::usual(64);
     for protocol in [33, 136] {
         let (outcome, packet) = host.by_veth(APP_VETH, &bare(protocol, APP, REMOTE));
@@ -117,8 +121,9 @@ fn what_covers_the_addresses_by_a_checksum_of_its_own_is_refused() {
     }
 }
 
+/// No portless packet comes in that no container has asked for.
 #[test]
-fn nothing_comes_in_that_nobody_asked_for() {
+fn unsolicited_portless_packets_are_refused() {
     let host = Host::usual(64);
     let asked = bare(GRE, REMOTE, HOST);
     let (outcome, packet) = host.by_uplink(&asked);
@@ -131,8 +136,9 @@ fn nothing_comes_in_that_nobody_asked_for() {
     );
 }
 
+/// The host's own portless traffic takes precedence over a container's.
 #[test]
-fn the_host_comes_first() {
+fn host_takes_precedence_over_containers() {
     let host = Host::usual(64);
     let (own, answer) = (bare(ESP, HOST, REMOTE).packet(), bare(ESP, REMOTE, HOST));
     let says = || host.to_outside(0, 0, &own);
@@ -164,8 +170,9 @@ fn the_host_comes_first() {
     assert!(host.flow_of(&group.tuple).is_none());
 }
 
+/// An ICMP error from a router on the path quotes what the container sent.
 #[test]
-fn an_error_from_the_way_quotes_what_the_container_sent() {
+fn icmp_error_quotes_what_the_container_sent() {
     let host = Host::usual(64);
     let spec = bare(GRE, APP, REMOTE);
     let (_, left) = host.by_veth(APP_VETH, &spec);
@@ -180,7 +187,7 @@ fn an_error_from_the_way_quotes_what_the_container_sent() {
 }
 
 #[test]
-fn pieces_go_onward_and_come_back() {
+fn portless_fragments_pass_both_ways() {
     let mut host = Host::usual(64);
     host.settings.defrag_loopback = 90;
     let whole = bare(GRE, APP, REMOTE).fragment(0).payload(100).packet();
@@ -224,8 +231,9 @@ fn pieces_go_onward_and_come_back() {
     }
 }
 
+/// A packet that has to be fragmented is left to the kernel.
 #[test]
-fn what_is_to_be_cut_is_the_kernels_to_judge() {
+fn oversized_packet_is_left_to_the_kernel() {
     let host = Host::usual(64);
     let mut frame = bare(GRE, APP, REMOTE)
         .between(mac(BRIDGE), model::host::far_mac(APP_VETH))
@@ -239,8 +247,9 @@ fn what_is_to_be_cut_is_the_kernels_to_judge() {
     assert_eq!(outcome.reason, Some(Reason::TooBig));
 }
 
+/// A network without masquerade is routed as before.
 #[test]
-fn a_network_that_is_not_translated_is_routed_as_ever() {
+fn untranslated_network_is_routed_as_before() {
     let mut host = Host::usual(64);
     host.networks.get_mut(&BRIDGE).unwrap().flags = network::UNPROTECTED;
     assert_eq!(

@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_update_is_a_recomputation(
+    fn update_equals_recomputation(
         kept in prop::collection::vec(any::<u16>(), 1..20),
         old in prop::collection::vec(any::<u16>(), 0..6),
         new in prop::collection::vec(any::<u16>(), 0..6),
@@ -46,14 +46,14 @@ proptest! {
     }
 
     #[test]
-    fn wide_words_sum_up_as_narrow_ones(words in prop::collection::vec(any::<u32>(), 0..60)) {
+    fn wide_and_narrow_words_have_equal_sums(words in prop::collection::vec(any::<u32>(), 0..60)) {
         let wide = words.iter().map(|&word| u64::from(word)).sum();
         let narrow = words.iter().map(|&word| (word & 0xffff) + (word >> 16)).sum();
         prop_assert_eq!(fold_wide(wide), fold(narrow));
     }
 
     #[test]
-    fn deltas_add_up_and_take_back(sum in 0..600_000_u32, other in 0..600_000_u32, word in any::<u16>()) {
+    fn deltas_add_and_subtract(sum in 0..600_000_u32, other in 0..600_000_u32, word in any::<u16>()) {
         prop_assert_eq!(delta(sum, sum), 0);
         prop_assert!(delta(sum, other) != 0xffff);
         let word = Be16::from_word(word);
@@ -66,17 +66,18 @@ proptest! {
     }
 
     #[test]
-    fn udp_without_checksum_stays_without(difference in any::<u16>()) {
+    fn update_keeps_a_missing_udp_checksum(difference in any::<u16>()) {
         prop_assert_eq!(update_udp(Be16::new(0), difference), Be16::new(0));
     }
 
+    /// No update makes a UDP checksum zero, which would mean that there is none.
     #[test]
-    fn no_udp_checksum_becomes_none(word in 1..=u16::MAX, difference in any::<u16>()) {
+    fn update_never_drops_a_udp_checksum(word in 1..=u16::MAX, difference in any::<u16>()) {
         prop_assert!(update_udp(Be16::from_word(word), difference).word() != 0);
     }
 
     #[test]
-    fn whole_packets_sum_up_after_translation(
+    fn translated_packets_have_valid_checksums(
         proto in 0..3, sport in own_port(), remote in any::<u32>(), octets in 0..70_usize,
         hops in 1..=255_u8, options in any::<bool>(), dport in 1..=u16::MAX,
     ) {
@@ -112,7 +113,7 @@ proptest! {
     }
 
     #[test]
-    fn hairpins_sum_up_both_ways(sport in own_port(), octets in 0..70_usize, udp in any::<bool>()) {
+    fn hairpin_checksums_are_valid_both_ways(sport in own_port(), octets in 0..70_usize, udp in any::<bool>()) {
         let host = Host::usual(64);
         let make = |src, dst, flags| if udp { Spec::udp(src, dst) } else { Spec::tcp(src, dst, flags) };
         let out = make((APP, sport), (HOST, 8080), SYN).payload(octets);
@@ -127,8 +128,9 @@ proptest! {
         prop_assert_eq!(&packet[12..20], &[198, 18, 1, 1, 172, 17, 0, 3]);
     }
 
+    /// A UDP packet without a checksum is translated and stays without one.
     #[test]
-    fn a_udp_packet_without_checksum_is_translated_without(sport in 1..=u16::MAX) {
+    fn udp_packet_without_checksum_gets_none(sport in 1..=u16::MAX) {
         let host = Host::usual(64);
         let bare = Spec { unsummed: true, ..Spec::udp((APP, sport), (REMOTE, 53)) };
         let (went, packet) = host.by_veth(APP_VETH, &bare);

@@ -26,8 +26,9 @@ fn by_veth(host: &Host, spec: &Spec) -> Option<Reason> {
     host.by_veth(WEB_VETH, spec).0.reason
 }
 
+/// A packet with an unreadable transport header is judged by its network header.
 #[test]
-fn unreadable_transport_is_judged_by_the_network_header() {
+fn unreadable_transport_uses_network_header() {
     let host = Host::usual(64);
     let reason = |src, dst| {
         let macs = (host.devices[&WEB_VETH].mac, far_mac(WEB_VETH));
@@ -48,7 +49,7 @@ fn unreadable_transport_is_judged_by_the_network_header() {
 }
 
 #[test]
-fn internal_network_holds_every_source() {
+fn internal_network_lets_no_source_out() {
     let mut host = Host::usual(64);
     host.networks.get_mut(&BRIDGE).unwrap().flags |= network::INTERNAL;
     for (src, reason) in [
@@ -62,8 +63,9 @@ fn internal_network_holds_every_source() {
     }
 }
 
+/// A container whose veth is known cannot send with the address of one whose veth is not known yet.
 #[test]
-fn who_is_known_does_not_pass_for_a_newcomer() {
+fn known_container_cannot_pass_as_unknown() {
     let mut host = Host::usual(64);
     let to_lan = |host: &Host, src| by_veth(host, &udp(src, REMOTE));
     // The floor: whose veth is not known yet, and who may be behind this one.
@@ -75,7 +77,7 @@ fn who_is_known_does_not_pass_for_a_newcomer() {
 }
 
 #[test]
-fn peers_are_kept_apart_whoever_has_a_hook() {
+fn icc_false_holds_with_and_without_a_hook() {
     let mut host = Host::usual(64);
     host.networks.get_mut(&BRIDGE).unwrap().flags |= network::ICC_DISABLED;
     let sends = |to: [u8; 6]| {
@@ -105,7 +107,7 @@ fn peers_are_kept_apart_whoever_has_a_hook() {
 }
 
 #[test]
-fn allowed_source_goes_on_untranslated() {
+fn allowed_source_stays_untranslated() {
     let mut host = Host::usual(64);
     for veth in [WEB_VETH, APP_VETH] {
         host.devices.get_mut(&veth).unwrap().kind = device::NAMED_VETH;
@@ -194,8 +196,9 @@ fn source_of_a_new_flow_is_verified_once() {
     assert_eq!(client, Some(Reason::Forwarded));
 }
 
+/// A packet of a bridge that has no mark does not leave the host.
 #[test]
-fn nothing_unmarked_of_a_bridge_leaves() {
+fn unmarked_packet_of_a_bridge_is_dropped() {
     let host = Host::usual(64);
     let packet = |src| udp(src, REMOTE).build().split_off(14);
     for src in [WEB, ip(10, 0, 0, 1), CLIENT] {

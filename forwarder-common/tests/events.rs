@@ -57,8 +57,9 @@ fn balanced(host: &Host) {
     assert_eq!(open, alive);
 }
 
+/// A flow emits an event at its beginning and one at its end, with its counters.
 #[test]
-fn a_flow_tells_its_beginning_and_its_end_with_what_was_counted() {
+fn flow_emits_begin_and_end_with_counters() {
     let mut host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(1).payload(100));
     host.by_uplink(&answer(1).payload(300));
@@ -100,7 +101,7 @@ fn a_flow_tells_its_beginning_and_its_end_with_what_was_counted() {
 }
 
 #[test]
-fn a_flow_that_is_pushed_out_says_so() {
+fn evicted_flow_emits_its_eviction() {
     let host = Host::usual(FLOWS);
     for port in 0..20 {
         host.by_veth(APP_VETH, &query(1000 + port));
@@ -114,8 +115,9 @@ fn a_flow_that_is_pushed_out_says_so() {
     balanced(&host);
 }
 
+/// A flow that is deleted ends once, with both of its keys.
 #[test]
-fn a_flow_is_ended_by_hand_with_both_of_its_keys_and_once() {
+fn deletion_ends_both_keys_once() {
     let host = Host::usual(FLOWS);
     for port in [1, 2] {
         host.by_veth(APP_VETH, &query(port));
@@ -147,8 +149,9 @@ fn a_flow_is_ended_by_hand_with_both_of_its_keys_and_once() {
     assert_eq!(flow_operation::end(&host, beyond), Ending::Absent);
 }
 
+/// Expired flows are collected even if no new flow comes.
 #[test]
-fn what_has_expired_is_collected_without_new_flows() {
+fn expired_flows_are_collected_without_new_ones() {
     let mut host = Host::usual(FLOWS);
     for port in 1..=3 {
         host.by_veth(APP_VETH, &query(port));
@@ -165,8 +168,9 @@ fn what_has_expired_is_collected_without_new_flows() {
     balanced(&host);
 }
 
+/// Of two CPUs that create the same flow, the one that loses emits the end of its own.
 #[test]
-fn of_two_cpus_that_make_the_same_flow_the_loser_says_so() {
+fn losing_cpu_emits_the_end_of_its_flow() {
     let mut undone = 0;
     for look in 0..12 {
         let host = Host::usual(FLOWS);
@@ -185,7 +189,7 @@ fn of_two_cpus_that_make_the_same_flow_the_loser_says_so() {
 
 #[test]
 #[cfg_attr(miri, ignore = "thousands of packets: too many for Miri")]
-fn whatever_happens_each_beginning_has_one_end() {
+fn every_begin_event_has_one_end_event() {
     for seed in 0..20 {
         let mut dice = Dice::new(seed);
         let mut host = Host::usual(FLOWS);

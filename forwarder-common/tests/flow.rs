@@ -38,8 +38,9 @@ fn assure(host: &mut Host, port: u16) {
     assert!(host.flow_of(&query(port).tuple).unwrap().1.is_assured());
 }
 
+/// Both directions find the flow that one packet created.
 #[test]
-fn both_directions_find_the_flow_that_one_packet_made() {
+fn both_directions_find_the_same_flow() {
     let host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(5000).payload(100));
     host.by_uplink(&answer(5000).payload(300));
@@ -79,8 +80,9 @@ fn udp_becomes_a_stream_as_in_nf_conntrack() {
     assert!(!host.flow_of(&query(2).tuple).unwrap().1.is_assured());
 }
 
+/// A flow ends when its timeout is over, and not before.
 #[test]
-fn a_flow_ends_when_its_time_is_over_and_not_before() {
+fn flow_expires_at_its_timeout() {
     let mut host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(1));
     host.wait(timeouts::UDP - 1);
@@ -95,7 +97,7 @@ fn a_flow_ends_when_its_time_is_over_and_not_before() {
 }
 
 #[test]
-fn new_flows_sweep_up_old_ones() {
+fn new_flows_collect_expired_ones() {
     let mut host = Host::usual(FLOWS);
     assure(&mut host, 1);
     for port in 10..18 {
@@ -111,8 +113,9 @@ fn new_flows_sweep_up_old_ones() {
     }
 }
 
+/// A flood evicts the oldest unassured flows and no others.
 #[test]
-fn a_flood_pushes_out_the_oldest_unassured_and_nobody_else() {
+fn flood_evicts_the_oldest_unassured_only() {
     let mut host = Host::usual(FLOWS);
     let ring = FLOWS as u16 / 4;
     assure(&mut host, 1);
@@ -140,7 +143,7 @@ fn a_flood_pushes_out_the_oldest_unassured_and_nobody_else() {
 }
 
 #[test]
-fn a_full_table_refuses_and_loses_nothing() {
+fn full_table_refuses_and_loses_nothing() {
     let mut host = Host::usual(FLOWS);
     let open = |port, flags| Spec::tcp((CLIENT, port), (HOST, 8080), flags);
     let most = FLOWS as u16 / 8 * 7;
@@ -170,7 +173,7 @@ fn a_full_table_refuses_and_loses_nothing() {
 }
 
 #[test]
-fn the_first_flow_survives_the_second() {
+fn first_flow_survives_the_second() {
     // An empty place of the ring must name nobody.
     let host = Host::usual(FLOWS);
     for port in 1..=u16::from(FLOWS as u8 / 4) {
@@ -182,8 +185,9 @@ fn the_first_flow_survives_the_second() {
 /// What happens to a host's tables.
 type Change = fn(&mut Host);
 
+/// No flow outlives its container or its port mapping.
 #[test]
-fn no_flow_outlives_its_container_or_its_mapping() {
+fn flow_ends_with_its_container_or_mapping() {
     let request = Spec::tcp((CLIENT, 40_000), (HOST, 8080), SYN);
     let again = Spec {
         flags: ACK,
@@ -237,8 +241,9 @@ fn no_flow_outlives_its_container_or_its_mapping() {
     }
 }
 
+/// A flow ends when the masquerade address changes.
 #[test]
-fn the_masquerade_address_that_moves_ends_the_flow() {
+fn changed_masquerade_address_ends_the_flow() {
     let mut host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(1));
     host.settings.route_generation += 1;
@@ -266,8 +271,9 @@ fn the_masquerade_address_that_moves_ends_the_flow() {
     assert_eq!(reply.dst, ip(198, 18, 1, 9));
 }
 
+/// Without a live agent, the next hop of a flow is looked up anew.
 #[test]
-fn without_its_agent_a_route_is_looked_up_anew() {
+fn route_is_looked_up_anew_without_an_agent() {
     let mut host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(1));
     let elsewhere = ip(198, 18, 1, 77);

@@ -110,8 +110,9 @@ fn destination(packet: &[u8]) -> [u8; 4] {
     [packet[16], packet[17], packet[18], packet[19]]
 }
 
+/// Fragments to the host go through the defragmentation loopback and come back unchanged.
 #[test]
-fn pieces_for_the_host_go_round_and_come_back_as_they_were() {
+fn fragments_to_the_host_survive_defragmentation() {
     let host = host();
     for nth in 0..3 {
         let packet = bytes(&is_fragment(request(), nth, 3));
@@ -126,8 +127,9 @@ fn pieces_for_the_host_go_round_and_come_back_as_they_were() {
     }
 }
 
+/// An acknowledgement of all fragments of a segment passes the TCP window check.
 #[test]
-fn what_acknowledges_all_pieces_of_a_segment_passes() {
+fn ack_of_a_fragmented_segment_passes() {
     let host = host();
     let (client, server) = ((CLIENT, 40_000), (WEB, 80));
     let asks = |flags| Spec::tcp(client, (HOST, 8080), flags);
@@ -159,8 +161,9 @@ fn what_acknowledges_all_pieces_of_a_segment_passes() {
     );
 }
 
+/// A fragment that belongs to no known series is dropped.
 #[test]
-fn a_piece_without_its_train_goes_nowhere() {
+fn fragment_without_its_series_is_dropped() {
     let host = host();
     let back = |nth, of| {
         let packet = bytes(&is_fragment(request(), nth, of));
@@ -193,7 +196,7 @@ fn a_piece_without_its_train_goes_nowhere() {
 }
 
 #[test]
-fn the_hosts_own_pieces_come_to_it() {
+fn hosts_own_fragments_reach_the_host() {
     let host = host();
     for nth in 0..2 {
         let packet = bytes(&is_fragment(Spec::udp((CLIENT, 1), (HOST, 53)), nth, 2));
@@ -203,8 +206,10 @@ fn the_hosts_own_pieces_come_to_it() {
     }
 }
 
+/// Of outbound fragments the first carries the mark of the flow; the others carry a mark that leads
+/// to no flow.
 #[test]
-fn onward_the_first_piece_carries_the_flows_mark_and_the_others_one_that_leads_nowhere() {
+fn outbound_first_fragment_carries_the_flow_mark() {
     let host = host();
     let (head, packet) = at(
         &host,
@@ -238,8 +243,9 @@ fn onward_the_first_piece_carries_the_flows_mark_and_the_others_one_that_leads_n
     }
 }
 
+/// A container's fragments are checked before they are passed on.
 #[test]
-fn a_containers_pieces_are_checked_before_they_go_anywhere() {
+fn container_fragments_are_checked_first() {
     let host = host();
     for (spec, reason) in [
         (Spec::udp((WEB, 1), (REMOTE, 53)), Reason::SpoofedSource),
@@ -261,8 +267,9 @@ fn a_containers_pieces_are_checked_before_they_go_anywhere() {
     assert_eq!(outcome.reason, Some(Reason::Isolated));
 }
 
+/// A first fragment that lacks a part of its transport header is not translated.
 #[test]
-fn a_first_piece_without_all_of_its_header_is_not_translated() {
+fn first_fragment_needs_its_whole_header() {
     let host = host();
     let mut packet = Spec::tcp((APP, 5000), (REMOTE, 80), SYN)
         .fragment(MORE)
@@ -273,8 +280,9 @@ fn a_first_piece_without_all_of_its_header_is_not_translated() {
     assert_eq!((outcome.reason, out), (Some(Reason::Fragment), packet));
 }
 
+/// A container holds no more fragments than its quota, and gets the quota back.
 #[test]
-fn a_container_holds_no_more_than_it_may_and_gets_it_back() {
+fn fragment_quota_bounds_and_is_given_back() {
     let mut host = host();
     host.wait(REASSEMBLY);
     let tail = bytes(&is_fragment(query(), 1, 3));
@@ -316,8 +324,9 @@ fn cost_of(packet: &[u8]) -> u32 {
     packet.len() as u32 * 2 + 768
 }
 
+/// Every fragment that the kernel keeps is charged to its container.
 #[test]
-fn every_piece_that_the_kernel_keeps_is_charged() {
+fn every_kept_fragment_is_charged() {
     const GROUP: [u8; 6] = [0x01, 0, 0x5e, 0, 0, 0xfb];
     let host = host();
     let gateway = host.devices[&APP_VETH].mac;

@@ -29,7 +29,7 @@ fn addresses(packet: &[u8]) -> (Be32, Be32) {
 }
 
 #[test]
-fn what_a_container_may_not_send() {
+fn container_cannot_send_forbidden_packets() {
     let mut host = Host::usual(64);
     host.networks.get_mut(&OTHER_BRIDGE).unwrap().flags |= network::INTERNAL;
     let other = Spec {
@@ -133,7 +133,7 @@ fn what_a_container_may_not_send() {
 }
 
 #[test]
-fn what_may_not_come_from_outside() {
+fn outside_cannot_send_forbidden_packets() {
     let host = Host::usual(64);
     for (spec, reason) in [
         (Spec::udp((CLIENT, 1), (WEB, 80)), Reason::DirectRouting),
@@ -175,7 +175,7 @@ fn marks() -> impl Iterator<Item = u32> {
 }
 
 #[test]
-fn host_marks_mean_nothing() {
+fn host_marks_have_no_effect() {
     let mut host = Host::usual(64);
     let flags = network::ISOLATED | network::INTERNAL;
     host.networks.get_mut(&BRIDGE).unwrap().flags |= flags;
@@ -197,7 +197,7 @@ fn host_marks_mean_nothing() {
 
 /// Others' bits of a mark stay as they are on every way, and change nothing.
 #[test]
-fn others_bits_stay() {
+fn foreign_mark_bits_are_kept() {
     for theirs in [0, 0x00ff_4000, 0x0fff_ffff] {
         let host = Host::usual(64);
         let arrival = Arrival {
@@ -227,8 +227,9 @@ fn others_bits_stay() {
     }
 }
 
+/// A packet whose hash is lost on the way through the kernel does not leave untranslated.
 #[test]
-fn lost_hash_leaks_nothing() {
+fn packet_with_a_lost_hash_does_not_leave() {
     let host = Host::usual(64);
     let (outcome, packet) = host.by_veth(APP_VETH, &query().options());
     for hash in (1..32).map(|bit| 1 << bit) {
@@ -245,7 +246,7 @@ fn lost_hash_leaks_nothing() {
 }
 
 #[test]
-fn the_guards_on_the_way_out() {
+fn egress_guards_drop_leaks() {
     let mut host = Host::usual(64);
     let leaks = query().packet();
     for mark in [0, 7, mark::FLOW | 3, mark::HOST] {
@@ -304,8 +305,9 @@ fn surrounded() -> Host {
     host
 }
 
+/// An address inside a network's range does not make its owner a container.
 #[test]
-fn range_makes_nobody_a_container() {
+fn address_range_makes_no_container() {
     let host = surrounded();
     let neighbour = ip(198, 18, 1, 9);
     let own = Spec::udp((HOST, 1), (neighbour, 53)).packet();
@@ -347,7 +349,7 @@ fn range_makes_nobody_a_container() {
 }
 
 #[test]
-fn device_makes_a_container_whatever_the_source() {
+fn device_makes_a_container_for_any_source() {
     let host = surrounded();
     let forged = Spec::udp((REMOTE, 1), (CLIENT, 53)).packet();
     let of_container = Spec::udp((ip(198, 18, 0, 2), 1), (REMOTE, 53)).packet();
@@ -366,8 +368,9 @@ fn device_makes_a_container_whatever_the_source() {
     }
 }
 
+/// A flow of the host's is translated to another port where a container's flow has the same ports.
 #[test]
-fn the_hosts_flow_gives_way_to_a_containers() {
+fn host_flow_is_translated_beside_containers() {
     let host = Host::usual(64);
     let to = |packet: &[u8]| u16::from_be_bytes([packet[22], packet[23]]);
     assert_eq!(
@@ -391,7 +394,7 @@ fn the_hosts_flow_gives_way_to_a_containers() {
 }
 
 #[test]
-fn a_routed_network_shows_its_own_addresses() {
+fn routed_network_shows_its_own_addresses() {
     let mut host = Host::usual(64);
     host.networks.get_mut(&BRIDGE).unwrap().flags = 0;
     let (outcome, packet) = host.by_veth(APP_VETH, &query());
@@ -400,7 +403,7 @@ fn a_routed_network_shows_its_own_addresses() {
 }
 
 #[test]
-fn every_reason_has_a_name_of_its_own() {
+fn reasons_have_unique_names() {
     let labels: std::collections::HashSet<_> = Reason::ALL.iter().map(|it| it.label()).collect();
     assert_eq!(labels.len(), Reason::ALL.len());
     for (number, reason) in Reason::ALL.into_iter().enumerate() {

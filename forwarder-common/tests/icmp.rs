@@ -25,8 +25,9 @@ fn out(host: &Host, spec: &Spec) -> Vec<u8> {
     packet
 }
 
+/// An error from a router on the path reaches the container with the container's own packet inside.
 #[test]
-fn an_error_from_the_way_reaches_the_container_with_its_own_packet_inside() {
+fn router_error_quotes_the_containers_packet() {
     for spec in [
         Spec::udp((APP, 5000), (REMOTE, 53)),
         Spec::tcp((APP, 5000), (REMOTE, 80), SYN),
@@ -55,8 +56,9 @@ fn an_error_from_the_way_reaches_the_container_with_its_own_packet_inside() {
     }
 }
 
+/// A container's error about a request shows the host's address.
 #[test]
-fn a_containers_error_about_a_request_seems_the_hosts() {
+fn container_error_comes_from_the_host() {
     let host = Host::usual(64);
     let request = Spec::udp((CLIENT, 40_000), (HOST, 8080));
     let (_, delivered) = host.by_uplink(&request);
@@ -69,7 +71,7 @@ fn a_containers_error_about_a_request_seems_the_hosts() {
 }
 
 #[test]
-fn a_quote_without_udp_checksum_keeps_it_so() {
+fn quote_without_udp_checksum_gets_none() {
     let host = Host::usual(64);
     let spec = Spec {
         unsummed: true,
@@ -82,8 +84,9 @@ fn a_quote_without_udp_checksum_keeps_it_so() {
     assert_eq!(quoted(&packet)[26..28], [0, 0]);
 }
 
+/// An error whose quote does not name a flow is not forwarded to a container.
 #[test]
-fn what_tells_no_flow_goes_no_further() {
+fn error_without_a_flow_is_not_forwarded() {
     let host = Host::usual(64);
     let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
     let reason = |spec: &Spec| host.by_uplink(spec).0.reason;
@@ -118,7 +121,7 @@ fn what_tells_no_flow_goes_no_further() {
 }
 
 #[test]
-fn a_damaged_error_goes_no_further() {
+fn damaged_error_is_not_forwarded() {
     let host = Host::usual(64);
     let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)).payload(301));
     let (_, delivered) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8080)));
@@ -158,7 +161,7 @@ fn a_damaged_error_goes_no_further() {
 }
 
 #[test]
-fn another_container_cannot_forge_an_error() {
+fn container_cannot_forge_anothers_error() {
     let host = Host::usual(64);
     let (_, delivered) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8080)));
     let error = Spec::error(UNREACHABLE, WEB, CLIENT, &delivered, 100);
@@ -173,8 +176,9 @@ fn another_container_cannot_forge_an_error() {
     );
 }
 
+/// An error is only for the sender of the packet that it quotes.
 #[test]
-fn an_error_is_for_the_one_whose_packet_it_quotes() {
+fn error_goes_to_the_sender_of_its_quote() {
     let host = Host::usual(64);
     let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
     let (_, delivered) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8080)));
@@ -187,8 +191,9 @@ fn an_error_is_for_the_one_whose_packet_it_quotes() {
     assert_ne!(host.by_uplink(&error).0.reason, Some(Reason::IcmpError));
 }
 
+/// Extensions behind the quote (RFC 4884) stay.
 #[test]
-fn extensions_behind_the_quote_stay() {
+fn icmp_extensions_are_kept() {
     // RFC 4884: the quote is padded to 128 bytes, extensions follow.
     let host = Host::usual(64);
     let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
@@ -206,8 +211,9 @@ fn extensions_behind_the_quote_stay() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// The quote in a translated error is the packet that the container sent.
     #[test]
-    fn restored_is_what_was_sent(
+    fn quote_restores_what_was_sent(
         kind in 0..3, sport in 1..=u16::MAX, dport in 1..=u16::MAX, octets in 0..60_usize,
         cut in 28..128_usize, taken in any::<bool>(), options in any::<bool>(),
     ) {

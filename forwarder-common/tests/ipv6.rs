@@ -135,8 +135,10 @@ fn network_flags_hold_for_ipv6() {
     assert_eq!(got, Reason::Internal);
 }
 
+/// A frame of a container has the container's own source address and is not for a bridge's group
+/// address.
 #[test]
-fn frame_is_the_containers_own_and_for_a_station() {
+fn frame_needs_own_source_and_no_group_target() {
     let mut host = host();
     let sends = |host: &Host, (to, from): ([u8; 6], [u8; 6]), dst| {
         let frame = frame((to, from), (APP6, dst), UDP, &datagram(80));
@@ -240,7 +242,7 @@ fn container_has_its_own_sources_only() {
 }
 
 #[test]
-fn nothing_forwarded_gets_in_or_out() {
+fn forwarded_ipv6_gets_neither_in_nor_out() {
     let mut host = host();
     host.devices.remove(&model::host::VPN);
     let body = datagram(80);
@@ -299,7 +301,7 @@ fn nothing_forwarded_gets_in_or_out() {
 }
 
 #[test]
-fn bridge_judges_veths_without_a_hook() {
+fn bridge_hook_checks_veths_without_a_hook() {
     let host = host();
     for (src, dst, reason) in [
         (APP6, GATEWAY6, Reason::ToHost),
@@ -324,8 +326,9 @@ fn bridge_judges_veths_without_a_hook() {
     assert_eq!(got, Reason::SpoofedNeighbour);
 }
 
+/// A container sends neighbour discovery with its own addresses only.
 #[test]
-fn neighbour_speaks_in_its_own_names() {
+fn neighbour_discovery_uses_own_addresses() {
     let mut host = host();
     let own = Be128::link_local(far_mac(APP_VETH));
     let (mine, theirs) = (far_mac(APP_VETH), far_mac(WEB_VETH));
@@ -427,7 +430,7 @@ fn neighbour_speaks_in_its_own_names() {
 }
 
 #[test]
-fn extension_headers_hide_nothing() {
+fn extension_headers_hide_no_packet() {
     let host = host();
     let options = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
     let is_fragment = |next: u8, field: u16| {
@@ -493,8 +496,9 @@ fn extension_headers_hide_nothing() {
     assert_eq!(got, Reason::Ipv6Header);
 }
 
+/// A link-local address of the host's counts on its own device only.
 #[test]
-fn link_local_address_of_the_host_counts_on_its_device() {
+fn host_link_local_address_is_per_device() {
     let mut host = host();
     // What is the other bridge's name is free on this one.
     let other = Be128::link_local(mac(OTHER_BRIDGE));
@@ -520,7 +524,7 @@ fn receives(host: &Host, ends: (Be128, Be128), next: u8, body: &[u8]) -> Reason 
 }
 
 #[test]
-fn nobody_outside_has_an_address_of_the_hosts() {
+fn outside_cannot_use_a_host_address() {
     let mut host = host();
     let own = Be128::link_local(mac(UPLINK));
     let elsewhere = Be128::link_local(mac(model::host::SECOND));
@@ -683,7 +687,7 @@ fn lists_hold_for_containers_by_ipv6() {
 }
 
 #[test]
-fn lists_find_the_port_behind_what_hides_it() {
+fn lists_find_the_port_behind_extensions() {
     let host = with_lists();
     let receives = |first: u8, headers: &[Vec<u8>], body: &[u8]| {
         let body = [&headers.concat()[..], body].concat();
@@ -736,7 +740,7 @@ fn lists_find_the_port_behind_what_hides_it() {
 }
 
 #[test]
-fn lists_read_nothing_behind_the_packets_end() {
+fn lists_do_not_read_past_the_packet() {
     let host = with_lists();
     let macs = (mac(UPLINK), far_mac(UPLINK));
     let head = [17, 0, 0, 1, 0, 0, 0, 7];

@@ -215,8 +215,9 @@ proptest! {
         failure_persistence: None, cases: 300, ..ProptestConfig::default()
     })]
 
+    /// No packet of a container leaves untranslated.
     #[test]
-    fn nothing_of_a_containers_leaves(seed in any::<u64>()) {
+    fn container_packets_never_leak(seed in any::<u64>()) {
         let mut dice = Dice::new(seed);
         let mut host = Host::usual(64);
         let mut wire = Wire::default();

@@ -36,8 +36,9 @@ fn from_web(host: &Host, spec: &Spec) -> u16 {
     port(host, spec)
 }
 
+/// A source port is kept while it is free.
 #[test]
-fn a_port_is_kept_while_it_is_free() {
+fn free_port_is_kept() {
     let host = Host::usual(FLOWS);
     for own in [1, 511, 512, 600, 1023, 1024, 5000, 65_535] {
         assert_eq!(from_app(&host, &Spec::udp((APP, own), (REMOTE, 53))), own);
@@ -52,7 +53,7 @@ fn a_port_is_kept_while_it_is_free() {
 }
 
 #[test]
-fn a_taken_port_gives_another_of_its_class() {
+fn taken_port_gives_another_of_its_class() {
     for (own, class) in [
         (100, 1..=511),
         (511, 1..=511),
@@ -71,8 +72,9 @@ fn a_taken_port_gives_another_of_its_class() {
     }
 }
 
+/// A source keeps the port that it already has towards other destinations (RFC 4787 REQ-1).
 #[test]
-fn a_source_keeps_the_port_that_it_has_towards_others() {
+fn source_keeps_its_port_towards_others() {
     let host = Host::usual(FLOWS);
     from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
     let drawn = from_app(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
@@ -91,7 +93,7 @@ fn a_source_keeps_the_port_that_it_has_towards_others() {
 }
 
 #[test]
-fn the_last_octets_of_an_address_count() {
+fn last_bytes_of_an_address_count() {
     // Of 64 neighbours that each had to draw, 64 know what they drew: but for a few that share a
     // place by chance.
     let mut host = Host::usual(FLOWS);
@@ -114,7 +116,7 @@ fn the_last_octets_of_an_address_count() {
 }
 
 #[test]
-fn a_drawn_port_is_forgotten_with_its_last_flow() {
+fn drawn_port_is_forgotten_with_its_last_flow() {
     let mut host = Host::usual(FLOWS);
     let to = |remote| Spec::udp((APP, 5000), (remote, 53));
     from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
@@ -141,7 +143,7 @@ fn a_drawn_port_is_forgotten_with_its_last_flow() {
 }
 
 #[test]
-fn every_icmp_query_is_a_flow_of_its_own() {
+fn icmp_queries_are_separate_flows() {
     let host = Host::usual(FLOWS);
     // The same identifier of one container: no clash among the kinds. Of another: one each.
     let requests = |src| {
@@ -190,8 +192,9 @@ fn every_icmp_query_is_a_flow_of_its_own() {
     assert_eq!(outcome.reason, Some(Reason::NoFlow));
 }
 
+/// Ports of the host's sockets and published ports are avoided.
 #[test]
-fn ports_of_the_hosts_sockets_and_published_ones_are_avoided() {
+fn socket_and_published_ports_are_avoided() {
     let mut host = Host::usual(FLOWS);
     host.socket(HOST, 5000, 17);
     assert_ne!(from_app(&host, &Spec::udp((APP, 5000), (REMOTE, 53))), 5000);
@@ -213,8 +216,9 @@ fn ports_of_the_hosts_sockets_and_published_ones_are_avoided() {
     );
 }
 
+/// A remote's port is never refused, whatever sockets the host has.
 #[test]
-fn a_remotes_port_is_nobodys_to_refuse() {
+fn remote_port_is_never_refused() {
     // What reaches a container from outside keeps the client's port, whatever sockets there are.
     let mut host = Host::usual(FLOWS);
     host.socket(CLIENT, 40_000, 6);
@@ -223,8 +227,9 @@ fn a_remotes_port_is_nobodys_to_refuse() {
     assert_eq!(port(&host, &request), 40_000);
 }
 
+/// A client that reaches one container by two addresses of the host gets two ports.
 #[test]
-fn two_clients_of_one_container_by_two_addresses_get_two_ports() {
+fn client_at_two_addresses_gets_two_ports() {
     // Both were (client, 40000) → (container, 80): only one can keep it.
     let host = Host::usual(FLOWS);
     let first = Spec::udp((CLIENT, 40_000), (HOST, 8080));
@@ -235,8 +240,9 @@ fn two_clients_of_one_container_by_two_addresses_get_two_ports() {
     assert_ne!(port(&host, &second), 40_000);
 }
 
+/// A connection that is made anew after the old flow is over keeps its port.
 #[test]
-fn a_connection_made_anew_keeps_its_port() {
+fn new_connection_keeps_its_port() {
     let mut host = Host::usual(FLOWS);
     from_web(&host, &Spec::udp((WEB, 5000), (REMOTE, 53)));
     host.wait(timeouts::UDP);
@@ -244,8 +250,9 @@ fn a_connection_made_anew_keeps_its_port() {
     assert_eq!(from_app(&host, &Spec::udp((APP, 5000), (REMOTE, 53))), 5000);
 }
 
+/// A hairpin flow shows the gateway's address and a port of its own.
 #[test]
-fn a_hairpin_shows_the_gateway_and_a_port_of_its_own() {
+fn hairpin_shows_gateway_and_own_port() {
     let host = Host::usual(FLOWS);
     let first = Spec::tcp((APP, 5000), (HOST, 8080), SYN);
     assert_eq!(from_app(&host, &first), 5000);
@@ -260,8 +267,9 @@ fn a_hairpin_shows_the_gateway_and_a_port_of_its_own() {
     }
 }
 
+/// A port class that is full refuses a flow and gives its record back.
 #[test]
-fn a_class_that_is_full_is_refused_and_gives_its_record_back() {
+fn full_port_class_refuses_and_frees_record() {
     let mut host = Host::usual(FLOWS);
     for taken in 1..512 {
         host.socket(HOST, taken, 17);
@@ -274,7 +282,7 @@ fn a_class_that_is_full_is_refused_and_gives_its_record_back() {
 }
 
 #[test]
-fn a_class_that_is_nearly_full_still_serves() {
+fn nearly_full_port_class_serves() {
     // 95 % of the ports taken: 256 tries fail once in 500,000 flows.
     let mut host = Host::usual(FLOWS);
     for taken in (600..1024).filter(|port| port % 20 != 0) {
@@ -291,7 +299,7 @@ fn a_class_that_is_nearly_full_still_serves() {
 }
 
 #[test]
-fn users_leave_the_reserved_ports() {
+fn user_sockets_avoid_reserved_ports() {
     // Every port but those that are root's to bind: a hundred flows to one remote find one each.
     let mut host = Host::usual(FLOWS);
     host.settings.reserved_ports = PortRange {
@@ -342,7 +350,7 @@ proptest! {
 
     /// However many sources ask for however few ports: no two answers have the same way back.
     #[test]
-    fn no_two_flows_have_the_same_answers(
+    fn flows_have_distinct_answers(
         asks in prop::collection::vec((any::<bool>(), 1..8_u16, 0..3_u8, 0..3_u8), 1..80)
     ) {
         let host = Host::usual(FLOWS);

@@ -34,8 +34,9 @@ fn udp() -> Spec {
     Spec::udp((CLIENT, 40_000), (HOST, 8080))
 }
 
+/// Headers that contradict themselves are malformed.
 #[test]
-fn headers_that_contradict_themselves_are_malformed() {
+fn contradictory_headers_are_malformed() {
     let ping = Spec::ping(CLIENT, HOST, 7).payload(0);
     let cases = [
         ("version 6", with(&tcp(), 0, 0x65)),
@@ -58,7 +59,7 @@ fn headers_that_contradict_themselves_are_malformed() {
 }
 
 #[test]
-fn a_damaged_header_is_the_kernels_to_drop() {
+fn damaged_header_is_left_to_the_kernel() {
     let host = Host::usual(64);
     let (sent, left) = host.by_veth(APP_VETH, &Spec::udp((APP, 5000), (REMOTE, 53)));
     assert_eq!(sent.reason, Some(Reason::Forwarded));
@@ -101,8 +102,9 @@ fn a_damaged_header_is_the_kernels_to_drop() {
     }
 }
 
+/// A frame that ends within its headers is truncated.
 #[test]
-fn a_frame_that_ends_within_its_headers_is_truncated() {
+fn frame_ending_in_its_headers_is_truncated() {
     let cases = [
         (tcp(), 40),
         (udp(), 28),
@@ -135,7 +137,7 @@ fn a_frame_that_ends_within_its_headers_is_truncated() {
 }
 
 #[test]
-fn what_is_whole_is_read_as_it_is() {
+fn whole_packet_is_read() {
     let packet = read(&mut tcp().options().packet()).unwrap();
     assert_eq!(packet.tuple, tcp().tuple);
     assert_eq!((packet.class, packet.flags), (Class::Flow, SYN));
@@ -173,7 +175,7 @@ fn what_is_whole_is_read_as_it_is() {
 }
 
 #[test]
-fn fragments_are_known_by_their_offset_and_flag() {
+fn fragments_are_known_by_offset_and_flag() {
     let head = read(&mut udp().fragment(0x2000).packet()).unwrap();
     assert_eq!(
         (head.class, head.tail, head.tuple),
@@ -281,7 +283,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_or_damaged_packet_harms_nothing(
+    fn cut_or_damaged_packet_harms_nothing(
         spec in any_spec(), keep in any::<prop::sample::Index>(), tagged in any::<bool>(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
     ) {

@@ -50,7 +50,7 @@ fn addresses(packet: &[u8]) -> (Be32, Be32) {
 }
 
 #[test]
-fn outside_to_a_published_port() {
+fn outside_reaches_a_published_port() {
     let host = Host::usual(64);
     let (outcome, packet) = host.by_uplink(&request());
     assert_eq!(outcome.reason, Some(Reason::Forwarded));
@@ -80,7 +80,7 @@ fn outside_to_a_published_port() {
 }
 
 #[test]
-fn replies_of_a_published_port() {
+fn published_port_replies_are_translated() {
     let host = Host::usual(64);
     host.by_uplink(&request());
     let (outcome, packet) = host.by_veth(WEB_VETH, &response());
@@ -98,7 +98,7 @@ fn replies_of_a_published_port() {
 }
 
 #[test]
-fn a_container_to_the_outside() {
+fn container_is_masqueraded() {
     let host = Host::usual(64);
     let (outcome, packet) = host.by_veth(APP_VETH, &query());
     assert_eq!(outcome.reason, Some(Reason::Forwarded));
@@ -174,7 +174,7 @@ fn outward(host: &Host, veth: u32, spec: &Spec, reason: Reason, port: u16) {
 }
 
 #[test]
-fn replies_to_a_container() {
+fn replies_reach_the_container() {
     let host = Host::usual(64);
     host.by_veth(APP_VETH, &query());
     let (outcome, packet) = host.by_uplink(&answer());
@@ -191,7 +191,7 @@ fn replies_to_a_container() {
 }
 
 #[test]
-fn hairpins() {
+fn hairpins_reach_a_published_port() {
     let host = Host::usual(64);
     let (outcome, packet) = host.by_veth(APP_VETH, &hairpin());
     assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
@@ -226,8 +226,9 @@ fn hairpins() {
     assert_eq!(addresses(&packet), (GATEWAY, WEB));
 }
 
+/// The host's own errors about hairpins show what the container sent.
 #[test]
-fn the_hosts_own_errors_about_hairpins_show_what_was_sent() {
+fn hairpin_errors_of_the_host_quote_the_original() {
     let host = Host::usual(64);
     let tells = |veth, bridge, spec: &Spec| {
         let (outcome, handed) = host.by_veth(veth, spec);
@@ -263,8 +264,9 @@ fn the_hosts_own_errors_about_hairpins_show_what_was_sent() {
     }
 }
 
+/// A target that cannot be redirected to gets its packets by the bridge.
 #[test]
-fn a_target_without_shortcut_gets_it_by_the_bridge() {
+fn target_without_redirect_uses_the_bridge() {
     let host = Host::usual(64);
     let (outcome, packet) = host.by_uplink(&Spec::udp((CLIENT, 40_000), (HOST, 8081)));
     assert_eq!(outcome.reason, Some(Reason::NotHooked));
@@ -275,8 +277,9 @@ fn a_target_without_shortcut_gets_it_by_the_bridge() {
     assert_eq!(addresses(&packet), (HOST, CLIENT));
 }
 
+/// A container that is not known yet is masqueraded by the default endpoint of its network.
 #[test]
-fn a_container_not_known_yet_is_masqueraded_by_its_networks_floor() {
+fn unknown_container_uses_default_endpoint() {
     let host = Host::usual(64);
     let stranger = Spec::udp((ip(172, 17, 0, 99), 5000), (REMOTE, 53));
     let (outcome, packet) = host.by_bridge(BRIDGE, 0, &stranger);
@@ -291,7 +294,7 @@ fn a_container_not_known_yet_is_masqueraded_by_its_networks_floor() {
 }
 
 #[test]
-fn a_target_whose_device_has_gone_gets_nothing() {
+fn target_without_its_device_gets_nothing() {
     let mut host = Host::usual(64);
     host.nics.remove(&WEB_VETH);
     for (how, _) in HANDED {
@@ -300,8 +303,9 @@ fn a_target_whose_device_has_gone_gets_nothing() {
     }
 }
 
+/// XDP takes known flows and leaves all other packets alone.
 #[test]
-fn xdp_takes_known_flows_and_leaves_the_rest_alone() {
+fn xdp_takes_known_flows_only() {
     let mut host = Host::usual(64);
     let arrival = Arrival {
         ifindex: UPLINK,
@@ -343,8 +347,9 @@ fn xdp_takes_known_flows_and_leaves_the_rest_alone() {
     assert_eq!(run(&host, &request()).0.reason, None);
 }
 
+/// The kernel decides about packets above the smallest MTU of a route.
 #[test]
-fn above_the_smallest_mtu_of_a_route_the_kernel_decides() {
+fn packet_over_route_mtu_is_left_to_kernel() {
     let mut host = Host::usual(64);
     host.settings.route_mtu = 1400;
     let asks = |octets| Spec::udp((APP, 5000), (REMOTE, 53)).payload(octets);

@@ -93,8 +93,9 @@ fn other_flows_survive_a_publication() {
     assert_eq!(gates(&host), before);
 }
 
+/// A hairpin flow on a port that is published later ends.
 #[test]
-fn hairpin_flow_gives_way_to_a_publication() {
+fn publication_ends_a_hairpin_flow() {
     let mut host = Host::usual(FLOWS);
     let hairpin = Spec::udp((APP, PORT), (HOST, 8080));
     host.by_veth(APP_VETH, &hairpin);
@@ -191,7 +192,7 @@ fn port_at_another_address_is_not_seen() {
 }
 
 #[test]
-fn server_is_seen_by_the_hosts_port_again() {
+fn server_keeps_being_seen_by_the_hosts_port() {
     let mut host = Host::usual(FLOWS);
     publish(&mut host, (ANY, 9000, 6), (WEB, PORT));
     host.seen_as(ANY, (WEB, PORT, 6), 9000);
@@ -202,8 +203,9 @@ fn server_is_seen_by_the_hosts_port_again() {
     assert_eq!(leaves_by(&host, WEB_VETH, &goes_on), 9000);
 }
 
+/// A server goes on by its port after the flow is gone.
 #[test]
-fn server_goes_on_by_its_port_after_the_flow_is_gone() {
+fn server_keeps_its_port_after_the_flow_is_gone() {
     let mut host = Host::usual(FLOWS);
     publish(&mut host, (ANY, PORT, 6), (WEB, PORT));
     host.socket(HOST, PORT, 6);
@@ -217,8 +219,9 @@ fn server_goes_on_by_its_port_after_the_flow_is_gone() {
     assert_eq!(delivered(&host, &client), Some(WEB_VETH));
 }
 
+/// A socket that is bound later gets the connection of its client.
 #[test]
-fn later_socket_gets_the_connection_of_its_client() {
+fn later_socket_gets_its_clients_connection() {
     let mut host = Host::usual(FLOWS);
     let lurking = Spec::tcp((APP, PORT), (CLIENT, 700), SYN);
     assert_eq!(leaves_by(&host, APP_VETH, &lurking), PORT);
@@ -238,8 +241,9 @@ fn bind(host: &mut Host, port: u16) {
     host.settings.policy += 1;
 }
 
+/// A service that is bound later gets the clients of a container whose flow had taken its port.
 #[test]
-fn later_service_gets_the_clients_of_a_thief() {
+fn later_service_gets_clients_of_a_container() {
     let mut host = Host::usual(FLOWS);
     let lurking = Spec::udp((APP, PORT), (CLIENT, 700));
     let asks = Spec::udp((CLIENT, 700), (HOST, PORT));
@@ -253,7 +257,7 @@ fn later_service_gets_the_clients_of_a_thief() {
 }
 
 #[test]
-fn later_service_speaks_first_by_its_own_port() {
+fn later_service_calls_from_its_own_port() {
     let mut host = Host::usual(FLOWS);
     let lurking = Spec::udp((APP, PORT), (CLIENT, 700));
     assert_eq!(leaves_by(&host, APP_VETH, &lurking), PORT);
@@ -288,8 +292,9 @@ fn service_ends_no_flow_but_those_on_its_port() {
     assert_eq!(delivered(&host, &inward), Some(WEB_VETH));
 }
 
+/// A socket that is bound later gets the first datagram of its client.
 #[test]
-fn later_socket_gets_the_first_datagram_of_its_client() {
+fn later_socket_gets_its_clients_first_datagram() {
     let mut host = Host::usual(FLOWS);
     let lurking = Spec::udp((APP, PORT), (CLIENT, 700));
     assert_eq!(leaves_by(&host, APP_VETH, &lurking), PORT);
@@ -300,8 +305,9 @@ fn later_socket_gets_the_first_datagram_of_its_client() {
     assert_ne!(leaves_by(&host, APP_VETH, &lurking), PORT);
 }
 
+/// A socket takes no answer that a container is waiting for.
 #[test]
-fn socket_takes_no_answer_that_is_due() {
+fn socket_takes_no_expected_answer() {
     let mut host = Host::usual(FLOWS);
     let asks = |port| Spec::udp((APP, port), (CLIENT, 53));
     let answers = |port| Spec::udp((CLIENT, 53), (HOST, port));

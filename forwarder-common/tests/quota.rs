@@ -49,8 +49,10 @@ fn held(host: &Host, addr: Be32) -> i32 {
     if word == 0 { 0 } else { quota::count(word) }
 }
 
+/// A container at its quota keeps the flows that it has, and its neighbour gets all the flows that
+/// it wants.
 #[test]
-fn a_container_at_its_quota_keeps_what_it_has_and_its_neighbour_all_it_wants() {
+fn quota_binds_its_own_container_only() {
     let host = host(FLOWS, 5, 0);
     for port in 1..=5 {
         assert_eq!(by_app(&host, &query(port)), Reason::Forwarded);
@@ -74,8 +76,9 @@ fn a_container_at_its_quota_keeps_what_it_has_and_its_neighbour_all_it_wants() {
     assert_eq!((held(&host, APP), held(&host, WEB)), (5, 5));
 }
 
+/// A quota of zero means that there is none; flows are counted all the same.
 #[test]
-fn a_quota_of_nothing_is_none_and_still_counts() {
+fn zero_quota_is_unlimited_and_counts() {
     let mut host = host(FLOWS, 0, 0);
     for port in 1..=10 {
         assert_eq!(by_app(&host, &query(port)), Reason::Forwarded);
@@ -86,8 +89,9 @@ fn a_quota_of_nothing_is_none_and_still_counts() {
     assert_eq!(by_app(&host, &query(11)), Reason::FlowQuota);
 }
 
+/// Only the container that opens a flow is charged; nobody is charged for flows from outside.
 #[test]
-fn only_who_opens_a_flow_is_charged_and_nobody_for_those_from_outside() {
+fn only_the_originator_is_charged() {
     let host = host(FLOWS, 1, 0);
     for port in 1..=4 {
         host.by_uplink(&Spec::tcp((CLIENT, port), (HOST, 8080), SYN));
@@ -99,8 +103,9 @@ fn only_who_opens_a_flow_is_charged_and_nobody_for_those_from_outside() {
     assert_eq!(by_app(&host, &query(1)), Reason::FlowQuota);
 }
 
+/// The quota of an expired flow is given back by the flow's own late packet.
 #[test]
-fn what_expires_is_given_back_by_its_own_late_packet() {
+fn late_packet_gives_back_the_expired_flow() {
     let mut host = host(FLOWS, 1, 0);
     assert_eq!(by_app(&host, &query(1)), Reason::Forwarded);
     host.wait(timeouts::UDP);
@@ -110,7 +115,7 @@ fn what_expires_is_given_back_by_its_own_late_packet() {
 }
 
 #[test]
-fn what_expires_is_given_back_by_the_sweep() {
+fn sweep_gives_back_expired_flows() {
     let mut host = host(FLOWS, 3, 0);
     for port in 1..=3 {
         by_app(&host, &query(port));
@@ -125,7 +130,7 @@ fn what_expires_is_given_back_by_the_sweep() {
 }
 
 #[test]
-fn what_a_flood_pushes_out_is_given_back() {
+fn evicted_flows_are_given_back() {
     let host = host(FLOWS, 0, 0);
     for port in 1..=100 {
         assert_eq!(by_app(&host, &query(port)), Reason::Forwarded);
@@ -177,7 +182,7 @@ fn connects(host: &Host, veth: u32, (src, port): (Be32, u16)) -> bool {
 
 #[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
 #[test]
-fn many_greedy_containers_leave_room_for_another() {
+fn greedy_containers_leave_room_for_another() {
     const LARGE: u32 = 4096;
     let mut host = host(LARGE, LARGE / 2, 0);
     let mut opened = Vec::new();
@@ -213,9 +218,10 @@ fn many_greedy_containers_leave_room_for_another() {
     assert!(!connects(&host, 100, (ip(172, 17, 7, 0), 30_000)));
 }
 
+/// Forged datagrams get no more than half of the flow table.
 #[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
 #[test]
-fn forged_datagrams_get_no_more_than_half_of_the_table() {
+fn forged_datagrams_get_half_of_the_table() {
     const LARGE: u32 = 4096;
     let mut host = host(LARGE, 0, 0);
     let asks = |port| Spec::udp((CLIENT, port), (HOST, 8080));
@@ -242,7 +248,7 @@ fn forged_datagrams_get_no_more_than_half_of_the_table() {
 }
 
 #[test]
-fn a_connection_opened_anew_counts_once() {
+fn reopened_connection_counts_once() {
     let host = host(FLOWS, 1, 0);
     let out = |flags| Spec::tcp((APP, 7), (REMOTE, 80), flags);
     assert_eq!(by_app(&host, &out(SYN)), Reason::Forwarded);
@@ -258,8 +264,9 @@ fn a_connection_opened_anew_counts_once() {
     }
 }
 
+/// A flow that cannot be created is not charged.
 #[test]
-fn what_comes_to_nothing_is_not_charged() {
+fn failed_flow_is_not_charged() {
     // No record.
     let full = host(FLOWS, 0, 0);
     for port in 1..=FLOWS as u16 {
@@ -283,8 +290,9 @@ fn what_comes_to_nothing_is_not_charged() {
     assert_eq!(by_app(&host, &query(1000)), Reason::Forwarded);
 }
 
+/// The next generation of an endpoint begins with no flows charged and keeps what it opens itself.
 #[test]
-fn the_next_incarnation_begins_with_nothing_and_keeps_what_it_has() {
+fn next_generation_starts_at_zero() {
     let mut host = host(FLOWS, 3, 0);
     for port in 1..=3 {
         by_app(&host, &query(port));
@@ -312,8 +320,9 @@ fn the_next_incarnation_begins_with_nothing_and_keeps_what_it_has() {
     assert_eq!(by_app(&host, &query(14)), Reason::FlowQuota);
 }
 
+/// A container that restarts again and again does not fill the table.
 #[test]
-fn who_restarts_again_and_again_does_not_fill_the_table() {
+fn restarts_do_not_fill_the_table() {
     let mut host = host(4 * FLOWS, 20, 0);
     let slot = host.endpoint_slots[&APP] as usize;
     for life in 0..10 {
@@ -328,8 +337,9 @@ fn who_restarts_again_and_again_does_not_fill_the_table() {
     }
 }
 
+/// The count of a generation that comes back is never below zero.
 #[test]
-fn an_incarnation_that_comes_back_is_never_below_nothing() {
+fn returning_generation_is_never_below_zero() {
     let mut host = host(FLOWS, 2, 0);
     by_app(&host, &query(1));
     let slot = host.endpoint_slots[&APP] as usize;
@@ -367,9 +377,10 @@ fn opens(host: &Host, next: &mut u16) -> usize {
     }
 }
 
+/// New flows are bounded by time, whatever the clock says.
 #[test]
 #[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
-fn new_flows_are_bounded_by_time_whatever_the_clock_says() {
+fn flow_rate_is_bounded_whatever_the_clock() {
     // Also where the ticks begin anew.
     for start in [1_000, u32::MAX - 20, u32::MAX - 70] {
         let mut host = host(8192, 0, 1000);
@@ -393,8 +404,9 @@ fn new_flows_are_bounded_by_time_whatever_the_clock_says() {
     }
 }
 
+/// A rate bucket is full, and not more than full, after years of rest.
 #[test]
-fn after_years_of_rest_a_bucket_is_full() {
+fn rate_bucket_is_full_after_years() {
     let mut host = host(8192, 0, 10);
     let mut next = 0;
     for rest in [seconds(2), 1 << 31, u32::MAX - 100] {
@@ -404,8 +416,9 @@ fn after_years_of_rest_a_bucket_is_full() {
     }
 }
 
+/// A clock that was read a little earlier fills no rate bucket.
 #[test]
-fn a_clock_that_was_read_a_little_earlier_fills_nothing() {
+fn earlier_clock_fills_no_rate_bucket() {
     let host = host(8192, 0, 100);
     let mut next = 0;
     assert_eq!(opens(&host, &mut next), 100);
@@ -416,7 +429,7 @@ fn a_clock_that_was_read_a_little_earlier_fills_nothing() {
 }
 
 #[test]
-fn one_in_a_second_is_one_in_a_second() {
+fn rate_of_one_is_one_flow_a_second() {
     let mut host = host(8192, 0, 1);
     let mut next = 0;
     for _ in 0..20 {
@@ -429,7 +442,7 @@ fn one_in_a_second_is_one_in_a_second() {
 
 #[test]
 #[cfg_attr(miri, ignore = "thousands of flows: too many for Miri")]
-fn the_highest_rate_does_not_overflow() {
+fn highest_rate_does_not_overflow() {
     let mut host = host(8192, 0, quota::RATE_MAX);
     for port in 1..2000 {
         assert_eq!(by_app(&host, &query(port)), Reason::Forwarded);
@@ -459,7 +472,7 @@ fn answered(outcome: &Outcome, answer: &[u8], spec: &Spec, quoted: usize) {
 }
 
 #[test]
-fn a_container_is_told_that_it_is_refused() {
+fn refused_container_gets_an_icmp_error() {
     let host = host(FLOWS, 1, 0);
     by_app(&host, &query(1));
     let refused = [
@@ -495,8 +508,9 @@ fn a_container_is_told_that_it_is_refused() {
     assert_eq!(outcome.mark, mark::ROUTED);
 }
 
+/// Nobody but the refused container gets an ICMP error, and it gets them not too often.
 #[test]
-fn nobody_else_is_told_and_nobody_too_often() {
+fn refusal_errors_are_rate_limited() {
     let mut host = host(FLOWS, 1, 0);
     by_app(&host, &query(1));
     let (outcome, _) = host.by_veth(APP_VETH, &query(2).options());

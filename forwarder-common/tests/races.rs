@@ -37,8 +37,9 @@ fn recycle(host: &Host, tuple: Tuple<V4>) {
     }
 }
 
+/// A recycled record is never taken for the old flow.
 #[test]
-fn a_recycled_record_is_never_taken_for_the_old_flow() {
+fn recycled_record_is_never_the_old_flow() {
     let packets = |host: &Host| {
         host.by_veth(APP_VETH, &query(1));
     };
@@ -79,8 +80,9 @@ fn a_recycled_record_is_never_taken_for_the_old_flow() {
     assert!(gone > 0, "the race was never met");
 }
 
+/// Of two CPUs that create the same flow, one wins.
 #[test]
-fn of_two_cpus_that_make_the_same_flow_one_wins() {
+fn racing_cpus_create_one_flow() {
     for look in 0..12 {
         let host = Host::usual(FLOWS);
         host.meddle(look, |host| {

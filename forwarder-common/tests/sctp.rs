@@ -58,7 +58,7 @@ fn seen(spec: &Spec, src: (Be32, u16), dst: (Be32, u16)) -> Vec<u8> {
 }
 
 #[test]
-fn the_oracle_knows_the_vectors_of_rfc_3720() {
+fn reference_crc_matches_rfc_3720_vectors() {
     let octets = |octets: &[u8]| crc32c(octets.iter().copied());
     assert_eq!(octets(b"123456789"), 0xe306_9283);
     assert_eq!(octets(&[0; 32]), 0x8a91_36aa);
@@ -68,8 +68,9 @@ fn the_oracle_knows_the_vectors_of_rfc_3720() {
 }
 
 proptest! {
+    /// The CRC follows a change of four bytes wherever they are.
     #[test]
-    fn a_crc_follows_four_octets_wherever_they_are(
+    fn crc_update_works_at_every_offset(
         before in proptest::collection::vec(any::<u8>(), 0..40),
         old in any::<[u8; 4]>(),
         new in any::<[u8; 4]>(),
@@ -82,8 +83,9 @@ proptest! {
         prop_assert_eq!(crc(new), crc(old) ^ shift(change, length as u16 + 4));
     }
 
+    /// A packet has the right checksum whatever its length is.
     #[test]
-    fn whatever_its_length_a_packet_has_the_right_checksum(octets in 0_usize..1400, port: u16) {
+    fn checksum_is_right_at_every_length(octets in 0_usize..1400, port: u16) {
         let host = host();
         let spec = Spec { tuple: Tuple { sport: Be16::new(port), ..request(INIT).tuple }, ..request(INIT) };
         let (outcome, packet) = host.by_uplink(&spec.payload(octets));
@@ -92,8 +94,9 @@ proptest! {
     }
 }
 
+/// Ports and checksum are translated in every direction.
 #[test]
-fn ports_and_checksum_are_translated_in_every_direction() {
+fn ports_and_checksum_change_in_all_directions() {
     let host = host();
     let (outcome, packet) = host.by_uplink(&request(INIT));
     assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
@@ -133,8 +136,9 @@ fn ports_and_checksum_are_translated_in_every_direction() {
     );
 }
 
+/// A checksum that the device has yet to make stays so.
 #[test]
-fn a_checksum_that_is_not_made_yet_stays_so() {
+fn offloaded_checksum_stays_offloaded() {
     let host = host();
     let spec = Spec {
         unsummed: true,
@@ -146,8 +150,9 @@ fn a_checksum_that_is_not_made_yet_stays_so() {
     assert_eq!(packet[LENGTH..LENGTH + 4], [0; 4]);
 }
 
+/// The checksum does not cover padding behind the packet.
 #[test]
-fn padding_behind_the_packet_is_not_the_checksums() {
+fn checksum_ignores_padding_behind_the_packet() {
     let host = host();
     let mut padded = request(INIT).packet();
     padded.extend([0x55; 30]);
@@ -162,8 +167,9 @@ fn padding_behind_the_packet_is_not_the_checksums() {
     );
 }
 
+/// A packet that the kernel path finishes has the right checksum at both ends.
 #[test]
-fn what_the_kernel_finishes_has_the_right_checksum_at_both_ends() {
+fn kernel_path_checksum_is_right_at_both_ends() {
     let host = host();
     host.by_uplink(&request(INIT));
     let spec = response(INIT_ACK).hops(1);
@@ -191,8 +197,9 @@ fn what_the_kernel_finishes_has_the_right_checksum_at_both_ends() {
     assert_eq!(outcome.reason, Some(Reason::TooBig), "the kernel cuts it");
 }
 
+/// An error quotes what was sent, as far as the quote goes.
 #[test]
-fn an_error_quotes_what_was_sent_as_far_as_it_is_quoted() {
+fn error_quote_is_what_was_sent() {
     let host = host();
     let router = ip(198, 19, 200, 1);
     host.by_veth(APP_VETH, &query(INIT));
@@ -226,7 +233,7 @@ fn left(host: &Host, spec: &Spec) -> Ticks {
 }
 
 #[test]
-fn an_association_lives_as_in_nf_conntrack() {
+fn association_states_match_nf_conntrack() {
     let mut host = host();
     let assured = |host: &Host| host.flow_of(&request(INIT).tuple).unwrap().1.is_assured();
     host.by_uplink(&request(INIT));
@@ -270,7 +277,7 @@ fn an_association_lives_as_in_nf_conntrack() {
 }
 
 #[test]
-fn a_second_path_is_known_by_its_heartbeat() {
+fn heartbeat_opens_a_second_path() {
     let host = host();
     host.by_veth(APP_VETH, &query(HEARTBEAT));
     assert_eq!(left(&host, &query(INIT)), seconds(30));
@@ -278,8 +285,9 @@ fn a_second_path_is_known_by_its_heartbeat() {
     assert_eq!(left(&host, &query(INIT)), seconds(210));
 }
 
+/// A chunk that opens no flow in nf_conntrack opens none here.
 #[test]
-fn what_opens_nothing_in_nf_conntrack_opens_nothing_here() {
+fn chunks_open_flows_as_in_nf_conntrack() {
     const SACK: u8 = 3;
     for chunk in [DATA, SACK, ABORT, COOKIE_ACK, SHUTDOWN_COMPLETE, 15, 192] {
         let host = host();
@@ -294,8 +302,9 @@ fn what_opens_nothing_in_nf_conntrack_opens_nothing_here() {
     }
 }
 
+/// Fragments pass where their ports stay as they are, and nowhere else.
 #[test]
-fn pieces_pass_where_their_ports_stay_and_nowhere_else() {
+fn fragments_pass_only_with_unchanged_ports() {
     let mut host = host();
     host.settings.defrag_loopback = 90;
     let back = |host: &Host, is_fragment: &[u8]| {

@@ -60,7 +60,7 @@ fn wide(text: &str) -> Wide {
 }
 
 #[test]
-fn addresses_of_either_family_have_one_form() {
+fn both_families_share_one_address_form() {
     assert_eq!(OWN.widen(), wide("::ffff:198.18.1.1"));
     assert_eq!(Be32::narrow(wide("::ffff:198.18.1.1")), Some(OWN));
     for other in ["::1", "::", "::198.18.1.1", "fe80::1", "64:ff9b::c612:101"] {
@@ -69,8 +69,9 @@ fn addresses_of_either_family_have_one_form() {
     assert_eq!(LOOPBACK6, wide("::1"));
 }
 
+/// A port that is published at any address is at all of the host's own.
 #[test]
-fn a_port_at_any_address_is_at_all_of_the_hosts_own() {
+fn port_at_any_address_is_at_all_host_addresses() {
     let ports = ports(&[Be32::ANY]);
     for own in [
         OWN,
@@ -87,7 +88,7 @@ fn a_port_at_any_address_is_at_all_of_the_hosts_own() {
 }
 
 #[test]
-fn a_port_at_one_address_is_at_no_other() {
+fn port_at_one_address_is_at_no_other() {
     let two = Be32::from_octets([127, 0, 0, 2]);
     let ports = ports(&[OWN, two]);
     assert_eq!([OWN, two].map(|addr| reached(&ports, addr)), [80, 81]);
@@ -99,14 +100,14 @@ fn a_port_at_one_address_is_at_no_other() {
 }
 
 #[test]
-fn the_address_itself_comes_before_any() {
+fn specific_address_precedes_any() {
     let ports = ports(&[Be32::ANY, OWN]);
     assert_eq!(reached(&ports, OWN), 81);
     assert_eq!(reached(&ports, Be32::LOOPBACK), 80);
 }
 
 #[test]
-fn what_comes_from_loopback_cannot_leave() {
+fn loopback_source_cannot_leave() {
     for stays in ["::1", "::ffff:127.0.0.1", "::ffff:127.9.9.9"] {
         assert!(!socket::may_leave(wide(stays)), "{stays}");
     }
@@ -140,7 +141,7 @@ fn bind(addr: &str, port: u16, proto: u32, user: u32) -> Bind {
 }
 
 #[test]
-fn reserved_ports_are_roots_alone() {
+fn reserved_ports_are_for_root_only() {
     use Bind::{Announce, Proceed, Refuse};
     for (port, user) in [
         (60_999, Proceed),
@@ -174,7 +175,7 @@ fn privileged_binds_are_announced() {
 }
 
 #[test]
-fn reservation_may_be_off() {
+fn reservation_can_be_off() {
     let wanted = peer(OWN.widen(), 61_000);
     for port in [0, 61_000] {
         let wanted = Peer {
@@ -190,7 +191,7 @@ fn reservation_may_be_off() {
 
 proptest! {
     #[test]
-    fn nobody_elses_address_is_taken(words: [u32; 4], port: u16, mapped: bool) {
+    fn foreign_address_is_not_taken(words: [u32; 4], port: u16, mapped: bool) {
         let ports = ports(&[Be32::ANY]);
         let addr = Be32::new(words[3]);
         let addr = if mapped { addr.widen() } else { words.map(Be32::new) };
@@ -202,8 +203,9 @@ proptest! {
         prop_assert_eq!(found, own && port == 8080);
     }
 
+    /// A socket that is redirected to a container is not redirected again.
     #[test]
-    fn where_a_socket_is_pointed_it_is_not_pointed_on(own: u32, container: u32, port: u16) {
+    fn redirected_socket_is_not_redirected_again(own: u32, container: u32, port: u16) {
         // A second instance of the programs on one call finds nothing left to do.
         let (own, container) = (Be32::new(own), Be32::new(container));
         prop_assume!(own != container && !container.is_loopback() && container != Be32::ANY);
@@ -220,7 +222,7 @@ proptest! {
     }
 
     #[test]
-    fn transports_are_told_apart(proto: u16) {
+    fn transports_are_distinguished(proto: u16) {
         let ports = ports(&[Be32::ANY]);
         let asked = Peer { proto, ..peer(OWN.widen(), 8080) };
         prop_assert_eq!(target(&ports, &asked).is_some(), proto == 6);

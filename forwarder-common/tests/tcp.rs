@@ -30,7 +30,7 @@ fn life(name: &str, packets: &[(bool, u8, State)]) {
 }
 
 #[test]
-fn connections_live_as_in_nf_conntrack() {
+fn tcp_states_match_nf_conntrack() {
     use State::{
         Close, CloseWait, Established, FinWait, LastAck, SynReceived, SynSent, SynSent2, TimeWait,
     };
@@ -121,7 +121,7 @@ fn connections_live_as_in_nf_conntrack() {
 }
 
 #[test]
-fn what_does_not_belong_is_invalid() {
+fn unrelated_segments_are_invalid() {
     for (state, flags, reply) in [
         (State::SynSent, ACK, OPENER),
         (State::SynSent, FIN_ACK, OPENER),
@@ -151,7 +151,7 @@ fn what_does_not_belong_is_invalid() {
 }
 
 #[test]
-fn a_reset_closes_whatever_was_open() {
+fn reset_closes_every_open_state() {
     for state in State::ALL.into_iter().filter(|&state| state != State::None) {
         for flags in [RST, RST | ACK] {
             for reply in [OPENER, ANSWER] {
@@ -161,16 +161,18 @@ fn a_reset_closes_whatever_was_open() {
     }
 }
 
+/// Every number that is a state's gives that state, and every other gives none.
 #[test]
-fn numbers_and_states_are_one() {
+fn state_numbers_round_trip() {
     for (number, state) in State::ALL.into_iter().enumerate() {
         assert_eq!(State::from_u8(number as u8), state);
     }
     assert!((10..=255).all(|number| State::from_u8(number) == State::None));
 }
 
+/// Only flags that nf_conntrack calls valid are valid.
 #[test]
-fn only_flags_that_nf_conntrack_calls_valid_are_anything() {
+fn valid_flags_are_those_of_nf_conntrack() {
     // `tcp_valid_flags`, beside PSH, ECE and CWR.
     let valid = [
         SYN,
@@ -196,7 +198,7 @@ fn only_flags_that_nf_conntrack_calls_valid_are_anything() {
 }
 
 #[test]
-fn a_flow_opens_by_a_syn_or_in_the_middle() {
+fn flow_opens_by_syn_or_mid_connection() {
     assert_eq!(opening(SYN), Opening::Open);
     assert_eq!(opening(ACK), Opening::PickUp);
     for flags in [SYN_ACK, FIN, FIN_ACK, RST, RST | ACK, RST | SYN, 0] {
@@ -204,8 +206,9 @@ fn a_flow_opens_by_a_syn_or_in_the_middle() {
     }
 }
 
+/// Only a plain SYN reopens a flow, and only one that is over.
 #[test]
-fn only_a_bare_syn_reopens_and_only_what_is_over() {
+fn plain_syn_reopens_closed_flows_only() {
     for state in State::ALL {
         for flags in 0..32 {
             let over = matches!(state, State::TimeWait | State::Close);
@@ -237,7 +240,7 @@ fn state(host: &Host) -> State {
 }
 
 #[test]
-fn a_connection_is_assured_by_the_openers_ack() {
+fn originators_ack_assures_the_connection() {
     let host = Host::usual(64);
     let flow_state = |host: &Host| host.flow_of(&client(0).tuple).unwrap().1;
     host.by_uplink(&client(SYN));
@@ -249,8 +252,9 @@ fn a_connection_is_assured_by_the_openers_ack() {
     assert_eq!(state(&host), State::Established);
 }
 
+/// A segment that does not fit is dropped and changes nothing.
 #[test]
-fn what_does_not_fit_is_dropped_and_changes_nothing() {
+fn invalid_segment_leaves_the_state_unchanged() {
     let host = connected();
     let before = host.flow_of(&client(0).tuple).unwrap().0.packets[0].get();
     let (outcome, _) = host.by_uplink(&client(SYN_ACK));
@@ -263,7 +267,7 @@ fn what_does_not_fit_is_dropped_and_changes_nothing() {
 }
 
 #[test]
-fn a_syn_after_the_end_opens_a_flow_of_its_own() {
+fn syn_after_close_opens_a_new_flow() {
     for end in [&[FIN_ACK][..], &[RST]] {
         let host = connected();
         for &flags in end {
@@ -289,7 +293,7 @@ fn a_syn_after_the_end_opens_a_flow_of_its_own() {
 }
 
 #[test]
-fn each_state_lives_for_its_time() {
+fn each_state_has_its_timeout() {
     let mut host = connected();
     let left = |host: &Host| {
         host.flow_of(&client(0).tuple)
@@ -308,7 +312,7 @@ fn each_state_lives_for_its_time() {
 }
 
 #[test]
-fn a_syn_seen_again_buys_no_time() {
+fn repeated_syn_does_not_extend_the_timeout() {
     let mut host = Host::usual(64);
     host.by_uplink(&client(SYN));
     let expires = |host: &Host| host.flow_of(&client(0).tuple).unwrap().0.expires.get();
@@ -319,7 +323,7 @@ fn a_syn_seen_again_buys_no_time() {
 }
 
 #[test]
-fn a_picked_up_connection_waits_for_an_answer() {
+fn picked_up_connection_needs_an_answer() {
     let host = Host::usual(64);
     host.by_uplink(&client(ACK));
     let (flow, flow_state) = host.flow_of(&client(0).tuple).unwrap();
@@ -330,8 +334,9 @@ fn a_picked_up_connection_waits_for_an_answer() {
     assert!(host.flow_of(&client(0).tuple).unwrap().1.is_assured());
 }
 
+/// A strict host picks no connection up in its middle.
 #[test]
-fn a_strict_host_takes_nothing_up_in_its_middle() {
+fn strict_host_picks_up_no_connection() {
     let mut host = Host::usual(64);
     host.settings.tcp_strict = 1;
     host.by_uplink(&client(ACK));

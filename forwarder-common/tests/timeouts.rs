@@ -6,7 +6,7 @@ use forwarder_common::tcp::State;
 use forwarder_common::timeouts::{self, reached, seconds, tcp, ticks, to_seconds};
 
 #[test]
-fn a_connection_lives_as_long_as_in_conntrack() {
+fn tcp_timeouts_match_conntrack() {
     // `nf_conntrack_tcp_timeout_*`
     let table = [
         (State::SynSent, 120),
@@ -26,14 +26,14 @@ fn a_connection_lives_as_long_as_in_conntrack() {
 }
 
 #[test]
-fn datagrams_live_as_long_as_in_conntrack() {
+fn udp_timeouts_match_conntrack() {
     assert_eq!(timeouts::UDP, seconds(30));
     assert_eq!(timeouts::UDP_STREAM, seconds(120));
     assert_eq!(timeouts::ICMP, seconds(30));
 }
 
 #[test]
-fn a_second_is_a_second() {
+fn seconds_and_ticks_convert() {
     assert_eq!(ticks(1 << 24), 1);
     for span in [1_u64, 10, 300, 432_000] {
         let there = seconds(u32::try_from(span).unwrap());
@@ -43,7 +43,7 @@ fn a_second_is_a_second() {
 }
 
 #[test]
-fn a_deadline_is_reached_across_the_wrap() {
+fn deadline_is_reached_across_the_wrap() {
     assert!(reached(5, 5) && reached(5, 6) && !reached(5, 4));
     let late = u32::MAX - 1;
     assert!(!reached(late.wrapping_add(10), late));

@@ -154,7 +154,7 @@ fn talked() -> Connection {
 }
 
 #[test]
-fn an_exact_reset_closes() {
+fn exact_reset_closes() {
     for exact in [true, false] {
         let connection = talked();
         // Exact, or right behind the data that it comes with.
@@ -168,8 +168,9 @@ fn an_exact_reset_closes() {
     }
 }
 
+/// A reset below the window or far above it is dropped.
 #[test]
-fn a_reset_below_or_far_above_is_dropped() {
+fn reset_outside_the_window_is_dropped() {
     let connection = talked();
     connection.server(RST, 100, 0).is_out();
     connection.server(RST | ACK, 1, 1).is_out();
@@ -181,8 +182,9 @@ fn a_reset_below_or_far_above_is_dropped() {
     assert_eq!(connection.left(), timeouts::tcp(State::Established));
 }
 
+/// A reset inside the window that is not exact passes, and the state stays.
 #[test]
-fn a_reset_inside_that_is_not_exact_passes_and_the_state_stays() {
+fn inexact_reset_passes_and_keeps_state() {
     let connection = talked();
     connection.server(RST, 102, 0).passes();
     assert_eq!(connection.state(), State::Established);
@@ -192,8 +194,9 @@ fn a_reset_inside_that_is_not_exact_passes_and_the_state_stays() {
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
 }
 
+/// A half-closed connection is not ended by a blind reset.
 #[test]
-fn a_half_closed_connection_is_not_ended_by_a_blind_reset() {
+fn blind_reset_keeps_half_closed_connection() {
     let connection = talked();
     connection.client(FIN_ACK, 1, 101).passes();
     connection.server(ACK, 101, 2).passes();
@@ -206,8 +209,9 @@ fn a_half_closed_connection_is_not_ended_by_a_blind_reset() {
     assert_eq!(connection.state(), State::Close);
 }
 
+/// A SYN and a reset that fits it end nothing.
 #[test]
-fn a_syn_and_a_reset_that_fits_it_end_nothing() {
+fn syn_with_fitting_reset_ends_nothing() {
     let connection = talked();
     connection.client(SYN, 1 << 29, 0).passes();
     connection
@@ -217,7 +221,7 @@ fn a_syn_and_a_reset_that_fits_it_end_nothing() {
 }
 
 #[test]
-fn data_outside_is_dropped_both_ways() {
+fn data_outside_the_window_is_dropped() {
     let connection = talked();
     for (seq, octets) in [(1 << 29, 1), (101 + 2 * 4096, 10), (9_000, 1_000)] {
         connection.client(ACK, seq, 101).octets(octets).is_out();
@@ -231,7 +235,7 @@ fn data_outside_is_dropped_both_ways() {
 }
 
 #[test]
-fn a_retransmission_and_a_keep_alive_pass() {
+fn retransmission_and_keepalive_pass() {
     let mut connection = talked();
     connection.server(ACK, 1, 1).octets(100).passes();
     // One byte before what is expected, empty or not, and its answer.
@@ -254,8 +258,9 @@ fn a_retransmission_and_a_keep_alive_pass() {
     assert_eq!(connection.left(), left);
 }
 
+/// A little more data than the window allows passes, and so does its acknowledgement.
 #[test]
-fn a_little_more_than_allowed_passes_and_so_does_its_acknowledgement() {
+fn slight_window_overrun_and_its_ack_pass() {
     let connection = talked();
     let edge = 101 + 4096;
     connection.server(ACK, 101, 1).octets(4096).passes();
@@ -264,7 +269,7 @@ fn a_little_more_than_allowed_passes_and_so_does_its_acknowledgement() {
 }
 
 #[test]
-fn a_closed_window_is_probed() {
+fn zero_window_probe_passes() {
     let connection = talked();
     connection.client(ACK, 1, 101).window(0).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
@@ -275,7 +280,7 @@ fn a_closed_window_is_probed() {
 }
 
 #[test]
-fn windows_scale_if_both_sides_say_so() {
+fn window_scaling_needs_both_sides() {
     let beyond = 101 + 3 * 4096;
     for both in [true, false] {
         let connection = Connection::new();
@@ -291,8 +296,9 @@ fn windows_scale_if_both_sides_say_so() {
     }
 }
 
+/// A connection that waits for an acknowledgement is not kept for days.
 #[test]
-fn who_waits_is_not_kept_for_days() {
+fn unacknowledged_data_shortens_the_timeout() {
     let connection = talked();
     connection.server(ACK, 101, 1).octets(10).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
@@ -307,7 +313,7 @@ fn who_waits_is_not_kept_for_days() {
 }
 
 #[test]
-fn both_sides_open_at_once() {
+fn simultaneous_open_is_tracked() {
     let connection = Connection::new();
     connection.client(SYN, 0, 0).passes();
     connection.server(SYN, 0, 0).passes();
@@ -322,7 +328,7 @@ fn both_sides_open_at_once() {
 }
 
 #[test]
-fn a_refusal_has_to_fit_its_syn() {
+fn refusal_must_match_its_syn() {
     let connection = Connection::new();
     connection.client(SYN, 0, 0).passes();
     let zero = 0u32.wrapping_sub(START);
@@ -334,7 +340,7 @@ fn a_refusal_has_to_fit_its_syn() {
 }
 
 #[test]
-fn a_forged_answer_does_not_spoil_an_opening() {
+fn forged_answer_does_not_break_an_opening() {
     let connection = Connection::new();
     connection.client(SYN, 0, 0).passes();
     connection.server(SYN_ACK, 1 << 29, 7).is_out();
@@ -346,7 +352,7 @@ fn a_forged_answer_does_not_spoil_an_opening() {
 }
 
 #[test]
-fn a_challenge_is_no_last_acknowledgement() {
+fn challenge_ack_is_no_last_ack() {
     let connection = talked();
     connection.client(FIN_ACK, 1, 101).passes();
     connection.server(FIN_ACK, 101, 2).passes();
@@ -359,7 +365,7 @@ fn a_challenge_is_no_last_acknowledgement() {
 }
 
 #[test]
-fn a_reset_after_a_challenge_ends_an_opening() {
+fn reset_after_a_challenge_ends_an_opening() {
     let connection = Connection::new();
     connection.client(SYN, 0, 0).passes();
     // The server has an older connection of these ends: its challenge shows what it expects.
@@ -370,8 +376,9 @@ fn a_reset_after_a_challenge_ends_an_opening() {
     assert_eq!(connection.state(), State::Close);
 }
 
+/// A peer that comes back after a crash is tracked once both sides agree.
 #[test]
-fn who_comes_back_after_a_crash_is_followed_once_both_sides_agree() {
+fn reopening_after_a_crash_is_tracked() {
     let connection = talked();
     connection.client(SYN, 1 << 29, 0).passes();
     assert_eq!(connection.state(), State::Established);
@@ -385,8 +392,9 @@ fn who_comes_back_after_a_crash_is_followed_once_both_sides_agree() {
     connection.server(RST, 101, 0).is_out();
 }
 
+/// A SYN in TIME_WAIT opens a new connection with windows of its own.
 #[test]
-fn a_syn_in_time_wait_opens_anew_with_windows_of_its_own() {
+fn syn_in_time_wait_opens_new_windows() {
     let connection = talked();
     connection.client(FIN_ACK, 1, 101).passes();
     connection.server(FIN_ACK, 101, 2).passes();
@@ -401,8 +409,9 @@ fn a_syn_in_time_wait_opens_anew_with_windows_of_its_own() {
     assert_eq!(connection.state(), State::Established);
 }
 
+/// A connection that is picked up in its middle is never out of its windows.
 #[test]
-fn a_connection_picked_up_in_its_middle_is_never_out_of_its_windows() {
+fn picked_up_connection_is_always_in_window() {
     let connection = Connection::new();
     connection.client(ACK, 1000, 9_000_000).octets(10).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
@@ -416,7 +425,7 @@ fn a_connection_picked_up_in_its_middle_is_never_out_of_its_windows() {
 }
 
 #[test]
-fn flags_that_no_stack_sends_belong_to_nothing() {
+fn impossible_flags_are_invalid() {
     let connection = talked();
     for flags in [0, FIN, SYN | FIN, SYN | RST, FIN | RST, SYN | FIN | ACK] {
         assert_eq!(connection.client(flags, 1, 101).reason(), Reason::TcpState);
@@ -436,7 +445,7 @@ fn offers(options: &[u8], cut: usize) -> u8 {
 }
 
 #[test]
-fn a_syns_options_are_walked() {
+fn syn_options_are_parsed() {
     let linux = [
         2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7,
     ];
@@ -459,8 +468,9 @@ fn a_syns_options_are_walked() {
     assert_eq!(offers(&linux, 4), UNREAD);
 }
 
+/// A segment that the kernel has aggregated counts with its whole length.
 #[test]
-fn what_is_put_together_counts_wholly() {
+fn aggregated_segment_counts_wholly() {
     let connection = Connection::new();
     connection.client(SYN, 0, 0).scale(7).passes();
     connection.server(SYN_ACK, 0, 1).scale(7).passes();

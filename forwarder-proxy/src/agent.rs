@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_agents_lines_are_read() {
+    fn agent_lines_are_parsed() {
         assert_eq!(word("{\"ok\":null}"), ShimReply::Done);
         assert_eq!(word("{\"release\":null}"), ShimReply::Release);
         let why = "{\"error\":\"\\\"web\\\" has it\\nalready\"}";
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_whole_whatever_the_pieces() {
+    fn lines_are_whole_whatever_the_reads() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut agent = Agent {
             stream: ours,

@@ -117,7 +117,7 @@ mod tests {
         "-proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80";
 
     #[test]
-    fn what_dockerd_gives_is_read() {
+    fn dockerd_arguments_are_parsed() {
         let args = parse(TWENTY).unwrap();
         assert_eq!(args.to_string(), "0.0.0.0:8080/tcp");
         assert!(args.is_ours() && !args.listen_fd);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn other_families_and_sctp_are_not_ours() {
+    fn other_families_and_sctp_are_not_served() {
         for (what, by) in [
             ("0.0.0.0", "::"),
             ("172.17.0.2", "fd00::2"),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn error_names_the_wrong_argument() {
         for (line, why) in [
             (
                 "",

@@ -147,8 +147,9 @@ mod tests {
         }
     }
 
+    /// Clients that no list names are denied if any are allowed by name, else allowed.
     #[test]
-    fn whoever_is_not_named_follows_from_whether_any_are_let_in() {
+    fn default_rule_denies_if_any_are_allowed() {
         let all = (Be32::default(), 0);
         let all6 = (Be128::ANY, 0);
         let allow = entries(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
@@ -175,8 +176,9 @@ mod tests {
         assert_eq!((foreign.v6[&all6], foreign.v6.len()), (ingress::DENY, 3));
     }
 
+    /// The longest lists are closed when there is no room for all.
     #[test]
-    fn the_longest_lists_are_closed_when_there_is_no_room() {
+    fn longest_lists_are_closed_without_room() {
         let long = |first: u8| Ingress {
             allow: (0..4_000u32)
                 .map(|n| std::net::Ipv4Addr::from(u32::from(first) << 24 | n))
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_follow_from_content() {
+    fn list_numbers_follow_from_content() {
         let mut lists = AclTable::default();
         assert_eq!(lists.id(&Ingress::default()), 0);
         let one = lists.id(&list(&["198.18.0.0/15"], &[]));

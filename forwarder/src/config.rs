@@ -414,8 +414,9 @@ mod tests {
         format!("{:#}", parse(text).unwrap_err())
     }
 
+    /// A flag comes before a variable, a variable before the file and the file before the default.
     #[test]
-    fn a_flag_comes_before_a_variable_a_file_and_the_default() {
+    fn flag_precedes_variable_file_and_default() {
         let path = file(
             "order",
             "docker = 'unix:///file'\nxdp = 'native'\nlog = 'warn'\nxdp-tcp = true\n",
@@ -440,8 +441,9 @@ mod tests {
         fs::remove_file(path).unwrap();
     }
 
+    /// The quota is a share of the table unless it is set.
     #[test]
-    fn the_quota_is_a_share_of_the_table_unless_it_is_named() {
+    fn default_quota_is_a_share_of_the_table() {
         let quota = |arguments: &[&str]| {
             let config = flags(arguments).resolve(None, |_| None);
             config.unwrap().flow_quota
@@ -471,13 +473,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_variable_says_nothing() {
+    fn empty_variable_is_ignored() {
         let config = Settings::default().resolve(None, |_| Some(String::new()));
         assert_eq!(config.unwrap().docker, Config::default().docker);
     }
 
     #[test]
-    fn a_file_that_was_named_has_to_exist() {
+    fn named_file_must_exist() {
         let missing = Settings::default().resolve(Some(Path::new("/nowhere/f.toml")), |_| None);
         let error = format!("{:#}", missing.unwrap_err());
         assert!(
@@ -487,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_accepted_by_a_file() {
+    fn file_accepts_every_key() {
         let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
             bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
             flow-quota = 300\nflow-rate = 50\ntcp-loose = false\n\
@@ -521,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_refused_with_line_and_key() {
+    fn wrong_file_is_refused_with_line_and_key() {
         for (text, parts) in [
             ("\nxpd = 'off'\n", ["line 2: xpd", "unknown field"]),
             (
@@ -557,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_names_the_defaults() {
+    fn help_names_the_defaults() {
         let default = Config::default();
         let mut command = Settings::augment_args(Command::new("forwarder").term_width(500));
         let help = command.render_help().to_string();

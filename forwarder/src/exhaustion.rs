@@ -78,8 +78,9 @@ mod tests {
         })
     }
 
+    /// A drop reason is logged when its count grows, and not too often.
     #[test]
-    fn a_reason_is_told_when_it_grows_and_not_too_often() {
+    fn growing_reason_is_logged_at_a_limited_rate() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut exhaustion = Exhaustion::since(counts(5));
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_container_with_most_flows_is_named() {
+    fn container_with_most_flows_is_named() {
         let host_state = HostState::default();
         let address = |last| Be32::from_octets([172, 17, 0, last]);
         let opened = [(address(2), 5), (address(3), 70), (address(4), 0)];

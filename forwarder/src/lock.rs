@@ -200,8 +200,9 @@ mod tests {
         format!("forwarder.{name}.{}", std::process::id()).into_bytes()
     }
 
+    /// A second process is refused and told who holds the lock, until the first releases it.
     #[test]
-    fn the_second_is_refused_and_told_who_until_the_first_lets_go() {
+    fn second_holder_is_refused_and_told_the_first() {
         let (name, path) = (name("second"), file("second"));
         let first = Lock::of(&name, Ok(path.clone())).unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_file_is_no_lock() {
+    fn stale_file_is_no_lock() {
         let path = file("stale");
         fs::write(&path, "1\n").unwrap();
         let _lock = Lock::of(&name("stale"), Ok(path.clone())).unwrap();
@@ -230,8 +231,9 @@ mod tests {
         assert_eq!(pid.trim(), std::process::id().to_string());
     }
 
+    /// The refusal is one line that names the process.
     #[test]
-    fn the_refusal_is_one_line_that_names_the_process() {
+    fn refusal_is_one_line_naming_the_process() {
         let line = LockError::Held(Some(42)).to_string();
         assert_eq!(
             line,

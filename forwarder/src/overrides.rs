@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_comes_before_docker_and_labels() {
+    fn file_precedes_docker_and_labels() {
         let rules: NetworkRules = toml::from_str(
             "icc = false\ngateway-mode-ipv4 = 'routed'\ningress-allow = ['198.18.7.7/16']",
         )
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_special_list_of_a_port_counts() {
+    fn most_specific_list_of_a_port_counts() {
         let only = |text: &str| Ingress {
             allow: vec![range(text).unwrap()],
             deny: Vec::new(),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_are_none_are_refused() {
+    fn invalid_ranges_are_refused() {
         let refused = toml::from_str::<PortRules>("ingress-allow = ['198.18.0.0/40']");
         let error = refused.unwrap_err().to_string();
         assert!(

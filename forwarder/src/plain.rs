@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_steers_is_shown() {
+    fn control_characters_are_shown() {
         assert_eq!(line("a\x1b[2Jb\r\n\t\x7f"), "a\\u{1b}[2Jb\\r\\n\\t\\u{7f}");
         assert_eq!(
             line("\u{9b}31m\u{202e}x\u{200b}"),
@@ -131,7 +131,7 @@ mod tests {
     /// Every character, alone and among others: nothing that steers is left, and JSON is the same
     /// JSON.
     #[test]
-    fn no_character_gets_through() {
+    fn no_control_character_gets_through() {
         for letter in '\0'..=char::MAX {
             let text = format!("a{letter}b");
             for plain in [line(&text), Cow::Owned(lines(&text).replace('\n', ""))] {
@@ -145,8 +145,9 @@ mod tests {
         }
     }
 
+    /// An event of the log stays one event, whatever lines its text forges.
     #[test]
-    fn event_of_the_log_is_one() {
+    fn log_event_stays_one_event() {
         let forged = "WARN a\n2026-01-01 ERROR all is lost\x1b[1m\n";
         let shown = "WARN a\n    2026-01-01 ERROR all is lost\\u{1b}[1m\n";
         assert_eq!(entry(forged.as_bytes()), shown);

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_may_write_is_refused() {
+    fn writable_by_others_is_refused() {
         let folder = folder("open");
         let dir = folder.join("a");
         make(&dir).unwrap();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_somebodys_is_refused() {
+    fn foreign_owner_is_refused() {
         if !geteuid().is_root() {
             return;
         }

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_done_where_it_can_be() {
+    fn xdp_mode_is_followed_where_supported() {
         assert_eq!(
             decide(&nic("veth"), XdpMode::Native, || None).0,
             Some(XdpKind::Native)
@@ -151,8 +151,9 @@ mod tests {
         assert_eq!(decide(&tun, XdpMode::Native, || None).0, None);
     }
 
+    /// Uplinks are the devices that were named, or else those of default routes.
     #[test]
-    fn uplinks_are_those_named_or_those_of_default_routes() {
+    fn uplinks_are_named_or_have_default_routes() {
         let mut host_state = HostState::default();
         host_state.links.insert(2, nic(""));
         assert!(choose(&host_state, &[], XdpMode::Off, |_| None).is_empty());

@@ -127,7 +127,7 @@ fn at(text: &str) -> EndpointKey {
 }
 
 #[test]
-fn every_device_is_what_it_is() {
+fn devices_have_their_kinds() {
     let tables = derive(&host_state());
     assert_eq!(tables.devices[&UPLINK].kind, device::OUTSIDE);
     assert_eq!(tables.devices[&BRIDGE].kind, device::BRIDGE);
@@ -161,8 +161,9 @@ fn every_device_is_what_it_is() {
     );
 }
 
+/// Ports of bridges and devices that are down are not outside.
 #[test]
-fn ports_of_bridges_and_devices_that_are_down_are_not_outside() {
+fn bridge_ports_and_down_devices_are_not_outside() {
     let mut host_state = host_state();
     let foreign = link(7, "virbr0", "bridge", None);
     let port = link(8, "tap0", "tun", Some(7));
@@ -217,8 +218,9 @@ fn doubtful_bridges_have_no_row() {
     assert_eq!(kinds(&host_state), [0, device::OUTSIDE, device::OTHER]);
 }
 
+/// A device without an Ethernet header has programs of its own.
 #[test]
-fn a_device_without_ethernet_header_has_programs_of_its_own() {
+fn headerless_device_has_its_own_programs() {
     let mut host_state = host_state();
     let tun = Link {
         layer: LinkLayer::Raw,
@@ -232,8 +234,9 @@ fn a_device_without_ethernet_header_has_programs_of_its_own() {
     assert!(tables.hooks.contains(&(7, Hook::OutsideOutRaw)));
 }
 
+/// Masquerading takes the address that the kernel's `inet_select_addr` would take.
 #[test]
-fn masquerade_takes_the_address_that_inet_select_addr_would() {
+fn masquerade_address_is_as_inet_select_addr() {
     let mut host_state = host_state();
     let secondary = Address {
         secondary: true,
@@ -267,7 +270,7 @@ fn masquerade_takes_the_address_that_inet_select_addr_would() {
 }
 
 #[test]
-fn masquerade_goes_by_the_peers_range() {
+fn masquerade_follows_the_peer_range() {
     let mut host_state = host_state();
     let by_peer = Address {
         peer: Some("203.0.113.2".parse().unwrap()),
@@ -282,7 +285,7 @@ fn masquerade_goes_by_the_peers_range() {
 }
 
 #[test]
-fn a_device_without_address_borrows_one() {
+fn device_without_address_borrows_one() {
     let mut host_state = host_state();
     host_state.links.insert(7, link(7, "eth1", "", None));
     let sources = derive(&host_state).sources;
@@ -292,8 +295,9 @@ fn a_device_without_address_borrows_one() {
     );
 }
 
+/// A container gets its packets by its veth once the veth is known.
 #[test]
-fn a_container_is_delivered_to_by_its_veth_once_that_is_known() {
+fn container_is_reached_by_its_known_veth() {
     let mut host_state = host_state();
     let endpoint = derive(&host_state).endpoints[&at("172.17.0.2")];
     assert_eq!(endpoint.ifindex, VETH);
@@ -312,7 +316,7 @@ fn a_container_is_delivered_to_by_its_veth_once_that_is_known() {
 }
 
 #[test]
-fn another_life_is_another_incarnation() {
+fn new_endpoint_has_a_new_generation() {
     let mut host_state = host_state();
     let before = derive(&host_state);
     let network = host_state.networks.get_mut(&"n1".into()).unwrap();
@@ -347,8 +351,9 @@ fn only_running_containers_publish() {
     assert_eq!(derive(&host_state).published.len(), 0);
 }
 
+/// Each protocol with ports is published under its number.
 #[test]
-fn each_protocol_with_ports_is_published_under_its_number() {
+fn protocols_are_published_by_their_number() {
     for (proto, number) in [(Proto::Tcp, 6), (Proto::Udp, 17), (Proto::Sctp, 132)] {
         let mut host_state = host_state();
         for container in host_state.containers.values_mut() {
@@ -360,8 +365,9 @@ fn each_protocol_with_ports_is_published_under_its_number() {
     }
 }
 
+/// What a shim has bound comes before what Docker lists.
 #[test]
-fn what_a_shim_has_bound_comes_before_what_is_listed() {
+fn shim_binding_precedes_dockers_list() {
     let mut host_state = host_state();
     let listed = derive(&host_state).published;
     let port = host_state.containers[&"c1".into()].ports[0].host();
@@ -399,7 +405,7 @@ fn what_a_shim_has_bound_comes_before_what_is_listed() {
 }
 
 #[test]
-fn options_of_a_network_are_flags() {
+fn network_options_become_flags() {
     let mut host_state = host_state();
     let flags = |host_state: &HostState| derive(host_state).networks[&BRIDGE].flags;
     assert_eq!(flags(&host_state), network::MASQUERADE);
@@ -426,8 +432,9 @@ fn published(tables: &DesiredState) -> Vec<(Be32, u16)> {
     keys.map(|key| (key.addr, key.port.get())).collect()
 }
 
+/// A gateway mode sets how containers are reached.
 #[test]
-fn a_gateway_mode_says_how_containers_are_reached() {
+fn gateway_mode_sets_how_containers_are_reached() {
     let mut host_state = host_state();
     let own = (be32(ip("172.17.0.2")), 80);
     let host = (Be32::default(), 8080);
@@ -453,8 +460,9 @@ fn a_gateway_mode_says_how_containers_are_reached() {
     );
 }
 
+/// A routed network is reached also where it is not the container's gateway network.
 #[test]
-fn a_routed_network_is_reached_also_where_it_is_not_the_gateway() {
+fn routed_network_is_reached_if_not_the_gateway() {
     let mut host_state = host_state();
     terms(&mut host_state).mode = GatewayMode::Routed;
     let container = host_state.containers.get_mut(&"c1".into()).unwrap();
@@ -514,8 +522,9 @@ fn container_is_seen_by_one_published_port() {
     assert!(both.contains(&(at(any), 9000)) && both.contains(&(at(own), 9001)));
 }
 
+/// Published ports are reached by direct routing where that is allowed.
 #[test]
-fn published_ports_are_reached_straight_where_that_is_allowed() {
+fn allowed_direct_routing_reaches_ports() {
     let mut host_state = host_state();
     terms(&mut host_state).trusted = vec!["eth0".into(), "eth9".into()];
     let tables = derive(&host_state);
@@ -536,7 +545,7 @@ fn published_ports_are_reached_straight_where_that_is_allowed() {
 }
 
 #[test]
-fn the_source_that_a_network_asks_for_is_its_own() {
+fn network_keeps_its_requested_source() {
     let mut host_state = host_state();
     assert_eq!(
         derive(&host_state).networks[&BRIDGE].source,
@@ -547,8 +556,9 @@ fn the_source_that_a_network_asks_for_is_its_own() {
     assert_eq!(source, be32(ip("198.18.1.9")));
 }
 
+/// A list of clients has a number that changes with the list.
 #[test]
-fn a_list_of_clients_has_a_number_that_moves_with_it() {
+fn client_list_number_changes_with_the_list() {
     let mut host_state = host_state();
     assert_eq!(derive(&host_state).policy, 0);
     let list = |range: &str| Ingress {
@@ -568,8 +578,9 @@ fn a_list_of_clients_has_a_number_that_moves_with_it() {
     assert!(lists.contains(&of_port) && lists.contains(&of_network));
 }
 
+/// Links open exposed ports where containers do not reach each other otherwise.
 #[test]
-fn links_open_exposed_ports_where_containers_do_not_reach_each_other() {
+fn links_open_exposed_ports_without_icc() {
     let mut host_state = host_state();
     let mut child = host_state.containers[&"c1".into()].clone();
     (child.id, child.name) = ("c2".into(), "db".into());
@@ -594,8 +605,9 @@ fn links_open_exposed_ports_where_containers_do_not_reach_each_other() {
     assert!(derive(&host_state).links.is_empty());
 }
 
+/// Networks of other drivers and without their bridges are left alone.
 #[test]
-fn other_drivers_and_missing_bridges_are_left_alone() {
+fn other_drivers_and_missing_bridges_are_ignored() {
     let mut host_state = host_state();
     let mut overlay = host_state.networks[&"n1".into()].clone();
     (overlay.id, overlay.driver) = ("n2".into(), "overlay".into());
@@ -606,14 +618,14 @@ fn other_drivers_and_missing_bridges_are_left_alone() {
 }
 
 #[test]
-fn loopback_is_never_local_on_a_wire() {
+fn loopback_range_is_never_local_on_devices() {
     let locals = derive(&host_state()).locals;
     let has = |address| locals.contains(&(be32(ip(address)), 32));
     assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
 
 #[test]
-fn xdp_runs_where_the_policy_says() {
+fn xdp_follows_the_policy() {
     let mut host_state = host_state();
     host_state.links.get_mut(&VETH).unwrap().peer = Some(forwarder::host_state::Peer {
         index: 4,
@@ -632,8 +644,10 @@ fn xdp_runs_where_the_policy_says() {
     );
 }
 
+/// A port of a bridge that belongs to no known container has the kind `PORT`, whatever its device
+/// is.
 #[test]
-fn port_of_a_bridge_without_container_is_anybodys() {
+fn unknown_bridge_port_has_kind_port() {
     for (name, kind) in [
         ("port0", "veth"),
         ("tap0", "tun"),
@@ -650,16 +664,18 @@ fn port_of_a_bridge_without_container_is_anybodys() {
     }
 }
 
+/// What the kernel routes to the host is local.
 #[test]
-fn what_the_kernel_routes_to_the_host_is_local() {
+fn locally_routed_addresses_are_local() {
     let mut host_state = host_state();
     let range = (Ipv4Addr::new(203, 0, 113, 0), 24);
     host_state.routing.locals = std::sync::Arc::new([range].into());
     assert!(derive(&host_state).locals.contains(&(be32(range.0), 24)));
 }
 
+/// The socket programs are those that the kernel takes.
 #[test]
-fn socket_programs_are_those_that_the_kernel_takes() {
+fn socket_programs_are_those_the_kernel_takes() {
     let policy = Policy {
         sockets: [SocketHook::Connect4, SocketHook::Getpeername4].into(),
         ..Policy::default()
@@ -692,7 +708,7 @@ fn clients(tables: &DesiredState, list: u32) -> Vec<(u8, Row6)> {
 }
 
 #[test]
-fn ports_on_ipv6_addresses_have_the_same_lists() {
+fn ipv6_ports_have_the_same_lists() {
     let mut host_state = host_state();
     assert_eq!(published6(&derive(&host_state)), None, "published for IPv4");
     let ports = &mut host_state.containers.get_mut(&"c1".into()).unwrap().ports;
@@ -746,7 +762,7 @@ fn ports_on_ipv6_addresses_have_the_same_lists() {
 }
 
 #[test]
-fn port_of_ipv6_is_closed_until_docker_lists_it() {
+fn ipv6_port_is_closed_until_docker_lists_it() {
     let mut host_state = host_state();
     let port = HostPort {
         proto: Proto::Tcp,
@@ -769,8 +785,9 @@ fn port_of_ipv6_is_closed_until_docker_lists_it() {
     assert_eq!(published6(&derive(&host_state)), None);
 }
 
+/// Allowed IPv6 sources are kept by bridge and by veth.
 #[test]
-fn allowed_ipv6_sources_are_by_bridge_and_by_veth() {
+fn allowed_ipv6_sources_are_per_bridge_and_veth() {
     let mut host_state = host_state();
     let range = |text: &str| text.parse().unwrap();
     let container = host_state.containers.get_mut(&"c1".into()).unwrap();

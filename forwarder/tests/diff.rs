@@ -14,7 +14,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_plan_leads_from_any_state_to_any_other(before in tables(), after in tables()) {
+    fn plan_leads_from_any_state_to_any_other(before in tables(), after in tables()) {
         let mut kernel = holding(&before);
         prop_assert_eq!(&kernel.tables, &before);
         for op in diff(&kernel.clone(), &after) {
@@ -25,8 +25,9 @@ proptest! {
         prop_assert_eq!(diff(&kernel, &after), vec![]);
     }
 
+    /// A plan that breaks off anywhere is repaired by the next.
     #[test]
-    fn a_plan_broken_off_anywhere_is_made_good_by_the_next(
+    fn next_plan_repairs_an_interrupted_one(
         before in tables(), after in tables(), cut in 0_usize..40,
     ) {
         let mut kernel = holding(&before);
@@ -39,8 +40,9 @@ proptest! {
         prop_assert_eq!(&kernel.tables, &after);
     }
 
+    /// Sockets are severed once no port leads where one led before.
     #[test]
-    fn sockets_are_severed_once_no_port_leads_where_one_led(before in tables(), after in tables()) {
+    fn sockets_are_severed_after_the_last_change(before in tables(), after in tables()) {
         let kernel = holding(&before);
         let ops = diff(&kernel, &after);
         let severed = ops.iter().position(|op| *op == Change::SeverSockets);
@@ -55,7 +57,7 @@ proptest! {
     }
 
     #[test]
-    fn those_that_stay_keep_their_slots(before in tables(), after in tables()) {
+    fn unchanged_endpoints_keep_their_slots(before in tables(), after in tables()) {
         let kernel = holding(&before);
         let mut later = kernel.clone();
         for op in diff(&kernel, &after) {

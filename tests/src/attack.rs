@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn frame_in_any_dress_is_read_back() {
+    fn frame_with_any_tags_is_read_back() {
         let end = |last, port| SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, last), port);
         let packet = Packet::udp(end(1, 1), end(2, 2), b"x").numbered(77);
         for (name, dress) in dress().every_tag() {
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_transport_has_a_right_network_header() {
+    fn broken_transport_has_a_valid_ip_header() {
         let end = |last, port| SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, last), port);
         for (what, packet) in broken(end(1, 1), end(2, 2)) {
             let read = Packet::read(packet.bytes()).unwrap();

@@ -107,8 +107,9 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
 mod tests {
     use super::*;
 
+    /// Checksums are finished also over options and odd lengths.
     #[test]
-    fn checksums_are_finished_also_over_options_and_odd_lengths() {
+    fn checksums_cover_options_and_odd_lengths() {
         let mut craft = Craft::new(
             [[2; 6], [4; 6]],
             (Ipv4Addr::new(198, 18, 1, 2), 40_000),

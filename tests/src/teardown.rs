@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_stands_in_the_name() {
+    fn name_contains_the_owner() {
         assert_eq!(
             owner(Path::new("/run/netns/fwlab-812-0-published-h1")),
             Some(812)
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_alive_and_the_root_mounted() {
+    fn own_process_is_alive_and_root_is_mounted() {
         assert!(alive(std::process::id()));
         assert!(mounts().iter().any(|mount| mount.point == Path::new("/")));
     }

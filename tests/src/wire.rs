@@ -443,8 +443,9 @@ mod tests {
     const A: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, 1), 1000);
     const B: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 17, 0, 2), 80);
 
+    /// A packet that is made here has valid checksums, and one wrong byte in it is detected.
     #[test]
-    fn what_is_made_is_right_and_one_wrong_octet_is_seen() {
+    fn one_wrong_byte_is_detected() {
         let udp = Packet::udp(A, B, b"odd").options(&[1, 1, 1, 0]).ttl(1);
         let error = Packet::error(*B.ip(), *A.ip(), [11, 0], 0, udp.bytes());
         for packet in [&udp, &Packet::tcp(A, B, 2), &error] {
@@ -461,8 +462,9 @@ mod tests {
         }
     }
 
+    /// Fragments add up to the packet that was cut, unless one is missing.
     #[test]
-    fn fragments_add_up_to_what_was_cut_unless_one_is_missing() {
+    fn fragments_add_up_unless_one_is_missing() {
         let all = Packet::udp(A, B, &[7; 100]).options(&[1, 1, 1, 0]);
         let cut = |from: usize, to: usize, more: u16| {
             let mut bytes = all.0[..24].to_vec();
@@ -482,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_read() {
+    fn crafted_packet_is_read_back() {
         let udp = Packet::udp(A, B, b"odd").options(&[1, 1, 1, 0]);
         assert_eq!(
             (udp.ends(), udp.hops(), udp.is_fragment()),

@@ -58,8 +58,9 @@ fn stock_networks_are_closed_inwards() -> Result<()> {
     nothing_enters(&lab, &host)
 }
 
+/// A network that was made while no agent lived is closed in both directions.
 #[test]
-fn unseen_networks_are_closed_both_ways() -> Result<()> {
+fn networks_made_without_agent_are_closed() -> Result<()> {
     let lab = Lab::new("away")?;
     let host = lab.host(Docker::replace())?;
     let mut outside = lab.lan().spawn_peer(&["serve", "7000"])?;
@@ -105,7 +106,7 @@ fn reaches(from: &Container, to: &Container) -> Result<bool> {
 }
 
 #[test]
-fn stock_keeps_containers_without_icc_apart() -> Result<()> {
+fn stock_separates_containers_without_icc() -> Result<()> {
     let lab = Lab::new("away-icc-stock")?;
     let host = lab.host(Docker::stock())?;
     host.docker(&APART)?;
@@ -117,7 +118,7 @@ fn stock_keeps_containers_without_icc_apart() -> Result<()> {
 /// A container that is made while no agent lives reaches none of a network without inter-container
 /// communication that was there, nor is it reached, not even one way.
 #[test]
-fn newcomers_are_kept_apart_without_icc() -> Result<()> {
+fn container_made_without_agent_keeps_icc_false() -> Result<()> {
     let lab = Lab::new("away-icc")?;
     let host = lab.host(Docker::replace())?;
     host.docker(&APART)?;
@@ -146,7 +147,7 @@ fn newcomers_are_kept_apart_without_icc() -> Result<()> {
 
 /// What others forward by devices that the agent knows stays their business, with it and without.
 #[test]
-fn known_devices_forward_as_they_like() -> Result<()> {
+fn known_devices_forward_for_others() -> Result<()> {
     let lab = Lab::new("away-others")?;
     let host = lab.host(Docker::replace())?;
     let mut outside = lab.lan().spawn_peer(&["serve", "7000"])?;

@@ -55,8 +55,9 @@ fn reason(host: &Host, label: &str) -> Result<u64> {
     Ok(host.json("status")?["reasons"][label].as_u64().unwrap_or(0))
 }
 
+/// A container at its quota is told at once, and its neighbour connects.
 #[test]
-fn a_container_at_its_quota_is_told_at_once_and_its_neighbour_connects() -> Result<()> {
+fn quota_is_reported_and_spares_the_neighbour() -> Result<()> {
     const QUOTA: usize = 1500;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -142,8 +143,9 @@ fn a_container_at_its_quota_is_told_at_once_and_its_neighbour_connects() -> Resu
     eventually(SOON, || greedy.peer(&["ping", "198.18.1.2"])).map(drop)
 }
 
+/// A container that scans is slowed down, and its neighbour is not.
 #[test]
-fn a_container_that_scans_is_slowed_down_and_its_neighbour_is_not() -> Result<()> {
+fn scan_slows_only_its_own_container() -> Result<()> {
     const RATE: u64 = 500;
     let lab = Lab::new("rate")?;
     let (host, greedy, modest) = host(&lab)?;

@@ -122,7 +122,7 @@ fn not_root_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_missing_bpffs_is_mounted_or_explained() -> Result<()> {
+fn missing_bpffs_is_mounted_or_explained() -> Result<()> {
     let bare = Bare::new("bpffs")?;
     let nowhere = bare.below("nowhere/forwarder").display().to_string();
     let line = bare.refused(&["--bpffs-dir", &nowhere])?;
@@ -145,7 +145,7 @@ fn a_missing_bpffs_is_mounted_or_explained() -> Result<()> {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused() -> Result<()> {
+fn invalid_settings_are_refused() -> Result<()> {
     let bare = Bare::new("settings")?;
     let line = bare.refused(&["--uplink=nope0"])?;
     assert_has(&line, &["unknown uplink nope0", "ip link"]);
@@ -168,8 +168,9 @@ fn settings_that_make_no_sense_are_refused() -> Result<()> {
     Ok(())
 }
 
+/// The environment comes before the file, and flags before both.
 #[test]
-fn environment_comes_before_the_file_and_flags_before_both() -> Result<()> {
+fn flags_precede_environment_and_file() -> Result<()> {
     let bare = Bare::new("settings-order")?;
     let file = bare.file("f.toml", "uplink = ['file0']\n")?;
     let seen = |variable: Option<&str>, arguments: &[&str]| {
@@ -189,7 +190,7 @@ fn environment_comes_before_the_file_and_flags_before_both() -> Result<()> {
 }
 
 #[test]
-fn a_docker_that_will_never_do_is_refused() -> Result<()> {
+fn unusable_docker_is_refused() -> Result<()> {
     let bare = Bare::new("unfit")?;
     let socket = bare.below("docker.sock");
     let _daemon = old_daemon(&socket)?;
@@ -241,8 +242,9 @@ fn verbs_without_an_agent_say_so() -> Result<()> {
     Ok(())
 }
 
+/// Pins of another version are refused and cleaned up.
 #[test]
-fn pins_of_another_version_are_refused_and_cleaned_up() -> Result<()> {
+fn foreign_pins_are_refused_and_cleaned_up() -> Result<()> {
     let lab = Lab::new("layout")?;
     let host = lab.host(Docker::replace())?;
     let [.., dir] = folders(&host)?;
@@ -256,8 +258,9 @@ fn pins_of_another_version_are_refused_and_cleaned_up() -> Result<()> {
     Ok(())
 }
 
+/// What a start made before it failed half way is taken back.
 #[test]
-fn what_a_start_made_that_failed_half_way_is_taken_back() -> Result<()> {
+fn failed_start_is_rolled_back() -> Result<()> {
     let bare = Bare::new("halfway")?;
     let devices = || bare.netns.ip("-br link");
     let before = devices()?;
@@ -282,7 +285,7 @@ fn what_a_start_made_that_failed_half_way_is_taken_back() -> Result<()> {
 }
 
 #[test]
-fn dockers_own_rules_are_refused_with_what_to_do() -> Result<()> {
+fn docker_rules_are_refused_with_a_remedy() -> Result<()> {
     let lab = Lab::new("stock")?;
     let host = lab.host(Docker::stock())?;
     let hint = "or try the sandbox";
@@ -319,7 +322,7 @@ fn dockers_own_rules_are_refused_with_what_to_do() -> Result<()> {
 }
 
 #[test]
-fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
+fn second_agent_refuses_and_names_the_first() -> Result<()> {
     let lab = Lab::new("second")?;
     let host = lab.host(Docker::replace())?;
     let agent = host.agent().start()?;
@@ -339,7 +342,7 @@ fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
 }
 
 #[test]
-fn stdout_is_json_and_nothing_else() -> Result<()> {
+fn stdout_is_json_only() -> Result<()> {
     let lab = Lab::new("json")?;
     let host = lab.host(Docker::replace())?;
     let web = host.run(
@@ -405,8 +408,9 @@ fn stdout_is_json_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// Cleanup spares a running agent unless it is forced.
 #[test]
-fn cleanup_spares_a_running_agent_unless_it_is_forced() -> Result<()> {
+fn cleanup_spares_a_running_agent_unless_forced() -> Result<()> {
     let lab = Lab::new("cleanup")?;
     let host = lab.host(Docker::replace())?;
     host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
@@ -456,7 +460,7 @@ fn cleanup_spares_a_running_agent_unless_it_is_forced() -> Result<()> {
 }
 
 #[test]
-fn docker_is_waited_for_and_that_is_said_once() -> Result<()> {
+fn waiting_for_docker_is_logged_once() -> Result<()> {
     let lab = Lab::new("waits")?;
     let host = lab.host(Docker::replace())?;
     host.stop_docker()?;

@@ -75,8 +75,9 @@ fn after(line: &str, word: &str) -> Result<u64> {
     Ok(number.parse()?)
 }
 
+/// Traffic goes through the clsact filters, and the next agent replaces them in place.
 #[test]
-fn traffic_goes_through_filters_and_the_next_agent_replaces_them_in_place() -> Result<()> {
+fn next_agent_replaces_filters_in_place() -> Result<()> {
     let (lab, host, _outside) = site("clsact")?;
     let mut agent = host.agent().arg("--attach=clsact").start()?;
     traffic_works(&lab, &host)?;
@@ -129,8 +130,9 @@ fn traffic_goes_through_filters_and_the_next_agent_replaces_them_in_place() -> R
     agent.kill()
 }
 
+/// Cleanup removes our filters and qdiscs and nobody else's.
 #[test]
-fn cleanup_takes_our_filters_and_qdiscs_and_nobody_elses() -> Result<()> {
+fn cleanup_removes_only_our_filters_and_qdiscs() -> Result<()> {
     let (lab, host, _outside) = site("clsact-clean")?;
     // Somebody's own qdisc with a filter on the uplink, before us.
     host.cmd(&["tc", "qdisc", "add", "dev", "up0", "clsact"])?;

@@ -73,7 +73,7 @@ fn outside(lab: &Lab) -> Result<Process> {
 }
 
 #[test]
-fn every_verb_of_a_container_is_followed() -> Result<()> {
+fn every_container_verb_is_followed() -> Result<()> {
     let lab = Lab::new("verbs")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -108,8 +108,9 @@ fn every_verb_of_a_container_is_followed() -> Result<()> {
     unreached(&lab)
 }
 
+/// Networks come and go, and containers change between them.
 #[test]
-fn networks_come_and_go_and_containers_change_between_them() -> Result<()> {
+fn network_and_endpoint_changes_are_followed() -> Result<()> {
     let lab = Lab::new("networks")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -153,8 +154,9 @@ fn networks_come_and_go_and_containers_change_between_them() -> Result<()> {
     Ok(())
 }
 
+/// Containers without a bridge of ours are left alone.
 #[test]
-fn containers_without_a_bridge_of_ours_are_left_alone() -> Result<()> {
+fn containers_without_our_bridge_are_left_alone() -> Result<()> {
     let lab = Lab::new("modes")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -226,8 +228,9 @@ fn containers_without_a_bridge_of_ours_are_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// A dockerd that dies takes no mapping along.
 #[test]
-fn a_dockerd_that_dies_takes_no_mapping_along() -> Result<()> {
+fn dying_dockerd_keeps_every_mapping() -> Result<()> {
     let lab = Lab::new("dockerd")?;
     let host = lab.host(Docker::replace().arg("--live-restore"))?;
     let mut agent = host.agent().start()?;
@@ -275,9 +278,10 @@ fn a_dockerd_that_dies_takes_no_mapping_along() -> Result<()> {
     Ok(())
 }
 
+/// Containers that dockerd restarts are published again, also to an agent that started before
+/// dockerd.
 #[test]
-fn containers_that_dockerd_restarts_are_published_again_also_to_an_agent_that_was_first()
--> Result<()> {
+fn restarted_containers_are_published_again() -> Result<()> {
     let lab = Lab::new("first")?;
     let host = lab.host(Docker::replace())?;
     host.run(
@@ -311,8 +315,9 @@ fn containers_that_dockerd_restarts_are_published_again_also_to_an_agent_that_wa
     Ok(())
 }
 
+/// The changes from the time that Docker's socket was away are caught up with when it returns.
 #[test]
-fn a_socket_that_is_lost_and_returns_is_caught_up_with() -> Result<()> {
+fn returning_docker_socket_is_caught_up_with() -> Result<()> {
     let lab = Lab::new("socket")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -348,7 +353,7 @@ fn a_socket_that_is_lost_and_returns_is_caught_up_with() -> Result<()> {
 }
 
 #[test]
-fn a_docker_run_that_fails_leaves_nothing() -> Result<()> {
+fn failed_docker_run_leaves_nothing() -> Result<()> {
     let lab = Lab::new("failed")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;

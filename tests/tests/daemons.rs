@@ -77,12 +77,14 @@ fn survives(label: &str, docker: Docker) -> Result<()> {
     web.log_line("udp 198.18.1.2:").map(drop)
 }
 
+/// A daemon that takes its containers along leaves no gap.
 #[test]
-fn a_daemon_that_takes_its_containers_along_leaves_no_gap() -> Result<()> {
+fn daemon_restart_with_containers_has_no_gap() -> Result<()> {
     survives("daemons", Docker::replace())
 }
 
+/// A daemon that leaves its containers running leaves no gap.
 #[test]
-fn a_daemon_that_leaves_its_containers_running_leaves_no_gap() -> Result<()> {
+fn daemon_restart_with_live_restore_has_no_gap() -> Result<()> {
     survives("daemons-live", Docker::replace().arg("--live-restore"))
 }

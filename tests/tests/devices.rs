@@ -136,8 +136,9 @@ fn near_end(host: &Space, container: &Container) -> Result<(u32, String)> {
     Ok((index, name.context("no such link")?.to_owned()))
 }
 
+/// A veth that is taken off its bridge forwards nothing until it is back.
 #[test]
-fn a_veth_that_is_taken_off_its_bridge_carries_nothing_until_it_is_back() -> Result<()> {
+fn detached_veth_forwards_nothing() -> Result<()> {
     let site = Site::new("detached")?;
     let host = &site.scene.host;
     for n in 0..TIMES {
@@ -153,8 +154,9 @@ fn a_veth_that_is_taken_off_its_bridge_carries_nothing_until_it_is_back() -> Res
     site.nobody_else_noticed()
 }
 
+/// A veth that is moved to another network namespace forwards nothing until it is back.
 #[test]
-fn a_veth_that_is_moved_to_another_namespace_carries_nothing_until_it_is_back() -> Result<()> {
+fn veth_in_another_namespace_forwards_nothing() -> Result<()> {
     let site = Site::new("abroad")?;
     let (_, veth) = near_end(&site.scene.host, &site.web)?;
     let (host, elsewhere) = (&site.scene.host, &site.elsewhere);
@@ -170,8 +172,9 @@ fn a_veth_that_is_moved_to_another_namespace_carries_nothing_until_it_is_back() 
     site.nobody_else_noticed()
 }
 
+/// A device that gets the ifindex of a deleted veth gets none of the veth's packets.
 #[test]
-fn a_device_that_gets_a_dead_veths_index_gets_nothing_of_its_packets() -> Result<()> {
+fn reused_ifindex_gets_none_of_the_veths_packets() -> Result<()> {
     let site = Site::new("index")?;
     let (host, elsewhere) = (&site.scene.host, &site.elsewhere);
     for _ in 0..TIMES {
@@ -193,8 +196,9 @@ fn a_device_that_gets_a_dead_veths_index_gets_nothing_of_its_packets() -> Result
     site.nobody_else_noticed()
 }
 
+/// Stations may change their hardware addresses, and flows live on.
 #[test]
-fn stations_may_change_their_addresses_under_flows_that_live_on() -> Result<()> {
+fn flows_survive_changed_hardware_addresses() -> Result<()> {
     let lab = Lab::new("stations")?;
     let host = lab.host(Docker::replace())?;
     // A container's own may change where its network lets it.

@@ -76,7 +76,7 @@ fn refusal(host: &Host, arguments: &[&str]) -> Result<String> {
 }
 
 #[test]
-fn each_filter_shows_its_flows_and_no_others() -> Result<()> {
+fn each_filter_shows_its_flows_only() -> Result<()> {
     let mut scene = scene("filters")?;
     let app = scene.run("app", &[], &Peer::idle())?;
     let mut held = scene.lan().spawn_peer(&["hold", "1", "198.18.1.1:8080"])?;
@@ -124,7 +124,7 @@ fn each_filter_shows_its_flows_and_no_others() -> Result<()> {
 }
 
 #[test]
-fn delete_ends_what_matches_with_all_its_keys() -> Result<()> {
+fn delete_ends_matching_flows_and_all_their_keys() -> Result<()> {
     let mut scene = scene("delete")?;
     let mut kept = scene.lan().spawn_peer(&["hold", "2", "198.18.1.1:8080"])?;
     kept.line("open 2", SOON)?;
@@ -231,8 +231,9 @@ fn clock() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Watch shows flows from their beginning to their end.
 #[test]
-fn watch_shows_flows_from_their_beginning_to_their_end() -> Result<()> {
+fn watch_shows_flows_from_begin_to_end() -> Result<()> {
     let mut scene = scene("watch")?;
     scene.agent.kill()?;
     let host = &scene.host;
@@ -310,7 +311,7 @@ fn watch_shows_flows_from_their_beginning_to_their_end() -> Result<()> {
 }
 
 #[test]
-fn watch_shows_only_what_is_asked_for() -> Result<()> {
+fn watch_shows_matching_flows_only() -> Result<()> {
     let scene = scene("watch-filter")?;
     let flags = ["-o", "json", "--proto=udp", "--container=web"];
     let watcher = watch(&scene.host, &flags)?;
@@ -332,8 +333,9 @@ fn watch_shows_only_what_is_asked_for() -> Result<()> {
     Ok(())
 }
 
+/// A killed watcher is noticed, and another one takes over.
 #[test]
-fn a_killed_watcher_is_noticed_and_another_one_takes_over() -> Result<()> {
+fn killed_watcher_is_replaced_by_another() -> Result<()> {
     let scene = scene("watch-killed")?;
     let mut watcher = watch(&scene.host, &["-o", "json"])?;
     assert!(lease(&scene.host)? > clock());
@@ -365,8 +367,9 @@ fn burst(scene: &Scene, craft: &Craft, ports: std::ops::Range<u16>) -> Result<()
     })
 }
 
+/// The events that a stopped watcher misses are counted exactly.
 #[test]
-fn what_a_stopped_watcher_misses_is_counted_exactly() -> Result<()> {
+fn events_missed_by_a_watcher_are_counted() -> Result<()> {
     let scene = scene("watch-burst")?;
     let macs = [
         scene.host.mac(scene.host.uplink())?,

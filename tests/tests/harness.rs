@@ -23,8 +23,9 @@ fn published(lab: &Lab) -> Result<Host> {
     Ok(host)
 }
 
+/// A published port is reached and shows the client.
 #[test]
-fn a_published_port_is_reached_and_shows_the_client() -> Result<()> {
+fn published_port_is_reached_and_sees_the_client() -> Result<()> {
     let lab = Lab::new("published")?;
     let host = published(&lab)?;
     let web = host.container("web");
@@ -44,7 +45,7 @@ fn a_published_port_is_reached_and_shows_the_client() -> Result<()> {
 }
 
 #[test]
-fn a_closed_port_is_refused_and_says_so() -> Result<()> {
+fn closed_port_is_refused() -> Result<()> {
     let lab = Lab::new("closed")?;
     let _host = lab.host(Docker::stock())?;
     let error = lab.lan().peer(&["get", "198.18.1.1:81"]).unwrap_err();
@@ -53,7 +54,7 @@ fn a_closed_port_is_refused_and_says_so() -> Result<()> {
 }
 
 #[test]
-fn a_container_reaches_what_lies_behind_the_lan() -> Result<()> {
+fn container_reaches_hosts_behind_the_lan() -> Result<()> {
     let lab = Lab::new("far")?;
     let host = lab.host(Docker::stock())?;
     let far = lab.far()?;
@@ -82,7 +83,7 @@ fn a_container_reaches_what_lies_behind_the_lan() -> Result<()> {
 }
 
 #[test]
-fn a_capture_is_complete_when_asked() -> Result<()> {
+fn capture_is_complete_when_asked() -> Result<()> {
     let lab = Lab::new("capture")?;
     let host = published(&lab)?;
     let at_lan = lab.lan().capture(&host.lan_device())?;
@@ -122,8 +123,9 @@ fn a_capture_is_complete_when_asked() -> Result<()> {
     Ok(())
 }
 
+/// Held connections and a stream tell when they break.
 #[test]
-fn held_connections_and_a_stream_tell_when_they_break() -> Result<()> {
+fn held_connections_and_streams_report_breaks() -> Result<()> {
     let lab = Lab::new("held")?;
     let host = published(&lab)?;
     let mut held = lab.lan().spawn_peer(&["hold", "50", "198.18.1.1:8080"])?;
@@ -152,7 +154,7 @@ fn held_connections_and_a_stream_tell_when_they_break() -> Result<()> {
 }
 
 #[test]
-fn two_hosts_stand_side_by_side() -> Result<()> {
+fn two_hosts_run_side_by_side() -> Result<()> {
     let lab = Lab::new("two")?;
     let first = published(&lab)?;
     let second = published(&lab)?;
@@ -168,8 +170,9 @@ fn two_hosts_stand_side_by_side() -> Result<()> {
     Ok(())
 }
 
+/// Dockerd is killed and comes back with its containers.
 #[test]
-fn dockerd_is_killed_and_comes_back_with_its_containers() -> Result<()> {
+fn killed_dockerd_returns_with_its_containers() -> Result<()> {
     let lab = Lab::new("restart")?;
     let host = lab.host(Docker::stock().arg("--live-restore"))?;
     let web = host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
@@ -207,7 +210,7 @@ fn replace_mode_leaves_no_rules_and_no_proxy() -> Result<()> {
 const AGENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/agent.sh");
 
 #[test]
-fn an_agent_is_started_stopped_and_heard() -> Result<()> {
+fn agent_is_started_stopped_and_its_log_read() -> Result<()> {
     let lab = Lab::new("agent")?;
     let host = lab.host(Docker::replace())?;
     let mut agent = host
@@ -234,8 +237,9 @@ fn an_agent_is_started_stopped_and_heard() -> Result<()> {
     Ok(())
 }
 
+/// Nothing stays after a lab, not even after a panic.
 #[test]
-fn nothing_stays_after_a_lab_not_even_after_a_panic() -> Result<()> {
+fn lab_leaves_nothing_even_after_a_panic() -> Result<()> {
     let mut names = Vec::new();
     for panics in [false, true] {
         let name = catch_unwind(AssertUnwindSafe(|| {
@@ -255,7 +259,7 @@ fn nothing_stays_after_a_lab_not_even_after_a_panic() -> Result<()> {
 }
 
 #[test]
-fn a_killed_tester_is_swept_by_the_next() -> Result<()> {
+fn killed_test_is_cleaned_up_by_the_next() -> Result<()> {
     // A tester that is killed with a host up: this test, run again as a process of its own.
     const VICTIM: &str = "HARNESS_VICTIM";
     if let Some(file) = std::env::var_os(VICTIM) {
@@ -274,7 +278,7 @@ fn a_killed_tester_is_swept_by_the_next() -> Result<()> {
     let mut victim = Command::new(std::env::current_exe()?)
         .args([
             "--exact",
-            "a_killed_tester_is_swept_by_the_next",
+            "killed_test_is_cleaned_up_by_the_next",
             "--nocapture",
         ])
         .env(VICTIM, &file)

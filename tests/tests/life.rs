@@ -171,8 +171,9 @@ fn start_takes(host: &Host) -> Result<Duration> {
     Ok(whole)
 }
 
+/// Traffic goes on while the agent is dead, and the next one takes over.
 #[test]
-fn traffic_goes_on_while_the_agent_is_dead_and_the_next_takes_over() -> Result<()> {
+fn traffic_survives_the_agents_death() -> Result<()> {
     let site = Site::new("life")?;
     let host = &site.host;
     let mut agent = start(host)?;
@@ -225,7 +226,7 @@ fn traffic_goes_on_while_the_agent_is_dead_and_the_next_takes_over() -> Result<(
 }
 
 #[test]
-fn an_agent_that_stays_dead_is_not_missed() -> Result<()> {
+fn traffic_works_while_the_agent_stays_dead() -> Result<()> {
     let site = Site::new("dead")?;
     let host = &site.host;
     // In a soak more flows end than there is room for: what is over makes room without an agent.
@@ -245,8 +246,9 @@ fn an_agent_that_stays_dead_is_not_missed() -> Result<()> {
     held.all_live()
 }
 
+/// An agent that is killed at any moment of its start is no obstacle to the next.
 #[test]
-fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Result<()> {
+fn agent_killed_while_starting_blocks_no_other() -> Result<()> {
     let site = Site::new("kills")?;
     let host = &site.host;
     let whole = start_takes(host)?;
@@ -281,8 +283,9 @@ fn an_agent_killed_at_any_moment_of_its_start_is_no_obstacle_to_the_next() -> Re
     held.context("never held")?.all_live()
 }
 
+/// There is one agent per network namespace, however its directories are named.
 #[test]
-fn one_agent_per_namespace_however_its_folders_are_named() -> Result<()> {
+fn one_agent_runs_per_namespace() -> Result<()> {
     let lab = Lab::new("two-agents")?;
     let (first, second) = (lab.host(Docker::replace())?, lab.host(Docker::replace())?);
     for host in [&first, &second] {
@@ -324,8 +327,9 @@ fn one_agent_per_namespace_however_its_folders_are_named() -> Result<()> {
     Ok(())
 }
 
+/// Cleanup leaves the host as it was before `run`.
 #[test]
-fn cleanup_leaves_the_host_as_it_was_before_run() -> Result<()> {
+fn cleanup_restores_the_host() -> Result<()> {
     let site = Site::new("cleanup")?;
     let host = &site.host;
     // XDP sees checksums as a device delivers them: finished.
@@ -374,8 +378,9 @@ fn cleanup_leaves_the_host_as_it_was_before_run() -> Result<()> {
     Ok(())
 }
 
+/// Cleanup after a kill at any moment leaves the host as it was.
 #[test]
-fn cleanup_after_a_kill_at_any_moment_leaves_the_host_as_it_was() -> Result<()> {
+fn cleanup_after_any_kill_restores_the_host() -> Result<()> {
     let site = Site::new("uninstall")?;
     let host = &site.host;
     let whole = start_takes(host)?;
@@ -396,8 +401,9 @@ fn cleanup_after_a_kill_at_any_moment_leaves_the_host_as_it_was() -> Result<()> 
     Ok(())
 }
 
+/// Pins of another layout are refused in one line and removed by cleanup.
 #[test]
-fn pins_of_another_layout_are_refused_in_one_line_and_removed_by_cleanup() -> Result<()> {
+fn pins_of_another_layout_need_cleanup() -> Result<()> {
     let lab = Lab::new("layout")?;
     let host = lab.host(Docker::replace())?;
     fs::create_dir_all(host.bpffs_dir().join("v999/maps"))?;

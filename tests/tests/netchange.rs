@@ -87,8 +87,9 @@ fn refused(done: &Result<()>) -> Result<()> {
     Ok(())
 }
 
+/// Addresses that come are published, and addresses that go are not any more.
 #[test]
-fn addresses_that_come_and_go_are_published_and_are_not() -> Result<()> {
+fn address_changes_are_published() -> Result<()> {
     let site = Site::new("addresses")?;
     site.reached_at("198.18.1.1:8080")?;
     refused(&site.reached_at("198.18.1.9:8080"))?;
@@ -124,8 +125,9 @@ fn addresses_that_come_and_go_are_published_and_are_not() -> Result<()> {
     Ok(())
 }
 
+/// A default route that moves takes new flows along and ends old ones.
 #[test]
-fn a_default_route_that_moves_takes_new_flows_along_and_ends_old_ones() -> Result<()> {
+fn new_default_route_ends_old_flows() -> Result<()> {
     let site = Site::new("routes")?;
     site.second_uplink()?;
     converges("a second uplink appears", || {
@@ -184,8 +186,9 @@ fn a_default_route_that_moves_takes_new_flows_along_and_ends_old_ones() -> Resul
     Ok(())
 }
 
+/// Devices may go down, come back and change their names.
 #[test]
-fn devices_may_go_down_come_back_and_change_their_names() -> Result<()> {
+fn devices_may_go_down_and_be_renamed() -> Result<()> {
     let site = Site::new("devices")?;
     site.second_uplink()?;
     let other = "198.18.101.1:8080";
@@ -228,8 +231,9 @@ fn devices_may_go_down_come_back_and_change_their_names() -> Result<()> {
     converges("also outwards", || site.is_seen_as("198.18.1.1"))
 }
 
+/// An uplink that changes fifty times is followed each time.
 #[test]
-fn an_uplink_that_changes_fifty_times_is_followed_each_time() -> Result<()> {
+fn fifty_uplink_changes_are_followed() -> Result<()> {
     let site = Site::new("fifty")?;
     site.second_uplink()?;
     for _ in 0..50 {
@@ -260,8 +264,9 @@ fn an_uplink_that_changes_fifty_times_is_followed_each_time() -> Result<()> {
     Ok(())
 }
 
+/// A smaller MTU holds at once, also for a transfer under way.
 #[test]
-fn a_smaller_mtu_holds_at_once_also_for_a_transfer_under_way() -> Result<()> {
+fn smaller_mtu_holds_for_running_transfers() -> Result<()> {
     let site = Site::new("mtu")?;
     // As many frames as packets: nothing cuts them after the forwarder.
     site.web.space()?.ethtool("eth0", "tso off gso off")?;
@@ -290,8 +295,9 @@ fn a_smaller_mtu_holds_at_once_also_for_a_transfer_under_way() -> Result<()> {
     site.reached_at("198.18.1.1:8080")
 }
 
+/// Netlink notices that the kernel dropped are made up for.
 #[test]
-fn notices_that_the_kernel_dropped_are_made_up_for() -> Result<()> {
+fn dropped_netlink_notices_are_recovered() -> Result<()> {
     let mut site = Site::new("overrun")?;
     site.agent.signal(Signal::STOP)?;
     // Far more than a socket holds.

@@ -210,7 +210,7 @@ fn on_fixtures(
 }
 
 #[test]
-fn packets_go_their_way() -> Result<()> {
+fn packets_are_forwarded_as_in_the_table() -> Result<()> {
     on_fixtures("program", 256, |kernel, _, view| {
         let mut flow = 0;
         for (name, place, mark, spec, (code, reason, marked), out) in table() {
@@ -301,7 +301,7 @@ fn malformed_frames_pass_unchanged() -> Result<()> {
 }
 
 #[test]
-fn a_port_that_a_socket_holds_is_not_taken() -> Result<()> {
+fn port_of_a_socket_is_not_taken() -> Result<()> {
     on_fixtures("socket", 64, |kernel, host, _| {
         let socket = UdpSocket::bind("198.18.1.1:5000")?;
         let query = udp((APP, 5000), (REMOTE, 53));
@@ -326,7 +326,7 @@ fn a_port_that_a_socket_holds_is_not_taken() -> Result<()> {
 }
 
 #[test]
-fn the_first_flow_survives_the_second() -> Result<()> {
+fn first_flow_survives_the_second() -> Result<()> {
     on_fixtures("first", 64, |kernel, _, view| {
         let arrival = Arrival {
             ifindex: APP_VETH,

@@ -74,8 +74,9 @@ fn count(view: &View, reason: Reason) -> Result<u64> {
     Ok(of_reason.next().context("no such reason")?.1)
 }
 
+/// A million SYNs that are answered evict no connection.
 #[test]
-fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
+fn million_answered_syns_evict_no_connection() -> Result<()> {
     on_fixtures("flood", capacity::FLOWS, (0, 0), |kernel, view| {
         let asks = |port, flags| Spec::tcp((CLIENT, port), (HOST, 8080), flags);
         let answers = |port, flags| Spec::tcp((WEB, 80), (CLIENT, port), flags);
@@ -147,8 +148,9 @@ fn a_million_syns_that_are_answered_evict_no_connection() -> Result<()> {
     })
 }
 
+/// Of 64,512 ports towards one destination 61,000 are used, and nobody guesses them.
 #[test]
-fn of_64512_ports_towards_one_destination_61000_are_used_and_nobody_guesses_them() -> Result<()> {
+fn one_destination_gets_61000_random_ports() -> Result<()> {
     on_fixtures("ports", capacity::FLOWS, (0, 0), |kernel, view| {
         let mut outer = |veth, addr, port| -> Result<u16> {
             let fate = by_veth(kernel, veth, &Spec::udp((addr, port), (REMOTE, 53)))?;
@@ -203,7 +205,7 @@ fn told(fate: &Fate, veth: u32, spec: &Spec, quoted: usize) -> Result<()> {
 }
 
 #[test]
-fn who_has_as_many_flows_as_it_may_is_told_so() -> Result<()> {
+fn container_at_its_quota_gets_an_icmp_error() -> Result<()> {
     on_fixtures("quota", 1024, (3, 0), |kernel, view| {
         let query = |port| Spec::udp((APP, port), (REMOTE, 53));
         for port in 1..=3 {
@@ -232,8 +234,9 @@ fn who_has_as_many_flows_as_it_may_is_told_so() -> Result<()> {
     })
 }
 
+/// A container that opens flows faster than it may is refused, and is told so not too often.
 #[test]
-fn who_opens_faster_than_it_may_is_refused_and_told_not_too_often() -> Result<()> {
+fn rate_limited_container_gets_few_icmp_errors() -> Result<()> {
     on_fixtures("rate", 16_384, (0, 10), |kernel, view| {
         let start = now();
         let mut codes = BTreeMap::<i32, u64>::new();

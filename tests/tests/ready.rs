@@ -41,7 +41,7 @@ fn refuses(finished: &Finished, words: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn missing_perfmon_means_no_ready() -> Result<()> {
+fn agent_without_perfmon_is_not_ready() -> Result<()> {
     let (_lab, host) = site("ready-perfmon")?;
     let refused = host.agent().dropping("-perfmon,-sys_admin").finish()?;
     refuses(&refused, &["CAP_PERFMON"])?;
@@ -59,7 +59,7 @@ fn take_the_place(host: &Host, device: &str) -> Result<()> {
 }
 
 #[test]
-fn refused_hook_means_no_ready() -> Result<()> {
+fn agent_with_a_refused_hook_is_not_ready() -> Result<()> {
     let (lab, host) = site("ready-hook")?;
     let uplink = host.uplink();
     let clsact = || host.agent().arg("--attach=clsact");

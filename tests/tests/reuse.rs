@@ -39,8 +39,9 @@ fn heard(host: &Host, name: &str) -> Result<usize> {
         .count())
 }
 
+/// A new container with the same address gets nothing of the old one's flows.
 #[test]
-fn a_new_container_with_the_same_address_gets_nothing_of_the_old_ones_flows() -> Result<()> {
+fn reused_address_gets_no_old_flows() -> Result<()> {
     let lab = Lab::new("same-address")?;
     let host = host(&lab)?;
     let _agent = host.agent().start()?;
@@ -96,8 +97,9 @@ fn a_new_container_with_the_same_address_gets_nothing_of_the_old_ones_flows() ->
     host.peer(&["udp", "172.30.0.10:80", "x"]).map(drop)
 }
 
+/// Packets that wait for the owner of an address do not reach the next owner.
 #[test]
-fn what_waits_for_an_addresss_owner_does_not_reach_the_next_one() -> Result<()> {
+fn packets_waiting_for_arp_reach_no_next_owner() -> Result<()> {
     let lab = Lab::new("waiting")?;
     let host = host(&lab)?;
     let _agent = host.agent().start()?;
@@ -138,8 +140,9 @@ fn what_waits_for_an_addresss_owner_does_not_reach_the_next_one() -> Result<()> 
     Ok(())
 }
 
+/// A container that is restarted gets only what is published again.
 #[test]
-fn a_container_that_is_restarted_gets_only_what_is_published_again() -> Result<()> {
+fn restarted_container_gets_republished_only() -> Result<()> {
     let lab = Lab::new("restarted")?;
     let host = host(&lab)?;
     let _agent = host.agent().start()?;
@@ -178,8 +181,9 @@ fn a_container_that_is_restarted_gets_only_what_is_published_again() -> Result<(
     Ok(())
 }
 
+/// A port that moves to another container moves at once and wholly.
 #[test]
-fn a_port_that_moves_to_another_container_moves_at_once_and_wholly() -> Result<()> {
+fn port_moves_between_containers_at_once() -> Result<()> {
     let lab = Lab::new("moved")?;
     let host = host(&lab)?;
     let _agent = host.agent().start()?;

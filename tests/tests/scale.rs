@@ -268,8 +268,9 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     is_as_before(&host, &agent, &empty)
 }
 
+/// The time of starts and of publishing and the memory stay flat with a thousand ports.
 #[test]
-fn starts_publishing_and_memory_stay_flat_with_a_thousand_ports() -> Result<()> {
+fn thousand_ports_keep_times_and_memory_flat() -> Result<()> {
     fill("scale", 100, 20)
 }
 
@@ -302,8 +303,9 @@ fn follow(map: &PublishedMap, over: &AtomicBool) -> Life {
     life
 }
 
+/// Containers that come and go leave nothing and are followed at once.
 #[test]
-fn containers_that_come_and_go_leave_nothing_and_are_followed_at_once() -> Result<()> {
+fn container_churn_leaves_nothing() -> Result<()> {
     let lab = Lab::new("churn")?;
     let host = lab.host(Docker::replace())?;
     let agent = host.agent().start()?;

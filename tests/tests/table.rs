@@ -86,8 +86,9 @@ fn fill(host: &Host) -> Result<u64> {
     status["maps"]["FLOWS"]["fill"].as_u64().context("no fill")
 }
 
+/// A flood evicts the oldest flows of its own kind and no assured connection.
 #[test]
-fn a_flood_evicts_the_oldest_of_its_own_kind_and_no_assured_connection() -> Result<()> {
+fn flood_evicts_no_assured_connection() -> Result<()> {
     let lab = Lab::new("flood")?;
     let host = orphan(&lab)?;
     let mut held = lab.lan().spawn_peer(&["hold", "50", "198.18.1.1:8080"])?;
@@ -151,8 +152,9 @@ fn a_flood_evicts_the_oldest_of_its_own_kind_and_no_assured_connection() -> Resu
     Ok(())
 }
 
+/// A flow that has expired is not shown, and its record is used again.
 #[test]
-fn what_has_expired_is_not_shown_and_its_record_is_used_again() -> Result<()> {
+fn expired_flow_is_hidden_and_its_record_reused() -> Result<()> {
     let lab = Lab::new("expiry")?;
     let host = orphan(&lab)?;
     let at_lan = lab.lan().capture(&host.lan_device())?;

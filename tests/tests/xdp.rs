@@ -83,8 +83,9 @@ fn with(host: &Host, arguments: &[&str]) -> Result<Agent> {
     builder.start()
 }
 
+/// Datagrams of known flows never reach the host's stack.
 #[test]
-fn datagrams_of_known_flows_never_reach_the_hosts_stack() -> Result<()> {
+fn known_datagrams_never_reach_the_host_stack() -> Result<()> {
     let site = Site::new("xdp-udp")?;
     let _agent = with(&site.host, &["--xdp=native"])?;
     assert_eq!(
@@ -121,8 +122,9 @@ fn datagrams_of_known_flows_never_reach_the_hosts_stack() -> Result<()> {
     Ok(())
 }
 
+/// TCP segments of known flows are redirected by XDP if it is asked for.
 #[test]
-fn tcp_of_known_flows_is_redirected_if_it_is_asked_for() -> Result<()> {
+fn known_tcp_flows_are_redirected_if_configured() -> Result<()> {
     let site = Site::new("xdp-tcp")?;
     let _agent = with(&site.host, &["--xdp=native", "--xdp-tcp"])?;
     let stack = site.host.capture("up0")?;
@@ -152,8 +154,10 @@ fn tcp_of_known_flows_is_redirected_if_it_is_asked_for() -> Result<()> {
     Ok(())
 }
 
+/// A packet that XDP does not handle (options, fragments, last hop, unknown flow) passes to tcx and
+/// works.
 #[test]
-fn what_is_not_plain_passes_to_tcx_and_works() -> Result<()> {
+fn special_packets_pass_xdp_and_work() -> Result<()> {
     let site = Site::new("xdp-pass")?;
     let _agent = with(&site.host, &["--xdp=native"])?;
     site.datagram("make the flow")?;
@@ -242,8 +246,9 @@ fn what_is_not_plain_passes_to_tcx_and_works() -> Result<()> {
     site.datagram("still there").map(drop)
 }
 
+/// Veth peers take XDP frames while XDP runs and are put back by cleanup.
 #[test]
-fn far_ends_take_frames_while_xdp_runs_and_are_put_back_by_cleanup() -> Result<()> {
+fn veth_peers_accept_xdp_frames_until_cleanup() -> Result<()> {
     let site = Site::new("xdp-gro")?;
     let space = site.web.space()?;
     let off = "generic-receive-offload: off";
@@ -278,7 +283,7 @@ fn far_ends_take_frames_while_xdp_runs_and_are_put_back_by_cleanup() -> Result<(
 }
 
 #[test]
-fn auto_leaves_a_veth_alone_and_generic_works() -> Result<()> {
+fn auto_skips_a_veth_and_generic_works() -> Result<()> {
     let site = Site::new("modes")?;
     let mut agent = with(&site.host, &["--xdp=auto"])?;
     let (xdp, why) = uplink(&site.host)?;
@@ -313,8 +318,9 @@ fn auto_leaves_a_veth_alone_and_generic_works() -> Result<()> {
     site.datagram("by tcx again").map(drop)
 }
 
+/// A driver that refuses XDP is reported, and traffic goes by tcx.
 #[test]
-fn a_driver_that_refuses_is_reported_and_traffic_goes_by_tcx() -> Result<()> {
+fn refusing_driver_is_reported_and_uses_tcx() -> Result<()> {
     let site = Site::new("xdp-refused")?;
     // A bridge of somebody's as the way out: its driver has no XDP.
     let (host, lan) = (&site.host, site.lab.lan());

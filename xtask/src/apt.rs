@@ -215,8 +215,9 @@ fn last_line(output: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    /// A removal is noticed unless it is a replacement.
     #[test]
-    fn a_removal_is_noticed_unless_it_is_a_replacement() {
+    fn removal_is_noticed_unless_it_is_a_replacement() {
         let simulation = "Inst busybox-static [1.0]\n\
                           Remv busybox [1:1.35.0-4]\n\
                           Remv docker-ce [5:27.0]\n\
@@ -224,8 +225,9 @@ mod tests {
         assert_eq!(removals(simulation), ["docker-ce"]);
     }
 
+    /// A program that is there meets the need for its package.
     #[test]
-    fn a_program_that_is_there_meets_the_need_for_its_package() {
+    fn present_program_satisfies_its_package() {
         assert!(Need::program("no-such-package", "sh").is_met());
         assert!(!Need::program("no-such-package", "no-such-program").is_met());
         assert!(!Need::package("dash").is_met());

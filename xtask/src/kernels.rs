@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wanted_version_is_a_whole_one() {
+    fn wanted_version_is_whole_components() {
         let versions = ["7.3.4-1~bpo13+1", "6.12.117-1", "6.1.192-3", "6.1.176-1"];
         let versions = versions.map(str::to_owned);
         let chosen = |wanted| choose(&versions, wanted).map(String::as_str);

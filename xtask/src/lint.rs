@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_its_licence_is_named() {
+    fn file_without_its_licence_is_named() {
         let root = std::env::temp_dir().join(format!("xtask-licences-{}", std::process::id()));
         let of = |file: &str, first: &str| {
             let path = root.join(file);

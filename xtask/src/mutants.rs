@@ -263,8 +263,9 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
     }
 
+    /// Every fault fits the sources and has a name of its own.
     #[test]
-    fn every_fault_fits_the_sources_and_has_a_name_of_its_own() {
+    fn faults_fit_the_sources_and_have_unique_names() {
         let faults = read(&root()).unwrap();
         assert!(faults.len() >= 20);
         let mut names = std::collections::BTreeSet::new();
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_without_its_place_is_an_error() {
+    fn fault_without_its_place_is_an_error() {
         let fault = Fault {
             name: "none".into(),
             file: "lib.rs".into(),
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_tested_by_its_namesake() {
+    fn module_is_tested_by_its_namesake() {
         for file in ["a/src/window.rs", "a/src/window/inside.rs"] {
             let fault = Fault {
                 name: "none".into(),
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_is_95_percent() {
+    fn required_share_is_95_percent() {
         let of = |passed, failed| Totals {
             passed,
             failed,

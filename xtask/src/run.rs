@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_named_docker_is_left_to_the_forwarder() {
+    fn named_docker_is_left_to_the_forwarder() {
         let named =
             |args: &[&str]| names_docker(&args.iter().map(OsString::from).collect::<Vec<_>>());
         assert!(named(&[

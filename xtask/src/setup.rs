@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rustups_listing_is_read() {
+    fn rustup_list_is_parsed() {
         let line = "stable-x86_64-unknown-linux-gnu (active, default) /nowhere/stable";
         let expected = Installed {
             name: "stable-x86_64-unknown-linux-gnu".into(),

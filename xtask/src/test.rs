@@ -292,8 +292,9 @@ mod tests {
         );
     }
 
+    /// A runner that ends without a result counts as failed.
     #[test]
-    fn a_runner_that_ends_without_a_result_counts_as_failed() {
+    fn runner_without_a_result_counts_as_failed() {
         assert_eq!(shell("exit 101"), Totals::ONE_FAILED);
         let failed = "test result: FAILED. 0 passed; 3 failed; 0 ignored; 0 measured";
         assert_eq!(shell(&format!("echo '{failed}'; exit 101")).failed, 3);

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_nightly_goes_before_debian() {
+    fn complete_nightly_precedes_debian() {
         let nightly = installed("nightly-x86_64-unknown-linux-gnu", true);
         let machine = Machine {
             rustup: vec![
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_one_does_not() {
+    fn incomplete_nightly_does_not_precede_debian() {
         let complete = Machine {
             rustup: vec![installed("nightly-x86_64-unknown-linux-gnu", true)],
             path_linker: Some(linker("0.13.0")),
@@ -269,8 +269,9 @@ mod tests {
         }
     }
 
+    /// The channel goes before a date, and a newer linker serves.
     #[test]
-    fn the_channel_goes_before_a_date_and_a_newer_linker_serves() {
+    fn channel_precedes_date_and_newer_linker_serves() {
         let machine = Machine {
             rustup: vec![
                 installed("nightly-2026-01-01-x86_64", true),
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manifest_of_this_tree_has_pins() {
+    fn manifest_of_this_tree_has_pins() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let pins = Pins::read(&root).unwrap();
         assert_eq!(number(&pins.bpf_linker).len(), 3);

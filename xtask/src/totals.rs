@@ -94,14 +94,14 @@ mod tests {
     }
 
     #[test]
-    fn colours_and_a_prefix_do_no_harm() {
+    fn colours_and_a_prefix_are_ignored() {
         let line =
             "noise test result: \u{1b}[32mok\u{1b}[m. 5 passed; 0 failed; 0 ignored; 0 measured";
         assert_eq!(Totals::parse(line), Some(totals(5, 0, 0)));
     }
 
     #[test]
-    fn other_lines_are_not() {
+    fn other_lines_are_not_read() {
         for line in [
             "",
             "running 3 tests",
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_print_as_the_last_line_is_read() {
+    fn sums_print_as_they_are_read() {
         let sum = totals(2, 1, 4) + Totals::ONE_FAILED;
         assert_eq!(sum, totals(2, 2, 4));
         assert_eq!(sum.to_string(), "2 passed, 2 failed");

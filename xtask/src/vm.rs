@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn results_end_where_the_kernel_takes_over() {
+    fn results_end_at_kernel_messages() {
         let console = lines(
             "SeaBIOS\ntest a ... ok\ntest b ... FAILED\n  why\n\
              test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured\nKernel panic",
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_console_without_a_result_is_shown_whole() {
+    fn console_without_a_result_is_shown_whole() {
         let console = lines("test a ... ok\nBUG: soft lockup");
         assert_eq!(results(&console), (&console[..], None));
         assert!(counted(None).is_err());

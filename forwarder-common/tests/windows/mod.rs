@@ -500,7 +500,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn any_trace_is_followed_as_by_the_reference(
+    fn tracking_equals_the_reference_on_any_trace(
         recipes in prop::collection::vec(
             (any::<bool>(), 0_usize..12, 0_usize..16, 0_usize..10, 0_usize..5, 0_usize..5, 0_usize..4),
             0..40,

@@ -128,12 +128,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_is_sound() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn settings_are_taken_before_and_after_the_verb() {
+    fn settings_may_stand_before_or_after_the_verb() {
         for line in [
             ["forwarder", "--state-dir", "/s", "ports", "-o", "json"],
             ["forwarder", "ports", "-o", "json", "--state-dir", "/s"],
@@ -148,8 +148,9 @@ mod tests {
         }
     }
 
+    /// Flows are named by the same flags for every verb.
     #[test]
-    fn flows_are_named_by_the_same_flags_for_every_deed() {
+    fn every_flows_verb_takes_the_same_filters() {
         for line in [
             "forwarder flows --port 80 --peer 198.18.1.2 -o json",
             "forwarder flows --watch --state time-wait --proto tcp",
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_flag_counts() {
+    fn last_of_a_flag_counts() {
         let line = ["forwarder", "run", "--state-dir=/a", "--state-dir=/b"];
         let config = Cli::try_parse_from(line)
             .unwrap()
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_one_line() {
+    fn error_is_one_line() {
         let error = anyhow::anyhow!("inner\n  more\n").context("outer");
         assert_eq!(one_line(&error), "outer: inner more");
     }

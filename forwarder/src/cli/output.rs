@@ -109,13 +109,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_aligned_and_have_no_tail() {
+    fn columns_have_no_trailing_spaces() {
         let rows = [["a", "b"], ["long", "c"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(table(&["X", "Y"], rows), "X     Y\na     b\nlong  c\n");
     }
 
     #[test]
-    fn cell_steers_no_terminal() {
+    fn cell_has_no_control_characters() {
         let row = ["a\x1b[2J\nb", "c"].map(str::to_owned).to_vec();
         assert_eq!(table(&[], [row]), "a\\u{1b}[2J\\nb  c\n");
     }

@@ -83,8 +83,9 @@ fn directives(filter: &str) -> String {
 mod tests {
     use super::*;
 
+    /// A log level without a target is for the forwarder alone.
     #[test]
-    fn a_bare_level_is_ours_alone() {
+    fn plain_log_level_is_for_forwarder_only() {
         assert_eq!(directives("debug"), "warn,forwarder=debug");
         assert_eq!(directives("error"), "error,forwarder=error");
         assert_eq!(directives("off"), "off,forwarder=off");

@@ -59,7 +59,7 @@ mod tests {
 ";
 
     #[test]
-    fn the_root_is_found_wherever_it_is_mounted() {
+    fn root_is_found_wherever_it_is_mounted() {
         assert_eq!(root_in(HYBRID), Some("/sys/fs/cgroup/unified".into()));
         let odd = "9 1 0:1 / /a\\040b\\134 rw - cgroup2 none rw\n";
         assert_eq!(root_in(odd), Some("/a b\\".into()));
@@ -67,8 +67,9 @@ mod tests {
         assert_eq!(root_in(&none), None);
     }
 
+    /// A part of the cgroup hierarchy serves only where there is no mount of the whole.
     #[test]
-    fn a_part_of_the_hierarchy_serves_only_where_there_is_no_whole() {
+    fn partial_hierarchy_serves_without_a_whole() {
         let part = "9 1 0:1 /../x /part rw - cgroup2 none rw\n";
         assert_eq!(root_in(part), Some("/part".into()));
         let whole = root_in(&format!("{part}{HYBRID}"));

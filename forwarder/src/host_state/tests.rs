@@ -71,7 +71,7 @@ fn host_state(updates: impl IntoIterator<Item = Update>) -> HostState {
 }
 
 #[test]
-fn a_fact_that_says_nothing_new_changes_nothing() {
+fn repeated_update_changes_nothing() {
     let mut host_state = HostState::default();
     for update in [
         Update::DockerUp {
@@ -99,8 +99,9 @@ fn a_fact_that_says_nothing_new_changes_nothing() {
     assert!(!host_state.apply(Update::NetnsGone(9)));
 }
 
+/// The host state is complete once every list has come, even an empty one.
 #[test]
-fn it_is_complete_once_every_list_has_come_even_an_empty_one() {
+fn host_state_is_complete_after_every_list() {
     let lists = [
         Update::Networks(Listing::default()),
         Update::Containers(Listing::default()),
@@ -119,7 +120,7 @@ fn it_is_complete_once_every_list_has_come_even_an_empty_one() {
 }
 
 #[test]
-fn a_daemon_that_is_away_takes_nothing_with_it() {
+fn missing_daemon_removes_nothing() {
     let mut host_state = host_state([
         Update::DockerUp {
             version: "1".to_owned(),
@@ -140,8 +141,9 @@ fn a_daemon_that_is_away_takes_nothing_with_it() {
     );
 }
 
+/// A full list replaces what was known, but keeps what could not be read.
 #[test]
-fn full_lists_replace_but_keep_what_could_not_be_read() {
+fn full_list_keeps_what_was_unreadable() {
     let mut host_state = host_state([
         Update::Network(Box::new(net("old"))),
         Update::Network(Box::new(net("broken"))),
@@ -178,8 +180,9 @@ fn full_lists_replace_but_keep_what_could_not_be_read() {
     );
 }
 
+/// Addresses keep the kernel's order and go with their link.
 #[test]
-fn addresses_keep_the_kernels_order_and_go_with_their_link() {
+fn addresses_keep_order_and_go_with_their_link() {
     let address = |link, last, secondary| Address {
         link,
         address: [198, 18, 0, last].into(),
@@ -205,8 +208,9 @@ fn addresses_keep_the_kernels_order_and_go_with_their_link() {
     assert_eq!(host_state.addresses.keys().collect::<Vec<_>>(), [&8]);
 }
 
+/// The gateway is the one that IPAM names, or else the bridge's own address.
 #[test]
-fn the_gateway_is_ipams_else_the_bridges_own_address() {
+fn gateway_is_from_ipam_or_the_bridge() {
     let subnet = |gateway| Subnet {
         address: [172, 17, 0, 0].into(),
         prefix_len: 16,
@@ -241,7 +245,7 @@ fn the_gateway_is_ipams_else_the_bridges_own_address() {
 }
 
 #[test]
-fn subnets_contain_their_own() {
+fn subnets_contain_their_addresses() {
     let subnet = |address: &str, prefix_len| Subnet {
         address: address.parse().unwrap(),
         prefix_len,
@@ -299,7 +303,7 @@ fn chosen(family: Family, attached: &[(&str, bool, bool, i64, bool)]) -> Option<
 }
 
 #[test]
-fn the_gateway_endpoint_follows_dockers_order() {
+fn gateway_endpoint_follows_dockers_order() {
     use Family::{V4, V6};
     let expect = |family, attached: &[_], name: &str| {
         assert_eq!(chosen(family, attached).as_deref(), Some(name));
@@ -361,8 +365,9 @@ fn the_gateway_endpoint_follows_dockers_order() {
     assert_eq!(chosen(V4, &[]), None);
 }
 
+/// A gateway endpoint on a network that is not known yet counts.
 #[test]
-fn a_gateway_on_a_network_that_is_not_known_yet_counts() {
+fn gateway_on_an_unknown_network_counts() {
     let endpoint = Endpoint {
         gateway_v4: Some([172, 17, 0, 1].into()),
         ..Endpoint::default()
@@ -378,8 +383,9 @@ fn a_gateway_on_a_network_that_is_not_known_yet_counts() {
     );
 }
 
+/// An endpoint's veth is found whatever update comes first.
 #[test]
-fn an_endpoints_veth_is_found_whatever_comes_first() {
+fn veth_is_found_in_any_order_of_updates() {
     let updates = [
         Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
@@ -398,8 +404,9 @@ fn an_endpoints_veth_is_found_whatever_comes_first() {
     }
 }
 
+/// A veth is found by its address until the container's network namespace is known.
 #[test]
-fn a_veth_is_found_by_address_until_the_containers_namespace_is_known() {
+fn veth_is_found_by_address_before_namespace() {
     let mut host_state = host_state([
         Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
@@ -426,7 +433,7 @@ fn a_veth_is_found_by_address_until_the_containers_namespace_is_known() {
 }
 
 #[test]
-fn a_known_container_cannot_pose_as_a_newcomer() {
+fn known_container_cannot_pose_as_a_new_one() {
     let mut network = net_with("web", "c1", 7);
     network.endpoints.extend(net_with("web", "c2", 8).endpoints);
     let mut host_state = host_state([
@@ -443,8 +450,9 @@ fn a_known_container_cannot_pose_as_a_newcomer() {
     );
 }
 
+/// A network namespace ID that is used again does not lead to the old container.
 #[test]
-fn a_namespaces_number_that_is_used_again_leads_to_nobody_old() {
+fn reused_namespace_id_finds_no_old_container() {
     let mut host_state = host_state([
         Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE),
@@ -462,7 +470,7 @@ fn a_namespaces_number_that_is_used_again_leads_to_nobody_old() {
 }
 
 #[test]
-fn a_veth_of_another_bridge_is_no_match() {
+fn veth_of_another_bridge_is_no_match() {
     let host_state = host_state([
         Update::Network(Box::new(net_with("web", "c1", 7))),
         bridge("web", BRIDGE + 1),

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_the_shim_is_the_shim() {
+    fn symlink_to_the_shim_is_the_shim() {
         let folder = std::env::temp_dir().join(format!("forwarder-shim-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let (shim, link) = (folder.join(SHIM), folder.join("proxy"));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_is_read() {
+    fn environment_is_read() {
         let words = words(b"A=1\0FORWARDER_STATE_DIR=/x/run\0");
         assert_eq!(value(&words, STATE_DIR), Some("/x/run".into()));
         assert_eq!(value(&words, "FORWARDER"), None);

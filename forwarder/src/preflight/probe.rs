@@ -377,8 +377,9 @@ mod tests {
         assert_eq!(devices(text), BTreeSet::from(["lo".into(), "eth0".into()]));
     }
 
+    /// A directory with other things in it is no mount point.
     #[test]
-    fn a_directory_with_other_things_in_it_is_no_mount_point() {
+    fn nonempty_directory_is_no_mount_point() {
         let dir = std::env::temp_dir().join(format!("forwarder-bpffs-{}", std::process::id()));
         fs::create_dir_all(dir.join("other")).unwrap();
         assert_eq!(bpffs(&dir.join("forwarder")), Bpffs::Absent(dir.clone()));
@@ -390,8 +391,9 @@ mod tests {
         fs::remove_dir_all(dir).unwrap();
     }
 
+    /// An address that is no Unix socket is unfit; a socket that is missing may still come.
     #[test]
-    fn an_address_that_is_no_socket_is_unfit_and_a_missing_one_may_come() {
+    fn only_a_unix_socket_fits_as_docker_address() {
         assert!(matches!(
             docker("tcp://198.18.0.1:2375"),
             Docker::Unfit { .. }

@@ -61,7 +61,7 @@ fn rules_of(tool: &'static str, text: &str) -> Firewall {
 }
 
 #[test]
-fn ipv6_is_told_of_as_it_is() {
+fn ipv6_state_is_reported() {
     let with = Probe {
         ipv6: ["docker0".into()].into(),
         ..good()
@@ -118,7 +118,7 @@ fn firewalled(tool: &'static str, text: &str) -> Probe {
 }
 
 #[test]
-fn nothing_is_wrong_with_a_good_host() {
+fn good_host_has_no_findings() {
     let findings = judge(&good(), &Config::default());
     assert!(
         findings.iter().all(|finding| finding.level == Level::Ok),
@@ -126,8 +126,9 @@ fn nothing_is_wrong_with_a_good_host() {
     );
 }
 
+/// A host that cannot run the forwarder is refused, with what to do.
 #[test]
-fn a_host_that_cannot_is_refused_with_what_to_do() {
+fn unfit_host_is_refused_with_a_remedy() {
     let root = fatal(&Probe {
         lacks: vec!["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"],
         ..good()
@@ -187,8 +188,9 @@ fn a_host_that_cannot_is_refused_with_what_to_do() {
     );
 }
 
+/// What run can do without or can wait for is a warning and no refusal.
 #[test]
-fn what_run_can_do_without_or_wait_for_is_no_refusal() {
+fn optional_or_late_parts_are_warnings_only() {
     let mountable = warning(&Probe {
         bpffs: Bpffs::Mountable("/sys/fs/bpf".into()),
         ..good()
@@ -210,7 +212,7 @@ fn what_run_can_do_without_or_wait_for_is_no_refusal() {
 }
 
 #[test]
-fn how_dockerd_should_be_set_up_is_said() {
+fn dockerd_setup_is_explained() {
     let with = |setup: Setup, proxies| {
         warning(&Probe {
             dockerd: Some(setup),
@@ -262,7 +264,7 @@ fn how_dockerd_should_be_set_up_is_said() {
 }
 
 #[test]
-fn programs_are_attached_as_the_kernel_can() {
+fn attach_mode_follows_the_kernel() {
     let with = |attach, tcx, tc| {
         let probe = Probe { tcx, tc, ..good() };
         lines(
@@ -283,7 +285,7 @@ fn programs_are_attached_as_the_kernel_can() {
 }
 
 #[test]
-fn an_unknown_uplink_is_named() {
+fn unknown_uplink_is_named() {
     let uplinks = vec!["eth0".into(), "eth9".into()];
     let config = Config {
         uplinks,
@@ -317,7 +319,7 @@ COMMIT
 ";
 
 #[test]
-fn rules_of_dockers_are_refused() {
+fn docker_rules_are_refused() {
     let all = lines(
         Level::Fatal,
         &firewalled("iptables-legacy", STOCK),
@@ -343,7 +345,7 @@ fn rules_of_dockers_are_refused() {
 }
 
 #[test]
-fn each_kind_of_rule_of_dockers_is_enough() {
+fn each_kind_of_docker_rule_is_refused() {
     for rule in [
         "*nat\n-A POSTROUTING -s 172.18.0.0/16 ! -o br-0123456789ab -j MASQUERADE",
         "*nat\n-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 1.2.3.4:80",
@@ -358,8 +360,9 @@ fn each_kind_of_rule_of_dockers_is_enough() {
     }
 }
 
+/// Chains without rules that act are only mentioned.
 #[test]
-fn chains_without_rules_that_act_are_only_mentioned() {
+fn chains_without_active_rules_are_mentioned() {
     let text = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
                 -A DOCKER -i docker0 -j RETURN\n";
     let line = warning(&firewalled("iptables", text));
@@ -367,7 +370,7 @@ fn chains_without_rules_that_act_are_only_mentioned() {
 }
 
 #[test]
-fn other_peoples_rules_are_theirs() {
+fn foreign_rules_are_accepted() {
     let text = "*nat\n-A POSTROUTING -s 10.0.0.0/8 -o eth0 -j MASQUERADE\n*filter\n\
                 :FORWARD ACCEPT [0:0]\n-A FORWARD -s 198.18.0.9/32 -j DROP\n-A INPUT -j DROP\n";
     assert!(
@@ -381,7 +384,7 @@ fn other_peoples_rules_are_theirs() {
 }
 
 #[test]
-fn rule_that_rejects_all_is_warned_of() {
+fn rule_that_rejects_all_is_a_warning() {
     let text = "*filter\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n";
     let line = warning(&firewalled("iptables", text));
     assert!(
@@ -404,7 +407,7 @@ table inet firewall {
 ";
 
 #[test]
-fn nft_is_read_too() {
+fn nft_rules_are_read() {
     let line = warning(&firewalled("nft", NFT));
     assert!(
         line.ends_with(": nft chain inet firewall passing '{ policy accept; }'"),
@@ -441,7 +444,7 @@ fn nft_is_read_too() {
 }
 
 #[test]
-fn tables_that_iptables_has_shown_are_read_once() {
+fn tables_shown_by_iptables_are_read_once() {
     let nft = "table ip filter {\n\tchain FORWARD {\n\
                \t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
     let both = |iptables: &str| {
@@ -457,7 +460,7 @@ fn tables_that_iptables_has_shown_are_read_once() {
 }
 
 #[test]
-fn rules_that_cannot_be_read_are_no_good_news() {
+fn unreadable_rules_are_a_finding() {
     let unread = Firewall {
         rulesets: Vec::new(),
         unread: vec!["nft".into()],
@@ -490,7 +493,7 @@ fn releases_are_read_as_versions() {
 }
 
 #[test]
-fn fragments_that_nobody_puts_together_are_said() {
+fn missing_defragmentation_is_reported() {
     let line = warning(&Probe {
         reassembles: false,
         ..good()
@@ -498,8 +501,9 @@ fn fragments_that_nobody_puts_together_are_said() {
     assert!(line.contains("CONFIG_NETFILTER_BPF_LINK"), "{line}");
 }
 
+/// What does not work for the host's own processes is reported, with what to do.
 #[test]
-fn what_the_hosts_own_processes_miss_is_said_with_what_to_do() {
+fn limits_for_host_processes_are_explained() {
     let warned = |probe: Probe| {
         let lines = lines(Level::Warn, &probe, &Config::default());
         assert_eq!(lines.len(), 1, "{lines:?}");
@@ -533,7 +537,7 @@ fn what_the_hosts_own_processes_miss_is_said_with_what_to_do() {
 }
 
 #[test]
-fn overlap_with_drawn_ports_is_told() {
+fn overlap_with_ephemeral_ports_is_reported() {
     let warned = |local, undrawn: &[(u16, u16)], config: &Config| {
         let probe = Probe {
             local_ports: Some(local),

@@ -114,8 +114,9 @@ mod tests {
         }
     }
 
+    /// The reasons of an end are those that the event's record names.
     #[test]
-    fn reasons_are_those_that_the_record_tells() {
+    fn end_reasons_come_from_the_record() {
         let reason = |news, proto, state, expires| {
             let row = event(&told(news, proto, state, expires), 2000, Duration::MAX);
             row.reason
@@ -135,8 +136,9 @@ mod tests {
         assert_eq!(ended(EventKind::Begins), None);
     }
 
+    /// The time shown is that of the event and not that of its reading.
     #[test]
-    fn times_are_those_of_the_event_and_not_of_its_reading() {
+    fn time_is_that_of_the_event() {
         let told = told(EventKind::Over, proto::UDP, State::None, 1100);
         let wall = Duration::from_secs(1_000_000);
         let row = event(&told, told.at + 10 * SECOND, wall);

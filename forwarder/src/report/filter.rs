@@ -104,12 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn without_conditions_every_flow_is_meant() {
+    fn empty_filter_matches_every_flow() {
         assert!(Filter::default().is_empty() && Filter::default().matches(&flow()));
     }
 
+    /// Ports and addresses are matched as they are before and after translation.
     #[test]
-    fn ports_and_addresses_are_those_before_and_after_translation() {
+    fn filter_matches_before_and_after_nat() {
         for port in [40_000, 8080, 80] {
             assert!(matches(|filter| filter.port = Some(port)), "{port}");
         }
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containers_addresses_are_alternatives() {
+    fn container_addresses_are_alternatives() {
         let of = |all: &[[u8; 4]]| {
             let all = all.iter().map(|octets| (*octets).into()).collect();
             matches(|filter| filter.addresses = Some(all))
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn states_have_the_names_that_are_shown() {
+    fn states_have_the_shown_names() {
         let state = |name| matches(|filter| filter.state = Some(state_named(name).unwrap()));
         assert!(state("TIME_WAIT") && state("time-wait") && state("Time_Wait"));
         assert!(!state("established") && !state("unreplied"));

@@ -153,7 +153,7 @@ fn snapshot(protocol: u32, flow_state: FlowState) -> FlowSnapshot {
 }
 
 #[test]
-fn a_flow_has_both_directions_and_their_sum() {
+fn flow_has_both_directions_and_their_sum() {
     let established = FlowState((State::Established as u64) << 32);
     let now = 1000 + forwarder_common::timeouts::seconds(61);
     let rows = flows(&[snapshot(proto::TCP, established)], now);
@@ -167,15 +167,16 @@ fn a_flow_has_both_directions_and_their_sum() {
 }
 
 #[test]
-fn a_packet_newer_than_the_clock_is_not_idle() {
+fn packet_newer_than_the_clock_is_not_idle() {
     assert_eq!(
         flows(&[snapshot(proto::TCP, FlowState(0))], 999)[0].idle_s,
         0
     );
 }
 
+/// Flows without a state machine show whether they were answered.
 #[test]
-fn flows_without_a_state_machine_tell_whether_they_were_answered() {
+fn stateless_flows_show_if_they_were_answered() {
     // Flags of `FlowState`: answered, assured.
     let udp = |flags: u64| flow_row(&snapshot(proto::UDP, FlowState(flags << 48)), 1000).state;
     assert_eq!(
@@ -190,7 +191,7 @@ fn flows_without_a_state_machine_tell_whether_they_were_answered() {
 }
 
 #[test]
-fn the_status_is_whole_with_and_without_an_agent() {
+fn status_is_whole_with_or_without_an_agent() {
     let told = agent(
         &host_state(),
         &tables(),

@@ -137,8 +137,9 @@ fn publisher() -> Container {
     }
 }
 
+/// A bind is answered after the sync that puts its mapping in place.
 #[test]
-fn a_bind_is_answered_after_the_sync_that_carries_it_out() {
+fn bind_is_answered_after_its_sync() {
     let mut stage = Stage::new();
     stage.come(1);
     let asks = |last| ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, last, false)), Ok(()));
@@ -154,7 +155,7 @@ fn a_bind_is_answered_after_the_sync_that_carries_it_out() {
 }
 
 #[test]
-fn what_is_given_back_is_in_no_list_any_more() {
+fn released_port_is_in_no_list() {
     let mut stage = Stage::new();
     stage
         .host_state
@@ -171,7 +172,7 @@ fn what_is_given_back_is_in_no_list_any_more() {
 }
 
 #[test]
-fn a_shim_that_dies_leaves_what_docker_lists() {
+fn dead_shim_keeps_what_docker_lists() {
     let mut stage = Stage::new();
     stage
         .host_state
@@ -181,8 +182,9 @@ fn a_shim_that_dies_leaves_what_docker_lists() {
     assert!(stage.leads_to().is_none() && stage.host_state.publishes(&PORT));
 }
 
+/// A port that is taken is refused while its shim lives.
 #[test]
-fn a_port_that_is_taken_is_refused_while_its_shim_lives() {
+fn taken_port_is_refused_while_its_shim_lives() {
     let mut stage = Stage::new();
     stage.bind(1, 2, false);
     stage.bind(2, 3, false);
@@ -200,8 +202,9 @@ fn a_port_that_is_taken_is_refused_while_its_shim_lives() {
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
 }
 
+/// An orphan releases its port to the shim that reclaims it, and the mapping stays throughout.
 #[test]
-fn an_orphan_lets_go_for_who_reclaims_and_the_mapping_stays_throughout() {
+fn orphan_releases_to_a_reclaim_without_a_gap() {
     let mut stage = Stage::new();
     stage.bind(1, 2, true);
     stage.hears(1);
@@ -218,8 +221,9 @@ fn an_orphan_lets_go_for_who_reclaims_and_the_mapping_stays_throughout() {
     assert!(stage.leads_to().is_none());
 }
 
+/// A reclaim concerns all ports that overlap and nothing else.
 #[test]
-fn a_reclaim_concerns_all_that_overlap_and_nothing_else() {
+fn reclaim_concerns_overlapping_ports_only() {
     let mut stage = Stage::new();
     stage.bind(1, 2, true);
     stage.hears(1);
@@ -242,7 +246,7 @@ fn a_reclaim_concerns_all_that_overlap_and_nothing_else() {
 }
 
 #[test]
-fn a_young_agent_waits_for_orphans_to_find_it() {
+fn new_agent_waits_for_orphans() {
     let mut stage = Stage::new();
     stage.shims = Shims::new(stage.now);
     stage.reclaim(2, PORT);
@@ -259,8 +263,9 @@ fn a_young_agent_waits_for_orphans_to_find_it() {
     assert!(matches!(stage.hears(3), Some(ShimReply::Error(_))));
 }
 
+/// Orphans are released when Docker has answered and lists no container for their port.
 #[test]
-fn orphans_go_when_docker_has_answered_and_knows_nobody_for_their_port() {
+fn orphans_unknown_to_docker_are_released() {
     let mut stage = Stage::new();
     stage
         .host_state
@@ -424,8 +429,9 @@ fn claim_without_docker_needs_a_bridge() {
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
 }
 
+/// The port of a docker-proxy is closed until Docker lists it.
 #[test]
-fn port_of_a_docker_proxy_is_closed_until_docker_lists_it() {
+fn docker_proxy_port_waits_for_dockers_list() {
     let mut stage = Stage::new();
     let port = HostPort {
         ip: std::net::Ipv6Addr::UNSPECIFIED.into(),

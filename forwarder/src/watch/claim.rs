@@ -186,8 +186,9 @@ mod tests {
         assert!(refused(socket, &claim).contains("is connected"));
     }
 
+    /// A socket that is bound but does not listen proves an orphan's claim only.
     #[test]
-    fn bound_but_deaf_socket_is_an_orphans_only() {
+    fn bound_socket_proves_an_orphans_claim_only() {
         let socket =
             rustix::net::socket(AddressFamily::INET, rustix::net::SocketType::STREAM, None);
         let socket = socket.unwrap();

@@ -75,7 +75,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn twenty_ten_is_the_oldest() {
+    fn docker_20_10_is_the_oldest_supported() {
         for (api, fits) in [
             ("1.41", true),
             ("1.40", false),

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_event_concerns_both_ends() {
+    fn network_event_concerns_both_ends() {
         let event = r#"{"Type":"network","Action":"connect","Actor":{"ID":"f711d44070ae","Attributes":
             {"container":"160dfb9e92fc","name":"web","type":"bridge"}},"scope":"local","time":1764017699}"#;
         let both = [
@@ -414,8 +414,9 @@ mod tests {
         assert_eq!(objects(event), both[..1]);
     }
 
+    /// A container event leads to a new look at the container when it can matter.
     #[test]
-    fn a_container_event_concerns_it_when_it_can_matter() {
+    fn relevant_container_events_are_followed() {
         let event = |action: &str| {
             format!(
                 r#"{{"status":"{action}","id":"160dfb9e92fc","from":"web:1","Type":"container","Action":"{action}",

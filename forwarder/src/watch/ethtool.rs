@@ -163,8 +163,9 @@ fn each(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 mod tests {
     use super::*;
 
+    /// Attributes survive encoding and decoding, and reading stops at garbage.
     #[test]
-    fn attributes_survive_the_trip_and_stop_at_garbage() {
+    fn attributes_round_trip_and_stop_at_garbage() {
         let mut bytes = [
             attribute(2 | NESTED, &attribute(1, b"abc")),
             attribute(7, &[]),
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feature_is_active_when_its_list_names_it() {
+    fn feature_is_active_when_listed() {
         let bit = |name: &[u8]| attribute(BITS_BIT | NESTED, &attribute(BIT_NAME, name));
         let set = |bits: &[u8]| {
             attribute(

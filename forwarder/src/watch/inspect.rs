@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_defined_network() {
+    fn user_defined_network_is_read() {
         let network = parsed_network(NETWORK);
         assert_eq!(
             network.bridge.as_deref(),
@@ -262,8 +262,9 @@ mod tests {
         assert_eq!(endpoint.container.short(), "160dfb9e92fc");
     }
 
+    /// The default bridge of a daemon without iptables still masquerades.
     #[test]
-    fn the_default_bridge_of_a_daemon_without_iptables_still_masquerades() {
+    fn default_bridge_masquerades_without_iptables() {
         let network = parsed_network(DOCKER0);
         assert_eq!(network.bridge.as_deref(), Some("docker0"));
         assert_eq!(
@@ -279,8 +280,9 @@ mod tests {
         );
     }
 
+    /// Options of a network are read as Docker reads them.
     #[test]
-    fn options_of_a_network_are_read_as_docker_reads_them() {
+    fn network_options_are_read_as_by_docker() {
         let mut json: NetworkInspect = serde_json::from_str(NETWORK).unwrap();
         json.options = Some(HashMap::from([
             (BRIDGE_NAME.to_owned(), "corp0".to_owned()),
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_container() {
+    fn running_container_is_read() {
         let container = parsed_container(CONTAINER);
         assert_eq!((container.name.as_str(), container.pid), ("c1", 9324));
         assert!(container.running && !container.paused);
@@ -332,8 +334,9 @@ mod tests {
         assert_eq!((web.ipv6, web.gateway_v6), (None, None));
     }
 
+    /// A stopped container has neither endpoints nor ports.
     #[test]
-    fn a_stopped_container_has_neither_endpoints_nor_ports() {
+    fn stopped_container_has_no_endpoints_or_ports() {
         let container = parsed_container(STOPPED);
         assert!(!container.running);
         assert_eq!(container.pid, 0);
@@ -341,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn port_maps_with_holes() {
+    fn port_maps_with_holes_are_read() {
         let map: PortMap = serde_json::from_str(
             r#"{"80/tcp": null, "81/tcp": [{"HostIp": "", "HostPort": ""}], "82/tcp": [{"HostIp": "", "HostPort": "82"},
                 {"HostIp": "::", "HostPort": "82"}], "x/tcp": [], "83/dccp": [{"HostIp": "", "HostPort": "1"}]}"#,
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn macs() {
+    fn mac_addresses_are_read() {
         assert_eq!(mac("02:42:ac:11:00:02"), Some([2, 0x42, 0xac, 0x11, 0, 2]));
         for bad in [
             "",

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_end_of_a_containers_veth() {
+    fn host_end_of_a_veth_is_read() {
         let message = link_message(
             LinkLayerType::Ether,
             &[
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_veth_has_a_far_end() {
+    fn only_a_veth_has_a_peer() {
         let kind = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
         let vlan = link_message(
             LinkLayerType::Ether,
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn framing() {
+    fn messages_are_framed() {
         for (kind, expected) in [
             (LinkLayerType::Ether, LinkLayer::Ethernet),
             (LinkLayerType::Loopback, LinkLayer::Loopback),
@@ -411,8 +411,9 @@ mod tests {
         }
     }
 
+    /// The local address of a point-to-point link is the host's.
     #[test]
-    fn the_local_end_of_a_point_to_point_link_is_ours() {
+    fn point_to_point_local_address_is_ours() {
         let (ours, theirs) = (IpAddr::from([198, 18, 0, 1]), IpAddr::from([198, 18, 0, 2]));
         let mut message = AddressMessage::default();
         message.header.index = 9;
@@ -440,8 +441,9 @@ mod tests {
         );
     }
 
+    /// Routes that come with every device are ignored.
     #[test]
-    fn routes_that_come_with_every_device_say_nothing() {
+    fn automatic_routes_are_ignored() {
         let to = |to: &str| {
             let mut message = RouteMessage::default();
             message.attributes.push(RouteAttribute::Destination(

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn default_route_that_is_replaced_has_gone() {
+    fn replaced_default_route_is_removed() {
         let mut routes = Routes::default();
         routes.add(&unicast([0; 4], 0, 2, 0), false);
         // A dump and a notice of the same.
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn local_ranges_are_the_kernels() {
+    fn local_ranges_come_from_the_kernel() {
         let mut routes = Routes::default();
         let local = |to, len, device| route(RouteType::Local, to, len, device, 0);
         routes.add(&local([203, 0, 113, 0], 24, 1), false);

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_shims_write_is_read() {
+    fn shim_requests_are_parsed() {
         let bind = "{\"verb\":\"bind\",\"proto\":\"udp\",\"host_ip\":\"0.0.0.0\",\"host_port\":53,\
                     \"container_ip\":\"172.17.0.2\",\"container_port\":5353,\"orphan\":false}\n";
         let Some(ShimRequest::Bind(binding)) = ShimRequest::read(bind) else {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_what_shims_compare_with() {
+    fn replies_are_what_shims_compare_with() {
         let line = |word: ShimReply| serde_json::to_string(&word).unwrap();
         assert_eq!(line(ShimReply::Ok(())), "{\"ok\":null}");
         assert_eq!(line(ShimReply::Release(())), "{\"release\":null}");

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_read_as_docker_reads_them() {
+    fn options_are_read_as_by_docker() {
         let options = texts(&[
             (MASQUERADE, "0"),
             (ICC, "False"),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_comes_before_the_option() {
+    fn label_precedes_the_option() {
         let options = texts(&[(ICC, "true"), (MODE, "nat"), (DEFAULT_BRIDGE, "true")]);
         let labels = texts(&[
             ("forwarder.enable_icc", "false"),
@@ -199,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_cannot_be_read_lets_nobody_in() {
+    fn unreadable_list_lets_nobody_in() {
         let (all, _) = of_container(&texts(&[("forwarder.ingress.allow", "everybody")]));
         assert_eq!(all, Ingress::closed());
     }
 
     #[test]
-    fn list_that_is_too_long_lets_nobody_in() {
+    fn too_long_list_lets_nobody_in() {
         let of = |count: usize| {
             let ranges = vec!["198.18.0.0/24"; count].join(",");
             of_container(&texts(&[("forwarder.ingress.allow", &ranges)])).0

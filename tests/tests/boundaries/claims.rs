@@ -69,11 +69,13 @@ fn shim(host: &Host, to: (&str, u16)) -> Result<Finished> {
     host.output(&[&interrupted[..], &shim].concat())
 }
 
+/// The shims' socket publishes only ports that the caller holds.
+///
 /// A process with nothing but the capability to send raw packets, root without a port, a port of
 /// another namespace or of nobody's, an address outside, a container's secret port: none is
 /// published. What dockerd starts is.
 #[test]
-fn shims_socket_publishes_only_what_the_caller_holds() -> Result<()> {
+fn shim_socket_publishes_the_callers_ports_only() -> Result<()> {
     let lab = Lab::new("claims")?;
     let host = lab.host(Docker::replace_with_shim())?;
     let _agent = host.agent().start()?;

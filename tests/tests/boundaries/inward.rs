@@ -34,8 +34,10 @@ fn knock(from: [u8; 4], port: u16) -> [(&'static str, Packet); 2] {
     ]
 }
 
+/// A packet from outside with a source that nobody there can have reaches neither containers nor
+/// the host.
 #[test]
-fn nobodys_source_knocks_in_vain() -> Result<()> {
+fn impossible_source_reaches_nothing() -> Result<()> {
     let scene = Scene::new("inward")?;
     let (host, lan) = (&scene.host, scene.lan());
     // The kernel's own check is off: ours has to hold by itself.
@@ -88,7 +90,7 @@ fn nobodys_source_knocks_in_vain() -> Result<()> {
 
 /// Where a device asks for a way back by itself, or by any device, it is looked up.
 #[test]
-fn rp_filter_is_asked_once_per_flow() -> Result<()> {
+fn rp_filter_is_applied_once_per_flow() -> Result<()> {
     let scene = Scene::new("rp-filter")?;
     let (host, lan) = (&scene.host, scene.lan());
     let published = ["-p", "8080:80", "-p", "8080:80/udp"];
@@ -236,8 +238,9 @@ fn complaint(from: [u8; 4]) -> Packet {
     Packet::error(from.into(), [198, 18, 1, 1].into(), [3, 1], 0, sent.bytes())
 }
 
+/// ICMP errors from addresses that no router outside can have reach no container.
 #[test]
-fn errors_of_nobody_reach_no_container() -> Result<()> {
+fn errors_of_impossible_sources_are_dropped() -> Result<()> {
     let scene = Scene::new("inward-errors")?;
     let host = &scene.host;
     for device in ["all", "up0"] {
@@ -263,8 +266,9 @@ fn errors_of_nobody_reach_no_container() -> Result<()> {
     honest.everywhere(&watch)
 }
 
+/// Stock Docker forwards an ICMP error from outside that has a sibling's address as source.
 #[test]
-fn stock_hands_on_a_siblings_error() -> Result<()> {
+fn stock_forwards_an_error_as_a_sibling() -> Result<()> {
     let lab = Lab::new("errors-stock")?;
     let host = lab.host(Docker::stock())?;
     for device in ["all", "up0"] {
@@ -283,7 +287,7 @@ fn stock_hands_on_a_siblings_error() -> Result<()> {
 
 /// Stock Docker delivers some of them where rp_filter is off.
 #[test]
-fn stock_delivers_nobodys_source() -> Result<()> {
+fn stock_delivers_impossible_sources() -> Result<()> {
     let lab = Lab::new("inward-stock")?;
     let host = lab.host(Docker::stock())?;
     for device in ["all", "up0"] {

@@ -79,7 +79,7 @@ fn each_holds(lab: &Lab, host: &Host, web: &Container, ours: bool) -> Result<()>
 }
 
 #[test]
-fn policies_hold() -> Result<()> {
+fn ipsec_policies_hold() -> Result<()> {
     let lab = Lab::new("policies")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -90,7 +90,7 @@ fn policies_hold() -> Result<()> {
 }
 
 #[test]
-fn stock_policies_hold() -> Result<()> {
+fn stock_ipsec_policies_hold() -> Result<()> {
     let lab = Lab::new("stock-policies")?;
     let host = lab.host(Docker::stock())?;
     let _server = serve(lab.lan(), 7)?;

@@ -308,7 +308,7 @@ fn isolated_network_is_closed_by_ipv6() -> Result<()> {
 
 /// A bridge hands to the host what is for its group address, by the veth itself.
 #[test]
-fn bridges_group_address_leads_to_no_host() -> Result<()> {
+fn bridge_group_address_does_not_reach_the_host() -> Result<()> {
     let site = Site::new("v6-group", Docker::replace())?;
     let label = "--label=forwarder.gateway_mode_ipv4=isolated";
     site.network("alone", 1, &["--internal", label])?;
@@ -337,7 +337,7 @@ fn bridges_group_address_leads_to_no_host() -> Result<()> {
 
 /// A bridge learns stations from whatever comes.
 #[test]
-fn ipv6_frames_come_from_the_own_station() -> Result<()> {
+fn ipv6_frames_have_their_own_source_address() -> Result<()> {
     let site = Site::new("v6-station", Docker::replace())?;
     let liar = site.run("liar", "bridge")?;
     let victim = site.run("victim", "bridge")?;
@@ -520,7 +520,7 @@ fn ipv4_only_network_sends_no_ipv6() -> Result<()> {
 }
 
 #[test]
-fn container_speaks_ipv6_in_its_own_name() -> Result<()> {
+fn container_sends_ipv6_by_own_addresses_only() -> Result<()> {
     let site = Site::new("v6-names", Docker::replace())?;
     let liar = site.run("liar", "bridge")?;
     let victim = site.run("victim", "bridge")?;

@@ -141,7 +141,7 @@ fn lists_hold_for_ports_on_ipv6_addresses() -> Result<()> {
 /// Frames that no ordinary client sends and the kernel takes for its own: behind a stack of priority
 /// tags, from an address of a network's that nobody has, for a bridge's group.
 #[test]
-fn lists_hold_whatever_the_frame_looks_like() -> Result<()> {
+fn lists_hold_for_every_framing() -> Result<()> {
     let site = Site::new("v6-dress", with_proxies())?;
     site.network("far", 1, &[])?;
     let list = "--label=forwarder.ingress.allow=fd00:17::/64,198.18.1.99";
@@ -306,7 +306,7 @@ pub(super) fn datagrams(space: &Space) -> Result<u64> {
 }
 
 #[test]
-fn ipv6_sources_of_the_host_come_from_nowhere() -> Result<()> {
+fn host_ipv6_sources_are_not_forgeable() -> Result<()> {
     let site = Site::new("v6-sources", Docker::replace())?;
     let web = site.run("web", "bridge")?;
     let _server = serve(&site.host, 9)?;

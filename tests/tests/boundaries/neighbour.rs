@@ -95,8 +95,9 @@ fn text(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
+/// ARP in the name of another ends at the veth.
 #[test]
-fn arp_in_others_names_ends_at_the_veth() -> Result<()> {
+fn forged_arp_ends_at_the_veth() -> Result<()> {
     let scene = Scene::new("arp-theft")?;
     let host = &scene.host;
     let mallory = scene.run("mallory", &[], &Peer::serve(80))?;
@@ -218,7 +219,7 @@ fn isolated_network_asks_for_siblings_only() -> Result<()> {
 
 /// A container that changes its hardware address goes on where its network lets it.
 #[test]
-fn changed_mac_goes_on_where_any_may_be() -> Result<()> {
+fn changed_mac_works_where_it_is_allowed() -> Result<()> {
     let scene = Scene::new("any-mac")?;
     let host = &scene.host;
     host.docker(&[
@@ -244,7 +245,7 @@ fn changed_mac_goes_on_where_any_may_be() -> Result<()> {
 
 /// Stock Docker believes every one of the thefts.
 #[test]
-fn stock_believes_every_theft() -> Result<()> {
+fn stock_accepts_forged_neighbours() -> Result<()> {
     let lab = Lab::new("arp-stock")?;
     let host = lab.host(Docker::stock())?;
     let mallory = host.run("mallory", &[], &Peer::idle())?;

@@ -62,7 +62,7 @@ fn later_publication_gets_its_clients() -> Result<()> {
 
 /// The control: the kernel's tracking keeps the port for the one who was first.
 #[test]
-fn stock_gives_later_clients_to_the_thief() -> Result<()> {
+fn stock_gives_later_clients_to_the_older_flow() -> Result<()> {
     let lab = Lab::new("ports-stock")?;
     let host = lab.host(Docker::stock())?;
     let heard = published_later(&host, lab.lan(), false)?;
@@ -110,8 +110,10 @@ fn bound_later(host: &Host, lan: &Space, settle: bool) -> Result<(bool, bool)> {
     Ok((hears(&lurks), hears(&serves)))
 }
 
+/// A service that is bound later gets its client, though the client has answered the flow of a
+/// container that had taken the port.
 #[test]
-fn service_gets_the_client_that_answered_a_thief() -> Result<()> {
+fn service_gets_the_client_of_an_older_flow() -> Result<()> {
     let lab = Lab::new("ports-bound")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -122,7 +124,7 @@ fn service_gets_the_client_that_answered_a_thief() -> Result<()> {
 
 /// The control: the kernel's tracking keeps the port for the one who was first.
 #[test]
-fn stock_leaves_a_services_client_to_the_thief() -> Result<()> {
+fn stock_leaves_services_client_to_older_flow() -> Result<()> {
     let lab = Lab::new("ports-bound-stock")?;
     let host = lab.host(Docker::stock())?;
     let heard = bound_later(&host, lab.lan(), false)?;
@@ -215,9 +217,9 @@ fn stock_shows_callers_by_their_own_port() -> Result<()> {
     Ok(())
 }
 
-/// The control.
+/// The control: callers on stock Docker are seen by their published port.
 #[test]
-fn stock_callers_are_seen_by_their_published_port() -> Result<()> {
+fn stock_callers_show_their_published_port() -> Result<()> {
     let lab = Lab::new("ports-first-stock")?;
     let host = lab.host(Docker::stock())?;
     calls_first(&host, lab.lan(), false, 5302)

@@ -77,7 +77,7 @@ fn frames(host: &Host, container: &Container, ports: std::ops::Range<u16>) -> Re
 }
 
 #[test]
-fn two_greedy_containers_leave_a_third_its_flows() -> Result<()> {
+fn greedy_containers_leave_a_third_its_flows() -> Result<()> {
     // Both ends of each connection are this process's: fewer flows than by default have room.
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -110,8 +110,9 @@ fn two_greedy_containers_leave_a_third_its_flows() -> Result<()> {
     connects(&run(&host, "victim", &[])?)
 }
 
+/// The flood of a sibling spares a conversation that rests.
 #[test]
-fn flood_of_a_sibling_spares_a_resting_conversation() -> Result<()> {
+fn siblings_flood_spares_an_idle_connection() -> Result<()> {
     let lab = Lab::new("quotas-resting")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host

@@ -9,16 +9,18 @@ use harness::{Docker, Host, Lab, Peer, Scene, Space, eventually, serve};
 
 const SOON: Duration = Duration::from_secs(5);
 
+/// What the kernel routes to the host is the host's.
+///
 /// Ranges without an address of a device are the host's, too, as are more addresses than 4,096.
 #[test]
-fn local_is_what_the_kernel_routes_to_the_host() -> Result<()> {
+fn locally_routed_addresses_are_the_hosts() -> Result<()> {
     let scene = Scene::new("local")?;
     serves_every_local(&scene.host, scene.lan())
 }
 
-/// The same on stock Docker.
+/// Stock Docker serves published ports at what the kernel routes to the host.
 #[test]
-fn stock_serves_what_the_kernel_routes_to_the_host() -> Result<()> {
+fn stock_serves_locally_routed_addresses() -> Result<()> {
     let lab = Lab::new("local-stock")?;
     serves_every_local(&lab.host(Docker::stock())?, lab.lan())
 }
@@ -64,7 +66,7 @@ fn serves_every_local(host: &Host, lan: &Space) -> Result<()> {
 
 /// RFC 8950: an IPv4 route by an IPv6 next hop.
 #[test]
-fn ipv6_next_hop_is_the_kernels_to_send_to() -> Result<()> {
+fn ipv6_next_hop_is_left_to_the_kernel() -> Result<()> {
     let scene = Scene::new("nexthop6")?;
     let (host, lan) = (&scene.host, scene.lan());
     let web = scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
@@ -95,7 +97,7 @@ fn ipv6_next_hop_is_the_kernels_to_send_to() -> Result<()> {
 
 /// The way that fragments go round by is mended within a second, whatever became of it.
 #[test]
-fn defragmentation_loopback_is_mended() -> Result<()> {
+fn defragmentation_loopback_is_repaired() -> Result<()> {
     let scene = Scene::new("mended")?;
     let (host, lan) = (&scene.host, scene.lan());
     scene.run("web", &["-p", "8080:80/udp"], &Peer::serve(80))?;
@@ -131,7 +133,7 @@ fn ticks(pid: u32) -> Result<u64> {
 
 /// Ten changes a second beside 20,000 routes: what the agent takes does not go by how many there are.
 #[test]
-fn routes_are_followed_and_not_read_again() -> Result<()> {
+fn route_changes_cost_no_full_read() -> Result<()> {
     const ROUTES: u32 = 20_000;
     let scene = Scene::new("many")?;
     let batch: String = (0..ROUTES)

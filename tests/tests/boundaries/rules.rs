@@ -53,7 +53,7 @@ fn foreign_masquerade_translates_nothing() -> Result<()> {
 }
 
 #[test]
-fn foreign_rules_are_told() -> Result<()> {
+fn foreign_rules_are_reported() -> Result<()> {
     let mut scene = Scene::new("told-rules")?;
     scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
     // About what is for the host itself, and about others than containers.

@@ -110,7 +110,7 @@ fn each_holds(lab: &Lab, host: &Host, ours: bool) -> Result<()> {
 }
 
 #[test]
-fn shapers_hold() -> Result<()> {
+fn shaping_holds() -> Result<()> {
     let lab = Lab::new("shapers")?;
     let host = lab.host(Docker::replace())?;
     let _agent = host.agent().start()?;
@@ -124,7 +124,7 @@ fn shapers_hold() -> Result<()> {
 }
 
 #[test]
-fn stock_shapers_hold() -> Result<()> {
+fn stock_shaping_holds() -> Result<()> {
     let lab = Lab::new("stock-shapers")?;
     let host = lab.host(Docker::stock())?;
     each_holds(&lab, &host, false)

@@ -47,7 +47,7 @@ fn is_refused(host: &Host, dir: &Path, why: &str) -> Result<()> {
 
 /// Whoever makes a folder first owns it, on a bpffs with all that is pinned there.
 #[test]
-fn folder_of_a_users_is_refused() -> Result<()> {
+fn users_directory_is_refused() -> Result<()> {
     let lab = Lab::new("folders")?;
     let host = lab.host(Docker::replace())?;
     for dir in [host.bpffs_dir(), host.state_dir()] {
@@ -123,7 +123,7 @@ fn walk(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
 /// The name of the lock is anybody's to bind: it keeps no agent from starting, and a second agent
 /// is refused as ever.
 #[test]
-fn lock_is_not_a_users_to_take() -> Result<()> {
+fn user_cannot_take_the_lock() -> Result<()> {
     let lab = Lab::new("lock-name")?;
     let host = lab.host(Docker::replace())?;
     let held = host.enter(|| {
@@ -162,7 +162,7 @@ fn lock_is_not_a_users_to_take() -> Result<()> {
 /// Names and labels are whatever somebody told Docker: nothing of ours hands control characters on
 /// to a terminal, or a line of somebody's to the log.
 #[test]
-fn name_steers_no_terminal() -> Result<()> {
+fn names_have_no_control_characters() -> Result<()> {
     let lab = Lab::new("escapes")?;
     let host = lab.host(Docker::replace())?;
     let agent = host.agent().start()?;
@@ -202,7 +202,7 @@ fn name_steers_no_terminal() -> Result<()> {
 
 /// 80,000 ranges in a container's labels close its own lists, not its neighbour's.
 #[test]
-fn lists_of_one_cost_no_neighbour_a_range() -> Result<()> {
+fn long_lists_leave_a_neighbours_lists_alone() -> Result<()> {
     let lab = Lab::new("ranges")?;
     let host = lab.host(Docker::replace())?;
     let agent = host.agent().start()?;
@@ -301,7 +301,7 @@ fn answered(app: &Container, ports: RangeInclusive<u16>) -> usize {
 
 /// Every port that a user can bind, bound by him: a container's flows still find one each.
 #[test]
-fn user_takes_not_all_outbound_ports() -> Result<()> {
+fn user_cannot_take_all_outbound_ports() -> Result<()> {
     let scene = Scene::new("all-ports")?;
     let _server = serve(scene.lan(), 5300)?;
     let app = scene.run("app", &[], &Peer::idle())?;
@@ -374,7 +374,7 @@ fn reserved_ports_are_refused_to_users_alone() -> Result<()> {
 
 /// Without a reservation there is none, and a doctor who looks says which ports overlap.
 #[test]
-fn reservation_can_be_off_and_overlap_is_told() -> Result<()> {
+fn disabled_reservation_reports_overlap() -> Result<()> {
     let lab = Lab::new("reserved-off")?;
     let host = lab.host(Docker::replace())?;
     let drawn = |range: &str| {

@@ -41,7 +41,7 @@ fn only_bridge(host: &Host) -> Result<String> {
 
 /// Neither its own nor any other source, in no dress, by no transport.
 #[test]
-fn internal_network_leaks_no_dress() -> Result<()> {
+fn internal_network_leaks_no_frame() -> Result<()> {
     let scene = Scene::new("dress-internal")?;
     let host = &scene.host;
     host.docker(&["network", "create", "--internal", "inner"])?;
@@ -168,7 +168,7 @@ fn isolated_network_reaches_no_host() -> Result<()> {
 
 /// From ordinary networks: no dress carries a forged source, neither outwards nor to a sibling.
 #[test]
-fn forged_source_leaves_in_no_dress() -> Result<()> {
+fn forged_source_leaves_in_no_frame() -> Result<()> {
     let scene = Scene::new("dress-forged")?;
     let host = &scene.host;
     let mallory = scene.run("mallory", &[], &Peer::idle())?;
@@ -299,7 +299,7 @@ fn dhcp_server_in_a_container_is_silent() -> Result<()> {
 
 /// The same frames on stock Docker: what of it leaves there.
 #[test]
-fn stock_lets_dressed_packets_out() -> Result<()> {
+fn stock_lets_tagged_frames_out() -> Result<()> {
     let lab = Lab::new("dress-stock")?;
     let host = lab.host(Docker::stock())?;
     let mallory = host.run("mallory", &[], &Peer::idle())?;

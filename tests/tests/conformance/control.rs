@@ -14,25 +14,31 @@ use crate::published::is_reached_from_another_network;
 use crate::site::Site;
 use crate::stale::a_flood_reaches_each_next_server;
 
+/// Stock Docker lets outsiders reach published ports by direct routing.
+///
 /// Cases 15 and 17: up to 27, whoever has a route reaches what is published at the container too.
 #[test]
-fn stock_lets_outsiders_straight_to_published_ports() -> Result<()> {
+fn stock_direct_routes_to_published_ports() -> Result<()> {
     let access = of_a_plain_server_from_outside(&Site::stock("stock-direct")?)?;
     assert_eq!(access, Access::PUBLISHED, "of Docker 20.10");
     Ok(())
 }
 
+/// Stock Docker lets outsiders reach ports that are published on loopback.
+///
 /// Case 13: up to 27, a forged destination is enough.
 #[test]
-fn stock_lets_outsiders_to_ports_published_on_loopback() -> Result<()> {
+fn stock_opens_loopback_ports_to_outside() -> Result<()> {
     let through = forged_loopback_frames_that_get_through(&Site::stock("stock-loopback")?)?;
     ensure!(through > 0, "stock Docker 20.10 is closed here, too");
     Ok(())
 }
 
+/// Stock Docker keeps networks from each other's published ports.
+///
 /// Cases 7 to 9: up to 28, without docker-proxy another network's published ports are out of reach.
 #[test]
-fn stock_keeps_networks_from_each_others_published_ports() -> Result<()> {
+fn stock_separates_networks_published_ports() -> Result<()> {
     let site = Site::stock("stock-hairpin")?;
     let why = is_reached_from_another_network(&site).unwrap_err();
     ensure!(format!("{why:#}").contains("TCP"), "{why:#}");
@@ -40,9 +46,11 @@ fn stock_keeps_networks_from_each_others_published_ports() -> Result<()> {
     is_kept_from(&client, "198.18.1.1:8080")
 }
 
+/// Stock Docker keeps a flood from the server that came later.
+///
 /// Case 33: the kernel's tracking remembers a flow from before the mapping.
 #[test]
-fn stock_keeps_a_flood_from_the_server_that_came_later() -> Result<()> {
+fn stock_keeps_a_flood_from_a_later_server() -> Result<()> {
     let site = Site::stock("stock-flood")?;
     let why = format!("{:#}", a_flood_reaches_each_next_server(&site).unwrap_err());
     ensure!(
@@ -54,7 +62,7 @@ fn stock_keeps_a_flood_from_the_server_that_came_later() -> Result<()> {
 
 /// The guards: the probes that are polled there come in here.
 #[test]
-fn stock_lets_the_guards_probes_in() -> Result<()> {
+fn stock_lets_the_probes_in() -> Result<()> {
     let site = Site::stock("stock-probes")?;
     let ports = ["-p", "8080:80", "-p", "8080:80/udp"];
     let server = site.run("web", &[&ports[..], &LOOPBACK].concat(), &Peer::serve(80))?;

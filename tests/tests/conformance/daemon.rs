@@ -22,7 +22,7 @@ const ENOUGH: u32 = 100;
 
 /// Case 34, `TestPortMappingRestore` and `TestDaemonRestartWithRunningContainersPorts`.
 #[test]
-fn mappings_work_again_after_dockerd_restarts() -> Result<()> {
+fn mappings_return_after_dockerd_restarts() -> Result<()> {
     let site = Site::ours("c34-restart")?;
     let options = [&WEB[..], &["--restart=always"]].concat();
     site.run("web", &options, &Peer::serve(80))?;
@@ -40,9 +40,11 @@ fn mappings_work_again_after_dockerd_restarts() -> Result<()> {
     eventually(SOON, || is_kept_from(site.lan(), PUBLISHED))
 }
 
+/// With live restore no request fails while dockerd restarts.
+///
 /// Case 34 with live restore (moby's issues 27880 and 37142).
 #[test]
-fn with_live_restore_no_request_fails_while_dockerd_restarts() -> Result<()> {
+fn live_restore_loses_no_request() -> Result<()> {
     let docker = Docker::replace().arg("--live-restore");
     let site = Site::with("c34-live-restore", docker, "")?;
     site.run("web", &WEB, &Peer::serve(80))?;
@@ -67,9 +69,11 @@ fn with_live_restore_no_request_fails_while_dockerd_restarts() -> Result<()> {
     reaches(site.lan(), PUBLISHED, "198.18.1.2")
 }
 
+/// A firewall that drops and reloads breaks nothing and brings no removed container back.
+///
 /// Case 37, `TestDropInForwardChain` and `TestFirewalldReloadNoZombies`.
 #[test]
-fn a_firewall_that_drops_and_reloads_breaks_nothing_and_brings_nobody_back() -> Result<()> {
+fn firewall_drop_and_reload_break_nothing() -> Result<()> {
     let site = Site::ours("c37-firewall")?;
     let _server = serve(site.lan(), 7)?;
     let web = site.run("web", &WEB, &Peer::serve(80))?;
@@ -99,7 +103,7 @@ fn a_firewall_that_drops_and_reloads_breaks_nothing_and_brings_nobody_back() -> 
 /// Case 38, `TestDockerNetworkMacvlan`, `TestRunNetHost`, `TestRunContainerWithoutNetworking`,
 /// `TestContainerNetworkMode`: ipvlan is not in this kernel.
 #[test]
-fn containers_of_other_drivers_are_as_without_us() -> Result<()> {
+fn other_drivers_containers_are_left_alone() -> Result<()> {
     let site = Site::ours("c38-drivers")?;
     let _server = serve(site.lan(), 7)?;
     let web = site.run("web", &WEB, &Peer::serve(80))?;
@@ -139,10 +143,12 @@ fn containers_of_other_drivers_are_as_without_us() -> Result<()> {
     reaches(&inside, &direct, &crate::site::address(&wire, "bridge")?)
 }
 
+/// A container with another hardware address is reached at once.
+///
 /// Case 40, `TestAdvertiseAddresses`: what we send by an address of our own notice, we send right at
 /// once; neighbours on the bridge ask the kernel's ARP, which Docker hurries from 28 on.
 #[test]
-fn a_container_with_another_hardware_address_is_reached_at_once() -> Result<()> {
+fn changed_hardware_address_is_reached_at_once() -> Result<()> {
     let site = Site::ours("c40-new-mac")?;
     site.network("fixed", &["--subnet=172.30.0.0/24"])?;
     let sibling = site.run("sibling", &["--network", "fixed"], &Peer::idle())?;

@@ -45,10 +45,12 @@ pub(crate) fn of_a_plain_server_from_outside(site: &Site) -> Result<Access> {
     Access::try_all(site.lan(), &server.ip()?.to_string())
 }
 
+/// An outsider reaches the host's port, and the container's own port only where the gateway mode
+/// opens it.
+///
 /// Case 15, `TestDirectRemoteAccessOnExposedPort`.
 #[test]
-fn an_outsider_reaches_the_host_port_and_the_containers_own_only_where_the_mode_says_so()
--> Result<()> {
+fn container_port_opens_to_outside_by_mode_only() -> Result<()> {
     let site = Site::ours("c15-direct")?;
     site.lan_routes_to_containers()?;
     for (n, (mode, label, _)) in MODES.into_iter().enumerate() {
@@ -71,18 +73,22 @@ fn an_outsider_reaches_the_host_port_and_the_containers_own_only_where_the_mode_
     Ok(())
 }
 
+/// Where direct routing is allowed, published ports are reached and others are not.
+///
 /// Case 16, `TestAllowDirectRemoteAccessOnExposedPort`.
 #[test]
-fn where_direct_routing_is_allowed_published_ports_are_reached_and_others_are_not() -> Result<()> {
+fn direct_routing_reaches_published_ports_only() -> Result<()> {
     let site = Site::configured("c16-allowed", "allow-direct-routing = true\n")?;
     let access = of_a_plain_server_from_outside(&site)?;
     assert_eq!(access, Access::PUBLISHED);
     reaches(site.lan(), "198.18.1.1:8080", "198.18.1.2")
 }
 
+/// What is open to direct routing is what each gateway mode opens.
+///
 /// Case 17, `TestDirectRoutingOpenPorts`.
 #[test]
-fn what_is_open_to_direct_routing_is_what_each_mode_opens() -> Result<()> {
+fn direct_routing_opens_what_the_mode_opens() -> Result<()> {
     let site = Site::ours("c17-open-ports")?;
     site.lan_routes_to_containers()?;
     for (n, (mode, label, open)) in MODES.into_iter().enumerate() {
@@ -93,9 +99,11 @@ fn what_is_open_to_direct_routing_is_what_each_mode_opens() -> Result<()> {
     Ok(())
 }
 
+/// A routed network serves though another network is the container's gateway.
+///
 /// Case 18, `TestRoutedNonGateway`: the way back is the container's own choice.
 #[test]
-fn a_routed_network_serves_though_another_one_is_the_gateway() -> Result<()> {
+fn routed_network_serves_if_not_the_gateway() -> Result<()> {
     let site = Site::ours("c18-non-gateway")?;
     site.lan_routes_to_containers()?;
     site.network("a-nat", &[])?;
@@ -124,9 +132,11 @@ fn between(site: &Site, client: &Space, server: &Container, open: Access) -> Res
         .with_context(|| format!("in {}", site.host.name()))
 }
 
+/// A NAT network reaches a routed network's published ports, and not the other way round.
+///
 /// Case 24, `TestBridgeINCRouted`.
 #[test]
-fn a_nat_network_reaches_a_routed_ones_published_ports_and_not_the_other_way() -> Result<()> {
+fn nat_network_reaches_routed_ports_one_way() -> Result<()> {
     let site = Site::ours("c24-inter-network")?;
     let nat = server(&site, "nat", "", ["8080", "80"])?;
     let mode = "forwarder.gateway_mode_ipv4=routed";
@@ -144,9 +154,11 @@ fn a_nat_network_reaches_a_routed_ones_published_ports_and_not_the_other_way() -
     reaches(&client.space()?, &format!("{}:80", routed.ip()?), &own)
 }
 
+/// Another network reaches by direct routing what the gateway mode of the server's network opens.
+///
 /// Case 25, `TestInterNetworkDirectRouting`.
 #[test]
-fn another_network_gets_straight_what_the_servers_mode_opens() -> Result<()> {
+fn other_network_gets_what_the_mode_opens() -> Result<()> {
     let site = Site::ours("c25-inter-direct")?;
     site.network("clients", &[])?;
     let client = site.serve("client", &["--network", "clients"])?;
@@ -163,9 +175,11 @@ fn another_network_gets_straight_what_the_servers_mode_opens() -> Result<()> {
     Ok(())
 }
 
+/// No directly routed packet shows inside a plain network.
+///
 /// The addition to the guards: an unused route, a forged destination, nothing that answers.
 #[test]
-fn nothing_of_a_direct_packet_shows_inside_a_plain_network() -> Result<()> {
+fn direct_packet_never_enters_a_plain_network() -> Result<()> {
     let site = Site::ours("direct-silence")?;
     let web = server(&site, "plain", "", ["8080", "80"])?;
     site.lan_routes_to_containers()?;

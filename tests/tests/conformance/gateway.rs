@@ -42,9 +42,11 @@ fn change(site: &Site, verb: &str, network: &str) -> Result<()> {
     site.settle("web")
 }
 
+/// Mappings follow the endpoint that has the default route.
+///
 /// Case 28, `TestGatewaySelection`, its IPv4 part: Docker 20.10 chooses by the network's name.
 #[test]
-fn mappings_follow_the_endpoint_that_has_the_default_route() -> Result<()> {
+fn mappings_follow_the_gateway_endpoint() -> Result<()> {
     let site = Site::ours("c28-gateway")?;
     for network in ["b-first", "a-second", "c-third"] {
         site.network(network, &[])?;
@@ -75,9 +77,11 @@ fn drawn(web: &Container) -> Result<u16> {
     port.parse().with_context(|| format!("drawn is {port:?}"))
 }
 
+/// Ports that were asked for stay, and drawn ports are those that Docker shows.
+///
 /// Case 29, `TestDockerNetworkConnectDisconnectWithPortMapping` and `…ConnectWithPortMapping`.
 #[test]
-fn ports_that_were_asked_for_stay_and_drawn_ones_are_what_docker_says() -> Result<()> {
+fn network_changes_keep_requested_ports() -> Result<()> {
     let site = Site::ours("c29-ports")?;
     for network in ["aaa", "ccc", "ddd"] {
         site.network(network, &[])?;

@@ -64,8 +64,9 @@ fn without_agent(site: &mut Site, work: impl FnOnce(&Site) -> Result<()>) -> Res
     Ok(())
 }
 
+/// Nothing comes in while agents die and containers come and go.
 #[test]
-fn nothing_comes_in_while_agents_die_and_containers_come_and_go() -> Result<()> {
+fn agent_deaths_and_churn_let_nothing_in() -> Result<()> {
     let mut site = Site::ours("guard-agent")?;
     holds_through(&mut site, |site| {
         for n in 0..4 {
@@ -76,8 +77,9 @@ fn nothing_comes_in_while_agents_die_and_containers_come_and_go() -> Result<()> 
     })
 }
 
+/// Nothing comes in while dockerd restarts its containers.
 #[test]
-fn nothing_comes_in_while_dockerd_restarts_its_containers() -> Result<()> {
+fn dockerd_restarting_containers_lets_nothing_in() -> Result<()> {
     let mut site = Site::ours("guard-dockerd")?;
     holds_through(&mut site, |site| {
         for n in 0..2 {
@@ -94,8 +96,9 @@ fn nothing_comes_in_while_dockerd_restarts_its_containers() -> Result<()> {
     })
 }
 
+/// Nothing comes in while dockerd restarts beside its running containers (live restore).
 #[test]
-fn nothing_comes_in_while_dockerd_restarts_beside_its_containers() -> Result<()> {
+fn dockerd_restart_with_live_restore_is_closed() -> Result<()> {
     let docker = Docker::replace().arg("--live-restore");
     let mut site = Site::with("guard-live-restore", docker, "")?;
     holds_through(&mut site, |site| {
@@ -115,7 +118,7 @@ fn nothing_comes_in_while_dockerd_restarts_beside_its_containers() -> Result<()>
 }
 
 #[test]
-fn nothing_comes_into_networks_that_come_and_go() -> Result<()> {
+fn networks_that_come_and_go_are_closed() -> Result<()> {
     let mut site = Site::ours("guard-networks")?;
     holds_through(&mut site, |site| {
         for n in 0..4 {
@@ -128,8 +131,9 @@ fn nothing_comes_into_networks_that_come_and_go() -> Result<()> {
     })
 }
 
+/// Nothing comes into a network that was made while no agent lived.
 #[test]
-fn nothing_comes_into_a_network_that_was_made_while_no_agent_lived() -> Result<()> {
+fn network_made_without_an_agent_is_closed() -> Result<()> {
     let mut site = Site::ours("guard-new-network")?;
     holds_through(&mut site, |site| {
         without_agent(site, |site| {
@@ -141,7 +145,7 @@ fn nothing_comes_into_a_network_that_was_made_while_no_agent_lived() -> Result<(
 
 /// The positive control of the probes: where the mode opens the container they come in.
 #[test]
-fn the_probes_come_into_an_unprotected_network() -> Result<()> {
+fn probes_enter_an_unprotected_network() -> Result<()> {
     let site = Site::ours("guard-open")?;
     let mode = ["--label", "forwarder.gateway_mode_ipv4=nat-unprotected"];
     site.network("open", &mode)?;

@@ -35,9 +35,11 @@ fn apart(site: &Site, network: &str) -> Result<()> {
     reaches(site.lan(), "198.18.1.1:8080", "198.18.1.2")
 }
 
+/// Containers without inter-container communication reach everything but each other.
+///
 /// Case 30, `TestDaemonICCPing`, on a network of the user's.
 #[test]
-fn containers_without_icc_reach_all_but_each_other() -> Result<()> {
+fn icc_false_separates_siblings_only() -> Result<()> {
     let site = Site::ours("c30-icc")?;
     site.network("apart", &["--label", "forwarder.enable_icc=false"])?;
     apart(&site, "apart")
@@ -45,16 +47,18 @@ fn containers_without_icc_reach_all_but_each_other() -> Result<()> {
 
 /// Case 30, by Docker's own option.
 #[test]
-fn dockers_option_against_icc_does_the_same() -> Result<()> {
+fn dockers_icc_option_does_the_same() -> Result<()> {
     let site = Site::ours("c30-icc-option")?;
     let option = ["-o", "com.docker.network.bridge.enable_icc=false"];
     site.network("apart", &option)?;
     apart(&site, "apart")
 }
 
+/// The default bridge is without inter-container communication when the configuration says so.
+///
 /// Case 30, on the default bridge, where dockerd refuses the option without iptables.
 #[test]
-fn the_default_bridge_is_without_icc_when_the_configuration_says_so() -> Result<()> {
+fn default_bridge_icc_follows_configuration() -> Result<()> {
     let site = Site::configured("c30-icc-default", "[network.bridge]\nicc = false\n")?;
     apart(&site, "bridge")
 }
@@ -64,9 +68,11 @@ fn is_open(from: &Space, to: &str) -> Result<()> {
     Ok(())
 }
 
+/// A link opens what the linked container exposes, and closes it when the link is removed.
+///
 /// Case 30, `TestLegacyLink`, `TestRemoveLegacyLink`, `TestDaemonICCLinkExpose`.
 #[test]
-fn a_link_opens_what_the_linked_exposes_and_closes_when_it_goes() -> Result<()> {
+fn link_opens_exposed_ports_until_it_is_removed() -> Result<()> {
     let site = Site::configured("c30-links", "[network.bridge]\nicc = false\n")?;
     let expose = ["--expose", "80/tcp", "--expose", "80/udp"];
     let child = site.serve("child", &expose)?;

@@ -14,27 +14,33 @@ use crate::site::Site;
 /// Port 80 of both transports, published as 8080.
 const WEB: [&str; 4] = ["-p", "8080:80", "-p", "8080:80/udp"];
 
+/// The host reaches a published port at its own address.
+///
 /// Case 1, `TestNetworkNat`.
 #[test]
-fn the_host_reaches_a_published_port_at_its_own_address() -> Result<()> {
+fn host_reaches_published_port_at_own_address() -> Result<()> {
     let site = Site::ours("c1-nat")?;
     site.run("web", &WEB, &Peer::serve(80))?;
     reaches(&site.host, "198.18.1.1:8080", "172.17.0.1")
 }
 
+/// The host reaches a published port at localhost.
+///
 /// Case 2, `TestNetworkLocalhostTCPNat`.
 #[test]
-fn the_host_reaches_a_published_port_at_localhost() -> Result<()> {
+fn host_reaches_published_port_at_localhost() -> Result<()> {
     let site = Site::ours("c2-localhost")?;
     let options = ["-p", "8081:80", "-p", "8081:80/udp"];
     site.run("web", &options, &Peer::serve(80))?;
     reaches(&site.host, "127.0.0.1:8081", "172.17.0.1")
 }
 
+/// The host reaches a published port at every address of its own.
+///
 /// Case 4, `TestAccessPublishedPortFromHost`: and what came after the publish, and a container that
 /// is the host as far as the network goes.
 #[test]
-fn the_host_reaches_a_published_port_at_every_address_of_its_own() -> Result<()> {
+fn host_reaches_published_port_at_all_addresses() -> Result<()> {
     let site = Site::ours("c4-own-addresses")?;
     site.host.ip("address add 198.18.50.1/32 dev lo")?;
     site.run("web", &WEB, &Peer::serve(80))?;
@@ -61,9 +67,11 @@ fn the_host_reaches_a_published_port_at_every_address_of_its_own() -> Result<()>
     Ok(())
 }
 
+/// The host reaches a container without IPv6 by the IPv6 loopback address.
+///
 /// Case 11, `TestProxy4To6`.
 #[test]
-fn the_host_reaches_a_container_without_ipv6_by_the_ipv6_loopback_address() -> Result<()> {
+fn host_reaches_ipv4_container_by_ipv6_loopback() -> Result<()> {
     let site = Site::ours("c11-v6-loopback")?;
     site.run("web", &WEB, &Peer::serve(80))?;
     reaches(&site.host, "[::1]:8080", "172.17.0.1")
@@ -96,9 +104,11 @@ pub(crate) fn forged_loopback_frames_that_get_through(site: &Site) -> Result<usi
     Ok(came.len() + answers.len())
 }
 
+/// A port that is published on a loopback address is the host's alone.
+///
 /// Case 13, `TestAccessPortPublishedOnLoopbackAddress`.
 #[test]
-fn a_port_published_on_a_loopback_address_is_the_hosts_alone() -> Result<()> {
+fn loopback_port_is_for_the_host_only() -> Result<()> {
     let site = Site::ours("c13-loopback")?;
     let through = forged_loopback_frames_that_get_through(&site)?;
     ensure!(through == 0, "{through} frames for and from 127.0.0.2");
@@ -109,9 +119,11 @@ fn a_port_published_on_a_loopback_address_is_the_hosts_alone() -> Result<()> {
     reaches(&site.host, "127.0.0.2:5000", "172.17.0.1")
 }
 
+/// One port on two loopback addresses leads to two containers.
+///
 /// Case 14, `TestPortMappingOnDistinctLoopbackAddrs`.
 #[test]
-fn one_port_on_two_loopback_addresses_leads_to_two_containers() -> Result<()> {
+fn port_on_two_loopback_addresses_is_two_ports() -> Result<()> {
     let site = Site::ours("c14-two-loopbacks")?;
     let mut servers = Vec::new();
     for last in [2, 3] {

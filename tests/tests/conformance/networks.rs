@@ -28,9 +28,11 @@ fn resolve(inside: &Space, name: &str) -> Result<String> {
     Ok(std::net::Ipv4Addr::from(*octets).to_string())
 }
 
+/// Containers of one network reach each other by address and by name.
+///
 /// Case 22, `TestBridgeICC`, its IPv4 variants.
 #[test]
-fn containers_of_one_network_reach_each_other_by_address_and_by_name() -> Result<()> {
+fn siblings_reach_each_other_by_address_and_name() -> Result<()> {
     let site = Site::ours("c22-icc")?;
     site.network("open", &[])?;
     site.network("inner", &["--internal"])?;
@@ -50,9 +52,11 @@ fn containers_of_one_network_reach_each_other_by_address_and_by_name() -> Result
     Ok(())
 }
 
+/// Two networks are joined by connecting a container to both, and parted by disconnecting it.
+///
 /// Case 23, `TestBridgeINC` and `TestContainersNetworkIsolation`.
 #[test]
-fn two_networks_are_joined_by_connecting_a_container_and_parted_again() -> Result<()> {
+fn connected_container_joins_two_networks() -> Result<()> {
     let site = Site::ours("c23-isolation")?;
     for network in ["one", "two"] {
         site.network(network, &[])?;
@@ -76,9 +80,11 @@ fn two_networks_are_joined_by_connecting_a_container_and_parted_again() -> Resul
     apart()
 }
 
+/// An internal network has its own gateway, its peers and nothing else.
+///
 /// Case 26, `TestInternalNwConnectivity` and `TestDockerNetworkInternalMode`.
 #[test]
-fn an_internal_network_has_its_own_gateway_its_peers_and_nothing_else() -> Result<()> {
+fn internal_network_has_gateway_and_peers_only() -> Result<()> {
     let site = Site::ours("c26-internal")?;
     let gateway = site.network("inner", &["--internal", "--subnet", "172.30.0.0/24"])?;
     let gateway = if gateway.is_empty() {
@@ -117,10 +123,12 @@ fn peers(site: &Site, network: &str) -> Result<[Container; 2]> {
     Ok([site.serve(&one, &on)?, site.serve(&two, &on)?])
 }
 
+/// An isolated network joins its containers and leaves even the host out.
+///
 /// Case 27, `TestIsolated` and `TestPointToPoint`. Docker 20.10 knows no mode: what it does to get
 /// there is to leave out the bridge's address; our label alone has to keep the host away as well.
 #[test]
-fn an_isolated_network_joins_its_containers_and_not_even_the_host() -> Result<()> {
+fn isolated_network_excludes_the_host() -> Result<()> {
     let site = Site::ours("c27-isolated")?;
     let inhibited = ["-o", "com.docker.network.bridge.inhibit_ipv4=true"];
     let label = ["--label", "forwarder.gateway_mode_ipv4=isolated"];

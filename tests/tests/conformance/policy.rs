@@ -55,15 +55,17 @@ fn expect(site: &Site, far: &Far, ports: [[bool; 2]; 2]) -> Result<()> {
     Ok(())
 }
 
+/// A container's label lets in the clients that it names and nobody else.
 #[test]
-fn a_containers_label_lets_in_whom_it_names_and_nobody_else() -> Result<()> {
+fn container_label_allows_named_clients_only() -> Result<()> {
     let site = Site::ours("policy-allow")?;
     let far = scene(&site, &["forwarder.ingress.allow=198.19.1.2/32,10.0.0.0/8"])?;
     expect(&site, &far, [[false; 2], [true; 2]])
 }
 
+/// A container's label keeps out the clients that it names, though another label lets them in.
 #[test]
-fn a_containers_label_keeps_out_whom_it_names_though_another_one_lets_them_in() -> Result<()> {
+fn deny_label_precedes_the_allow_label() -> Result<()> {
     let site = Site::ours("policy-deny")?;
     let labels = [
         "forwarder.ingress.allow=198.18.0.0/15",
@@ -73,8 +75,9 @@ fn a_containers_label_keeps_out_whom_it_names_though_another_one_lets_them_in() 
     expect(&site, &far, [[false; 2], [true; 2]])
 }
 
+/// A port's label is about the host port that the client asks.
 #[test]
-fn a_ports_label_is_about_the_host_port_that_is_asked() -> Result<()> {
+fn port_label_is_for_the_requested_host_port() -> Result<()> {
     let site = Site::ours("policy-port")?;
     let labels = [
         "forwarder.ingress.8080/tcp.deny=198.18.1.0/24",
@@ -86,8 +89,9 @@ fn a_ports_label_is_about_the_host_port_that_is_asked() -> Result<()> {
     expect(&site, &far, [[false, true], [true, false]])
 }
 
+/// A network's list in the configuration is for all of its ports.
 #[test]
-fn a_networks_list_in_the_configuration_is_for_all_its_ports() -> Result<()> {
+fn network_list_in_file_holds_for_all_its_ports() -> Result<()> {
     let list = "[network.bridge]\ningress-allow = [\"198.18.0.0/15\"]\ningress-deny = [\"198.19.0.0/16\"]\n";
     let site = Site::configured("policy-network", list)?;
     let far = scene(&site, &[])?;
@@ -112,8 +116,9 @@ fn flood(socket: &UdpSocket, over: &AtomicBool) {
     }
 }
 
+/// A denial ends flows that are already on the fast path within a second.
 #[test]
-fn a_denial_ends_what_is_already_accelerated_within_a_second() -> Result<()> {
+fn denial_ends_flows_within_a_second() -> Result<()> {
     let site = Site::ours("policy-live")?;
     let far = scene(&site, &[])?;
     let fetch = [

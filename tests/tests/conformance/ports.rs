@@ -23,10 +23,12 @@ fn rows(host: &Host) -> Result<Vec<Value>> {
     rows.as_array().context("a list of ports").cloned()
 }
 
+/// A container that is made anew on its port serves at once in spite of TIME_WAIT.
+///
 /// Case 12, `TestRestartUserlandProxyUnder2MSL`: the same client port, too, whose last connection
 /// is in TIME_WAIT.
 #[test]
-fn a_container_made_anew_on_its_port_serves_at_once_in_spite_of_time_wait() -> Result<()> {
+fn recreated_container_serves_despite_time_wait() -> Result<()> {
     let site = Site::ours("c12-time-wait")?;
     let ask = ["get", "198.18.1.1:8080", "--bind", "198.18.1.2:40000"];
     for round in 0..3 {
@@ -40,9 +42,11 @@ fn a_container_made_anew_on_its_port_serves_at_once_in_spite_of_time_wait() -> R
     Ok(())
 }
 
+/// Drawn ports of one container differ, and each leads to its own container port.
+///
 /// Case 20, `TestMixAnyWithSpecificHostAddrs`, its IPv4 part.
 #[test]
-fn drawn_ports_of_one_container_differ_and_lead_to_their_own() -> Result<()> {
+fn drawn_ports_differ_and_lead_to_their_own() -> Result<()> {
     let site = Site::ours("c20-drawn")?;
     let options = ["-p", "80", "-p", "198.18.1.1::81", "-p", "127.0.0.1::82"];
     let program = Peer::program(&["/peer", "serve", "80", "81", "82"]);
@@ -72,9 +76,11 @@ fn drawn_ports_of_one_container_differ_and_lead_to_their_own() -> Result<()> {
     Ok(())
 }
 
+/// A start that fails because of a taken port leaves no entry, and leaves the port to its owner.
+///
 /// Case 35, `TestPublishedPortAlreadyInUse`, `TestRunPortInUse`, `TestRunAllocatePortInReservedRange`.
 #[test]
-fn a_start_that_fails_for_a_taken_port_leaves_no_entry_and_the_port_to_its_owner() -> Result<()> {
+fn taken_port_fails_the_start_without_trace() -> Result<()> {
     let site = Site::ours("c35-taken")?;
     let run = |name: &str, port: &str| site.run(name, &["-p", port], &Peer::serve(80));
     run("owner", "8080:80")?;
@@ -156,9 +162,11 @@ fn empty(map: &PathBuf) -> Result<usize> {
     Ok(entries.len())
 }
 
+/// An entry that is deleted by hand keeps nobody from the port and comes back.
+///
 /// Case 36, `TestRunDeallocatePortOnMissingIptablesRule`.
 #[test]
-fn an_entry_deleted_by_hand_keeps_nobody_from_the_port_and_comes_back() -> Result<()> {
+fn deleted_entry_blocks_no_port_and_comes_back() -> Result<()> {
     let site = Site::ours("c36-deleted")?;
     let ports = ["-p", "8080:80", "-p", "8080:80/udp"];
     let run = || -> Result<Container> { site.run("web", &ports, &Peer::serve(80)) };

@@ -11,17 +11,21 @@ use crate::site::Site;
 /// Port 80 of both transports, published as 8080.
 const WEB: [&str; 4] = ["-p", "8080:80", "-p", "8080:80/udp"];
 
+/// A container reaches its own published port by the host's address.
+///
 /// Case 3, `TestNetworkLoopbackNat`.
 #[test]
-fn a_container_reaches_its_own_published_port_by_the_hosts_address() -> Result<()> {
+fn container_reaches_itself_by_the_host_address() -> Result<()> {
     let site = Site::ours("c3-self")?;
     let web = site.run("web", &WEB, &Peer::serve(80))?;
     reaches(&web.space()?, "198.18.1.1:8080", "172.17.0.1")
 }
 
+/// A remote host reaches a published port at every address of the host.
+///
 /// Case 5, `TestAccessPublishedPortFromRemoteHost`.
 #[test]
-fn a_remote_host_reaches_a_published_port_at_every_address_of_the_host() -> Result<()> {
+fn remote_reaches_port_at_every_host_address() -> Result<()> {
     let site = Site::ours("c5-remote")?;
     site.host.ip("address add 198.18.50.1/32 dev lo")?;
     let second = site.network("second", &[])?;
@@ -47,9 +51,11 @@ fn a_remote_host_reaches_a_published_port_at_every_address_of_the_host() -> Resu
     Ok(())
 }
 
+/// A sibling reaches a published port by the host's address and by the gateway's.
+///
 /// Case 6, `TestAccessPublishedPortFromCtr`: there is no br_netfilter that could help or harm.
 #[test]
-fn a_sibling_reaches_a_published_port_by_the_hosts_and_the_gateways_address() -> Result<()> {
+fn sibling_reaches_port_by_host_and_gateway() -> Result<()> {
     let site = Site::ours("c6-sibling")?;
     let web = site.run("web", &WEB, &Peer::serve(80))?;
     let sibling = site.run("sibling", &[], &Peer::idle())?;
@@ -72,16 +78,20 @@ pub(crate) fn is_reached_from_another_network(site: &Site) -> Result<()> {
     reaches(&client.space()?, "198.18.1.1:8080", &gateway)
 }
 
+/// A container of another network reaches a published port by TCP and by UDP.
+///
 /// Cases 7 and 8, `TestPortMappedHairpinTCP` and `…UDP`: the client's socket is connected, so that
 /// it takes an answer only from where it asked.
 #[test]
-fn a_container_of_another_network_reaches_a_published_port_by_tcp_and_udp() -> Result<()> {
+fn other_network_reaches_port_by_tcp_and_udp() -> Result<()> {
     is_reached_from_another_network(&Site::ours("c7-hairpin")?)
 }
 
+/// A client reaches a published port of another network at its own gateway too.
+///
 /// Case 9, `TestAccessPublishedPortFromAnotherNetwork`.
 #[test]
-fn a_client_reaches_a_port_of_another_network_at_its_own_gateway_too() -> Result<()> {
+fn own_gateway_serves_another_networks_port() -> Result<()> {
     let site = Site::ours("c9-own-gateway")?;
     let gateways = [site.network("servers", &[])?, site.network("clients", &[])?];
     let server = [&["--network", "servers"][..], &WEB].concat();
@@ -97,9 +107,11 @@ fn a_client_reaches_a_port_of_another_network_at_its_own_gateway_too() -> Result
     is_kept_from(&inner.space()?, "198.18.1.1:8080")
 }
 
+/// Clients in NAT and routed networks reach a published port at the default bridge's address.
+///
 /// Case 10, `TestAccessToPublishedPort`: a routed client is seen as itself.
 #[test]
-fn clients_in_nat_and_routed_networks_reach_a_port_at_the_default_bridges_address() -> Result<()> {
+fn default_bridge_address_serves_other_networks() -> Result<()> {
     let site = Site::ours("c10-client-modes")?;
     site.run("web", &WEB, &Peer::serve(80))?;
     site.network("plain", &[])?;

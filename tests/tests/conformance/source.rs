@@ -7,9 +7,11 @@ use harness::{Peer, serve};
 use crate::ask::{pings, reaches};
 use crate::site::Site;
 
+/// A network with a fixed host address is seen by that address.
+///
 /// Case 31, `TestHostIPv4BridgeLabel`: by Docker's option and by our label.
 #[test]
-fn a_network_with_a_fixed_host_address_is_seen_by_that() -> Result<()> {
+fn network_is_seen_by_its_fixed_host_address() -> Result<()> {
     let site = Site::ours("c31-host-ipv4")?;
     for address in ["198.18.1.77/24", "198.18.70.1/32"] {
         site.host.ip(&format!("address add {address} dev up0"))?;
@@ -50,9 +52,11 @@ fn a_network_with_a_fixed_host_address_is_seen_by_that() -> Result<()> {
     at_lan.audit(false)
 }
 
+/// A network without masquerade is seen as itself, and its published ports work.
+///
 /// Docker's `enable_ip_masquerade=false`, and our label.
 #[test]
-fn a_network_without_masquerade_is_seen_as_itself_and_published_ports_work() -> Result<()> {
+fn unmasqueraded_network_is_seen_as_itself() -> Result<()> {
     let site = Site::ours("no-masquerade")?;
     let _server = serve(site.lan(), 7)?;
     site.lan_routes_to_containers()?;

@@ -20,9 +20,11 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// The flooding client.
 const CLIENT: &str = "198.18.1.2:40000";
 
+/// Nothing remembers a flow of a container that was removed.
+///
 /// Case 32, `TestConntrackFlowsLeak`.
 #[test]
-fn nothing_remembers_a_flow_of_a_container_that_was_removed() -> Result<()> {
+fn removed_container_leaves_no_flow() -> Result<()> {
     let site = Site::ours("c32-leak")?;
     let about = |text: &str| text.contains("8080");
     let flows = || Ok::<_, anyhow::Error>(site.host.json("flows")?.to_string());
@@ -128,8 +130,10 @@ fn servers_come_and_go(site: &Site) -> Result<()> {
     is_heard(&web, "another container at the first port")
 }
 
+/// A flood from before the start reaches each next server, which sees the client's address.
+///
 /// Case 33, the repro of moby's pull request 44742 and of issue 53384.
 #[test]
-fn a_flood_from_before_the_start_reaches_each_next_server_as_the_client() -> Result<()> {
+fn earlier_flood_reaches_each_next_server() -> Result<()> {
     a_flood_reaches_each_next_server(&Site::ours("c33-flood")?)
 }

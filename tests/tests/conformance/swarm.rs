@@ -12,10 +12,12 @@ use crate::site::Site;
 /// How long swarm takes to start a task.
 const TASK: Duration = Duration::from_secs(90);
 
+/// A service that is published in mode host is reached as any container is.
+///
 /// Case 39, `TestHostPortMappings` and `TestSwarmPublish*`, in mode host: the routing mesh needs IPVS,
 /// which is not in this kernel.
 #[test]
-fn a_service_published_in_mode_host_is_reached_as_any_container() -> Result<()> {
+fn host_mode_service_is_reached_as_a_container() -> Result<()> {
     let site = Site::with("c39-swarm", Docker::replace(), "")?;
     site.host
         .docker(&["swarm", "init", "--advertise-addr", "198.18.1.1"])?;

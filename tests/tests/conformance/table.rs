@@ -49,7 +49,7 @@ fn is_a_test(path: &str) -> Result<bool> {
 }
 
 #[test]
-fn every_case_has_its_test_or_its_reason() -> Result<()> {
+fn every_case_has_a_test_or_a_reason() -> Result<()> {
     print!("{}", table());
     for (number, case) in all() {
         ensure!(
@@ -87,7 +87,7 @@ fn every_test_of_the_suite_is_in_the_table() -> Result<()> {
 
 /// With `CONFORMANCE=accept` the document is made to tell it.
 #[test]
-fn the_document_has_the_table() -> Result<()> {
+fn document_has_the_table() -> Result<()> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md");
     let text = fs::read_to_string(&file)?;
     let marks = MARKS.map(|mark| text.find(mark).map(|at| (at, at + mark.len())));

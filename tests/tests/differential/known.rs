@@ -129,7 +129,7 @@ fn like(pattern: &str, text: &str) -> bool {
 }
 
 #[test]
-fn an_entry_is_for_what_it_names_and_counts_it() {
+fn entry_matches_what_it_names_and_counts_it() {
     let list =
         "[[known]]\nname='a'\nstep='ttl'\nfield='quote *|at'\nours='no*e'\nreason='r'\nsource='s'";
     let list = Known::parse(list).unwrap();
@@ -149,7 +149,7 @@ fn an_entry_is_for_what_it_names_and_counts_it() {
 }
 
 #[test]
-fn an_entry_may_ask_for_a_number_that_is_less() {
+fn entry_may_ask_for_a_smaller_number() {
     let list = "[[known]]\nname='a'\nstep='*'\nless=1\nreason='r'\nsource='s'";
     let list = Known::parse(list).unwrap();
     let difference = |stock: &str, ours: &str| Difference {
@@ -172,7 +172,7 @@ fn an_entry_may_ask_for_a_number_that_is_less() {
 }
 
 #[test]
-fn an_entry_without_a_reason_is_refused() {
+fn entry_without_a_reason_is_refused() {
     assert!(Known::parse("[[known]]\nname='a'\nstep='*'\nreason=''\nsource='s'").is_err());
     assert!(Known::parse("[[known]]\nname='a'\nstep='*'\nsource='s'").is_err());
 }

@@ -49,8 +49,9 @@ fn number(variable: &str, default: u64) -> Result<u64> {
     }
 }
 
+/// Both arms show the same but for known differences.
 #[test]
-fn both_arms_show_the_same_but_for_known_differences() -> Result<()> {
+fn arms_agree_but_for_known_differences() -> Result<()> {
     let (first, seeds) = (
         number("DIFFERENTIAL_SEED", 0)?,
         number("DIFFERENTIAL_SEEDS", SHORT)?,

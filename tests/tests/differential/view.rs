@@ -297,8 +297,9 @@ fn hex(octets: &[u8]) -> String {
     })
 }
 
+/// Fragments are gathered in any order, and a hole is seen.
 #[test]
-fn fragments_are_gathered_in_any_order_and_a_hole_is_seen() {
+fn fragments_are_gathered_in_any_order() {
     use crate::forge::{Head, cut, ipv4, udp};
     let ends = (crate::place::NEAR, crate::place::HOST);
     let datagram = udp((ends.0, 1), (ends.1, 2), &[7; 100], true);
@@ -327,7 +328,7 @@ fn fragments_are_gathered_in_any_order_and_a_hole_is_seen() {
 }
 
 #[test]
-fn a_drawn_port_is_called_so_at_its_own_end_only() {
+fn drawn_port_is_named_at_its_own_end_only() {
     use crate::forge::{Head, ipv4, udp};
     let (near, host) = (crate::place::NEAR, crate::place::HOST);
     let transport = udp((host, 80), (near, 80), b"x", true);

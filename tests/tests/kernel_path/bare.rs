@@ -40,8 +40,9 @@ fn told(stage: &Stage, row: Row, kind: [u8; 2], about: &Packet) -> Result<()> {
     Ok(())
 }
 
+/// Protocols without ports leave with the host's address, and their answers return.
 #[test]
-fn protocols_without_ports_leave_as_the_host_and_their_answers_return() -> Result<()> {
+fn portless_protocols_are_masqueraded() -> Result<()> {
     let stage = Stage::new("bare", None)?;
     let mut number = 0x6000;
     for protocol in PROTOCOLS {
@@ -64,8 +65,10 @@ fn protocols_without_ports_leave_as_the_host_and_their_answers_return() -> Resul
     Ok(())
 }
 
+/// A remote's error quotes what the container sent, and a second container is told that the remote
+/// is taken.
 #[test]
-fn a_remotes_error_quotes_what_the_container_sent_and_a_second_container_is_told() -> Result<()> {
+fn portless_error_quotes_what_the_container_sent() -> Result<()> {
     let stage = Stage::new("bare-errors", None)?;
     let [sent, _] = pair(&stage, Outgoing, 143, 40, 1);
     stage.send(Outgoing, &sent)?;

@@ -27,8 +27,9 @@ fn plain(packet: Packet) -> Packet {
     packet
 }
 
+/// Without a cause for the kernel path, packets of all directions are forwarded on the fast path.
 #[test]
-fn without_a_cause_all_directions_are_carried_fast() -> Result<()> {
+fn fast_path_forwards_all_directions() -> Result<()> {
     let stage = Stage::new("plain", None)?;
     let count = |reason| stage.scene.count(reason);
     stage.carries(&ALL, SMALL, plain)?;
@@ -44,8 +45,9 @@ fn without_a_cause_all_directions_are_carried_fast() -> Result<()> {
     Ok(())
 }
 
+/// At the hop limit the host answers and quotes what was sent.
 #[test]
-fn at_the_hop_limit_the_host_answers_and_quotes_what_was_sent() -> Result<()> {
+fn hop_limit_error_quotes_what_was_sent() -> Result<()> {
     let stage = Stage::new("hop-limit", None)?;
     stage.carries(&ALL, SMALL, plain)?;
     for ttl in [1, 0] {
@@ -62,9 +64,10 @@ fn at_the_hop_limit_the_host_answers_and_quotes_what_was_sent() -> Result<()> {
     Ok(())
 }
 
+/// At the hop limit a neighbour reads what it sent, though it got another port because its own was
+/// taken.
 #[test]
-fn at_the_hop_limit_a_neighbour_reads_what_it_sent_though_its_port_was_another_ones() -> Result<()>
-{
+fn hop_limit_error_restores_a_drawn_port() -> Result<()> {
     let stage = Stage::new("hop-limit-drawn", None)?;
     // To itself, from the port that the client is going to have.
     let ((client, published), (server, _)) = (stage.asked(Hairpin), stage.asked(HairpinReply));
@@ -92,8 +95,9 @@ fn at_the_hop_limit_a_neighbour_reads_what_it_sent_though_its_port_was_another_o
     Ok(())
 }
 
+/// Over the route's MTU a datagram is fragmented or refused on its way out.
 #[test]
-fn over_the_routes_mtu_a_datagram_is_fragmented_or_refused_on_its_way_out() -> Result<()> {
+fn outbound_datagram_over_route_mtu() -> Result<()> {
     let stage = Stage::new("mtu-out", None)?;
     let host = &stage.scene.host;
     // The kernel tells BPF of a locked one only.
@@ -129,8 +133,9 @@ fn over_the_routes_mtu_a_datagram_is_fragmented_or_refused_on_its_way_out() -> R
     Ok(())
 }
 
+/// Over the container's MTU a datagram is fragmented or refused on its way in.
 #[test]
-fn over_the_containers_mtu_a_datagram_is_fragmented_or_refused_on_its_way_in() -> Result<()> {
+fn inbound_datagram_over_container_mtu() -> Result<()> {
     let options = ["-o", "com.docker.network.driver.mtu=1300"];
     let stage = Stage::new("mtu-in", Some(&options))?;
     stage.carries(&ALL, SMALL, plain)?;
@@ -152,8 +157,9 @@ fn over_the_containers_mtu_a_datagram_is_fragmented_or_refused_on_its_way_in() -
     Ok(())
 }
 
+/// With IP options, packets of all directions come through and keep the options.
 #[test]
-fn with_ip_options_all_directions_come_through_with_them() -> Result<()> {
+fn ip_options_are_kept_in_all_directions() -> Result<()> {
     let stage = Stage::new("options", None)?;
     // No operation, four times; and a first packet with them makes its flow as any other.
     stage.carries(&ALL, SMALL, |packet| packet.options(&[1, 1, 1, 0]))?;
@@ -161,8 +167,9 @@ fn with_ip_options_all_directions_come_through_with_them() -> Result<()> {
     stage.carries(&ALL, SMALL, |packet| packet.options(&[1; 40]))
 }
 
+/// With IP options and over the MTU at once, every fragment is translated.
 #[test]
-fn with_options_and_over_the_mtu_at_once_every_fragment_is_translated() -> Result<()> {
+fn fragments_with_options_are_all_translated() -> Result<()> {
     let stage = Stage::new("options-mtu", None)?;
     stage.scene.host.ip("link set up0 mtu 1300")?;
     eventually(SOON, || {
@@ -177,8 +184,9 @@ fn with_options_and_over_the_mtu_at_once_every_fragment_is_translated() -> Resul
     })
 }
 
+/// Without a neighbour entry yet, the first packet waits for it.
 #[test]
-fn without_a_neighbour_yet_the_first_packet_waits_for_it() -> Result<()> {
+fn first_packet_waits_for_the_neighbour() -> Result<()> {
     let stage = Stage::new("neighbour", None)?;
     for _ in 0..2 {
         for row in [Outgoing, Published, PublishedReply] {
@@ -199,8 +207,9 @@ fn endpoints(stage: &Stage) -> Result<Array<MapData, [u8; size_of::<Endpoint<V4>
     Ok(Array::try_from(Map::Array(map))?)
 }
 
+/// A target without a hook is reached through the bridge.
 #[test]
-fn a_target_without_hook_is_reached_through_the_bridge() -> Result<()> {
+fn target_without_hook_is_reached_by_the_bridge() -> Result<()> {
     let mut stage = Stage::new("not-hooked", None)?;
     stage.carries(&ALL, SMALL, plain)?;
     // As the agent leaves it for a container whose veth it does not know yet.
@@ -239,8 +248,9 @@ fn a_target_without_hook_is_reached_through_the_bridge() -> Result<()> {
     stage.carries(&ALL, LARGE, Packet::dont_fragment)
 }
 
+/// A container that is started while the agent is away is masqueraded, and nothing leaks.
 #[test]
-fn a_container_started_while_the_agent_is_away_is_masqueraded_and_nothing_leaks() -> Result<()> {
+fn container_started_without_agent_never_leaks() -> Result<()> {
     let mut scene = harness::Scene::new("floor")?;
     let _server = harness::serve(scene.lan(), 7)?;
     let web = scene.run("web", &["-p", "8080:80"], &harness::Peer::serve(80))?;
@@ -271,8 +281,9 @@ fn a_container_started_while_the_agent_is_away_is_masqueraded_and_nothing_leaks(
     at_lan.audit(false)
 }
 
+/// A target that has gone gets nothing, and nobody else gets its packets.
 #[test]
-fn a_target_that_has_gone_gets_nothing_and_nobody_else_gets_it() -> Result<()> {
+fn packets_to_a_removed_target_reach_nobody() -> Result<()> {
     let mut stage = Stage::new("gone", None)?;
     stage.carries(&ALL, SMALL, plain)?;
     // Nobody tells the tables.

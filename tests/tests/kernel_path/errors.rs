@@ -38,8 +38,9 @@ fn quotes(error: &Packet, sent: Packet) -> Result<()> {
     Ok(())
 }
 
+/// An error from outside reaches the container and quotes what it sent.
 #[test]
-fn an_error_from_outside_reaches_the_container_and_quotes_what_it_sent() -> Result<()> {
+fn outside_error_quotes_what_the_container_sent() -> Result<()> {
     let stage = Stage::new("error-in", None)?;
     // Nobody listens at port 9.
     let sent = stage.sent(Outgoing, 100);
@@ -64,8 +65,9 @@ fn an_error_from_outside_reaches_the_container_and_quotes_what_it_sent() -> Resu
     Ok(())
 }
 
+/// A container's own error leaves with the published address in its quote.
 #[test]
-fn a_containers_own_error_leaves_with_the_published_address_in_its_quote() -> Result<()> {
+fn container_error_quotes_the_published_address() -> Result<()> {
     let stage = Stage::new("error-out", None)?;
     // 8081 leads to port 81, where nobody listens.
     let to = "198.18.1.1:8081".parse()?;
@@ -87,7 +89,7 @@ fn a_containers_own_error_leaves_with_the_published_address_in_its_quote() -> Re
 }
 
 #[test]
-fn a_stray_error_is_dropped() -> Result<()> {
+fn stray_error_is_dropped() -> Result<()> {
     let stage = Stage::new("stray", None)?;
     stage.carries(&ALL, 10, |packet| packet)?;
     // Answers to the rows' own packets are in: nobody listens at some of their ports.
@@ -143,8 +145,9 @@ fn a_stray_error_is_dropped() -> Result<()> {
     })
 }
 
+/// A large transfer finds the path MTU behind the next router.
 #[test]
-fn a_large_transfer_finds_the_path_mtu_behind_the_next_router() -> Result<()> {
+fn large_transfer_finds_the_path_mtu() -> Result<()> {
     let stage = Stage::new("path-mtu", None)?;
     let far = stage.scene.lab.far()?;
     let streams = stage

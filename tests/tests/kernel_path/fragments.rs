@@ -72,8 +72,9 @@ fn carries(
     eventually(SOON, || arrived(stage, row, &expected))
 }
 
+/// Fragments in any order come out as their datagram in each direction.
 #[test]
-fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<()> {
+fn fragments_in_any_order_give_their_datagram() -> Result<()> {
     let stage = Stage::new("pieces", None)?;
     let mut numbers = Numbers(0);
     // No packet before: the first piece makes the flow, whenever it comes.
@@ -98,8 +99,9 @@ fn pieces_in_any_order_come_out_as_their_datagram_in_each_direction() -> Result<
     Ok(())
 }
 
+/// As many datagrams at once as the kernel tells apart come out as they were.
 #[test]
-fn as_many_datagrams_at_once_as_the_kernel_tells_apart_come_out_as_they_were() -> Result<()> {
+fn many_fragmented_datagrams_at_once_are_whole() -> Result<()> {
     let stage = Stage::new("pieces-at-once", None)?;
     let mut numbers = Numbers(0x4000);
     for row in ALL {
@@ -116,8 +118,9 @@ fn as_many_datagrams_at_once_as_the_kernel_tells_apart_come_out_as_they_were() -
     Ok(())
 }
 
+/// Fragments of TCP segments and of echoes come out as what they were.
 #[test]
-fn pieces_of_tcp_and_of_echoes_come_out_as_what_they_were() -> Result<()> {
+fn fragments_of_tcp_and_echoes_are_reassembled() -> Result<()> {
     let stage = Stage::new("pieces-others", None)?;
     let mut numbers = Numbers(0x5000);
     let data = vec![b'x'; 4000];
@@ -164,8 +167,9 @@ fn refuses(stage: &Stage, row: Row, numbers: &mut Numbers, pieces: &[Packet]) ->
     })
 }
 
+/// A datagram with fragments that are missing or overlap is not delivered.
 #[test]
-fn what_is_incomplete_or_overlaps_brings_nothing() -> Result<()> {
+fn incomplete_or_overlapping_is_dropped() -> Result<()> {
     let stage = Stage::new("no-pieces", None)?;
     let mut numbers = Numbers(0x1000);
     for row in ALL {
@@ -188,8 +192,9 @@ fn what_is_incomplete_or_overlaps_brings_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Fragments that are too long for the next link are fragmented again.
 #[test]
-fn pieces_that_are_too_long_for_what_follows_are_cut_again() -> Result<()> {
+fn long_fragments_are_fragmented_again() -> Result<()> {
     let options = ["-o", "com.docker.network.driver.mtu=1300"];
     let stage = Stage::new("pieces-mtu-in", Some(&options))?;
     let mut numbers = Numbers(0x2000);
@@ -205,8 +210,9 @@ fn pieces_that_are_too_long_for_what_follows_are_cut_again() -> Result<()> {
     })
 }
 
+/// A container that leaves every datagram incomplete harms no neighbour.
 #[test]
-fn one_that_leaves_everything_incomplete_harms_no_neighbour() -> Result<()> {
+fn incomplete_datagrams_harm_no_neighbour() -> Result<()> {
     let stage = Stage::new("pieces-quota", None)?;
     let mut numbers = Numbers(0x3000);
     // More than the kernel holds for all of them (`ipfrag_high_thresh`, 4 MiB with each piece's buffer).

@@ -60,8 +60,9 @@ fn watch(far: &Space, folder: &Path) -> Result<Process> {
     Ok(watcher)
 }
 
+/// Through a device without an Ethernet header, containers reach out and are reached.
 #[test]
-fn through_a_device_without_ethernet_header_containers_reach_out_and_are_reached() -> Result<()> {
+fn headerless_uplink_works_both_ways() -> Result<()> {
     let scene = Scene::new("headerless")?;
     let (far, _ends) = vpn(&scene)?;
     let _server = serve(&far, 7)?;

@@ -27,8 +27,9 @@ fn forward_established(stage: &Stage, row: Row, sent: &Packet, seen: &Packet) ->
     seen.check()
 }
 
+/// Two containers each have an association from the same source port.
 #[test]
-fn an_association_of_each_of_two_containers_by_one_port() -> Result<()> {
+fn two_containers_use_one_sctp_source_port() -> Result<()> {
     let stage = Stage::new("sctp", None)?;
     let (from, to) = stage.asked(Outgoing);
     let (given, _) = stage.given(Outgoing);

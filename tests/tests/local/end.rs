@@ -26,8 +26,9 @@ const LOCAL: [(&str, &str); 6] = [
     ("udp", "[::ffff:127.0.0.1]:8080"),
 ];
 
+/// Sockets end when their port leads elsewhere, and new ones go there.
 #[test]
-fn sockets_end_when_their_port_leads_elsewhere_and_new_ones_go_there() -> Result<()> {
+fn sockets_end_when_their_port_moves() -> Result<()> {
     let scene = Scene::new("moves")?;
     scene.host.docker(&["network", "create", "aaa"])?;
     let web = scene.run("web", &WEB, &Peer::serve(80))?;
@@ -58,8 +59,9 @@ fn sockets_end_when_their_port_leads_elsewhere_and_new_ones_go_there() -> Result
     reaches_only(&scene.host, "127.0.0.1:8081", &other, &[&web])
 }
 
+/// A removed container's clients are told at once and reach the next container.
 #[test]
-fn a_removed_containers_clients_are_told_at_once_and_reach_the_next() -> Result<()> {
+fn clients_of_a_removed_container_are_told() -> Result<()> {
     let scene = Scene::new("removed")?;
     let first = scene.run("first", &WEB, &Peer::serve(80))?;
     let clients = abiding(&scene, &[("udp", "127.0.0.1:8080"), ("udp", "[::1]:8080")])?;
@@ -85,8 +87,9 @@ fn a_removed_containers_clients_are_told_at_once_and_reach_the_next() -> Result<
     reaches_only(&scene.host, "[::1]:8080", &second, &[])
 }
 
+/// Sockets that a killed agent left open are ended by the next agent.
 #[test]
-fn what_a_killed_agent_did_not_come_to_the_next_one_does() -> Result<()> {
+fn next_agent_ends_sockets_a_killed_one_left() -> Result<()> {
     let mut scene = Scene::new("missed")?;
     let first = scene.run("first", &WEB, &Peer::serve(80))?;
     let clients = abiding(&scene, &[("udp", "127.0.0.1:8080")])?;

@@ -20,8 +20,9 @@ const PROGRAMS: [&str; 9] = [
     "sendmsg4",
 ];
 
+/// Socket programs go on without an agent and are replaced without a gap.
 #[test]
-fn they_go_on_without_an_agent_and_are_replaced_without_a_gap() -> Result<()> {
+fn socket_programs_outlive_the_agent() -> Result<()> {
     let mut scene = Scene::new("sockets-go-on")?;
     scene.run("web", &WEB, &Peer::serve(80))?;
     let status = scene.host.json("status")?;
@@ -69,7 +70,7 @@ fn they_go_on_without_an_agent_and_are_replaced_without_a_gap() -> Result<()> {
 }
 
 #[test]
-fn a_clean_up_leaves_none_of_them() -> Result<()> {
+fn cleanup_removes_all_socket_programs() -> Result<()> {
     let mut scene = Scene::new("sockets-end")?;
     scene.run("web", &WEB, &Peer::serve(80))?;
     let client = |words: &[&str]| scene.host.peer(words);
@@ -85,8 +86,9 @@ fn a_clean_up_leaves_none_of_them() -> Result<()> {
     Ok(())
 }
 
+/// Hosts side by side have their sockets to themselves.
 #[test]
-fn hosts_side_by_side_have_their_sockets_to_themselves() -> Result<()> {
+fn two_hosts_keep_their_sockets_apart() -> Result<()> {
     let lab = Lab::new("two-hosts")?;
     let hosts = [lab.host(Docker::replace())?, lab.host(Docker::replace())?];
     let networks = ["172.28.1.0/24", "172.28.2.0/24"];
@@ -113,9 +115,11 @@ fn hosts_side_by_side_have_their_sockets_to_themselves() -> Result<()> {
     reached(1)
 }
 
+/// A host without cgroup v2 is told so once, and works.
+///
 /// An agent that sees no cgroup v2, whatever the machine has: in mounts of its own.
 #[test]
-fn a_host_without_cgroup_v2_is_told_so_once_and_works() -> Result<()> {
+fn missing_cgroup_v2_is_logged_once() -> Result<()> {
     let lab = Lab::new("no-cgroup2")?;
     let host = lab.host(Docker::replace())?;
     let script = std::env::temp_dir().join(format!("{}-agent.sh", lab.lan().name()));

@@ -11,8 +11,9 @@ use crate::{SOON, WEB, connects, reaches, reaches_only, refused};
 
 const GATEWAY: &str = "172.17.0.1";
 
+/// A process of the host reaches a published port at every address of the host.
 #[test]
-fn a_process_of_the_host_reaches_a_published_port_at_every_address_of_the_hosts() -> Result<()> {
+fn host_process_reaches_port_at_all_addresses() -> Result<()> {
     let scene = Scene::new("own-addresses")?;
     scene.host.docker(&["network", "create", "second"])?;
     let second = ["network", "inspect", "second", "--format"];
@@ -38,8 +39,9 @@ fn a_process_of_the_host_reaches_a_published_port_at_every_address_of_the_hosts(
     refused(&client, "127.0.0.1:80")
 }
 
+/// An IPv6 socket reaches an IPv4 port by mapped addresses and by the IPv6 loopback address.
 #[test]
-fn an_ipv6_socket_reaches_an_ipv4_port_by_mapped_addresses_and_its_own_loopback() -> Result<()> {
+fn ipv6_socket_reaches_an_ipv4_port() -> Result<()> {
     let scene = Scene::new("dual-stack")?;
     scene.run("web", &WEB, &Peer::serve(80))?;
     let client = |words: &[&str]| scene.host.peer(words);
@@ -56,7 +58,7 @@ fn an_ipv6_socket_reaches_an_ipv4_port_by_mapped_addresses_and_its_own_loopback(
 }
 
 #[test]
-fn a_socket_for_ipv6_only_keeps_its_loopback() -> Result<()> {
+fn ipv6_only_socket_keeps_its_loopback() -> Result<()> {
     let scene = Scene::new("v6-only")?;
     scene.run("web", &["-p", "0.0.0.0:8080:80"], &Peer::serve(80))?;
     let own = scene.host.enter(|| TcpListener::bind("[::1]:8080"))??;
@@ -71,8 +73,9 @@ fn a_socket_for_ipv6_only_keeps_its_loopback() -> Result<()> {
     Ok(())
 }
 
+/// A container on the host's network reaches what the host reaches.
 #[test]
-fn a_container_on_the_hosts_network_reaches_what_the_host_reaches() -> Result<()> {
+fn host_network_container_reaches_what_host_does() -> Result<()> {
     let scene = Scene::new("host-mode")?;
     scene.run("web", &WEB, &Peer::serve(80))?;
     let inside = scene
@@ -85,8 +88,9 @@ fn a_container_on_the_hosts_network_reaches_what_the_host_reaches() -> Result<()
     Ok(())
 }
 
+/// A container's own loopback and Docker's resolver stay its own.
 #[test]
-fn a_containers_own_loopback_and_dockers_resolver_are_its_own() -> Result<()> {
+fn container_keeps_its_loopback_and_resolver() -> Result<()> {
     let scene = Scene::new("own-loopback")?;
     scene.host.docker(&["network", "create", "named"])?;
     let everything = [&WEB[..], &["-p", "53:80", "-p", "53:80/udp"]].concat();
@@ -114,8 +118,9 @@ fn a_containers_own_loopback_and_dockers_resolver_are_its_own() -> Result<()> {
     Ok(())
 }
 
+/// One port at two loopback addresses is two ports.
 #[test]
-fn one_port_at_two_loopback_addresses_is_two_ports() -> Result<()> {
+fn port_at_two_loopback_addresses_is_two_ports() -> Result<()> {
     let scene = Scene::new("two-loopbacks")?;
     let [two, three] = [2, 3].map(|last| format!("127.0.1.{last}:8080"));
     let run = |name, at: &str| {
@@ -139,8 +144,9 @@ fn one_port_at_two_loopback_addresses_is_two_ports() -> Result<()> {
     Ok(())
 }
 
+/// A port that is published on loopback is the host's alone.
 #[test]
-fn a_port_published_on_loopback_is_the_hosts_alone() -> Result<()> {
+fn port_published_on_loopback_is_for_the_host() -> Result<()> {
     let scene = Scene::new("loopback-port")?;
     let ports = ["-p", "127.0.0.2:8080:80", "-p", "127.0.0.2:8080:80/udp"];
     scene.run("web", &ports, &Peer::serve(80))?;
@@ -152,8 +158,9 @@ fn a_port_published_on_loopback_is_the_hosts_alone() -> Result<()> {
     Ok(())
 }
 
+/// A port that is published at an address of the host is not at loopback.
 #[test]
-fn a_port_published_at_an_own_address_is_not_at_loopback() -> Result<()> {
+fn port_at_a_host_address_is_not_at_loopback() -> Result<()> {
     let scene = Scene::new("own-port")?;
     let ports = ["-p", "198.18.1.1:8080:80", "-p", "198.18.1.1:8080:80/udp"];
     scene.run("web", &ports, &Peer::serve(80))?;
@@ -166,7 +173,7 @@ fn a_port_published_at_an_own_address_is_not_at_loopback() -> Result<()> {
 }
 
 #[test]
-fn a_socket_bound_to_loopback_is_left_alone() -> Result<()> {
+fn socket_bound_to_loopback_is_left_alone() -> Result<()> {
     let scene = Scene::new("bound")?;
     scene.run("web", &WEB, &Peer::serve(80))?;
     let client = |words: &[&str]| scene.host.peer(&[words, &["--timeout", "300"]].concat());

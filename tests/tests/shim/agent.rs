@@ -22,8 +22,9 @@ fn mappings(host: &Host) -> Result<u64> {
         .with_context(|| format!("no fill: {}", status["maps"]))
 }
 
+/// Connections live through an agent's death, and shims find the next agent.
 #[test]
-fn connections_live_through_an_agents_death_and_shims_find_the_next_one() -> Result<()> {
+fn connections_and_shims_survive_the_agent() -> Result<()> {
     let mut scene = scene("reborn")?;
     let (host, lab) = (&scene.host, &scene.lab);
     run(host, "web", &[])?;
@@ -55,8 +56,9 @@ fn connections_live_through_an_agents_death_and_shims_find_the_next_one() -> Res
     Ok(())
 }
 
+/// An agent that starts with an empty state and without Docker learns the ports of shims.
 #[test]
-fn an_agent_that_begins_from_nothing_without_docker_learns_the_ports_of_shims() -> Result<()> {
+fn new_agent_without_docker_learns_shims_ports() -> Result<()> {
     let mut scene = scene("nothing")?;
     let host = &scene.host;
     run(host, "web", &[])?;
@@ -83,8 +85,9 @@ fn an_agent_that_begins_from_nothing_without_docker_learns_the_ports_of_shims() 
     eventually(SOON, || is_served(&scene.lab))
 }
 
+/// Without Docker, what shims say is enough to add and to remove a mapping.
 #[test]
-fn the_word_of_shims_is_enough_both_ways() -> Result<()> {
+fn shims_alone_add_and_remove_mappings() -> Result<()> {
     let lab = Lab::new("word")?;
     let host = lab.host(Docker::replace_with_shim())?;
     let agent = start_without_docker(&host)?;
@@ -98,7 +101,7 @@ fn the_word_of_shims_is_enough_both_ways() -> Result<()> {
 }
 
 #[test]
-fn an_end_while_the_agent_is_away_does_not_hang() -> Result<()> {
+fn container_stop_without_agent_does_not_hang() -> Result<()> {
     let mut scene = scene("parting")?;
     let host = &scene.host;
     run(host, "web", &[])?;
@@ -121,8 +124,9 @@ fn an_end_while_the_agent_is_away_does_not_hang() -> Result<()> {
     Ok(())
 }
 
+/// The host ports of a routed network are reserved and lead nowhere.
 #[test]
-fn a_routed_networks_ports_of_the_host_are_reserved_and_lead_nowhere() -> Result<()> {
+fn routed_networks_host_ports_lead_nowhere() -> Result<()> {
     let mut scene = scene("routed")?;
     let label = "forwarder.gateway_mode_ipv4=routed";
     let host = &scene.host;

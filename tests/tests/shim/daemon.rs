@@ -7,8 +7,9 @@ use rustix::process::Signal;
 
 use super::{SOON, is_free, is_reserved, is_served, ports, run, scene, shims};
 
+/// A dead daemon's ports stay reserved and served until the next daemon has them.
 #[test]
-fn a_dead_daemons_ports_stay_reserved_and_served_until_the_next_one_has_them() -> Result<()> {
+fn dead_daemons_ports_stay_reserved_and_served() -> Result<()> {
     let scene = scene("orphans")?;
     let (host, lab) = (&scene.host, &scene.lab);
     run(host, "web", &["--restart=always"])?;
@@ -49,8 +50,9 @@ fn a_dead_daemons_ports_stay_reserved_and_served_until_the_next_one_has_them() -
     Ok(())
 }
 
+/// Orphans that nobody takes over are released once Docker answers.
 #[test]
-fn orphans_that_nobody_takes_over_are_let_go_once_docker_answers() -> Result<()> {
+fn unclaimed_orphans_are_released() -> Result<()> {
     // The next dockerd knows nothing of the container, as after its data was thrown away.
     let lab = Lab::new("unclaimed")?;
     let host = lab.host(Docker::replace_with_shim())?;
@@ -75,8 +77,9 @@ fn orphans_that_nobody_takes_over_are_let_go_once_docker_answers() -> Result<()>
     })
 }
 
+/// Containers that live on are taken over without a gap.
 #[test]
-fn containers_that_live_on_are_taken_over_without_a_gap() -> Result<()> {
+fn surviving_containers_are_taken_over() -> Result<()> {
     let lab = Lab::new("live-restore")?;
     let host = lab.host(Docker::replace_with_shim().arg("--live-restore"))?;
     let agent = host.agent().start()?;
@@ -110,7 +113,7 @@ fn containers_that_live_on_are_taken_over_without_a_gap() -> Result<()> {
 }
 
 #[test]
-fn a_stray_sigterm_changes_nothing() -> Result<()> {
+fn stray_sigterm_changes_nothing() -> Result<()> {
     // A thread of dockerd's that ends sends it too.
     let scene = scene("sigterm")?;
     let host = &scene.host;

@@ -15,7 +15,7 @@ use super::{run, scene, shims};
 const PRIVATE_KB: u64 = 512;
 
 #[test]
-fn it_needs_no_shared_library() -> Result<()> {
+fn shim_needs_no_shared_library() -> Result<()> {
     let bytes = fs::read(forwarder_proxy_bin()?)?;
     let header = FileHeader64::<Endianness>::parse(&*bytes)?;
     let endian = header.endian()?;
@@ -27,7 +27,7 @@ fn it_needs_no_shared_library() -> Result<()> {
 }
 
 #[test]
-fn it_is_small() -> Result<()> {
+fn shim_is_small() -> Result<()> {
     let scene = scene("small")?;
     // First one alone, which shares nothing with another.
     let alone = ["-p", "0.0.0.0:9090:80/udp"];
@@ -48,7 +48,7 @@ fn weigh(shims: &[Running], count: usize) -> Result<()> {
 }
 
 #[test]
-fn the_doctor_knows_it() -> Result<()> {
+fn doctor_knows_the_shim() -> Result<()> {
     let scene = scene("doctor")?;
     let said = scene.host.forwarder(&["doctor"])?.stdout;
     let good = "ok     dockerd starts the shim for each published port";
@@ -68,7 +68,7 @@ fn the_doctor_knows_it() -> Result<()> {
 }
 
 #[test]
-fn a_port_of_ipv6_is_docker_proxys() -> Result<()> {
+fn ipv6_port_is_served_by_docker_proxy() -> Result<()> {
     let scene = scene("v6")?;
     let host = &scene.host;
     host.sysctl("net/ipv6/conf/lo/disable_ipv6", "0")?;
@@ -83,7 +83,7 @@ fn a_port_of_ipv6_is_docker_proxys() -> Result<()> {
 }
 
 #[test]
-fn a_port_of_ipv6_without_docker_proxy_says_so() -> Result<()> {
+fn ipv6_port_without_docker_proxy_says_so() -> Result<()> {
     let lab = Lab::new("no-v6")?;
     let docker = Docker::replace_with_shim().env("FORWARDER_DOCKER_PROXY", "/nowhere/docker-proxy");
     let host = lab.host(docker)?;

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::{BOTH, SOON, is_free, is_reserved, is_served, ports, run, scene, shims};
 
 #[test]
-fn docker_run_waits_until_the_mapping_stands() -> Result<()> {
+fn docker_run_waits_for_its_mapping() -> Result<()> {
     let mut scene = scene("waits")?;
     scene.agent.signal(Signal::STOP)?;
     let (host, agent) = (&scene.host, &mut scene.agent);
@@ -33,8 +33,9 @@ fn docker_run_waits_until_the_mapping_stands() -> Result<()> {
     is_served(&scene.lab)
 }
 
+/// The first packet is answered by the container itself.
 #[test]
-fn the_first_packet_is_answered_by_the_container_itself() -> Result<()> {
+fn first_packet_is_answered_by_the_container() -> Result<()> {
     let scene = scene("first")?;
     let at_lan = scene.lan().capture(&scene.host.lan_device())?;
     run(&scene.host, "web", &[])?;
@@ -46,8 +47,9 @@ fn the_first_packet_is_answered_by_the_container_itself() -> Result<()> {
     Ok(())
 }
 
+/// A port that is taken fails the start and leaves nothing.
 #[test]
-fn a_port_that_is_taken_fails_the_start_and_leaves_nothing() -> Result<()> {
+fn taken_port_fails_the_start() -> Result<()> {
     let scene = scene("taken")?;
     let _other = serve(&scene.host, 8080)?;
     let refused = format!("{:#}", run(&scene.host, "web", &[]).unwrap_err());
@@ -62,8 +64,9 @@ fn a_port_that_is_taken_fails_the_start_and_leaves_nothing() -> Result<()> {
     })
 }
 
+/// Without an agent the start fails with what to do.
 #[test]
-fn without_an_agent_the_start_fails_with_what_to_do() -> Result<()> {
+fn start_without_agent_fails_with_a_remedy() -> Result<()> {
     let lab = Lab::new("away")?;
     let host = lab.host(Docker::replace_with_shim())?;
     let begun = Instant::now();
@@ -85,8 +88,9 @@ fn without_an_agent_the_start_fails_with_what_to_do() -> Result<()> {
     eventually(SOON, || is_served(&lab))
 }
 
+/// A shim that is told to wait waits for the agent.
 #[test]
-fn a_shim_that_is_told_to_wait_waits_for_the_agent() -> Result<()> {
+fn shim_waits_for_the_agent_if_told_so() -> Result<()> {
     let lab = Lab::new("patience")?;
     let host = lab.host(Docker::replace_with_shim().env("FORWARDER_PROXY_WAIT", "10"))?;
     thread::scope(|scope| {
@@ -104,8 +108,9 @@ fn a_shim_that_is_told_to_wait_waits_for_the_agent() -> Result<()> {
     })
 }
 
+/// The end of a container frees port and mapping at once.
 #[test]
-fn the_end_frees_port_and_mapping_at_once() -> Result<()> {
+fn container_stop_frees_port_and_mapping() -> Result<()> {
     let scene = scene("frees")?;
     let host = &scene.host;
     run(host, "web", &[])?;

@@ -52,8 +52,9 @@ fn check_all(capture: &Capture) -> Result<usize> {
     Ok(largest)
 }
 
+/// With all offloads, bulk data arrives byte for byte and in large packets.
 #[test]
-fn with_all_offloads_bulk_arrives_byte_for_byte_in_large_packets() -> Result<()> {
+fn offloaded_bulk_arrives_byte_for_byte() -> Result<()> {
     let (scene, web, _server) = scene("offloads-on")?;
     let at_lan = scene.lan().capture("h1")?;
     transfer(scene.lan(), &web.space()?)?;
@@ -67,8 +68,9 @@ fn with_all_offloads_bulk_arrives_byte_for_byte_in_large_packets() -> Result<()>
     at_lan.audit(false)
 }
 
+/// Without offloads, every checksum on every link is right.
 #[test]
-fn without_offloads_every_checksum_on_every_wire_is_right() -> Result<()> {
+fn checksums_are_right_without_offloads() -> Result<()> {
     let (scene, web, _server) = scene("offloads-off")?;
     let inside = web.space()?;
     // All senders finish their checksums: what we change, we change in finished ones.
@@ -85,8 +87,9 @@ fn without_offloads_every_checksum_on_every_wire_is_right() -> Result<()> {
     at_lan.audit(true)
 }
 
+/// Checksums that are left to the device are right once they are finished.
 #[test]
-fn checksums_left_to_the_device_are_right_once_they_are_finished() -> Result<()> {
+fn offloaded_checksums_are_finished_right() -> Result<()> {
     let (scene, web, _server) = scene("offloads-mixed")?;
     // The container leaves checksums and segments unfinished, the uplink's device finishes both.
     scene.host.ethtool("up0", "tx off tso off gso off")?;
@@ -101,9 +104,9 @@ fn checksums_left_to_the_device_are_right_once_they_are_finished() -> Result<()>
     at_lan.audit(true)
 }
 
+/// A UDP checksum of zero stays none, and one that sums up to zero does not become none.
 #[test]
-fn a_udp_checksum_of_zero_stays_none_and_one_that_sums_up_to_zero_does_not_become_it() -> Result<()>
-{
+fn zero_udp_checksum_keeps_its_meaning() -> Result<()> {
     let (scene, web, _server) = scene("zero-checksum")?;
     let (inside, lan) = (web.space()?, scene.lan());
     let [bridge, own, up, neighbour] = [
@@ -150,8 +153,9 @@ fn a_udp_checksum_of_zero_stays_none_and_one_that_sums_up_to_zero_does_not_becom
     packet.check()
 }
 
+/// The host's connection tracking knows nothing of containers' flows.
 #[test]
-fn the_hosts_connection_tracking_knows_nothing_of_containers_flows() -> Result<()> {
+fn conntrack_knows_no_container_flows() -> Result<()> {
     let (scene, web, _server) = scene("conntrack")?;
     // Switched on by a rule that needs it, as any firewall of the host's would.
     scene.host.cmd(&[

@@ -9,8 +9,9 @@ use harness::{Packet, Peer, Scene, eventually, holds, serve, veth};
 
 use crate::SOON;
 
+/// Other people's filters on the same device still see what the kernel handles.
 #[test]
-fn other_peoples_filters_on_the_same_device_still_see_what_the_kernel_handles() -> Result<()> {
+fn foreign_filters_see_what_the_kernel_handles() -> Result<()> {
     let scene = Scene::new("filters")?;
     let host = &scene.host;
     // Port mirroring, both ways, by clsact filters: they run after all tcx programs.
@@ -35,8 +36,9 @@ fn other_peoples_filters_on_the_same_device_still_see_what_the_kernel_handles() 
     Ok(())
 }
 
+/// Frames with a VLAN tag or for another station are left alone.
 #[test]
-fn frames_with_a_vlan_tag_or_for_another_station_are_left_alone() -> Result<()> {
+fn vlan_and_foreign_frames_are_left_alone() -> Result<()> {
     let scene = Scene::new("frames")?;
     let (host, lan) = (&scene.host, scene.lan());
     let web = scene.run("web", &["-p", "8080:80/udp"], &Peer::serve(80))?;
@@ -103,7 +105,7 @@ fn arp_and_ipv6_go_as_before() -> Result<()> {
 }
 
 #[test]
-fn the_host_forwards_for_others_as_before() -> Result<()> {
+fn host_forwards_for_others_as_before() -> Result<()> {
     let scene = Scene::new("foreign")?;
     let (one, two) = (scene.lab.netns("one")?, scene.lab.netns("two")?);
     let host = &scene.host;
@@ -151,7 +153,7 @@ fn the_host_forwards_for_others_as_before() -> Result<()> {
 }
 
 #[test]
-fn the_hosts_own_traffic_goes_as_before() -> Result<()> {
+fn hosts_own_traffic_goes_as_before() -> Result<()> {
     let scene = Scene::new("own")?;
     let (host, lan) = (&scene.host, scene.lan());
     let web = scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;

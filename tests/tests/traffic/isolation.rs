@@ -36,8 +36,9 @@ fn address(container: &Container) -> Result<String> {
     Ok(container.ip()?.to_string())
 }
 
+/// Containers of two networks do not reach each other, and containers of one network do.
 #[test]
-fn two_networks_do_not_reach_each_other_and_one_does() -> Result<()> {
+fn networks_are_separated_and_siblings_are_not() -> Result<()> {
     let scene = Scene::new("isolated")?;
     scene.host.docker(&["network", "create", "second"])?;
     let first = scene.run("first", &["-p", "8080:80"], &Peer::serve(80))?;
@@ -57,8 +58,9 @@ fn two_networks_do_not_reach_each_other_and_one_does() -> Result<()> {
     reachable(&scene.host, &address(&second)?)
 }
 
+/// An internal network has no way out and none in.
 #[test]
-fn an_internal_network_has_no_way_out_and_none_in() -> Result<()> {
+fn internal_network_is_closed_both_ways() -> Result<()> {
     let scene = Scene::new("internal")?;
     let _server = serve(scene.lan(), 80)?;
     scene
@@ -94,8 +96,9 @@ fn an_internal_network_has_no_way_out_and_none_in() -> Result<()> {
     unreachable(scene.lan(), &address(&first)?)
 }
 
+/// Without inter-container communication, peers do not reach each other, but reach the outside.
 #[test]
-fn without_inter_container_communication_peers_do_not_meet_but_reach_the_outside() -> Result<()> {
+fn icc_false_separates_peers_only() -> Result<()> {
     let scene = Scene::new("no-icc")?;
     let _server = serve(scene.lan(), 80)?;
     let option = "com.docker.network.bridge.enable_icc=false";
@@ -122,7 +125,7 @@ fn without_inter_container_communication_peers_do_not_meet_but_reach_the_outside
 }
 
 #[test]
-fn nobody_outside_routes_straight_to_a_container() -> Result<()> {
+fn outside_cannot_route_to_a_container() -> Result<()> {
     let scene = Scene::new("direct")?;
     let web = scene.run("web", &["-p", "80:80", "-p", "80:80/udp"], &Peer::serve(80))?;
     let plain = scene.run("plain", &[], &Peer::serve(80))?;

@@ -32,8 +32,9 @@ fn watch(scene: &Scene) -> Result<Capture> {
     scene.lan().capture(&scene.host.lan_device())
 }
 
+/// Every bridge network leaves by the host's address for TCP, UDP and echoes.
 #[test]
-fn every_bridge_network_leaves_by_the_hosts_address_for_tcp_udp_and_echo() -> Result<()> {
+fn every_bridge_network_is_masqueraded() -> Result<()> {
     let scene = Scene::new("networks")?;
     let far = scene.lab.far()?;
     let _server = serve(&far, 7)?;
@@ -67,7 +68,7 @@ fn every_bridge_network_leaves_by_the_hosts_address_for_tcp_udp_and_echo() -> Re
 }
 
 #[test]
-fn a_source_keeps_its_port_while_nobody_has_it() -> Result<()> {
+fn source_keeps_its_port_while_it_is_free() -> Result<()> {
     let scene = Scene::new("own-port")?;
     let _server = serve(scene.lan(), 7)?;
     let inside = scene.run("inside", &[], &Peer::idle())?;
@@ -81,8 +82,9 @@ fn a_source_keeps_its_port_while_nobody_has_it() -> Result<()> {
     Ok(())
 }
 
+/// Of two containers with one source port the second gets another port of the same class.
 #[test]
-fn of_two_containers_with_one_source_port_the_second_gets_one_of_the_same_class() -> Result<()> {
+fn second_user_of_a_port_gets_one_of_its_class() -> Result<()> {
     let scene = Scene::new("same-port")?;
     let _servers = [
         serve(scene.lan(), 7)?,
@@ -125,8 +127,9 @@ fn of_two_containers_with_one_source_port_the_second_gets_one_of_the_same_class(
     at_lan.audit(true)
 }
 
+/// A tuple that a host socket holds is never taken.
 #[test]
-fn a_tuple_that_a_host_socket_holds_is_never_taken() -> Result<()> {
+fn host_socket_tuple_is_never_taken() -> Result<()> {
     let scene = Scene::new("host-sockets")?;
     let _server = serve(scene.lan(), 7)?;
     scene.run(
@@ -169,8 +172,9 @@ fn a_tuple_that_a_host_socket_holds_is_never_taken() -> Result<()> {
     Ok(())
 }
 
+/// The masquerade address is the device's primary one towards the next hop.
 #[test]
-fn the_address_is_the_devices_primary_one_towards_the_next_hop() -> Result<()> {
+fn source_is_primary_address_to_the_next_hop() -> Result<()> {
     let scene = Scene::new("addresses")?;
     let (lan, host) = (scene.lan(), &scene.host);
     let inside = scene.run("inside", &[], &Peer::idle())?;
@@ -213,8 +217,9 @@ fn the_address_is_the_devices_primary_one_towards_the_next_hop() -> Result<()> {
     seen("198.19.1.2:7", [198, 18, 102, 1])
 }
 
+/// The first packets of a new container on a new network never leak.
 #[test]
-fn the_first_packets_of_a_new_container_on_a_new_network_never_leak() -> Result<()> {
+fn new_networks_first_packets_never_leak() -> Result<()> {
     let scene = Scene::new("first-packet")?;
     let _server = serve(scene.lan(), 7)?;
     let at_lan = scene.lan().capture(&scene.host.lan_device())?;

@@ -34,8 +34,9 @@ fn sees_client(from: &Space, client: &str, to: &str, server: &Container) -> Resu
     Ok(())
 }
 
+/// The server sees the client's own address at every address of the host.
 #[test]
-fn the_server_sees_the_clients_own_address_at_every_address_of_the_host() -> Result<()> {
+fn server_sees_the_clients_own_address() -> Result<()> {
     let scene = Scene::new("any-address")?;
     let web = scene.run("web", &WEB, &Peer::serve(80))?;
     let at_lan = scene.lan().capture(&scene.host.lan_device())?;
@@ -65,8 +66,9 @@ fn the_server_sees_the_clients_own_address_at_every_address_of_the_host() -> Res
     Ok(())
 }
 
+/// A port that is published at one address is closed at the others.
 #[test]
-fn a_port_published_at_one_address_is_closed_at_the_others() -> Result<()> {
+fn port_at_one_address_is_closed_at_others() -> Result<()> {
     let scene = Scene::new("one-address")?;
     scene.host.ip("address add 198.18.1.5/24 dev up0")?;
     let options = ["-p", "198.18.1.5:8080:80", "-p", "198.18.1.5:8080:80/udp"];
@@ -89,8 +91,9 @@ fn a_port_published_at_one_address_is_closed_at_the_others() -> Result<()> {
     sees_client(scene.lan(), "198.18.1.2", "198.18.1.5:8080", &web)
 }
 
+/// One client socket reaches one container port by two host ports.
 #[test]
-fn one_client_socket_reaches_one_container_port_by_two_host_ports() -> Result<()> {
+fn client_socket_reaches_port_by_two_host_ports() -> Result<()> {
     let scene = Scene::new("two-ports")?;
     let options = [&WEB[..], &["-p", "8081:80", "-p", "8081:80/udp"]].concat();
     scene.run("web", &options, &Peer::serve(80))?;
@@ -127,8 +130,9 @@ fn one_client_socket_reaches_one_container_port_by_two_host_ports() -> Result<()
     Ok(())
 }
 
+/// Containers reach published ports by the host's address and by the gateway's.
 #[test]
-fn containers_reach_published_ports_by_the_hosts_and_the_gateways_addresses() -> Result<()> {
+fn containers_reach_ports_by_host_and_gateway() -> Result<()> {
     let scene = Scene::new("hairpin")?;
     scene.host.docker(&["network", "create", "second"])?;
     let web = scene.run("web", &WEB, &Peer::serve(80))?;
@@ -166,8 +170,9 @@ fn containers_reach_published_ports_by_the_hosts_and_the_gateways_addresses() ->
     Ok(())
 }
 
+/// What is not published is answered by the host itself.
 #[test]
-fn what_is_not_published_is_answered_by_the_host_itself() -> Result<()> {
+fn unpublished_port_is_answered_by_the_host() -> Result<()> {
     let scene = Scene::new("unpublished")?;
     scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
     // TCP 8080 does not open UDP 8080, and 80 is the container's own business.

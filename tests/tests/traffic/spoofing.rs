@@ -13,8 +13,9 @@ fn end(address: [u8; 4], port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::from(address), port)
 }
 
+/// A packet with somebody else's source address is dropped.
 #[test]
-fn a_packet_with_somebody_elses_source_is_dropped() -> Result<()> {
+fn packet_with_a_foreign_source_is_dropped() -> Result<()> {
     let scene = Scene::new("spoofed")?;
     let liar = scene.run("liar", &[], &Peer::idle())?;
     let honest = scene.run("honest", &["-p", "8080:80/udp"], &Peer::serve(80))?;
@@ -95,8 +96,9 @@ fn a_packet_with_somebody_elses_source_is_dropped() -> Result<()> {
     })
 }
 
+/// The loopback network is not reached through a device.
 #[test]
-fn the_loopback_network_is_not_reached_through_a_wire() -> Result<()> {
+fn loopback_network_is_not_reached_from_outside() -> Result<()> {
     let scene = Scene::new("martian")?;
     let inside = scene.run("inside", &["-p", "8080:80/udp"], &Peer::serve(80))?;
     let (host, lan) = (&scene.host, scene.lan());

@@ -76,8 +76,9 @@ fn unanswered(inside: &Capture, at_lan: &Capture, forged: &[u32]) -> Result<()> 
     Ok(())
 }
 
+/// A blind reset and blind data do not end a download through a published port.
 #[test]
-fn a_blind_reset_and_blind_data_do_not_end_a_download_through_a_published_port() -> Result<()> {
+fn blind_reset_and_data_do_not_end_a_download() -> Result<()> {
     let scene = Scene::new("blind-reset")?;
     let web = scene.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
     let lan = scene.lan();
@@ -113,8 +114,9 @@ fn a_blind_reset_and_blind_data_do_not_end_a_download_through_a_published_port()
     unanswered(&inside, &at_lan, &forged)
 }
 
+/// Out-of-window data reaches no container and is not answered by the host.
 #[test]
-fn out_of_window_data_reaches_no_container_and_is_not_answered_by_the_host() -> Result<()> {
+fn out_of_window_data_is_dropped_silently() -> Result<()> {
     let scene = Scene::new("out-of-window")?;
     let lan = scene.lan();
     let _server = serve(lan, SERVER.port())?;

@@ -80,14 +80,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_brings_its_directories() {
+    fn file_brings_its_directories() {
         let found: Vec<_> = parents("usr/bin/docker").collect();
         assert_eq!(found, ["usr", "usr/bin"]);
         assert_eq!(parents("init").count(), 0);
     }
 
     #[test]
-    fn an_entry_is_aligned_and_says_its_sizes() {
+    fn entry_is_aligned_and_has_its_sizes() {
         let mut out = Vec::new();
         entry(&mut out, "init", PROGRAM, [0, 0], b"12345").unwrap();
         let text = String::from_utf8(out).unwrap();

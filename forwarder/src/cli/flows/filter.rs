@@ -116,8 +116,9 @@ mod tests {
         }
     }
 
+    /// A container is named by its name or by the beginning of its ID.
     #[test]
-    fn a_container_is_named_by_its_name_or_the_beginning_of_its_id() {
+    fn container_is_named_by_name_or_id_prefix() {
         let rows = [
             row("web", "aa11", 2),
             row("web", "aa11", 3),
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_range_of_one() {
+    fn address_is_a_range_of_one() {
         assert_eq!(net("198.18.1.2").unwrap().to_string(), "198.18.1.2/32");
         assert_eq!(net("198.18.0.0/15").unwrap().prefix_len(), 15);
         assert!(net("web").is_err() && net("198.18.1.2/33").is_err());

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_of_what_came_since() {
+    fn share_counts_packets_since_the_start() {
         let [before, after] =
             [(100, 50), (190, 60)].map(|(claimed, other)| Paths { claimed, other });
         assert!((after.share_since(before) - 0.9).abs() < 1e-9);

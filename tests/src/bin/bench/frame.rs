@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_what_a_stack_would_send() {
+    fn frame_is_what_a_stack_would_send() {
         let addresses = [Ipv4Addr::new(198, 18, 1, 2), Ipv4Addr::new(198, 18, 1, 1)];
         let frame = udp(
             [[0x02, 0, 0, 0, 0, 1], [0x02, 0, 0, 0, 0, 2]],

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn wrk_with_errors_counts_something_else() {
+    fn wrk_with_errors_is_an_error() {
         let with = |line| wrk(&format!("{WRK}  {line}\nRequests/sec:  100.00\n"));
         // The server closes what it was told to close: no error.
         assert!(with("Socket errors: connect 0, read 3, write 0, timeout 0").is_ok());
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn iperf3_gives_what_the_receiver_took() {
+    fn iperf3_gives_the_receivers_rate() {
         let json = r#"{"end": {"sum_sent": {"bits_per_second": 3e9},
                                "sum_received": {"bits_per_second": 25448813124.9}}}"#;
         assert!((iperf3(json).unwrap() - 25.448_813).abs() < 1e-6);

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_markdown_with_a_column_per_arm() {
+    fn table_has_a_column_per_arm() {
         let samples = [
             sample(Arm::Bare, 2.0),
             sample(Arm::Ours, 0.9),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_met_missed_or_not_at_issue() {
+    fn target_is_met_missed_or_not_applicable() {
         let met = |ours: f64| {
             let verdicts = verdicts(&[sample(Arm::Stock, 0.25), sample(Arm::Ours, ours)]);
             assert_eq!(verdicts.len(), 1, "{verdicts:?}");

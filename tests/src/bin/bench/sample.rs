@@ -104,15 +104,16 @@ mod tests {
     }
 
     #[test]
-    fn medians() {
+    fn medians_are_exact() {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0]), Some(3.0));
         assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 9.0, 2.0]), Some(3.0));
     }
 
+    /// Ratios are of the same round, and more is better.
     #[test]
-    fn ratios_are_of_the_same_round_and_more_is_better() {
+    fn ratios_are_per_round_and_more_is_better() {
         // A noisy machine: round 2 is slow for both, which the pairs do not see.
         let samples = [
             sample(1, Arm::Stock, 20.0),
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_void_sample_counts_nowhere() {
+    fn void_sample_is_ignored() {
         let void = |sample| Sample {
             void: Some("took another path".into()),
             ..sample
