@@ -245,9 +245,9 @@ pub(crate) const ADDITIONS: [Case; 18] = [
     case(
         "ICMP errors are translated both ways",
         &[
-            "handon::errors::outside_error_quotes_what_the_container_sent",
-            "handon::errors::container_error_quotes_the_published_address",
-            "handon::errors::large_transfer_finds_the_path_mtu",
+            "kernel_path::errors::outside_error_quotes_what_the_container_sent",
+            "kernel_path::errors::container_error_quotes_the_published_address",
+            "kernel_path::errors::large_transfer_finds_the_path_mtu",
         ],
         "",
     ),
