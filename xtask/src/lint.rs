@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask lint`: format, clippy and documentation, each without a warning, and a licence in the
-//! first line of each source file.
+//! `cargo xtask lint`: format, clippy and documentation, each without a warning, a licence in the
+//! first line of each source file, and short names of tests.
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
@@ -79,6 +79,49 @@ fn licence(name: &Path) -> &'static str {
     }
 }
 
+/// How many characters the name of a test may have: a sentence goes into the doc comment.
+const TEST_NAME: usize = 45;
+
+/// Fails if a test's name is longer than [`TEST_NAME`] characters; names every such test.
+pub(crate) fn test_names(root: &Path) -> Result<()> {
+    let mut long = Vec::new();
+    for file in sources(root)? {
+        let name = file.strip_prefix(root)?.display().to_string();
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {name}"))?;
+        for test in test_functions(&text) {
+            let length = test.chars().count();
+            if length > TEST_NAME {
+                long.push(format!("{name}: {test} has {length}"));
+            }
+        }
+    }
+    if !long.is_empty() {
+        long.sort();
+        bail!(
+            "names of tests over {TEST_NAME} characters: {}",
+            long.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// The names of the functions with the attribute `#[test]`, whatever other attributes follow.
+fn test_functions(source: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut is_test = false;
+    for line in source.lines().map(str::trim_start) {
+        is_test |= line == "#[test]";
+        let name = line
+            .split_once("fn ")
+            .and_then(|(_, rest)| rest.split(['(', '<']).next());
+        if let Some(name) = name.filter(|_| is_test) {
+            names.push(name);
+            is_test = false;
+        }
+    }
+    names
+}
+
 /// All Rust files below a folder, but for build folders and hidden ones.
 fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
@@ -111,6 +154,7 @@ impl Check {
 /// Runs every check, up to the first that fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     licences(&workspace.root)?;
+    test_names(&workspace.root)?;
     [FORMAT, CLIPPY, DOC]
         .iter()
         .try_for_each(|check| check.run(workspace))
@@ -154,5 +198,35 @@ mod tests {
         );
         let wrong = wrong.unwrap_err();
         assert!(wrong.contains(&format!("forwarder-ebpf/g.rs: line 1 is not `{PROGRAMS}`")));
+    }
+
+    #[test]
+    fn tests_have_short_names() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        if let Err(error) = test_names(&root) {
+            panic!("{error:#}");
+        }
+    }
+
+    #[test]
+    fn test_with_a_long_name_is_named() {
+        let root = std::env::temp_dir().join(format!("xtask-names-{}", std::process::id()));
+        let (most, long, helper) = ("a".repeat(45), "b".repeat(46), "c".repeat(46));
+        let function =
+            |name: &str| format!("    /// Says it.\n    #[test]\n    fn {name}() {{}}\n");
+        fs::create_dir_all(&root).unwrap();
+        fs::write(
+            root.join("a.rs"),
+            function(&most) + &format!("fn {helper}() {{}}\n"),
+        )
+        .unwrap();
+        let short = test_names(&root).map_err(|error| error.to_string());
+        let ignored = function(&long).replace("#[test]\n", "#[test]\n    #[ignore]\n");
+        fs::write(root.join("b.rs"), function(&most) + &ignored).unwrap();
+        let found = test_names(&root).map_err(|error| error.to_string());
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(short, Ok(()));
+        let expected = format!("names of tests over 45 characters: b.rs: {long} has 46");
+        assert_eq!(found, Err(expected));
     }
 }

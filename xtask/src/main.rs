@@ -10,7 +10,7 @@
 //! - [`mod@test`] runs every tier of tests and sums what they report ([`totals`]); [`vm`] is the
 //!   tier that boots other kernels ([`kernels`]).
 //! - [`differential`], [`mod@bench`], [`fuzz`] and [`mutants`] are the longer runs.
-//! - [`lint`] checks what needs no test: licences, format, clippy, documentation.
+//! - [`lint`] checks what needs no test: licences, names of tests, format, clippy, documentation.
 //! - [`workspace`] asks cargo where things lie, [`apt`] installs Debian's packages, [`step`] shows
 //!   a long step, and [`beside`] runs one task on the CPU time that another one leaves.
 mod apt;
@@ -64,7 +64,7 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Break the datapath on purpose, one fault at a time: the tests must notice
     Mutants(mutants::Args),
-    /// Check licences, format, clippy and documentation
+    /// Check licences, names of tests, format, clippy and documentation
     Lint,
 }
 

@@ -149,6 +149,9 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
         report.run("licences", || {
             lint::licences(&workspace.root).map(|()| Totals::default())
         });
+        report.run("test names", || {
+            lint::test_names(&workspace.root).map(|()| Totals::default())
+        });
         check(report, &FORMAT);
         check(report, &CLIPPY);
     }
