@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The lists of clients as the kernel has them: each a number and its ranges.
+//! The client access lists as the kernel holds them: each is a number and its address ranges.
 //!
-//! A list's number follows from its content. One that changes is another list: the new one is
-//! complete before anybody is sent to it, and the old one goes when nobody asks it any more.
+//! The number of a list is a hash of its content, so a changed list is a new list. The new list is
+//! complete before any endpoint refers to it, and the old list is removed after the last reference
+//! has gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +15,11 @@ use crate::desired::{be32, be128, generation};
 use crate::desired_state::DesiredState;
 use crate::host_state::Ingress;
 
-/// Ranges of all lists together, of both families: half of what the kernel has room for, since a list that changes is
-/// there twice for a moment.
+/// The maximum number of ranges in all lists of both address families. It is half of the map's
+/// capacity, because a list that changes is in the map twice for a moment.
 const ROOM: usize = capacity::INGRESS as usize / 2;
 
-/// A list's ranges and what it says of each.
+/// The ranges of a list and the action for each range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entries {
     v4: BTreeMap<(Be32, u8), u32>,
@@ -31,23 +32,23 @@ impl Entries {
     }
 }
 
-/// All lists that anybody has.
+/// All access lists that are in use.
 #[derive(Default)]
 pub(crate) struct AclTable {
     by_id: BTreeMap<u32, Entries>,
-    /// Those that there was no room for.
+    /// Lists that were closed because the map has no room for them.
     closed: BTreeSet<u32>,
 }
 
 impl AclTable {
-    /// The number of a list; 0 for one that lets everybody in.
+    /// Returns the number of a list; 0 for a list that admits every client.
     pub(crate) fn id(&mut self, list: &Ingress) -> u32 {
         if list.is_open() {
             return 0;
         }
         let entries = entries(list);
         let mut id = generation([format!("{entries:?}").as_str()]);
-        // Two lists never share a number, however somebody chose their ranges.
+        // Two lists must never share a number, even if somebody chose their ranges to collide.
         while self.by_id.get(&id).is_some_and(|other| *other != entries) {
             id = id.wrapping_add(1).max(1);
         }
@@ -55,8 +56,8 @@ impl AclTable {
         id
     }
 
-    /// Closes the longest lists, until there is room for all: nobody else loses a range by them.
-    /// How many were closed.
+    /// Closes the longest lists until all lists fit into the map, so that no other list loses a
+    /// range. Returns how many lists were closed.
     pub(crate) fn settle(&mut self) -> usize {
         let mut all: usize = self.by_id.values().map(Entries::len).sum();
         while all > ROOM {
@@ -75,7 +76,7 @@ impl AclTable {
         self.closed.len()
     }
 
-    /// All IPv4 ranges of all lists.
+    /// Returns all IPv4 ranges of all lists.
     pub(crate) fn entries(&self) -> BTreeMap<(u32, Be32, u8), u32> {
         let of = |(&id, entries): (&u32, &Entries)| {
             let rows = entries.v4.iter();
@@ -85,7 +86,7 @@ impl AclTable {
         self.by_id.iter().flat_map(of).collect()
     }
 
-    /// All IPv6 ranges of all lists.
+    /// Returns all IPv6 ranges of all lists.
     pub(crate) fn entries6(&self) -> BTreeMap<(u32, Be128, u8), u32> {
         let of = |(&id, entries): (&u32, &Entries)| {
             let rows = entries.v6.iter();
@@ -95,7 +96,8 @@ impl AclTable {
         self.by_id.iter().flat_map(of).collect()
     }
 
-    /// Tells who has which list from how it was before; 0 where there are none.
+    /// Returns a number that changes when a list, or its assignment, changes; 0 when there are no
+    /// lists.
     pub(crate) fn generation(&self, tables: &DesiredState) -> u32 {
         if self.by_id.is_empty() {
             return 0;

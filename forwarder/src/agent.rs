@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The agent's own state, and a sync: observe, derive, compare, carry out.
+//! The agent's own state and its sync: observe the kernel, derive the desired state, compare,
+//! apply.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +24,8 @@ use crate::report;
 use crate::stop::Stop;
 use crate::uplinks::{self, Choice};
 
-/// Whether it ends what a shim has given back: known also while Docker has not been heard.
+/// Whether a change removes a port that a shim has released. This is known even while Docker does
+/// not answer.
 fn is_given_back(host_state: &HostState, op: &Change) -> bool {
     let Change::DropPublished { key, .. } = op else {
         return false;
@@ -32,12 +34,12 @@ fn is_given_back(host_state: &HostState, op: &Change) -> bool {
     given_back.any(|port| port == *key)
 }
 
-/// What flows keep of routes: whenever it changes, they look again.
+/// The routing data that flows cache. When it changes, flows look up their routes again.
 #[derive(PartialEq, Eq)]
 struct Routing {
     generation: u32,
     sources: BTreeMap<(u32, Be32, u8), Be32>,
-    /// MTU of every device that packets may leave by.
+    /// The MTU of every device that packets may leave through.
     devices: BTreeMap<u32, u32>,
 }
 
@@ -56,7 +58,7 @@ impl Routing {
     }
 }
 
-/// Has the kernel put fragments together; whether it does.
+/// Sets up the kernel's defragmentation; returns whether it is available.
 pub(crate) async fn reassemble(config: &Config) -> bool {
     match datapath::make_defrag_loopback(&config.bpffs_dir).await {
         Ok(()) => true,
@@ -67,8 +69,9 @@ pub(crate) async fn reassemble(config: &Config) -> bool {
     }
 }
 
-/// Has the verifier look at every program that this host may need. Without one of a device, an agent
-/// is none; XDP and the sockets' programs only make things faster or nicer.
+/// Passes every program that this host may need through the verifier. The device programs are
+/// required. The XDP and socket programs are optional, because they only improve speed or
+/// convenience.
 fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
     let optional = |loaded: Result<()>| {
         if let Err(error) = loaded {
@@ -92,18 +95,18 @@ fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-/// How often the kernel is asked whether what is pinned is still attached.
+/// The interval at which the agent asks the kernel whether the pinned links are still attached.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// An operation that failed.
+/// A change that failed.
 struct Failure {
-    /// Which one, and why.
+    /// The change, and why it failed.
     what: String,
-    /// Whether something is more open without it than it should be.
+    /// Whether the host is less protected without the change.
     protects: bool,
 }
 
-/// The agent's own state, all of it derived anew when it starts.
+/// The agent's own state. All of it is derived anew when the agent starts.
 pub(crate) struct Agent {
     datapath: Datapath,
     since: Instant,
@@ -112,42 +115,42 @@ pub(crate) struct Agent {
     uplinks: Vec<Choice>,
     /// Uplinks whose driver refused XDP, and why.
     refused: BTreeMap<u32, String>,
-    /// Socket programs that this kernel takes, until it refuses one.
+    /// Socket programs that this kernel accepts; a program is removed when the kernel refuses it.
     sockets: BTreeSet<SocketHook>,
-    /// Whether the kernel puts fragments together.
+    /// Whether the kernel reassembles fragments.
     reassembles: bool,
     route_generation: u32,
-    /// What `route_generation` stands for.
+    /// The routing data that `route_generation` stands for.
     routing: Option<Routing>,
-    /// Moves on whenever a port is published or bound, or a list of clients changes.
+    /// Increases whenever a port is published or bound, or an access list changes.
     policy_generation: u32,
-    /// What the lists of clients were at that.
+    /// The generation of the access lists at that time.
     lists: Option<u32>,
-    /// The host has more addresses than the map has room for, which was said.
+    /// Whether the log already says that the host has more addresses than the map has room for.
     crowded: bool,
-    /// Operations that failed in the last sync: they are tried again with the next beat.
+    /// Changes that failed in the last sync. The next heartbeat tries them again.
     failures: Vec<Failure>,
-    /// When the kernel was asked last whether what is pinned is still attached.
+    /// When the agent last asked the kernel whether the pinned links are still attached.
     looked: Instant,
-    /// Whether the programs judge packets: not before the first sync is complete.
+    /// Whether the programs enforce their verdicts: not before the first sync is complete.
     armed: bool,
     /// Published ports that the kernel refused in the last sync, and why.
     unpublished: BTreeMap<PortKey<V4>, String>,
-    /// Why the kernel does not hold all lists of clients of ports on IPv6 addresses.
+    /// Why the kernel does not hold all access lists of ports on IPv6 addresses.
     unguarded: Option<String>,
-    /// What was used up and is not told yet.
+    /// Exhausted resources that the log does not mention yet.
     exhaustion: Exhaustion,
-    /// What the log was told of others' doing.
+    /// The messages about other software's configuration that are already in the log.
     told: BTreeSet<String>,
-    /// Why our rule could not be added.
+    /// Why our notrack rule could not be added.
     tracked: Option<String>,
 }
 
 impl Agent {
-    /// Loads every program and takes over what an earlier agent left, which goes on if this fails.
+    /// Loads every program and takes over the state of an earlier agent. If this fails, that state
+    /// continues to work.
     ///
-    /// # Errors
-    /// The kernel refuses something that protects, or we are asked to stop.
+    /// # Errors The kernel refuses something that protects, or the agent is asked to stop.
     pub(crate) fn start(
         config: &Config,
         host_state: &HostState,
@@ -174,12 +177,12 @@ impl Agent {
         datapath.adopt(name_of)?;
         let armed = datapath.is_armed()?;
         if armed {
-            // This namespace's sockets are the ones to be pointed at containers.
+            // The socket programs redirect the sockets of this network namespace.
             datapath.arm()?;
         }
         datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
         datapath.housekeeping()?;
-        // What an earlier agent did not come to any more.
+        // Complete what an earlier agent did not finish.
         if let Err(error) = datapath.sever_sockets() {
             tracing::warn!("{error:#}");
         }
@@ -187,7 +190,7 @@ impl Agent {
             Some(_) => SocketHook::ALL.into(),
             None => BTreeSet::new(),
         };
-        // Whatever an earlier agent cached of routes may have moved while nobody watched.
+        // An earlier agent may have cached routes that changed while no agent watched them.
         let observed = datapath.observe(true)?.tables;
         let exhaustion = Exhaustion::since(datapath.exhausted()?);
         Ok(Self {
@@ -214,32 +217,34 @@ impl Agent {
         })
     }
 
-    /// Says that we are alive; whether something failed that is to be tried again.
+    /// Tells the programs that the agent is alive. Returns whether a failed change is to be tried
+    /// again.
     pub(crate) fn housekeeping(&mut self, host_state: &HostState) -> Result<bool> {
         self.datapath.housekeeping()?;
         self.complain(host_state)?;
         Ok(!self.failures.is_empty())
     }
 
-    /// A service of the host's has bound a port: each flow is asked whether that was its own.
+    /// Makes each flow check whether its port belongs to a service of the host that has just bound
+    /// it.
     pub(crate) fn ask_flows(&mut self) -> Result<()> {
         self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
         self.tables.policy = self.policy_generation;
         self.datapath.ask_flows(self.policy_generation)
     }
 
-    /// Whether the programs judge packets.
+    /// Whether the programs enforce their verdicts.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed
     }
 
-    /// What protects and could not be brought into the kernel by the last sync.
+    /// Returns a protecting change that the last sync could not apply.
     pub(crate) fn unprotected(&self) -> Option<&str> {
         let failure = self.failures.iter().find(|failure| failure.protects)?;
         Some(&failure.what)
     }
 
-    /// Has the programs judge packets from now on, once everything that protects is in place.
+    /// Makes the programs enforce their verdicts, once everything that protects is in place.
     pub(crate) fn arm(&mut self) -> Result<()> {
         if !self.armed && self.unprotected().is_none() {
             self.datapath.housekeeping()?;
@@ -249,13 +254,13 @@ impl Agent {
         Ok(())
     }
 
-    /// What the kernel should hold, as of the last sync.
+    /// Returns what the kernel should hold, as of the last sync.
     pub(crate) fn tables(&self) -> &DesiredState {
         &self.tables
     }
 
-    /// Makes the kernel hold what it should. Failures are logged and tried again.
-    /// Ends early if we are asked to stop.
+    /// Brings the kernel to the desired state. Failures are logged and tried again. Ends early if
+    /// the agent is asked to stop.
     pub(crate) async fn sync(
         &mut self,
         host_state: &HostState,
@@ -265,14 +270,14 @@ impl Agent {
         loop {
             let known = self.refusals();
             self.defrag_loopback(host_state, config, stop).await?;
-            // What is refused changes what is wanted.
+            // A refused program changes the desired state.
             if self.refusals() == known || stop.is_asked() {
                 return Ok(());
             }
         }
     }
 
-    /// How much of what was tried this kernel and its drivers do not take.
+    /// Returns how many programs this kernel and its drivers have refused.
     fn refusals(&self) -> usize {
         self.refused.len() + SocketHook::ALL.len() - self.sockets.len()
     }
@@ -321,9 +326,9 @@ impl Agent {
             self.looked = Instant::now();
         }
         let observed = self.datapath.observe(look)?;
-        // A flow that holds a port on the host is asked once after something is published, and ends
-        // if its port is: see `pipeline::access`. Never back to an earlier generation, in which a
-        // flow may have rested since.
+        // After a port is published, a flow that holds a port on the host checks once whether the
+        // port is still its own, and ends otherwise: see `pipeline::access`. The generation never
+        // returns to an earlier value, because an idle flow may still carry that value.
         let is_new = |(key, target)| observed.tables.published.get(key) != Some(target);
         if tables.published.iter().any(is_new) || self.lists != Some(tables.policy) {
             self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
@@ -331,14 +336,15 @@ impl Agent {
         }
         tables.policy = self.policy_generation;
         if !host_state.is_complete() {
-            // What an earlier agent knew to be Docker's is not outside because Docker is silent.
+            // A device that an earlier agent knew to be Docker's does not become an outside device
+            // because Docker does not answer.
             let dockers = |index: &u32| {
                 let known = observed.tables.devices.get(index);
                 known.is_some_and(|device| device.kind != device::OUTSIDE)
             };
             tables.devices.retain(|index, _| !dockers(index));
             tables.hooks.retain(|(index, _)| !dockers(index));
-            // Nor does a port lose its list.
+            // For the same reason, a port keeps its access list.
             tables.lists6 |= observed.tables.lists6;
         }
         self.tables = tables;
@@ -360,7 +366,7 @@ impl Agent {
             if stop.is_asked() {
                 break;
             }
-            // Many programs take many seconds to attach.
+            // Attaching many programs takes many seconds.
             if told.elapsed() > BEAT {
                 self.datapath.housekeeping()?;
                 told = Instant::now();
@@ -373,8 +379,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells the log what others have set up since it was told last, and keeps what is handed on from
-    /// being tracked while anybody has rules.
+    /// Logs what other software has configured since the last message. Adds the notrack rule for
+    /// packets that the fast path passes to the kernel while other software has connection-tracking
+    /// rules.
     fn heed_others(&mut self, host_state: &HostState) {
         let lines = report::others(host_state);
         for line in lines.iter().filter(|line| !self.told.contains(*line)) {
@@ -396,8 +403,8 @@ impl Agent {
         }
     }
 
-    /// Leaves out what of the host's own addresses the map has no room for: packets to them still go
-    /// to the host, since the kernel's routes say so, but not to published ports.
+    /// Omits host addresses that exceed the map's capacity. Packets to these addresses still reach
+    /// the host by the kernel's routes, but they do not reach published ports.
     fn bound_locals(&mut self, tables: &mut DesiredState) {
         let all = tables.locals.len();
         while tables.locals.len() > capacity::HOST_ADDRESSES as usize {
@@ -415,9 +422,9 @@ impl Agent {
         self.crowded = crowded;
     }
 
-    /// Whether the kernel puts fragments together; makes it do so where it does not.
+    /// Whether the kernel reassembles fragments; sets up defragmentation if it does not.
     async fn reassembles(&mut self, host_state: &HostState, config: &Config) -> bool {
-        // Before the routes are known, nothing says that ours is not there.
+        // Before the routes are known, a missing route proves nothing.
         let known = host_state.route_generation != 0;
         let is_whole = |index| !known || host_state.routing.unspecified.contains(&index);
         let there = host_state
@@ -431,8 +438,8 @@ impl Agent {
         self.reassembles
     }
 
-    /// Whether the last sync brought into the kernel what a shim has bound, or who may ask what a
-    /// docker-proxy serves; else why not.
+    /// Whether the last sync brought into the kernel a port that a shim has bound, or the access
+    /// list of a port that a docker-proxy serves. The error says why not.
     pub(crate) fn holds(&self, host_state: &HostState, port: &HostPort) -> Result<(), String> {
         if let Some(key) = port_key6(port) {
             let why = self.unguarded.as_ref();
@@ -451,7 +458,7 @@ impl Agent {
         match (wanted, self.unpublished.get(&key)) {
             (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
             (Some(IpAddr::V4(wanted)), None) if target == Some(be32(wanted)) => Ok(()),
-            // A routed network has no ports of the host, which is as it should be.
+            // A routed network publishes no ports of the host, so none is missing.
             (Some(wanted), None) if target.is_none() && self.is_routed(host_state, wanted) => {
                 Ok(())
             }
@@ -459,7 +466,7 @@ impl Agent {
         }
     }
 
-    /// Whether an address is a container's of a network that is not translated.
+    /// Whether an address belongs to a container of a routed network.
     fn is_routed(&self, host_state: &HostState, address: IpAddr) -> bool {
         let network = host_state
             .seat(address)
@@ -494,7 +501,7 @@ impl Agent {
         } else {
             tracing::warn!("{op:?}: {error:#}");
         }
-        // What a device has taken along needs no protection.
+        // A device that has been deleted needs no protection.
         let gone = op.device().is_some_and(|index| !datapath::is_device(index));
         self.failures.push(Failure {
             what: format!("{op:?}: {error:#}"),
@@ -502,7 +509,7 @@ impl Agent {
         });
     }
 
-    /// Tells the log what was used up lately, and who has most of it.
+    /// Logs resources that were recently exhausted, and which container uses most of them.
     fn complain(&mut self, host_state: &HostState) -> Result<()> {
         let counts = self.datapath.exhausted()?;
         for complaint in self.exhaustion.heard(counts, Instant::now()) {
@@ -512,7 +519,7 @@ impl Agent {
         Ok(())
     }
 
-    /// What the command line asks, by what the kernel holds.
+    /// Answers a query of the command line from what the kernel holds.
     pub(crate) fn answer(&mut self, host_state: &HostState, verb: Verb) -> Value {
         let held = match self.datapath.observe(true) {
             Ok(observed) => observed.tables,

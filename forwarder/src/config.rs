@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the agent is told: by flag, else environment, else file, else default.
+//! The agent's configuration: a flag overrides the environment, which overrides the file, which
+//! overrides the default.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,20 +15,21 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::overrides::{ContainerRules, NetworkRules, Overrides, PortName, PortRules};
 use crate::trusted;
 
-/// The file that is read when none is named; it may be missing.
+/// The file that is read when none is named. It may be missing.
 pub const FILE: &str = "/etc/forwarder/forwarder.toml";
 
-/// How many flows there may be at most: what a machine's memory and the kernel's maps bear.
+/// The maximum number of flows: the limit of a machine's memory and of the kernel's maps.
 const FLOWS_MAX: u32 = 16 << 20;
-/// And at least: below that the pool of unassured flows is too small to be of use.
+/// The minimum number of flows: with fewer, the pool of unassured flows is too small to be useful.
 const FLOWS_MIN: u32 = 1024;
 
-/// What is kept for containers by default: above what Linux draws ports from (32768 to 60999).
+/// The default range reserved for containers: above the range that Linux uses for ephemeral ports
+/// (32768 to 60999).
 const RESERVED_PORTS: PortRange = PortRange {
     first: 61_000,
     last: 65_095,
 };
-/// Below this port, containers are given what nobody but a privileged process binds.
+/// The lowest port that may be reserved: ports below it can be bound by privileged processes only.
 const RESERVED_MIN: u16 = 1024;
 
 /// Whether and how XDP runs on uplinks.
@@ -39,13 +41,13 @@ pub enum XdpMode {
     Auto,
     /// In the driver of every uplink
     Native,
-    /// After the socket buffer is made: for tests of the logic, not for speed
+    /// After the socket buffer is allocated: for tests of the logic, not for speed
     Generic,
     /// Nowhere
     Off,
 }
 
-/// How the other programs are attached.
+/// How the tc programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
@@ -58,41 +60,43 @@ pub enum Attach {
     Clsact,
 }
 
-/// What the agent is told.
+/// The agent's configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Docker's address, `unix:///PATH`.
     pub docker: String,
-    /// Devices on which XDP may run, by name; empty means those of the default routes.
+    /// Devices on which XDP may run, by name. If empty, these are the devices of the default
+    /// routes.
     pub uplinks: Vec<String>,
-    /// Directory of the control socket and of what cannot be pinned.
+    /// Directory of the control socket and of state that cannot be pinned.
     pub state_dir: PathBuf,
     /// Directory of the pins, on a bpffs.
     pub bpffs_dir: PathBuf,
     /// Whether and how XDP runs on uplinks.
     pub xdp: XdpMode,
-    /// Whether XDP forwards TCP too.
+    /// Whether XDP also forwards TCP.
     pub xdp_tcp: bool,
-    /// How many flows there may be.
+    /// The maximum number of flows.
     pub flows: u32,
-    /// How many flows one container may have opened at once; 0 is any number.
+    /// The maximum number of open flows that one container may have created; 0 for no limit.
     pub flow_quota: u32,
-    /// How many flows one container may open in a second, and at once after a rest; 0 is any number.
+    /// The number of flows that one container may create per second, which is also its burst; 0 for
+    /// no limit.
     pub flow_rate: u32,
-    /// Whether a TCP connection that is not known is taken up in its middle.
+    /// Whether an unknown TCP connection is picked up in mid-stream.
     pub tcp_loose: bool,
-    /// Ports that only root binds, kept for what containers are translated to.
+    /// Ports that only root may bind, reserved for the translation of containers' flows.
     pub reserved_ports: PortRange,
-    /// How the other programs are attached.
+    /// How the tc programs are attached.
     pub attach: Attach,
-    /// Whether published ports are reached straight by the containers' own addresses, from
+    /// Whether published ports can also be reached at the containers' own addresses, from
     /// everywhere.
     pub allow_direct_routing: bool,
     /// The file that was read; it may be missing.
     pub file: PathBuf,
-    /// What the file lays down for networks and ports: read again whenever the file changes.
+    /// The file's overrides for networks and ports. They are read again whenever the file changes.
     pub rules: Overrides,
-    /// How much is logged: a level, or directives of tracing's `EnvFilter`.
+    /// The log level, or directives of tracing's `EnvFilter`.
     pub log: String,
 }
 
@@ -119,7 +123,7 @@ impl Default for Config {
     }
 }
 
-/// Each setting once: its flag, its variable and its key in the file (the flag without dashes).
+/// Every setting: its flag, its variable and its key in the file (the flag without leading dashes).
 #[derive(Clone, PartialEq, Eq, Debug, Default, clap::Args, Deserialize)]
 #[command(next_help_heading = "Settings (also keys of the configuration file)")]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -128,7 +132,7 @@ pub struct Settings {
     #[arg(long, global = true, env = "FORWARDER_DOCKER")]
     #[arg(value_name = "ADDRESS", hide_env_values = true)]
     docker: Option<String>,
-    /// Device on which XDP may run, once for each [default: those of the default routes]
+    /// Device on which XDP may run; repeat for each [default: those of the default routes]
     #[arg(long, global = true, env = "FORWARDER_UPLINK")]
     #[arg(value_name = "IF", hide_env_values = true, value_delimiter = ',')]
     uplink: Option<Vec<String>>,
@@ -145,7 +149,7 @@ pub struct Settings {
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
     #[arg(value_name = "auto|native|generic|off")]
     xdp: Option<XdpMode>,
-    /// Let XDP forward TCP too, which loses the device's GRO [default: false]
+    /// Let XDP forward TCP too, which disables the device's GRO [default: false]
     #[arg(long, global = true, env = "FORWARDER_XDP_TCP")]
     #[arg(
         value_name = "BOOL",
@@ -155,25 +159,26 @@ pub struct Settings {
     #[arg(value_parser = BoolishValueParser::new())]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     xdp_tcp: Option<bool>,
-    /// How many flows there may be, 1024 to 16777216 [default: 262144]
+    /// Maximum number of flows, 1024 to 16777216 [default: 262144]
     #[arg(long, global = true, env = "FORWARDER_FLOWS")]
     #[arg(value_name = "N", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(FLOWS_MIN as i64..=FLOWS_MAX as i64))]
     #[serde(default, deserialize_with = "within::<FLOWS_MIN, FLOWS_MAX, _>")]
     flows: Option<u32>,
-    /// How many flows one container may have opened at once, 0 for any number [default: half of --flows]
+    /// Maximum number of open flows that one container created, 0 for no limit [default: half of
+    /// --flows]
     #[arg(long, global = true, env = "FORWARDER_FLOW_QUOTA")]
     #[arg(value_name = "N", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=FLOWS_MAX as i64))]
     #[serde(default, deserialize_with = "within::<0, FLOWS_MAX, _>")]
     flow_quota: Option<u32>,
-    /// How many flows one container may open in a second, 0 for any number [default: 20000]
+    /// Number of flows one container may create per second, 0 for no limit [default: 20000]
     #[arg(long, global = true, env = "FORWARDER_FLOW_RATE")]
     #[arg(value_name = "N", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=RATE_MAX as i64))]
     #[serde(default, deserialize_with = "within::<0, RATE_MAX, _>")]
     flow_rate: Option<u32>,
-    /// Take up TCP connections in their middle, as nf_conntrack_tcp_loose does [default: true]
+    /// Pick up TCP connections in mid-stream, as nf_conntrack_tcp_loose does [default: true]
     #[arg(long, global = true, env = "FORWARDER_TCP_LOOSE")]
     #[arg(
         value_name = "BOOL",
@@ -183,7 +188,8 @@ pub struct Settings {
     #[arg(value_parser = BoolishValueParser::new())]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tcp_loose: Option<bool>,
-    /// Ports of the host that only root binds, kept for what containers send, or off [default: 61000-65095]
+    /// Ports of the host that only root binds, reserved for flows of containers, or off [default:
+    /// 61000-65095]
     #[arg(long, global = true, env = "FORWARDER_RESERVED_PORTS")]
     #[arg(value_name = "FIRST-LAST", hide_env_values = true)]
     #[arg(value_parser = port_range)]
@@ -194,7 +200,8 @@ pub struct Settings {
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
     #[arg(value_name = "auto|tcx|clsact")]
     attach: Option<Attach>,
-    /// Let published ports be reached by the containers' own addresses too, from everywhere [default: false]
+    /// Also let published ports be reached at the containers' own addresses, from everywhere
+    /// [default: false]
     #[arg(long, global = true, env = "FORWARDER_ALLOW_DIRECT_ROUTING")]
     #[arg(
         value_name = "BOOL",
@@ -204,7 +211,7 @@ pub struct Settings {
     #[arg(value_parser = BoolishValueParser::new())]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_direct_routing: Option<bool>,
-    /// How much is logged: error, warn, info, debug, trace; without it RUST_LOG [default: info]
+    /// Log level: error, warn, info, debug, trace; without it RUST_LOG [default: info]
     #[arg(long, global = true, env = "FORWARDER_LOG")]
     #[arg(value_name = "LEVEL", hide_env_values = true)]
     log: Option<String>,
@@ -222,10 +229,10 @@ pub struct Settings {
 impl Settings {
     /// Completes flags and variables by the conventional variables, the file and the defaults.
     ///
-    /// `variable` looks into the environment; `file` has to exist, [`FILE`] may be missing.
+    /// `variable` reads the environment. `file` must exist, but [`FILE`] may be missing.
     ///
-    /// # Errors
-    /// The file cannot be read, has an unknown key or a wrong value: names file, line and key.
+    /// # Errors The file cannot be read, has an unknown key or a wrong value. The error names file,
+    /// line and key.
     pub fn resolve(
         self,
         file: Option<&Path>,
@@ -284,7 +291,7 @@ impl Settings {
         })
     }
 
-    /// What `self` leaves open is taken from `lower`.
+    /// Takes from `lower` what `self` does not set.
     fn or(self, lower: Self) -> Self {
         Self {
             docker: self.docker.or(lower.docker),
@@ -301,7 +308,7 @@ impl Settings {
             attach: self.attach.or(lower.attach),
             allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),
-            // Only a file has them.
+            // Only the file has these tables.
             network: lower.network,
             port: lower.port,
             container: lower.container,
@@ -309,10 +316,9 @@ impl Settings {
     }
 }
 
-/// Reads the rules of a file anew.
+/// Reads the overrides of a file again.
 ///
-/// # Errors
-/// As [`Settings::resolve`]; a file that has gone is one without rules.
+/// # Errors As [`Settings::resolve`]. A file that no longer exists has no overrides.
 pub fn rules(file: &Path) -> Result<Overrides> {
     let Settings {
         network,
@@ -339,7 +345,7 @@ fn read(file: Option<&Path>) -> Result<Settings> {
     }
 }
 
-/// Reads a file's text; an error says in one line which line and key it is about.
+/// Parses a file's text. The error is one line that names the line and the key.
 fn parse(text: &str) -> Result<Settings> {
     toml::from_str(text).map_err(|error| {
         let message = error.message().replace('\n', " ");
@@ -354,15 +360,15 @@ fn parse(text: &str) -> Result<Settings> {
     })
 }
 
-/// The key that the line of this number, from 1 on, belongs to: its own, or that of the list which
-/// it goes on with.
+/// Returns the key on the line with this number (from 1): the line's own key, or that of the list
+/// that the line continues.
 fn key(text: &str, number: usize) -> Option<&str> {
     let lines = text.lines().take(number).collect::<Vec<_>>();
     let mut keys = lines.iter().rev().filter_map(|line| line.split_once('='));
     keys.next().map(|(key, _)| key.trim())
 }
 
-/// A number of the file that has bounds.
+/// Deserializes a number of the file and checks its bounds.
 fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<u32>, D::Error> {
@@ -374,7 +380,7 @@ fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
     Err(de::Error::custom(bounds))
 }
 
-/// Reads `FIRST-LAST`, or `off`.
+/// Parses `FIRST-LAST`, or `off`.
 fn port_range(text: &str) -> Result<PortRange, String> {
     if matches!(text, "off" | "") {
         return Ok(PortRange::default());
@@ -403,7 +409,7 @@ mod tests {
         Settings::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
     }
 
-    /// A file of its own for each test.
+    /// Writes a separate file for each test.
     fn file(name: &str, text: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("forwarder-{name}-{}", std::process::id()));
         fs::write(&path, text).unwrap();

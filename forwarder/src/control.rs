@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The control socket: a question and its answer, one line of JSON each. Shims stay connected: what
-//! they say goes to [`crate::watch::shim`].
+//! The control socket: each query and each answer is one line of JSON. Shims stay connected; their
+//! lines go to [`crate::watch::shim`].
 
 mod lines;
 
@@ -27,12 +27,12 @@ pub(crate) use lines::Lines;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Callers at a time that have not said yet what they want, or have no answer yet.
+/// The maximum number of callers that have not sent a query or have no answer yet.
 const CALLERS: usize = 256;
-/// Shims at a time: two for each port.
+/// The maximum number of connected shims: two for each port.
 const SHIMS: usize = 1 << 17;
 
-/// What the agent can be asked. Flows are not among it: they are read from the pins.
+/// The queries that the agent answers. Flows are not among them: they are read from the pins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verb {
@@ -46,7 +46,7 @@ pub enum Verb {
     Ports,
 }
 
-/// A question on its way to the agent's loop.
+/// A query for the agent's event loop.
 #[derive(Debug)]
 pub struct Query {
     /// What is asked.
@@ -68,13 +68,13 @@ enum Answer {
     Error(String),
 }
 
-/// The socket's path in a state directory.
+/// Returns the path of the socket in a state directory.
 #[must_use]
 pub fn socket(state_dir: &Path) -> PathBuf {
     state_dir.join("forwarder.sock")
 }
 
-/// The serving side; dropped, it ends and its file goes.
+/// The server side. When it is dropped, it stops and removes its file.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
@@ -84,16 +84,15 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        // It can only be missing.
+        // The file can only be missing.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Answers at `path` (mode 0600) from now on, each question by way of `queries`, shims by way of
-/// `calls`. A dead agent's file is replaced. Needs a tokio runtime.
+/// Serves the control socket at `path` (mode 0600): queries go to `queries`, lines of shims to
+/// `calls`. Replaces the file of a dead agent. Needs a tokio runtime.
 ///
-/// # Errors
-/// A living agent answers there, or the file cannot be made.
+/// # Errors A living agent answers there, or the file cannot be created.
 pub fn serve(
     path: &Path,
     queries: mpsc::Sender<Query>,
@@ -113,7 +112,8 @@ pub fn serve(
     })
 }
 
-/// Under another name first: what is seen at `path` always has its mode and listens.
+/// Binds under a temporary name first, so that the socket at `path` always has its mode and
+/// listens.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let new = path.with_extension("new");
     if let Err(error) = fs::remove_file(&new)
@@ -141,14 +141,14 @@ async fn accept(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((caller, _)) => {
-                    // A caller that there is no room for hears the end of its connection.
+                    // A caller for whom there is no room sees the end of its connection.
                     let Ok(place) = Arc::clone(&room.callers).try_acquire_owned() else {
                         continue;
                     };
                     let (queries, calls) = (queries.clone(), calls.clone());
                     let shims = Arc::clone(&room.shims);
                     callers.spawn(async move {
-                        // A caller that does not hear us out is its own loss.
+                        // A caller that closes its connection early loses only its own answer.
                         let _ = converse(caller, place, &shims, &queries, calls).await;
                     });
                 }
@@ -163,7 +163,7 @@ async fn accept(
     }
 }
 
-/// How many there may be at a time.
+/// The limits of simultaneous connections.
 struct Room {
     callers: Arc<Semaphore>,
     shims: Arc<Semaphore>,
@@ -205,31 +205,30 @@ async fn answer(line: &str, queries: &mpsc::Sender<Query>) -> Result<Value> {
     answer.await.context(ending)
 }
 
-/// Why a question has no answer.
+/// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens.
+    /// Nobody listens at the socket.
     #[error("no agent answers at {} ({why}): is `forwarder run` running?", path.display())]
     Absent {
         /// The socket.
         path: PathBuf,
-        /// What the kernel says.
+        /// The kernel's error.
         why: io::Error,
     },
-    /// Somebody listens but gives no answer, or may not be asked.
+    /// Somebody listens but gives no answer, or access is denied.
     #[error("the agent at {} gives no answer: {why}", path.display())]
     Silent {
         /// The socket.
         path: PathBuf,
-        /// For a person.
+        /// The reason, for a person.
         why: String,
     },
 }
 
-/// Asks the agent at `path`, and waits for the answer for a few seconds.
+/// Sends a query to the agent at `path` and waits a few seconds for the answer.
 ///
-/// # Errors
-/// See [`AskError`].
+/// # Errors See [`AskError`].
 pub fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
     let stream = UnixStream::connect(path).map_err(|why| match why.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Absent {

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The control story: one event enum, one loop. THEN HERE.
+//! The event loop: one event enum, one loop.
 //!
-//! Updates change the host state; a changed host state is synced: what the kernel holds is observed, what it
-//! should hold is derived, and the difference is carried out. Crash recovery, drift and the steady
-//! state are this one path. Nothing is removed before every source has given a full list, and
-//! nothing because Docker is away.
+//! Updates change the host state. After a change the agent syncs: it observes what the kernel
+//! holds, derives what the kernel should hold, and applies the difference. Crash recovery, drift
+//! and the steady state take this one path. Nothing is removed before every source has sent a full
+//! list, and nothing is removed because Docker is away.
 //!
-//! An agent's first start loads all programs, fills the maps and attaches, while everything passes
-//! as before it came, and arms all of it by one write. If Docker answers, that is once it has listed
-//! what it has. If it does not, the guard of the outside devices needs no Docker: dockerd starts its
-//! containers before it answers, and they find it in place. What an earlier agent has armed stays
-//! armed throughout. An agent that cannot bring into the kernel what protects does not get ready: it
-//! ends, and takes back what is not armed.
+//! An agent's first start loads all programs, fills the maps and attaches the programs, which let
+//! every packet pass as before. Then one write arms all of them. If Docker answers, the agent arms
+//! them once Docker has sent its lists. If Docker does not answer, the agent arms them without it:
+//! the protection of the outside devices does not need Docker, and dockerd starts its containers
+//! before it answers, so they find the protection in place. Programs that an earlier agent has
+//! armed stay armed throughout. An agent that cannot bring what protects into the kernel does not
+//! become ready: it ends, and removes what is not armed.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -34,33 +35,35 @@ use crate::stop::Stop;
 use crate::watch;
 use crate::watch::shim::ShimEvent;
 
-/// How often the programs are told that the agent is alive; they trust it for five times as long.
+/// The interval at which the agent tells the programs that it is alive. They trust it for five
+/// times as long.
 pub(crate) const BEAT: Duration = Duration::from_secs(1);
-/// How often the kernel is compared with what it should hold though nothing was heard.
+/// The interval at which the agent compares the kernel with the desired state even without an
+/// update.
 const RESYNC: Duration = Duration::from_secs(10);
 
-/// How long a first start waits for Docker to list what it has.
+/// How long a first start waits for Docker's lists.
 const LISTING: Duration = Duration::from_secs(10);
-/// How often what protects is tried before an agent that is not ready gives up.
+/// How often an agent that is not ready tries to apply what protects before it gives up.
 const ATTEMPTS: u32 = 3;
 
-/// Everything that can happen.
+/// Everything the loop handles.
 enum Event {
-    /// A source says something.
+    /// A source sends an update.
     Update(Update),
-    /// The command line asks something.
+    /// The command line sends a query.
     Query(Query),
-    /// The administrator lays something else down.
+    /// The administrator has changed the overrides.
     Overrides(Overrides),
-    /// A shim of dockerd's says something.
+    /// A shim has sent a request or has gone.
     ShimEvent(ShimEvent),
-    /// A service of the host's has bound a port.
+    /// A service of the host has bound a port.
     Bound,
-    /// Time to say that we are alive, and to try again what failed.
+    /// It is time to tell the programs that the agent is alive, and to try again what failed.
     Heartbeat,
-    /// Time to compare.
+    /// It is time to compare the kernel with the desired state.
     Resync,
-    /// Asked to stop: what is armed stays in place and goes on without us.
+    /// The agent is asked to stop. What is armed stays in place and works without an agent.
     Stop,
     /// A source has ended for a reason that waiting cannot repair.
     Broken(anyhow::Error),
@@ -68,12 +71,12 @@ enum Event {
 
 /// Runs the agent until it is asked to stop.
 ///
-/// # Errors
-/// What waiting cannot repair: the kernel refuses the programs, Docker's socket is unreadable.
+/// # Errors An error that waiting cannot repair: the kernel refuses the programs, or Docker's
+/// socket is unreadable.
 pub async fn run(config: Config) -> Result<()> {
     let stop = Stop::on_signals()?;
     match follow(config, &stop).await {
-        // Whatever it could not do any more.
+        // While the agent stops, an error of the interrupted work does not matter.
         Err(error) if stop.is_asked() => {
             tracing::debug!("{error:#}");
             Ok(())
@@ -83,7 +86,8 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
-    // Before the devices are listed: its own is among them then.
+    // This comes before the devices are listed, so that the list contains the defragmentation
+    // loopback.
     let reassembles = reassemble(&config).await;
     let mut sources = Sources::start(&config)?;
     let mut host_state = HostState::default();
@@ -103,7 +107,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
             Event::Update(_) => {}
             Event::Query(Query { verb, reply }) => {
                 let answer = agent.as_mut().map(|agent| agent.answer(&host_state, verb));
-                // Nobody to tell if the asker has gone.
+                // The receiver may have gone: then nobody waits for the answer.
                 let _ = reply.send(answer.unwrap_or_default());
             }
             Event::Overrides(rules) => {
@@ -111,7 +115,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
                 changed = true;
             }
             Event::ShimEvent(call) => {
-                // They come in crowds: one sync answers them all.
+                // Requests come in bursts: one sync answers all of them.
                 let calls = std::iter::successors(Some(call), |_| sources.calling());
                 for call in calls {
                     changed |= shims.hear(call, &mut host_state, Instant::now());
@@ -123,7 +127,8 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
                 }
             }
             Event::Heartbeat => {
-                // A first start waits for Docker's lists no longer than it may.
+                // A sync on every heartbeat ends the wait of a first start for Docker's lists at
+                // its limit.
                 changed |= agent.as_ref().is_some_and(|agent| !agent.is_armed());
                 changed |= shims.review(&mut host_state, Instant::now());
                 changed |= host_state.apply(watch::reverse_path::read(&host_state));
@@ -145,7 +150,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
             host_state.apply(watch::reverse_path::read(&host_state));
             agent = Some(Agent::start(&config, &host_state, reassembles, stop)?);
             sources.hear_programs(&config)?;
-            // What has been said meanwhile may complete the host state.
+            // Updates that arrived in the meantime may complete the host state.
             while let Some(update) = sources.waiting() {
                 host_state.apply(update);
             }
@@ -174,7 +179,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
     }
 }
 
-/// Says which networks have IPv6, and what becomes of it.
+/// Logs which networks have IPv6, and what the forwarder does with it.
 fn announce_ipv6(host_state: &HostState) {
     let networks = host_state.networks.values().filter(|network| {
         let mut ranges = network.subnets.iter();
@@ -192,15 +197,15 @@ fn announce_ipv6(host_state: &HostState) {
     }
 }
 
-/// Whether Docker has answered and is still telling what it has. Nothing is armed before it has, in
-/// order that no container is judged by half of what concerns it. A Docker that does not answer is
-/// not waited for: dockerd starts its containers before it answers, and the outside devices are to
-/// be guarded by then.
+/// Whether Docker has answered and is still sending its lists. The agent arms nothing before they
+/// are complete, so that no container is judged by half of its configuration. The agent does not
+/// wait for a Docker that does not answer: dockerd starts its containers before it answers, and the
+/// outside devices must be protected by then.
 fn is_listing(host_state: &HostState, since: Instant) -> bool {
     host_state.docker.is_some() && !host_state.is_complete() && since.elapsed() < LISTING
 }
 
-/// The `ready` line: the first sync is in the kernel.
+/// Prints the `ready` line: the first sync is in the kernel.
 fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(
@@ -215,7 +220,7 @@ fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
     .context("cannot write to stdout")
 }
 
-/// Where events come from.
+/// The sources of events.
 struct Sources {
     updates: mpsc::Receiver<Update>,
     queries: mpsc::Receiver<Query>,
@@ -225,7 +230,7 @@ struct Sources {
     watchers: JoinSet<Result<()>>,
     housekeeping: Interval,
     resync: Interval,
-    /// Answers the command line as long as it is held.
+    /// Answers the command line until it is dropped.
     _server: control::Server,
 }
 
@@ -235,7 +240,7 @@ impl Sources {
         let (queries_in, queries) = mpsc::channel(16);
         let (rules_in, rules) = mpsc::channel(1);
         let (calls_in, calls) = mpsc::channel(1024);
-        // The programs are not there yet.
+        // The programs are not loaded yet.
         let (_, binds) = mpsc::channel(1);
         let socket = control::socket(&config.state_dir);
         let server = control::serve(&socket, queries_in, calls_in)?;
@@ -262,7 +267,7 @@ impl Sources {
         })
     }
 
-    /// Hears of services that bind ports, once the programs are there that tell it.
+    /// Listens for services that bind ports, once the programs that report them are attached.
     fn hear_programs(&mut self, config: &Config) -> Result<()> {
         let (binds_in, binds) = mpsc::channel(1);
         self.binds = binds;
@@ -285,12 +290,12 @@ impl Sources {
         }
     }
 
-    /// A call that is already there.
+    /// Returns a shim's request that has already arrived.
     fn calling(&mut self) -> Option<ShimEvent> {
         self.calls.try_recv().ok()
     }
 
-    /// A update that is already there.
+    /// Returns an update that has already arrived.
     fn waiting(&mut self) -> Option<Update> {
         self.updates.try_recv().ok()
     }

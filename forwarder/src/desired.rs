@@ -25,21 +25,21 @@ use crate::host_state::{
 use crate::others::{Direction, IpsecPolicy, Reach, overlap};
 use crate::overrides::Overrides;
 
-/// What the configuration decides about the tables.
+/// The configuration's part in the desired state.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// How the XDP program runs on each uplink that has one.
     pub xdp: BTreeMap<u32, XdpKind>,
-    /// Whether XDP forwards TCP too.
+    /// Whether XDP also forwards TCP.
     pub xdp_tcp: bool,
-    /// Whether published ports are reached straight by the containers' own addresses, from
+    /// Whether published ports can also be reached at the containers' own addresses, from
     /// everywhere.
     pub direct_routing: bool,
-    /// What is laid down for networks and ports.
+    /// The administrator's overrides for networks and ports.
     pub rules: Overrides,
-    /// Whether the kernel puts fragments together.
+    /// Whether the kernel reassembles fragments.
     pub reassembles: bool,
-    /// The socket programs that this kernel takes.
+    /// The socket programs that this kernel accepts.
     pub sockets: BTreeSet<SocketHook>,
 }
 
@@ -131,7 +131,7 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
     tables
 }
 
-/// Docker's bridge networks whose bridge exists, by the bridge's index.
+/// Returns Docker's bridge networks whose bridge exists, by the bridge's index.
 fn bridges(host_state: &HostState) -> BTreeMap<u32, (&Network, &Link)> {
     let of_networks = host_state
         .networks
@@ -146,10 +146,11 @@ fn bridges(host_state: &HostState) -> BTreeMap<u32, (&Network, &Link)> {
         .collect()
 }
 
-/// Whether packets come and go by this device at the network layer: not a port of a bridge or a
-/// bond, not loopback, not swarm's overlay plumbing, not what Docker names as it names its bridges.
-/// What goes round by an IFB for its queue comes back to where it was, still ours to finish there.
-/// A device that is down carries nothing; one of Docker's veths is down until it has its bridge.
+/// Whether packets enter and leave the host through this device at the network layer. Excluded are:
+/// a port of a bridge or a bond, loopback, swarm's overlay devices, and devices with a name that
+/// Docker gives to its bridges. An IFB is excluded as well: it returns packets to the device they
+/// came from, and our programs there complete them. A device that is down carries nothing; one of
+/// Docker's veths is down until it has its bridge.
 #[must_use]
 pub fn is_outside(host_state: &HostState, link: &Link) -> bool {
     let master_routes = |index| {
@@ -168,15 +169,16 @@ pub fn is_outside(host_state: &HostState, link: &Link) -> bool {
         && !may_be_dockers(host_state, link)
 }
 
-/// Whether others than Docker may forward by this device, though it is no outside one: loopback, IP
-/// over something that Docker does not run on, swarm's plumbing, our own way round.
+/// Whether other software may forward through this device although it is not an outside device:
+/// loopback, IP over a link layer that Docker does not use, swarm's devices, our defragmentation
+/// loopback.
 fn is_others(host_state: &HostState, link: &Link) -> bool {
     link.up && link.master.is_none() && !may_be_dockers(host_state, link)
 }
 
-/// Whether what this device forwards is not to be trusted as long as Docker does not list it. Docker
-/// may be away, or be about to: then it has a name of Docker's, or it is a bridge, under whatever
-/// name its user has given, whose ports are veths alone.
+/// Whether packets forwarded through this device are untrusted until Docker lists it. Docker may be
+/// away or about to list it. Such a device has a name of Docker's, or it is a bridge of any name
+/// whose ports are all veths.
 fn may_be_dockers(host_state: &HostState, link: &Link) -> bool {
     let is_port = |port: &&Link| port.master == Some(link.index);
     let mut ports = host_state.links.values().filter(is_port);
@@ -186,14 +188,15 @@ fn may_be_dockers(host_state: &HostState, link: &Link) -> bool {
             && ports.all(|port| port.kind == "veth")
 }
 
-/// Whether Docker has made a bridge's port for a container: it may not have named the endpoint yet.
-/// Nothing that a container does changes the name of the host's end.
+/// Whether Docker has created a bridge's port for a container whose endpoint it may not have listed
+/// yet. A container cannot change the name of the host's end.
 fn is_containers(port: &Link) -> bool {
     let is_random = |rest: &str| rest.len() == 7 && rest.bytes().all(|b| b.is_ascii_hexdigit());
     port.kind == "veth" && port.name.strip_prefix("veth").is_some_and(is_random)
 }
 
-/// Docker may be away, or be about to list the bridge: what it forwards is not to be trusted then.
+/// Whether a bridge has a name that Docker gives. Docker may be away or about to list the bridge,
+/// so what it forwards is untrusted until then.
 #[must_use]
 pub(crate) fn is_named_as_dockers(name: &str) -> bool {
     let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -210,7 +213,8 @@ fn row(kind: u32, bridge: u32, station: &Link) -> Device {
     }
 }
 
-/// Whose say the programs leave to the kernel: what shapes a bridge, shapes all veths behind it.
+/// Marks devices on which the kernel's path must apply other software's configuration. What shapes
+/// a bridge also shapes all veths behind it.
 fn add_others(tables: &mut DesiredState, host_state: &HostState) {
     let flags = |index: u32| {
         let shaping = host_state.others.shaped.get(&index);
@@ -233,8 +237,8 @@ fn add_others(tables: &mut DesiredState, host_state: &HostState) {
     }
 }
 
-/// IPsec policies that may be about what containers send or get, seen by their own addresses or by the
-/// host's.
+/// Returns the IPsec policies that may apply to packets of containers, matched by the containers'
+/// own addresses or by the host's.
 pub(crate) fn applying_policies(host_state: &HostState) -> impl Iterator<Item = &IpsecPolicy> {
     let ranges = reach(host_state).ranges;
     let policies = host_state
@@ -245,7 +249,7 @@ pub(crate) fn applying_policies(host_state: &HostState) -> impl Iterator<Item = 
     policies.filter(move |policy| policy.may_match(&ranges) || is_of_the_host(host_state, policy))
 }
 
-/// Whether a policy is about what leaves with an address of the host's as source.
+/// Whether a policy applies to packets that leave with an address of the host as source.
 fn is_of_the_host(host_state: &HostState, policy: &IpsecPolicy) -> bool {
     let mut own = host_state.addresses.values().flatten();
     policy.direction == Direction::Out
@@ -255,7 +259,8 @@ fn is_of_the_host(host_state: &HostState, policy: &IpsecPolicy) -> bool {
         })
 }
 
-/// Where what is masqueraded must not go without the protection that a policy demands.
+/// Adds the destinations to which masqueraded packets must not go without the protection that an
+/// IPsec policy demands.
 fn add_protected(tables: &mut DesiredState, host_state: &HostState) {
     for policy in applying_policies(host_state).filter(|policy| is_of_the_host(host_state, policy))
     {
@@ -265,7 +270,7 @@ fn add_protected(tables: &mut DesiredState, host_state: &HostState) {
     }
 }
 
-/// The bridges and ranges of containers.
+/// Returns the bridges and address ranges of containers.
 #[must_use]
 pub fn reach(host_state: &HostState) -> Reach {
     let bridged = || {
@@ -288,7 +293,8 @@ pub fn reach(host_state: &HostState) -> Reach {
     }
 }
 
-/// A bridge's port: a container's veth with the hardware address of the endpoint behind it, unless that may be any.
+/// Returns the device row of a bridge's port: a container's veth with the hardware address of the
+/// endpoint behind it, unless any address is allowed.
 fn port(
     tables: &DesiredState,
     host_state: &HostState,
@@ -326,7 +332,8 @@ fn port(
     }
 }
 
-/// The sources that a network's containers may use beside their own: each of them, or one.
+/// Adds the sources that a network's containers may use besides their own: for the whole network,
+/// or for one container.
 fn add_allowed(
     tables: &mut DesiredState,
     host_state: &HostState,
@@ -336,7 +343,7 @@ fn add_allowed(
 ) {
     let allowed = &mut tables.allowed;
     let route = |allowed: &mut BTreeMap<_, _>, (addr, len): (Be32, u8)| {
-        // What is everywhere is nowhere in particular.
+        // A range that contains all addresses says nothing about the device.
         if len != 0 {
             allowed.insert((allowed::ROUTES, addr, len), bridge);
         }
@@ -354,7 +361,7 @@ fn add_allowed(
         };
         for net in policy.rules.allowed_sources(container) {
             let Some(range) = v4(net) else { continue };
-            // What there is no room for is not allowed.
+            // A source for which there is no room is not allowed.
             if allowed.len() + 3 > capacity::ALLOWED_SOURCES as usize {
                 return;
             }
@@ -370,7 +377,7 @@ fn add_allowed(
     }
 }
 
-/// An IPv4 range's address and prefix length.
+/// Returns an IPv4 range's address and prefix length.
 fn v4(range: &IpNet) -> Option<(Be32, u8)> {
     match range {
         IpNet::V4(net) => Some((be32(net.network()), net.prefix_len())),
@@ -378,7 +385,7 @@ fn v4(range: &IpNet) -> Option<(Be32, u8)> {
     }
 }
 
-/// What holds for a network's packets.
+/// Returns the flags of a network.
 fn flags(network: &Network, terms: &NetworkOptions, policy: &Policy) -> u32 {
     let isolated = terms.mode == GatewayMode::Isolated;
     let routed = terms.mode == GatewayMode::Routed;
@@ -428,8 +435,9 @@ fn add_network(
                 .insert((prefix(address, prefix_len), prefix_len), bridge.index);
         }
     }
-    // The network's own endpoint stands in for containers not known yet. Whenever one comes or
-    // goes it is another: flows made in somebody's name before do not pass on to the next.
+    // The network's default endpoint stands in for containers that are not known yet. Its
+    // generation changes whenever a container comes or goes, so that flows created under the
+    // default endpoint do not pass to the next container.
     let names = network.endpoints.keys().map(|id| id.0.as_str());
     let default_endpoint = Endpoint {
         generation: generation(std::iter::once(network.id.0.as_str()).chain(names)),
@@ -498,9 +506,9 @@ fn add_outside(tables: &mut DesiredState, host_state: &HostState, policy: &Polic
     }
 }
 
-/// Masquerade addresses of a device by the next hop's subnet, as `inet_select_addr` chooses them:
-/// the primary address whose subnet, or whose peer's, the next hop is in, else the device's first, else the first of
-/// any device's.
+/// Returns the masquerade addresses of a device by the next hop's subnet, as `inet_select_addr`
+/// chooses them: the primary address whose subnet (or whose peer's subnet) contains the next hop,
+/// else the device's first address, else the first address of any device.
 fn sources(host_state: &HostState, index: u32) -> Vec<(Be32, u8, Be32)> {
     let primary = |device: &u32| {
         let own = host_state.addresses.get(device).into_iter().flatten();
@@ -532,8 +540,8 @@ fn sources(host_state: &HostState, index: u32) -> Vec<(Be32, u8, Be32)> {
         .collect()
 }
 
-/// What is the host's own, as the kernel routes it: addresses of devices, and ranges without any.
-/// Loopback's never appear on a wire.
+/// Returns the host's own addresses as the kernel routes them: addresses of devices, and local
+/// ranges without a device address. Loopback addresses never appear on a wire.
 fn locals(host_state: &HostState) -> BTreeSet<(Be32, u8)> {
     let all = host_state.addresses.values().flatten();
     let addresses = all.filter_map(|address| match address.address {
@@ -546,7 +554,7 @@ fn locals(host_state: &HostState) -> BTreeSet<(Be32, u8)> {
         .collect()
 }
 
-/// The far ends of the veths of containers that run: what XDP may redirect into.
+/// Adds the peers of the veths of running containers: XDP may redirect into them.
 fn add_far_ends(tables: &mut DesiredState, host_state: &HostState) {
     let running = |container: &&Container| container.running && container.pid != 0;
     for container in host_state.containers.values().filter(running) {
@@ -569,8 +577,8 @@ fn add_far_ends(tables: &mut DesiredState, host_state: &HostState) {
     }
 }
 
-/// A number that tells one life of an endpoint, or one mapping, from all others: never 0. FNV-1a
-/// over what names it, which for endpoints is Docker's own random id.
+/// Returns a number that distinguishes one generation of an endpoint or a mapping from all others;
+/// never 0. It is FNV-1a over the names, which for endpoints include Docker's random id.
 pub(crate) fn generation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {
@@ -580,13 +588,13 @@ pub(crate) fn generation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     folded.max(1)
 }
 
-/// An address in wire order.
+/// Returns an address in network byte order.
 #[must_use]
 pub fn be32(address: Ipv4Addr) -> Be32 {
     Be32::from_octets(address.octets())
 }
 
-/// An address's first `len` bits.
+/// Returns the first `len` bits of an address.
 fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
     let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
     Be32::new(address.to_bits() & mask)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel holds, or should hold, as plain data: the common language of `desired`, `diff`
-//! and `datapath`.
+//! What the kernel holds or should hold, as plain data: the common types of `desired`, `diff` and
+//! `datapath`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,29 +10,29 @@ use forwarder_common::abi::{
 };
 use forwarder_common::family::{Be16, Be32, Be128, V4};
 
-/// The name of the device that fragments go round by.
+/// The name of the defragmentation loopback device.
 pub const DEFRAG_LOOPBACK: &str = "forwarder0";
 
-/// A program's place on a device.
+/// A program's attachment point on a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Hook {
     /// Ingress of an outside device.
     OutsideIn,
-    /// Ingress of an outside device without Ethernet header.
+    /// Ingress of an outside device without an Ethernet header.
     OutsideInRaw,
     /// Egress of an outside device.
     OutsideOut,
-    /// Egress of an outside device without Ethernet header.
+    /// Egress of an outside device without an Ethernet header.
     OutsideOutRaw,
     /// Ingress of the host's end of a container's veth.
     ContainerIn,
-    /// Egress of the same.
+    /// Egress of the host's end of a container's veth.
     ContainerOut,
     /// Ingress of a bridge.
     BridgeIn,
     /// Egress of a bridge.
     BridgeOut,
-    /// Egress of the device that fragments go round by.
+    /// Egress of the defragmentation loopback.
     DefragOut,
     /// XDP of an uplink.
     Uplink,
@@ -53,7 +53,7 @@ impl Hook {
         Self::Uplink,
     ];
 
-    /// The program's name in the object, in pins and in the CLI.
+    /// The program's name in the object, in pins and on the command line.
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
@@ -70,13 +70,13 @@ impl Hook {
         }
     }
 
-    /// The hook whose program has this name.
+    /// Returns the hook whose program has this name.
     #[must_use]
     pub fn named(program: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hook| hook.program() == program)
     }
 
-    /// Whether the hook is on the device's way in (XDP included).
+    /// Whether the hook is on the device's ingress (XDP included).
     #[must_use]
     pub const fn is_ingress(self) -> bool {
         matches!(
@@ -90,23 +90,23 @@ impl Hook {
     }
 }
 
-/// A program's place on the root of all control groups, in the order in which they are attached:
-/// first those that tell what the others do.
+/// A program's attachment point on the root cgroup, in the order of attachment: programs that
+/// report an address come before programs that change it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SocketHook {
-    /// An IPv4 socket is told where a datagram is from.
+    /// An IPv4 socket receives a datagram: reports the sender.
     Recvmsg4,
-    /// An IPv6 socket is.
+    /// An IPv6 socket receives a datagram: reports the sender.
     Recvmsg6,
-    /// An IPv4 socket is told its peer.
+    /// An IPv4 socket asks for its peer.
     Getpeername4,
-    /// An IPv6 socket is.
+    /// An IPv6 socket asks for its peer.
     Getpeername6,
     /// An IPv4 socket connects.
     Connect4,
     /// An IPv6 socket connects.
     Connect6,
-    /// A socket sends a datagram to a peer that it names, by IPv4.
+    /// A socket sends a datagram to a peer that it names by an IPv4 address.
     Sendmsg4,
     /// An IPv4 socket is bound.
     Bind4,
@@ -128,7 +128,7 @@ impl SocketHook {
         Self::Bind6,
     ];
 
-    /// The program's name in the object, in pins and in the CLI.
+    /// The program's name in the object, in pins and on the command line.
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
@@ -144,7 +144,7 @@ impl SocketHook {
         }
     }
 
-    /// The hook whose program has this name.
+    /// Returns the hook whose program has this name.
     #[must_use]
     pub fn named(program: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hook| hook.program() == program)
@@ -156,101 +156,103 @@ impl SocketHook {
 pub enum XdpKind {
     /// In the driver.
     Native,
-    /// After the socket buffer is made: for tests of the logic, not for speed.
+    /// After the socket buffer is allocated: for tests of the logic, not for speed.
     Generic,
 }
 
-/// What names an endpoint.
+/// The key of an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum EndpointKey {
     /// A container's address.
     Address(Be32),
-    /// A network's own endpoint, by its bridge's device index.
+    /// A network's default endpoint, by its bridge's device index.
     Floor(u32),
 }
 
-/// A network as far as it does not depend on slots.
+/// A network's row, apart from slot numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NetworkRow {
     /// Bits of [`forwarder_common::abi::network`].
     pub flags: u32,
     /// The bridge's own address.
     pub gateway: Be32,
-    /// What masquerade takes instead of the outgoing device's address; 0.0.0.0 for none.
+    /// The source address that masquerade uses instead of the outgoing device's address; 0.0.0.0
+    /// for none.
     pub source: Be32,
-    /// The list of clients that its containers let in; 0 for all.
+    /// The access list of its containers; 0 for all clients.
     pub policy: u32,
 }
 
-/// Where a published port leads.
+/// The target of a published port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Target {
     /// The container's address.
     pub addr: Be32,
     /// The container's port.
     pub port: Be16,
-    /// The list of clients that it lets in; 0 for all.
+    /// The access list of the port; 0 for all clients.
     pub policy: u32,
-    /// Tells this mapping from all that had its slot before; never 0.
+    /// Distinguishes this mapping from all earlier mappings in its slot; never 0.
     pub generation: u32,
 }
 
-/// A veth into whose far end XDP may redirect once its far end takes frames.
+/// A veth to which XDP may redirect once its peer accepts frames.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PeerVeth {
     /// The container's network namespace.
     pub sandbox_key: String,
-    /// A process in it.
+    /// A process in that namespace.
     pub pid: u32,
-    /// The device's index in there.
+    /// The peer device's index in that namespace.
     pub index: u32,
 }
 
-/// What names a row of IPv6's tables. In this order they are put, and in the reverse one they go.
+/// The key of a row of the IPv6 tables. Rows are added in this order and removed in reverse order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Key6 {
     /// One of the host's own addresses.
     Local(HostAddressKey6),
-    /// What the container behind a veth is called.
+    /// The identity of the container behind a veth.
     Endpoint(u32),
     /// A container's address.
     Owner(OwnerKey6),
     /// A network's subnet, as address and prefix length.
     Subnet(Be128, u8),
-    /// Clients of a list, with the prefix length of their address.
+    /// Clients of an access list, with the prefix length of their address.
     Ingress(IngressKey6, u8),
     /// Sources that containers may use, with their prefix length.
     Allowed(AllowedKey6, u8),
-    /// A published port: after the lists that it has.
+    /// A published port; it comes after the access lists that it refers to.
     Published(PortKey6),
 }
 
-/// What such a row says.
+/// The value of such a row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Row6 {
-    /// 1 of the host's addresses, the veth of an owner, the bridge of a subnet, and what is said of
+    /// 1 for a host address, the veth of an owner, the bridge of a subnet, or the action for
     /// clients and sources.
     Index(u32),
-    /// Of an endpoint.
+    /// The value of an endpoint.
     Endpoint(Endpoint6),
-    /// Of a published port.
+    /// The value of a published port.
     Published(Published6),
 }
 
 /// All tables and hooks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DesiredState {
-    /// Moves on with every change of routes, addresses or devices.
+    /// Increases with every change of routes, addresses or devices.
     pub route_generation: u32,
     /// Whether XDP may forward TCP.
     pub xdp_tcp: bool,
-    /// The smallest MTU that a route has by itself; 0 if none has.
+    /// The smallest MTU that a route itself sets; 0 if none does.
     pub route_mtu: u32,
-    /// What the kernel's path alone heeds: bits of [`forwarder_common::abi::others`].
+    /// Other software's configuration that only the kernel's path applies: bits of
+    /// [`forwarder_common::abi::others`].
     pub others: u32,
-    /// Whether a port that is published on an IPv6 address of the host's has a list of clients.
+    /// Whether a port published on an IPv6 address of the host has an access list.
     pub lists6: bool,
-    /// The device that fragments go round by; 0 for none.
+    /// The index of the defragmentation loopback; 0 for none.
     pub defrag_loopback: u32,
     /// Devices by index.
     pub devices: BTreeMap<u32, Device>,
@@ -258,49 +260,50 @@ pub struct DesiredState {
     pub networks: BTreeMap<u32, NetworkRow>,
     /// Subnets, as address and prefix length, to their bridge's index.
     pub subnets: BTreeMap<(Be32, u8), u32>,
-    /// What is the host's own, as address and prefix length.
+    /// The host's own addresses, as address and prefix length.
     pub locals: BTreeSet<(Be32, u8)>,
     /// Masquerade addresses by device index and the next hop's subnet.
     pub sources: BTreeMap<(u32, Be32, u8), Be32>,
     /// Endpoints.
     pub endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
-    /// Published ports; where containers may be asked straight, also by their own addresses.
+    /// Published ports; where a network allows direct access, also the containers' own addresses.
     pub published: BTreeMap<PortKey<V4>, Target>,
-    /// The host's ports by which containers are seen that publish their own under another number.
+    /// Host ports that replace the source ports of containers that publish a port under another
+    /// number.
     pub seen_as: BTreeMap<ServerKey<V4>, u32>,
-    /// Devices that networks trust.
+    /// The devices that networks trust.
     pub trusted: BTreeSet<TrustKey>,
-    /// Ports that links open.
+    /// The ports that links open.
     pub links: BTreeSet<LinkKey<V4>>,
-    /// What the lists of clients say, by list, address and prefix length
+    /// The ranges of the access lists, by list, address and prefix length
     /// ([`ingress`](forwarder_common::abi::ingress)).
     pub ingress: BTreeMap<(u32, Be32, u8), u32>,
-    /// Lists of clients that there was no room for: they let nobody in.
+    /// The number of access lists without room in the map: they admit no client.
     pub closed_lists: usize,
-    /// Sources that containers may use beside their own, by device, address and prefix length
+    /// Sources that containers may use besides their own, by device, address and prefix length
     /// ([`allowed`](forwarder_common::abi::allowed)).
     pub allowed: BTreeMap<(u32, Be32, u8), u32>,
-    /// Tells all lists of clients, and who has them, from what was before; 0 where there are none.
+    /// Changes whenever an access list or its assignment changes; 0 when there are no lists.
     pub policy: u32,
-    /// IPv6's tables.
+    /// The IPv6 tables.
     pub ipv6: BTreeMap<Key6, Row6>,
-    /// Programs by device index and place.
+    /// Programs by device index and attachment point.
     pub hooks: BTreeSet<(u32, Hook)>,
-    /// Programs on the root of all control groups.
+    /// Programs on the root cgroup.
     pub sockets: BTreeSet<SocketHook>,
     /// How the XDP programs in `hooks` run, by device index.
     pub xdp: BTreeMap<u32, XdpKind>,
-    /// Veths that XDP may redirect into, by index.
+    /// Veths to which XDP may redirect, by index.
     pub ports: BTreeMap<u32, PeerVeth>,
 }
 
-/// What the kernel holds, with the slots that it holds it in.
+/// What the kernel holds, with the slot of each endpoint and mapping.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
     /// The tables themselves. Of `ports` only the keys are known.
     pub tables: DesiredState,
-    /// Slots of endpoints.
+    /// The slots of endpoints.
     pub endpoint_slots: BTreeMap<EndpointKey, u32>,
-    /// Slots of mappings.
+    /// The slots of mappings.
     pub mapping_slots: BTreeMap<PortKey<V4>, u32>,
 }

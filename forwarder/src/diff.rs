@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What has to change in the kernel, in an order of which every prefix is safe: pure.
+//! The changes that the kernel needs, in an order of which every prefix is safe: pure.
 //!
-//! What delivers to the wrong place goes first, then comes what protects, then what delivers; what
-//! protects goes last. A hook finds its device's row when it arrives, and its row outlives it.
+//! Wrong deliveries are removed first. Then what protects is added, then what delivers. What
+//! protects is removed last. A hook finds its device's row when it is attached, and the row is
+//! removed after the hook.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
@@ -15,7 +16,7 @@ use crate::desired_state::{
     Target, XdpKind,
 };
 
-/// One change of the kernel's state. Applying one twice is applying it once.
+/// One change of the kernel's state. Applying it twice has the same effect as applying it once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(
     missing_docs,
@@ -74,7 +75,7 @@ pub enum Change {
     PutAllowed((u32, Be32, u8), u32),
     DropAllowed((u32, Be32, u8)),
     Policy(u32),
-    /// The device that fragments go round by.
+    /// The index of the defragmentation loopback.
     DefragLoopback(u32),
     PutPort(u32, PeerVeth),
     DropPort(u32),
@@ -89,13 +90,13 @@ pub enum Change {
     },
     AttachSocket(SocketHook),
     DetachSocket(SocketHook),
-    /// Ends the host's own sockets that point where no published port leads any more.
+    /// Closes the host's own sockets whose published port no longer exists.
     SeverSockets,
 }
 
 impl Change {
-    /// Whether it only adds or changes: what an incomplete host state may ask for, in which an absence
-    /// says nothing.
+    /// Whether the change only adds or modifies. An incomplete host state allows only such changes,
+    /// because an absence in it proves nothing.
     #[must_use]
     pub const fn adds(&self) -> bool {
         !matches!(
@@ -119,8 +120,8 @@ impl Change {
         )
     }
 
-    /// Whether something would be more open than it should be without it: an agent that cannot
-    /// carry it out is not ready. What merely delivers, or makes faster, can come later.
+    /// Whether the host would be less protected without the change. An agent that cannot apply such
+    /// a change is not ready. What only delivers or improves speed can come later.
     #[must_use]
     pub const fn protects(&self) -> bool {
         !matches!(
@@ -142,7 +143,7 @@ impl Change {
         )
     }
 
-    /// The device that it is about, if it is about one.
+    /// The device that the change is about, if there is one.
     #[must_use]
     pub const fn device(&self) -> Option<u32> {
         match *self {
@@ -161,7 +162,7 @@ impl Change {
     }
 }
 
-/// The operations that turn `observed` into `desired`.
+/// Returns the changes that turn `observed` into `desired`.
 #[must_use]
 pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
     let now = &observed.tables;
@@ -170,7 +171,7 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
         ops.push(Change::DefragLoopback(0));
     }
 
-    // What must not deliver any more.
+    // First, remove what must not deliver any more.
     for (&key, &target) in &now.published {
         if desired
             .published
@@ -216,7 +217,8 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
     );
     ops.extend(gone(&now.sources, &desired.sources).map(Change::DropSource));
 
-    // What protects, from the floor up. A veth is not said to have an endpoint before that is there.
+    // Then add what protects, starting with the default endpoints. A veth refers to an endpoint
+    // only after the endpoint exists.
     let (mut late, new) = changed(&now.devices, &desired.devices)
         .partition::<Vec<_>, _>(|(index, _)| now.devices.contains_key(index));
     for (index, device) in new {
@@ -239,8 +241,8 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
             endpoint,
         })
         .collect::<Vec<_>>();
-    // A network's own endpoint stands in for those who are not there yet: what they have begun by
-    // its name ends once they are, since the name is another one then.
+    // A network's default endpoint stands in for containers that do not exist yet. Its generation
+    // changes when they appear, so flows that they opened under the default endpoint end then.
     endpoints.sort_by_key(|op| {
         let default_endpoint = EndpointKey::Floor(0);
         matches!(op, Change::PutEndpoint { key, .. } if discriminant(key) == discriminant(&default_endpoint))
@@ -262,7 +264,7 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
             ops.push(op);
         }
     }
-    // A list is complete before anybody is sent to it.
+    // An access list is complete before anything refers to it.
     ops.extend(changed(&now.ingress, &desired.ingress).map(|(k, v)| Change::PutIngress(k, v)));
     ops.extend(changed(&now.ipv6, &desired.ipv6).map(|(k, v)| Change::PutIpv6(k, v)));
     for (bridge, row) in changed(&now.networks, &desired.networks) {
@@ -293,7 +295,7 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
         ops.push(Change::DefragLoopback(desired.defrag_loopback));
     }
 
-    // What delivers.
+    // Then add what delivers.
     ops.append(&mut endpoints);
     ops.extend(
         late.into_iter()
@@ -327,7 +329,8 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
             .map(|&key| Change::PutLink(key)),
     );
     ops.extend(changed(&now.allowed, &desired.allowed).map(|(k, v)| Change::PutAllowed(k, v)));
-    // Once everybody is sent to the right lists: flows that were let in before are asked again.
+    // Once everything refers to the right access lists, flows that were admitted before are checked
+    // again.
     if now.policy != desired.policy {
         ops.push(Change::Policy(desired.policy));
     }
@@ -339,7 +342,7 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
         }
     }
 
-    // What nothing stands on any more.
+    // Then remove what nothing refers to any more.
     let leads_there = |(key, old): (_, &Target)| {
         let new = desired.published.get(key);
         new.is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
@@ -371,12 +374,12 @@ pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
     ops
 }
 
-/// Another generation than this one, and not nobody's.
+/// Returns a generation that differs from this one and is not 0.
 fn interim(generation: u32) -> u32 {
     (!generation).max(1)
 }
 
-/// Keys of `now` that `desired` lacks.
+/// Returns the keys of `now` that `desired` lacks.
 fn gone<K: Ord + Copy, A, B>(
     now: &BTreeMap<K, A>,
     desired: &BTreeMap<K, B>,
@@ -384,7 +387,7 @@ fn gone<K: Ord + Copy, A, B>(
     now.keys().filter(|key| !desired.contains_key(key)).copied()
 }
 
-/// Rows of `desired` that `now` lacks or has otherwise.
+/// Returns the rows of `desired` that `now` lacks or has with another value.
 fn changed<K: Ord + Copy, V: PartialEq + Copy>(
     now: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
@@ -395,8 +398,8 @@ fn changed<K: Ord + Copy, V: PartialEq + Copy>(
         .map(|(&k, &v)| (k, v))
 }
 
-/// Slots: those in use keep theirs, new ones get the lowest that nobody had when the round began,
-/// so that no slot changes hands within a round. Slot 0 is nobody's.
+/// Slot assignment: a slot in use keeps its owner, and a new owner gets the lowest slot that was
+/// free when the pass began, so that no slot changes its owner within a pass. Slot 0 has no owner.
 struct Slots<'a> {
     observed: &'a Observed,
     taken_endpoints: BTreeSet<u32>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the log says when something is used up: flow records, ports, or a container's share. Pure.
+//! Log messages about exhausted resources: flow records, ports, or a container's quota. Pure.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -9,20 +9,20 @@ use forwarder_common::reason::Reason;
 
 use crate::host_state::HostState;
 
-/// A reason is told once in so long, however often it comes.
+/// The minimum time between two messages of the same reason.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// How often something was used up, by reason.
+/// How often each resource was exhausted, by reason.
 type Counts = [(Reason, u64); Reason::EXHAUSTED.len()];
 
-/// What has been told of each reason.
+/// What the log already says about each reason.
 pub(crate) struct Exhaustion {
     told: Counts,
     last: [Option<Instant>; Reason::EXHAUSTED.len()],
 }
 
 impl Exhaustion {
-    /// Nothing of what came until now will be told.
+    /// Starts from these counts: earlier events are not logged.
     pub(crate) fn since(counts: Counts) -> Self {
         Self {
             told: counts,
@@ -30,7 +30,8 @@ impl Exhaustion {
         }
     }
 
-    /// What there is to tell now: a sentence for each reason that packets had since it was told last.
+    /// Returns the messages that are due: a sentence for each reason whose count has increased
+    /// since its last message.
     pub(crate) fn heard(&mut self, counts: Counts, now: Instant) -> Vec<String> {
         let mut complaints = Vec::new();
         for ((told, last), (reason, count)) in self.told.iter_mut().zip(&mut self.last).zip(counts)
@@ -48,7 +49,8 @@ impl Exhaustion {
     }
 }
 
-/// Who has opened most of the flows that live, of how many each address has.
+/// Returns the container that created most of the live flows, from the number of flows of each
+/// address.
 pub(crate) fn holder(host_state: &HostState, opened: &[(Be32, u32)]) -> Option<String> {
     let &(address, flows) = opened.iter().max_by_key(|(_, flows)| flows)?;
     let address = Ipv4Addr::from(address.octets());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host state: what Docker and the kernel say, as plain data. Updates go in by [`HostState::apply`], which is pure.
+//! The host state: what Docker and the kernel report, as plain data. Updates go in by
+//! [`HostState::apply`], which is pure.
 mod model;
 mod terms;
 #[cfg(test)]
@@ -15,46 +16,51 @@ pub use model::*;
 pub use terms::{GatewayMode, Ingress, NetworkOptions};
 pub use update::{Listing, Update};
 
-/// Swarm's bridge towards the outside.
+/// Swarm's bridge to the outside.
 const GWBRIDGE: &str = "docker_gwbridge";
 
-/// Everything that the agent knows about Docker and the kernel.
+/// Everything the agent knows about Docker and the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostState {
-    /// The version of the daemon; none while it is away, which is no reason to drop what it said.
+    /// The daemon's version; none while Docker is away, which is no reason to drop what it
+    /// reported.
     pub docker: Option<String>,
     /// Networks of every driver.
     pub networks: BTreeMap<NetworkId, Network>,
-    /// Containers, also those that do not run.
+    /// Containers, including those that do not run.
     pub containers: BTreeMap<ContainerId, Container>,
     /// Devices of our namespace by index.
     pub links: BTreeMap<u32, Link>,
     /// Addresses by device, in the kernel's order.
     pub addresses: BTreeMap<u32, Vec<Address>>,
-    /// Moves on (and wraps) whenever a route changed.
+    /// Increases (and wraps) whenever a route changes.
     pub route_generation: u32,
-    /// What the IPv4 routes say beyond their next hops.
+    /// What the IPv4 routes say apart from their next hops.
     pub routing: Routing,
-    /// What outside devices ask of a source, where they ask for anything: 1 for a route back by the
-    /// device itself, 2 for any (`rp_filter`).
+    /// The reverse path filter of outside devices where it is set (`rp_filter`): 1 requires a route
+    /// back through the device itself, 2 any route.
     pub reverse_paths: BTreeMap<u32, u8>,
-    /// What shims have bound.
+    /// The ports that shims have bound.
     pub bound: BTreeMap<HostPort, Bound>,
-    /// Ports of the host's IPv6 addresses that a docker-proxy is about to serve, until Docker lists them.
+    /// Ports of the host's IPv6 addresses that a docker-proxy is about to serve, until Docker lists
+    /// them.
     pub proxied: BTreeSet<HostPort>,
-    /// What shims gave back while Docker was not heard yet: that these lead nowhere is known.
+    /// Ports that shims released before Docker answered: they are known to have no target.
     pub unbound: BTreeSet<HostPort>,
-    /// What others have set up.
+    /// What other software has configured.
     pub others: Others,
-    /// How often the kernel dropped notices that we were too slow to read (all was read anew then).
+    /// How often the kernel dropped notifications because the agent read too slowly. Everything is
+    /// read again then.
     pub overruns: u32,
-    /// The host end of each endpoint's veth (its ifindex); derived from the rest by `apply`.
+    /// The host end of each endpoint's veth (its ifindex). `apply` derives it from the other
+    /// fields.
     pub veths: BTreeMap<EndpointId, u32>,
-    /// Which full lists have come at least once.
+    /// Which full lists have arrived at least once.
     pub seen: Seen,
 }
 
-/// Which full lists have come at least once: before all have, what is absent from the host state says nothing.
+/// Which full lists have arrived at least once. Until all have, an absence in the host state proves
+/// nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// [`Update::Networks`].
@@ -68,7 +74,7 @@ pub struct Seen {
 }
 
 impl HostState {
-    /// Whether every source has given a full list: only then may anything be derived from an absence.
+    /// Whether every source has sent a full list. Only then does an absence prove anything.
     pub fn is_complete(&self) -> bool {
         let Seen {
             networks,
@@ -84,13 +90,13 @@ impl HostState {
         self.seen.links && self.seen.addresses
     }
 
-    /// Whether a running container has this port, as far as Docker has said.
+    /// Whether a running container publishes this port, as far as Docker has reported.
     pub fn publishes(&self, port: &HostPort) -> bool {
         let mut running = self.containers.values().filter(|c| c.running);
         running.any(|container| container.ports.iter().any(|own| own.host() == *port))
     }
 
-    /// Takes in one update; returns whether anything is different now.
+    /// Applies one update; returns whether anything changed.
     pub fn apply(&mut self, update: Update) -> bool {
         let changed = match update {
             Update::DockerUp { version } => replace(&mut self.docker, Some(version)),
@@ -156,7 +162,7 @@ impl HostState {
             }
         };
         if self.is_complete() {
-            // An absence says as much from here on.
+            // From here on an absence in Docker's lists proves the same.
             self.unbound.clear();
         }
         if changed {
@@ -165,15 +171,15 @@ impl HostState {
         changed
     }
 
-    /// The bridge device of a network, once it exists.
+    /// Returns the bridge device of a network, once it exists.
     pub fn bridge(&self, network: &Network) -> Option<&Link> {
         let name = network.bridge.as_deref()?;
         self.links.values().find(|link| link.name == name)
     }
 
-    /// The address that a container's published ports lead to, and its network: the endpoint that is
-    /// its gateway, or where none is (a service of swarm's), the one on `docker_gwbridge`, which only
-    /// the network lists.
+    /// Returns the address that a container's published ports lead to, and its network: its gateway
+    /// endpoint, or if it has none (a service of swarm), its endpoint on `docker_gwbridge`, which
+    /// only the network lists.
     pub fn gateway_of<'a>(&'a self, container: &'a Container) -> Option<(&'a NetworkId, Ipv4Addr)> {
         let listed = container.gateway_endpoint(Family::V4, &self.networks);
         let of_swarm = || {
@@ -188,7 +194,7 @@ impl HostState {
         }
     }
 
-    /// Who has an address: the network, and the container.
+    /// Returns the network and the container that an address belongs to.
     pub fn seat(&self, address: IpAddr) -> Option<(&NetworkId, &ContainerId)> {
         self.networks.values().find_map(|network| {
             let at = network.endpoints.values().find(|at| match address {
@@ -199,7 +205,8 @@ impl HostState {
         })
     }
 
-    /// The gateway of a network: what IPAM names, else the bridge's own first address inside one of its ranges.
+    /// Returns the gateway of a network: the address that IPAM names, else the bridge's first
+    /// address inside one of the network's ranges.
     pub fn gateway(&self, network: &Network, family: Family) -> Option<IpAddr> {
         let ranges = || {
             network
@@ -245,7 +252,8 @@ impl HostState {
             .filter_map(|link| link.peer.as_mut())
         {
             if peer.netns == Some(netns) {
-                // Left over until its own LinkGone: it leads nowhere, and the number will be another's.
+                // The device remains until its own LinkGone, but its peer has gone, and the
+                // namespace number may be reused.
                 *peer = Peer {
                     index: peer.index,
                     ..Peer::default()
@@ -258,11 +266,12 @@ impl HostState {
 
     /// Finds the host end of each endpoint's veth.
     ///
-    /// A container has at most one endpoint per network, so (bridge, namespace) names its veth, and nothing that a
-    /// container does to its own devices can change the answer. Before it runs Docker does not tell its namespace: then
-    /// the address of the far end decides, among the veths that lead to no known container, so that another one
-    /// cannot pose as the newcomer. A container that is believed to run in no namespace has just died: it has no veth,
-    /// and its address may be another's by now.
+    /// A container has at most one endpoint per network, so (bridge, namespace) identifies its
+    /// veth, and nothing that a container does to its own devices can change the result. Before a
+    /// container runs, Docker does not report its namespace. Then the address of the veth's peer
+    /// decides, among the veths that lead to no known container, so that another container cannot
+    /// impersonate the new one. A container that is reported as running but has no namespace has
+    /// just died: it has no veth, and its address may already belong to another container.
     fn match_veths(&self) -> BTreeMap<EndpointId, u32> {
         let taken: BTreeSet<NetnsId> = self.containers.values().filter_map(|c| c.netns).collect();
         let mut by_netns = BTreeMap::new();
@@ -302,7 +311,7 @@ impl HostState {
     }
 }
 
-/// A full list, with what could not be read kept as it is in `old`.
+/// Merges a full list; items that could not be read keep their state from `old`.
 fn merge<Id: Ord + Clone, T: Clone>(
     old: &BTreeMap<Id, T>,
     Listing { list, unread }: Listing<T, Id>,

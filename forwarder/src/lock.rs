@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One agent per network namespace: whoever has locked the namespace's file is it.
+//! One agent per network namespace: the agent is the process that has locked the namespace's file.
 //!
-//! The file `/run/forwarder-COOKIE.lock` is root's, so that nobody else can lock it. An agent with a
-//! `/run` of its own (in a container) does not see it: for these there is an abstract socket's name,
-//! which each network namespace has of its own. Any user can bind that name too, so it counts only
-//! where its holder is root. The kernel lets go of both with their holder, however that ends: a lock
+//! Root owns the file `/run/forwarder-COOKIE.lock`, so that nobody else can lock it. An agent with
+//! its own `/run` (in a container) does not see it. Therefore there is also an abstract socket,
+//! whose name each network namespace has for itself. Any user can bind that name too, so it counts
+//! only if its holder is root. The kernel releases both when the holder ends in any way, so a lock
 //! is never stale.
 
 use std::fs::{self, File};
@@ -24,10 +24,10 @@ use crate::{datapath, trusted};
 
 /// The socket's name in the abstract namespace.
 const NAME: &[u8] = b"forwarder.lock";
-/// Where the files are.
+/// The directory of the lock files.
 const DIRECTORY: &str = "/run";
 
-/// The right to be the agent of this network namespace, until dropped.
+/// The right to be the agent of this network namespace, until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     file: Option<LockFile>,
@@ -35,24 +35,24 @@ pub struct Lock {
     name: Option<UnixListener>,
 }
 
-/// Why a lock is not to be had.
+/// Why the lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody has it.
+    /// Another process holds it.
     #[error("another agent runs in this network namespace{}", process(*.0))]
     Held(
-        /// The holder's process id, where it can be told.
+        /// The holder's process id, if it is known.
         Option<i32>,
     ),
-    /// There is neither a file to lock nor the name.
+    /// Neither the file nor the socket can be used as a lock.
     #[error("the lock's name is held{0}, and there is no file to lock: {1:#}")]
     Nothing(
-        /// By whom, where it can be told.
+        /// Who holds the socket's name, if it is known.
         String,
-        /// Why there is no file.
+        /// Why there is no lock file.
         anyhow::Error,
     ),
-    /// The kernel gives no socket.
+    /// The kernel creates no socket.
     #[error("cannot bind the lock's socket")]
     Io(#[source] io::Error),
 }
@@ -62,10 +62,9 @@ fn process(pid: Option<i32>) -> String {
 }
 
 impl Lock {
-    /// Takes the lock, or says at once who has it.
+    /// Takes the lock, or returns at once who holds it.
     ///
-    /// # Errors
-    /// See [`LockError`].
+    /// # Errors See [`LockError`].
     pub fn acquire() -> Result<Self, LockError> {
         let file = datapath::netns_cookie().and_then(|cookie| {
             trusted::is_there(Path::new(DIRECTORY))?;
@@ -118,12 +117,13 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before the name goes: the next agent finds either all of the lock or nothing.
+        // The file goes before the socket, so the next agent finds either the complete lock or
+        // none.
         self.file.take();
     }
 }
 
-/// A file that is locked; dropped, it goes.
+/// A locked file. It is removed when it is dropped.
 #[derive(Debug)]
 struct LockFile {
     path: PathBuf,
@@ -133,13 +133,13 @@ struct LockFile {
 
 impl Drop for LockFile {
     fn drop(&mut self) {
-        // It can only be missing.
+        // The file can only be missing.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl LockFile {
-    /// The locked file, or its holder's process id.
+    /// Locks the file, or returns its holder's process id.
     fn take(path: &Path) -> anyhow::Result<Result<Self, Option<i32>>> {
         loop {
             let mut file = File::options()
@@ -163,7 +163,7 @@ impl LockFile {
             }
             let locked = file.metadata()?.ino();
             if !fs::symlink_metadata(path).is_ok_and(|now| now.ino() == locked) {
-                // Its last holder has just removed it.
+                // The last holder has just removed the file.
                 continue;
             }
             file.set_len(0)?;
@@ -174,13 +174,13 @@ impl LockFile {
     }
 }
 
-/// 0 is a process outside of our pid namespace.
+/// Returns the holder's process id; 0 means a process outside of our pid namespace.
 fn pid(holder: &UCred) -> Option<i32> {
     Some(holder.pid.as_raw_pid()).filter(|&pid| pid > 0)
 }
 
-/// Who listens at the name. Does not wait: nobody accepts there, and after many askers the queue is
-/// full.
+/// Returns the process that listens at the name. It does not block: nobody accepts connections
+/// there, and after many requests the queue is full.
 fn holder(name: &[u8]) -> rustix::io::Result<UCred> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -206,7 +206,7 @@ mod tests {
         let (name, path) = (name("second"), file("second"));
         let first = Lock::of(&name, Ok(path.clone())).unwrap();
         let pid = i32::try_from(std::process::id()).unwrap();
-        // Each half is enough; more askers than the queue holds: none may hang.
+        // Each half is enough. There are more requests than the queue holds, and none may block.
         for n in 0..1100 {
             let by_file = Lock::of(b"forwarder.other", Ok(path.clone()));
             assert!(matches!(by_file, Err(LockError::Held(Some(holder))) if holder == pid));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The binary: hands over to the command line.
+//! The binary: calls the command line.
 
 use std::process::ExitCode;
 

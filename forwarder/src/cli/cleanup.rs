@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder cleanup`: everything of ours out of the kernel, also after an agent was killed.
+//! `forwarder cleanup`: removes all of the forwarder's state from the kernel, also after an agent
+//! was killed.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,7 +17,7 @@ use crate::datapath;
 use crate::lock::{Lock, LockError};
 use crate::trusted;
 
-/// How long an agent may take to end.
+/// The maximum time an agent may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +33,7 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
         control::ask(&socket, Verb::Status),
         Err(AskError::Absent { .. })
     );
-    // Held to the end, so that no agent starts in between.
+    // The lock is held to the end, so that no agent starts in the meantime.
     let _lock = match Lock::acquire() {
         Ok(_) if answers => bail!(
             "an agent answers at {} from another network namespace: run this there",
@@ -50,7 +51,7 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
     if !datapath::is_there(&config.bpffs_dir, &config.state_dir)? {
         return output::text("nothing to clean up\n");
     }
-    // What is somebody else's is not ours to remove, nor to be told what to remove by.
+    // A directory that others can write to does not say reliably what is to be removed.
     for dir in dirs {
         trusted::is_there_with_all(dir)?;
     }
@@ -69,10 +70,10 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
     output::text("removed: programs, maps, pins and files of the forwarder's\n")
 }
 
-/// Ends the agent and takes its lock: one that went on would put everything back.
+/// Stops the agent and takes its lock. An agent that continued would restore everything.
 fn stop(pid: Option<i32>) -> Result<Lock> {
     let held = LockError::Held(pid);
-    // What is there under the id must still be what took the lock.
+    // The process must still be the one that took the lock: its id may have been reused.
     let process = pid.and_then(Pid::from_raw).filter(|pid| {
         fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()))
             .is_ok_and(|name| name.starts_with("forwarder"))

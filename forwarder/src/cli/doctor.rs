@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder doctor`: what this kernel, host and Docker offer, and what is missing.
+//! `forwarder doctor`: reports what this kernel, host and Docker offer, and what is missing.
 
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ pub(super) fn doctor(config: &Config, format: Format) -> Result<ExitCode> {
     })
 }
 
-/// One line for each finding, and under it what to do: commands stay in one piece.
+/// Renders one line for each finding and the remedy below it. Commands are not wrapped.
 fn render(findings: &[Finding]) -> String {
     let mut text = String::new();
     for Finding { level, what, todo } in findings {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder endpoints`: containers on bridge networks and their veths.
+//! `forwarder endpoints`: lists containers on bridge networks and their veths.
 
 use anyhow::Result;
 

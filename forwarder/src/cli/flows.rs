@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder flows`: live flows, read from the pins, agent or not.
+//! `forwarder flows`: lists live flows. It reads the pins, so it works without an agent.
 
 mod delete;
 mod filter;
@@ -54,7 +54,7 @@ impl Row for FlowRow {
     }
 }
 
-/// One direction's ends.
+/// Formats the source and destination of one direction.
 fn arrow(ends: &Ends) -> String {
     let src = SocketAddr::new(ends.src, ends.sport);
     format!("{src} > {}", SocketAddr::new(ends.dst, ends.dport))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command line: settings, verbs, and how an error looks.
+//! The command line: settings, verbs and the format of errors.
 
 mod cleanup;
 mod doctor;
@@ -33,7 +33,7 @@ use crate::plain;
                         file, else its default."
 )]
 struct Cli {
-    /// File of settings [default: /etc/forwarder/forwarder.toml, if it is there]
+    /// File of settings [default: /etc/forwarder/forwarder.toml, if it exists]
     #[arg(long, global = true, env = "FORWARDER_CONFIG")]
     #[arg(value_name = "FILE", hide_env_values = true)]
     config: Option<PathBuf>,
@@ -45,25 +45,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Be the agent of this network namespace, until SIGTERM; traffic goes on without it
+    /// Run the agent of this network namespace until SIGTERM; traffic continues without it
     Run,
-    /// The agent, what is attached, packets by path and reason, how full the maps are
+    /// Show the agent, attached programs, packets by path and reason, and how full the maps are
     Status(output::Args),
-    /// Docker's bridge networks
+    /// List Docker's bridge networks
     Networks(output::Args),
-    /// Containers on bridge networks
+    /// List containers on bridge networks
     Endpoints(output::Args),
-    /// Published ports
+    /// List published ports
     Ports(output::Args),
-    /// Live flows: listed, watched, ended; needs no agent
+    /// List, watch or end live flows; needs no agent
     Flows(flows::Args),
-    /// Take everything of the forwarder's out of the kernel; ends its flows
+    /// Remove all of the forwarder's state from the kernel; ends its flows
     Cleanup(cleanup::Args),
-    /// What this kernel, host and Docker offer, and what is missing
+    /// Report what this kernel, host and Docker offer, and what is missing
     Doctor(output::Args),
 }
 
-/// Runs the command line; an error is one line on stderr and exit status 1.
+/// Runs the command line. An error is one line on stderr and exit status 1.
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli {
@@ -95,14 +95,14 @@ fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// An error and its causes, whatever line breaks they have.
+/// Formats an error and its causes on one line, without their line breaks.
 fn one_line(error: &anyhow::Error) -> String {
     let chain = format!("{error:#}");
     let lines = chain.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ")
 }
 
-/// Asks the agent of these settings.
+/// Sends a query to the agent of these settings.
 fn ask<T: DeserializeOwned>(config: &Config, verb: control::Verb) -> Result<T> {
     let path = control::socket(&config.state_dir);
     let value = control::ask(&path, verb)?;
@@ -113,7 +113,7 @@ fn ask<T: DeserializeOwned>(config: &Config, verb: control::Verb) -> Result<T> {
         .with_context(|| format!("the agent at {} is of another version", path.display()))
 }
 
-/// Opens what is pinned under these settings.
+/// Opens the pins under these settings.
 fn view(config: &Config) -> Result<View> {
     let dir = &config.bpffs_dir;
     View::open(dir).with_context(|| {
@@ -160,7 +160,7 @@ mod tests {
             let parsed = Cli::try_parse_from(line.split(' '));
             assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
         }
-        // Whose condition would that be?
+        // It would be unclear what such a condition applies to.
         for line in [
             "forwarder flows --port 80 delete",
             "forwarder flows --watch delete --all",

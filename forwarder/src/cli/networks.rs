@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder networks`: Docker's bridge networks and what holds for them.
+//! `forwarder networks`: lists Docker's bridge networks and their options.
 
 use anyhow::Result;
 

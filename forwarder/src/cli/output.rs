@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a verb prints: a table for people or JSON for programs, on stdout and nothing else there.
+//! Output of a verb: a table for people or JSON for programs, and nothing else on stdout.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -28,12 +28,12 @@ pub(super) struct Args {
     pub(super) output: Format,
 }
 
-/// Something with a line in a table.
+/// A value that is a row of a table.
 pub(super) trait Row: Serialize {
-    /// The columns' headings.
+    /// The column headings.
     const COLUMNS: &'static [&'static str];
 
-    /// The line's cells, one for each column.
+    /// Returns the cells of the row, one for each column.
     fn cells(&self) -> Vec<String>;
 }
 
@@ -68,12 +68,12 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
     write(&plain::json(&line))
 }
 
-/// Prints text, whose names cannot steer a terminal.
+/// Prints text. Control characters are escaped, so that names cannot control a terminal.
 pub(super) fn text(text: &str) -> Result<()> {
     write(&plain::lines(text))
 }
 
-/// A reader that has seen enough is no error.
+/// A reader that closes the pipe early is no error.
 fn write(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -84,17 +84,17 @@ fn write(text: &str) -> Result<()> {
     }
 }
 
-/// A cell that may be empty.
+/// Formats a cell that may be empty.
 pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
 
-/// A yes or no.
+/// Formats a boolean.
 pub(super) fn yes(value: bool) -> String {
     if value { "yes" } else { "no" }.to_owned()
 }
 
-/// A span of time, in its two largest units.
+/// Formats a duration in its two largest units.
 pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),

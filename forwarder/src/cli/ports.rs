@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder ports`: published ports and where they lead.
+//! `forwarder ports`: lists published ports and their targets.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder run`: log, lock, look at the host, then be the agent.
+//! `forwarder run`: starts the log, takes the lock, checks the host and runs the agent.
 
 use std::fs;
 
@@ -12,9 +12,11 @@ use crate::config::Config;
 use crate::lock::Lock;
 use crate::{daemon, datapath, plain, preflight};
 
-/// More than one, since the kernel's answers are waited for in place.
+/// The number of worker threads. One is not enough, because the agent waits for the kernel's
+/// answers synchronously.
 const THREADS: usize = 2;
-/// What whoever starts us would like to add for those whom we refuse.
+/// The environment variable with an additional hint for users, set by the program that starts the
+/// agent.
 const HINT: &str = "FORWARDER_HINT";
 
 pub(super) fn run(config: Config) -> Result<()> {
@@ -32,46 +34,47 @@ pub(super) fn run(config: Config) -> Result<()> {
         .context("cannot start the agent's threads")?;
     let (state_dir, bpffs_dir) = (config.state_dir.clone(), config.bpffs_dir.clone());
     let ended = runtime.block_on(daemon::run(config));
-    // Its descriptors may be all that there are.
+    // The first runtime may hold the last free descriptors.
     drop(runtime);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot take back what was made: run `forwarder cleanup`")?;
-    // An agent that did not come to work leaves nothing.
+    // An agent that never became ready leaves nothing behind.
     if let Err(error) = runtime.block_on(datapath::take_back(&bpffs_dir, &state_dir)) {
         tracing::warn!("what was made is left: {error:#}: run `forwarder cleanup`");
     }
     for dir in [state_dir, bpffs_dir] {
-        // Only if it is empty.
+        // This removes the directory only if it is empty.
         let _ = fs::remove_dir(dir);
     }
     ended
 }
 
-/// A thousand published ports are as many connections of shims.
+/// Raises the limit of open files: a thousand published ports are as many connections of shims.
 fn raise_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // With what we have we get along as far as it goes.
+    // If this fails, the agent works within the present limit.
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Logs to stderr.
+/// Starts the log on stderr.
 fn start_log(filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(directives(filter))
         .with_context(|| format!("--log {filter} is neither a level nor a filter"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(plain::Log)
-        // Colours are control characters: none get through.
+        // Colours are control characters, which the log must not contain.
         .with_ansi(false)
         .with_target(false)
         .try_init()
         .map_err(|error| anyhow!("cannot start the log: {error}"))
 }
 
-/// A bare level is ours; libraries stay at warnings.
+/// Returns the filter's directives: a bare level applies to the forwarder; libraries log warnings
+/// only.
 fn directives(filter: &str) -> String {
     match filter.parse::<LevelFilter>() {
         Ok(level) => format!("{},forwarder={level}", level.min(LevelFilter::WARN)),

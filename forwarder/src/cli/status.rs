@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder status`: the agent's share from the agent, the kernel's from the pins.
+//! `forwarder status`: shows the agent's status from the agent and the datapath's status from the
+//! pins.
 
 use std::fmt::Write;
 
@@ -40,7 +41,7 @@ pub(super) fn status(config: &Config, format: Format) -> Result<()> {
     }
 }
 
-/// The name of a device of our network namespace.
+/// Returns the name of a device in our network namespace.
 fn device_name(index: u32) -> Option<String> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
     netdevice::index_to_name(socket, index).ok()

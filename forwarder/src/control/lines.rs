@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A caller's side of a connection: bounded lines, and the socket that may come along with one.
+//! Reading lines from a caller: bounded lines, and the file descriptor that may be attached to one.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,18 +11,18 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
-/// No line is longer, in bytes.
+/// The maximum length of a line, in bytes.
 pub(crate) const LINE: usize = 1024;
-/// What is read at once. Lines of shims are shorter.
+/// The number of bytes read at once. Lines of shims are shorter.
 const PIECE: usize = 512;
 
-/// What callers are read by. A thousand shims stay connected: they shall cost little.
+/// A reader of a caller's lines. A thousand shims stay connected, so it is small.
 #[derive(Debug)]
 pub(crate) struct Lines {
     from: OwnedReadHalf,
-    /// Received, not yet handed out.
+    /// Bytes that were received and not yet returned.
     buffer: Vec<u8>,
-    /// The descriptor that came last.
+    /// The descriptor that was received last.
     attached: Option<OwnedFd>,
 }
 
@@ -35,13 +35,13 @@ impl Lines {
         }
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub(crate) fn stream(&self) -> &UnixStream {
         self.from.as_ref()
     }
 
-    /// The next line, with its end; an empty one when the caller has gone. Nothing is lost when
-    /// the future is dropped.
+    /// Returns the next line with its newline; an empty one when the caller has closed the
+    /// connection. It is cancel-safe: nothing is lost when the future is dropped.
     pub(crate) async fn next(&mut self) -> io::Result<String> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
@@ -61,7 +61,7 @@ impl Lines {
         }
     }
 
-    /// The descriptor that came with the line, or before it.
+    /// Returns the descriptor that came with the line, or before it.
     pub(crate) fn take_attached(&mut self) -> Option<OwnedFd> {
         self.attached.take()
     }
@@ -73,7 +73,7 @@ impl Lines {
             let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let into = &mut [IoSliceMut::new(&mut piece)];
-            // What does not fit into the space, the kernel closes.
+            // The kernel closes descriptors that do not fit into the buffer.
             let length = recvmsg(stream, into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
             let attached = control.drain().filter_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(descriptors) => descriptors.last(),

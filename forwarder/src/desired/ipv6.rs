@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! IPv6: who has which address. What follows for a packet stands in
-//! `forwarder_common::pipeline::ipv6`.
+//! IPv6: which container or network has which address. `forwarder_common::pipeline::ipv6` decides
+//! what follows for a packet.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -27,7 +27,8 @@ pub(super) fn is_in(network: &Network) -> bool {
         .any(|subnet| subnet.address.is_ipv6())
 }
 
-/// The host's own addresses, link-local ones by their device. Loopback's never appear on a wire.
+/// Adds the host's own addresses; link-local addresses are per device. Loopback addresses never
+/// appear on a wire.
 pub(super) fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
     for address in host_state.addresses.values().flatten() {
         let IpAddr::V6(own) = address.address else {
@@ -46,8 +47,8 @@ pub(super) fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
     }
 }
 
-/// A network's subnets and its containers' addresses, with the link-local one that follows from a
-/// container's MAC address.
+/// Adds a network's subnets and its containers' addresses, including the link-local address that
+/// follows from a container's MAC address.
 pub(super) fn add_network(
     tables: &mut DesiredState,
     host_state: &HostState,
@@ -89,7 +90,8 @@ pub(super) fn add_network(
     }
 }
 
-/// The sources that a network's containers may use beside their own: each of them, or one.
+/// Adds the sources that a network's containers may use besides their own: for the whole network,
+/// or for one container.
 pub(super) fn add_allowed(
     tables: &mut DesiredState,
     host_state: &HostState,
@@ -124,7 +126,7 @@ pub(super) fn add_allowed(
             if whole.any(|whole| whole.contains(net)) {
                 continue;
             }
-            // What there is no room for is not allowed.
+            // A source for which there is no room is not allowed.
             let Some(left) = room.checked_sub(2) else {
                 return;
             };
@@ -135,8 +137,8 @@ pub(super) fn add_allowed(
     }
 }
 
-/// Who may ask what is published on the host's IPv6 addresses: by Docker's list of running containers,
-/// and nobody what it does not list yet.
+/// Adds the clients of ports published on the host's IPv6 addresses, from Docker's list of running
+/// containers. A port that Docker does not list yet admits no client.
 pub(super) fn add_published(
     tables: &mut DesiredState,
     host_state: &HostState,
@@ -183,8 +185,8 @@ pub(super) fn add_published(
     tables.lists6 = tables.ipv6.iter().any(has_list);
 }
 
-/// The bridges of the networks that docker-proxy may ask a container in: that of its IPv4 gateway, to
-/// which Docker up to 27 sends both families, and that of its IPv6 gateway.
+/// Returns the bridges through which docker-proxy may reach a container: that of its IPv4 gateway,
+/// to which Docker up to 27 sends both families, and that of its IPv6 gateway.
 fn bridges_of(host_state: &HostState, container: &Container) -> [u32; 2] {
     let by_ipv4 = host_state.gateway_of(container).map(|(id, _)| id);
     let by_ipv6 = container.gateway_endpoint(Family::V6, &host_state.networks);
@@ -196,7 +198,7 @@ fn bridges_of(host_state: &HostState, container: &Container) -> [u32; 2] {
     })
 }
 
-/// The lists, where any port is asked by one.
+/// Adds the access lists if any port uses one.
 pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
     if !tables.lists6 {
         return;
@@ -209,7 +211,7 @@ pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
     tables.ipv6.extend(rows);
 }
 
-/// The key of a port that is published on an IPv6 address, if it is.
+/// Returns the key of a port that is published on an IPv6 address.
 pub(crate) fn port_key6(host: &HostPort) -> Option<PortKey6> {
     let IpAddr::V6(address) = host.ip else {
         return None;
@@ -221,7 +223,7 @@ pub(crate) fn port_key6(host: &HostPort) -> Option<PortKey6> {
     })
 }
 
-/// An IPv6 range's address and prefix length.
+/// Returns an IPv6 range's address and prefix length.
 fn v6(range: &IpNet) -> Option<(Be128, u8)> {
     match range {
         IpNet::V6(net) => Some((be128(net.network()), net.prefix_len())),
@@ -229,12 +231,12 @@ fn v6(range: &IpNet) -> Option<(Be128, u8)> {
     }
 }
 
-/// An address in wire order.
+/// Returns an address in network byte order.
 pub(crate) fn be128(address: Ipv6Addr) -> Be128 {
     Be128::from_octets(address.octets())
 }
 
-/// An address's first `len` bits.
+/// Returns the first `len` bits of an address.
 fn prefix(address: Ipv6Addr, len: u8) -> Be128 {
     let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
     be128(Ipv6Addr::from_bits(address.to_bits() & mask))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is published, and what links open: who may ask which port, and where it leads.
+//! Published ports and links: which clients may reach which port, and what its target is.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,9 +15,10 @@ use crate::host_state::{
     Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, NetworkOptions, Proto,
 };
 
-/// What is published: what shims have bound; what Docker lists of running containers that have no
-/// shim, which leads to the endpoint that is their gateway; and where a network lets containers be
-/// asked straight, their own addresses. A routed network has no ports of the host.
+/// Adds the published ports: ports that shims have bound; ports that Docker lists for running
+/// containers without a shim, whose target is the container's gateway endpoint; and, where a
+/// network allows direct access, the containers' own addresses. A routed network has no ports of
+/// the host.
 pub(super) fn add_published(
     tables: &mut DesiredState,
     host_state: &HostState,
@@ -81,13 +82,13 @@ pub(super) fn add_published(
     add_seen_as(tables);
 }
 
-/// By which port of the host's each container is seen when it speaks first from one that it publishes:
-/// by that of the same number, which takes no row, else by the lowest. What there is no room for is
-/// translated as any other.
+/// Adds the host port that replaces a container's source port when the container opens a flow from
+/// a port that it publishes: the host port with the same number, which needs no row, else the
+/// lowest. A port without room in the map is translated as any other.
 fn add_seen_as(tables: &mut DesiredState) {
     let mut seen = BTreeMap::<ServerKey<V4>, u16>::new();
     for (key, target) in &tables.published {
-        // Where it is asked straight, nothing stands for it.
+        // A directly reached port has no host port that stands for it.
         if key.addr == target.addr {
             continue;
         }
@@ -110,8 +111,8 @@ fn add_seen_as(tables: &mut DesiredState) {
     tables.seen_as = others.take(capacity::SEEN_AS as usize).collect();
 }
 
-/// Where a port leads. The same way is the same mapping, whoever tells of it first: that a container
-/// is another one by now is told by its endpoint's generation, which flows carry too.
+/// Returns a port's target. The same target is the same mapping, whichever source reports it first.
+/// A new container at the same address has another endpoint generation, which flows also record.
 #[must_use]
 fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target {
     let name = format!("{key:?} {address}:{port}");
@@ -123,7 +124,8 @@ fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target
     }
 }
 
-/// Who may ask a container's port straight: whoever may ask the port of the host that stands for it.
+/// Returns the clients that may reach a container's port directly: those that may reach the host
+/// port that stands for it.
 fn straight_ingress(
     container: &Container,
     policy: &Policy,
@@ -139,8 +141,8 @@ fn straight_ingress(
     )
 }
 
-/// What links open between containers of a network that do not reach each other: the child's
-/// exposed ports, to the parent. On the default bridge only, as with Docker.
+/// Adds what links open between containers of a network without inter-container communication: the
+/// child's exposed ports, to the parent. As with Docker, this is for the default bridge only.
 pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, network: &Network) {
     if network.bridge.as_deref() != Some("docker0") {
         return;
@@ -165,7 +167,7 @@ pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, netwo
     }
 }
 
-/// The key of a published port in the datapath, if it is one of IPv4's.
+/// Returns the datapath's key of a published port if its address is IPv4.
 #[must_use]
 pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
     let IpAddr::V4(address) = host.ip else {
@@ -178,7 +180,7 @@ pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
     })
 }
 
-/// The number of a protocol whose ports the datapath knows.
+/// Returns the number of a protocol whose ports the datapath translates.
 pub(super) fn number(proto: Proto) -> u16 {
     match proto {
         Proto::Tcp => proto::TCP as u16,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The nouns of the host state: networks, containers, devices, addresses. Plain data.
+//! The types of the host state: networks, containers, devices, addresses. Plain data.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,7 +17,8 @@ pub type Mac = [u8; 6];
 
 /// The kernel's number for another network namespace, as seen from ours (`link-netnsid`).
 ///
-/// It is reused once the namespace has gone: [`Update::NetnsGone`](super::Fact::NetnsGone) comes before the next owner's first link.
+/// The number is reused after the namespace has gone:
+/// [`Update::NetnsGone`](super::Update::NetnsGone) comes before the next owner's first link.
 pub type NetnsId = i32;
 
 macro_rules! id {
@@ -27,7 +28,7 @@ macro_rules! id {
         pub struct $name(pub String);
 
         impl $name {
-            /// The first twelve digits, as Docker shows them.
+            /// Returns the first twelve digits, as Docker shows them.
             pub fn short(&self) -> &str {
                 self.0.get(..12).unwrap_or(&self.0)
             }
@@ -52,7 +53,8 @@ id!(
     NetworkId
 );
 id!(
-    /// A Docker container's full id. In [`NetworkEndpoint`] also what stands there for Docker's own sandboxes.
+    /// A Docker container's full id. In [`NetworkEndpoint`] also the name of one of Docker's own
+    /// sandboxes.
     ContainerId
 );
 id!(
@@ -70,7 +72,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of `address`.
+    /// Returns the family of `address`.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() {
             Self::V4
@@ -87,8 +89,8 @@ pub struct Subnet {
     pub address: IpAddr,
     /// Prefix length in bits.
     pub prefix_len: u8,
-    /// The gateway that IPAM names. Absent for docker0 and for networks whose gateway Docker chose by itself
-    /// on some versions: see [`HostState::gateway`](super::host state::gateway).
+    /// The gateway that IPAM names. It is absent for docker0, and for networks whose gateway some
+    /// Docker versions chose themselves: see [`HostState::gateway`](super::HostState::gateway).
     pub gateway: Option<IpAddr>,
 }
 
@@ -112,7 +114,8 @@ impl Subnet {
     }
 }
 
-/// An endpoint as its network lists it: known from Docker's `connect` on, before the container runs.
+/// An endpoint as its network lists it: known from Docker's `connect` on, before the container
+/// runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkEndpoint {
     /// The container, or `gateway_…`/`ingress-sbox` for swarm's own sandboxes.
@@ -121,7 +124,7 @@ pub struct NetworkEndpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// The address of the container's device.
+    /// The hardware address of the container's device.
     pub mac: Option<Mac>,
 }
 
@@ -140,15 +143,15 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     /// `--internal`.
     pub internal: bool,
-    /// What Docker's options and its labels ask of its traffic; the configuration may say otherwise.
+    /// The options that Docker and the network's labels set; the configuration may override them.
     pub terms: NetworkOptions,
-    /// The MTU in bytes that was asked for.
+    /// The requested MTU in bytes.
     pub mtu: Option<u32>,
     /// The driver's options as given.
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Who is attached.
+    /// The attached endpoints.
     pub endpoints: BTreeMap<EndpointId, NetworkEndpoint>,
 }
 
@@ -163,7 +166,7 @@ pub struct Endpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// The address of the container's device.
+    /// The hardware address of the container's device.
     pub mac: Option<Mac>,
     /// The network's IPv4 gateway.
     pub gateway_v4: Option<Ipv4Addr>,
@@ -203,7 +206,7 @@ impl FromStr for Proto {
 pub struct PortBinding {
     /// Protocol.
     pub proto: Proto,
-    /// The host's address; unspecified means any local one of its family.
+    /// The host's address; unspecified means any local address of its family.
     pub host_ip: IpAddr,
     /// The host's port (host byte order).
     pub host_port: u16,
@@ -212,7 +215,7 @@ pub struct PortBinding {
 }
 
 impl PortBinding {
-    /// Its host's side.
+    /// Returns the host's side of the binding.
     pub fn host(&self) -> HostPort {
         HostPort {
             proto: self.proto,
@@ -222,19 +225,19 @@ impl PortBinding {
     }
 }
 
-/// A port of the host's: at most one container's at a time.
+/// A port of the host: it belongs to at most one container at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
     /// Protocol.
     pub proto: Proto,
-    /// The host's address; unspecified means any local one of its family.
+    /// The host's address; unspecified means any local address of its family.
     pub ip: IpAddr,
-    /// Host byte order.
+    /// The port, in host byte order.
     pub port: u16,
 }
 
 impl HostPort {
-    /// Whether a socket bound to one keeps the other from being bound.
+    /// Whether a socket bound to one of the ports prevents binding the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         let same_address =
             self.ip == other.ip || self.ip.is_unspecified() || other.ip.is_unspecified();
@@ -255,20 +258,20 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// Names a shim (a `forwarder-proxy` that dockerd started) as long as it is connected.
+/// Identifies a shim (a `forwarder-proxy` that dockerd started) while it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShimId(pub u64);
 
-/// What a shim has bound: known before Docker shows it to anybody.
+/// A port that a shim has bound: known before Docker reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// Whose it is.
+    /// The shim that bound it.
     pub shim: ShimId,
     /// The container's address.
     pub container_ip: IpAddr,
     /// The container's port (host byte order).
     pub container_port: u16,
-    /// The dockerd that started the shim is no more.
+    /// Whether the dockerd that started the shim has gone.
     pub orphan: bool,
 }
 
@@ -279,49 +282,52 @@ pub struct Container {
     pub id: ContainerId,
     /// Name, without Docker's leading slash.
     pub name: String,
-    /// The first process in the agent's view of Docker's pid namespace; 0 when not running.
+    /// The first process, as seen in the agent's view of Docker's pid namespace; 0 when not
+    /// running.
     pub pid: u32,
     /// Whether its process exists (also while paused).
     pub running: bool,
-    /// Frozen.
+    /// Whether it is frozen.
     pub paused: bool,
     /// The file that holds its network namespace; empty when there is none.
     pub sandbox_key: String,
-    /// The kernel's number for that namespace; none while not running and where no link leads there.
+    /// The kernel's number for that namespace; none while the container does not run or no link
+    /// leads there.
     pub netns: Option<NetnsId>,
-    /// `bridge`, `host`, `none`, `container:ID`, a network's name.
+    /// `bridge`, `host`, `none`, `container:ID`, or a network's name.
     pub network_mode: String,
-    /// What it is attached to.
+    /// Its endpoint on each network.
     pub endpoints: BTreeMap<NetworkId, Endpoint>,
-    /// Ports of the host that are published now (none unless running).
+    /// The host ports that are published now (none unless running).
     pub ports: Vec<PortBinding>,
-    /// Its own ports that are published in any way, also where no port of the host stands for them.
+    /// The container ports that are published in any way, also without a host port.
     pub published: BTreeSet<(Proto, u16)>,
-    /// Its own ports that its image or its user names (`EXPOSE`): what links open.
+    /// The container ports that the image or the user names (`EXPOSE`): links open them.
     pub exposed: BTreeSet<(Proto, u16)>,
-    /// Names of the containers that it is linked to (`--link`).
+    /// The names of the containers that it is linked to (`--link`).
     pub links: BTreeSet<String>,
-    /// Who is let in to its published ports, by its label.
+    /// The clients of its published ports, from its label.
     pub ingress: Ingress,
-    /// The same by port, where a label names one.
+    /// The clients of single ports, where a label names the port.
     pub port_ingress: BTreeMap<PortName, Ingress>,
-    /// Sources beside its own that it may use, by its label.
+    /// Sources besides its own address that it may use, from its label.
     pub allowed_sources: Vec<IpNet>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Container {
-    /// The endpoint whose network gives the container its default route of `family`: the one whose address
-    /// published ports go to.
+    /// Returns the endpoint whose network gives the container its default route of `family`:
+    /// published ports lead to its address.
     ///
-    /// Docker's order, best first: highest gateway priority; not `docker_gwbridge`; not internal; more gateway
-    /// families; the network's name. The first one with a gateway of the family wins. An internal network never
-    /// does: it routes nowhere and nothing is published on it. A network that `networks` does not hold yet counts
-    /// as not internal.
+    /// Docker's order, best first: highest gateway priority; not `docker_gwbridge`; not internal;
+    /// more gateway families; the network's name. The first endpoint with a gateway of the family
+    /// wins. An internal network never wins: it routes nowhere and publishes nothing. A network
+    /// that `networks` does not hold yet counts as not internal.
     ///
-    /// Docker up to 27 takes the best endpoint with an IPv4 gateway for both families, and prefers IPv6-only
-    /// before IPv4-only, which comes to the same for IPv4, since such a network has no IPv4 gateway.
+    /// Docker up to 27 takes the best endpoint with an IPv4 gateway for both families, and prefers
+    /// IPv6-only to IPv4-only. For IPv4 the result is the same, because an IPv6-only network has no
+    /// IPv4 gateway.
     pub fn gateway_endpoint(
         &self,
         family: Family,
@@ -347,7 +353,7 @@ impl Container {
     }
 }
 
-/// What stands before the network header on a device.
+/// What precedes the network header on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkLayer {
     /// An Ethernet header.
@@ -357,20 +363,20 @@ pub enum LinkLayer {
     Raw,
     /// The loopback device (an Ethernet header of zeros).
     Loopback,
-    /// Something that Docker does not run on (the kernel's ARPHRD number).
+    /// A link layer that Docker does not use (the kernel's ARPHRD number).
     Other(u16),
 }
 
-/// The far end of a veth.
+/// The peer of a veth.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// Its index in its own namespace.
+    /// The peer's index in its own namespace.
     pub index: u32,
-    /// Its namespace; none when it is ours.
+    /// The peer's namespace; none when it is ours.
     pub netns: Option<NetnsId>,
-    /// Its name there (`eth0`); none until it could be read.
+    /// The peer's name in its namespace (`eth0`); none until it could be read.
     pub name: Option<String>,
-    /// Its address; none until it could be read.
+    /// The peer's hardware address; none until it could be read.
     pub mac: Option<Mac>,
 }
 
@@ -383,47 +389,49 @@ pub struct Link {
     pub name: String,
     /// `veth`, `bridge`, `wireguard`, …; empty for physical devices and loopback.
     pub kind: String,
-    /// The bridge, bond or VRF that it belongs to.
+    /// The bridge, bond or VRF that the device belongs to.
     pub master: Option<u32>,
-    /// Whether it is administratively up.
+    /// Whether the device is administratively up.
     pub up: bool,
     /// MTU in bytes.
     pub mtu: u32,
     /// Ethernet address.
     pub mac: Option<Mac>,
-    /// Framing.
+    /// The link layer.
     pub layer: LinkLayer,
-    /// The other end, of a veth.
+    /// The peer, if the device is a veth.
     pub peer: Option<Peer>,
 }
 
-/// What the IPv4 routes say beyond their next hops.
+/// What the IPv4 routes say apart from their next hops.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routing {
-    /// The devices of the default routes, which are the uplinks unless others are named.
+    /// The devices of the default routes, which are the uplinks unless the configuration names
+    /// others.
     pub defaults: BTreeSet<u32>,
-    /// The smallest MTU that a route has by itself (`ip route … mtu`); 0 if none has.
+    /// The smallest MTU that a route itself sets (`ip route … mtu`); 0 if none does.
     pub mtu: u32,
-    /// What is the host's own, as address and prefix length: also without an address of a device
-    /// (`ip route add local …`).
+    /// The host's own addresses, as address and prefix length, including those without a device
+    /// address (`ip route add local …`).
     pub locals: Arc<BTreeSet<(Ipv4Addr, u8)>>,
-    /// The devices of routes to 0.0.0.0/8, by which fragments go round.
+    /// The devices of routes to 0.0.0.0/8, which the defragmentation loopback uses.
     pub unspecified: BTreeSet<u32>,
 }
 
-/// An address of a device of ours.
+/// An address of one of our devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The device's index.
     pub link: u32,
-    /// The host's own address (for point-to-point links not the peer's).
+    /// The host's own address (on point-to-point links not the peer's).
     pub address: IpAddr,
-    /// The other end's, on point-to-point links: whose range the prefix length is about.
+    /// The peer's address, on point-to-point links; the prefix length refers to its range.
     pub peer: Option<IpAddr>,
     /// Prefix length in bits.
     pub prefix_len: u8,
     /// The kernel's scope: 0 universe, 253 link, 254 host.
     pub scope: u8,
-    /// `IFA_F_SECONDARY`: for IPv4 an address after the first of its range, for IPv6 a temporary one.
+    /// `IFA_F_SECONDARY`: for IPv4 an address after the first of its range, for IPv6 a temporary
+    /// address.
     pub secondary: bool,
 }

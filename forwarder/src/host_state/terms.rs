@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a network, or a published port, asks of its traffic. Plain data.
+//! Options of a network or a published port. Plain data.
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -11,14 +11,14 @@ use serde::Deserialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GatewayMode {
-    /// By published ports of the host only.
+    /// Through published ports of the host only.
     #[default]
     Nat,
-    /// By published ports of the host, and straight by any port.
+    /// Through published ports of the host, and directly at any port.
     NatUnprotected,
-    /// Straight by published ports and ICMP; nothing is translated.
+    /// Directly at published ports and by ICMP; nothing is translated.
     Routed,
-    /// Not at all, not even by the host; for internal networks.
+    /// Not at all, not even from the host; for internal networks.
     Isolated,
 }
 
@@ -36,21 +36,21 @@ impl FromStr for GatewayMode {
     }
 }
 
-/// Clients that are let in, by their own address as it comes. The most specific range decides; of
-/// two that are the same, the one that keeps out.
+/// A client access list, matched against the client's address as it arrives. The most specific
+/// range decides; of two equal ranges, the denying one wins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ingress {
-    /// Let in; where any are named, all others are not.
+    /// Ranges that are admitted. If there are any, all other clients are denied.
     pub allow: Vec<IpNet>,
-    /// Kept out.
+    /// Ranges that are denied.
     pub deny: Vec<IpNet>,
 }
 
 impl Ingress {
-    /// How many ranges one list may have.
+    /// The maximum number of ranges in one list.
     pub const RANGES: usize = 4_096;
 
-    /// Lets nobody in: what a list that cannot be read stands for.
+    /// Returns a list that admits no client: the replacement for a list that cannot be read.
     #[must_use]
     pub fn closed() -> Self {
         Self {
@@ -59,35 +59,36 @@ impl Ingress {
         }
     }
 
-    /// Whether it lets everybody in.
+    /// Whether the list admits every client.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
     }
 }
 
-/// What a network asks.
+/// The options of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkOptions {
     /// Whether containers of this network may talk to each other.
     pub icc: bool,
-    /// Whether what leaves is masqueraded. Always true for the default bridge: a dockerd without
-    /// iptables reports false there whatever was asked for.
+    /// Whether packets that leave are masqueraded. Always true for the default bridge: a dockerd
+    /// without iptables reports false there whatever the user asked for.
     pub masquerade: bool,
     /// How its containers are reached.
     pub mode: GatewayMode,
     /// The source address that replaces masquerade's choice (`com.docker.network.host_ipv4`).
     pub host_ipv4: Option<Ipv4Addr>,
-    /// Names of the devices from which published ports are reached straight too
+    /// Names of the devices from which published ports can also be reached directly
     /// (`trusted_host_interfaces`).
     pub trusted: Vec<String>,
-    /// Who reaches its containers from outside of it.
+    /// The clients that may reach its containers from outside of it.
     pub ingress: Ingress,
-    /// Sources beside their own that its containers may use.
+    /// Sources besides their own that its containers may use.
     pub allowed_sources: Vec<IpNet>,
     /// Whether its containers may use any hardware address.
     pub any_mac: bool,
-    /// Whether its containers may send frames with tags and of any EtherType, and be DHCP servers.
+    /// Whether its containers may send tagged frames and frames of any EtherType, and may be DHCP
+    /// servers.
     pub other_frames: bool,
 }
 

@@ -14,7 +14,8 @@ fn net(name: &str) -> Network {
     }
 }
 
-/// A network with one endpoint of container `container` whose device's address ends in `mac`.
+/// Returns a network with one endpoint of container `container`, whose hardware address ends in
+/// `mac`.
 fn net_with(name: &str, container: &str, mac: u8) -> Network {
     let endpoint = NetworkEndpoint {
         container: container.into(),
@@ -270,7 +271,8 @@ fn subnets_contain_their_addresses() {
     );
 }
 
-/// Which of the networks (name, v4 gateway, v6 gateway, priority, internal) is the gateway of `family`.
+/// Returns which of the networks (name, v4 gateway, v6 gateway, priority, internal) is the gateway
+/// of `family`.
 fn chosen(family: Family, attached: &[(&str, bool, bool, i64, bool)]) -> Option<String> {
     let mut container = Container::default();
     let mut networks = BTreeMap::new();
@@ -282,7 +284,7 @@ fn chosen(family: Family, attached: &[(&str, bool, bool, i64, bool)]) -> Option<
             gateway_priority,
             ..Endpoint::default()
         };
-        // Ids in the reverse order of names: the order must not come from them.
+        // The ids are in the reverse order of the names, so that an order by ids fails the test.
         let id = NetworkId(
             name.bytes()
                 .map(|b| char::from(b'z' + b'a' - b.clamp(b'a', b'z')))
@@ -352,14 +354,14 @@ fn gateway_endpoint_follows_dockers_order() {
         &[("docker_gwbridge", true, false, 0, false)],
         "docker_gwbridge",
     );
-    // Each family for itself.
+    // Each family has its own gateway.
     let split = [
         ("six", false, true, 0, false),
         ("four", true, false, 0, false),
     ];
     expect(V4, &split, "four");
     expect(V6, &split, "six");
-    // Nothing is published on an internal network, and where there is no gateway.
+    // An internal network and a network without a gateway publish nothing.
     assert_eq!(chosen(V4, &[("int", true, false, 0, true)]), None);
     assert_eq!(chosen(V6, &[("web", true, false, 0, false)]), None);
     assert_eq!(chosen(V4, &[]), None);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Updates: what the sources send and the host state takes in.
+//! Updates: what the sources send and the host state applies.
 use std::collections::BTreeMap;
 
 use crate::others::Others;
@@ -9,7 +9,8 @@ use super::model::{
     ShimId,
 };
 
-/// One piece of news. A full list replaces what was known of its kind; everything else concerns one object.
+/// One update. A full list replaces everything known of its kind; every other update concerns one
+/// object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
     /// Docker answers.
@@ -17,60 +18,61 @@ pub enum Update {
         /// The daemon's version, as it calls it.
         version: String,
     },
-    /// Docker is away: no reason to drop anything.
+    /// Docker is away, which is no reason to drop anything.
     DockerDown {
-        /// For a person.
+        /// The reason, for a person.
         why: String,
     },
     /// All networks.
     Networks(Listing<Network, NetworkId>),
-    /// A network is new or different.
+    /// A network is new or has changed.
     Network(Box<Network>),
     /// A network has been removed.
     NetworkGone(NetworkId),
     /// All containers.
     Containers(Listing<Container, ContainerId>),
-    /// A container is new or different.
+    /// A container is new or has changed.
     Container(Box<Container>),
     /// A container has been removed.
     ContainerGone(ContainerId),
-    /// A network namespace is no more; its number may be used again from here on.
+    /// A network namespace has gone; its number may be reused from here on.
     NetnsGone(NetnsId),
     /// All devices.
     Links(Vec<Link>),
-    /// A device is new or different.
+    /// A device is new or has changed.
     Link(Link),
     /// A device was deleted or moved to another namespace.
     LinkGone(u32),
-    /// All addresses, in the kernel's order (which says what is primary: hence never one alone).
+    /// All addresses, in the kernel's order. The order says which address is primary, so there is
+    /// no update of a single address.
     Addresses(Vec<Address>),
-    /// Some route came, went or changed.
+    /// A route was added, removed or changed.
     RouteChanged(Box<Routing>),
-    /// What outside devices ask of a source (`rp_filter`), where they ask for anything.
+    /// The reverse path filter of outside devices (`rp_filter`), where it is set.
     ReversePaths(BTreeMap<u32, u8>),
-    /// A shim has a port: the last word on where that leads.
+    /// A shim has bound a port. This overrides what Docker lists for the port.
     Bound(HostPort, Bound),
     /// A shim is about to become a docker-proxy, which serves this port. Docker will list it.
     Proxied(HostPort),
-    /// Docker has listed such a port, or is not going to.
+    /// Docker has listed such a port, or will not list it.
     ProxyKnown(HostPort),
-    /// A shim has given its ports back: they lead nowhere, whatever was listed before.
+    /// A shim has released its ports: they have no target, whatever Docker listed before.
     Unbound(ShimId),
-    /// A shim has died without a word: what Docker lists counts again.
+    /// A shim has died without releasing its ports: Docker's list applies again.
     ShimGone(ShimId),
-    /// What others have set up is different.
+    /// The configuration of other software has changed.
     Others(Box<Others>),
-    /// The kernel had to drop notices; full lists follow.
+    /// The kernel had to drop notifications; full lists follow.
     Overrun,
 }
 
-/// Everything of one kind that a daemon has.
+/// All objects of one kind that a daemon has.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Listing<T, Id> {
-    /// Those that could be read.
+    /// The objects that could be read.
     pub list: Vec<T>,
-    /// Those that exist but could not: the daemon blocks readers of a container while it starts it. What is known of
-    /// them stays, news of each follows.
+    /// Objects that exist but could not be read: the daemon blocks readers of a container while it
+    /// starts the container. Their known state stays, and an update of each follows.
     pub unread: Vec<Id>,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder flows delete`: ends flows at once, agent or not.
+//! `forwarder flows delete`: ends flows at once, with or without an agent.
 
 use anyhow::{Result, ensure};
 
@@ -12,7 +12,7 @@ use crate::report;
 pub(super) struct Args {
     #[command(flatten)]
     filter: super::filter::Conditions,
-    /// All flows that there are
+    /// All flows
     #[arg(long)]
     all: bool,
 }

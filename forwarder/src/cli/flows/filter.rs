@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Flags that say which flows are meant.
+//! Flags that select flows.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ pub(super) struct Conditions {
     /// Only flows with this port, before or after translation
     #[arg(long, value_name = "N")]
     port: Option<u16>,
-    /// Only flows in this state, as it is shown
+    /// Only flows in this state, as the list shows it
     #[arg(long, value_name = "STATE", value_parser = state_named)]
     state: Option<String>,
     /// Only flows with an address in this range, before or after translation
@@ -42,7 +42,7 @@ enum Proto {
 }
 
 impl Conditions {
-    /// The conditions, with a container's name as its addresses.
+    /// Builds the filter, with a container's name replaced by its addresses.
     pub(super) fn resolve(&self, config: &Config) -> Result<Filter> {
         let addresses = |wanted: &String| {
             let rows = ask::<Vec<_>>(config, Verb::Endpoints).with_context(|| {
@@ -71,7 +71,8 @@ impl Conditions {
     }
 }
 
-/// The addresses of the container of this name, or else of the only one whose id begins so.
+/// Returns the addresses of the container with this name, or else of the only container whose id
+/// begins with it.
 fn addresses(rows: &[EndpointRow], wanted: &str) -> Result<BTreeSet<IpAddr>> {
     let of = |is: &dyn Fn(&&EndpointRow) -> bool| rows.iter().filter(is).collect::<Vec<_>>();
     let mut own = of(&|row| row.container == wanted);
@@ -95,7 +96,7 @@ fn addresses(rows: &[EndpointRow], wanted: &str) -> Result<BTreeSet<IpAddr>> {
         .collect())
 }
 
-/// A range, or an address alone.
+/// Parses a range, or a single address.
 fn net(text: &str) -> Result<IpNet, String> {
     range(text).ok_or_else(|| "neither a range of addresses nor an address".to_owned())
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder flows --watch`: what happens to flows, a line each, until it is told to end.
+//! `forwarder flows --watch`: prints one line for each flow event until it is interrupted.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
@@ -16,10 +16,10 @@ use crate::config::Config;
 use crate::datapath::{self, Events, FlowOperations};
 use crate::report::{self, EventRow, Filter};
 
-/// How often we say that we still listen, and collect flows whose time is over: new flows would, but
-/// there may be none.
+/// The interval at which the watcher tells the kernel that it still listens, and collects expired
+/// flows. A new flow would collect them as well, but there may be none.
 const BEAT: Duration = Duration::from_secs(1);
-/// So many events are read before anything else is looked after.
+/// The number of events that are read before anything else is handled.
 const BATCH: usize = 256;
 
 pub(super) fn watch(config: &Config, filter: &Filter, format: Format) -> Result<()> {
@@ -31,10 +31,11 @@ pub(super) fn watch(config: &Config, filter: &Filter, format: Format) -> Result<
 }
 
 async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> {
-    // Before anything is told: from the first line on we end as we should.
+    // The handlers are in place before the first line is printed, so that a signal ends the watcher
+    // properly from then on.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    // The view says best what is missing.
+    // The view has the best error message if pins are missing.
     crate::cli::view(config)?;
     let mut flow_operations = FlowOperations::open(&config.bpffs_dir)?;
     let mut watcher = Watcher {
@@ -70,18 +71,18 @@ async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> 
     Ok(())
 }
 
-/// What is left after some of the ring was shown.
+/// The state of the ring after some of its events were shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ring {
-    /// Nothing: the kernel wakes us.
+    /// Empty: the kernel wakes the watcher.
     Empty,
-    /// Perhaps more.
+    /// There may be more events.
     More,
-    /// Whatever it is, nobody listens to us any more.
+    /// The reader of the output has gone, so further events are of no use.
     Unheard,
 }
 
-/// The ring, and what of it is shown.
+/// The event ring and the filter for its events.
 struct Watcher<'a> {
     events: Events,
     filter: &'a Filter,
@@ -89,7 +90,7 @@ struct Watcher<'a> {
 }
 
 impl Watcher<'_> {
-    /// The first line: what happens from here on is shown or counted.
+    /// Returns the first line. Events from here on are shown or counted as lost.
     fn head(&self) -> String {
         match self.format {
             Format::Json => format!(
@@ -102,7 +103,7 @@ impl Watcher<'_> {
         }
     }
 
-    /// Shows some of what there is to read.
+    /// Shows a batch of events.
     fn tell(&mut self) -> Result<Ring> {
         let (now, wall) = (datapath::now(), wall());
         let mut lines = String::new();
@@ -154,7 +155,7 @@ impl Watcher<'_> {
     }
 }
 
-/// A line of columns. What comes later is not known: each is as wide as what it usually holds.
+/// Formats a line of columns. Later lines are unknown, so each column has its usual width.
 fn line(cells: &[&str; 9]) -> String {
     let [
         event,
@@ -173,13 +174,13 @@ fn line(cells: &[&str; 9]) -> String {
     format!("{}\n", line.trim_end())
 }
 
-/// Time since 1970.
+/// Returns the time since 1970.
 #[expect(clippy::disallowed_methods, reason = "shown to people")]
 fn wall() -> Duration {
     SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
 }
 
-/// Prints at once; whether the reader has not seen enough.
+/// Prints at once; returns whether the reader still reads.
 fn print(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
