@@ -150,7 +150,8 @@ impl Agent {
     /// Loads every program and takes over the state of an earlier agent. If this fails, that state
     /// continues to work.
     ///
-    /// # Errors The kernel refuses something that protects, or the agent is asked to stop.
+    /// # Errors
+    /// The kernel refuses something that protects, or the agent is asked to stop.
     pub(crate) fn start(
         config: &Config,
         host_state: &HostState,

@@ -231,8 +231,9 @@ impl Settings {
     ///
     /// `variable` reads the environment. `file` must exist, but [`FILE`] may be missing.
     ///
-    /// # Errors The file cannot be read, has an unknown key or a wrong value. The error names file,
-    /// line and key.
+    /// # Errors
+    /// The file cannot be read, has an unknown key or a wrong value. The error names file, line and
+    /// key.
     pub fn resolve(
         self,
         file: Option<&Path>,
@@ -318,7 +319,8 @@ impl Settings {
 
 /// Reads the overrides of a file again.
 ///
-/// # Errors As [`Settings::resolve`]. A file that no longer exists has no overrides.
+/// # Errors
+/// As [`Settings::resolve`]. A file that no longer exists has no overrides.
 pub fn rules(file: &Path) -> Result<Overrides> {
     let Settings {
         network,

@@ -92,7 +92,8 @@ impl Drop for Server {
 /// Serves the control socket at `path` (mode 0600): queries go to `queries`, lines of shims to
 /// `calls`. Replaces the file of a dead agent. Needs a tokio runtime.
 ///
-/// # Errors A living agent answers there, or the file cannot be created.
+/// # Errors
+/// A living agent answers there, or the file cannot be created.
 pub fn serve(
     path: &Path,
     queries: mpsc::Sender<Query>,
@@ -228,7 +229,8 @@ pub enum AskError {
 
 /// Sends a query to the agent at `path` and waits a few seconds for the answer.
 ///
-/// # Errors See [`AskError`].
+/// # Errors
+/// See [`AskError`].
 pub fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
     let stream = UnixStream::connect(path).map_err(|why| match why.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Absent {

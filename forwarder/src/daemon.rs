@@ -71,8 +71,9 @@ enum Event {
 
 /// Runs the agent until it is asked to stop.
 ///
-/// # Errors An error that waiting cannot repair: the kernel refuses the programs, or Docker's
-/// socket is unreadable.
+/// # Errors
+/// An error that waiting cannot repair: the kernel refuses the programs, or Docker's socket is
+/// unreadable.
 pub async fn run(config: Config) -> Result<()> {
     let stop = Stop::on_signals()?;
     match follow(config, &stop).await {

@@ -64,7 +64,8 @@ fn process(pid: Option<i32>) -> String {
 impl Lock {
     /// Takes the lock, or returns at once who holds it.
     ///
-    /// # Errors See [`LockError`].
+    /// # Errors
+    /// See [`LockError`].
     pub fn acquire() -> Result<Self, LockError> {
         let file = datapath::netns_cookie().and_then(|cookie| {
             trusted::is_there(Path::new(DIRECTORY))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Services of the host's that bind ports, as the socket programs tell it.
+//! Notifications of the socket programs about services of the host that bind ports.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,23 +14,24 @@ use tokio::time::sleep;
 use super::maps;
 use super::pins::Pins;
 
-/// How often the agent hears of it at most, however many ports are bound.
+/// The minimum interval between two notifications to the agent, however many ports are bound.
 const PACE: Duration = Duration::from_millis(100);
 
-/// The ring that wakes the agent.
+/// The ring whose events wake the agent.
 pub struct Binds(AsyncFd<RingBuf<MapData>>);
 
 impl Binds {
-    /// Of the programs that are pinned below `bpffs_dir`. Needs a tokio runtime.
+    /// Opens the ring of the programs pinned under `bpffs_dir`. Needs a tokio runtime.
     ///
     /// # Errors
-    /// Nothing of this version is pinned there.
+    /// No datapath of this version is pinned there.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         maps::ring(&Pins::below(bpffs_dir).maps(), name::BINDS).map(Self)
     }
 
-    /// Says so whenever a service has bound a port, until nobody hears it. The programs tell before
-    /// the socket has the port: it is said twice, the second time when it has.
+    /// Notifies the receiver whenever a service has bound a port, until the receiver is dropped.
+    /// The programs send their event before the socket has the port. Therefore each notification is
+    /// repeated once, when the socket has it.
     ///
     /// # Errors
     /// The kernel refuses to wait.
@@ -39,7 +40,7 @@ impl Binds {
             self.0.readable_mut().await?.clear_ready();
             for _ in 0..2 {
                 sleep(PACE).await;
-                // What comes from here on wakes us again.
+                // An event that arrives after this wakes the task again.
                 while self.0.get_mut().next().is_some() {}
                 if told.send(()).await.is_err() {
                     return Ok(());

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The root of all control groups (version 2), where the socket programs hang: wherever it is
-//! mounted.
+//! The root cgroup (version 2), to which the socket programs are attached, wherever it is mounted.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// Where the version 2 hierarchy is mounted, if it is: at `/sys/fs/cgroup`, on hybrid hosts at
-/// `/sys/fs/cgroup/unified`, or anywhere else.
+/// Returns where the cgroup v2 hierarchy is mounted, if it is: at `/sys/fs/cgroup`, on hybrid hosts
+/// at `/sys/fs/cgroup/unified`, or anywhere else.
 #[must_use]
 pub fn cgroup_root() -> Option<PathBuf> {
     root_in(&fs::read_to_string("/proc/self/mountinfo").ok()?)
 }
 
 /// Reads `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`): `ID PARENT DEVICE ROOT POINT OPTIONS
-/// FIELDS… - TYPE SOURCE OPTIONS`. The whole hierarchy is preferred to a part of it.
+/// FIELDS… - TYPE SOURCE OPTIONS`. Prefers a mount of the whole hierarchy to a mount of a part of
+/// it.
 fn root_in(mounts: &str) -> Option<PathBuf> {
     let points = mounts.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
@@ -28,7 +28,7 @@ fn root_in(mounts: &str) -> Option<PathBuf> {
     points.min_by_key(|(part, _)| *part).map(|(_, point)| point)
 }
 
-/// Blanks and backslashes stand there as `\ooo`.
+/// Decodes spaces and backslashes, which the file writes as `\ooo`.
 fn unescaped(text: &str) -> PathBuf {
     let mut octets = Vec::new();
     let mut rest = text.as_bytes();

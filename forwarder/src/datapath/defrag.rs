@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The switch of `nf_defrag_ipv4`: a netfilter program that accepts everything and whose link says
-//! that it wants whole datagrams (`BPF_F_NETFILTER_IP_DEFRAG`). Written out, since aya knows no such
-//! programs.
+//! Switching on `nf_defrag_ipv4`: a netfilter program that accepts every packet, and a link that
+//! requests whole datagrams (`BPF_F_NETFILTER_IP_DEFRAG`). It uses bpf(2) directly, because aya
+//! does not support such programs.
 #![expect(unsafe_code, reason = "the bpf system call takes pointers")]
 
 use std::ffi::CString;
@@ -18,21 +18,21 @@ use nix::libc;
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
 const LINK_CREATE: libc::c_long = 28;
-/// `BPF_PROG_TYPE_NETFILTER` and `BPF_NETFILTER`, its place.
+/// `BPF_PROG_TYPE_NETFILTER` and its attach type `BPF_NETFILTER`.
 const NETFILTER: u32 = 32;
 const AT_NETFILTER: u32 = 45;
 const IPV4: u32 = 2;
 const PRE_ROUTING: u32 = 0;
 /// `BPF_F_NETFILTER_IP_DEFRAG`.
 const WHOLE: u32 = 1;
-/// Behind reassembly itself (-400), which a program that wants whole datagrams must be; each program
-/// has one to itself.
+/// The priorities to try: after defragmentation itself (-400), as the kernel requires of a program
+/// that requests whole datagrams. Each program needs a priority of its own.
 const PRIORITIES: std::ops::Range<i32> = -399..-383;
 
 /// `return NF_ACCEPT`: `r0 = 1`, `exit`.
 const PROGRAM: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
-/// As much of `union bpf_attr` as loading a program wants.
+/// The part of `union bpf_attr` that loading a program needs.
 #[repr(C)]
 #[derive(Default)]
 struct Load {
@@ -50,7 +50,7 @@ struct Load {
     place: u32,
 }
 
-/// The same for a link.
+/// The part of `union bpf_attr` that creating a link needs.
 #[repr(C)]
 #[derive(Default)]
 struct Link {
@@ -64,7 +64,7 @@ struct Link {
     wants: u32,
 }
 
-/// The same for a pin.
+/// The part of `union bpf_attr` that pinning an object needs.
 #[repr(C)]
 #[derive(Default)]
 struct Pin {
@@ -74,8 +74,8 @@ struct Pin {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: plain integers of the stated length, whose pointers outlive the call; the kernel
-    // writes into none of them.
+    // SAFETY: the attributes are plain integers of the stated length, and their pointers outlive
+    // the call; the kernel does not write through any of them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -91,11 +91,11 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
 }
 
 fn owned(result: io::Result<i32>) -> io::Result<OwnedFd> {
-    // SAFETY: the command made this descriptor for us.
+    // SAFETY: the command created this descriptor for us.
     result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Loads the program that accepts everything.
+/// Loads the program that accepts every packet.
 fn load() -> Result<OwnedFd> {
     owned(bpf(
         PROG_LOAD,
@@ -112,15 +112,16 @@ fn load() -> Result<OwnedFd> {
     .context("the kernel has no programs that want whole datagrams (Linux 6.6)")
 }
 
-/// Whether the kernel has such programs; changes nothing.
+/// Whether the kernel supports such programs. Changes nothing.
 pub(super) fn is_possible() -> bool {
     load().is_ok()
 }
 
-/// Switches reassembly on in our network namespace, and pins the switch; fine if it is.
+/// Switches defragmentation on in our network namespace, and pins the link. Does nothing if it is
+/// already pinned.
 ///
 /// # Errors
-/// The kernel has no such programs (before 6.6, or built without).
+/// The kernel has no such programs (before 6.6, or built without them).
 pub(super) fn switch_on(pin: &Path) -> Result<()> {
     let program = load()?;
     let pinned = pin.exists();
@@ -139,7 +140,7 @@ pub(super) fn switch_on(pin: &Path) -> Result<()> {
         ));
         match link {
             Ok(link) => return keep(&link, pin, pinned),
-            // Ours, of an earlier agent.
+            // The link of an earlier agent of ours.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && pinned => return Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => {
@@ -150,7 +151,7 @@ pub(super) fn switch_on(pin: &Path) -> Result<()> {
     bail!("others have taken every place behind the kernel's reassembly");
 }
 
-/// Pins a link, in the place of one whose network namespace has gone.
+/// Pins a link, in place of a link whose network namespace has gone.
 fn keep(link: &OwnedFd, pin: &Path, pinned: bool) -> Result<()> {
     if pinned {
         std::fs::remove_file(pin)?;

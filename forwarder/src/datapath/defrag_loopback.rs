@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where fragments become whole: the kernel's own reassembly, and the device that whole datagrams
-//! come back by.
+//! Reassembly of fragments: the kernel's own defragmentation, and the device that whole datagrams
+//! return through.
 //!
-//! Reassembly is a switch of our network namespace that a program of the netfilter kind holds (Linux
-//! 6.6): the program itself lets everything through. Its link is pinned, the device has a route and
-//! no agent either, so that both outlive us.
+//! A netfilter program switches on defragmentation in our network namespace (Linux 6.6); the
+//! program itself accepts every packet. Its link is pinned, and the device and its route do not
+//! need an agent, so all of it outlives the agent.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -21,19 +21,19 @@ use super::pins::Pins;
 use crate::desired_state::DEFRAG_LOOPBACK;
 use crate::watch::sandbox::Background;
 
-/// No datagram is longer.
+/// The maximum length of a datagram.
 const MTU: u32 = 65_535;
 
-/// Whether the kernel can put datagrams together for us.
+/// Whether the kernel can reassemble datagrams for us.
 #[must_use]
 pub fn can_reassemble() -> bool {
     defrag::is_possible()
 }
 
-/// Switches reassembly on and makes the device, as far as they are not there.
+/// Switches defragmentation on and creates the device, as far as they are missing.
 ///
 /// # Errors
-/// The kernel cannot do one of it. Fragments that would have to be translated are dropped then.
+/// The kernel cannot do one of these. Then fragments that need translation are dropped.
 pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
     let pins = Pins::below(bpffs_dir);
     pins.make()?;
@@ -44,7 +44,8 @@ pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
         let device = LinkBridge::new(DEFRAG_LOOPBACK).mtu(MTU).arp(false).build();
         let added = kernel.link().add(device).execute().await;
         added.with_context(|| format!("cannot make the device {DEFRAG_LOOPBACK}"))?;
-        // It has nothing to say to anybody. Without IPv6 there is nothing to forbid.
+        // The device must not send packets of its own. Without IPv6 in the kernel there is nothing
+        // to disable.
         let _ = fs::write(
             format!("/proc/sys/net/ipv6/conf/{DEFRAG_LOOPBACK}/disable_ipv6"),
             "1",
@@ -65,7 +66,7 @@ pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
     added.with_context(|| format!("cannot route what is nobody's to {DEFRAG_LOOPBACK}"))
 }
 
-/// Takes the device away. Reassembly ends with its pin.
+/// Removes the device. Defragmentation ends with the removal of its pin.
 pub(super) async fn remove() -> Result<()> {
     let Some(index) = find()? else {
         return Ok(());
@@ -76,12 +77,12 @@ pub(super) async fn remove() -> Result<()> {
     gone.with_context(|| format!("cannot remove the device {DEFRAG_LOOPBACK}"))
 }
 
-/// Whether the device is there.
+/// Whether the device exists.
 pub(super) fn is_there() -> Result<bool> {
     Ok(find()?.is_some())
 }
 
-/// The device's index, if it is there.
+/// Returns the device's index, if it exists.
 fn find() -> Result<Option<u32>> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
     match netdevice::name_to_index(socket, DEFRAG_LOOPBACK) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the programs tell of flows, read from their ring by one watcher at a time.
+//! Flow events that the programs write to a ring, read by one watcher at a time.
 //!
-//! The watcher says until when it listens, and says so again every second. Whatever does not fit
-//! into the ring, or happens while it is stopped, is counted instead: with what was read that is
-//! everything. A watcher that was killed is noticed by the agent, which has the programs stop
-//! counting.
+//! The watcher writes until when it listens, and renews this every second. Events that do not fit
+//! into the ring, or that occur while the watcher is stopped, are counted instead. Read and counted
+//! events together are all events. If a watcher was killed, the agent notices it and makes the
+//! programs stop counting.
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -25,42 +25,44 @@ use super::coarse;
 use super::maps::{self, FlowSnapshot, pinned};
 use super::pins::Pins;
 
-/// How long a watcher is believed to listen after it last said so.
+/// How long the programs write events after a watcher's last renewal.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// Something that happened to a flow.
+/// An event of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowEvent {
-    /// What.
+    /// The kind of event.
     pub news: EventKind,
-    /// When.
+    /// When it happened.
     pub at: Ticks,
-    /// The flow as it was then.
+    /// The flow at that time.
     pub flow: FlowSnapshot,
 }
 
-/// The one watcher's end of the ring. Dropped, the programs stop telling.
+/// The reading end of the ring, for the one watcher. When it is dropped, the programs stop writing
+/// events.
 pub struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
     watch: Array<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
-    /// Of the lost events, how many have been spoken of.
+    /// The number of lost events that were already reported.
     known: u64,
     _lock: OwnedFd,
 }
 
 impl Events {
-    /// Listens from now on to what the programs pinned below `bpffs_dir` tell. Needs a tokio runtime.
+    /// Starts to listen to the events of the programs pinned under `bpffs_dir`. Needs a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// Nothing of this version is pinned there, or somebody else watches.
+    /// No datapath of this version is pinned there, or another process watches.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let dir = Pins::below(bpffs_dir).maps();
         let Some(lock) = lock(&dir)? else {
             bail!("somebody watches already: one `forwarder flows --watch` at a time");
         };
         let mut ring = maps::ring(&dir, name::EVENTS)?;
-        // What an earlier watcher did not live to read.
+        // Discards events that an earlier watcher did not read.
         while ring.get_mut().next().is_some() {}
         let mut events = Self {
             ring,
@@ -74,7 +76,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Says that somebody still listens: to be called every second.
+    /// Renews the time until which the watcher listens. Must be called every second.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -85,7 +87,7 @@ impl Events {
             .context("cannot tell the programs that somebody watches")
     }
 
-    /// Has the programs stop telling; what they have told can still be read.
+    /// Makes the programs stop writing events. Events that are in the ring can still be read.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -95,18 +97,18 @@ impl Events {
             .context("cannot tell the programs that nobody watches any more")
     }
 
-    /// Waits until there may be something to read.
+    /// Waits until there may be an event to read.
     ///
     /// # Errors
     /// The kernel refuses to wait.
     pub async fn wait(&mut self) -> Result<()> {
         let mut ready = self.ring.readable_mut().await?;
-        // Before the ring is read: what comes from here on wakes us again.
+        // This comes before the ring is read, so that a later event wakes the task again.
         ready.clear_ready();
         Ok(())
     }
 
-    /// The next event, if there is one.
+    /// Returns the next event, if there is one.
     pub fn read(&mut self) -> Option<FlowEvent> {
         while let Some(entry) = self.ring.get_mut().next() {
             let Some(event) = maps::event(&entry) else {
@@ -132,7 +134,7 @@ impl Events {
         None
     }
 
-    /// How many events were lost since this was asked last.
+    /// Returns how many events were lost since the last call.
     ///
     /// # Errors
     /// The map cannot be read.
@@ -145,13 +147,13 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // Where it fails, the agent will do it.
+        // If this fails, the agent does it later.
         let _ = self.close();
     }
 }
 
-/// Whoever watches holds this lock: on the directory, since a pin cannot be opened as a file. `None`
-/// if somebody has it.
+/// Takes the watcher's lock, or returns `None` if another process holds it. The lock is on the
+/// directory, because a pin cannot be opened as a file.
 fn lock(dir: &Path) -> Result<Option<OwnedFd>> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cannot = || format!("cannot open {}", dir.display());
@@ -163,7 +165,7 @@ fn lock(dir: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Has the programs stop counting for a watcher that was killed.
+/// Makes the programs stop counting for a watcher that was killed.
 pub(super) fn tidy(dir: &Path) -> Result<()> {
     let mut watch: Array<MapData, u64> = pinned(dir, name::WATCH)?;
     let until = watch.get(&0, 0)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is done to flows by hand: programs that are on no hook, run on the pinned maps, with an agent
-//! or without.
+//! Flow operations (end, collect): programs that are attached to no hook and run on the pinned
+//! maps, with or without an agent.
 
 use std::path::Path;
 
@@ -12,12 +12,13 @@ use forwarder_common::flow_operation::Ending;
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
 
-/// The programs' names in the object.
+/// The names of the programs in the object.
 const END: &str = "end_flow";
 const COLLECT: &str = "collect_flows";
-/// The shortest frame that the kernel runs a program on is an Ethernet header; this is two words more.
+/// The length of the test frame. The kernel requires at least an Ethernet header; this has two
+/// bytes more.
 const FRAME: usize = 16;
-/// How often a flow is tried to be ended whose packets change its state all the time.
+/// The maximum number of attempts to end a flow whose packets change its state all the time.
 const TRIES: usize = 1000;
 
 /// The loaded programs.
@@ -27,10 +28,10 @@ pub struct FlowOperations {
 }
 
 impl FlowOperations {
-    /// Loads them over the maps that are pinned below `bpffs_dir`.
+    /// Loads the programs with the maps that are pinned under `bpffs_dir`.
     ///
     /// # Errors
-    /// Nothing of this version is pinned there, or the kernel refuses a program.
+    /// No datapath of this version is pinned there, or the kernel refuses a program.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let dir = Pins::below(bpffs_dir).maps();
         let flows = Maps::open(&dir)?.settings()?.flows;
@@ -43,7 +44,7 @@ impl FlowOperations {
         Ok(Self { ebpf, flows })
     }
 
-    /// Ends a flow, both keys and the record; whether it was still there to be ended.
+    /// Ends a flow: removes both keys and the record. Returns whether the flow still existed.
     ///
     /// # Errors
     /// The kernel does not run the program.
@@ -60,14 +61,15 @@ impl FlowOperations {
         bail!("a flow's state changes faster than it can be ended: try again");
     }
 
-    /// Collects all flows whose time is over.
+    /// Collects all expired flows.
     ///
     /// # Errors
     /// The kernel does not run the program.
     pub fn collect(&mut self) -> Result<()> {
         let mut looked = 0;
         while looked < self.flows {
-            // At least one, lest a program of no use keeps us here.
+            // This counts at least one flow, so that a faulty program cannot keep the loop running
+            // for ever.
             looked += self.run(COLLECT, &[0; FRAME])?.max(1);
         }
         Ok(())

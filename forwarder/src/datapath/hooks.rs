@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Programs on devices: attached by pinned tcx links, or by clsact filters where the kernel has no
+//! Programs on devices: attached by pinned tcx links, or by clsact filters if the kernel has no
 //! tcx, and replaced in place.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,25 +24,25 @@ use super::pins::{self, Pins};
 use crate::desired_state::{Hook, XdpKind};
 use crate::trusted;
 
-/// Priority of our clsact filters: behind everybody who chose one.
+/// The priority of our clsact filters: after everybody who chose a priority.
 const PRIORITY: u16 = 0xc000;
-/// Handle of our clsact filters.
+/// The handle of our clsact filters.
 const HANDLE: u16 = 1;
 
-/// In which time the kernel has taken off a program whose link is gone.
+/// The time within which the kernel detaches a program whose link has gone.
 const TAKEN_OFF: Duration = Duration::from_secs(2);
 
-/// The programs of one object and their places.
+/// The programs of one object and their attachment points.
 pub(super) struct Hooks {
     pub(super) ebpf: Ebpf,
-    /// What the verifier said of each program that it was shown, by the program's name: a refused
-    /// one is not shown again.
+    /// The verifier's result for each program that was loaded, by the program's name. A refused
+    /// program is not loaded again.
     pub(super) judged: BTreeMap<&'static str, Result<(), String>>,
     pub(super) pins: Pins,
-    /// Pinned links that somebody has taken off their device, when the kernel was asked last.
+    /// Pinned links that somebody has detached from their device, as of the last look.
     detached: BTreeSet<(u32, Hook)>,
-    /// Where clsact filters are remembered, if the kernel has no tcx: nothing else tells whose a
-    /// qdisc is.
+    /// The directory that records our clsact filters, if the kernel has no tcx. Nothing else says
+    /// who created a qdisc.
     clsact: Option<PathBuf>,
 }
 
@@ -60,8 +60,8 @@ impl Hooks {
         })
     }
 
-    /// The hooks that are in place, whoever put them there. `look` has the kernel asked whether each
-    /// link still is on its device; else what it said last counts.
+    /// Returns the hooks that are in place, whoever attached them. With `look` it asks the kernel
+    /// whether each link is still attached; otherwise it uses the last answer.
     pub(super) fn observe(&mut self, look: bool) -> Result<BTreeSet<(u32, Hook)>> {
         let pinned = self.pins.hooks()?;
         if look {
@@ -78,10 +78,11 @@ impl Hooks {
         Ok(hooks)
     }
 
-    /// Puts this object's programs in the place of an earlier agent's, link by link.
+    /// Replaces the programs of an earlier agent by this object's, link by link.
     pub(super) fn adopt(&mut self, name_of: impl Fn(u32) -> Option<String>) -> Result<()> {
         let hooks = self.observe(true)?;
-        // Before anything is replaced. Of XDP the earlier agent's goes on where ours is refused.
+        // All programs are loaded before any is replaced. An exception is XDP: if the kernel
+        // refuses ours, the earlier agent's program stays.
         for &(_, hook) in hooks.iter().filter(|(_, hook)| *hook != Hook::Uplink) {
             self.load(hook)?;
         }
@@ -90,7 +91,8 @@ impl Hooks {
                 continue;
             }
             if let Err(error) = self.replace(ifindex, hook, &name_of) {
-                // The device has gone meanwhile, or the link is broken: made anew if still wanted.
+                // The device has gone in the meantime, or the link is broken: it is created again
+                // if it is still desired.
                 tracing::debug!("{} on device {ifindex}: {error:#}", hook.program());
                 self.forget(ifindex, hook);
             }
@@ -98,7 +100,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// [`Pins::settle_xdp`].
+    /// Prepares the XDP mode: see [`Pins::settle_xdp`].
     pub(super) fn settle_xdp(&self, generic: bool) -> Result<()> {
         self.pins.settle_xdp(generic)
     }
@@ -123,7 +125,7 @@ impl Hooks {
         if hook == Hook::Uplink {
             let program = self.xdp()?;
             let id = program.attach_to_link(XdpLink::try_from(link)?)?;
-            // Dropped here, kept by its pin.
+            // The link is dropped here; its pin keeps it attached.
             drop(program.take_link(id)?);
         } else {
             let program = self.classifier(hook)?;
@@ -133,7 +135,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// Puts a program on a device.
+    /// Attaches a program to a device.
     pub(super) async fn attach(
         &mut self,
         ifindex: u32,
@@ -155,7 +157,7 @@ impl Hooks {
         })
         .await?;
         let link = FdLink::try_from(program.take_link(id)?)?;
-        // Of a link that somebody has taken off.
+        // The pin of a link that somebody has detached is in the way.
         if self.detached.remove(&(ifindex, hook)) {
             fs::remove_file(&path)?;
         }
@@ -177,7 +179,8 @@ impl Hooks {
     }
 
     fn attach_filter(&mut self, dir: &Path, ifindex: u32, device: &str, hook: Hook) -> Result<()> {
-        // Remembered before it is made: a kill in between leaves nothing that cleanup misses.
+        // The files are written before the filter is added, so that a kill in between leaves
+        // nothing that cleanup misses.
         let qdisc = dir.join(format!("{ifindex}-qdisc"));
         let ours = qdisc.exists();
         fs::write(dir.join(pins::file_name(ifindex, hook)), device)?;
@@ -188,7 +191,7 @@ impl Hooks {
                 return Err(error.context(format!("cannot add a clsact qdisc to {device}")));
             }
             if !ours {
-                // Somebody else's: it stays when we go.
+                // Somebody else created this qdisc, so it stays when we go.
                 fs::remove_file(&qdisc)?;
             }
         }
@@ -203,17 +206,17 @@ impl Hooks {
         let id = match attached {
             Ok(id) => id,
             Err(error) => {
-                // What is remembered counts as in place.
+                // A recorded filter counts as attached.
                 fs::remove_file(dir.join(pins::file_name(ifindex, hook)))?;
                 return Err(error.into());
             }
         };
-        // Dropping the link would take the filter off.
+        // Dropping the link would remove the filter.
         std::mem::forget(program.take_link(id)?);
         Ok(())
     }
 
-    /// Takes a program off a device.
+    /// Detaches a program from a device.
     pub(super) fn detach(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
         if let Some(dir) = &self.clsact {
             remove_filter(dir, ifindex, hook)?;
@@ -229,7 +232,7 @@ impl Hooks {
         }
     }
 
-    /// Has the verifier look at a hook's program.
+    /// Passes a hook's program through the verifier.
     pub(super) fn load(&mut self, hook: Hook) -> Result<()> {
         if hook == Hook::Uplink {
             self.xdp().map(drop)
@@ -255,7 +258,7 @@ impl Hooks {
     }
 }
 
-/// Loads a program the first time, and remembers what the kernel says of it.
+/// Loads a program the first time, and keeps the kernel's result.
 pub(super) fn once(
     judged: &mut BTreeMap<&'static str, Result<(), String>>,
     name: &'static str,
@@ -266,8 +269,8 @@ pub(super) fn once(
     said.clone().map_err(anyhow::Error::msg)
 }
 
-/// Why the kernel refuses a program, in one line: of the verifier's log its last words, and of a
-/// missing privilege its name.
+/// Formats in one line why the kernel refuses a program: the last line of the verifier's log, or
+/// the name of the missing privilege.
 fn refusal(name: &str, error: ProgramError) -> String {
     let ProgramError::LoadError {
         io_error,
@@ -293,11 +296,12 @@ fn refusal(name: &str, error: ProgramError) -> String {
     }
 }
 
-/// The pinned hooks whose links are on their devices. Of what the kernel does not show, the pin is
-/// taken at its word.
+/// Returns the pinned hooks whose links are attached to their devices. If the kernel does not show
+/// a link's state, its pin counts as attached.
 pub(super) fn attached(pins: &Pins, pinned: &BTreeSet<(u32, Hook)>) -> BTreeSet<(u32, Hook)> {
     let is_attached = |&&(ifindex, hook): &&(u32, Hook)| {
-        // Of a device that has gone, the pin is left: it is taken away as any that is not wanted.
+        // If the device has gone, the pin counts as attached: it is removed like any hook that is
+        // not desired.
         let Some(device) = name_of(ifindex) else {
             return true;
         };
@@ -316,8 +320,9 @@ pub(super) fn attached(pins: &Pins, pinned: &BTreeSet<(u32, Hook)>) -> BTreeSet<
     pinned.iter().filter(is_attached).copied().collect()
 }
 
-/// Attaches a program. The kernel takes one off some time after the last pin of its link has gone
-/// (`bpf_link_put`): one of ours may still be there.
+/// Attaches a program, and waits if the attachment point is still taken. The kernel detaches a
+/// program some time after the last pin of its link has gone (`bpf_link_put`), so an earlier
+/// program of ours may still be attached.
 async fn once_taken_off<T>(mut attach: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
@@ -330,7 +335,7 @@ async fn once_taken_off<T>(mut attach: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Takes all remembered clsact filters off, and the qdiscs that were made for them.
+/// Removes all recorded clsact filters, and the qdiscs that were created for them.
 pub(super) fn remove_filters(dir: &Path) -> Result<()> {
     let names = pins::entries(dir)?;
     for (ifindex, hook) in names.iter().filter_map(|name| pins::parse(name)) {
@@ -345,9 +350,9 @@ pub(super) fn remove_filters(dir: &Path) -> Result<()> {
     pins::remove_tree(dir)
 }
 
-/// Takes a clsact qdisc off a device, unless somebody has filters there by now.
+/// Removes a clsact qdisc from a device, unless somebody else has filters there.
 fn remove_qdisc(device: &str) -> Result<()> {
-    // No library call takes a qdisc off; `tc` is where clsact is.
+    // No library call removes a qdisc; every host with clsact has `tc`.
     let tc = |words: &[&str]| {
         let done = Command::new("tc").args(words).output();
         done.with_context(|| format!("cannot take the clsact qdisc off {device}: is tc installed?"))
@@ -363,7 +368,7 @@ fn remove_qdisc(device: &str) -> Result<()> {
     tc(&["qdisc", "del", "dev", device, "clsact"]).map(drop)
 }
 
-/// The present name of a device; it may have been renamed since.
+/// Returns the current name of a device, which may have been renamed.
 pub(super) fn name_of(index: u32) -> Option<String> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
     netdevice::index_to_name(socket, index).ok()
@@ -374,7 +379,7 @@ fn remove_filter(dir: &Path, ifindex: u32, hook: Hook) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    // A device that has gone took its filters along.
+    // A device that has gone has no filters any more.
     if let Some(device) = name_of(ifindex) {
         let _ = qdisc_detach_program(&device, direction(hook), hook.program());
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! IPv6's tables in their maps.
+//! The IPv6 tables in their maps.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::maps::{Maps, Wire};
 use crate::desired_state::{Key6, Row6};
 
 impl Maps {
-    /// All rows.
+    /// Reads all rows.
     pub(super) fn ipv6(&self) -> Result<BTreeMap<Key6, Row6>> {
         let mut rows = BTreeMap::new();
         for entry in &self.locals6 {
@@ -50,7 +50,7 @@ impl Maps {
         Ok(rows)
     }
 
-    /// Puts a row.
+    /// Writes a row.
     pub(super) fn put_ipv6(&mut self, key: Key6, row: Row6) -> Result<(), MapError> {
         match (key, row) {
             (Key6::Local(key), Row6::Index(present)) => self.locals6.insert(Wire(key), present, 0),

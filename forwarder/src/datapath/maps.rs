@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Typed handles on the pinned maps: the one place where bytes of a map become values.
+//! Typed handles of the pinned maps: the one place where bytes of a map become values.
 #![expect(
     unsafe_code,
     reason = "vouches that the ABI's structures are plain bytes"
@@ -33,8 +33,8 @@ pub(super) struct Wire<T>(pub(super) T);
 
 macro_rules! plain {
     ($($name:ty),+ $(,)?) => {
-        // SAFETY: `forwarder_common::abi` asserts that none of these has padding, and all are made
-        // of integers and arrays of them.
+        // SAFETY: `forwarder_common::abi` asserts that none of these has padding, and all consist
+        // of integers and arrays of integers.
         $(unsafe impl Pod for Wire<$name> {})+
     };
 }
@@ -67,41 +67,41 @@ plain!(
     Tuple<V4>,
 );
 
-/// A flow record's bytes: its fields are cells, which are not `Copy`.
+/// The bytes of a flow record. A `Flow` has cells, which are not `Copy`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(super) struct Record([u64; size_of::<Flow<V4>>() / 8]);
 
-// SAFETY: an array of integers.
+// SAFETY: it is an array of integers.
 unsafe impl Pod for Record {}
 
 /// A flow as it was when it was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowSnapshot {
-    /// What the originator's packets carry when they reach us.
+    /// Addresses and ports of the originator's packets as they arrive.
     pub original: Tuple<V4>,
-    /// What the answers carry.
+    /// Addresses and ports of the replies as they arrive.
     pub reply: Tuple<V4>,
     /// The record's index.
     pub index: u32,
-    /// Id and state.
+    /// The flow's id and state.
     pub flow_state: FlowState,
     /// Packets by direction.
     pub packets: [u64; 2],
     /// Bytes by direction, network header included.
     pub bytes: [u64; 2],
-    /// When it was made.
+    /// When the flow was created.
     pub created: Ticks,
-    /// When the last packet came.
+    /// When the last packet arrived.
     pub seen: Ticks,
-    /// When it ends unless a packet comes.
+    /// When the flow expires unless a packet arrives.
     pub expires: Ticks,
 }
 
 impl Record {
     fn flow(self) -> Flow<V4> {
-        // SAFETY: `Flow` is as long as this array and less aligned, without padding, and any bytes
-        // are one: integers in cells.
+        // SAFETY: `Flow` has the size of this array and a smaller alignment, no padding, and any
+        // bytes are valid: integers in cells.
         unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) }
     }
 }
@@ -122,22 +122,23 @@ impl FlowSnapshot {
     }
 }
 
-/// A pinned ring, to be waited for. Needs a tokio runtime.
+/// Opens a pinned ring for asynchronous waiting. Needs a tokio runtime.
 pub(super) fn ring(dir: &Path, name: &str) -> Result<AsyncFd<RingBuf<MapData>>> {
     let ring = pinned(dir, name)?;
-    // SAFETY: the ring owns its file, which is the same one and open for as long as the ring is.
+    // SAFETY: the ring owns its file, which stays the same and open as long as the ring exists.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .context("cannot wait for events")
 }
 
-/// The event that an entry of the ring is; none where it is as long as another family's.
+/// Decodes an entry of the ring as an event; none if it has the length of another family's event.
 pub(super) fn event(bytes: &[u8]) -> Option<Event<V4>> {
-    // SAFETY: as many bytes as an event has, and any bytes are one: integers without padding.
+    // SAFETY: there are as many bytes as an event has, and any bytes are valid: integers without
+    // padding.
     (bytes.len() == size_of::<Event<V4>>())
         .then(|| unsafe { bytes.as_ptr().cast::<Event<V4>>().read_unaligned() })
 }
 
-/// The maps, by their pins.
+/// The maps, opened by their pins.
 pub(super) struct Maps {
     pub(super) settings: Array<MapData, Wire<Settings>>,
     reasons: PerCpuArray<MapData, u64>,
@@ -170,7 +171,7 @@ pub(super) struct Maps {
     free: Queue<MapData, u32>,
 }
 
-/// Every map and how large it is for a table of `flows` flows; `None` where the object says.
+/// Returns every map and its size for `flows` flows; `None` if the object sets the size.
 pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 38] {
     [
         (name::SETTINGS, None),
@@ -253,7 +254,7 @@ impl Maps {
         })
     }
 
-    /// The settings as the programs see them.
+    /// Reads the settings of the programs.
     pub(super) fn settings(&self) -> Result<Settings> {
         Ok(self
             .settings
@@ -269,10 +270,10 @@ impl Maps {
             .context("cannot write the settings")
     }
 
-    /// Whether the tables are complete, for so many flows.
+    /// Whether the maps are complete, for this number of flows.
     ///
     /// # Errors
-    /// They are for another number.
+    /// The maps are for another number of flows.
     pub(super) fn fits(&self, flows: u32) -> Result<bool> {
         let pinned = self.settings()?.flows;
         ensure!(
@@ -282,8 +283,8 @@ impl Maps {
         Ok(pinned != 0)
     }
 
-    /// Makes fresh tables usable: every record free. What an earlier, killed attempt pushed is
-    /// taken out first; the settings say when it is complete.
+    /// Initialises new maps: every record is free. Records that an earlier, killed attempt pushed
+    /// are removed first. The settings record when the initialisation is complete.
     pub(super) fn fill(&mut self, flows: u32) -> Result<()> {
         if self.fits(flows)? {
             return Ok(());
@@ -303,7 +304,7 @@ impl Maps {
         })
     }
 
-    /// How many flows that each container opened live, by its address.
+    /// Returns how many live flows each container created, by its address.
     pub(super) fn opened(&self) -> Result<Vec<(Be32, u32)>> {
         let mut opened = Vec::new();
         for entry in &self.endpoint_slots {
@@ -317,12 +318,13 @@ impl Maps {
         Ok(opened)
     }
 
-    /// How often packets had a reason, over all CPUs.
+    /// Returns the number of packets with a reason, over all CPUs.
     pub(super) fn count(&self, reason: Reason) -> Result<u64> {
         Ok(self.reasons.get(&(reason as u32), 0)?.iter().sum())
     }
 
-    /// As [`forwarder_common::flow::is_current`], which the next packet would find.
+    /// Whether the next packet would find the flow current, as
+    /// [`forwarder_common::flow::is_current`] decides.
     fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
         let same = |towards: &NextHop| {
             let endpoint = || self.endpoints.get(&towards.slot(), 0);
@@ -336,8 +338,8 @@ impl Maps {
             && flow.next_hops.iter().all(same)
     }
 
-    /// Live flows that have neither expired nor outlived their endpoints or their mapping, each once:
-    /// a walk starts over where its key vanishes.
+    /// Returns live flows that have not expired and whose endpoints and mapping still exist, each
+    /// once. An iteration starts again if its key vanishes, so it may see a flow twice.
     pub(super) fn snapshots(&self, now: Ticks) -> Vec<FlowSnapshot> {
         let mut snapshots = BTreeMap::new();
         for entry in &self.flow_index {
@@ -358,7 +360,7 @@ impl Maps {
     }
 }
 
-/// Whether the maps that are pinned in `dir` are armed: those that are not there are not.
+/// Whether the maps pinned in `dir` are armed. Missing maps are not armed.
 pub(super) fn are_armed(dir: &Path) -> bool {
     let settings: Result<Array<MapData, Wire<Settings>>> = pinned(dir, name::SETTINGS);
     settings.is_ok_and(|map| map.get(&0, 0).is_ok_and(|Wire(row)| row.armed != 0))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's side of the agent: maps and programs, read and changed. The only place that names
+//! The kernel's side of the agent: reads and changes maps and programs. The only module that uses
 //! aya.
 
 mod binds;
@@ -57,7 +57,7 @@ use sock_diag::SockDiag;
 pub use sock_diag::can_end_sockets;
 pub use view::{MapFill, View};
 
-/// The programs, as `cargo xtask build` made them; empty in a build without them.
+/// The BPF object that `cargo xtask build` compiled; empty in a build without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwarder-ebpf.o"));
 
 /// Where and how the datapath is set up.
@@ -65,19 +65,19 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fo
 pub struct Setup {
     /// A directory on a bpffs.
     pub bpffs_dir: PathBuf,
-    /// A directory for what cannot be pinned.
+    /// A directory for state that cannot be pinned.
     pub state_dir: PathBuf,
-    /// How many flows there may be.
+    /// The maximum number of flows.
     pub flows: u32,
-    /// How many flows one container may have opened at once; 0 is any number.
+    /// The maximum number of open flows that one container may have created; 0 for no limit.
     pub flow_quota: u32,
-    /// How many flows one container may open in a second; 0 is any number.
+    /// The number of flows that one container may create per second; 0 for no limit.
     pub flow_rate: u32,
-    /// Whether a TCP connection is taken up in its middle.
+    /// Whether an unknown TCP connection is picked up in mid-stream.
     pub tcp_loose: bool,
-    /// Ports that only root binds, kept for what containers are translated to.
+    /// Ports that only root may bind, reserved for the translation of containers' flows.
     pub reserved_ports: PortRange,
-    /// Attach by clsact filters instead of tcx links.
+    /// Whether to attach by clsact filters instead of tcx links.
     pub clsact: bool,
 }
 
@@ -89,11 +89,11 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Opens the maps that are pinned, or makes new ones, which are not armed.
+    /// Opens the pinned maps, or creates new ones, which are not armed.
     ///
     /// # Errors
-    /// The kernel refuses a map; another layout is pinned; the flow table that is pinned has another
-    /// size. What this call has made new stays: see [`take_back`].
+    /// The kernel refuses a map; another layout is pinned; the pinned flow table has another size.
+    /// What this call has created stays: see [`take_back`].
     pub fn open(setup: &Setup) -> Result<Self> {
         ensure!(
             !OBJECT.is_empty(),
@@ -123,43 +123,43 @@ impl Datapath {
         })
     }
 
-    /// Has the verifier look at a program of a device, unless it has. One that it has refused is
-    /// not shown to it again.
+    /// Passes a device program through the verifier, once. A program that the kernel has refused is
+    /// not loaded again.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel refuses the program.
     pub fn load(&mut self, hook: Hook) -> Result<()> {
         self.hooks.load(hook)
     }
 
-    /// The same of a program of sockets.
+    /// Passes a socket program through the verifier, once.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel refuses the program.
     pub fn load_socket(&mut self, hook: SocketHook) -> Result<()> {
         self.hooks.sock_addr(hook).map(drop)
     }
 
-    /// Puts this object's programs in the place of an earlier agent's: its flows and its traffic go
-    /// on.
+    /// Replaces the programs of an earlier agent by this object's. Its flows and its traffic
+    /// continue.
     ///
     /// # Errors
-    /// The kernel refuses a program; the earlier agent's stay then.
+    /// The kernel refuses a program. Then the earlier agent's programs stay.
     pub fn adopt(&mut self, name_of: impl Fn(u32) -> Option<String>) -> Result<()> {
         self.hooks.adopt(name_of)?;
         self.hooks.adopt_sockets()
     }
 
-    /// Whether the programs judge packets, or pass everything untouched since an agent's first start
-    /// is not complete.
+    /// Whether the programs enforce their verdicts. Until an agent's first start is complete, they
+    /// pass every packet unchanged.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The settings cannot be read.
     pub fn is_armed(&self) -> Result<bool> {
         Ok(self.maps.settings()?.armed != 0)
     }
 
-    /// Has all programs judge packets from now on, by one write.
+    /// Makes all programs enforce their verdicts, by one write.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -172,7 +172,8 @@ impl Datapath {
         })
     }
 
-    /// Says in which mode XDP programs are going to run: none that runs in the other one stays.
+    /// Sets the mode in which XDP programs will run, and removes programs that run in the other
+    /// mode.
     ///
     /// # Errors
     /// A pin cannot be removed.
@@ -180,10 +181,11 @@ impl Datapath {
         self.hooks.settle_xdp(generic)
     }
 
-    /// What the kernel holds. `look` has it asked whether what is pinned is still attached.
+    /// Reads what the kernel holds. With `look` it also asks whether the pinned links are still
+    /// attached.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The kernel's state cannot be read.
     pub fn observe(&mut self, look: bool) -> Result<Observed> {
         let hooks = self.hooks.observe(look)?;
         let maps = &self.maps;
@@ -296,10 +298,10 @@ impl Datapath {
         Ok(observed)
     }
 
-    /// Carries out one operation. `names` are the devices' names by index.
+    /// Applies one change. `names` are the devices' names by index.
     ///
     /// # Errors
-    /// The kernel refuses it. Nothing is half done that a repetition would not complete.
+    /// The kernel refuses it. A repetition completes whatever was half done.
     pub async fn apply(&mut self, op: &Change, names: &BTreeMap<u32, String>) -> Result<()> {
         let maps = &mut self.maps;
         match *op {
@@ -441,12 +443,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Ends this namespace's sockets that were pointed at a container where no published port leads
-    /// any more: their owners are told at once and connect anew. Who connected to a container's
-    /// address himself is left alone.
+    /// Closes the sockets of this namespace that were redirected to a container whose published
+    /// port has gone. Their owners get an error at once and can reconnect. Sockets that connected
+    /// to a container's own address are not touched.
     ///
     /// # Errors
-    /// Some socket could not be ended. A kernel that ends none is no error: `doctor` says so.
+    /// A socket could not be closed. A kernel that cannot close sockets is no error: `doctor`
+    /// reports it.
     pub fn sever_sockets(&self) -> Result<()> {
         let maps = &self.maps;
         if maps.sockets.keys().next().is_none() {
@@ -460,7 +463,7 @@ impl Datapath {
             let Ok(Wire(asked)) = maps.sockets.get(&Wire(key), 0) else {
                 continue;
             };
-            // An address that has left the host does not end what was connected by it.
+            // The removal of a host address does not end connections that were made to it.
             if socket::target(&asked, |_| true, published) == Some(key.peer) {
                 continue;
             }
@@ -472,7 +475,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Has each flow asked once whether it may go on: none was let in by this generation.
+    /// Makes each flow check once whether it may continue, because none was admitted in this
+    /// generation.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -481,10 +485,10 @@ impl Datapath {
         self.maps.set_settings(Settings { policy, ..settings })
     }
 
-    /// How often something was used up, by reason.
+    /// Returns how often each resource was exhausted, by reason.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The counters cannot be read.
     pub fn exhausted(&self) -> Result<[(Reason, u64); Reason::EXHAUSTED.len()]> {
         let mut counts = Reason::EXHAUSTED.map(|reason| (reason, 0));
         for (reason, count) in &mut counts {
@@ -493,10 +497,10 @@ impl Datapath {
         Ok(counts)
     }
 
-    /// How many flows that each container opened live, by its address.
+    /// Returns how many live flows each container created, by its address.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The map cannot be read.
     pub fn opened(&self) -> Result<Vec<(Be32, u32)>> {
         self.maps.opened()
     }
@@ -513,7 +517,7 @@ impl Datapath {
     }
 }
 
-/// Loads the object over the maps that are pinned in `dir`; makes those that are not.
+/// Loads the object with the maps that are pinned in `dir`, and creates those that are missing.
 fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (map, size) in maps::sizes(flows) {
@@ -528,8 +532,8 @@ fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
 const CLSACT: &str = "clsact";
 const FAR_ENDS: &str = "far-ends";
 
-/// Takes everything of ours out of the kernel: programs, maps, pins, filters, and what was changed
-/// in containers. Works with the agent dead, and with nothing there.
+/// Removes all of the forwarder's state from the kernel: programs, maps, pins, filters, and changes
+/// inside containers. Works without an agent, and if nothing is there.
 pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     untracked::remove();
     hooks::remove_filters(&state_dir.join(CLSACT))?;
@@ -538,8 +542,8 @@ pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     peer_veths::restore_all(&state_dir.join(FAR_ENDS)).await
 }
 
-/// Takes back what an agent made whose first start is not complete, or that did not come to attach
-/// anything. Programs that are armed have what they need and go on.
+/// Removes what an agent created whose first start was not complete, or who attached nothing. Armed
+/// programs have what they need and continue.
 ///
 /// # Errors
 /// The kernel refuses it.
@@ -556,22 +560,22 @@ pub async fn take_back(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks that what is pinned could be taken over for so many flows.
+/// Checks that the pinned maps can be taken over for this number of flows.
 ///
 /// # Errors
-/// Why not, and what to do.
+/// Why they cannot, and what to do.
 pub fn conflict(bpffs_dir: &Path, flows: u32) -> Result<()> {
     let pins = Pins::below(bpffs_dir);
     pins.check()?;
     match Maps::open(&pins.maps()) {
         Ok(maps) => maps.fits(flows).map(drop),
-        // Nothing is pinned, or what there is, is not for us to see.
+        // Nothing is pinned, or the pins are not readable for this user.
         Err(_) => Ok(()),
     }
 }
 
-/// What the verifier says of each program that it refuses, on maps of their own that go again. The
-/// sockets' programs are left out, without which an agent does.
+/// Returns the verifier's message for each program that it refuses. It uses maps of its own, which
+/// are dropped again. Socket programs are omitted, because an agent works without them.
 #[must_use]
 pub fn refused() -> Vec<String> {
     let ebpf = EbpfLoader::new()
@@ -586,25 +590,26 @@ pub fn refused() -> Vec<String> {
     Hook::ALL.into_iter().filter_map(judge).collect()
 }
 
-/// Whether there is anything of ours to take out of the kernel.
+/// Whether there is any of the forwarder's state to remove from the kernel.
 pub fn is_there(bpffs_dir: &Path, state_dir: &Path) -> Result<bool> {
     Ok(bpffs_dir.exists() || state_dir.exists() || defrag_loopback::is_there()?)
 }
 
-/// Whether the kernel attaches programs by tcx links (6.6); else by clsact filters.
+/// Whether the kernel attaches programs by tcx links (6.6 or later). Otherwise clsact filters are
+/// used.
 #[must_use]
 pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-/// Whether there is a device of this index.
+/// Whether a device with this index exists.
 #[must_use]
 pub fn is_device(index: u32) -> bool {
     hooks::name_of(index).is_some()
 }
 
-/// The first port that takes no privilege to bind; 0 where the kernel does not say, so that only
-/// root counts as privileged.
+/// Returns the first port that an unprivileged process may bind; 0 if the kernel does not say, so
+/// that only root counts as privileged.
 fn unprivileged_port_start() -> u32 {
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     text.ok()
@@ -612,13 +617,13 @@ fn unprivileged_port_start() -> u32 {
         .unwrap_or_default()
 }
 
-/// The coarse monotonic clock that the datapath counts in.
+/// Returns the datapath's coarse monotonic clock, in ticks.
 #[must_use]
 pub fn now() -> Ticks {
     ticks(coarse())
 }
 
-/// The same in nanoseconds.
+/// Returns the same clock in nanoseconds.
 fn coarse() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -643,7 +648,7 @@ fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4
     Key::new(32 + u32::from(len), Wire(AllowedKey { device, source }))
 }
 
-/// A far end of which only the veth is known.
+/// Returns a placeholder for a peer of which only the veth is known.
 fn nobody() -> PeerVeth {
     PeerVeth {
         sandbox_key: String::new(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cookie of our network namespace, by which the socket programs know its sockets.
+//! The cookie of our network namespace, by which the socket programs recognise its sockets.
 
 use std::os::fd::AsFd;
 
@@ -17,7 +17,7 @@ sockopt_impl!(
     u64
 );
 
-/// The kernel's name of the network namespace that we are in; never 0, never used again.
+/// Returns the kernel's identifier of our network namespace; never 0, never reused.
 ///
 /// # Errors
 /// The kernel is older than 5.14.
@@ -26,7 +26,7 @@ pub fn netns_cookie() -> Result<u64> {
     netns_cookie_of(&socket)
 }
 
-/// The kernel's name of the network namespace that a socket belongs to.
+/// Returns the kernel's identifier of the network namespace that a socket belongs to.
 ///
 /// # Errors
 /// As [`netns_cookie`].

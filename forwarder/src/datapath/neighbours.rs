@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's neighbour entries of containers: what waits in one for its owner is not the next
-//! owner's.
+//! The kernel's neighbour entries of containers: packets that wait for the owner of an address must
+//! not reach the next owner.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,8 +14,9 @@ use rtnetlink::{Handle, new_connection};
 
 use crate::watch::sandbox::Background;
 
-/// Lets go of what the kernel knows of an address behind a bridge, and of the packets that it holds
-/// back until somebody there answers (`arp_queue`, for seconds). An administrator's own entry stays.
+/// Deletes the kernel's neighbour entry of an address behind a bridge, and with it the packets that
+/// wait there for an answer (`arp_queue`, for seconds). An entry that the administrator added
+/// stays.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -29,7 +30,7 @@ pub(super) async fn forget(bridge: u32, address: Ipv4Addr) -> Result<()> {
         return Ok(());
     }
     match handle.neighbours().del(entry).execute().await {
-        // It was quicker than we.
+        // The kernel has removed the entry in the meantime.
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -GONE => Ok(()),
         other => other.with_context(|| format!("cannot forget the neighbour {address}")),
     }

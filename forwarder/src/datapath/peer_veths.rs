@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The far ends of veths: prepared to take the frames that XDP redirects, and put back as they were.
+//! The peers of veths: prepared to accept the frames that XDP redirects, and restored afterwards.
 //!
 //! A veth accepts redirected frames only while its peer polls for them (`veth_xdp_xmit`): with an
-//! XDP program there, or with GRO on. The latter costs nothing and is what containers get.
+//! XDP program on the peer, or with GRO on. GRO costs nothing, so containers get GRO.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::desired_state::PeerVeth;
 use crate::trusted;
 use crate::watch::sandbox;
 
-/// What is remembered of a far end, to put it back.
+/// What is recorded of a peer to restore it.
 #[derive(Serialize, Deserialize)]
 struct Before {
     sandbox_key: String,
@@ -24,7 +24,7 @@ struct Before {
     gro: bool,
 }
 
-/// Far ends by their veths' indexes, remembered in a directory.
+/// The prepared peers by the index of their veth, recorded in a directory.
 pub(super) struct PeerVeths {
     dir: PathBuf,
 }
@@ -34,7 +34,7 @@ impl PeerVeths {
         Self { dir }
     }
 
-    /// Lets a far end take frames.
+    /// Prepares a peer to accept frames.
     pub(super) async fn prepare(&self, veth: u32, peer_veth: &PeerVeth) -> Result<()> {
         let PeerVeth {
             sandbox_key,
@@ -44,7 +44,7 @@ impl PeerVeths {
         let namespace = sandbox::open(&sandbox_key, pid)?;
         let gro = sandbox::set_gro(namespace, index, true).await?;
         let path = self.dir.join(veth.to_string());
-        // Prepared by an earlier agent: what was before it is what counts.
+        // If an earlier agent has prepared the peer, the state before that counts.
         if !path.exists() {
             trusted::make(&self.dir)?;
             let before = Before {
@@ -59,13 +59,13 @@ impl PeerVeths {
         Ok(())
     }
 
-    /// Forgets a far end that has gone with its container.
+    /// Removes the record of a peer that has gone with its container.
     pub(super) fn forget(&self, veth: u32) {
         let _ = fs::remove_file(self.dir.join(veth.to_string()));
     }
 }
 
-/// Puts all remembered far ends back as they were; those that have gone need nothing.
+/// Restores all recorded peers. Peers that have gone need nothing.
 pub(super) async fn restore_all(dir: &Path) -> Result<()> {
     for name in pins::entries(dir)? {
         let bytes = fs::read(dir.join(&name))?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where things are pinned: directories below the bpffs, one per layout, and files in the state
-//! directory for what has no pin.
+//! Pins: directories in the bpffs, one per layout, and files in the state directory for state
+//! without a pin.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,30 +20,30 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Below `bpffs_dir`; makes nothing.
+    /// Returns the pins under `bpffs_dir`. Creates nothing.
     pub(super) fn below(bpffs_dir: &Path) -> Self {
         Self {
             root: bpffs_dir.join(format!("v{LAYOUT}")),
         }
     }
 
-    /// Makes the directories, 0700.
+    /// Creates the directories, 0700.
     ///
     /// # Errors
-    /// Another layout's pins are there, or the directory cannot be made.
+    /// Pins of another layout are there, or the directory cannot be created.
     pub(super) fn make(&self) -> Result<()> {
         self.check()?;
         for dir in [self.maps(), self.links(), self.socket_links()] {
             trusted::make(&dir)?;
         }
-        // What is adopted was pinned by root.
+        // Everything that is adopted must have been pinned by root.
         trusted::is_there_with_all(self.parent()).map(drop)
     }
 
-    /// Checks that no other layout's pins are there.
+    /// Checks that there are no pins of another layout.
     ///
     /// # Errors
-    /// Some are.
+    /// There are some.
     pub(super) fn check(&self) -> Result<()> {
         if let Some(other) = self.other()? {
             bail!(
@@ -54,37 +54,38 @@ impl Pins {
         Ok(())
     }
 
-    /// The maps' directory.
+    /// Returns the directory of the maps.
     pub(super) fn maps(&self) -> PathBuf {
         self.root.join("maps")
     }
 
-    /// The pin of the switch of reassembly.
+    /// Returns the pin of the defragmentation link.
     pub(super) fn defrag(&self) -> PathBuf {
         self.root.join("defrag")
     }
 
-    /// The links' directory.
+    /// Returns the directory of the device links.
     pub(super) fn links(&self) -> PathBuf {
         self.root.join("links")
     }
 
-    /// The directory of the links on the root of all control groups.
+    /// Returns the directory of the links on the root cgroup.
     fn socket_links(&self) -> PathBuf {
         self.root.join("sockets")
     }
 
-    /// The pin of such a link.
+    /// Returns the pin of a socket link.
     pub(super) fn socket(&self, hook: SocketHook) -> PathBuf {
         self.socket_links().join(hook.program())
     }
 
-    /// Where a new link waits to take its place: such a name is no hook's.
+    /// Returns the temporary pin of a new socket link before it replaces the old one. No hook has
+    /// such a name.
     pub(super) fn socket_draft(&self, hook: SocketHook) -> PathBuf {
         self.socket_links().join(format!("{}-new", hook.program()))
     }
 
-    /// The socket programs whose links are pinned.
+    /// Returns the socket programs whose links are pinned.
     pub(super) fn sockets(&self) -> Result<BTreeSet<SocketHook>> {
         Ok(entries(&self.socket_links())?
             .iter()
@@ -92,7 +93,7 @@ impl Pins {
             .collect())
     }
 
-    /// Whether anything is attached by pins.
+    /// Whether there is any pinned link.
     pub(super) fn hold_links(&self) -> Result<bool> {
         Ok(!self.hooks()?.is_empty() || !self.sockets()?.is_empty())
     }
@@ -101,7 +102,7 @@ impl Pins {
         self.root.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Another layout whose pins are there.
+    /// Returns another layout that has pins, if there is one.
     pub(super) fn other(&self) -> Result<Option<String>> {
         let own = self.root.file_name().unwrap_or_default();
         Ok(entries(self.parent())?
@@ -109,13 +110,13 @@ impl Pins {
             .find(|name| **name != *own))
     }
 
-    /// A link's pin.
+    /// Returns the pin of a device link.
     pub(super) fn link(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.links().join(file_name(ifindex, hook))
     }
 
-    /// Takes off XDP programs that an earlier agent attached in the other mode, which an update of
-    /// their links cannot change: they are attached anew. A directory remembers the mode.
+    /// Detaches XDP programs that an earlier agent attached in the other mode: an update of their
+    /// links cannot change the mode, so they are attached again. A directory records the mode.
     pub(super) fn settle_xdp(&self, generic: bool) -> Result<()> {
         let marker = self.root.join("generic-xdp");
         if marker.is_dir() == generic {
@@ -136,7 +137,7 @@ impl Pins {
         .with_context(|| format!("cannot change {}", marker.display()))
     }
 
-    /// The hooks whose links are pinned.
+    /// Returns the hooks whose links are pinned.
     pub(super) fn hooks(&self) -> Result<BTreeSet<(u32, Hook)>> {
         Ok(entries(&self.links())?
             .iter()
@@ -145,18 +146,18 @@ impl Pins {
     }
 }
 
-/// A hook's file name: `<device index>-<program>`.
+/// Returns a hook's file name: `<device index>-<program>`.
 pub(super) fn file_name(ifindex: u32, hook: Hook) -> String {
     format!("{ifindex}-{}", hook.program())
 }
 
-/// The hook that a file name names.
+/// Returns the hook that a file name stands for.
 pub(super) fn parse(name: &str) -> Option<(u32, Hook)> {
     let (ifindex, program) = name.split_once('-')?;
     Some((ifindex.parse().ok()?, Hook::named(program)?))
 }
 
-/// The names in a directory; none where there is no such directory.
+/// Returns the names in a directory; none if the directory does not exist.
 pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,
@@ -171,10 +172,11 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes all pins below `bpffs_dir`, of every layout, and the directory: with the last pin of a
-/// link its program is off the device.
+/// Removes all pins under `bpffs_dir`, of every layout, and the directory. A program is detached
+/// with the last pin of its link.
 pub(super) fn remove_all(bpffs_dir: &Path) -> Result<()> {
-    // Links first: a program never runs on maps that were taken from it, it only runs on.
+    // The links are removed first, so that no new program starts while maps are removed. A running
+    // program keeps its maps.
     for layout in entries(bpffs_dir)? {
         for kind in ["links", "sockets", "maps"] {
             remove_tree(&bpffs_dir.join(&layout).join(kind))?;
@@ -183,7 +185,7 @@ pub(super) fn remove_all(bpffs_dir: &Path) -> Result<()> {
     remove_tree(bpffs_dir)
 }
 
-/// Removes a directory and what is in it; fine if there is none.
+/// Removes a directory and its content. Does nothing if it does not exist.
 pub(super) fn remove_tree(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Ok(()) => Ok(()),

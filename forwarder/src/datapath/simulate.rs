@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the loaded programs would do with a packet: run once in the kernel, outside of any device
-//! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are made for real.
+//! Simulation: runs a loaded program on a packet once in the kernel, outside of any device
+//! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are really created.
 
 use anyhow::{Context, Result};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
@@ -11,19 +11,19 @@ use crate::desired_state::{Hook, SocketHook};
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Arrival {
-    /// The device that the hook is on; it must exist in this network namespace.
+    /// The device that the hook is on. It must exist in this network namespace.
     pub ifindex: u32,
-    /// Egress: the device that the packet came by, 0 for the host's own.
+    /// On egress: the device that the packet arrived through, 0 for the host's own packets.
     pub ingress_ifindex: u32,
     /// The packet's mark.
     pub mark: u32,
-    /// The packet's hash. Only a carrier can give it one: see [`Datapath::simulate`].
+    /// The packet's hash. Only a carrier program can set it: see [`Datapath::simulate`].
     pub hash: u32,
-    /// Transport payload per segment of a GSO packet, 0 for others.
+    /// The transport payload per segment of a GSO packet, 0 for other packets.
     pub segment: u32,
 }
 
-/// What became of a packet.
+/// The result of a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fate {
     /// The program's verdict: `TC_ACT_*` as an `i32`, or `XDP_*`.
@@ -32,7 +32,7 @@ pub struct Fate {
     pub frame: Vec<u8>,
     /// The mark afterwards.
     pub mark: u32,
-    /// Nanoseconds that one run took, by the kernel's clock.
+    /// The duration of one run in nanoseconds, by the kernel's clock.
     pub nanoseconds: u64,
 }
 
@@ -54,7 +54,7 @@ mod xdp {
 }
 
 impl Datapath {
-    /// A hook's program, for whoever runs it by a tail call.
+    /// Returns a hook's program, for a caller that runs it by a tail call.
     ///
     /// # Errors
     /// The kernel refuses the program.
@@ -62,11 +62,11 @@ impl Datapath {
         Ok(self.hooks.classifier(hook)?.fd()?.try_clone()?)
     }
 
-    /// Runs a hook's program on a frame, `repeat` times; by a `carrier`, which gives the packet the
-    /// hash in its control block and goes on as the program.
+    /// Runs a hook's program on a frame, `repeat` times. With a `carrier`, the carrier runs first:
+    /// it sets the packet's hash from the control block and tail-calls the program.
     ///
     /// # Errors
-    /// The kernel refuses: a frame of fewer than 14 bytes, a device that does not exist.
+    /// The kernel refuses: the frame has fewer than 14 bytes, or the device does not exist.
     pub fn simulate(
         &mut self,
         hook: Hook,
@@ -121,11 +121,11 @@ impl Datapath {
         })
     }
 
-    /// What the verifier made of a hook's program: instructions that it walked through, and
-    /// bytes that it became.
+    /// Returns the verifier's figures for a hook's program: the instructions that it verified, and
+    /// the program's size in bytes after translation.
     ///
     /// # Errors
-    /// The kernel refuses the program, or does not tell.
+    /// The kernel refuses the program, or does not say.
     pub fn verified(&mut self, hook: Hook) -> Result<(u32, u32)> {
         let info = if hook == Hook::Uplink {
             self.hooks.xdp()?.info()?
@@ -138,7 +138,7 @@ impl Datapath {
         Ok((walked, info.size_translated().unwrap_or_default()))
     }
 
-    /// The same of a socket program.
+    /// Returns the verifier's figures for a socket program.
     ///
     /// # Errors
     /// As [`Self::verified`].

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's list of sockets, and the end of some (`sock_diag(7)`, `SOCK_DESTROY`).
+//! The kernel's list of sockets, and closing sockets (`sock_diag(7)`, `SOCK_DESTROY`).
 
 use std::os::fd::OwnedFd;
 
@@ -26,16 +26,17 @@ const HEADER: usize = 16;
 
 const INET: u8 = AddressFamily::INET.as_raw() as u8;
 const INET6: u8 = AddressFamily::INET6.as_raw() as u8;
-/// Bytes of `struct inet_diag_sockid`, which says what a socket is called; it stands at the same
-/// place in questions and answers.
+/// The size of `struct inet_diag_sockid`, which identifies a socket. It is at the same offset in
+/// requests and answers.
 const ID: usize = 48;
-/// Where it stands, and in it the port and the address of the other end, and the cookie.
+/// The offset of `struct inet_diag_sockid`, and within it the peer's port, the peer's address, and
+/// the cookie.
 const ID_AT: usize = 4;
 const PEER_PORT: usize = 2;
 const PEER_ADDR: usize = 20;
 const COOKIE: usize = 40;
 
-/// All states of a socket that has a peer and an owner: from established to closing, but for
+/// All states of a socket that has a peer and an owner: from established to closing, except
 /// `TCP_TIME_WAIT`, `TCP_CLOSE` and `TCP_LISTEN` (`net/tcp_states.h`).
 const CONNECTED: u32 = {
     let (time_wait, close, listen) = (1 << 6, 1 << 7, 1 << 10);
@@ -50,7 +51,7 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    /// What the socket programs know it by.
+    /// Returns the socket programs' key of this socket.
     pub(super) fn key(&self) -> SocketKey {
         let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| self.id[at + n]));
         let addr: Wide = [0, 4, 8, 12].map(|at| Be32::from_word(word(PEER_ADDR + at)));
@@ -73,7 +74,7 @@ impl Connected {
     }
 }
 
-/// A conversation with the kernel about sockets.
+/// A netlink socket for `sock_diag` requests.
 pub(super) struct SockDiag(OwnedFd);
 
 impl SockDiag {
@@ -87,7 +88,7 @@ impl SockDiag {
         Ok(Self(socket.context("cannot ask the kernel for sockets")?))
     }
 
-    /// All sockets, TCP and UDP of both families, that are connected.
+    /// Returns all connected sockets, TCP and UDP of both families.
     pub(super) fn connected(&self) -> Result<Vec<Connected>> {
         let mut all = Vec::new();
         for family in [INET, INET6] {
@@ -97,7 +98,7 @@ impl SockDiag {
                     let id = answer.get(ID_AT..ID_AT + ID)?.try_into().ok()?;
                     Some(Connected { family, proto, id })
                 });
-                // A kernel without IPv6 has no list of its sockets.
+                // A kernel without IPv6 has no list of IPv6 sockets.
                 match listed {
                     Err(Errno::NOENT) => {}
                     other => all.extend(other.context("cannot list sockets")?),
@@ -107,10 +108,10 @@ impl SockDiag {
         Ok(all)
     }
 
-    /// Ends a socket: its owner is told `ECONNABORTED`. Fine if it has gone.
+    /// Closes a socket: its owner gets `ECONNABORTED`. Does nothing if the socket has gone.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` where the kernel cannot (`CONFIG_INET_DIAG_DESTROY`).
+    /// `EOPNOTSUPP` if the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
     pub(super) fn destroy(&self, socket: &Connected) -> Result<(), Errno> {
         self.destroy_named(socket.family, socket.proto, &socket.id)
     }
@@ -128,14 +129,14 @@ impl SockDiag {
         message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend((REQUEST | flags).to_ne_bytes());
-        // One question at a time: no need for numbers.
+        // There is one request at a time, so sequence numbers are not needed.
         message.extend([0; 8]);
         message.extend(body);
         let kernel = SocketAddrNetlink::new(0, 0);
         sendto(&self.0, &message, SendFlags::empty(), &kernel).map(drop)
     }
 
-    /// The answers to the last question, as far as `read` makes something of them.
+    /// Returns the answers to the last request for which `read` returns a value.
     fn answers<T>(&self, read: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>, Errno> {
         let mut all = Vec::new();
         let mut buffer = vec![0; 32 << 10];
@@ -162,8 +163,8 @@ impl SockDiag {
     }
 }
 
-/// Whether this kernel can end sockets; `None` if it does not say. Asks for the end of a socket
-/// that is not there.
+/// Whether this kernel can close sockets; `None` if it does not say. Asks it to close a socket that
+/// does not exist.
 #[must_use]
 pub fn can_end_sockets() -> Option<bool> {
     let kernel = SockDiag::open().ok()?;
@@ -174,7 +175,7 @@ pub fn can_end_sockets() -> Option<bool> {
     }
 }
 
-/// `struct inet_diag_req_v2`.
+/// Builds a `struct inet_diag_req_v2`.
 fn question(family: u8, proto: u8, id: &[u8; ID]) -> Vec<u8> {
     let mut body = vec![family, proto, 0, 0];
     body.extend(CONNECTED.to_ne_bytes());
@@ -182,12 +183,12 @@ fn question(family: u8, proto: u8, id: &[u8; ID]) -> Vec<u8> {
     body
 }
 
-/// The first message's type and body, and what follows it.
+/// Returns the first message's type and body, and the bytes after it.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
     let body = bytes.get(HEADER..length)?;
-    // Messages begin at multiples of four.
+    // Messages begin at multiples of four bytes.
     let next = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     Some((kind, body, next))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The socket programs on the root of all control groups: attached by pinned links beside those of
-//! other agents, and replaced without a gap.
+//! The socket programs on the root cgroup: attached by pinned links beside other agents' programs,
+//! and replaced without a gap.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,12 +15,12 @@ use super::hooks::{Hooks, once};
 use crate::desired_state::SocketHook;
 
 impl Hooks {
-    /// The socket programs that are in place, whoever put them there.
+    /// Returns the socket programs that are attached, whoever attached them.
     pub(super) fn observe_sockets(&self) -> Result<BTreeSet<SocketHook>> {
         self.pins.sockets()
     }
 
-    /// Puts this object's programs in the place of an earlier agent's.
+    /// Replaces an earlier agent's programs by this object's.
     pub(super) fn adopt_sockets(&mut self) -> Result<()> {
         for hook in self.observe_sockets()? {
             if let Err(error) = self.attach_socket(hook) {
@@ -31,26 +31,26 @@ impl Hooks {
         Ok(())
     }
 
-    /// Hangs a program on the root. One of ours that hangs there goes after it: the two of them run
-    /// together for a moment, in which the second finds that the first has done its work. (aya has
-    /// no update of such a link.)
+    /// Attaches a program to the root cgroup. An earlier program of ours is detached afterwards.
+    /// For a moment both programs run, and the second finds the first one's work done. (aya cannot
+    /// update such a link.)
     pub(super) fn attach_socket(&mut self, hook: SocketHook) -> Result<()> {
         let root = cgroup_root().context("no cgroup v2 hierarchy is mounted")?;
         let cgroup =
             File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
         let program = self.sock_addr(hook)?;
-        // Links never keep others away, whatever the mode (`BPF_F_ALLOW_MULTI` is implied).
+        // Links never exclude other programs, whatever the mode (`BPF_F_ALLOW_MULTI` is implied).
         let id = program.attach(cgroup, CgroupAttachMode::default())?;
         let link = FdLink::try_from(program.take_link(id)?)?;
         let place = self.pins.socket(hook);
         let draft = self.pins.socket_draft(hook);
         missing_is_fine(fs::remove_file(&draft))?;
         link.pin(&draft)?;
-        // With its pin the old link goes.
+        // Replacing its pin detaches the old link.
         fs::rename(&draft, &place).with_context(|| format!("cannot pin {}", place.display()))
     }
 
-    /// Takes a program off.
+    /// Detaches a program.
     pub(super) fn detach_socket(&self, hook: SocketHook) -> Result<()> {
         missing_is_fine(fs::remove_file(self.pins.socket(hook)))
     }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One rule of netfilter: what the fast path hands on is tracked by nobody.
+//! The notrack rule of netfilter: connection tracking ignores what the fast path passes to the
+//! kernel.
 //!
-//! Half of its translation is done before the kernel's path and half behind it. Connection tracking
-//! would take the halves for two connections, and others' translations (`-j MASQUERADE`) would change
-//! them in between. The rule stands before tracking and behind the kernel's reassembly. It asks for our
-//! marks only, and does not itself make the kernel track anything.
+//! Such packets are half translated before the kernel's path and half after it. Connection tracking
+//! would take the halves for two connections, and translations by other rules (`-j MASQUERADE`)
+//! would change the packets in between. The rule is before connection tracking and after the
+//! kernel's defragmentation. It matches only our marks, and does not itself switch on connection
+//! tracking.
 
 use std::io::Write;
 use std::path::Path;
@@ -16,20 +18,22 @@ use forwarder_common::pipeline::mark::OURS_ALONE;
 use crate::others::netfilter::TABLE;
 use crate::preflight::program;
 
-/// Whether a program is here that adds the rule.
+/// Whether a program is installed that can add the rule.
 #[must_use]
 pub fn is_possible() -> bool {
     program("nft").is_some() || program("iptables").is_some()
 }
 
-/// Adds the rule: by nft in a table of our own, else by iptables. Fine if it is there.
+/// Adds the rule: with nft in a table of our own, otherwise with iptables. Does nothing if the rule
+/// exists.
 ///
 /// # Errors
-/// Neither program is here, or it refuses.
+/// Neither program is installed, or it refuses.
 pub fn add() -> Result<()> {
     let mark = format!("{OURS_ALONE:#x}");
     if let Some(nft) = program("nft") {
-        // Made first, so that there is one to delete: both at once or nothing.
+        // The table is created first so that the deletion always succeeds. nft applies the script
+        // as a whole or not at all.
         let script = format!(
             "table ip {TABLE} {{}}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n chain untracked {{\n  \
              type filter hook prerouting priority -300; policy accept;\n  \
@@ -46,7 +50,7 @@ pub fn add() -> Result<()> {
     iptables_rule(&iptables, "-I", &mark)
 }
 
-/// Removes the rule; fine if there is none.
+/// Removes the rule. Does nothing if there is none.
 pub fn remove() {
     if let Some(nft) = program("nft") {
         let _ = feed(

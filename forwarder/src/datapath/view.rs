@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The datapath as it can be read from outside, also when no agent runs.
+//! A view of the datapath from outside, also when no agent runs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,9 +20,9 @@ use crate::trusted;
 pub struct MapFill {
     /// The map's name.
     pub name: &'static str,
-    /// How many entries it can have.
+    /// The maximum number of entries.
     pub size: u32,
-    /// How many it has.
+    /// The present number of entries.
     pub fill: u32,
 }
 
@@ -33,10 +33,10 @@ pub struct View {
 }
 
 impl View {
-    /// Opens what is pinned below `bpffs_dir`.
+    /// Opens the pins under `bpffs_dir`.
     ///
     /// # Errors
-    /// Nothing of this layout is pinned there.
+    /// No datapath of this layout is pinned there.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let pins = Pins::below(bpffs_dir);
         trusted::is_there(&pins.maps())?;
@@ -46,13 +46,13 @@ impl View {
         })
     }
 
-    /// Live flows whose time is not over.
+    /// Returns the live flows that have not expired.
     #[must_use]
     pub fn flows(&self, now: Ticks) -> Vec<FlowSnapshot> {
         self.maps.snapshots(now)
     }
 
-    /// Packets by reason, over all CPUs.
+    /// Returns packets by reason, over all CPUs.
     pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
         Reason::ALL
             .into_iter()
@@ -60,7 +60,7 @@ impl View {
             .collect()
     }
 
-    /// How full the maps are.
+    /// Returns how full the maps are.
     pub fn maps(&self) -> Result<Vec<MapFill>> {
         let maps = &self.maps;
         let fill = |name, size, fill: usize| MapFill {
@@ -152,7 +152,8 @@ impl View {
         ])
     }
 
-    /// Programs that are attached, by device index. Those by clsact filters are not seen from here.
+    /// Returns the attached programs by device index. Programs attached by clsact filters are not
+    /// visible here.
     ///
     /// # Errors
     /// The pins cannot be read.
@@ -160,15 +161,16 @@ impl View {
         Ok(attached(&self.pins, &self.pins.hooks()?))
     }
 
-    /// Whether the programs judge packets, or an agent's first start is not complete.
+    /// Whether the programs enforce their verdicts; they do not before an agent's first start is
+    /// complete.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The settings cannot be read.
     pub fn is_armed(&self) -> Result<bool> {
         Ok(self.maps.settings()?.armed != 0)
     }
 
-    /// Socket programs in place.
+    /// Returns the attached socket programs.
     pub fn sockets(&self) -> Result<BTreeSet<SocketHook>> {
         self.pins.sockets()
     }
