@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What others have set up on this host and the fast path does not ask: queues and filters of devices,
-//! IPsec policies, rules of netfilter, routing by marks. Pure: `watch::others` reads it.
+//! Other software's configuration that the fast path does not apply: queues and filters of devices,
+//! IPsec policies, netfilter rules, routing by marks. Pure: `watch::others` reads it.
 
 pub mod netfilter;
 mod netlink;
@@ -11,31 +11,32 @@ use std::net::Ipv4Addr;
 pub use netfilter::{Firewall, Rule, Ruleset};
 pub(crate) use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
 
-/// Everything of others'.
+/// The configuration of all other software.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
     /// Devices whose traffic is shaped or filtered, by index.
     pub shaped: BTreeMap<u32, Shaping>,
-    /// IPsec policies for what is forwarded.
+    /// IPsec policies for forwarded packets.
     pub policies: Vec<IpsecPolicy>,
-    /// Rules of routing that ask for a mark.
+    /// Routing rules that match a mark.
     pub routing: Vec<String>,
-    /// Rules of netfilter on the way of what is forwarded.
+    /// Netfilter rules that apply to forwarded packets.
     pub rules: Vec<Rule>,
-    /// Chains that drop whatever nobody accepted before, and what ends it.
+    /// Chains that drop every packet that no rule has accepted before, and the command that ends
+    /// this.
     pub drops: Vec<(String, String)>,
-    /// Whether somebody has rules of netfilter at all: only then connections may be tracked.
+    /// Whether other software has any netfilter rules: only then may connections be tracked.
     pub tracks: bool,
-    /// Whether our rule is in place that keeps our packets from being tracked.
+    /// Whether our rule is in place that exempts our packets from connection tracking.
     pub untracked: bool,
 }
 
-/// Who has a say in a device's traffic, in words; none where nobody has.
+/// What other software does to a device's traffic, in words; none if it does nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shaping {
-    /// In what comes by it.
+    /// What it does to packets that arrive through the device.
     pub inward: Option<String>,
-    /// In what leaves by it.
+    /// What it does to packets that leave through the device.
     pub outward: Option<String>,
 }
 
@@ -50,37 +51,38 @@ pub fn overlap(a: Range, b: Range) -> bool {
     (a.0.to_bits() ^ b.0.to_bits()) & mask == 0
 }
 
-/// Which way an IPsec policy is for.
+/// The direction of an IPsec policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// What leaves, the host's own and what is forwarded.
+    /// Packets that leave: the host's own and forwarded ones.
     Out,
-    /// What is about to be forwarded.
+    /// Packets that are about to be forwarded.
     Forward,
 }
 
 /// An IPsec policy for IPv4 (`ip xfrm policy`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpsecPolicy {
-    /// Which way it is for.
+    /// Its direction.
     pub direction: Direction,
-    /// The sources that it is for.
+    /// The sources that it applies to.
     pub src: Range,
-    /// The destinations that it is for.
+    /// The destinations that it applies to.
     pub dst: Range,
-    /// Whether it blocks, or demands a transformation; others let pass what comes.
+    /// Whether it blocks packets or requires a transformation. Other policies accept packets as
+    /// they are.
     pub restricts: bool,
 }
 
 impl IpsecPolicy {
-    /// Whether it may be about a packet between these ranges and anywhere.
+    /// Whether it may apply to a packet between one of these ranges and any address.
     #[must_use]
     pub fn may_match(&self, containers: &[Range]) -> bool {
         let of_containers = |range| containers.iter().any(|&own| overlap(own, range));
         of_containers(self.src) || of_containers(self.dst)
     }
 
-    /// In `ip xfrm policy`'s words.
+    /// Formats it in the words of `ip xfrm policy`.
     #[must_use]
     pub fn words(&self) -> String {
         let dir = match self.direction {
@@ -92,17 +94,18 @@ impl IpsecPolicy {
     }
 }
 
-/// What containers are reached and reach by: whose traffic a rule can match.
+/// The bridges and ranges of containers: a rule that matches them can match containers' traffic.
 #[derive(Clone, Debug, Default)]
 pub struct Reach {
-    /// Names of the bridges of containers.
+    /// Names of the containers' bridges.
     pub bridges: Vec<String>,
-    /// Their ranges.
+    /// The containers' ranges.
     pub ranges: Vec<Range>,
 }
 
 impl Others {
-    /// What to tell a person, one line each: what it is, what it means for containers, what to do.
+    /// Returns messages for a person, one line each: what it is, what it means for containers, what
+    /// to do.
     #[must_use]
     pub fn lines(&self, reach: &Reach, name: impl Fn(u32) -> String) -> Vec<(String, String)> {
         let mut lines = Vec::new();
@@ -130,7 +133,7 @@ impl Others {
         for (what, todo) in &self.drops {
             lines.push((what.clone(), todo.clone()));
         }
-        // One that would drop all is told once, with what removes it.
+        // A rule that drops everything is reported once, with the command that removes it.
         let is_told = |rule: &netfilter::Rule| {
             let removal = rule.text.replacen(" -A ", " -D ", 1);
             self.drops.iter().any(|(_, todo)| todo.contains(&removal))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the administrator lays down for networks and published ports: the file's `[network.NAME]`
-//! and `[port."8080/tcp"]`. It comes before Docker's options and before labels.
+//! The administrator's overrides for networks, containers and published ports: the file's
+//! `[network.NAME]` and `[port."8080/tcp"]`. They override Docker's options and labels.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,18 +13,18 @@ use crate::host_state::{
     Container, GatewayMode, HostPort, Ingress, Network, NetworkOptions, Proto,
 };
 
-/// All rules.
+/// All overrides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// By the network's name.
     pub networks: BTreeMap<String, NetworkRules>,
-    /// By what is published.
+    /// By the published port.
     pub ports: BTreeMap<PortName, PortRules>,
     /// By the container's name.
     pub containers: BTreeMap<String, ContainerRules>,
 }
 
-/// What is laid down for a network; what is not named stays as Docker and labels have it.
+/// Overrides of a network. What they do not name stays as Docker and labels set it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetworkRules {
@@ -43,7 +43,7 @@ pub struct NetworkRules {
     other_frames: Option<bool>,
 }
 
-/// What is laid down for a container.
+/// Overrides of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ContainerRules {
@@ -51,7 +51,7 @@ pub struct ContainerRules {
     allowed_sources: Option<Vec<IpNet>>,
 }
 
-/// What is laid down for a published port.
+/// Overrides of a published port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PortRules {
@@ -64,7 +64,7 @@ pub struct PortRules {
 /// A published port as a file or a label names it: `[ADDRESS:]PORT[/PROTO]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortName {
-    /// The host's address; none for a port at any.
+    /// The host's address; none for the port at any address.
     pub host_ip: Option<IpAddr>,
     /// The host's port (host byte order).
     pub port: u16,
@@ -103,7 +103,7 @@ impl<'de> Deserialize<'de> for PortName {
 }
 
 impl Overrides {
-    /// What holds for a network.
+    /// Returns the options of a network.
     #[must_use]
     pub fn terms(&self, network: &Network) -> NetworkOptions {
         let mut terms = network.terms.clone();
@@ -128,7 +128,7 @@ impl Overrides {
         terms
     }
 
-    /// The sources beside its own that a container may use.
+    /// Returns the sources besides its own address that a container may use.
     #[must_use]
     pub fn allowed_sources<'a>(&'a self, container: &'a Container) -> &'a [IpNet] {
         let rules = self.containers.get(&container.name);
@@ -136,9 +136,9 @@ impl Overrides {
         by_file.unwrap_or(&container.allowed_sources)
     }
 
-    /// Who is let in to a published port of a container: what the file says of the port, else the
-    /// container's label for the port, else its label for all of them. Whose port it is may not be
-    /// known yet: it does not run before it is.
+    /// Returns the access list of a container's published port: the file's list for the port, else
+    /// the container's label for the port, else its label for all ports. The container may not be
+    /// known yet; it does not run before it is known.
     #[must_use]
     pub fn ingress(&self, container: Option<&Container>, at: &HostPort) -> Ingress {
         let name = |host_ip| PortName {
@@ -164,7 +164,7 @@ impl Overrides {
 fn list(allow: &Option<Vec<IpNet>>, deny: &Option<Vec<IpNet>>) -> Option<Ingress> {
     let named = allow.is_some() || deny.is_some();
     let of = |ranges: &Option<Vec<IpNet>>| ranges.clone().unwrap_or_default();
-    // An empty list of those let in lets nobody in.
+    // An empty list of admitted clients admits no client.
     if allow.as_ref().is_some_and(Vec::is_empty) {
         return Some(Ingress::closed());
     }
@@ -174,7 +174,7 @@ fn list(allow: &Option<Vec<IpNet>>, deny: &Option<Vec<IpNet>>) -> Option<Ingress
     })
 }
 
-/// Address ranges as `ADDRESS/LENGTH`, or addresses.
+/// Deserializes address ranges, written as `ADDRESS/LENGTH` or `ADDRESS`.
 fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<IpNet>>, D::Error> {
     let names = Vec::<String>::deserialize(from)?;
     let most = Ingress::RANGES;
@@ -188,7 +188,7 @@ fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<IpNet>>, D::E
     ranges.collect::<Result<_, _>>().map(Some)
 }
 
-/// A range of addresses, or a single one; host bits do not count.
+/// Parses a range of addresses, or a single address; host bits are ignored.
 #[must_use]
 pub fn range(text: &str) -> Option<IpNet> {
     let range = text

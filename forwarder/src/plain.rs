@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Text for a terminal or a log: what others have named cannot steer either.
+//! Escaping text for a terminal or a log, so that names chosen by others cannot control either.
 //!
-//! Names of networks, labels, versions and errors are whatever somebody told Docker. A terminal acts
-//! on control characters in them, a reader is misled by line ends and by marks that turn the
-//! direction of writing.
+//! Names of networks, labels, versions and errors are arbitrary text that somebody gave to Docker.
+//! A terminal executes control characters in them, and line ends and bidirectional marks mislead a
+//! reader.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -11,10 +11,10 @@ use std::io::{self, Write};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// No event of the log is longer, in bytes: names may be of any length.
+/// The maximum length of a log event, in bytes: names may have any length.
 const EVENT: usize = 16 << 10;
 
-/// Whether a character steers rather than shows something.
+/// Whether a character controls the display instead of being shown.
 fn steers(letter: char) -> bool {
     let invisible = matches!(
         letter,
@@ -40,19 +40,20 @@ fn escape(text: &str, steers: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// Text in which every character shows itself: what steers is written as in Rust (`\u{1b}`, `\n`).
+/// Escapes control characters as Rust does (`\u{1b}`, `\n`), so that every character is visible.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     escape(text, steers)
 }
 
-/// The same, whose line ends are line ends.
+/// Escapes control characters except line ends.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |letter| steers(letter) && letter != '\n')
 }
 
-/// JSON that is shown as it is read: what may stand in a string unescaped, and steers, is escaped.
+/// Escapes control characters in JSON that is shown to a person, without changing its meaning: they
+/// can only be in strings.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     if !text.contains(|letter| steers(letter) && letter != '\n') {
@@ -72,8 +73,8 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// The log's writer to standard error. Each event is one line, and those below it are indented: a
-/// name cannot look like another event.
+/// The log's writer to standard error. Each event is one line, and further lines of it are
+/// indented, so that a name cannot look like another event.
 #[derive(Clone, Copy, Debug)]
 pub struct Log;
 
@@ -86,7 +87,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 impl Write for Log {
-    /// The subscriber writes each event whole.
+    /// The subscriber writes each event in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         io::stderr().lock().write_all(entry(event).as_bytes())?;
         Ok(event.len())
@@ -128,8 +129,8 @@ mod tests {
         assert_eq!(lines("a\nb\x07"), "a\nb\\u{7}");
     }
 
-    /// Every character, alone and among others: nothing that steers is left, and JSON is the same
-    /// JSON.
+    /// Every character, alone and among others: no control character is left, and JSON keeps its
+    /// meaning.
     #[test]
     fn no_control_character_gets_through() {
         for letter in '\0'..=char::MAX {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether this kernel, host and Docker bear the forwarder: findings for `doctor`, and the gate
-//! that `run` passes. What is seen is a `Probe`; what it means is judged by pure functions.
+//! Checks whether this kernel, host and Docker are suitable: findings for `doctor`, and the check
+//! that `run` must pass. A `Probe` is what is observed; pure functions judge it.
 
 mod dockerd;
 mod firewall;
@@ -21,29 +21,29 @@ use crate::others::{Firewall, Others, Reach, netfilter};
 use crate::trusted;
 use probe::{Bpffs, Docker, Probe};
 
-/// The first kernel that has all that is needed.
+/// The oldest kernel with everything that is needed.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// As it should be.
     Ok,
-    /// Not so, but `run` takes care of it.
+    /// Not as it should be, but `run` corrects it.
     Note,
-    /// It works, but.
+    /// It works, but could be better.
     Warn,
-    /// `run` refuses.
+    /// `run` refuses to start.
     Fatal,
 }
 
-/// Something about the host.
+/// A finding about the host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// Its severity.
     pub level: Level,
-    /// What is so, in plain words.
+    /// What was found, in plain words.
     pub what: String,
     /// What to do about it.
     pub todo: Option<String>,
@@ -82,7 +82,7 @@ impl Finding {
         }
     }
 
-    /// All in one line.
+    /// Formats the finding in one line.
     #[must_use]
     pub fn line(&self) -> String {
         match &self.todo {
@@ -92,7 +92,7 @@ impl Finding {
     }
 }
 
-/// Looks at everything, the verifier's judgement of every program included, and changes nothing.
+/// Examines everything, including the verifier's result for every program. Changes nothing.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Finding> {
     let mut probe = Probe::take(config);
@@ -102,15 +102,15 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     judge(&probe, config)
 }
 
-/// Makes the host ready for an agent: refuses what is fatal, all of it at once, tells the log of what
-/// merely could be better, mounts a bpffs where one is missing, and makes the directories (0700).
+/// Prepares the host for an agent: refuses fatal findings, all at once, logs what could be better,
+/// mounts a bpffs if it is missing, and creates the directories (0700).
 ///
 /// # Errors
 /// The fatal findings, in one line that says what to do.
 pub fn prepare(config: &Config) -> Result<()> {
     let probe = Probe::take(config);
     let findings = judge(&probe, config);
-    // First of all the refusal: it is one line, alone.
+    // The refusal comes first: it is one line and nothing else.
     let fatal: Vec<_> = findings
         .iter()
         .filter(|finding| finding.level == Level::Fatal)
@@ -142,7 +142,7 @@ fn mount(point: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Says what a probe means, worst causes first.
+/// Judges a probe: the most severe causes come first.
 fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         privileges(probe),
@@ -181,8 +181,9 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What others have set up, as far as it may be about containers. Without Docker's word these are
-/// behind bridges that are named as Docker names them, in its default ranges.
+/// Returns findings about other software's configuration that may apply to containers. Without
+/// Docker, containers are assumed behind bridges with Docker's names and in Docker's default
+/// ranges.
 fn others(probe: &Probe) -> Vec<Finding> {
     let bridge = |name: &&String| *name == "docker0" || name.starts_with("br-");
     let reach = Reach {
@@ -218,25 +219,26 @@ fn others(probe: &Probe) -> Vec<Finding> {
     findings
 }
 
-/// What dockerd gives to networks unless it is told otherwise.
+/// The default address pools of dockerd.
 const POOLS: [([u8; 4], u8); 2] = [([172, 16, 0, 0], 12), ([192, 168, 0, 0], 16)];
 
-/// A program on the path, or where programs for root are.
+/// Finds a program on the path, or in the directories of programs for root.
 pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
     probe::program(name)
 }
 
-/// The rules of netfilter, as far as they can be read.
+/// Reads the netfilter rules, as far as they can be read.
 pub(crate) fn read_firewall() -> Firewall {
     probe::firewall()
 }
 
-/// Chains that drop what the fast path hands on, and what ends it.
+/// Returns chains that drop packets that the fast path passes to the kernel, and the command that
+/// ends this.
 pub(crate) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
     firewall::drops(firewall)
 }
 
-/// Whether a rule is dockerd's and acts.
+/// Whether a rule is dockerd's and has an effect.
 pub(crate) fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
     firewall::is_dockers(table, chain, rule)
 }
@@ -250,7 +252,8 @@ fn privileges(probe: &Probe) -> Finding {
     }
 }
 
-/// What the verifier refuses, and what is pinned that this agent cannot take over.
+/// Returns findings about programs that the verifier refuses, and pins that this agent cannot take
+/// over.
 fn programs(probe: &Probe) -> Vec<Finding> {
     let refused = probe.refused.iter().map(|why| {
         Finding::fatal(
@@ -359,7 +362,7 @@ fn comfort(probe: &Probe) -> Vec<Finding> {
     findings
 }
 
-/// What becomes of datagrams that their sender cut.
+/// Returns the finding about fragmented datagrams.
 fn fragments(probe: &Probe) -> Finding {
     if probe.reassembles {
         Finding::ok("the kernel puts fragments together before they are translated")
@@ -372,7 +375,7 @@ fn fragments(probe: &Probe) -> Finding {
     }
 }
 
-/// What processes of the host itself get of published ports.
+/// Returns findings about the host's own processes and published ports.
 fn sockets(probe: &Probe) -> Vec<Finding> {
     let Some(root) = &probe.cgroup else {
         return vec![Finding::warn(
@@ -402,7 +405,8 @@ fn sockets(probe: &Probe) -> Vec<Finding> {
     findings
 }
 
-/// Whether anybody but root gets the ports that are kept for containers: who binds none is drawn one.
+/// Returns a finding if others than root can get the ports reserved for containers: the kernel may
+/// assign them to sockets that do not bind a port.
 fn reserved_ports(probe: &Probe, config: &Config) -> Option<Finding> {
     let PortRange { first, last } = config.reserved_ports;
     let (low, high) = probe.local_ports?;
@@ -450,7 +454,7 @@ fn forwarding(probe: &Probe) -> Finding {
     }
 }
 
-/// What becomes of IPv6 today.
+/// Returns the finding about IPv6.
 fn ipv6(probe: &Probe) -> Finding {
     if probe.ipv6.is_empty() {
         return Finding::ok(
@@ -470,7 +474,7 @@ fn ipv6(probe: &Probe) -> Finding {
     )
 }
 
-/// Major and minor of a release such as `6.1.0-13-amd64`.
+/// Returns major and minor version of a release such as `6.1.0-13-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))

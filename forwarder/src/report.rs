@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the agent tells people, made by pure functions.
+//! Reports for people, built by pure functions.
 
 mod events;
 mod filter;
@@ -28,7 +28,7 @@ use crate::desired_state::{DesiredState, Hook, SocketHook};
 use crate::host_state::{Family, HostState};
 use crate::others::Others;
 
-/// Published ports, as far as `tables` has them.
+/// Returns the published ports that are in `tables`.
 #[must_use]
 pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
     let owners = host_state
@@ -61,7 +61,7 @@ pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
     rows
 }
 
-/// Bridge networks by name.
+/// Returns the bridge networks by name.
 #[must_use]
 pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow> {
     let mut rows = host_state
@@ -91,7 +91,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
     rows
 }
 
-/// Endpoints of bridge networks by network and container.
+/// Returns the endpoints of bridge networks by network and container.
 #[must_use]
 pub fn endpoints(host_state: &HostState, tables: &DesiredState) -> Vec<EndpointRow> {
     let bridged = host_state
@@ -134,7 +134,7 @@ pub fn endpoints(host_state: &HostState, tables: &DesiredState) -> Vec<EndpointR
     rows
 }
 
-/// Flows as they stand at `now`, most recently used first.
+/// Returns the flows at the time `now`, most recently used first.
 #[must_use]
 pub fn flows(snapshots: &[FlowSnapshot], now: Ticks) -> Vec<FlowRow> {
     let mut rows = snapshots
@@ -145,10 +145,10 @@ pub fn flows(snapshots: &[FlowSnapshot], now: Ticks) -> Vec<FlowRow> {
     rows
 }
 
-/// A flow as it stands at `now`.
+/// Returns a flow at the time `now`.
 #[must_use]
 pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
-    // A packet may have come after the clock was read.
+    // A packet may have arrived after the clock was read.
     let idle = if reached(flow.seen, now) {
         now.wrapping_sub(flow.seen)
     } else {
@@ -165,7 +165,8 @@ pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
     }
 }
 
-/// The agent's share of the status. `tables` is what the kernel holds, `uptime_s` its age.
+/// Returns the agent's part of the status. `tables` is what the kernel holds, `uptime_s` the
+/// agent's age.
 #[must_use]
 pub fn agent(
     host_state: &HostState,
@@ -197,14 +198,14 @@ pub fn agent(
     }
 }
 
-/// What others have set up that is or may be about containers, one line each.
+/// Returns other software's configuration that applies or may apply to containers, one line each.
 #[must_use]
 pub fn others(host_state: &HostState) -> Vec<String> {
     let name = |index| {
         let link = host_state.links.get(&index);
         link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
     };
-    // That it is not there yet is no news.
+    // A missing notrack rule is not worth a message here, because the agent adds it.
     let others = Others {
         policies: applying_policies(host_state).cloned().collect(),
         untracked: true,
@@ -216,7 +217,7 @@ pub fn others(host_state: &HostState) -> Vec<String> {
         .collect()
 }
 
-/// Hooks by the names that `name` gives devices, or `#INDEX` for one that has none.
+/// Returns the hooks by device name. `name` gives the names; a device without one is `#INDEX`.
 #[must_use]
 pub fn hooks(
     hooks: impl IntoIterator<Item = (u32, Hook)>,
@@ -233,8 +234,8 @@ pub fn hooks(
     by_device
 }
 
-/// The status, from what the agent says and what is pinned (`pinned` hooks count without an agent;
-/// `sockets` always: they are pinned whatever the rest is attached by).
+/// Returns the status, from the agent's answer and the pins. Without an agent, the `pinned` hooks
+/// count. `sockets` always count, because they are pinned in every attach mode.
 #[must_use]
 pub fn status(
     agent: Option<AgentStatus>,
@@ -295,7 +296,7 @@ fn ends(tuple: &Tuple<V4>) -> Ends {
     }
 }
 
-/// States of flows of protocols without any of their own.
+/// States of flows whose protocol has no states of its own.
 const ASSURED: &str = "ASSURED";
 const REPLIED: &str = "REPLIED";
 const UNREPLIED: &str = "UNREPLIED";

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The shims that are connected, and what they wait for: pure but for the words it sends.
+//! The connected shims and the replies they wait for: pure except for sending replies.
 //!
-//! What shims say becomes updates of the host state. This here knows who is to be answered when: a bind
-//! once the kernel holds the mapping, an unbind once it does not, a reclaim once the orphans that
-//! stand in its way have ended.
+//! Requests of shims become updates of the host state. This module tracks when each shim gets its
+//! reply: a bind when the kernel holds the mapping, an unbind when the kernel no longer holds it, a
+//! reclaim when the orphans that hold the port have ended.
 
 mod agreement;
 
@@ -15,35 +15,36 @@ use crate::watch::shim::{
     Binding, Proof, ShimEvent, ShimEventKind, ShimReplies, ShimReply, ShimRequest,
 };
 
-/// How long an orphan is left alone: that dockerd is away may not have been noticed yet.
+/// How long an orphan is left alone, because the agent may not have noticed yet that dockerd has
+/// gone.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long after the agent's start shims may still have to find it: they try every second.
+/// How long after the agent's start shims may take to find it: they try every second.
 const FINDING: Duration = Duration::from_secs(3);
-/// How long a claim waits for Docker's word that agrees with it: what Docker does is heard of a
-/// moment later. dockerd waits for 16 seconds.
+/// How long a claim waits for agreeing information from Docker, which arrives a moment later.
+/// dockerd waits for 16 seconds.
 const AGREEING: Duration = Duration::from_secs(5);
-/// How long Docker may say something else of a port that is published, before that counts.
+/// How long Docker's list may contradict a bound port before the list overrides it.
 const CONTRADICTING: Duration = Duration::from_secs(10);
 
-/// How long a port that a docker-proxy serves is closed, if Docker does not list it: longer than
-/// dockerd takes to start a container, or to give it up.
+/// How long a port that a docker-proxy serves is closed if Docker does not list it: longer than
+/// dockerd takes to start a container, or to give up.
 const LISTING: Duration = Duration::from_secs(30);
 
-/// All shims that are connected.
+/// All connected shims.
 #[derive(Debug)]
 pub struct Shims {
     since: Instant,
     connected: BTreeMap<ShimId, Shim>,
-    /// Who waits for a sync, and for which port.
+    /// The shims that wait for a sync, with the port.
     syncs: Vec<(ShimId, PendingReply)>,
     reclaims: Vec<Reclaim>,
-    /// Since when docker-proxies have had ports that Docker does not list yet.
+    /// Ports of docker-proxies that Docker does not list yet, and since when.
     proxied: BTreeMap<HostPort, Instant>,
-    /// Claims that nothing that Docker has said agrees with yet.
+    /// Claims that nothing from Docker agrees with yet.
     pending: Vec<Pending>,
-    /// Ports of claims that Docker contradicted: Docker has to list them first.
+    /// Ports of claims that Docker contradicted. For these Docker must list the port first.
     contradicted: BTreeSet<HostPort>,
-    /// Ports of claims without proof that the log has told of.
+    /// Ports of claims without proof that are already in the log.
     unproven: BTreeSet<HostPort>,
 }
 
@@ -57,12 +58,12 @@ struct Pending {
 #[derive(Debug)]
 struct Shim {
     words: ShimReplies,
-    /// What it has proved to hold.
+    /// The port that the shim has proved to hold.
     proved: Option<HostPort>,
-    /// Since when its port is bound to it.
+    /// Since when the port is bound to the shim.
     bound: Option<Instant>,
     orphaned: Option<Instant>,
-    /// Was told to let go.
+    /// Whether the shim was told to release its port.
     released: bool,
 }
 
@@ -77,12 +78,12 @@ enum PendingReply {
 struct Reclaim {
     shim: ShimId,
     port: HostPort,
-    /// Orphans that were told to let go and have not ended yet; empty while none was found.
+    /// Orphans that were told to release the port and have not ended yet; empty if none was found.
     waits_for: BTreeSet<ShimId>,
 }
 
 impl Shims {
-    /// None yet; `now` is the agent's start.
+    /// Starts without shims; `now` is the agent's start.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
@@ -97,7 +98,7 @@ impl Shims {
         }
     }
 
-    /// Takes in news of a shim. Whether the host state is to be synced now.
+    /// Handles an event of a shim. Returns whether a sync is needed now.
     pub fn hear(
         &mut self,
         ShimEvent { shim, news }: ShimEvent,
@@ -158,7 +159,8 @@ impl Shims {
         }
     }
 
-    /// A claim counts when its shim has proved to hold the port, and once Docker agrees.
+    /// Handles a claim. It counts when its shim has proved to hold the port, and when Docker
+    /// agrees.
     fn claim(
         &mut self,
         shim: ShimId,
@@ -173,7 +175,7 @@ impl Shims {
         };
         match proof {
             Ok(()) => own.proved = Some(port),
-            // An orphan may have let go of its socket, for the next dockerd.
+            // An orphan may have closed its socket for the next dockerd.
             Err(_) if binding.orphan && own.proved == Some(port) => {}
             Err(why) => {
                 if self.unproven.insert(port) {
@@ -192,8 +194,8 @@ impl Shims {
         self.decide(host_state, now)
     }
 
-    /// Carries out the claims that Docker agrees with by now, and refuses those that have waited
-    /// for too long. Whether the host state is to be synced now.
+    /// Accepts the claims that Docker now agrees with, and refuses those that have waited too long.
+    /// Returns whether a sync is needed now.
     pub fn decide(&mut self, host_state: &mut HostState, now: Instant) -> bool {
         let mut changed = false;
         for pending in std::mem::take(&mut self.pending) {
@@ -240,7 +242,7 @@ impl Shims {
                 self.tell(shim, ShimReply::Error(why));
                 return false;
             }
-            // Docker 28 and later bind by themselves, hence nobody has asked for it back.
+            // dockerd 28 and later bind the port themselves, so no shim has reclaimed it.
             self.release(other.shim);
         }
         if let Some(own) = self.connected.get_mut(&shim) {
@@ -260,8 +262,8 @@ impl Shims {
         true
     }
 
-    /// After a sync: answers those who waited for it. `holds` says why the kernel does not hold
-    /// what the host state has bound.
+    /// Replies to the shims that waited for a sync. `holds` says why the kernel does not hold what
+    /// the host state has bound.
     pub fn synced(&mut self, holds: impl Fn(&HostPort) -> Result<(), String>) {
         for (shim, wish) in std::mem::take(&mut self.syncs) {
             match wish {
@@ -271,16 +273,17 @@ impl Shims {
                 }
                 PendingReply::Unbound => {
                     self.tell(shim, ShimReply::Ok(()));
-                    // Nothing more is to be said.
+                    // The conversation is over.
                     self.connected.remove(&shim);
                 }
             }
         }
     }
 
-    /// Once in a while: orphans whose container Docker no longer knows are told to let go, who
-    /// asked for a port that no orphan holds hears so, and so does whoever claims what Docker
-    /// says otherwise. Ports of docker-proxies are Docker's to list. Whether the host state is to be synced now.
+    /// Does the periodic work: tells orphans whose container Docker no longer knows to release
+    /// their port, replies to a reclaim if no orphan holds the port, and refuses claims that Docker
+    /// contradicts. Removes ports of docker-proxies that Docker lists. Returns whether a sync is
+    /// needed now.
     pub fn review(&mut self, host_state: &mut HostState, now: Instant) -> bool {
         let changed = self.decide(host_state, now)
             | self.contradict(host_state, now)
@@ -303,7 +306,8 @@ impl Shims {
         changed
     }
 
-    /// Ports of docker-proxies that Docker lists by now, or would list if they were served.
+    /// Removes the ports of docker-proxies that Docker lists now, or would list if they were
+    /// served.
     fn forget_proxied(&mut self, host_state: &mut HostState, now: Instant) -> bool {
         if !host_state.is_complete() || host_state.docker.is_none() {
             return false;
@@ -317,7 +321,7 @@ impl Shims {
         changed
     }
 
-    /// What Docker lists counts, where a shim has said something else for a while.
+    /// Applies Docker's list where it has contradicted a shim for some time.
     fn contradict(&mut self, host_state: &mut HostState, now: Instant) -> bool {
         let bound = |shim| self.connected.get(shim).and_then(|own| own.bound);
         let mut wrong = Vec::new();
@@ -342,8 +346,8 @@ impl Shims {
         changed
     }
 
-    /// Has the orphans that stand in the way of a reclaim let go. Their mapping stays as it is: it
-    /// is the claimant's from here on.
+    /// Tells the orphans that hold a reclaimed port to release it. Their mapping stays, and now
+    /// belongs to the claimant.
     fn pursue(&mut self, host_state: &mut HostState, now: Instant) {
         let mut reclaims = std::mem::take(&mut self.reclaims);
         reclaims.retain_mut(|reclaim| {
@@ -407,7 +411,7 @@ impl Shims {
 
     fn tell(&self, shim: ShimId, word: ShimReply) {
         if let Some(shim) = self.connected.get(&shim) {
-            // That it has gone is told by its own news.
+            // If the shim has gone, its own event says so.
             let _ = shim.words.send(word);
         }
     }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Being asked to stop, which also whoever is busy hears of.
+//! The request to stop the agent, which also busy code can check.
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch::{self, Receiver};
 
-/// Whether SIGTERM or SIGINT has come.
+/// Whether SIGTERM or SIGINT has arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop(Receiver<bool>);
 
 impl Stop {
-    /// Hears the signals from now on, in a task of its own.
+    /// Handles the signals from now on, in a task of its own.
     pub(crate) fn on_signals() -> Result<Self> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -21,22 +21,23 @@ impl Stop {
                 _ = interrupt.recv() => {}
             }
             asked.send_replace(true);
-            // The channel is open as long as anybody listens.
+            // The channel stays open as long as a receiver exists.
             asked.closed().await;
         });
         Ok(Self(heard))
     }
 
-    /// Whether one has come.
+    /// Whether a signal has arrived.
     pub(crate) fn is_asked(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits for one.
+    /// Waits for a signal.
     pub(crate) async fn asked(&self) {
         let mut heard = self.0.clone();
         if heard.wait_for(|asked| *asked).await.is_err() {
-            // Only if the task has died: nobody asks any more.
+            // The channel is closed only if the task has died: no request to stop can arrive any
+            // more.
             std::future::pending::<()>().await;
         }
     }

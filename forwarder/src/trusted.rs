@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Directories and files that nobody but root can exchange: what the agent makes, reads and adopts.
+//! Directories and files that only root can replace: what the agent creates, reads and adopts.
 //!
-//! A bpffs and `/run` may be writable by everybody, and whoever makes a directory first owns it. So
-//! each step of a path is looked at without following it: it belongs to root, and others can
-//! neither write to it nor (in a sticky directory) remove it. What is not so is refused and left
-//! alone.
+//! A bpffs and `/run` may be writable by everybody, and the creator of a directory owns it.
+//! Therefore each step of a path is checked without following it: root must own it, and others must
+//! not be able to write to it or (in a sticky directory) remove it. Everything else is refused and
+//! left alone.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -22,7 +22,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-/// Symbolic links on one path.
+/// The maximum number of symbolic links on one path.
 const LINKS: usize = 16;
 const OTHERS: u32 = 0o002;
 const GROUP: u32 = 0o020;
@@ -31,34 +31,35 @@ const STICKY: u32 = 0o1000;
 /// What to do at the end of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Make the directories that are missing, 0700.
+    /// Create the missing directories, 0700.
     Make,
-    /// A directory, if it is there.
+    /// Open a directory, if it exists.
     Directory,
-    /// A file, or a link of root's to one, if it is there.
+    /// Open a file, or a link of root's to a file, if it exists.
     File,
 }
 
-/// Makes a directory with those above it, 0700, or adopts it if it is root's alone.
+/// Creates a directory and its parents, 0700, or adopts it if only root can change it.
 ///
 /// # Errors
-/// It cannot be made, or somebody else has a say in it or above it: names the path and the owner.
+/// It cannot be created, or others can change it or a parent. The error names the path and the
+/// owner.
 pub fn make(dir: &Path) -> Result<()> {
     walk(dir, End::Make).map(drop)
 }
 
-/// Whether a directory is there; it is root's alone then.
+/// Whether a directory exists. If it does, only root can change it.
 ///
 /// # Errors
-/// Somebody else has a say in it or above it.
+/// Others can change it or a parent.
 pub fn is_there(dir: &Path) -> Result<bool> {
     Ok(walk(dir, End::Directory)?.is_some())
 }
 
-/// As [`is_there`], of everything below it too.
+/// Whether a directory exists; also checks everything below it.
 ///
 /// # Errors
-/// Something is not root's: names it.
+/// Something does not belong to root. The error names it.
 pub fn is_there_with_all(dir: &Path) -> Result<bool> {
     if !is_there(dir)? {
         return Ok(false);
@@ -81,10 +82,10 @@ pub fn is_there_with_all(dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Reads a file of root's; none if it is missing.
+/// Reads a file that belongs to root; none if it is missing.
 ///
 /// # Errors
-/// It cannot be read, or somebody else could write it.
+/// It cannot be read, or others could write it.
 pub fn read(file: &Path) -> Result<Option<String>> {
     let Some(opened) = walk(file, End::File)? else {
         return Ok(None);
@@ -95,10 +96,10 @@ pub fn read(file: &Path) -> Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// Whether an owner is root, or whoever runs us.
+/// Checks that an owner is root, or the user that runs us.
 ///
 /// # Errors
-/// He is neither: says whose `path` is and what to do.
+/// It is another user. The error names the owner of `path` and what to do.
 pub fn is_trusted(path: &Path, uid: u32) -> Result<()> {
     ensure!(
         uid == 0 || uid == geteuid().as_raw(),
@@ -109,7 +110,7 @@ pub fn is_trusted(path: &Path, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Goes along a path step by step; what is at its end, if it is there.
+/// Walks along a path step by step; returns what is at its end, if it exists.
 fn walk(path: &Path, end: End) -> Result<Option<OwnedFd>> {
     let path = std::path::absolute(path).context("no current directory")?;
     let shown = path.display();
@@ -127,7 +128,8 @@ fn walk(path: &Path, end: End) -> Result<Option<OwnedFd>> {
             Err(Errno::NOENT) if end != End::Make => return Ok(None),
             Err(Errno::NOENT) => {
                 match mkdirat(&at, &step, Mode::RWXU) {
-                    // Whoever was faster is looked at like everybody else.
+                    // A directory that another process created in the meantime is checked like
+                    // every other.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => {
                         return Err(error).with_context(|| cannot("make the directory"));
@@ -150,7 +152,7 @@ fn walk(path: &Path, end: End) -> Result<Option<OwnedFd>> {
                 ensure!(links <= LINKS, "{shown}: too many symbolic links");
                 let to = readlinkat(&at, &step, Vec::new()).with_context(|| cannot("read"))?;
                 let to = here.join(OsString::from_vec(to.into_bytes()));
-                // From the top again: a link may lead upwards.
+                // The walk starts again at the root: a link may lead upwards.
                 let mut anew = names(&resolved(&to))?;
                 anew.append(&mut steps);
                 steps = anew;
@@ -187,7 +189,7 @@ fn names(path: &Path) -> Result<VecDeque<OsString>> {
     Ok(names)
 }
 
-/// Where a link leads, without `..`: what is before them was looked at and is no link.
+/// Returns a link's target without `..`: the steps before each `..` were checked and are no links.
 fn resolved(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for component in path.components() {
@@ -200,12 +202,12 @@ fn resolved(path: &Path) -> PathBuf {
     plain
 }
 
-/// Whether others could put something else in the place of what lies here or below.
+/// Checks that others cannot replace this step, or anything below it.
 fn check(path: &Path, seen: &Stat, last: bool) -> Result<()> {
     is_trusted(path, seen.st_uid)?;
     let mode = seen.st_mode;
     let writable = mode & OTHERS != 0 || mode & GROUP != 0 && seen.st_gid != 0;
-    // What is root's in a sticky directory is nobody else's to remove or rename.
+    // In a sticky directory others cannot remove or rename what belongs to root.
     ensure!(
         !writable || !last && mode & STICKY != 0,
         "{} may be written by others (mode {:04o}): chmod go-w it, or name another place",
@@ -248,7 +250,7 @@ mod tests {
         assert!(is_there_with_all(&folder).unwrap());
         assert_eq!(read(&dir.join("x")).unwrap().unwrap(), "y");
         assert_eq!(read(&dir.join("z")).unwrap(), None);
-        // A link of root's above it, as /var/run is one.
+        // A link of root's above the directory, as /var/run is one.
         symlink("a/../a", folder.join("link")).unwrap();
         make(&folder.join("link/b")).unwrap();
         assert!(refused(make(&folder.join("link"))).contains("is a symbolic link"));
@@ -267,7 +269,7 @@ mod tests {
             "{why}"
         );
         assert!(refused(make(&dir.join("b"))).contains("may be written by others"));
-        // Below a sticky directory is well, in it is not.
+        // A directory below a sticky directory is accepted; the sticky directory itself is not.
         chmod(&dir, 0o1777);
         make(&dir.join("b")).unwrap();
         assert!(refused(is_there(&dir)).contains("(mode 1777)"));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which uplinks run XDP, and how.
+//! Uplinks: which of them run XDP, and in which mode.
 
 use std::fs;
 use std::path::Path;
@@ -9,21 +9,21 @@ use crate::desired_state::XdpKind;
 use crate::host_state::{HostState, Link, LinkLayer};
 use crate::report;
 
-/// An uplink and what was decided about it.
+/// An uplink and the decision about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Choice {
     /// Its device index.
     pub ifindex: u32,
     /// Its name.
     pub name: String,
-    /// How XDP runs there, if it does.
+    /// The XDP mode on it, if XDP runs there.
     pub xdp: Option<XdpKind>,
-    /// Why, for a person.
+    /// The reason, for a person.
     pub why: String,
 }
 
 impl Choice {
-    /// As the status shows it.
+    /// Returns the choice as the status shows it.
     #[must_use]
     pub fn report(&self) -> report::Uplink {
         let xdp = match self.xdp {
@@ -39,7 +39,7 @@ impl Choice {
     }
 }
 
-/// Chooses for each uplink: those that are named, else those of the default routes.
+/// Chooses for each uplink: the named ones, otherwise those of the default routes.
 #[must_use]
 pub fn choose(
     host_state: &HostState,
@@ -86,7 +86,7 @@ fn decide(
             "generic by configuration".to_owned(),
         ),
         XdpMode::Auto if !link.kind.is_empty() => {
-            // XDP there costs more than it brings: it takes offloads away from the other end.
+            // XDP there costs more than it gains: it disables offloads on the other end.
             (None, format!("auto: a {} is no physical device", link.kind))
         }
         XdpMode::Auto => match driver() {
@@ -100,7 +100,7 @@ fn decide(
     }
 }
 
-/// The driver of a device, from sysfs; none for devices that are made of software.
+/// Returns the driver of a device, from sysfs; none for virtual devices.
 #[must_use]
 pub fn driver(name: &str) -> Option<String> {
     let link = fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver")).ok()?;

@@ -1,67 +1,67 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Rules of netfilter that what is forwarded would meet, from the text of `iptables-save` and
-//! `nft list ruleset`. The fast path meets none of them.
+//! Netfilter rules that would apply to forwarded packets, parsed from the text of `iptables-save`
+//! and `nft list ruleset`. The fast path applies none of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::{Range, Reach, overlap};
 
-/// Our own table and chain of nftables, and the comment of our rule.
+/// The name of our own nftables table and chain, and the comment of our rule.
 pub const TABLE: &str = "forwarder";
 
 /// The rules of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// Those that could be read.
+    /// Rulesets that could be read.
     pub rulesets: Vec<Ruleset>,
-    /// Programs that would not show theirs.
+    /// Programs that did not show their rules.
     pub unread: Vec<String>,
 }
 
 /// The rules that one program shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
-    /// `nft`, or the iptables whose `-save` printed it.
+    /// `nft`, or the iptables variant whose `-save` command printed the text.
     pub tool: &'static str,
-    /// What it printed.
+    /// The printed text.
     pub text: String,
 }
 
 /// What a rule would do to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It ends there.
+    /// Drop it.
     Drop,
-    /// It gets another destination.
+    /// Change its destination.
     Dnat,
-    /// It gets another source.
+    /// Change its source.
     Snat,
-    /// It gets a mark, or its connection does.
+    /// Set its mark or its connection's mark.
     Mark,
-    /// Something else: it is counted elsewhere, queued, changed.
+    /// Something else: count it elsewhere, queue it, change it.
     Other,
 }
 
-/// A rule on the way of what is forwarded.
+/// A rule that applies to forwarded packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The program that shows it, and the rule as printed, its chain first.
+    /// The program that shows it, and the rule as printed, beginning with its chain.
     pub text: String,
     /// What it would do.
     pub effect: Effect,
-    /// The sources and the destinations that it is for, if it names them.
+    /// The sources that it matches, if it names any.
     pub src: Option<Range>,
-    /// See `src`.
+    /// The destinations that it matches, if it names any.
     pub dst: Option<Range>,
-    /// The devices by which it wants packets to come and to leave, if it names them.
+    /// The incoming device that it matches, if it names one.
     pub inward: Option<String>,
-    /// See `inward`.
+    /// The outgoing device that it matches, if it names one.
     pub outward: Option<String>,
 }
 
 impl Rule {
-    /// Whether a packet to or from a container can match it.
+    /// Whether it can match a packet to or from a container.
     #[must_use]
     pub fn may_match(&self, reach: &Reach) -> bool {
         let ours = |range: Option<Range>| {
@@ -74,11 +74,12 @@ impl Rule {
                     None => reach.bridges.contains(name),
                 })
         };
-        // From a container, by its bridge; or to one.
+        // A packet from a container arrives through its bridge, and a packet to a container leaves
+        // through its bridge.
         ours(self.src) && bridge(&self.inward) || ours(self.dst) && bridge(&self.outward)
     }
 
-    /// What it means.
+    /// Returns what the rule means.
     #[must_use]
     pub fn what(&self) -> String {
         let effect = match self.effect {
@@ -94,7 +95,7 @@ impl Rule {
         )
     }
 
-    /// What replaces it.
+    /// Returns what replaces the rule.
     #[must_use]
     pub fn instead(&self) -> &'static str {
         match self.effect {
@@ -109,8 +110,8 @@ impl Rule {
     }
 }
 
-/// All rules on the way of what is forwarded that are neither Docker's nor ours, without those that
-/// only let pass.
+/// Returns all rules for forwarded packets that are neither Docker's nor ours, without those that
+/// only accept.
 #[must_use]
 pub fn foreign(firewall: &Firewall) -> Vec<Rule> {
     let iptables_nft = is_shown_by_iptables(firewall);
@@ -125,7 +126,7 @@ pub fn foreign(firewall: &Firewall) -> Vec<Rule> {
     rules
 }
 
-/// Whether iptables shows of its own tables in nft all there is.
+/// Whether iptables shows all of its own tables in nft.
 #[must_use]
 pub fn is_shown_by_iptables(firewall: &Firewall) -> bool {
     firewall
@@ -134,7 +135,7 @@ pub fn is_shown_by_iptables(firewall: &Firewall) -> bool {
         .any(|rules| rules.tool == "iptables-nft" && !rules.text.contains("incompatible"))
 }
 
-/// Whether anybody but us has a rule or a table.
+/// Whether other software has a rule or a table.
 #[must_use]
 pub fn is_used(firewall: &Firewall) -> bool {
     firewall.rulesets.iter().any(|Ruleset { tool, text }| {
@@ -161,12 +162,13 @@ pub fn has_ours(firewall: &Firewall) -> bool {
     })
 }
 
-/// Chains of Docker's, which are judged elsewhere. `DOCKER-USER` is the administrator's.
+/// Whether a chain is one of Docker's, which other functions check. `DOCKER-USER` belongs to the
+/// administrator.
 fn is_dockers(chain: &str) -> bool {
     chain.starts_with("DOCKER") && chain != "DOCKER-USER"
 }
 
-/// Names that can be reached from the first ones.
+/// Returns the names that can be reached from the first ones.
 fn reached<'a>(
     first: BTreeSet<&'a str>,
     jumps: &BTreeMap<&'a str, BTreeSet<&'a str>>,
@@ -190,7 +192,7 @@ fn range(text: &str) -> Option<Range> {
 
 fn iptables(tool: &str, text: &str) -> Vec<Rule> {
     let mut all = Vec::new();
-    // Chains have their names within a table.
+    // Chain names are unique within a table.
     for table in text.split('*').skip(1) {
         let name = table.lines().next().unwrap_or_default();
         let rules: Vec<(&str, Vec<&str>, &str)> = table
@@ -251,7 +253,7 @@ fn iptables(tool: &str, text: &str) -> Vec<Rule> {
     all
 }
 
-/// `iptables_read` says that iptables has shown its tables.
+/// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables.
 fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
     const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
     const HOOKS: [&str; 5] = ["prerouting", "forward", "postrouting", "ingress", "egress"];
@@ -317,7 +319,7 @@ fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
             !words.is_empty() && uncounted(words).len() == 1 && effect == Effect::Drop
         };
         if bare(&words) {
-            // Judged with the policies.
+            // The chain's policy is checked elsewhere.
             continue;
         }
         let value = |names: &[&str]| {
@@ -342,7 +344,7 @@ fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
     all
 }
 
-/// A rule's words without its counter.
+/// Returns a rule's words without its counter.
 pub(crate) fn uncounted<'a>(words: &[&'a str]) -> Vec<&'a str> {
     match words {
         ["counter", "packets", _, "bytes", _, rest @ ..] => rest.to_vec(),

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's answers about qdiscs, filters, rules of routing and IPsec policies, read from their
-//! bytes (`linux/rtnetlink.h`, `pkt_sched.h`, `fib_rules.h`, `xfrm.h`).
+//! Parsing of the kernel's answers about qdiscs, filters, routing rules and IPsec policies
+//! (`linux/rtnetlink.h`, `pkt_sched.h`, `fib_rules.h`, `xfrm.h`).
 
 use std::net::Ipv4Addr;
 
 use super::{Direction, IpsecPolicy, Range};
 use crate::desired_state::Hook;
 
-/// Qdiscs that send what comes as fast as the device takes it.
+/// Qdiscs that send packets as fast as the device accepts them.
 const HARMLESS: [&str; 9] = [
     "noop",
     "noqueue",
@@ -24,7 +24,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The attributes of a message, by type.
+/// Returns the attributes of a message, by type.
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
@@ -47,7 +47,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Bytes of `struct tcmsg`, in it the device's index and the handle; `TCA_KIND`, `TCA_OPTIONS`.
+/// The size of `struct tcmsg`, and in it the offsets of the device's index and the handle;
+/// `TCA_KIND`, `TCA_OPTIONS`.
 const TC: usize = 20;
 const TC_INDEX: usize = 4;
 const TC_HANDLE: usize = 8;
@@ -56,16 +57,16 @@ const TC_OPTIONS: u16 = 2;
 /// `TCA_BPF_NAME`.
 const BPF_NAME: u16 = 7;
 
-/// What a qdisc is.
+/// The kind of a qdisc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Qdisc {
-    /// It delays, drops or orders what leaves.
+    /// It delays, drops or orders packets that leave.
     Shapes(String),
-    /// It has filters for what comes, and if so said for what leaves.
+    /// It has filters for packets that arrive; with `both`, also for packets that leave.
     Filters { both: bool },
 }
 
-/// A qdisc that matters, and its device's index (`RTM_NEWQDISC`).
+/// Parses a qdisc that matters, and its device's index (`RTM_NEWQDISC`).
 pub(crate) fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
     let index = word(message, TC_INDEX)?;
     let kind = text(attribute(message.get(TC..)?, TC_KIND)?);
@@ -77,8 +78,8 @@ pub(crate) fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
     }
 }
 
-/// What a filter is called that is not ours (`RTM_NEWTFILTER`). The kernel lists first what all filters
-/// of a priority have in common, without a handle: that says nothing yet.
+/// Parses the name of a filter that is not ours (`RTM_NEWTFILTER`). The kernel first lists the
+/// common part of all filters of a priority, without a handle; that part is ignored.
 pub(crate) fn filter(message: &[u8]) -> Option<String> {
     if word(message, TC_HANDLE)? == 0 {
         return None;
@@ -95,7 +96,8 @@ pub(crate) fn filter(message: &[u8]) -> Option<String> {
     (!ours).then(|| format!("a filter ({kind})"))
 }
 
-/// Bytes of `struct fib_rule_hdr`, in it the type of service and the flags; and attributes.
+/// The size of `struct fib_rule_hdr`, and in it the offsets of the type of service and the flags;
+/// and its attributes.
 const RULE: usize = 12;
 const RULE_TOS: usize = 3;
 const RULE_FLAGS: usize = 8;
@@ -105,8 +107,9 @@ const RULE_MASK: u16 = 16;
 /// `FIB_RULE_INVERT`.
 const INVERT: u32 = 2;
 
-/// A rule of routing that `bpf_fib_lookup` does not ask, in words (`RTM_NEWRULE`): one by mark or by
-/// type of service. Inverted (`not fwmark`), it is about what has no mark, as `bpf_fib_lookup` has none.
+/// Parses a routing rule that `bpf_fib_lookup` does not apply, in words (`RTM_NEWRULE`): a rule by
+/// mark or by type of service. An inverted rule (`not fwmark`) is ignored: it matches packets
+/// without a mark, and `bpf_fib_lookup` has no mark.
 pub(crate) fn routing_rule(message: &[u8]) -> Option<String> {
     let attributes = message.get(RULE..)?;
     let number = |kind| attribute(attributes, kind).and_then(|body| word(body, 0));
@@ -125,7 +128,7 @@ pub(crate) fn routing_rule(message: &[u8]) -> Option<String> {
     })
 }
 
-/// `struct xfrm_userpolicy_info`: its selector first, then lifetimes.
+/// Offsets in `struct xfrm_userpolicy_info`: first its selector, then lifetimes.
 const SELECTOR_DST: usize = 0;
 const SELECTOR_SRC: usize = 16;
 const SELECTOR_FAMILY: usize = 40;
@@ -133,14 +136,14 @@ const SELECTOR_DST_LEN: usize = 42;
 const SELECTOR_SRC_LEN: usize = 43;
 const POLICY_DIRECTION: usize = 160;
 const POLICY_ACTION: usize = 161;
-/// Bytes of it.
+/// The size of `struct xfrm_userpolicy_info`.
 const POLICY: usize = 168;
 /// `XFRMA_TMPL`.
 const TEMPLATES: u16 = 5;
 const IPV4: u16 = 2;
 
-/// An IPsec policy for what is forwarded (`XFRM_MSG_NEWPOLICY`). Those of sockets and for what comes
-/// in are not.
+/// Parses an IPsec policy for forwarded packets (`XFRM_MSG_NEWPOLICY`). Policies of sockets and for
+/// incoming packets are ignored.
 pub(crate) fn policy(message: &[u8]) -> Option<IpsecPolicy> {
     let family = u16::from_ne_bytes(*message.get(SELECTOR_FAMILY..)?.first_chunk()?);
     let direction = match message.get(POLICY_DIRECTION)? {
@@ -170,7 +173,7 @@ pub(crate) fn policy(message: &[u8]) -> Option<IpsecPolicy> {
 mod tests {
     use super::*;
 
-    /// A netlink attribute.
+    /// Builds a netlink attribute.
     fn attribute(kind: u16, body: &[u8]) -> Vec<u8> {
         let mut all = (body.len() as u16 + 4).to_ne_bytes().to_vec();
         all.extend(kind.to_ne_bytes());
@@ -179,7 +182,7 @@ mod tests {
         all
     }
 
-    /// A message about device 7 with a handle.
+    /// Builds a message about device 7 with a handle.
     fn tc(handle: u32, kind: &[u8], options: &[u8]) -> Vec<u8> {
         let mut message = vec![0; TC];
         message[TC_INDEX] = 7;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How dockerd is set up: its flags and its configuration file, read and judged without touching
-//! either.
+//! The configuration of dockerd: its flags and its configuration file, read and judged without
+//! changing either.
 //!
-//! It shall make no rules, and start our shim for each published port, or nothing at all. Docker's
-//! own docker-proxy would answer in the containers' place as soon as a packet got past us.
+//! dockerd must create no rules, and must start our shim for each published port, or nothing at
+//! all. Docker's own docker-proxy would answer in the containers' place as soon as a packet passed
+//! our programs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,19 +14,19 @@ use serde_json::Value;
 
 use super::Finding;
 
-/// The shim's name, wherever it lies.
+/// The shim's file name, in any directory.
 const SHIM: &str = "forwarder-proxy";
-/// Docker's configuration, unless dockerd is told otherwise.
+/// Docker's configuration file, unless dockerd is told otherwise.
 const FILE: &str = "/etc/docker/daemon.json";
-/// What tells the shim where the agent is.
+/// The variable that tells the shim where the agent is.
 const STATE_DIR: &str = "FORWARDER_STATE_DIR";
 
-/// What dockerd is told.
+/// The configuration of dockerd.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Setup {
-    /// Where that stands, for a person.
+    /// Where it was read from, for a person.
     pub(super) source: String,
-    /// Whether it makes iptables rules, for either family.
+    /// Whether it creates iptables rules, for either family.
     pub(super) rules: bool,
     /// What it starts for a published port.
     pub(super) proxy: Proxy,
@@ -47,8 +48,8 @@ pub(super) enum Proxy {
 }
 
 impl Setup {
-    /// Of the dockerd of our network namespace; else what the next one would be told. None if there
-    /// is neither.
+    /// Returns the configuration of the dockerd of our network namespace; without one, that of the
+    /// next dockerd to start. None if there is neither.
     pub(super) fn take() -> Option<Self> {
         let process = super::probe::processes("dockerd").into_iter().next();
         let read = |name: &str| {
@@ -79,7 +80,7 @@ impl Setup {
     }
 }
 
-/// What flags and file come to; Docker refuses what stands in both.
+/// Combines flags and file; Docker refuses a setting that is in both.
 fn read_settings(flags: &[String], file: Option<&Value>) -> Setup {
     let text = |name: &str| {
         let in_file = || match file?.get(name)? {
@@ -103,7 +104,7 @@ fn read_settings(flags: &[String], file: Option<&Value>) -> Setup {
     }
 }
 
-/// What a `userland-proxy-path` names, through links.
+/// Returns what a `userland-proxy-path` refers to, through symbolic links.
 fn of_path(path: PathBuf) -> Proxy {
     let executable = fs::metadata(&path)
         .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
@@ -115,7 +116,8 @@ fn of_path(path: PathBuf) -> Proxy {
     }
 }
 
-/// The value of `--name=value`, `--name value` or `NAME=value`; a flag alone is `true`.
+/// Returns the value of `--name=value`, `--name value` or `NAME=value`; a flag without a value is
+/// `true`.
 fn value(words: &[String], name: &str) -> Option<String> {
     let position = words.iter().rposition(|word| {
         let rest = word.strip_prefix(name);
@@ -131,7 +133,7 @@ fn value(words: &[String], name: &str) -> Option<String> {
     }
 }
 
-/// The words of `cmdline` or `environ`.
+/// Splits `cmdline` or `environ` into words.
 fn words(bytes: &[u8]) -> Vec<String> {
     let all = bytes
         .split(|&byte| byte == 0)
@@ -140,7 +142,7 @@ fn words(bytes: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// What to write into Docker's configuration.
+/// Returns what to write into Docker's configuration.
 fn advice() -> String {
     let beside = std::env::current_exe().map(|own| own.with_file_name(SHIM));
     let shim = beside.unwrap_or_else(|_| Path::new("/usr/local/libexec").join(SHIM));
@@ -151,7 +153,7 @@ fn advice() -> String {
     )
 }
 
-/// Says what the setup means; `proxies` is the number of docker-proxy processes for IPv4.
+/// Judges the configuration. `proxies` is the number of docker-proxy processes for IPv4.
 pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> Vec<Finding> {
     let Some(setup) = setup else {
         return vec![Finding::note("no dockerd is set up here", advice())];

@@ -1,38 +1,40 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What netfilter's rules would do to containers' traffic: read from `iptables-save` and
-//! `nft list ruleset`, judged without touching them.
+//! The effect of netfilter rules on containers' traffic, from `iptables-save` and `nft list
+//! ruleset`, judged without changing them.
 //!
-//! Behind the fast path must be nothing: rules of Docker's would translate or drop a second time,
-//! and a forward policy of drop would lose what is handed on.
+//! No rules may apply after the fast path: Docker's rules would translate or drop packets a second
+//! time, and a forward policy of drop would lose the packets that the fast path passes to the
+//! kernel.
 
 use std::collections::BTreeSet;
 
 use super::Finding;
 use crate::others::netfilter::{Firewall, Ruleset, is_shown_by_iptables, uncounted};
 
-/// How dockerd is kept from making rules.
+/// How to stop dockerd from creating rules.
 const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
                        /etc/docker/daemon.json, restart docker, and remove the rules, which \
                        outlive the restart:";
 
-/// What a ruleset comes to.
+/// The summary of a ruleset.
 #[derive(Default)]
 struct Summary {
-    /// A rule of Docker's that acts, as printed.
+    /// A rule of Docker's that has an effect, as printed.
     docker: Option<String>,
-    /// Whether chains of Docker's are there at all.
+    /// Whether there are any chains of Docker's.
     chains: bool,
-    /// Chains that drop whatever nobody accepted before, with the command that ends it.
+    /// Chains that drop every packet that no rule has accepted before, with the command that ends
+    /// this.
     drops: BTreeSet<(String, String)>,
     /// Commands that remove Docker's rules.
     remove: BTreeSet<String>,
 }
 
-/// Says what the rules mean.
+/// Judges the rules.
 pub(super) fn judge(firewall: &Firewall) -> Vec<Finding> {
     let mut findings = Vec::new();
-    // What iptables shows of its own tables in nft needs no second reading; it shows none of those
-    // that nft itself has changed beyond its understanding.
+    // The tables that iptables shows of nft need not be read again from nft. iptables does not show
+    // tables that nft has changed in a way that iptables does not understand.
     let iptables_nft = is_shown_by_iptables(firewall);
     for Ruleset { tool, text } in &firewall.rulesets {
         findings.extend(findings_of(tool, &summary(tool, text, iptables_nft)));
@@ -62,7 +64,8 @@ fn summary(tool: &str, text: &str, iptables_nft: bool) -> Summary {
     }
 }
 
-/// Chains that drop what the fast path hands on and nobody accepted before, and what ends it.
+/// Returns chains that drop packets that the fast path passes to the kernel and no rule has
+/// accepted before, and the command that ends this.
 pub(super) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
     let iptables_nft = is_shown_by_iptables(firewall);
     let drops = firewall.rulesets.iter().flat_map(|Ruleset { tool, text }| {
@@ -102,7 +105,7 @@ fn findings_of(tool: &str, summary: &Summary) -> Vec<Finding> {
     findings
 }
 
-/// Reads what `iptables-save` prints: `*table`, `:CHAIN POLICY`, `-A CHAIN rule`.
+/// Parses the output of `iptables-save`: `*table`, `:CHAIN POLICY`, `-A CHAIN rule`.
 fn iptables(tool: &str, text: &str) -> Summary {
     let mut summary = Summary::default();
     let mut table = "";
@@ -135,7 +138,7 @@ fn iptables(tool: &str, text: &str) -> Summary {
         }
     }
     if summary.chains || summary.docker.is_some() {
-        // Chains, jumps, and what names a bridge of Docker's, all at once.
+        // This removes Docker's chains, jumps and rules that name one of its bridges, all at once.
         summary.remove.insert(format!(
             "{tool}-save | grep -vE 'DOCKER|docker0|br-[0-9a-f]{{12}}' | {tool}-restore"
         ));
@@ -143,7 +146,7 @@ fn iptables(tool: &str, text: &str) -> Summary {
     summary
 }
 
-/// Whether a rule is dockerd's and does more than to jump or to return.
+/// Whether a rule is dockerd's and does more than jump or return.
 pub(super) fn is_dockers(table: &str, chain: &str, rule: &str) -> bool {
     let words = rule.split(' ').collect::<Vec<_>>();
     let after = |flag: &str| {
@@ -168,7 +171,8 @@ pub(super) fn is_dockers(table: &str, chain: &str, rule: &str) -> bool {
     }
 }
 
-/// Reads what `nft list ruleset` prints; `iptables_read` says that iptables has shown its tables.
+/// Parses the output of `nft list ruleset`. `iptables_read` says that iptables has already shown
+/// its own tables.
 fn nft(text: &str, iptables_read: bool) -> Summary {
     const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
     let mut summary = Summary::default();

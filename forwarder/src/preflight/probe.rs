@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is seen of the host, as plain data; judges nothing and changes nothing.
+//! Observation of the host, as plain data. Judges nothing and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,90 +23,90 @@ use crate::{datapath, trusted, watch};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
-/// How long a daemon that lets us connect may take to say who it is.
+/// How long a daemon that accepts a connection may take to report its version.
 const GREETING: Duration = Duration::from_secs(3);
 
-/// What is seen of the host.
+/// What was observed of the host.
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
-    /// Capabilities that are needed and that we have not.
+    /// Required capabilities that this process lacks.
     pub(super) lacks: Vec<&'static str>,
-    /// What the verifier says of programs that it refuses; none where nobody has asked it.
+    /// The verifier's messages about programs that it refuses; empty if it was not asked.
     pub(super) refused: Vec<String>,
-    /// Why what is pinned is not to be taken over.
+    /// Why the pins cannot be taken over.
     pub(super) conflict: Option<String>,
     /// The kernel's release.
     pub(super) kernel: String,
-    /// Whether it is built with BPF.
+    /// Whether the kernel is built with BPF.
     pub(super) bpf: bool,
-    /// Whether it compiles programs.
+    /// Whether the kernel compiles BPF programs (JIT).
     pub(super) jit: bool,
-    /// Whether it describes its types.
+    /// Whether the kernel has BTF.
     pub(super) btf: bool,
-    /// Whether it has tcx.
+    /// Whether the kernel has tcx.
     pub(super) tcx: bool,
-    /// Whether the program `tc` is there.
+    /// Whether the program `tc` is installed.
     pub(super) tc: bool,
     pub(super) bpffs: Bpffs,
-    /// Folders of ours in which somebody else has a say.
+    /// Directories of ours that others than root can change.
     pub(super) foreign: Vec<String>,
     pub(super) docker: Docker,
-    /// Where control groups (version 2) are.
+    /// Where cgroup v2 is mounted.
     pub(super) cgroup: Option<PathBuf>,
-    /// Whether the kernel ends sockets when asked to; none if it does not say.
+    /// Whether the kernel closes sockets on request; none if it does not say.
     pub(super) ends_sockets: Option<bool>,
-    /// Ports that the kernel draws for sockets (`net.ipv4.ip_local_port_range`); none if it does not
+    /// The range of ephemeral ports (`net.ipv4.ip_local_port_range`); none if the kernel does not
     /// say.
     pub(super) local_ports: Option<(u16, u16)>,
-    /// Of those, the ranges that it does not draw (`net.ipv4.ip_local_reserved_ports`).
+    /// The ranges within it that the kernel does not assign (`net.ipv4.ip_local_reserved_ports`).
     pub(super) undrawn_ports: Vec<(u16, u16)>,
-    /// Whether the kernel puts fragments together for programs.
+    /// Whether the kernel reassembles fragments for programs.
     pub(super) reassembles: bool,
     pub(super) firewall: Firewall,
-    /// What others have set up.
+    /// The configuration of other software.
     pub(super) others: Others,
-    /// Whether a program is here that keeps what is handed on from being tracked.
+    /// Whether a program is installed that can add the notrack rule.
     pub(super) untracks: bool,
     /// Names of devices by index.
     pub(super) names: BTreeMap<u32, String>,
-    /// How dockerd is told to be.
+    /// The configuration of dockerd.
     pub(super) dockerd: Option<Setup>,
-    /// `docker-proxy` processes for IPv4 ports in our network namespace.
+    /// The number of `docker-proxy` processes for IPv4 ports in our network namespace.
     pub(super) proxies: usize,
     /// `net.ipv4.ip_forward`.
     pub(super) forwarding: bool,
-    /// Docker's bridges that have IPv6.
+    /// Docker's bridges with IPv6.
     pub(super) ipv6: BTreeSet<String>,
     /// Names of the devices in our network namespace.
     pub(super) devices: BTreeSet<String>,
 }
 
-/// The file system that pins live in.
+/// The file system of the pins.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Bpffs {
-    /// There is one.
+    /// A bpffs is mounted.
     Mounted(PathBuf),
-    /// An empty directory waits for it.
+    /// There is an empty directory to mount it on.
     Mountable(PathBuf),
-    /// So it does, but in a mount namespace that ends with us.
+    /// There is an empty directory, but in a mount namespace that ends with this process.
     Private(PathBuf),
-    /// There is no place for it, or other things are in it.
+    /// There is no directory for it, or the directory is not empty.
     Absent(PathBuf),
 }
 
 /// Docker's daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Docker {
-    /// With this version.
+    /// It answers with this version.
     Answers(String),
-    /// It may come.
+    /// It does not answer; it may start later.
     Absent(String),
-    /// It will never do.
+    /// It can never be used.
     Unfit { what: String, todo: String },
 }
 
 impl Probe {
-    /// Looks at everything.
+    /// Observes everything.
     pub(super) fn take(config: &Config) -> Self {
         let lists = |path: &str, wanted: &str| {
             read(path)
@@ -153,7 +153,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// `CAP_SYS_ADMIN` stands for those that were split from it.
+/// Returns the missing capabilities. `CAP_SYS_ADMIN` includes those that were split from it.
 fn lacks() -> Vec<&'static str> {
     let needed = [
         ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
@@ -190,15 +190,15 @@ fn bpffs(dir: &Path) -> Bpffs {
     }
 }
 
-/// Whether our mount namespace is ours alone, as `ip netns exec`, service managers and containers
-/// make it: then our parent has another one.
+/// Whether our mount namespace is private, as `ip netns exec`, service managers and containers
+/// create it: then our parent has another one.
 fn is_private() -> bool {
     let namespace = |process: String| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid().to_string());
     namespace("self".into()) != parent.and_then(namespace)
 }
 
-/// Asks the source of Docker's updates itself, so that what is fit is decided in one place.
+/// Asks through the source of Docker's updates itself, so that the requirements are in one place.
 fn docker(address: &str) -> Docker {
     if let Some(path) = address.strip_prefix("unix://")
         && let Err(error) = UnixStream::connect(path)
@@ -206,7 +206,7 @@ fn docker(address: &str) -> Docker {
     {
         return Docker::Absent(error.to_string());
     }
-    // What it has to say is for the agent's own log, later.
+    // Its messages are for the agent's own log, later.
     let _quiet = tracing::subscriber::set_default(NoSubscriber::new());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -241,7 +241,7 @@ fn names() -> BTreeMap<u32, String> {
         .collect()
 }
 
-/// Reads the rules by what programs there are: both kinds of iptables may have some.
+/// Reads the rules with every installed program: both variants of iptables may have some.
 pub(super) fn firewall() -> Firewall {
     let mut firewall = Firewall::default();
     let mut save = |name: &str, arguments: &[&str], tool| {
@@ -263,7 +263,7 @@ pub(super) fn firewall() -> Firewall {
     firewall
 }
 
-/// A program on the path, or where programs for root are.
+/// Finds a program on the path, or in the directories of programs for root.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let own = std::env::split_paths(&path);
@@ -282,7 +282,8 @@ fn output(program: &Path, arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
-/// Of IPv6 they are welcome: our shim itself becomes one there.
+/// Returns the number of docker-proxy processes for IPv4. For IPv6 they are allowed: our own shim
+/// becomes one.
 fn proxies() -> usize {
     let is_v4 = |process: &PathBuf| {
         let line = read_bytes(&process.join("cmdline"));
@@ -297,7 +298,8 @@ fn proxies() -> usize {
         .count()
 }
 
-/// The processes of this name in our network namespace, by their folders below `/proc`.
+/// Returns the processes with this name in our network namespace, by their directories under
+/// `/proc`.
 pub(super) fn processes(name: &str) -> Vec<PathBuf> {
     let Ok(ours) = fs::read_link("/proc/self/ns/net") else {
         return Vec::new();
@@ -315,19 +317,19 @@ fn read_bytes(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_default()
 }
 
-/// The names in `/proc/net/dev`: two lines of headings, then `NAME: numbers`.
+/// Returns the names in `/proc/net/dev`: two lines of headings, then `NAME: numbers`.
 fn devices(text: &str) -> BTreeSet<String> {
     let rows = text.lines().skip(2).filter_map(|line| line.split_once(':'));
     rows.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-/// Reads two numbers.
+/// Parses two numbers.
 fn local_ports(text: &str) -> Option<(u16, u16)> {
     let mut numbers = text.split_whitespace().map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// Reads a list such as `80,8000-8080`.
+/// Parses a list such as `80,8000-8080`.
 fn port_list(text: &str) -> Vec<(u16, u16)> {
     let ranges = text.trim().split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -336,11 +338,12 @@ fn port_list(text: &str) -> Vec<(u16, u16)> {
     ranges.collect()
 }
 
-/// Docker's bridges with an IPv6 address that is not link-local: those all bridges have.
+/// Returns Docker's bridges with an IPv6 address that is not link-local: all bridges have a
+/// link-local one.
 fn with_ipv6(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter_map(|line| {
-        // The address, then in hexadecimal the device's index, the prefix length, the scope and
-        // flags, then the device's name.
+        // The fields are the address, then in hexadecimal the device's index, the prefix length,
+        // the scope and the flags, then the device's name.
         let mut words = line.split_whitespace().skip(3);
         let (scope, name) = (words.next()?, words.nth(1)?);
         (scope == "00" && is_named_as_dockers(name)).then(|| name.to_owned())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Judgements of hosts that were, on hosts that are not.
+//! Tests of the judgement, on constructed hosts.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::others::{Others, Ruleset};
 use std::collections::BTreeMap;
 
-/// A host on which all is well.
+/// Returns a host without any problem.
 fn good() -> Probe {
     let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
     Probe {
@@ -84,7 +84,7 @@ fn ipv6_state_is_reported() {
     assert_eq!(told(&good(), Level::Ok).len(), 1);
 }
 
-/// The findings of a level, as lines.
+/// Returns the findings of a level, as lines.
 fn lines(level: Level, probe: &Probe, config: &Config) -> Vec<String> {
     let findings = judge(probe, config)
         .into_iter()
@@ -92,7 +92,7 @@ fn lines(level: Level, probe: &Probe, config: &Config) -> Vec<String> {
     findings.map(|finding| finding.line()).collect()
 }
 
-/// The only fatal finding of a host.
+/// Returns the only fatal finding of a host.
 fn fatal(probe: &Probe) -> String {
     let mut all = lines(Level::Fatal, probe, &Config::default());
     assert_eq!(all.len(), 1, "{all:?}");
@@ -101,7 +101,7 @@ fn fatal(probe: &Probe) -> String {
     line
 }
 
-/// The only finding of a host that is neither good nor fatal.
+/// Returns the only finding of a host that is neither ok nor fatal.
 fn warning(probe: &Probe) -> String {
     assert_eq!(lines(Level::Fatal, probe, &Config::default()), [""; 0]);
     let mut all = lines(Level::Warn, probe, &Config::default());
@@ -296,7 +296,7 @@ fn unknown_uplink_is_named() {
     assert!(fatal[0].starts_with("unknown uplink eth9: "), "{fatal:?}");
 }
 
-/// What a stock Docker 20.10 leaves, as iptables-save prints it.
+/// The rules of a stock Docker 20.10, as iptables-save prints them.
 const STOCK: &str = "\
 *filter
 :INPUT ACCEPT [0:0]
@@ -528,7 +528,7 @@ fn limits_for_host_processes_are_explained() {
         ..good()
     });
     assert!(blind.contains("CONFIG_DEBUG_INFO_BTF"), "{blind}");
-    // Whoever may not ask does not know.
+    // A process that may not ask does not know.
     let unknown = Probe {
         ends_sockets: None,
         ..good()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What happened to flows, as rows.
+//! Flow events as rows.
 
 use std::time::Duration;
 
@@ -12,28 +12,28 @@ use serde::{Deserialize, Serialize};
 use super::{FlowRow, flow_row};
 use crate::datapath::FlowEvent;
 
-/// Something that happened to a flow.
+/// An event of a flow.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct EventRow {
     /// `new` or `end`.
     pub event: String,
-    /// Seconds since 1970, by steps of 17 ms.
+    /// Seconds since 1970, in steps of 17 ms.
     pub time: f64,
-    /// Names this flow and no other one: the same at its beginning and at its end.
+    /// The flow's unique id: the same at its beginning and at its end.
     pub id: String,
-    /// Why it ended: `expired`, `closed` or `reset` (TCP, by its state), `stale` (its container, its
-    /// published port or its way out is another one), `evicted` (by newer ones before anybody
-    /// answered), `deleted`, or `undone` (another CPU had just made the same one).
+    /// Why it ended: `expired`, `closed` or `reset` (TCP, by its state), `stale` (its container,
+    /// its published port or its route has changed), `evicted` (replaced by newer flows before a
+    /// reply), `deleted`, or `undone` (another CPU had just created the same flow).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Seconds that it lived.
+    /// The flow's lifetime in seconds.
     pub age_s: f64,
-    /// The flow as it was then.
+    /// The flow at that time.
     #[serde(flatten)]
     pub flow: FlowRow,
 }
 
-/// An event's row. `now` is the present as a tick and `wall` the same since 1970.
+/// Returns an event's row. `now` is the present as a tick, and `wall` the present since 1970.
 #[must_use]
 pub fn event(event: &FlowEvent, now: Ticks, wall: Duration) -> EventRow {
     let FlowEvent { news, at, flow } = event;
@@ -57,7 +57,7 @@ pub fn event(event: &FlowEvent, now: Ticks, wall: Duration) -> EventRow {
     }
 }
 
-/// Seconds to the millisecond.
+/// Returns seconds, rounded down to the millisecond.
 fn millis(span: Duration) -> f64 {
     span.as_millis() as f64 / 1000.0
 }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::datapath::FlowSnapshot;
 
-    /// Ticks in a second, about.
+    /// The number of ticks per second, approximately.
     const SECOND: Ticks = 60;
 
     fn told(news: EventKind, proto: u32, state: State, expires: Ticks) -> FlowEvent {

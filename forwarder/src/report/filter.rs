@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which flows are meant: conditions that must all hold.
+//! Filters for flows: conditions that must all hold.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,18 +9,18 @@ use ipnet::IpNet;
 
 use super::{ASSURED, Ends, FlowRow, REPLIED, UNREPLIED};
 
-/// Conditions on flows; those that are not given hold always.
+/// Conditions on flows. A condition that is not set always holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Filter {
-    /// One of these is an address of the flow.
+    /// One of these must be an address of the flow.
     pub addresses: Option<BTreeSet<IpAddr>>,
-    /// Is a port of the flow, before or after translation.
+    /// Must be a port of the flow, before or after translation.
     pub port: Option<u16>,
-    /// Is the flow's state, as [`state_named`] writes it.
+    /// Must be the flow's state, as [`state_named`] writes it.
     pub state: Option<String>,
-    /// Holds an address of the flow, before or after translation.
+    /// Must contain an address of the flow, before or after translation.
     pub peer: Option<IpNet>,
-    /// Is the protocol's name.
+    /// Must be the protocol's name.
     pub proto: Option<String>,
 }
 
@@ -55,10 +55,10 @@ impl Filter {
     }
 }
 
-/// The state of this name, whatever the case of its letters, with `-` for `_` as you like.
+/// Returns the state with this name. Case is ignored, and `-` stands for `_`.
 ///
 /// # Errors
-/// There is none; the error lists those that there are.
+/// There is no such state. The error lists the existing ones.
 pub fn state_named(name: &str) -> Result<String, String> {
     let wanted = name.to_uppercase().replace('-', "_");
     let others = [UNREPLIED, REPLIED, ASSURED];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The rows of the CLI's tables, and its JSON by their fields' names.
+//! The rows of the command line's tables; the field names are the names in its JSON.
 //!
-//! Numbers are in host order, times in seconds.
+//! Numbers are in host byte order, times in seconds.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::XdpMode;
 
-/// A published port as the datapath has it.
+/// A published port in the datapath.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PortRow {
     /// `tcp` or `udp`.
     pub proto: String,
-    /// The host's address; unspecified is any of its own.
+    /// The host's address; unspecified means any of its own addresses.
     pub host_ip: IpAddr,
     /// The host's port.
     pub host_port: u16,
-    /// The container's name; none while Docker has not told who has the address.
+    /// The container's name; none while Docker has not reported who has the address.
     pub container: Option<String>,
     /// The container's address.
     pub container_ip: IpAddr,
@@ -40,19 +40,19 @@ pub struct NetworkRow {
     pub subnets: Vec<String>,
     /// The IPv4 gateway.
     pub gateway: Option<IpAddr>,
-    /// Whether it is cut off from outside.
+    /// Whether it has no access to the outside.
     pub internal: bool,
     /// Whether its containers may talk to each other.
     pub icc: bool,
-    /// Whether what leaves takes the host's address.
+    /// Whether packets that leave get the host's address.
     pub masquerade: bool,
-    /// How many containers are attached.
+    /// The number of attached containers.
     pub endpoints: usize,
-    /// Whether its rules are in the kernel.
+    /// Whether its row is in the kernel.
     pub programmed: bool,
 }
 
-/// A container's place in a bridge network.
+/// A container's endpoint on a bridge network.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EndpointRow {
     /// The network's name.
@@ -63,24 +63,24 @@ pub struct EndpointRow {
     pub id: String,
     /// Its IPv4 address.
     pub address: Option<Ipv4Addr>,
-    /// The Ethernet address of its device.
+    /// The hardware address of its device.
     pub mac: Option<String>,
     /// The host's end of its veth.
     pub veth: Option<String>,
-    /// Whether our programs are on that.
+    /// Whether our programs are attached to the veth.
     pub hooked: bool,
 }
 
-/// One direction of a flow as its packets reach us.
+/// Addresses and ports of one direction of a flow, as its packets arrive.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ends {
     /// Source address.
     pub src: IpAddr,
-    /// Source port, or the identifier of an ICMP request; of a reply the query's type, 0 for echo.
+    /// Source port, or the identifier of an ICMP request; for a reply the query's type, 0 for echo.
     pub sport: u16,
     /// Destination address.
     pub dst: IpAddr,
-    /// Destination port, or the identifier of an ICMP reply; of a request its type, 0 for echo.
+    /// Destination port, or the identifier of an ICMP reply; for a request its type, 0 for echo.
     pub dport: u16,
 }
 
@@ -89,21 +89,21 @@ pub struct Ends {
 pub struct FlowRow {
     /// `tcp`, `udp` or `icmp`.
     pub proto: String,
-    /// What the originator sends.
+    /// The direction of the originator's packets.
     pub original: Ends,
-    /// What the answers carry.
+    /// The direction of the replies.
     pub reply: Ends,
-    /// A state of nf_conntrack's for TCP, else `UNREPLIED`, `REPLIED` or `ASSURED`.
+    /// A state of nf_conntrack for TCP, otherwise `UNREPLIED`, `REPLIED` or `ASSURED`.
     pub state: String,
-    /// Packets, both directions.
+    /// Packets of both directions.
     pub packets: u64,
-    /// Bytes, both directions, network header included.
+    /// Bytes of both directions, network header included.
     pub bytes: u64,
     /// Seconds since the last packet.
     pub idle_s: u64,
 }
 
-/// The process that answers.
+/// The agent's process.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Agent {
     /// Process id.
@@ -119,9 +119,9 @@ pub struct Agent {
 pub struct Docker {
     /// The daemon's version; none while it is away.
     pub version: Option<String>,
-    /// Networks that it had when it was last heard, of every driver.
+    /// The number of networks of every driver when Docker last answered.
     pub networks: usize,
-    /// Containers that ran then.
+    /// The number of running containers when Docker last answered.
     pub running: usize,
 }
 
@@ -130,63 +130,65 @@ pub struct Docker {
 pub struct Uplink {
     /// Name.
     pub name: String,
-    /// What runs; never `auto`.
+    /// The XDP mode in use; never `auto`.
     pub xdp: XdpMode,
-    /// Why that was chosen.
+    /// Why that mode was chosen.
     pub why: String,
 }
 
 /// Programs by device name.
 pub type Hooks = BTreeMap<String, Vec<String>>;
 
-/// The living agent's share of [`Status`].
+/// The living agent's part of [`Status`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct AgentStatus {
-    /// Itself.
+    /// The agent itself.
     pub agent: Agent,
-    /// Its Docker.
+    /// The agent's Docker.
     pub docker: Docker,
     /// Where XDP may run.
     pub uplinks: Vec<Uplink>,
-    /// What others have set up that is or may be about containers.
+    /// Other software's configuration that applies or may apply to containers.
     pub others: Vec<String>,
-    /// What is attached.
+    /// The attached programs.
     pub hooks: Hooks,
-    /// What could not be brought into the kernel and is tried again.
+    /// Changes that could not be applied to the kernel and are tried again.
     pub failures: Vec<String>,
 }
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Fill {
-    /// Entries that it can have.
+    /// The maximum number of entries.
     pub size: u32,
-    /// Entries that it has.
+    /// The present number of entries.
     pub fill: u32,
 }
 
-/// The whole picture.
+/// The complete status.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// The agent; none while none runs, which stops no traffic.
+    /// The agent; none if none runs, which stops no traffic.
     pub agent: Option<Agent>,
     /// Docker; none without an agent.
     pub docker: Option<Docker>,
-    /// Where XDP may run; empty without an agent (a program that runs is among `hooks`).
+    /// Where XDP may run; empty without an agent (an attached XDP program is among `hooks`).
     pub uplinks: Vec<Uplink>,
-    /// What others have set up that is or may be about containers; empty without an agent.
+    /// Other software's configuration that applies or may apply to containers; empty without an
+    /// agent.
     pub others: Vec<String>,
-    /// What is attached.
+    /// The attached programs.
     pub hooks: Hooks,
-    /// Whether it judges packets: not before an agent's first start is complete.
+    /// Whether the programs enforce their verdicts: not before an agent's first start is complete.
     pub armed: bool,
-    /// What the agent could not bring into the kernel and tries again.
+    /// Changes that the agent could not apply to the kernel and tries again.
     pub failures: Vec<String>,
-    /// What hangs on the root of all control groups and points sockets at containers.
+    /// The programs on the root cgroup, which redirect sockets to containers.
     pub sockets: Vec<String>,
     /// Packets by [`Path::label`](forwarder_common::reason::Path::label).
     pub packets: BTreeMap<String, u64>,
-    /// Packets by [`Reason::label`](forwarder_common::reason::Reason::label), those that occurred.
+    /// Packets by [`Reason::label`](forwarder_common::reason::Reason::label); only reasons that
+    /// occurred.
     pub reasons: BTreeMap<String, u64>,
     /// Maps by name.
     pub maps: BTreeMap<String, Fill>,

@@ -177,7 +177,7 @@ fn packet_newer_than_the_clock_is_not_idle() {
 /// Flows without a state machine show whether they were answered.
 #[test]
 fn stateless_flows_show_if_they_were_answered() {
-    // Flags of `FlowState`: answered, assured.
+    // Flags of `FlowState`: replied, assured.
     let udp = |flags: u64| flow_row(&snapshot(proto::UDP, FlowState(flags << 48)), 1000).state;
     assert_eq!(
         [udp(0), udp(1), udp(3)],

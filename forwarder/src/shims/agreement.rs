@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether what a shim says of a container agrees with what Docker and the kernel say. Pure.
+//! Whether a shim's claim about a container agrees with what Docker and the kernel report. Pure.
 //!
-//! dockerd starts a shim before Docker lists the port, and may start it before it answers at all:
-//! so the claim has to fit what is known, and what Docker lists later counts more.
+//! dockerd starts a shim before it lists the port, and possibly before it answers at all. Therefore
+//! the claim must agree with what is known, and Docker's later list overrides it.
 
 use std::net::IpAddr;
 
 use crate::host_state::{Bound, Container, Family, HostPort, HostState, Subnet};
 use crate::watch::shim::Binding;
 
-/// Whether a new claim agrees: the address lies in a network of Docker's, and a container that
-/// runs there publishes this port of its own; where `exactly`, by this port of the host's.
+/// Whether a new claim agrees: the address is in one of Docker's networks, and a running container
+/// there publishes this container port. With `exactly`, it must publish it under this host port.
 pub(super) fn of(binding: &Binding, exactly: bool, host_state: &HostState) -> Result<(), String> {
     let (address, port) = (binding.container_ip, binding.container_port);
     if !is_heard(host_state) {
@@ -35,7 +35,7 @@ pub(super) fn of(binding: &Binding, exactly: bool, host_state: &HostState) -> Re
     Ok(())
 }
 
-/// Whether a claim that was carried out agrees with what Docker lists by now.
+/// Whether an accepted claim agrees with what Docker lists now.
 pub(super) fn with_list(
     port: &HostPort,
     bound: &Bound,
@@ -72,8 +72,8 @@ fn is_in_a_network(address: IpAddr, host_state: &HostState) -> bool {
     })
 }
 
-/// While Docker is not heard: the range of a bridge of this host. A bridge without an address
-/// (`inhibit_ipv4`) tells nothing.
+/// Whether an address is in the range of a bridge of this host: the check while Docker does not
+/// answer. A bridge without an address (`inhibit_ipv4`) proves nothing.
 fn is_on_a_bridge(address: IpAddr, host_state: &HostState) -> bool {
     let mut bridges = host_state
         .links

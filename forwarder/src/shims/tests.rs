@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who hears what when, for a few shims that are nothing but the ends of channels.
+//! Tests of which shim gets which reply when. A shim here is only the ends of its channels.
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -22,7 +22,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// An agent that has been there for a while, with Docker answering.
+    /// Returns an agent that has run for some time, with Docker answering.
     fn new() -> Self {
         let now = Instant::now();
         let mut host_state = HostState::default();
@@ -83,7 +83,7 @@ impl Stage {
         self.ears.get_mut(&shim).unwrap().try_recv().ok()
     }
 
-    /// Where the port leads by the shims' word.
+    /// Returns the port's target by the shims' claims.
     fn leads_to(&self) -> Option<String> {
         let bound = self.host_state.bound.get(&PORT)?;
         Some(bound.container_ip.to_string())
@@ -101,7 +101,7 @@ fn binding(port: HostPort, last: u8, orphan: bool) -> Binding {
     }
 }
 
-/// Docker's own network, 172.17.0.0/16, on which c1 is 172.17.0.2.
+/// Returns Docker's default network, 172.17.0.0/16, on which c1 is 172.17.0.2.
 fn network() -> Network {
     let at = NetworkEndpoint {
         container: "c1".into(),
@@ -120,7 +120,7 @@ fn network() -> Network {
     }
 }
 
-/// A running container that publishes the port.
+/// Returns a running container that publishes the port.
 fn publisher() -> Container {
     Container {
         id: "c1".into(),
@@ -216,7 +216,7 @@ fn orphan_releases_to_a_reclaim_without_a_gap() {
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
     stage.again(2, 3, false);
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
-    // A claimant that dies leaves nothing.
+    // A claimant that dies leaves no mapping.
     stage.news(2, ShimEventKind::Went);
     assert!(stage.leads_to().is_none());
 }
@@ -255,7 +255,7 @@ fn new_agent_waits_for_orphans() {
     assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
     stage.news(1, ShimEventKind::Went);
     assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
-    // And gives up when none has come.
+    // A reclaim fails when no orphan has appeared.
     stage.reclaim(3, HostPort { port: 81, ..PORT });
     assert_eq!(stage.hears(3), None);
     stage.now += FINDING;
@@ -306,7 +306,7 @@ fn claim_without_its_socket_is_refused() {
     stage.come(1);
     assert!(!stage.news(1, asks(false, why())));
     assert_eq!(stage.hears(1), Some(ShimReply::Error("no socket".into())));
-    // Nor as an orphan: it has never shown one.
+    // An orphan that has never shown a socket is refused too.
     assert!(!stage.news(1, asks(true, why())) && stage.leads_to().is_none());
     stage.again(1, 3, false);
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
@@ -358,7 +358,7 @@ fn claim_waits_for_dockers_agreement() {
     };
     refused(&mut stage, secret, "Docker publishes no port 5432 of web");
 
-    // A network that Docker tells of a moment later.
+    // Docker reports the network a moment later.
     stage.come(1);
     assert!(!stage.news(
         1,
@@ -390,7 +390,7 @@ fn claim_that_docker_contradicts_ends() {
     assert!(review(&mut stage) && stage.host_state.bound.is_empty());
     let why = "Docker does not publish port 80 of web as 0.0.0.0:81/tcp";
     assert_eq!(stage.hears(1), Some(ShimReply::Error(why.into())));
-    // From here on Docker's list comes first.
+    // From here on Docker's list overrides a claim.
     assert!(!stage.news(1, asks()));
     let mut listed = publisher();
     listed.ports[0].host_port = 81;
@@ -449,7 +449,7 @@ fn docker_proxy_port_waits_for_dockers_list() {
     assert!(stage.news(1, asks()));
     stage.shims.synced(|_| Ok(()));
     assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
-    // It is another program by now.
+    // The shim has become another program by now.
     stage.news(1, ShimEventKind::Went);
     assert!(!stage.shims.review(&mut stage.host_state, stage.now));
     assert!(stage.host_state.proxied.contains(&port));
@@ -460,7 +460,8 @@ fn docker_proxy_port_waits_for_dockers_list() {
         .apply(Update::Containers(Listing::from(vec![container])));
     assert!(stage.shims.review(&mut stage.host_state, stage.now));
     assert!(stage.host_state.proxied.is_empty());
-    // Docker never lists one that it has given up; while it is silent, that says nothing.
+    // Docker never lists a port that it has given up. While Docker does not answer, its list proves
+    // nothing.
     stage
         .host_state
         .apply(Update::Containers(Listing::from(Vec::new())));

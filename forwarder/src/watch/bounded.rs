@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A connection to Docker's socket for each request, which lets in only so much of an answer.
+//! A connection to Docker's socket for each request, with limits on the size of an answer.
 //!
-//! Whoever speaks there may say as much as he likes. What is longer than any answer of a daemon's
-//! ends the connection, before it is held in memory.
+//! The program at the socket may send any amount of data. An answer that is longer than any answer
+//! of a daemon ends the connection, before it is held in memory.
 
 use std::io;
 use std::pin::Pin;
@@ -20,27 +20,28 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// What an answer may have, in bytes: a container that publishes every port of a host has 25 MB.
+/// The maximum size of an answer, in bytes: a container that publishes every port of a host has 25
+/// MB.
 const ANSWER: usize = 32 << 20;
-/// And in JSON's objects, each of which takes more memory than text: a list of 10,000 containers
-/// has 200,000.
+/// The maximum number of JSON objects in an answer, because each takes more memory than its text: a
+/// list of 10,000 containers has 200,000.
 const OBJECTS: usize = 1 << 18;
-/// What may come of the stream of events before one is whole, in bytes: one with all labels of its
-/// container, and what is read ahead.
+/// The maximum number of bytes of an unfinished event in the event stream: an event with all labels
+/// of its container, and the read-ahead.
 const EVENT: usize = 4 << 20;
 
-/// What has come of the stream of events since the last one was whole, in bytes.
+/// The number of bytes in the event stream since the last complete event.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unfinished(Arc<AtomicUsize>);
 
 impl Unfinished {
-    /// An event is whole.
+    /// Records that an event is complete.
     pub(super) fn is_whole(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }
 
-/// A client of the daemon at `path`, to which each request connects anew.
+/// Returns a client of the daemon at `path`, which opens a new connection for each request.
 pub(super) fn client(path: &str, timeout: u64, events: Unfinished) -> Result<Docker, Error> {
     let path: Arc<str> = path.into();
     let transport = move |request: BollardRequest| {
@@ -67,7 +68,7 @@ async fn exchange(
     };
     let inner = UnixStream::connect(path).await?;
     let (mut requests, connection) = handshake(TokioIo::new(Bounded { inner, bound })).await?;
-    // It ends with the answer, or with whoever reads that.
+    // The task ends with the answer, or with its reader.
     tokio::spawn(connection);
     let target = request.uri().path_and_query().map(|target| target.as_str());
     *request.uri_mut() = target.unwrap_or("/").parse()?;
@@ -76,16 +77,16 @@ async fn exchange(
     Ok(requests.send_request(request).await?)
 }
 
-/// How much may come.
+/// The limit of a connection.
 enum Bound {
-    /// Of one answer.
+    /// The limits of one answer.
     Answer { bytes: usize, objects: usize },
-    /// Of one event.
+    /// The limit of one event.
     Event(Unfinished),
 }
 
 impl Bound {
-    /// Takes in what has come.
+    /// Counts received data.
     fn count(&mut self, new: &[u8]) -> io::Result<()> {
         let is_within = match self {
             Self::Answer { bytes, objects } => {
@@ -109,13 +110,13 @@ impl Bound {
             Self::Event(_) => format!("an event has over {} MiB", EVENT >> 20),
         };
         let why = format!("{what}: is it Docker's daemon that answers?");
-        // The reader of a stream of events is told that it ended, and not why.
+        // The reader of an event stream learns that it ended, but not why.
         tracing::error!("{why}");
         Err(io::Error::other(why))
     }
 }
 
-/// A connection that ends when too much comes.
+/// A connection that ends when it exceeds its limit.
 struct Bounded {
     inner: UnixStream,
     bound: Bound,
@@ -167,7 +168,8 @@ mod tests {
         std::env::temp_dir().join(format!("forwarder-{name}-{}.sock", std::process::id()))
     }
 
-    /// A daemon whose one answer is `begin`, then `piece` again and again; how much it wrote.
+    /// Starts a daemon whose one answer is `begin`, then `piece` again and again. Returns how much
+    /// it wrote.
     fn daemon(path: &Path, begin: &'static str, piece: String) -> std::thread::JoinHandle<usize> {
         use std::io::{Read, Write};
         let listener = UnixListener::bind(path).unwrap();

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether whoever speaks as a shim may: who it is, and whether it holds the port that it claims.
+//! Checks whether a caller may speak as a shim: who it is, and whether it holds the port that it
+//! claims.
 //!
-//! The socket's mode keeps out all but root. Root without capabilities is no administrator of the
-//! network either: it may ask for nothing. And nobody publishes a port that it has not bound: the
-//! claim comes with the socket that holds the port, and the kernel says what that socket is.
+//! The socket's mode excludes everyone but root. Root without capabilities is no administrator of
+//! the network either, and may request nothing. A caller cannot publish a port that it has not
+//! bound: the claim comes with the socket that holds the port, and the kernel says what that socket
+//! is.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +27,7 @@ use crate::host_state::Proto;
 /// `CAP_NET_ADMIN` in a set of capabilities.
 const NET_ADMIN: u64 = 1 << 12;
 
-/// Whether the caller is root; the error says who it is.
+/// Whether the caller is root. The error says who it is.
 pub(crate) fn is_root(stream: impl AsFd) -> Result<(), String> {
     let uid = socket_peercred(stream).map_err(|e| e.to_string())?.uid;
     if uid.is_root() || uid == geteuid() {
@@ -35,7 +37,8 @@ pub(crate) fn is_root(stream: impl AsFd) -> Result<(), String> {
 }
 
 /// Whether the caller administers the network, as dockerd and its shims do. A process that is not
-/// visible from here (another pid namespace) is not asked: it still has to hold the port.
+/// visible from here (in another pid namespace) is not checked for this, but it still must hold the
+/// port.
 pub(crate) fn may_claim(stream: impl AsFd) -> Result<(), String> {
     is_root(&stream)?;
     let pid = socket_peercred(stream)
@@ -63,7 +66,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     Some(line.trim())
 }
 
-/// Whether `socket` holds the port of `binding`, alone and for all devices of our namespace.
+/// Whether `socket` holds the port of `binding`, exclusively and for all devices of our namespace.
 pub(crate) fn holds(socket: Option<&OwnedFd>, binding: &Binding) -> Result<(), String> {
     let port = binding.host();
     let Some(socket) = socket else {
@@ -97,7 +100,7 @@ pub(crate) fn holds(socket: Option<&OwnedFd>, binding: &Binding) -> Result<(), S
     if getpeername::<SockaddrIn>(raw).is_ok() {
         return wrong("is connected: it holds no more than its connection");
     }
-    // An orphan's listens no longer, so that the next dockerd can bind.
+    // An orphan's socket no longer listens, so that the next dockerd can bind the port.
     let listens = socket_acceptconn(socket).map_err(|e| broken(&e))?;
     if binding.proto == Proto::Tcp && !listens && !binding.orphan {
         return wrong("does not listen");
@@ -114,7 +117,7 @@ pub(crate) fn holds(socket: Option<&OwnedFd>, binding: &Binding) -> Result<(), S
     Ok(())
 }
 
-/// Any socket of ours.
+/// Returns any socket of our namespace.
 fn own() -> Result<OwnedFd, String> {
     let kind = rustix::net::SocketType::DGRAM;
     rustix::net::socket(AddressFamily::UNIX, kind, None).map_err(|error: Errno| error.to_string())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reaching Docker's daemon: waiting for its socket, and for an answer that is new enough.
+//! Connecting to Docker's daemon: waits for its socket and for an answer of a sufficient version.
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -10,16 +10,17 @@ use tokio::time::{sleep, timeout};
 
 use super::bounded::{self, Unfinished};
 
-/// Docker 20.10's.
+/// The API version of Docker 20.10.
 const OLDEST_API: (u32, u32) = (1, 41);
-/// The first and the longest pause between two tries.
+/// The first and the longest pause between two attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
-/// How long the daemon may take to say its version; one that only starts lets callers wait.
+/// How long the daemon may take to report its version. A starting daemon makes callers wait.
 const GREETING: Duration = Duration::from_secs(2);
-/// For any other answer, in seconds. Reading a container blocks while the daemon starts it.
+/// The timeout of any other answer, in seconds. Reading a container blocks while the daemon starts
+/// it.
 const ANSWER: u64 = 120;
 
-/// Waits for a daemon; returns it and its version. `events` is told whenever one is whole.
+/// Waits for a daemon; returns it and its version. `events` is told of each complete event.
 pub(super) async fn dial(path: &str, events: &Unfinished) -> Result<(Docker, String)> {
     let mut pause = BACKOFF.0;
     let mut said = false;
@@ -44,7 +45,7 @@ pub(super) async fn dial(path: &str, events: &Unfinished) -> Result<(Docker, Str
     }
 }
 
-/// Asks for the version. The outer error may pass, the inner one will not.
+/// Asks for the version. The outer error may be temporary, the inner one is permanent.
 async fn greet(path: &str, events: &Unfinished) -> Result<Result<(Docker, String)>> {
     let docker = bounded::client(path, ANSWER, events.clone())?;
     let docker = timeout(GREETING, docker.negotiate_version())
@@ -88,7 +89,7 @@ mod tests {
         }
     }
 
-    /// A daemon that gives each caller the same version until it is asked `calls` times.
+    /// Starts a daemon that reports the same version to each of its `calls` callers.
     fn daemon(path: &std::path::Path, calls: usize) -> std::thread::JoinHandle<()> {
         use std::io::{Read, Write};
         let listener = UnixListener::bind(path).unwrap();

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Docker's networks and containers, from its socket.
+//! Docker's networks and containers, read from its socket.
 //!
-//! An event only says where to look: each one leads to a fresh read of the object it names, and an object that is not
-//! found is gone. So a lost, doubled or reordered event does no harm, and there is one way for news to come in.
+//! An event only says where to look: it leads to a fresh read of the object that it names, and an
+//! object that is not found has gone. Therefore a lost, doubled or reordered event does no harm,
+//! and all updates take the same path.
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
@@ -21,24 +22,29 @@ use super::sandbox::{self, Namespaces};
 use super::{dial, inspect};
 use crate::host_state::{Container, ContainerId, Listing, NetworkId, Update};
 
-/// Everything is read anew this often, for what no event told.
+/// The interval at which everything is read again, for changes without an event.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Containers with links are read anew this often: no event tells of one that was removed.
+/// The interval at which containers with links are read again: there is no event for the removal of
+/// a link.
 const RELINK: Duration = Duration::from_secs(1);
-/// How long the first list waits for an object: the daemon holds a container locked while it starts it.
+/// How long the first list waits for an object: the daemon holds a container locked while it starts
+/// it.
 const LOCKED: Duration = Duration::from_secs(1);
-/// How soon a read that failed is tried again.
+/// The pause before a failed read is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-/// Networks and containers that are followed: more than the kernel's maps hold.
+/// The maximum number of networks and containers that are followed: more than the kernel's maps
+/// hold.
 const OBJECTS: usize = 32_768;
-/// Requests at a time while all is read.
+/// The number of simultaneous requests while everything is read.
 const PARALLEL: usize = 16;
 
-/// Follows the daemon at `address` (`unix:///…`) until `updates` is closed, through all its restarts.
+/// Follows the daemon at `address` (`unix:///…`) until `updates` is closed, through all its
+/// restarts.
 ///
-/// Errors are those that waiting does not repair: an address of another kind, a socket that may not be opened, a
-/// daemon that is too old. A socket that is missing or refuses is waited for. `renumber` asks for everything to be
-/// read once more: what was known of the numbers of namespaces may be wrong.
+/// An error is one that waiting does not repair: an address of another kind, a socket without
+/// permission, a daemon that is too old. A socket that is missing or refuses connections is waited
+/// for. `renumber` requests that everything is read once more, because the known namespace numbers
+/// may be wrong.
 pub async fn watch(address: &str, renumber: &Notify, updates: &Sender<Update>) -> Result<()> {
     let Some(path) = address
         .strip_prefix("unix://")
@@ -81,24 +87,24 @@ pub async fn watch(address: &str, renumber: &Notify, updates: &Sender<Update>) -
         if updates.send(Update::DockerDown { why }).await.is_err() {
             return Ok(());
         }
-        // Not at once: a daemon whose answers cannot be read would keep both of us busy.
+        // The pause prevents a busy loop with a daemon whose answers cannot be read.
         sleep(RETRY).await;
     }
 }
 
-/// What an event names.
+/// The object that an event names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Object {
     Network(NetworkId),
     Container(ContainerId),
 }
 
-/// A read that is under way.
+/// A read in progress.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Read {
-    /// Its answer will do.
+    /// Its answer is current.
     Asked,
-    /// Something happened since: ask once more.
+    /// An event has arrived since it began: read again.
     Outdated,
 }
 
@@ -109,25 +115,27 @@ type Answer = Result<Update, bollard::errors::Error>;
 /// One connection to one daemon.
 struct Session<'a> {
     docker: Docker,
-    /// Told of each event that is whole.
+    /// Told of each complete event.
     whole: &'a Unfinished,
     namespaces: &'a Namespaces,
     updates: &'a Sender<Update>,
     renumber: &'a Notify,
-    /// What this daemon has shown: what it no longer lists is asked for by name.
+    /// Objects that this daemon has listed. An object that it no longer lists is read by its id.
     known: BTreeSet<Object>,
     /// Containers with links.
     linked: BTreeSet<Object>,
-    /// One at a time per object, so that an old answer never comes after a newer one.
+    /// One read at a time per object, so that an old answer never arrives after a newer one.
     reads: BTreeMap<Object, Read>,
     tasks: JoinSet<(Object, Answer)>,
 }
 
 impl Session<'_> {
-    /// Reads everything, then follows the events. An error is the end of the connection; Ok: nobody listens any more.
+    /// Reads everything, then follows the events. An error means the end of the connection; Ok
+    /// means that the receiver is closed.
     async fn follow(&mut self) -> Result<()> {
-        // What happens while the lists are read is looked at after them. The daemon subscribes us a moment after it
-        // has answered: hence it is asked also for what was a moment ago.
+        // Events that occur while the lists are read are handled afterwards. The daemon subscribes
+        // the reader a moment after it has answered, so events of the last moment are requested
+        // too.
         #[expect(
             clippy::disallowed_methods,
             reason = "Docker counts by the clock; what a step hides, the next full list shows"
@@ -196,7 +204,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The first, full lists. What cannot be read yet comes later.
+    /// Reads the first, full lists. Objects that cannot be read yet follow later.
     async fn read_all(&mut self) -> Result<()> {
         let listed = self.list().await?;
         let (mut networks, mut containers) = (Listing::default(), Listing::default());
@@ -241,7 +249,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// What the daemon lists (both lists come without its locks).
+    /// Returns what the daemon lists. Both lists need none of its locks.
     async fn list(&self) -> Result<BTreeSet<Object>> {
         let everything = ListContainersOptionsBuilder::new().all(true).build();
         let lists = async {
@@ -268,14 +276,14 @@ impl Session<'_> {
         Ok(all)
     }
 
-    /// Looks at everything that is listed or was.
+    /// Reads everything that is or was listed.
     async fn resync(&mut self) -> Result<()> {
         let all = &self.list().await? | &self.known;
         all.into_iter().for_each(|object| self.look(object));
         Ok(())
     }
 
-    /// Has `object` read: now, or again if that is under way.
+    /// Reads `object` now, or again after a read in progress.
     fn look(&mut self, object: Object) {
         if let Some(read) = self.reads.get_mut(&object) {
             *read = Read::Outdated;
@@ -341,7 +349,7 @@ impl Session<'_> {
     }
 }
 
-/// Reads one object. Networks answer at once, a container only when the daemon is not just starting it.
+/// Reads one object. Networks answer at once, a container only when the daemon is not starting it.
 async fn read(docker: &Docker, object: &Object) -> Answer {
     let update = match object {
         Object::Network(id) => docker
@@ -365,7 +373,7 @@ async fn read(docker: &Docker, object: &Object) -> Answer {
     }
 }
 
-/// What an event asks to be looked at.
+/// Returns the objects that an event names.
 fn concerns(event: EventMessage) -> Vec<Object> {
     let (Some(actor), Some(action)) = (event.actor, event.action) else {
         return Vec::new();

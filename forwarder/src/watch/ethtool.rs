@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's ethtool netlink, as much as the GRO switch of a device needs.
+//! The kernel's ethtool netlink interface, as far as a device's GRO switch needs it.
 //!
-//! Written out by hand: the ioctl wants `unsafe`, the program may be missing, and it is two messages.
+//! It is written by hand: the ioctl needs `unsafe`, the program may be missing, and there are only
+//! two messages.
 use anyhow::{Context, Result, bail};
 use rtnetlink::sys::protocols::NETLINK_GENERIC;
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -10,7 +11,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLMSG_ERROR: u16 = 2;
 const NESTED: u16 = 0x8000;
-/// A message's own header and the generic one after it.
+/// The size of a netlink header and the generic header after it.
 const HEADERS: usize = 20;
 
 const CONTROLLER: u16 = 16;
@@ -30,14 +31,14 @@ const BIT_NAME: u16 = 2;
 const BIT_VALUE: u16 = 3;
 const GRO: &[u8] = b"rx-gro\0";
 
-/// A socket that speaks to the network namespace of the thread that opened it.
+/// A socket for the network namespace of the thread that opened it.
 pub(super) struct Ethtool {
     socket: Socket,
     family: u16,
 }
 
 impl Ethtool {
-    /// Opens the socket and finds the family.
+    /// Opens the socket and looks up the family.
     pub(super) fn open() -> Result<Self> {
         let mut socket =
             Socket::new(NETLINK_GENERIC).context("cannot open a generic netlink socket")?;
@@ -53,7 +54,7 @@ impl Ethtool {
         Ok(Self { socket, family })
     }
 
-    /// Turns GRO of device `index` on or off; returns what it was.
+    /// Turns GRO of device `index` on or off; returns the previous state.
     pub(super) fn set_gro(&self, index: u32, on: bool) -> Result<bool> {
         let device = attribute(
             FEATURES_HEADER | NESTED,
@@ -84,7 +85,7 @@ impl Ethtool {
     }
 }
 
-/// Sends one request and returns the attributes of the answer (none of an acknowledgement).
+/// Sends one request and returns the attributes of the answer (none for an acknowledgement).
 fn ask(
     socket: &Socket,
     family: u16,
@@ -115,14 +116,15 @@ fn ask(
         if kind != family {
             bail!("a netlink answer is of an unknown kind ({kind})");
         }
-        // A switch answers with what else it changed before it acknowledges: only the latter is the end of it.
+        // The kernel first answers with the other features that it changed; only the
+        // acknowledgement is the end.
         if flags & NLM_F_ACK == 0 {
             return Ok(answer[HEADERS..].to_vec());
         }
     }
 }
 
-/// Whether the features' list of active ones holds `name` (such a list names only what is set).
+/// Whether the list of active features holds `name` (the list names only features that are on).
 fn is_active(features: &[u8], name: &[u8]) -> bool {
     let bits = find(features, FEATURES_ACTIVE).and_then(|set| find(set, BITSET_BITS));
     bits.is_some_and(|bits| each(bits).any(|(_, bit)| find(bit, BIT_NAME) == Some(name)))
@@ -132,9 +134,9 @@ fn flag(kind: u16, on: bool) -> Vec<u8> {
     if on { attribute(kind, &[]) } else { Vec::new() }
 }
 
-/// Length, kind, value, padding to four bytes.
+/// Builds an attribute: length, kind, value, padding to four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    // Ours are a few bytes long; the length of an attribute has 16 bits.
+    // Our attributes are a few bytes long; the length field has 16 bits.
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
@@ -148,7 +150,7 @@ fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
         .map(|(_, value)| value)
 }
 
-/// The attributes one after the other, up to the first malformed one.
+/// Returns the attributes in order, up to the first malformed one.
 fn each(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let [l0, l1, k0, k1] = *bytes.first_chunk()?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From Docker's JSON (as bollard models it) to the host state's nouns. Pure; what cannot be read is left out.
+//! Conversion of Docker's JSON (as bollard models it) to the types of the host state. Pure; what
+//! cannot be parsed is omitted.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -18,13 +19,13 @@ use crate::host_state::{
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const MTU: &str = "com.docker.network.driver.mtu";
 
-/// A network as `GET /networks/{id}` shows it; none without an id.
+/// Converts a network as `GET /networks/{id}` shows it; none without an id.
 pub(super) fn network(json: NetworkInspect) -> Option<Network> {
     let id = NetworkId(json.id?);
     let driver = json.driver.unwrap_or_default();
     let options = sorted(json.options);
     let labels = sorted(json.labels);
-    // A range that was named without `--ipv6` is nobody's.
+    // A range that was configured without `--ipv6` is not used.
     let has_ipv6 = json.enable_ipv6.unwrap_or(true);
     let option = |key: &str| options.get(key).map(String::as_str);
     let bridge = (driver == "bridge")
@@ -56,11 +57,12 @@ pub(super) fn network(json: NetworkInspect) -> Option<Network> {
     })
 }
 
-/// A container as `GET /containers/{id}/json` shows it, without its namespace's number; none without an id.
+/// Converts a container as `GET /containers/{id}/json` shows it, without its namespace's number;
+/// none without an id.
 pub(super) fn container(json: ContainerInspectResponse) -> Option<Container> {
     let state = json.state.unwrap_or_default();
     let settings = json.network_settings.unwrap_or_default();
-    // Between two tries of a restart policy Docker says "running" without a process.
+    // Between two attempts of a restart policy, Docker reports "running" without a process.
     let pid = state
         .pid
         .and_then(|pid| u32::try_from(pid).ok())
@@ -122,7 +124,8 @@ fn network_endpoint(
     ))
 }
 
-/// An attachment; none while Docker has not made it (a container that does not run lists its networks without ids).
+/// Converts an attachment; none while Docker has not created it (a container that does not run
+/// lists its networks without ids).
 fn endpoint((name, json): (String, EndpointSettings)) -> Option<(NetworkId, Endpoint)> {
     let network = NetworkId(json.network_id.filter(|id| !id.is_empty())?);
     let endpoint = Endpoint {
@@ -147,7 +150,8 @@ fn subnet(json: &IpamConfig) -> Option<Subnet> {
     })
 }
 
-/// The bindings in force, sorted. What has no host port is exposed or routed, not published.
+/// Returns the bindings in force, sorted. A port without a host port is exposed or routed, not
+/// published.
 fn ports(json: PortMap) -> Vec<PortBinding> {
     let mut all = Vec::new();
     for (port, bindings) in json {
@@ -178,7 +182,7 @@ fn ports(json: PortMap) -> Vec<PortBinding> {
     all
 }
 
-/// `80/tcp`.
+/// Parses `80/tcp`.
 fn container_port(text: &str) -> Option<(Proto, u16)> {
     let (port, proto) = text.split_once('/')?;
     Some((read(proto)?, read(port)?))
@@ -188,7 +192,7 @@ fn container_ports<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<(Pro
     texts.filter_map(|text| container_port(text)).collect()
 }
 
-/// The container that a link (`/child:/parent/alias`) leads to.
+/// Returns the container that a link (`/child:/parent/alias`) refers to.
 fn linked(link: &str) -> Option<String> {
     let (child, _) = link.split_once(':')?;
     Some(child.trim_start_matches('/').to_owned())
@@ -207,12 +211,12 @@ pub(super) fn read<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-/// An address that may carry a prefix length.
+/// Parses an address that may have a prefix length.
 fn bare<T: FromStr>(text: &str) -> Option<T> {
     read(text.split_once('/').map_or(text, |(address, _)| address))
 }
 
-/// As Go's `strconv.ParseBool` reads the options.
+/// Parses a boolean as Go's `strconv.ParseBool` reads the options.
 pub(super) fn is_true(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The sources of news: Docker's socket, the kernel's netlink and the configuration file, each a task that ends only by
-//! a fatal error; and the shims that dockerd starts, one conversation each.
+//! The sources of updates: Docker's socket, the kernel's netlink and the configuration file, each a
+//! task that ends only by a fatal error; and the shims that dockerd starts, one conversation each.
 mod bounded;
 pub(crate) mod claim;
 mod dial;
@@ -28,8 +28,9 @@ use crate::overrides::Overrides;
 
 /// Starts every source. They stop when `updates` or `rules` is closed or the set is dropped.
 ///
-/// `docker` is the daemon's address (`unix:///…`), `file` the configuration. A task of the set that ends with an error names something that
-/// no waiting repairs (an unreadable socket, a daemon that is too old): the agent should end with it.
+/// `docker` is the daemon's address (`unix:///…`), `file` the configuration. A task that ends with
+/// an error names a cause that waiting does not repair (an unreadable socket, a daemon that is too
+/// old). The agent should end with it.
 pub fn spawn(
     docker: String,
     file: PathBuf,

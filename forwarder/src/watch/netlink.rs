@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Devices, addresses and routes of our network namespace, from the kernel's netlink notices.
+//! Devices, addresses and routes of our network namespace, from the kernel's netlink notifications.
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
@@ -29,13 +29,14 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Nsid,
 ];
 
-/// Follows the kernel until `updates` is closed. Errors: netlink itself is unusable.
+/// Follows the kernel until `updates` is closed. An error means that netlink itself is unusable.
 ///
-/// When the kernel drops notices because we were slow, all starts over on a new socket: what waits in the old one is
-/// older than what was lost and must not be believed after a dump.
+/// If the kernel drops notifications because the reader was too slow, everything starts again on a
+/// new socket: the notifications in the old one are older than the lost ones and must not be
+/// applied after a dump.
 ///
-/// `subscribed` is notified each time: the numbers of namespaces that others read before may have lost their meaning
-/// unseen.
+/// `subscribed` is notified each time: namespace numbers that others read before may have become
+/// invalid without a notification.
 pub async fn watch(subscribed: &Notify, updates: &Sender<Update>) -> Result<()> {
     let namespaces = Namespaces::open()?;
     loop {
@@ -52,17 +53,19 @@ pub async fn watch(subscribed: &Notify, updates: &Sender<Update>) -> Result<()> 
     }
 }
 
-/// What notices ask for beyond themselves; answered once no further notice waits.
+/// Further reads that notifications require; done once no further notification waits.
 #[derive(Default)]
 struct Due {
     addresses: bool,
-    /// All routes are read anew: a change that the kernel does not tell route by route.
+    /// All routes must be read again, after a change that the kernel does not report route by
+    /// route.
     reread: bool,
-    /// Some route changed.
+    /// A route has changed.
     routes: bool,
 }
 
-/// Subscribes, reads everything, then follows; returns when notices were lost or nobody listens any more.
+/// Subscribes, reads everything, then follows. Returns when notifications were lost or the receiver
+/// is closed.
 async fn follow(
     namespaces: &Namespaces,
     subscribed: &Notify,
@@ -89,7 +92,7 @@ async fn follow(
     let mut closed = updates.send(Update::Links(links)).await.is_err();
     subscribed.notify_one();
     while !closed && !updates.is_closed() {
-        // The next notice, but what is due as soon as none waits.
+        // Takes the next notification, or does the pending reads as soon as none waits.
         let next = match notices.next().now_or_never() {
             Some(next) => next,
             None => {
@@ -119,7 +122,7 @@ async fn follow(
     Ok(())
 }
 
-/// Sends what is due; returns whether nobody listens any more.
+/// Sends the pending updates. Returns whether the receiver is closed.
 async fn settle(
     namespaces: &Namespaces,
     updates: &Sender<Update>,
@@ -146,7 +149,7 @@ async fn settle(
     Ok(closed)
 }
 
-/// All IPv4 routes, as far as they are kept.
+/// Reads all IPv4 routes; keeps the relevant ones.
 async fn read_routes(namespaces: &Namespaces) -> Result<Routes> {
     let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let mut dump = namespaces.handle().route().get(all).execute();
@@ -157,7 +160,7 @@ async fn read_routes(namespaces: &Namespaces) -> Result<Routes> {
     Ok(routes)
 }
 
-/// Takes in what a notice says of routes.
+/// Applies a notification about routes.
 fn follow_routes(routes: &mut Routes, notice: &RouteNetlinkMessage, flags: u16, due: &mut Due) {
     match notice {
         RouteNetlinkMessage::NewRoute(message) => {
@@ -179,7 +182,7 @@ fn follow_routes(routes: &mut Routes, notice: &RouteNetlinkMessage, flags: u16, 
         {
             due.routes |= routes.lose(message.header.index, true);
         }
-        // Routes that name the address as their source go along in silence.
+        // The kernel removes routes that have the address as their source without a notification.
         RouteNetlinkMessage::DelAddress(message)
             if message.header.family == AddressFamily::Inet =>
         {
@@ -195,7 +198,8 @@ async fn read(
     due: &mut Due,
 ) -> Option<Update> {
     match notice {
-        // Other families are notices of the bridge about its ports: "deleted" means unplugged there.
+        // Notifications of other families come from the bridge about its ports: there, "deleted"
+        // means unplugged.
         RouteNetlinkMessage::NewLink(message)
             if message.header.interface_family == AddressFamily::Unspec =>
         {
@@ -223,8 +227,8 @@ async fn read(
     }
 }
 
-/// Whether a route can carry forwarded packets: not those to IPv6 link-local and multicast addresses, which come with
-/// every device and go with it.
+/// Whether a route can carry forwarded packets. Routes to IPv6 link-local and multicast addresses
+/// cannot; they come and go with every device.
 fn leads_away(message: &RouteMessage) -> bool {
     !message.attributes.iter().any(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet6(to)) => {
@@ -234,7 +238,7 @@ fn leads_away(message: &RouteMessage) -> bool {
     })
 }
 
-/// Adds what only the far end of a veth can tell.
+/// Adds what only the peer of a veth can tell.
 async fn complete(namespaces: &Namespaces, mut link: Link) -> Link {
     if let Some(Peer {
         index,
@@ -243,7 +247,8 @@ async fn complete(namespaces: &Namespaces, mut link: Link) -> Link {
     }) = link.peer
         && let Some(far) = namespaces.link(netns, index).await
     {
-        // The number may by now be another namespace's: believe a device only if it says it is our far end.
+        // The number may have become another namespace's. A device counts only if it says that it
+        // is our peer.
         let far = self::link(&far);
         if far.peer.is_some_and(|back| back.index == link.index) {
             link.peer = Some(Peer {
@@ -293,7 +298,7 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// As the kernel's own `dev_is_mac_header_xmit` decides what a redirect does.
+/// Returns the link layer, as the kernel's `dev_is_mac_header_xmit` decides it for a redirect.
 fn layer(kind: LinkLayerType) -> LinkLayer {
     match kind {
         LinkLayerType::Ether => LinkLayer::Ethernet,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What others have set up: read at the start and whenever the kernel says that some of it has
-//! changed. Legacy iptables says nothing: while it has tables, it is looked at every few seconds.
+//! Other software's configuration: read at the start and whenever the kernel reports a change.
+//! Legacy iptables reports no changes: while it has tables, they are read every few seconds.
 
 mod dump;
 
@@ -29,7 +29,7 @@ use crate::preflight;
 const ROUTE_GROUPS: u32 = 1 << 3 | 1 << 7;
 const NETFILTER_GROUPS: u32 = 1 << 6;
 const XFRM_GROUPS: u32 = 1 << 3;
-/// Requests, and the answers that count.
+/// Request types, and the answer types that count.
 const GET_QDISC: u16 = 38;
 const GET_FILTER: u16 = 46;
 const GET_RULE: u16 = 34;
@@ -38,12 +38,12 @@ const GET_POLICY: u16 = 21;
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 const IPV4: u8 = 2;
-/// Changes come in crowds.
+/// The pause after a change, because changes come in bursts.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often what says nothing is looked at.
+/// The interval at which configuration without notifications is read.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// Follows until `updates` is closed.
+/// Follows the configuration until `updates` is closed.
 pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
     let changed = Arc::new(Notify::new());
     listen(&changed)?;
@@ -72,7 +72,7 @@ pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
     }
 }
 
-/// Subscribes, and has a thread of its own tell of notices as long as anybody wants to know.
+/// Subscribes, and starts a thread that reports notifications as long as the receiver exists.
 fn listen(changed: &Arc<Notify>) -> Result<()> {
     let mut sockets = Vec::new();
     for (protocol, groups) in [
@@ -82,7 +82,7 @@ fn listen(changed: &Arc<Notify>) -> Result<()> {
     ] {
         match subscribe(protocol, groups) {
             Ok(socket) => sockets.push(socket),
-            // A kernel built without has nothing to tell.
+            // A kernel built without this protocol has nothing to report.
             Err(error) => tracing::debug!("no notices of {protocol:?}: {error}"),
         }
     }
@@ -100,8 +100,8 @@ fn listen(changed: &Arc<Notify>) -> Result<()> {
     Ok(())
 }
 
-/// Waits a while for notices and takes all: what they say is read anew anyway, also where some of
-/// them were lost.
+/// Waits some time for notifications and reads all of them. Everything is read again anyway, even
+/// if some were lost.
 fn wait(sockets: &[OwnedFd]) -> bool {
     let mut all: Vec<_> = sockets
         .iter()
@@ -128,7 +128,7 @@ fn has_legacy_tables() -> bool {
     fs::read_to_string("/proc/self/net/ip_tables_names").is_ok_and(|names| !names.is_empty())
 }
 
-/// Reads all that the kernel itself lists.
+/// Reads everything that the kernel itself lists.
 pub(crate) fn read_kernel() -> Others {
     Others {
         shaped: shaped(),
@@ -150,7 +150,7 @@ fn read() -> Others {
     }
 }
 
-/// A request's fixed header: the family, and zeros.
+/// Builds a request's fixed header: the family, and zeros.
 fn head(family: u8, octets: usize) -> Vec<u8> {
     let mut head = vec![0; octets];
     head[0] = family;

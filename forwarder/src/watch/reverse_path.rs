@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which devices ask for a route back to a source: `rp_filter` of the agent's own namespace.
+//! Reverse path filters of devices: `rp_filter` of the agent's own namespace.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,12 +7,13 @@ use std::fs;
 use crate::desired::is_outside;
 use crate::host_state::{HostState, Update};
 
-/// What each outside device asks for, as the kernel takes it: the larger of its own and `all`'s value.
+/// Reads the reverse path filter of each outside device as the kernel applies it: the larger of its
+/// own value and that of `all`.
 #[must_use]
 pub fn read(host_state: &HostState) -> Update {
     let of = |name: &str| {
         let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"));
-        // A device that has gone in between asks for nothing.
+        // A device that has gone in the meantime has no filter.
         text.ok()
             .and_then(|text| text.trim().parse::<u8>().ok())
             .unwrap_or_default()

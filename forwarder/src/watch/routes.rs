@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the agent keeps of the kernel's routes: the few that say something beyond a next hop. Pure;
-//! the netlink watcher reads all routes once and follows the notices from there on.
+//! The routes that the agent keeps: the few that say something apart from a next hop. Pure. The
+//! netlink watcher reads all routes once, and then follows the notifications.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use rtnetlink::packet_route::route::{
 
 use crate::host_state::Routing;
 
-/// What the kernel tells routes apart by.
+/// What the kernel distinguishes routes by.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     to: (Ipv4Addr, u8),
@@ -29,8 +29,8 @@ struct Row {
     local: bool,
 }
 
-/// The routes that are kept: default routes, those with an MTU of their own, those to what is the
-/// host's own, and the one to 0.0.0.0/8.
+/// The kept routes: default routes, routes with their own MTU, routes to the host's own addresses,
+/// and the route to 0.0.0.0/8.
 #[derive(Default)]
 pub(super) struct Routes {
     rows: BTreeMap<Key, Vec<Row>>,
@@ -38,8 +38,8 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Takes in a route of a dump or a notice; one that `replaces` takes the place of the first
-    /// route with its key, of which the kernel says nothing else.
+    /// Adds a route of a dump or a notification. If it `replaces`, it takes the place of the first
+    /// route with its key; the kernel sends no other notification about that route.
     pub(super) fn add(&mut self, message: &RouteMessage, replaces: bool) {
         let Some(key) = key(message) else { return };
         let row = row(&key, message);
@@ -55,7 +55,7 @@ impl Routes {
         }
     }
 
-    /// Forgets a route that was deleted.
+    /// Removes a deleted route.
     pub(super) fn remove(&mut self, message: &RouteMessage) {
         let Some(key) = key(message) else { return };
         let Some(row) = row(&key, message) else {
@@ -68,8 +68,8 @@ impl Routes {
         });
     }
 
-    /// A device went down, or has `gone`: the kernel drops its routes without a notice of each.
-    /// Whether there were any.
+    /// Removes the routes of a device that went down or has `gone`: the kernel drops them without a
+    /// notification for each. Returns whether there were any.
     pub(super) fn lose(&mut self, device: u32, gone: bool) -> bool {
         let leads_there = |row: &Row| row.devices.contains(&device) && (gone || !row.local);
         let keys: Vec<Key> = self
@@ -97,7 +97,7 @@ impl Routes {
             self.rows.remove(key);
         }
         if local != self.locals.contains(&key.to) {
-            // Another table may have it, too.
+            // Another table may have the same route.
             let everywhere = Key {
                 table: 0,
                 tos: 0,
@@ -118,7 +118,7 @@ impl Routes {
         }
     }
 
-    /// What they say.
+    /// Returns the summary of the kept routes.
     pub(super) fn summary(&self) -> Routing {
         let to = |to: (Ipv4Addr, u8)| {
             let all = self.rows.iter().filter(move |(key, _)| key.to == to);
@@ -135,7 +135,8 @@ impl Routes {
     }
 }
 
-/// The key of a route that may be kept: of IPv4, and not to loopback addresses, which no wire carries.
+/// Returns the key of a route that may be kept: an IPv4 route that is not to loopback addresses,
+/// which never appear on a wire.
 fn key(message: &RouteMessage) -> Option<Key> {
     if message.header.address_family != rtnetlink::packet_route::AddressFamily::Inet
         || !matches!(message.header.kind, RouteType::Unicast | RouteType::Local)
@@ -162,7 +163,7 @@ fn key(message: &RouteMessage) -> Option<Key> {
     (!key.to.0.is_loopback()).then_some(key)
 }
 
-/// What is kept of a route; `None` for one that says nothing beyond its next hop.
+/// Returns what is kept of a route; `None` for a route with nothing apart from its next hop.
 fn row(key: &Key, message: &RouteMessage) -> Option<Row> {
     let mut row = Row {
         devices: BTreeSet::new(),
@@ -231,7 +232,7 @@ mod tests {
     fn replaced_default_route_is_removed() {
         let mut routes = Routes::default();
         routes.add(&unicast([0; 4], 0, 2, 0), false);
-        // A dump and a notice of the same.
+        // The same route arrives in a dump and in a notification.
         routes.add(&unicast([0; 4], 0, 2, 0), false);
         routes.add(&unicast([0; 4], 0, 3, 1400), true);
         let Routing { defaults, mtu, .. } = routes.summary();
@@ -266,7 +267,7 @@ mod tests {
         );
         assert!(routes.lose(2, true));
         assert_eq!(*routes.summary().locals, [any].into());
-        // The same range by another table.
+        // The same range is in another table.
         let mut twice = local([203, 0, 113, 0], 24, 1);
         twice.attributes.push(RouteAttribute::Table(300));
         routes.add(&twice, false);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The administrator's rules, from the configuration file: read again whenever it changes.
+//! The administrator's overrides, read again from the configuration file whenever it changes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,12 +13,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::config;
 use crate::overrides::Overrides;
 
-/// How often the file is looked at. Watching it by inotify would miss what stands behind a link,
-/// which is how orchestrators exchange configuration.
+/// The interval at which the file is checked. Watching it by inotify would miss changes behind a
+/// symbolic link, and orchestrators replace configuration that way.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Sends the rules whenever the file has changed, until nobody listens. A file that cannot be read
-/// or is wrong is logged, and the rules stay as they were.
+/// Sends the overrides whenever the file has changed, until the receiver is closed. A file that
+/// cannot be read or is wrong is logged, and the overrides stay as they were.
 pub(super) async fn watch(file: &Path, rules: &Sender<Overrides>) -> Result<()> {
     let mut seen = look(file);
     let mut ticks = interval(LOOK);
@@ -44,7 +44,7 @@ pub(super) async fn watch(file: &Path, rules: &Sender<Overrides>) -> Result<()> 
     }
 }
 
-/// What tells a file from how it was before.
+/// Returns values that change when the file changes.
 fn look(file: &Path) -> Option<(u64, u64, i64, i64)> {
     let data = fs::metadata(file).ok()?;
     Some((data.ino(), data.size(), data.mtime(), data.mtime_nsec()))

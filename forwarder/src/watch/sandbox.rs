@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Other network namespaces, seen from ours: a container's number, the far end of its veth, its GRO switch.
+//! Other network namespaces, as seen from ours: a container's namespace number, the peer of its
+//! veth, its GRO switch.
 //!
-//! A link that leads to another namespace makes the kernel number that namespace. With the number the far end can be
-//! read through a socket of ours, so nothing has to enter a container, except to turn its GRO on or off.
+//! When a link leads to another namespace, the kernel numbers that namespace. With the number, a
+//! socket of ours can read the peer, so the agent need not enter a container, except to turn its
+//! GRO on or off.
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -35,14 +37,14 @@ impl Drop for Background {
     }
 }
 
-/// A netlink socket of the namespace that the agent lives in, for questions.
+/// A netlink socket of the agent's namespace, for requests.
 pub struct Namespaces {
     handle: Handle,
     _answers: Background,
 }
 
 impl Namespaces {
-    /// Opens the socket; needs a tokio runtime.
+    /// Opens the socket. Needs a tokio runtime.
     pub fn open() -> Result<Self> {
         let (connection, handle, _) = new_connection().context("cannot open a netlink socket")?;
         Ok(Self {
@@ -51,12 +53,12 @@ impl Namespaces {
         })
     }
 
-    /// For dumps of our own namespace.
+    /// Returns the handle, for dumps of our own namespace.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// The kernel's number for a namespace; none while no link of ours leads there.
+    /// Returns the kernel's number for a namespace; none while no link of ours leads there.
     pub async fn id(&self, namespace: &impl AsFd) -> Option<NetnsId> {
         let mut question = NsidMessage::default();
         question.attributes.push(NsidAttribute::Fd(
@@ -81,7 +83,7 @@ impl Namespaces {
         None
     }
 
-    /// A device of another namespace; none if it (or the namespace) has gone.
+    /// Returns a device of another namespace; none if it or the namespace has gone.
     pub(super) async fn link(&self, netns: NetnsId, index: u32) -> Option<LinkMessage> {
         let mut request = self.handle.link().get().match_index(index);
         request
@@ -93,10 +95,11 @@ impl Namespaces {
     }
 }
 
-/// Opens a container's network namespace: by the sandbox's file, else by the container's first process.
+/// Opens a container's network namespace: by the sandbox's file, otherwise by the container's first
+/// process.
 ///
-/// The file is preferred because a process id may be another's by now. It is of no use where the agent does not share
-/// Docker's mounts.
+/// The file is preferred, because the process id may have been reused. The file is of no use if the
+/// agent does not share Docker's mounts.
 pub fn open(sandbox_key: &str, pid: u32) -> Result<OwnedFd> {
     if let Some(file) = Some(sandbox_key)
         .filter(|key| !key.is_empty())
@@ -114,17 +117,18 @@ pub fn open(sandbox_key: &str, pid: u32) -> Result<OwnedFd> {
         .into())
 }
 
-/// `NSFS_MAGIC` of linux/magic.h: what tells a namespace's file from the empty one below an unseen mount.
+/// `NSFS_MAGIC` of linux/magic.h: distinguishes a namespace's file from the empty file under a
+/// mount that is not visible.
 const NSFS_MAGIC: FsWord = 0x6e73_6673;
 
-/// Turns GRO of a device inside `namespace` on or off (a veth takes redirected XDP frames only while it is on);
-/// returns what it was before.
+/// Turns GRO of a device inside `namespace` on or off (a veth accepts redirected XDP frames only
+/// while it is on); returns the previous state.
 pub async fn set_gro(namespace: OwnedFd, index: u32, on: bool) -> Result<bool> {
     inside(namespace, move || Ethtool::open()?.set_gro(index, on)).await
 }
 
-/// Runs `work` on a thread of its own inside `namespace`. The thread ends with the work: none of tokio's may come
-/// back from there.
+/// Runs `work` on its own thread inside `namespace`. The thread ends with the work, because no
+/// thread of tokio's may return from another namespace.
 async fn inside<T: Send + 'static>(
     namespace: OwnedFd,
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -136,7 +140,7 @@ async fn inside<T: Send + 'static>(
             let entered =
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
                     .context("cannot enter the container's network namespace (CAP_SYS_ADMIN?)");
-            // Nobody to tell if the asker has gone.
+            // The receiver may have gone: then nobody waits for the answer.
             let _ = answer.send(entered.and_then(|()| work()));
         })
         .context("cannot start a thread")?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The conversation with one shim (a `forwarder-proxy` that dockerd started for a published port):
-//! its questions go to the agent's loop, the loop's words back to it, for as long as both live.
+//! its requests go to the agent's loop, and the loop's replies go to the shim, for as long as both
+//! live.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,29 +16,32 @@ use super::claim;
 use crate::control::Lines;
 use crate::host_state::{HostPort, Proto, ShimId};
 
-/// What a shim asks.
+/// A request of a shim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ShimRequest {
-    /// This port is mine and leads there: said at the start, to a new agent, and when dockerd dies.
-    /// The socket that holds the port comes with it. Answered once the kernel holds the mapping.
+    /// The shim holds this port, which leads to this container. Sent at the start, to a new agent,
+    /// and when dockerd dies. The socket that holds the port is attached. The reply comes when the
+    /// kernel holds the mapping.
     Bind(Binding),
-    /// I become a docker-proxy, which serves this port. Answered once the kernel holds the lists of
-    /// clients that it asks.
+    /// The shim becomes a docker-proxy, which serves this port. The reply comes when the kernel
+    /// holds the port's access list.
     Proxy(Binding),
-    /// My port is free again. Answered once the mapping is gone; the conversation ends.
+    /// The port is free again. The reply comes when the mapping has gone; then the conversation
+    /// ends.
     Unbind,
-    /// I cannot bind this port: an orphan may hold it. Answered once all such have ended.
+    /// The shim cannot bind this port, because an orphan may hold it. The reply comes when all such
+    /// orphans have ended.
     Reclaim(Binding),
 }
 
-/// A published port, as dockerd gives it to docker-proxy.
+/// A published port, as dockerd passes it to docker-proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Binding {
     /// Protocol.
     pub proto: Proto,
-    /// The host's address; unspecified means any local one of its family.
+    /// The host's address; unspecified means any local address of its family.
     pub host_ip: IpAddr,
     /// The host's port.
     pub host_port: u16,
@@ -45,12 +49,12 @@ pub struct Binding {
     pub container_ip: IpAddr,
     /// The container's port.
     pub container_port: u16,
-    /// The dockerd that started the shim is no more.
+    /// Whether the dockerd that started the shim has gone.
     pub orphan: bool,
 }
 
 impl Binding {
-    /// Its host's side.
+    /// Returns the host's side of the binding.
     #[must_use]
     pub fn host(&self) -> HostPort {
         HostPort {
@@ -62,52 +66,52 @@ impl Binding {
 }
 
 impl ShimRequest {
-    /// Reads a line; none if it is not a shim's.
+    /// Parses a line; none if it is not a shim's.
     #[must_use]
     pub fn read(line: &str) -> Option<Self> {
         serde_json::from_str(line).ok()
     }
 }
 
-/// What the agent says to a shim, one line of JSON each.
+/// A reply of the agent to a shim, one line of JSON each.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ShimReply {
-    /// What was asked is done.
+    /// The request is done.
     Ok(()),
-    /// It cannot be, and why.
+    /// The request is refused, and why.
     Error(String),
-    /// Let go of the port and end: another shim wants it, or nobody.
+    /// The shim must release the port and end: another shim needs it, or its container has gone.
     Release(()),
 }
 
-/// Whether whoever asks may: that it holds the port, or why that is not so.
+/// Whether the caller may make the request: it holds the port, or why it does not.
 pub type Proof = Result<(), String>;
 
-/// How the loop speaks to a shim; dropped, the conversation ends.
+/// The loop's channel to a shim. When it is dropped, the conversation ends.
 pub type ShimReplies = mpsc::UnboundedSender<ShimReply>;
 
-/// ShimEventKind of one shim for the agent's loop.
+/// An event of one shim for the agent's loop.
 #[derive(Debug)]
 pub struct ShimEvent {
-    /// Whose.
+    /// The shim.
     pub shim: ShimId,
-    /// What is new.
+    /// What happened.
     pub news: ShimEventKind,
 }
 
 /// What can happen to a shim.
 #[derive(Debug)]
 pub enum ShimEventKind {
-    /// It is there, and listens here.
+    /// The shim has connected, and receives replies here.
     Came(ShimReplies),
-    /// It asks, and may, or may not for this reason.
+    /// The shim makes a request, and whether it may.
     Asks(ShimRequest, Proof),
-    /// It is gone.
+    /// The shim has gone.
     Went,
 }
 
-/// Carries words both ways until either side ends.
+/// Passes requests and replies until either side ends.
 pub(crate) async fn converse(
     first: ShimRequest,
     mut from: Lines,
@@ -164,14 +168,14 @@ async fn carry(
     }
 }
 
-/// A question, with whether its asker may ask it.
+/// Returns a request, with whether the caller may make it.
 fn asks(question: ShimRequest, from: &mut Lines) -> ShimEventKind {
     let socket = from.take_attached();
     let may = claim::may_claim(from.stream());
     let proof = may.and_then(|()| match &question {
         ShimRequest::Bind(binding) => claim::holds(socket.as_ref(), binding),
-        // What they concern is the caller's own, an orphan's that has to end anyway, or a port that
-        // gets closed and not opened.
+        // These need no proof: they concern the caller's own port, an orphan's port that has to be
+        // released anyway, or a port that is closed and not opened.
         ShimRequest::Unbind | ShimRequest::Reclaim(_) | ShimRequest::Proxy(_) => Ok(()),
     });
     ShimEventKind::Asks(question, proof)

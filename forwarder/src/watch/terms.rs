@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From options and labels to what a network or a container asks of its traffic.
+//! Options and labels of networks and containers, converted to network options and access lists.
 //!
-//! A label of ours stands in for an option that the daemon does not know, and comes before it.
+//! A label of ours replaces an option that the daemon does not know, and overrides it.
 
 use std::collections::BTreeMap;
 
@@ -17,22 +17,22 @@ pub(super) const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquer
 const HOST_IPV4: &str = "com.docker.network.host_ipv4";
 const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 const TRUSTED: &str = "com.docker.network.bridge.trusted_host_interfaces";
-/// Ours, in front of the option's last word.
+/// Our label prefix, before the last word of the option.
 const PREFIX: &str = "forwarder.";
-/// Ours: `forwarder.ingress.allow`, and of one port `forwarder.ingress.8080/tcp.allow`.
+/// Our labels: `forwarder.ingress.allow`, and for one port `forwarder.ingress.8080/tcp.allow`.
 const INGRESS: &str = "forwarder.ingress.";
-/// Ours, of a network or a container: address ranges.
+/// Our label of a network or a container: address ranges.
 const ALLOWED_SOURCES: &str = "forwarder.allowed-sources";
-/// So many of them one label may name: all share one map.
+/// The maximum number of ranges in one such label, because all share one map.
 const ALLOWED_RANGES: usize = 64;
-/// Ours, of a network.
+/// Our label of a network.
 const ANY_MAC: &str = "forwarder.any-mac";
-/// Ours, of a network.
+/// Our label of a network.
 const OTHER_FRAMES: &str = "forwarder.other-frames";
 
 type Texts = BTreeMap<String, String>;
 
-/// What a network asks.
+/// Returns the options of a network.
 pub(super) fn of_network(options: &Texts, labels: &Texts) -> NetworkOptions {
     let labelled = |option: &str| {
         let word = option.rsplit('.').next().unwrap_or(option);
@@ -64,8 +64,8 @@ pub(super) fn of_network(options: &Texts, labels: &Texts) -> NetworkOptions {
     }
 }
 
-/// The sources beside its own that a container, or each of a network's, may use. Of a list that cannot
-/// be read, none.
+/// Returns the sources besides their own that a container, or each container of a network, may use.
+/// A list that cannot be parsed allows none.
 pub(super) fn allowed_sources(labels: &Texts) -> Vec<IpNet> {
     let Some(text) = labels.get(ALLOWED_SOURCES) else {
         return Vec::new();
@@ -86,7 +86,7 @@ pub(super) fn allowed_sources(labels: &Texts) -> Vec<IpNet> {
     ranges.unwrap_or_default()
 }
 
-/// Who a container lets in: to all of its published ports, and by port.
+/// Returns a container's access lists: for all of its published ports, and by port.
 pub(super) fn of_container(labels: &Texts) -> (Ingress, BTreeMap<PortName, Ingress>) {
     let ports = labels.keys().filter_map(|label| {
         let (port, _) = label.strip_prefix(INGRESS)?.rsplit_once('.')?;

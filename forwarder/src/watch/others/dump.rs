@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Netlink of any protocol: a list of all there is of a kind, and notices of groups.
+//! Netlink of any protocol: dumps of all objects of a kind, and notifications of groups.
 
 use std::os::fd::OwnedFd;
 
@@ -23,7 +23,7 @@ fn open(protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
 }
 
-/// A socket that hears the notices of groups, as a mask.
+/// Opens a socket that receives the notifications of groups, given as a mask.
 pub(super) fn subscribe(protocol: Option<Protocol>, groups: u32) -> Result<OwnedFd, Errno> {
     let socket = open(protocol)?;
     bind(&socket, &SocketAddrNetlink::new(0, groups))?;
@@ -31,8 +31,8 @@ pub(super) fn subscribe(protocol: Option<Protocol>, groups: u32) -> Result<Owned
     Ok(socket)
 }
 
-/// All that the kernel answers to a request, as far as `read` makes something of it. A kernel that
-/// does not know the request has nothing of the kind.
+/// Returns the kernel's answers to a dump request for which `read` returns a value. A kernel that
+/// does not know the request has no such objects.
 pub(super) fn dump<T>(
     protocol: Option<Protocol>,
     kind: u16,
@@ -57,7 +57,7 @@ fn ask(
     message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend((REQUEST | DUMP).to_ne_bytes());
-    // One question at a time: no need for numbers.
+    // There is one request at a time, so sequence numbers are not needed.
     message.extend([0; 8]);
     message.extend(request);
     let kernel = SocketAddrNetlink::new(0, 0);
@@ -82,12 +82,12 @@ fn ask(
     }
 }
 
-/// The first message's type and body, and what follows it.
+/// Returns the first message's type and body, and the bytes after it.
 fn first(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
     let body = bytes.get(HEADER..length)?;
-    // Messages begin at multiples of four.
+    // Messages begin at multiples of four bytes.
     let next = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     Some((kind, body, next))
 }
