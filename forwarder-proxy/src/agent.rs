@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The agent's side: its control socket, one line of JSON at a time.
+//! The connection to the agent: its control socket, one line of JSON at a time.
 
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -13,33 +13,34 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::geteuid;
 
-/// Where the agent's folder is, to dockerd and hence to us.
+/// The variable with the agent's state directory; dockerd passes it to the shim.
 const STATE_DIR: &str = "FORWARDER_STATE_DIR";
-/// How long to wait for an agent that is away, in seconds; without it not at all.
+/// The variable that says how long to wait for an absent agent, in seconds. Without it the shim
+/// does not wait.
 const WAIT: &str = "FORWARDER_PROXY_WAIT";
-/// No line of the agent's is longer, in bytes.
+/// The maximum length of a line from the agent, in bytes.
 const LINE: usize = 4096;
 
-/// What the agent says.
+/// A reply of the agent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum ShimReply {
-    /// It is done.
+    /// The request is done.
     Done,
-    /// It cannot be, and why.
+    /// The request is refused, and why.
     Refused(String),
-    /// Let go of the port: another one wants it, or nobody.
+    /// The shim must release the port: another shim needs it, or its container has gone.
     Release,
 }
 
 /// A connection to the agent.
 pub(crate) struct Agent {
     stream: UnixStream,
-    /// Heard, not yet read.
+    /// Bytes that were received and not yet parsed.
     heard: Vec<u8>,
 }
 
 impl Agent {
-    /// An error says, for a person, where nobody answers.
+    /// Connects to the agent. The error says, for a person, where nobody answers.
     pub(crate) fn connect() -> Result<Self, String> {
         let path = socket();
         let stream = UnixStream::connect(&path).map_err(|error| {
@@ -48,7 +49,7 @@ impl Agent {
                 path.display()
             )
         })?;
-        // Whoever listens there decides what is published.
+        // The process that listens there decides what is published, so it must be trusted.
         let owner = socket_peercred(&stream).map_err(|e| lost(&e.into()))?.uid;
         if !owner.is_root() && owner != geteuid() {
             return Err(format!(
@@ -68,7 +69,8 @@ impl Agent {
         self.stream.write_all(line.as_bytes()).map_err(|e| lost(&e))
     }
 
-    /// Sends one line, and the socket that holds the port with it: the agent believes nobody else.
+    /// Sends one line, with the socket that holds the port attached: the agent accepts no claim
+    /// without it.
     pub(crate) fn say_with(
         &mut self,
         line: &str,
@@ -87,13 +89,13 @@ impl Agent {
         self.say(&line[sent..])
     }
 
-    /// Whether a whole line has already come.
+    /// Whether a whole line has already arrived.
     pub(crate) fn has_heard(&self) -> bool {
         self.heard.contains(&b'\n')
     }
 
-    /// The next word, if a whole one is there; to be called when there is something to read. An
-    /// error: the agent is gone.
+    /// Returns the next reply, if a whole one has arrived. Must be called when there is something
+    /// to read. An error means that the agent has gone.
     pub(crate) fn hear(&mut self) -> Result<Option<ShimReply>, String> {
         if !self.has_heard() {
             let mut buffer = [0; 256];
@@ -107,15 +109,15 @@ impl Agent {
             return Ok(None);
         };
         let line: Vec<u8> = self.heard.drain(..=end).collect();
-        // A sleeper keeps nothing it does not need.
+        // A sleeping shim keeps no memory that it does not need.
         self.heard.shrink_to_fit();
         Ok(Some(word(String::from_utf8_lossy(&line).trim_end())))
     }
 
-    /// [`Self::hear`], waiting until then.
+    /// Waits for a reply until the deadline: see [`Self::hear`].
     pub(crate) fn hear_until(&mut self, deadline: Instant) -> Result<Option<ShimReply>, String> {
         let left = deadline.saturating_duration_since(Instant::now());
-        // No time at all would mean for ever.
+        // A timeout of zero would mean no timeout.
         let left = left.max(Duration::from_millis(1));
         self.stream
             .set_read_timeout(Some(left))
@@ -140,7 +142,7 @@ fn socket() -> PathBuf {
     folder.join("forwarder.sock")
 }
 
-/// How long to wait for an agent that is away.
+/// Returns how long to wait for an absent agent.
 pub(crate) fn patience() -> Result<Duration, String> {
     match std::env::var(WAIT) {
         Ok(text) if !text.is_empty() => text
@@ -151,7 +153,7 @@ pub(crate) fn patience() -> Result<Duration, String> {
     }
 }
 
-/// Reads one of the three lines that the agent writes to shims.
+/// Parses one of the three lines that the agent sends to shims.
 fn word(line: &str) -> ShimReply {
     match line {
         "{\"ok\":null}" => ShimReply::Done,
@@ -165,7 +167,8 @@ fn word(line: &str) -> ShimReply {
     }
 }
 
-/// A JSON string's text; of its escapes those that are only a backslash before what is meant.
+/// Decodes a JSON string's text. Of the escapes it knows those that are a backslash before the
+/// character itself.
 fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut letters = text.chars();

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command line, which is docker-proxy's, and the questions made of it.
+//! The command line, which is docker-proxy's, and the requests built from it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-/// What dockerd wants.
+/// What dockerd requests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Args {
     /// `tcp`, `udp` or `sctp`.
@@ -14,14 +14,14 @@ pub(crate) struct Args {
     pub(crate) host_port: u16,
     container_ip: IpAddr,
     container_port: u16,
-    /// dockerd (28 and later) hands on a bound socket.
+    /// Whether dockerd (28 and later) passes a bound socket.
     pub(crate) listen_fd: bool,
-    /// As they came, for docker-proxy.
+    /// The arguments as they came, for docker-proxy.
     pub(crate) raw: Vec<String>,
 }
 
 impl Args {
-    /// Reads `-name value`, with one dash or two, also `-name=value`, as Go's flags do.
+    /// Parses `-name value`, with one dash or two, also `-name=value`, as Go's flag package does.
     pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let raw: Vec<String> = arguments.collect();
         let (mut proto, mut host_ip, mut host_port) = (None, None, None);
@@ -59,14 +59,14 @@ impl Args {
         })
     }
 
-    /// Whether the agent can map it. What it cannot is docker-proxy's.
+    /// Whether the agent can serve the port. Docker's own docker-proxy serves the others.
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self.proto.as_str(), "tcp" | "udp")
             && self.host_ip.is_ipv4()
             && self.container_ip.is_ipv4()
     }
 
-    /// A question for the agent, one line of JSON.
+    /// Builds a request to the agent, one line of JSON.
     pub(crate) fn question(&self, verb: &str, orphan: bool) -> String {
         let Self {
             proto,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! dockerd's side: the descriptors that it hands on, its word of success, and its own docker-proxy.
+//! The connection to dockerd: the descriptors that it passes, the report of success, and Docker's
+//! own docker-proxy.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -13,14 +14,14 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use crate::args::Args;
 
-/// Where dockerd waits for `0\n`, or `1\n` and why not.
+/// The descriptor on which dockerd waits for `0\n`, or `1\n` and an error message.
 const REPORT: RawFd = 3;
-/// The bound socket that Docker 28 and later hand on.
+/// The descriptor of the bound socket that Docker 28 and later pass.
 const LISTENER: RawFd = 4;
 
-/// Names Docker's own proxy.
+/// The variable that names Docker's own proxy.
 const DOCKER_PROXY: &str = "FORWARDER_DOCKER_PROXY";
-/// Where packages put it, beside `PATH`.
+/// The directories where packages install it, in addition to `PATH`.
 const FOLDERS: [&str; 6] = [
     "/usr/bin",
     "/usr/sbin",
@@ -30,35 +31,35 @@ const FOLDERS: [&str; 6] = [
     "/usr/local/libexec/docker",
 ];
 
-/// Who started us, until it has heard how it went.
+/// The process that started the shim, until it has received the report.
 pub(crate) struct Dockerd(Option<File>);
 
 impl Dockerd {
-    /// Nobody, when a person starts us.
+    /// Takes over the report's descriptor; there is none if a person starts the shim.
     pub(crate) fn inherited() -> Self {
         Self(inherit(REPORT).ok().map(File::from))
     }
 
-    /// The container may start.
+    /// Reports success: the container may start.
     pub(crate) fn started(&mut self) {
         self.report("0\n");
     }
 
-    /// It may not.
+    /// Reports failure: the container must not start.
     pub(crate) fn failed(&mut self, why: &str) {
         self.report(&format!("1\n{why}"));
     }
 
     fn report(&mut self, word: &str) {
         if let Some(mut pipe) = self.0.take() {
-            // It reads as long as it lives; when it does not, SIGTERM says so.
+            // dockerd reads as long as it lives; its death is reported by SIGTERM.
             let _ = pipe.write_all(word.as_bytes());
             close(REPORT);
         }
     }
 }
 
-/// The socket that dockerd handed on, for as long as it is held.
+/// The socket that dockerd passed, until it is dropped.
 pub(crate) struct Listener(OwnedFd);
 
 impl Listener {
@@ -77,7 +78,7 @@ impl Drop for Listener {
     }
 }
 
-/// A descriptor of ours by number, as one that closes itself.
+/// Takes over a descriptor of this process by number, as one that closes itself.
 fn inherit(number: RawFd) -> io::Result<OwnedFd> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     if own.as_raw_fd() == number {
@@ -86,13 +87,13 @@ fn inherit(number: RawFd) -> io::Result<OwnedFd> {
     Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?)
 }
 
-/// Closes the original of what was [inherited](inherit).
+/// Closes the original of an [inherited](inherit) descriptor.
 fn close(number: RawFd) {
-    // Nothing else here knows the number.
+    // No other code here uses the number.
     let _ = nix::unistd::close(number);
 }
 
-/// Becomes Docker's own proxy; returns only to say why not.
+/// Replaces this process by Docker's own proxy. Returns only on failure, with the reason.
 pub(crate) fn become_docker_proxy(args: &Args) -> String {
     match docker_proxy() {
         Ok(path) => {
@@ -117,7 +118,7 @@ fn docker_proxy() -> Result<PathBuf, String> {
     }
     let own = fs::metadata("/proc/self/exe").map(|file| (file.dev(), file.ino()));
     let other = |path: &PathBuf| {
-        // We may be installed under that name.
+        // The shim may be installed under that name.
         fs::metadata(path).is_ok_and(|file| {
             file.is_file() && own.as_ref().ok() != Some(&(file.dev(), file.ino()))
         })

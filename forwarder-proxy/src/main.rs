@@ -2,19 +2,19 @@
 //! The shim that dockerd starts for each published port (`--userland-proxy-path`), in
 //! docker-proxy's place.
 //!
-//! dockerd waits until its proxy says that the port is served. The shim uses this moment: it
+//! dockerd waits until its proxy reports that the port is served. The shim uses this moment: it
 //! reserves the port ([`reserve`]), has the agent program the mapping ([`agent`]), and only then
-//! tells dockerd that the container may start ([`dockerd`]). So a container's first instruction
-//! runs when its ports are in the kernel's map. From then on the shim sleeps ([`asleep`]), its
-//! connection to the agent open, until a signal or the agent wakes it ([`signals`]). There is one
-//! process per port, perhaps a thousand: it keeps next to nothing in memory.
+//! reports to dockerd that the container may start ([`dockerd`]). So a container's ports are in the
+//! kernel's map before its first instruction runs. From then on the shim sleeps ([`asleep`]), with
+//! its connection to the agent open, until a signal or the agent wakes it ([`signals`]). There is
+//! one process per port, perhaps a thousand, so each keeps almost nothing in memory.
 //!
-//! SIGINT is dockerd's way to say that the port is free again. When dockerd itself dies (SIGTERM,
-//! by the kernel) the shim lives on as an *orphan*: port and mapping stay until a new dockerd's
-//! shim, or the agent, wants them back.
+//! With SIGINT dockerd says that the port is free again. If dockerd itself dies (the kernel sends
+//! SIGTERM), the shim continues as an *orphan*: port and mapping stay until a new dockerd's shim,
+//! or the agent, reclaims them.
 //!
-//! The command line is docker-proxy's ([`args`]). The shim becomes Docker's own docker-proxy for
-//! what the agent does not serve: IPv6 host addresses and SCTP.
+//! The command line is docker-proxy's ([`args`]). For ports that the agent does not serve (IPv6
+//! host addresses and SCTP), the shim replaces itself by Docker's own docker-proxy.
 
 mod agent;
 mod args;
@@ -35,22 +35,23 @@ use dockerd::Dockerd;
 use reserve::Reservation;
 use signals::{Signals, Woken};
 
-/// dockerd gives up after 16 seconds: it shall hear why before.
+/// The time limit of the start. dockerd gives up after 16 seconds, and should receive the reason
+/// before.
 const START: Duration = Duration::from_secs(15);
-/// From SIGINT to the end, at most: dockerd waits for it.
+/// The maximum time from SIGINT to the end, because dockerd waits for it.
 const PARTING: Duration = Duration::from_secs(5);
-/// Between two tries to find an agent that is waited for.
+/// The pause between two attempts to find the agent at the start.
 const TRY: Duration = Duration::from_millis(100);
-/// Between two tries to find the agent again.
+/// The pause between two attempts to find the agent again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a port that an orphan has let go may still be busy.
+/// How long a port may still be in use after an orphan has released it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Why there is nothing to do any more.
+/// Why the shim ends.
 enum End {
-    /// dockerd, or the agent, wants no more of us.
+    /// dockerd or the agent has ended the shim's work.
     Done,
-    /// It cannot be, for this reason.
+    /// The work failed, for this reason.
     Failed(String),
 }
 
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, dockerd: &mut Dockerd) -> End {
-    // Whose death SIGTERM would tell of: known before it can come.
+    // SIGTERM reports the death of this process, so its id is read before the signal can arrive.
     let parent = rustix::process::getppid();
     let started = Signals::block()
         .map_err(End::Failed)
@@ -97,13 +98,14 @@ fn run(args: &Args, dockerd: &mut Dockerd) -> End {
     }
 }
 
-/// Reserves the port and has it programmed.
+/// Reserves the port and has the agent program the mapping.
 fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
     let deadline = Instant::now() + START;
     let mut agent = find(signals)?;
     let reservation = match Reservation::make(args) {
         Err(busy) if busy.kind() == ErrorKind::AddrInUse => {
-            // An orphan of a dockerd that died may hold it. If none does, what we saw is so.
+            // An orphan of a dead dockerd may hold the port. If there is none, the first error
+            // stands.
             let question = args.question("reclaim", false);
             match ask(&mut agent, &question, None, signals, deadline) {
                 Ok(()) => again(args),
@@ -125,8 +127,8 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
     Ok((agent, reservation))
 }
 
-/// Has the agent put the lists of clients before a port of IPv6 that docker-proxy is to serve. Signals
-/// stay as they are: docker-proxy would inherit what is blocked.
+/// Has the agent program the access list of an IPv6 port before docker-proxy serves it. The signal
+/// mask stays unchanged, because docker-proxy would inherit blocked signals.
 fn announce_proxy(args: &Args) -> Result<(), String> {
     if args.host_ip.is_ipv4() {
         return Ok(());
@@ -150,7 +152,7 @@ fn announce_proxy(args: &Args) -> Result<(), String> {
     }
 }
 
-/// Makes the reservation once its holder has let go.
+/// Reserves the port once its holder has released it.
 fn again(args: &Args) -> std::io::Result<Reservation> {
     let deadline = Instant::now() + LINGER;
     loop {
@@ -163,7 +165,7 @@ fn again(args: &Args) -> std::io::Result<Reservation> {
     }
 }
 
-/// The agent: at once, or as soon as it comes if we are told to wait.
+/// Connects to the agent: at once, or when it appears if the configuration says to wait.
 fn find(signals: &Signals) -> Result<Agent, End> {
     let deadline = Instant::now() + agent::patience()?;
     loop {
@@ -178,7 +180,7 @@ fn find(signals: &Signals) -> Result<Agent, End> {
     }
 }
 
-/// Asks the agent and waits for its answer.
+/// Sends a request to the agent and waits for its reply.
 fn ask(
     agent: &mut Agent,
     question: &str,
@@ -193,7 +195,7 @@ fn ask(
             return Err(End::Failed("the forwarder's agent gives no answer".into()));
         }
         match signals.wait(Some(agent), Some(left))? {
-            // Nobody waits for us any more.
+            // dockerd no longer waits for the shim.
             Woken::Interrupted | Woken::Terminated => return Err(End::Done),
             Woken::Nothing => {}
             Woken::Agent => match agent.hear()? {
@@ -206,7 +208,7 @@ fn ask(
     }
 }
 
-/// Sleeps until the port is to be free again.
+/// Sleeps until the port must be released.
 fn stay(
     args: &Args,
     signals: &Signals,
@@ -221,7 +223,8 @@ fn stay(
         let lost = match signals.wait(agent.as_ref(), timeout) {
             Err(why) => return End::Failed(why),
             Ok(Woken::Interrupted) => return part(agent, reservation),
-            // A thread of dockerd's that ends sends it too: then nothing has happened.
+            // The kernel also sends the signal when only a thread of dockerd ends: then nothing has
+            // happened.
             Ok(Woken::Terminated) if orphan || !orphaned() => false,
             Ok(Woken::Terminated) => {
                 orphan = true;
@@ -234,11 +237,11 @@ fn stay(
             }
             Ok(Woken::Agent) => match agent.as_mut().map(Agent::hear) {
                 Some(Ok(Some(ShimReply::Release))) => {
-                    // Free before the agent sees us go.
+                    // The port is free before the agent sees the connection end.
                     drop(reservation);
                     return End::Done;
                 }
-                // Another one has the port by now.
+                // Another shim has the port now.
                 Some(Ok(Some(ShimReply::Refused(_)))) if orphan => return End::Done,
                 Some(Ok(Some(ShimReply::Refused(_))) | Err(_)) => true,
                 Some(Ok(Some(ShimReply::Done) | None)) | None => false,
@@ -250,7 +253,7 @@ fn stay(
     }
 }
 
-/// Says what we are; returns whether the agent is lost.
+/// Sends the shim's claim; returns whether the agent is lost.
 fn announce(
     args: &Args,
     agent: &mut Option<Agent>,
@@ -263,14 +266,15 @@ fn announce(
         .is_some_and(|agent| agent.say_with(&question, reservation.socket()).is_err())
 }
 
-/// The port is no longer published: the mapping goes first, then the reservation.
+/// Ends the publication of the port: first the mapping is removed, then the reservation.
 fn part(agent: Option<Agent>, reservation: Reservation) -> End {
     let Some(mut agent) = agent else {
         return End::Done;
     };
     let deadline = Instant::now() + PARTING;
     if agent.say("{\"verb\":\"unbind\"}\n").is_ok() {
-        // An earlier question may still be unanswered: the agent closes when it has let go.
+        // An earlier request may still be without a reply. The agent closes the connection when it
+        // has released the port.
         while agent.hear_until(deadline).is_ok() {}
     }
     drop(reservation);

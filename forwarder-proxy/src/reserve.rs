@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The reservation: nothing else on the host may take the port, and nobody is answered by it.
+//! The reservation of a port: no other program on the host can take the port, and the socket
+//! answers nobody.
 //!
-//! As Docker 29's: bound, TCP also listening (so that the port shows as taken and a second socket
-//! is refused), with a filter that drops everything. Who comes before the mapping is programmed
-//! gets no answer and tries again, instead of a connection that nobody serves.
+//! It works like Docker 29's: the socket is bound, TCP also listens (so that the port shows as
+//! taken and a second socket is refused), and a filter drops everything. A client that connects
+//! before the mapping is programmed gets no answer and tries again, instead of a connection that
+//! nobody serves.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use nix::sys::socket::{
 use crate::args::Args;
 use crate::dockerd::Listener;
 
-/// `BPF_RET | BPF_K` with 0: no byte of anything is let through.
+/// `BPF_RET | BPF_K` with 0: drops every packet.
 const DROP_ALL: sock_filter = sock_filter {
     code: 0x06,
     jt: 0,
@@ -40,9 +42,9 @@ nix::setsockopt_impl!(
 
 /// A reserved port, until it is dropped.
 pub(crate) enum Reservation {
-    /// By a socket of our own.
+    /// Reserved by a socket of our own.
     Own(OwnedFd),
-    /// By the one that dockerd bound.
+    /// Reserved by the socket that dockerd bound.
     Handed(Option<Listener>),
 }
 
@@ -62,7 +64,7 @@ impl Reservation {
         };
         let own = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
         if stream {
-            // Connections that ended a moment ago are no obstacle.
+            // Recently closed connections do not prevent the bind.
             setsockopt(&own, sockopt::ReuseAddr, &true)?;
         }
         let address = SocketAddr::new(args.host_ip, args.host_port);
@@ -71,7 +73,7 @@ impl Reservation {
         Ok(Self::Own(own))
     }
 
-    /// The socket that holds the port, as long as one does.
+    /// Returns the socket that holds the port, if there is one.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Own(socket) => Some(socket.as_fd()),
@@ -79,8 +81,9 @@ impl Reservation {
         }
     }
 
-    /// dockerd has died. A new one that binds its ports itself (28 and later) must be able to: of
-    /// its socket stays what does not stand in the way of another bind.
+    /// Prepares the reservation for the time after dockerd's death. A new dockerd that binds its
+    /// ports itself (28 and later) must be able to bind. So of dockerd's socket only what does not
+    /// prevent another bind stays.
     pub(crate) fn outlive_dockerd(&mut self) {
         let Self::Handed(listener) = self else { return };
         let bound = listener.as_ref().is_some_and(|listener| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Waiting: for dockerd's signals and for the agent, in one place.
+//! Waiting for dockerd's signals and for the agent, in one place.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -11,24 +11,24 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::agent::Agent;
 
-/// Why the sleep is over.
+/// Why the wait has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Woken {
     /// SIGINT: the port is no longer published.
     Interrupted,
     /// SIGTERM: dockerd, or a thread of it, has ended.
     Terminated,
-    /// The agent says something, or is gone.
+    /// The agent has sent something, or has gone.
     Agent,
-    /// It took long enough.
+    /// The timeout has passed.
     Nothing,
 }
 
-/// The signals, which from [`Self::block`] on come when they are waited for.
+/// The signals, which arrive only in [`Self::wait`] after [`Self::block`].
 pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks them. A terminal that closes (SIGHUP) is nobody's concern here.
+    /// Blocks the signals. SIGHUP of a closed terminal is not handled.
     pub(crate) fn block() -> Result<Self, String> {
         let heard: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
         let mut blocked = heard;
@@ -42,7 +42,7 @@ impl Signals {
             .map_err(|error| format!("cannot block signals: {error}"))
     }
 
-    /// Sleeps until something comes, at most for `timeout`.
+    /// Sleeps until something arrives, at most for `timeout`.
     pub(crate) fn wait(
         &self,
         agent: Option<&Agent>,

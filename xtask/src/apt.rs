@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Debian packages: what is missing, and its installation without removing anything of the user's, or
-//! its files without any installation.
+//! Debian packages: finds missing ones, and installs them without removing any of the user's
+//! packages, or unpacks their files without installation.
 use std::{
     fs,
     path::Path,
@@ -14,15 +14,15 @@ use crate::{
     workspace::{find_program, is_root},
 };
 
-/// A package, and the program by which the need for it is met whoever installed that.
+/// A required package, and the program that satisfies the requirement from any source.
 pub(crate) struct Need {
     package: &'static str,
-    /// `None`: only this very package will do.
+    /// `None`: only the package itself satisfies the requirement.
     program: Option<&'static str>,
 }
 
 impl Need {
-    /// `package` is needed for the sake of `program`.
+    /// Requires `program`, which `package` provides.
     pub(crate) const fn program(package: &'static str, program: &'static str) -> Self {
         Self {
             package,
@@ -30,7 +30,7 @@ impl Need {
         }
     }
 
-    /// `package` itself is needed.
+    /// Requires `package` itself.
     pub(crate) const fn package(package: &'static str) -> Self {
         Self {
             package,
@@ -44,10 +44,10 @@ impl Need {
     }
 }
 
-/// Packages that may go when another comes in their place: the static busybox is a busybox.
+/// Packages that may be removed if another replaces them: the static busybox is a busybox.
 const REPLACEABLE: [&str; 1] = ["busybox"];
 
-/// Installs whatever of `needs` is missing.
+/// Installs all of `needs` that are missing.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     let unmet: Vec<_> = needs
         .iter()
@@ -62,7 +62,7 @@ pub(crate) fn is_there() -> bool {
     find_program("apt-get").is_some() && find_program("dpkg-query").is_some()
 }
 
-/// Those of `packages` that dpkg does not hold as installed.
+/// Returns those of `packages` that dpkg does not list as installed.
 pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
     if packages.is_empty() {
         return Vec::new();
@@ -86,7 +86,7 @@ pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
         .collect()
 }
 
-/// Installs packages; refuses if that would remove others.
+/// Installs packages; refuses if this would remove others.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -120,15 +120,15 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 
     let what = format!("install {names}");
     if step(&what, apt_get(packages)).is_err() {
-        // Package lists can be there and name files that the mirror no longer has.
+        // The package lists can be outdated and name files that the mirror no longer has.
         update()?;
         step(&what, apt_get(packages))?;
     }
     Ok(())
 }
 
-/// Unpacks a package, and what it needs beside all that is installed, in `folder`, which is there only
-/// once it is whole. This system's packages stay as they are.
+/// Unpacks a package and its missing dependencies into `folder`, which exists only once it is
+/// complete. This system's packages stay as they are.
 pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
     let draft = folder.with_extension("new");
     if draft.exists() {
@@ -194,7 +194,7 @@ fn apt_get(packages: &[&str]) -> Command {
     command
 }
 
-/// The packages that a simulated run would remove, less those whose successor comes with it.
+/// Returns the packages that a simulated run would remove, without those that the run replaces.
 fn removals(simulation: &str) -> Vec<&str> {
     simulation
         .lines()

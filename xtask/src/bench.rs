@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask bench`: the forwarder measured against a stock Docker host and a bare veth.
+//! `cargo xtask bench`: measures the forwarder against a stock Docker host and a bare veth.
 use std::{
     ffi::OsString,
     path::PathBuf,
@@ -15,7 +15,7 @@ use crate::{
     workspace::{Workspace, require_root},
 };
 
-/// The hosts that are measured, and what makes the load.
+/// What the measured hosts and the load generators need.
 const NEEDS: [Need; 9] = [
     Need::program("docker.io", "dockerd"),
     Need::package("busybox-static"),
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     rest: Vec<OsString>,
 }
 
-/// Becomes the bench; returns only if it cannot.
+/// Replaces this process by the bench; returns only on failure.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     require_root("bench")?;
     apt::ensure(&NEEDS)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A task of ours that runs beside another one, on the CPU time that the other leaves.
+//! A background task that runs beside another one, on the CPU time that the other leaves.
 use std::{
     env,
     fs::File,
@@ -14,12 +14,13 @@ use crate::{totals::Totals, workspace::Workspace};
 /// A running task.
 pub(crate) struct Beside {
     child: Child,
-    /// What it prints.
+    /// The task's output.
     output: File,
 }
 
 impl Beside {
-    /// Starts `cargo xtask ARGUMENTS` by the kernel's idle class (`sched(7)`): it delays nobody.
+    /// Starts `cargo xtask ARGUMENTS` in the kernel's idle scheduling class (`sched(7)`), so that
+    /// it delays nothing.
     pub(crate) fn start(workspace: &Workspace, arguments: &[&str]) -> Result<Self> {
         let path = workspace.target.join("beside.log");
         let mut options = File::options();
@@ -39,7 +40,7 @@ impl Beside {
         Ok(Self { child, output })
     }
 
-    /// Waits for its end, shows what it printed, and reads the sum in its last line.
+    /// Waits for its end, prints its output, and parses the totals in its last line.
     pub(crate) fn finish(mut self, shown: &mut impl Write) -> Result<Totals> {
         let status = self.child.wait().context("cannot wait for a task")?;
         self.output.rewind()?;
@@ -54,7 +55,7 @@ impl Beside {
 }
 
 impl Drop for Beside {
-    /// What nobody waits for any more ends.
+    /// Ends the task if nobody waits for it any more.
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             let _ = self.child.kill();

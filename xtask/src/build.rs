@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask build`: the BPF object, the release binaries that embed it, what the tests need.
+//! `cargo xtask build`: builds the BPF object, the release binaries that embed it, and what the
+//! tests need.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use crate::{setup, step::step, toolchain::Toolchain, workspace::Workspace};
 /// The package that holds the test harness and its binaries.
 pub(crate) const TESTS: &str = "forwarder-tests";
 
-/// The shim that dockerd starts per published port, package and binary.
+/// The shim that dockerd starts per published port: package and binary.
 pub(crate) const SHIM: &str = "forwarder-proxy";
 
 /// The package of the product's BPF programs, and that of the bench's own.
@@ -27,10 +28,11 @@ const BPF_FLAGS: [&str; 4] = [
     // BTF is made from debug info; without it maps and programs have no types.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
-    // Else each small `memset` and `memmove` is a call, and a frame of 32 bytes on kernel 6.1.
+    // Without this, each small `memset` and `memmove` is a call, which takes a frame of 32 bytes on
+    // kernel 6.1.
     "-Clink-arg=--disable-expand-memcpy-in-order",
     // The kernel's third instruction set (5.12): 32-bit registers, and atomic operations that
-    // return what they found (compare-and-swap, fetch-and-add), which v1 and v2 lack.
+    // return the old value (compare-and-swap, fetch-and-add), which v1 and v2 lack.
     "-Ctarget-cpu=v3",
 ];
 
@@ -40,9 +42,9 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     object(workspace, &toolchain, PROGRAMS, &workspace.object())?;
     release(workspace, "forwarder", "forwarder")?;
     static_binary(workspace, SHIM, SHIM, "tiny", &workspace.release(SHIM))?;
-    // A tree without its tests, as a package of the product may be, still builds.
+    // A source tree without the tests, such as a package of the product, still builds.
     if workspace.has_binary(TESTS, "peer") {
-        // Containers of the tests hold nothing else, no C library either.
+        // Containers of the tests contain nothing else, not even a C library.
         static_binary(workspace, TESTS, "peer", "release", &workspace.peer())?;
     }
     if workspace.has_binary(TEST_PROGRAMS, TEST_PROGRAMS) {
@@ -56,8 +58,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Builds what a virtual machine's kernel verifies, and the static binary that has it verified:
-/// where both lie.
+/// Builds the object that a virtual machine's kernel verifies, and the static binary that runs the
+/// verification. Returns both paths.
 pub(crate) fn verifier(workspace: &Workspace) -> Result<[PathBuf; 2]> {
     let toolchain = setup::ensure(workspace)?;
     let (programs, verifier) = (workspace.object(), workspace.verifier());
@@ -66,7 +68,7 @@ pub(crate) fn verifier(workspace: &Workspace) -> Result<[PathBuf; 2]> {
     Ok([programs, verifier])
 }
 
-/// Builds a release binary with the BPF object at hand.
+/// Builds a release binary that embeds the BPF object.
 pub(crate) fn release(workspace: &Workspace, package: &str, binary: &str) -> Result<()> {
     if !workspace.has_binary(package, binary) {
         bail!("this tree has no {binary} (a binary of {package})");
@@ -79,13 +81,13 @@ pub(crate) fn release(workspace: &Workspace, package: &str, binary: &str) -> Res
     )
 }
 
-/// Tells a command where the built programs lie.
+/// Sets the environment that tells a command where the built programs are.
 pub(crate) fn with_artifacts(mut command: Command, workspace: &Workspace) -> Command {
     command.envs(workspace.artifacts());
     command
 }
 
-/// The compiled BPF object of the tests and the bench.
+/// Returns the path of the BPF object of the tests and the bench.
 pub(crate) fn tests_object(workspace: &Workspace) -> PathBuf {
     workspace
         .target
@@ -95,7 +97,7 @@ pub(crate) fn tests_object(workspace: &Workspace) -> PathBuf {
 }
 
 fn object(workspace: &Workspace, toolchain: &Toolchain, package: &str, place: &Path) -> Result<()> {
-    // A target folder of its own: another compiler's artefacts would throw out the host's.
+    // It has its own target folder: artefacts of another compiler would evict the host's.
     let folder = workspace.target.join("bpf");
     let mut cargo = toolchain.cargo();
     cargo
@@ -115,7 +117,7 @@ fn object(workspace: &Workspace, toolchain: &Toolchain, package: &str, place: &P
     )
 }
 
-/// Builds a binary that needs no shared library, by a profile of the root manifest.
+/// Builds a binary that needs no shared library, with a profile of the root manifest.
 fn static_binary(
     workspace: &Workspace,
     package: &str,
@@ -135,21 +137,22 @@ fn static_binary(
     publish(&folder.join(&host).join(profile).join(binary), place)
 }
 
-/// Copies a built file to where others look for it. One that is the same stays untouched,
-/// since cargo goes by times and would embed it anew.
+/// Copies a built file to where others look for it. An unchanged file is not written, because cargo
+/// compares times and would embed it again.
 fn publish(built: &Path, place: &Path) -> Result<()> {
     let bytes = fs::read(built).with_context(|| format!("cargo left no {}", built.display()))?;
     if fs::read(place).is_ok_and(|present| present == bytes) {
         return Ok(());
     }
-    // Renamed into place: a program that runs cannot be written to, but it can be replaced.
+    // The file is renamed into place: a running program cannot be written to, but it can be
+    // replaced.
     let draft = place.with_extension("new");
     fs::copy(built, &draft)
         .and_then(|_| fs::rename(&draft, place))
         .with_context(|| format!("cannot write {}", place.display()))
 }
 
-/// The target that the compiler builds for when none is named.
+/// Returns the compiler's default target.
 pub(crate) fn host_triple(workspace: &Workspace) -> Result<String> {
     let output = workspace
         .cargo()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask differential`: random traces through a stock Docker host and through ours, compared.
+//! `cargo xtask differential`: plays random traces through a stock Docker host and through ours,
+//! and compares them.
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -15,13 +16,13 @@ const TEST: [&str; 2] = ["differential", "arms_agree_but_for_known_differences"]
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How many seeds; from 500 on, entries of the list that met nothing fail the run
+    /// How many seeds; from 500 on, list entries that matched nothing fail the run
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first one
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Go on after what is not explained, and list it at the end
+    /// Continue after an unexplained difference, and list all at the end
     #[arg(long)]
     survey: bool,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask fuzz`: the fuzzers of `tests/fuzz`, built with coverage and run by libFuzzer.
+//! `cargo xtask fuzz`: runs the fuzzers of `tests/fuzz`, built with coverage, under libFuzzer.
 use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ use crate::{
 /// libFuzzer is C++.
 const NEEDS: [Need; 1] = [Need::program("g++", "g++")];
 const PACKAGE: &str = "forwarder-fuzz";
-/// What libFuzzer wants to see of a program's ways (as cargo-fuzz builds, without sanitizers).
+/// The coverage that libFuzzer needs (the flags of cargo-fuzz, without sanitizers).
 const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -24,7 +24,7 @@ const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which one; all of them in turn if none is named
+    /// Which fuzzer; all of them in turn if none is named
     #[arg(value_enum)]
     target: Option<Target>,
     /// For how long each of them tries inputs
@@ -44,7 +44,8 @@ enum Target {
 
 const ALL: [Target; 3] = [Target::Parse, Target::Pipeline, Target::Plan];
 
-/// Runs the fuzzers; an error if one of them finds something, which is kept beside its corpus.
+/// Runs the fuzzers. It is an error if one of them finds something, which is kept beside its
+/// corpus.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let fuzzers = Fuzzers::build(workspace)?;
     let chosen = args.target.map_or(ALL.to_vec(), |target| vec![target]);
@@ -52,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     each.try_for_each(|target| fuzzers.run(target, args.seconds))
 }
 
-/// So many seconds for each, as part of every run of the tests: one test per fuzzer.
+/// Runs each fuzzer for this number of seconds, as part of every test run: one test per fuzzer.
 pub(crate) fn run_some(workspace: &Workspace, seconds: u32) -> Result<Totals> {
     let fuzzers = Fuzzers::build(workspace)?;
     let mut totals = Totals::default();
@@ -72,7 +73,7 @@ pub(crate) fn run_some(workspace: &Workspace, seconds: u32) -> Result<Totals> {
 struct Fuzzers {
     folder: PathBuf,
     triple: String,
-    /// What was once found, a folder for each: tried again before anything else.
+    /// Earlier findings, in a folder per fuzzer: they are tried before anything else.
     found: PathBuf,
 }
 
@@ -87,7 +88,7 @@ impl Fuzzers {
         let mut cargo = workspace.cargo();
         cargo
             .args(["build", "--profile", "fuzz", "-p", PACKAGE, "--bins"])
-            // A target that is named keeps the flags away from build scripts and macros.
+            // With an explicit target, the flags do not apply to build scripts and macros.
             .args(["--target", &fuzzers.triple])
             .env("CARGO_TARGET_DIR", &fuzzers.folder)
             .env("RUSTFLAGS", COVERAGE);
@@ -106,7 +107,7 @@ impl Fuzzers {
             .arg(&corpus)
             .arg(self.found.join(name))
             .arg(format!("-max_total_time={seconds}"))
-            // An input that takes longer hangs.
+            // An input that takes longer counts as a hang.
             .arg("-timeout=10")
             .arg(format!("-artifact_prefix={}/found-", corpus.display()))
             .args(["-max_len=4096", "-len_control=20"])

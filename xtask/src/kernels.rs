@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Debian's kernels: which there are, and one of them unpacked. apt is asked with lists and a state of
-//! its own, so that this machine's sources and packages stay as they are.
+//! Debian's kernels: lists them and unpacks one. apt runs with its own lists and state, so that
+//! this machine's sources and packages stay as they are.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::step::step;
 
-/// Where kernels come from, oldest suite first: 6.1, 6.12, and the newest that a stable Debian has, by
-/// its name and by that of whatever suite comes after it.
+/// The sources of kernels, oldest suite first: 6.1, 6.12, and the newest of a stable Debian, both
+/// under its codename and under that of the next suite.
 const SOURCES: &str = "\
 deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main
 deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security bookworm-security main
@@ -22,20 +22,20 @@ deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian
 deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian stable-backports main
 ";
 
-/// The package that depends on a suite's present kernel; the cloud flavour is small and has what a
+/// The package that depends on a suite's current kernel. The cloud flavour is small and has what a
 /// virtual machine needs.
 const META: &str = "linux-image-cloud-amd64";
 
-/// For how long apt's lists serve.
+/// How long apt's lists count as current.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A kernel, unpacked.
+/// An unpacked kernel.
 pub(crate) struct Kernel {
     /// Its package's version, such as `6.1.192-3`.
     pub(crate) version: String,
     /// The image that boots.
     pub(crate) image: PathBuf,
-    /// The folder of everything that its package holds.
+    /// The folder with the content of its package.
     root: PathBuf,
 }
 
@@ -66,7 +66,8 @@ impl Kernel {
         if let Some(image) = image(&folder) {
             return Ok(kernel(image));
         }
-        // The meta package names the kernel's own; from 7.x on that one names the image's.
+        // The meta package depends on the kernel's package; from 7.x on that one depends on the
+        // image's.
         let mut package = apt.depends(&format!("{META}={version}"), "linux-image-")?;
         if let Ok(binary) = apt.depends(&package, "linux-binary-") {
             package = binary;
@@ -79,7 +80,8 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// The modules below some of their folders, and veth, by their places in a root.
+    /// Returns the modules in some of the kernel's module folders, and veth, with their paths in a
+    /// root.
     pub(crate) fn modules(&self, parts: &[&str]) -> Result<Vec<(String, PathBuf)>> {
         let root = self.root.join("lib/modules");
         let version = fs::read_dir(&root)
@@ -116,7 +118,7 @@ impl Kernel {
     }
 }
 
-/// Where an unpacked package holds its image: in `/boot`, or beside the modules.
+/// Returns an unpacked package's image: in `/boot`, or beside the modules.
 fn image(root: &Path) -> Option<PathBuf> {
     let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
     let boot = entries(root.join("boot")).map(|entry| entry.path());
@@ -129,7 +131,7 @@ fn image(root: &Path) -> Option<PathBuf> {
     })
 }
 
-/// The first of the versions, newest first, that is of the wanted line.
+/// Returns the first of the versions, newest first, that belongs to the wanted line.
 fn choose<'a>(versions: &'a [String], wanted: &str) -> Option<&'a String> {
     versions.iter().find(|version| {
         wanted == "newest"
@@ -139,13 +141,13 @@ fn choose<'a>(versions: &'a [String], wanted: &str) -> Option<&'a String> {
     })
 }
 
-/// apt with its sources, lists and cache below one folder.
+/// apt with its sources, lists and cache in one folder.
 struct Apt {
     options: Vec<String>,
 }
 
 impl Apt {
-    /// Gets the lists, unless they are a day old at most.
+    /// Downloads the lists, unless they are less than a day old.
     fn open(folder: &Path) -> Result<Self> {
         let (sources, lists) = (folder.join("sources.list"), folder.join("lists"));
         fs::create_dir_all(lists.join("partial"))
@@ -209,7 +211,7 @@ impl Apt {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The versions of the kernels of all suites, newest first.
+    /// Returns the versions of the kernels of all suites, newest first.
     fn versions(&self) -> Result<Vec<String>> {
         let mut versions: Vec<_> = self
             .ask(&["madison", META])?
@@ -220,7 +222,7 @@ impl Apt {
         Ok(versions)
     }
 
-    /// The package whose name begins so among those that one depends on.
+    /// Returns the dependency of a package whose name begins with the prefix.
     fn depends(&self, package: &str, prefix: &str) -> Result<String> {
         self.ask(&["depends", package])?
             .lines()
@@ -230,7 +232,7 @@ impl Apt {
             .with_context(|| format!("{package} depends on no {prefix}…"))
     }
 
-    /// Downloads a package and unpacks it in `folder`, which is there only once it is whole.
+    /// Downloads a package and unpacks it into `folder`, which exists only once it is complete.
     fn download(&self, package: &str, folder: &Path) -> Result<()> {
         let mut draft = folder.as_os_str().to_owned();
         draft.push(".new");

@@ -17,13 +17,13 @@ pub(crate) struct Check {
     arguments: &'static [&'static str],
 }
 
-/// The formatter agrees with every file.
+/// rustfmt changes no file.
 pub(crate) const FORMAT: Check = Check {
     name: "fmt",
     arguments: &["fmt", "--all", "--check"],
 };
 
-/// Clippy has nothing to say about any target.
+/// Clippy has no warning for any target.
 pub(crate) const CLIPPY: Check = Check {
     name: "clippy",
     arguments: &[
@@ -36,17 +36,17 @@ pub(crate) const CLIPPY: Check = Check {
     ],
 };
 
-/// Documentation builds, with every link leading somewhere.
+/// The documentation builds, and every link resolves.
 pub(crate) const DOC: Check = Check {
     name: "doc",
     arguments: &["doc", "--workspace", "--no-deps"],
 };
 
-/// What the first line of a source file says: of the programs, which some helpers want to be
-/// GPL-compatible, and of everything else.
+/// The first line of a source file: of the BPF programs, some of whose helpers require a
+/// GPL-compatible licence, and of all other files.
 const PROGRAMS: &str = "// SPDX-License-Identifier: MIT OR GPL-2.0-only";
 const OTHERS: &str = "// SPDX-License-Identifier: MIT OR Apache-2.0";
-/// The crates of programs, below the root.
+/// The crates of BPF programs, relative to the root.
 const PROGRAM_CRATES: [&str; 2] = ["forwarder-ebpf", "tests/ebpf"];
 
 /// Fails if a source file does not begin with its licence; names every such file.
@@ -70,7 +70,7 @@ pub(crate) fn licences(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The line for a file, by its path below the root.
+/// Returns the licence line of a file, by its path relative to the root.
 fn licence(name: &Path) -> &'static str {
     if PROGRAM_CRATES.iter().any(|folder| name.starts_with(folder)) {
         PROGRAMS
@@ -141,7 +141,7 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Check {
-    /// Runs it as a step; an error if it finds anything.
+    /// Runs the check as a step; an error if it finds anything.
     pub(crate) fn run(&self, workspace: &Workspace) -> Result<()> {
         let mut cargo = workspace.cargo();
         cargo
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn source_files_begin_with_their_licence() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        // Shown as it reads, without a stack.
+        // The message is shown as it is, without a backtrace.
         if let Err(error) = licences(&root) {
             panic!("{error:#}");
         }

@@ -2,12 +2,12 @@
 //! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz |
 //! mutants | lint`, one file each.
 //!
-//! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing by hand.
-//! Each task does first what it needs: `run`, `test` and `bench` call [`build`], and [`build`]
-//! calls [`setup`], which finds or installs the compilers of the BPF object ([`toolchain`] chooses
-//! among what is there).
+//! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing itself. Each
+//! task first does what it needs: `run`, `test` and `bench` call [`build`], and [`build`] calls
+//! [`setup`], which finds or installs the compilers of the BPF object ([`toolchain`] chooses among
+//! the installed ones).
 //!
-//! - [`mod@test`] runs every tier of tests and sums what they report ([`totals`]); [`vm`] is the
+//! - [`mod@test`] runs every tier of tests and adds up their results ([`totals`]); [`vm`] is the
 //!   tier that boots other kernels ([`kernels`]).
 //! - [`differential`], [`mod@bench`], [`fuzz`] and [`mutants`] are the longer runs.
 //! - [`lint`] checks what needs no test: licences, names of tests, format, clippy, documentation.
@@ -37,8 +37,8 @@ use clap::{Parser, Subcommand};
 
 use crate::workspace::Workspace;
 
-/// The project's tasks. Each one does what it needs before: `run`, `test` and `bench` build,
-/// `build` sets up.
+/// The project's tasks. Each one first does what it needs: `run`, `test` and `bench` build, `build`
+/// sets up.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask")]
 struct Cli {
@@ -48,13 +48,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or install the compilers of the BPF object, and say which
+    /// Find or install the compilers of the BPF object, and name them
     Setup,
     /// Compile the BPF object and the release binaries that embed it
     Build,
     /// Build, then run the forwarder on this host's Docker, or in a sandbox
     Run(run::Args),
-    /// Run every test, or those of one tier
+    /// Run all tests, or those of one tier
     Test(test::Args),
     /// Build, then play random traces on a stock Docker host and on ours, and compare
     Differential(differential::Args),

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask mutants`: the datapath broken on purpose, one fault at a time; the tests must notice.
+//! `cargo xtask mutants`: breaks the datapath on purpose, one fault at a time; the tests must
+//! notice.
 //!
-//! The faults (`tests/mutants.toml`) are planted in a copy of the sources: what is built here never
-//! has one.
+//! The faults (`tests/mutants.toml`) are planted in a copy of the sources: what is built from the
+//! sources themselves never has one.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -18,18 +19,19 @@ use crate::{
     workspace::{Workspace, cargo},
 };
 
-/// The package whose tests are to notice.
+/// The package whose tests must notice the faults.
 const LOGIC: &str = "forwarder-common";
 
-/// What share of the faults must be noticed, in percent.
+/// The share of the faults that must be noticed, in percent.
 const BAR: u64 = 95;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Who is to notice
+    /// Which tests must notice
     #[arg(long, value_enum, default_value_t = Suite::Unit)]
     suite: Suite,
-    /// Only so many: the sources themselves choose which, so that each state of them tries others
+    /// Only this many: a hash of the sources chooses which, so that each version of them tries
+    /// others
     #[arg(long, value_name = "N")]
     few: Option<usize>,
     /// Only faults whose name contains this
@@ -50,7 +52,7 @@ struct Faults {
     mutant: Vec<Fault>,
 }
 
-/// One fault: the text that it takes the place of stands once in its file.
+/// One fault: the text that it replaces occurs once in its file.
 #[derive(Clone, Deserialize)]
 struct Fault {
     name: String,
@@ -60,7 +62,7 @@ struct Fault {
 }
 
 impl Fault {
-    /// The file's text with the fault in it.
+    /// Returns the file's text with the fault in it.
     fn planted(&self, text: &str) -> Result<String> {
         let places = text.matches(&self.find).count();
         ensure!(
@@ -73,7 +75,7 @@ impl Fault {
         Ok(text.replacen(&self.find, &self.replace, 1))
     }
 
-    /// The test file, if there is one, that has the name of the module at fault.
+    /// Returns the test file with the name of the faulty module, if there is one.
     fn own_test(&self) -> Option<&str> {
         let module = self.file.components().nth(2)?;
         Path::new(module.as_os_str()).file_stem()?.to_str()
@@ -100,7 +102,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Some of the faults, those whose turn it is: part of every run of the tests.
+/// Plants some of the faults, in rotation: part of every test run.
 pub(crate) fn run_few(workspace: &Workspace, few: usize) -> Result<Totals> {
     let faults = rotated(&workspace.root, read(&workspace.root)?, few)?;
     hunt(workspace, Suite::Unit, &faults)
@@ -117,7 +119,7 @@ fn read(root: &Path) -> Result<Vec<Fault>> {
     Ok(faults.mutant)
 }
 
-/// An error that names every fault that does not fit the sources any more.
+/// Checks that the faults fit the sources. The error names every fault that does not.
 fn check(root: &Path, faults: &[Fault]) -> Result<()> {
     let misfits: Vec<String> = faults
         .iter()
@@ -133,7 +135,7 @@ fn check(root: &Path, faults: &[Fault]) -> Result<()> {
     Ok(())
 }
 
-/// `few` of the faults, from a place on which the sources decide.
+/// Returns `few` of the faults, starting at a position that depends on the sources.
 fn rotated(root: &Path, mut faults: Vec<Fault>, few: usize) -> Result<Vec<Fault>> {
     let mut sum: u64 = 0xcbf2_9ce4_8422_2325;
     for fault in &faults {
@@ -147,7 +149,7 @@ fn rotated(root: &Path, mut faults: Vec<Fault>, few: usize) -> Result<Vec<Fault>
     Ok(faults)
 }
 
-/// Plants one fault after the other and says which are noticed.
+/// Plants one fault after the other and prints which are noticed.
 fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals> {
     check(&workspace.root, faults)?;
     let copy = Copy::make(workspace)?;
@@ -173,7 +175,7 @@ fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals>
     Ok(totals)
 }
 
-/// A copy of the sources with a build folder of its own.
+/// A copy of the sources with its own build folder.
 struct Copy {
     root: PathBuf,
     target: PathBuf,
@@ -191,7 +193,7 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Whether a suite has nothing to say about a fault. Who tests the file at fault is asked first.
+    /// Whether a suite passes with a fault. The test file of the faulty module runs first.
     fn passes_with(&self, suite: Suite, fault: &Fault) -> Result<bool> {
         let own = fault
             .own_test()
@@ -200,7 +202,7 @@ impl Copy {
         Ok((!nearby || self.passes(suite, own)?) && self.passes(suite, None)?)
     }
 
-    /// Whether a suite, or one test file of it, has nothing to say. What does not compile says nothing
+    /// Whether a suite, or one test file of it, passes. A fault that does not compile says nothing
     /// about the tests.
     fn passes(&self, suite: Suite, file: Option<&str>) -> Result<bool> {
         let test = || {
@@ -226,20 +228,20 @@ impl Copy {
         let mut cargo = cargo(&self.root);
         cargo
             .env("CARGO_TARGET_DIR", &self.target)
-            // Nobody debugs what is here: less to link.
+            // Nobody debugs these binaries, and without debug info there is less to link.
             .env("CARGO_PROFILE_DEV_DEBUG", "0");
         cargo
     }
 }
 
-/// Runs a command without showing what it says; whether it succeeds.
+/// Runs a command without its output; returns whether it succeeds.
 fn is_quiet(mut command: Command) -> Result<bool> {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let status = command.status().context("cannot start cargo")?;
     Ok(status.success())
 }
 
-/// Copies a folder, but for build folders and git's.
+/// Copies a folder, without build folders and git's.
 fn take_over(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
@@ -269,7 +271,7 @@ mod tests {
         let faults = read(&root()).unwrap();
         assert!(faults.len() >= 20);
         let mut names = std::collections::BTreeSet::new();
-        // Shown as it reads, without a stack.
+        // The message is shown as it is, without a backtrace.
         if let Err(error) = check(&root(), &faults) {
             panic!("{error:#}");
         }

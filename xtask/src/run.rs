@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask run`: the forwarder on this host's Docker, or on one of its own in a sandbox.
+//! `cargo xtask run`: runs the forwarder on this host's Docker, or on a separate Docker in a
+//! sandbox.
 use std::{
     env,
     ffi::OsString,
@@ -16,7 +17,7 @@ use crate::{
     workspace::{Workspace, require_root},
 };
 
-/// What the sandbox stands on.
+/// What the sandbox needs.
 const NEEDS: [Need; 7] = [
     Need::program("docker.io", "dockerd"),
     Need::package("busybox-static"),
@@ -27,15 +28,15 @@ const NEEDS: [Need; 7] = [
     Need::program("ethtool", "ethtool"),
 ];
 
-/// Where Docker listens unless someone says otherwise.
+/// Docker's default socket.
 const DOCKER: &str = "/var/run/docker.sock";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Show it on a Docker of its own in a network namespace, and take all of it down afterwards
+    /// Show it on a separate Docker in a network namespace, and remove all of it afterwards
     #[arg(long)]
     sandbox: bool,
-    /// With --sandbox: end after it was shown, instead of at Ctrl-C
+    /// With --sandbox: end after the demonstration, instead of at Ctrl-C
     #[arg(long, requires = "sandbox")]
     once: bool,
     /// Arguments for `forwarder run`
@@ -43,7 +44,8 @@ pub(crate) struct Args {
     args: Vec<OsString>,
 }
 
-/// Becomes the forwarder or its sandbox, so that signals reach it; returns only if it cannot.
+/// Replaces this process by the forwarder or its sandbox, so that signals reach it; returns only on
+/// failure.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     require_root("run")?;
     if args.sandbox {
@@ -67,7 +69,7 @@ fn host(workspace: &Workspace, args: &[OsString]) -> Result<ExitCode> {
         Command::new(workspace.release("forwarder"))
             .arg("run")
             .args(args)
-            // What the forwarder adds to its one line where this host's Docker will not do.
+            // The forwarder adds this to its error message if this host's Docker is not suitable.
             .env(
                 "FORWARDER_HINT",
                 "on a Docker of its own: cargo xtask run --sandbox",
@@ -86,8 +88,8 @@ fn sandbox(workspace: &Workspace, once: bool) -> Result<ExitCode> {
     become_program(sandbox.args(once.then_some("--once")))
 }
 
-/// Whether the user says which Docker it is, by flag, environment or file: then it is for the
-/// forwarder to read that and to judge the answer.
+/// Whether the user names a Docker, by flag, environment or file. Then the forwarder reads the
+/// setting and judges the answer.
 fn names_docker(args: &[OsString]) -> bool {
     Path::new("/etc/forwarder/forwarder.toml").exists()
         || ["DOCKER_HOST", "FORWARDER_DOCKER", "FORWARDER_CONFIG"]
@@ -100,7 +102,7 @@ fn names_docker(args: &[OsString]) -> bool {
         })
 }
 
-/// Replaces this process; returns only if that fails.
+/// Replaces this process; returns only on failure.
 pub(crate) fn become_program(command: &mut Command) -> Result<ExitCode> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))

@@ -17,7 +17,7 @@ use crate::{
 /// The name of the linker's binary.
 const LINKER: &str = "bpf-linker";
 
-/// Finds the toolchain, installing what is missing of it, and says which it is.
+/// Finds the toolchain, installs what is missing of it, and prints which it is.
 pub(crate) fn ensure(workspace: &Workspace) -> Result<Toolchain> {
     let pins = Pins::read(&workspace.root)?;
     let machine = Machine {
@@ -36,7 +36,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// Debian's compiler, and a linker of our own in `folder` that is built on the same LLVM.
+/// Installs Debian's compiler, and builds a linker in `folder` with the same LLVM.
 fn debian(pins: &Pins, folder: &Path) -> Result<Toolchain> {
     let packages: Vec<_> = pins.debian.iter().map(String::as_str).collect();
     apt::install(&apt::missing(&packages)).with_context(|| pins.advice())?;
@@ -67,13 +67,13 @@ fn debian(pins: &Pins, folder: &Path) -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// The toolchains that rustup holds; none without rustup. Listing them downloads nothing.
+/// Returns rustup's toolchains; none without rustup. Listing them downloads nothing.
 fn rustup_toolchains() -> Vec<Installed> {
     let listing = output(Command::new("rustup").args(["toolchain", "list", "--verbose"]));
     listing.lines().filter_map(parse_toolchain).collect()
 }
 
-/// Reads `NAME (active, default) /path/of/sysroot`, where the parenthesis may be missing.
+/// Parses `NAME (active, default) /path/of/sysroot`; the parenthesis may be missing.
 fn parse_toolchain(line: &str) -> Option<Installed> {
     let (name, rest) = line.split_once(char::is_whitespace)?;
     let sysroot = PathBuf::from(&rest[rest.find('/')?..]);
@@ -93,13 +93,13 @@ fn path_linker() -> Option<Linker> {
     Some(Linker { path, version })
 }
 
-/// The version of the linker at `path`, or nothing if none runs there.
+/// Returns the version of the linker at `path`; none if it does not run.
 fn version(path: &Path) -> Option<String> {
     let text = output(Command::new(path).arg("--version"));
     text.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// What a command writes to stdout; nothing if it cannot be started.
+/// Returns what a command writes to stdout; nothing if it cannot be started.
 fn output(command: &mut Command) -> String {
     command
         .output()

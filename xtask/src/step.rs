@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One long step of a task: a spinner with its last line on a terminal, plain lines otherwise.
 //!
-//! All of it goes to stderr, so that stdout belongs to what a task is for.
+//! All of it goes to stderr, because stdout belongs to the task's result.
 use std::{
     io::{self, BufRead, BufReader, IsTerminal},
     process::{Command, ExitStatus, Stdio},
@@ -40,7 +40,7 @@ fn with_plain_lines(mut command: Command) -> io::Result<ExitStatus> {
     command.stdin(Stdio::null()).stdout(io::stderr()).status()
 }
 
-/// Shows only the last line while all goes well, and everything once it does not.
+/// Shows only the last line while the command succeeds, and everything if it fails.
 fn with_spinner(what: &str, mut command: Command) -> io::Result<ExitStatus> {
     let (reader, writer) = io::pipe()?;
     command
@@ -49,7 +49,8 @@ fn with_spinner(what: &str, mut command: Command) -> io::Result<ExitStatus> {
         .stderr(writer);
     command.env("CARGO_TERM_COLOR", "always");
     let mut child = command.spawn()?;
-    // The command holds the pipe's writing ends: without this the loop below never sees its end.
+    // The command holds the pipe's writing ends: without this drop the loop below never sees the
+    // end.
     drop(command);
 
     let spinner = ProgressBar::new_spinner().with_prefix(what.to_owned());

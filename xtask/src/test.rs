@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask test`: every tier of tests and their totals. In a whole run the unprivileged tier
-//! takes the CPU time that the privileged ones leave: those wait for daemons and containers.
+//! `cargo xtask test`: runs every tier of tests and prints their totals. In a complete run the
+//! unprivileged tier uses the CPU time that the privileged ones leave, because those wait for
+//! daemons and containers.
 use std::{
     io::{self, BufRead, BufReader, Write},
     process::{Command, ExitCode, Stdio},
@@ -22,7 +23,7 @@ use crate::{
     workspace::{Workspace, require_root},
 };
 
-/// What the privileged tiers stand on.
+/// What the privileged tiers need.
 const NEEDS: [Need; 11] = [
     Need::program("docker.io", "dockerd"),
     Need::package("busybox-static"),
@@ -37,13 +38,13 @@ const NEEDS: [Need; 11] = [
     Need::program("conntrack", "conntrack"),
 ];
 
-/// The integration tests of the program tier, by how their names begin; all others are host tests.
+/// The integration tests of the program tier, by prefix of their names; all others are host tests.
 const PROGRAM_TESTS: [&str; 3] = ["program", "parity", "budget"];
 
-/// How many faults each run plants; `cargo xtask mutants` plants all.
+/// The number of faults that each run plants; `cargo xtask mutants` plants all.
 const MUTANTS: usize = 2;
 
-/// For how many seconds each fuzzer tries inputs; `cargo xtask fuzz` tries for longer.
+/// The number of seconds that each fuzzer tries inputs; `cargo xtask fuzz` tries for longer.
 const FUZZ_SECONDS: u32 = 10;
 
 #[derive(clap::Args)]
@@ -51,15 +52,15 @@ pub(crate) struct Args {
     /// Which tier to run
     #[arg(long, value_enum, default_value_t = Tier::All)]
     tier: Tier,
-    /// Which kernels the vm tier boots: `newest`, or the beginning of a version of Debian's, such as
-    /// 6.12; may be given several times [default: 6.1 and newest]
+    /// Which kernels the vm tier boots: `newest`, or the beginning of a version of Debian's, such
+    /// as 6.12; may be given several times [default: 6.1 and newest]
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
-    /// In the vm tier, a Docker host on kernel 6.1 (or on those of --kernel) instead, with the
-    /// forwarder at work by clsact filters
+    /// In the vm tier, boot a Docker host on kernel 6.1 (or on those of --kernel) instead, with the
+    /// forwarder attached by clsact filters
     #[arg(long)]
     smoke: bool,
-    /// As long as it takes: minutes without an agent, a thousand containers
+    /// Long versions of tests: minutes without an agent, a thousand containers
     #[arg(long)]
     soak: bool,
     /// Only tests whose name contains this, and no format, clippy or documentation check
@@ -86,11 +87,11 @@ impl Tier {
     }
 }
 
-/// What every runner so far reported, in order.
+/// The totals of every runner so far, in order.
 struct Report(Vec<(&'static str, Totals)>);
 
 impl Report {
-    /// Runs one runner; one that fails does not keep the next from running.
+    /// Runs one runner. If it fails, the next one still runs.
     fn run(&mut self, name: &'static str, runner: impl FnOnce() -> Result<Totals>) {
         println!("== {name}");
         let totals = runner().unwrap_or_else(|error| {
@@ -100,7 +101,7 @@ impl Report {
         self.0.push((name, totals));
     }
 
-    /// Prints one line per runner and the sum as the last line.
+    /// Prints one line per runner, and the sum as the last line.
     fn close(&self) -> ExitCode {
         println!("== totals");
         for (name, totals) in &self.0 {
@@ -130,7 +131,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
     if args.tier.includes(Tier::Program) || args.tier.includes(Tier::Host) {
         privileged(workspace, args, whole, &mut report);
     }
-    // A name of a test is none of a program, unless this tier was asked for.
+    // A test's name is not a program's name, so a filter skips this tier unless it was requested.
     if args.tier == Tier::Vm || args.tier == Tier::All && filter.is_none() {
         let run = if args.smoke { vm::smoke } else { vm::run };
         report.run("vm", || run(workspace, &args.kernel, filter));
@@ -179,7 +180,7 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
     }
 }
 
-/// Runs the privileged tiers, and in a whole run the unprivileged one beside them.
+/// Runs the privileged tiers, and in a complete run the unprivileged one beside them.
 fn privileged(workspace: &Workspace, args: &Args, whole: bool, report: &mut Report) {
     let prepared = prepare(workspace);
     if prepared.is_err() {
@@ -200,7 +201,7 @@ fn privileged(workspace: &Workspace, args: &Args, whole: bool, report: &mut Repo
     }
     if args.tier.includes(Tier::Host) {
         report.run("host", || {
-            // The harness has tests of its own beside the integration tests.
+            // The harness has its own tests beside the integration tests.
             let selection = ["--lib", "--bins"].into_iter().chain(select(&host));
             watch(test_command(workspace, selection, args))
         });
@@ -217,7 +218,7 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<()> {
     build::build(workspace)
 }
 
-/// Cargo's arguments that select integration tests.
+/// Returns cargo's arguments that select integration tests.
 fn select<'a>(tests: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
     tests.iter().flat_map(|test| ["--test", test])
 }
@@ -230,8 +231,8 @@ fn test_command<'a>(
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--release", "--no-fail-fast", "-p", TESTS]);
     cargo.args(selection);
-    // A host test is a dockerd and its containers: it waits for them half of its time, but many at once
-    // only wait for each other.
+    // A host test is a dockerd and its containers: it waits half of its time for them, but many at
+    // once only wait for each other.
     let threads = available_parallelism().map_or(1, |cores| (cores.get() + 1).min(4));
     cargo
         .args(&args.filter)
@@ -243,7 +244,7 @@ fn test_command<'a>(
     build::with_artifacts(cargo, workspace)
 }
 
-/// Runs a test command with its output shown as it comes, and sums its results.
+/// Runs a test command, shows its output as it comes, and adds up its results.
 fn watch(cargo: Command) -> Result<Totals> {
     sum(cargo, &mut io::stdout())
 }
@@ -277,7 +278,8 @@ mod tests {
     fn shell(script: &str) -> Totals {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        // Not to stdout: what is shown there counts in the run that this test is part of.
+        // The output does not go to stdout, because what appears there counts in the run that this
+        // test is part of.
         sum(command, &mut io::sink()).unwrap()
     }
 

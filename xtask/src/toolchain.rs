@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The compilers of the BPF object: the pins, the choice between what is there, the commands.
+//! The compilers of the BPF object: the pinned versions, the choice among installed ones, the
+//! commands.
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -11,13 +12,13 @@ use serde::Deserialize;
 
 use crate::workspace::forget_package;
 
-/// Which compilers serve: `[workspace.metadata.ebpf]` of the root manifest.
+/// The accepted compilers: `[workspace.metadata.ebpf]` of the root manifest.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct Pins {
-    /// The version of bpf-linker that setup builds; on `PATH` a newer one serves too.
+    /// The version of bpf-linker that setup builds; a newer one on `PATH` is accepted too.
     pub(crate) bpf_linker: String,
-    /// The LLVM release that Debian's compiler is built on, so that bpf-linker reads its bitcode.
+    /// The LLVM release of Debian's compiler, so that bpf-linker can read its bitcode.
     pub(crate) llvm: String,
     /// The rustup channel.
     pub(crate) nightly: String,
@@ -51,7 +52,7 @@ impl Pins {
         Ok(manifest.workspace.metadata.ebpf)
     }
 
-    /// What to do on a machine where nothing can be chosen.
+    /// Returns what to do on a machine without any accepted compiler.
     pub(crate) fn advice(&self) -> String {
         let Self {
             nightly,
@@ -65,12 +66,12 @@ impl Pins {
     }
 }
 
-/// A toolchain that rustup holds.
+/// A toolchain of rustup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Installed {
     pub(crate) name: String,
     pub(crate) sysroot: PathBuf,
-    /// Whether it has the sources of `core`, which has to be compiled for BPF.
+    /// Whether it has the sources of `core`, which must be compiled for BPF.
     pub(crate) has_sources: bool,
 }
 
@@ -81,7 +82,7 @@ pub(crate) struct Linker {
     pub(crate) version: String,
 }
 
-/// What a machine holds, as far as the choice depends on it.
+/// What is installed on a machine, as far as the choice depends on it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Machine {
     pub(crate) rustup: Vec<Installed>,
@@ -90,18 +91,18 @@ pub(crate) struct Machine {
     pub(crate) has_apt: bool,
 }
 
-/// Which toolchain serves on a machine.
+/// The toolchain to use on a machine.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// A nightly and a linker which the user has.
+    /// A nightly and a linker that the user has installed.
     Rustup(Installed, Linker),
-    /// Debian's compiler, and a linker that setup builds to match it.
+    /// Debian's compiler, and a matching linker that setup builds.
     Debian,
-    /// Nothing that setup could find or install.
+    /// Neither can be found nor installed.
     Nothing,
 }
 
-/// Chooses: what the user has already goes before what would have to be installed.
+/// Chooses: what the user has installed takes precedence over what would have to be installed.
 pub(crate) fn choose(machine: &Machine, pins: &Pins) -> Choice {
     let dated = format!("{}-", pins.nightly);
     let nightly = machine
@@ -122,7 +123,7 @@ pub(crate) fn choose(machine: &Machine, pins: &Pins) -> Choice {
     }
 }
 
-/// The numbers of a version, to compare by.
+/// Returns the numbers of a version, for comparison.
 fn number(version: &str) -> Vec<u64> {
     version
         .split(['.', '-', '+'])
@@ -130,7 +131,7 @@ fn number(version: &str) -> Vec<u64> {
         .collect()
 }
 
-/// A compiler that can compile `core` for BPF, and the linker that goes with it.
+/// A compiler that can compile `core` for BPF, and its linker.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
     pub(crate) name: String,
@@ -151,8 +152,9 @@ impl Toolchain {
         }
     }
 
-    /// This toolchain's cargo, free of the one that runs us: rustup tells every child which
-    /// toolchain to use (and would download what it lacks), cargo adds its libraries and flags.
+    /// Returns this toolchain's cargo, without the environment of the cargo that runs us: rustup
+    /// tells every child which toolchain to use (and would download what it lacks), cargo adds its
+    /// libraries and flags.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         for inherited in [
@@ -170,7 +172,8 @@ impl Toolchain {
             command.env_remove(inherited);
         }
         forget_package(&mut command);
-        // Debian's compiler is a stable one, and `-Z build-std` is not: hence the bootstrap key.
+        // Debian's compiler is a stable one, and `-Z build-std` is not stable: hence the bootstrap
+        // key.
         command
             .env("RUSTC", &self.rustc)
             .env("RUSTC_BOOTSTRAP", "1");

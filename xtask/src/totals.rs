@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sums of what test runners report, read from the lines that cargo's test harness ends with.
+//! Totals of test runners, parsed from the last lines of cargo's test harness.
 use std::{
     fmt,
     ops::{Add, AddAssign},
 };
 
-/// How many tests passed, failed and were left out.
+/// How many tests passed, failed and were ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) passed: u64,
@@ -14,15 +14,15 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// What a runner counts that failed without a result of its own: it did not compile,
-    /// crashed, or could not be prepared.
+    /// The totals of a runner that failed without a result: it did not compile, crashed, or could
+    /// not be prepared.
     pub(crate) const ONE_FAILED: Self = Self {
         passed: 0,
         failed: 1,
         ignored: 0,
     };
 
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`; nothing on any other line.
+    /// Parses `test result: ok. 3 passed; 0 failed; 1 ignored; …`; none for any other line.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let (_, result) = line.split_once("test result: ")?;
         let count = |what: &str| {
@@ -38,7 +38,7 @@ impl Totals {
         })
     }
 
-    /// Reads the last line of `cargo xtask test`: `3 passed, 0 failed`.
+    /// Parses the last line of `cargo xtask test`: `3 passed, 0 failed`.
     pub(crate) fn parse_sum(line: &str) -> Option<Self> {
         let (passed, failed) = line.split_once(", ")?;
         Some(Self {
@@ -66,7 +66,7 @@ impl AddAssign for Totals {
     }
 }
 
-/// `3 passed, 0 failed`, in the form in which the last line of `cargo xtask test` is read.
+/// Formats `3 passed, 0 failed`, as the last line of `cargo xtask test` is parsed.
 impl fmt::Display for Totals {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} passed, {} failed", self.passed, self.failed)

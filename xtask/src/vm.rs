@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask test --tier vm`: other kernels than this machine's, booted by software, verify every
-//! program.
+//! `cargo xtask test --tier vm`: other kernels than this machine's, booted in an emulator, verify
+//! every program.
 //!
-//! A machine is Debian's kernel and an initramfs with two files, the BPF object and `verifier` as its
-//! only process: no disk, no network, no module, no KVM. What the process prints arrives by the serial
-//! console; when it ends, the kernel panics, restarts at once (`panic=-1`), and that ends QEMU.
+//! A machine is Debian's kernel and an initramfs with two files, the BPF object and `verifier` as
+//! its only process: no disk, no network, no module, no KVM. The process prints to the serial
+//! console. When it ends, the kernel panics, restarts at once (`panic=-1`), and that ends QEMU.
 //!
-//! `--smoke` boots a Docker host instead, by the same means, and runs `tests/clsact.rs` on it.
+//! `--smoke` boots a Docker host instead, in the same way, and runs `tests/clsact.rs` on it.
 use std::{
     io::{BufRead, BufReader},
     path::Path,
@@ -32,28 +32,29 @@ mod smoke;
 use qemu::Qemu;
 pub(crate) use smoke::smoke;
 
-/// What the tier stands on, beside [`Qemu`].
+/// What the tier needs, in addition to [`Qemu`].
 const NEEDS: [Need; 1] = [Need::package("debian-archive-keyring")];
 
-/// What a machine is made of beside its kernel and its root.
+/// The resources of a machine, in addition to its kernel and its root.
 struct Machine {
     mebibytes: u32,
     processors: u32,
-    /// For how long it may run.
+    /// How long it may run.
     seconds: u32,
 }
 
-/// Takes half a minute on a quiet machine, and longer where programs are refused.
+/// Takes half a minute on an idle machine, and longer if programs are refused.
 const VERIFY: Machine = Machine {
     mebibytes: 768,
     processors: 1,
     seconds: 420,
 };
 
-/// Which kernels are booted if none is named: the oldest that the product takes, and the newest.
+/// The kernels that are booted if none is named: the oldest that the product supports, and the
+/// newest.
 const KERNELS: [&str; 2] = ["6.1", "newest"];
 
-/// Boots the kernels side by side, and has them verify the programs whose name contains the filter.
+/// Boots the kernels in parallel, and has them verify the programs whose name contains the filter.
 pub(crate) fn run(
     workspace: &Workspace,
     kernels: &[String],
@@ -94,7 +95,7 @@ pub(crate) fn run(
     Ok(totals)
 }
 
-/// What a machine said, line by line, and the seconds that it took.
+/// The lines that a machine printed, and the seconds that it took.
 struct Report {
     lines: Vec<String>,
     seconds: u64,
@@ -108,8 +109,8 @@ fn boot(qemu: &Qemu, kernel: &Path, root: &Path, machine: &Machine, words: &str)
         seconds,
     } = machine;
     let start = Instant::now();
-    // Without `tsc=unstable` a guest's clock runs several times too fast on a busy machine, and a kernel
-    // that checks its timer there may find that it does not tick.
+    // Without `tsc=unstable` a guest's clock runs several times too fast on a busy machine, and a
+    // kernel that checks its timer there may find that it does not tick.
     let line = format!(
         "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable no_timer_check -- {words}"
     );
@@ -145,7 +146,7 @@ fn boot(qemu: &Qemu, kernel: &Path, root: &Path, machine: &Machine, words: &str)
     })
 }
 
-/// Prints what came of each program; the whole console, if the verifier did not come to its end.
+/// Prints the result of each program; the whole console if the verifier did not finish.
 fn show(kernel: &Kernel, report: Result<Report>) -> Totals {
     let name = &kernel.version;
     let report = match report {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The workspace as cargo sees it: where things lie, what can be built, and cargo itself.
+//! The workspace as cargo sees it: paths, buildable packages, and cargo itself.
 use std::{
     env,
     ffi::OsStr,
@@ -13,12 +13,13 @@ use serde::Deserialize;
 
 use crate::build::{self, SHIM};
 
-/// Names the BPF object, to `forwarder/build.rs` which embeds it and to the tests which load it.
+/// The variable with the path of the BPF object, for `forwarder/build.rs`, which embeds it, and for
+/// the tests, which load it.
 const OBJECT_VARIABLE: &str = "FORWARDER_BPF_OBJECT";
-/// Names the tests' own BPF object to them.
+/// The variable with the path of the tests' own BPF object.
 const TESTS_OBJECT_VARIABLE: &str = "FORWARDER_TESTS_BPF_OBJECT";
 
-/// What `cargo metadata` says about this workspace.
+/// What `cargo metadata` reports about this workspace.
 #[derive(Deserialize)]
 pub(crate) struct Workspace {
     /// The folder of the root manifest.
@@ -69,27 +70,27 @@ impl Workspace {
         command
     }
 
-    /// Where `cargo build --release` puts a binary.
+    /// Returns where `cargo build --release` puts a binary.
     pub(crate) fn release(&self, binary: &str) -> PathBuf {
         self.target.join("release").join(binary)
     }
 
-    /// The compiled BPF object.
+    /// Returns the path of the BPF object.
     pub(crate) fn object(&self) -> PathBuf {
         self.target.join("bpf/forwarder-ebpf.o")
     }
 
-    /// The tests' helper that runs inside containers, hence linked statically.
+    /// Returns the path of the tests' helper, which runs inside containers and is therefore static.
     pub(crate) fn peer(&self) -> PathBuf {
         self.target.join("static/peer")
     }
 
-    /// The only process of the tests' virtual machines, likewise.
+    /// Returns the path of the only process of the tests' virtual machines, static as well.
     pub(crate) fn verifier(&self) -> PathBuf {
         self.target.join("static/verifier")
     }
 
-    /// What the forwarder's build script and the programs of `tests/` learn from their environment.
+    /// Returns the environment for the forwarder's build script and the programs of `tests/`.
     pub(crate) fn artifacts(&self) -> [(&'static str, PathBuf); 5] {
         [
             ("FORWARDER_BIN", self.release("forwarder")),
@@ -105,7 +106,7 @@ impl Workspace {
         self.targets(package, "bin").any(|name| name == binary)
     }
 
-    /// The integration tests of a package.
+    /// Returns the integration tests of a package.
     pub(crate) fn integration_tests(&self, package: &str) -> Vec<&str> {
         self.targets(package, "test").collect()
     }
@@ -120,8 +121,8 @@ impl Workspace {
     }
 }
 
-/// Removes what the outer cargo told this binary about the package `xtask`: build scripts
-/// that watch such a variable would run again for nothing.
+/// Removes the variables that the outer cargo set for the package `xtask`: build scripts that watch
+/// such a variable would run again without need.
 pub(crate) fn forget_package(command: &mut Command) {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
@@ -131,7 +132,7 @@ pub(crate) fn forget_package(command: &mut Command) {
     }
 }
 
-/// A program found on `PATH`, or in the folders which an unprivileged `PATH` often lacks.
+/// Finds a program on `PATH`, or in the folders that an unprivileged `PATH` often lacks.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -147,7 +148,7 @@ pub(crate) fn is_root() -> bool {
         .is_ok_and(|owner| owner.uid() == 0)
 }
 
-/// One clear line unless root runs this; `what` names the task.
+/// Fails with one clear line unless root runs this; `what` names the task.
 pub(crate) fn require_root(what: &str) -> Result<()> {
     if !is_root() {
         bail!("{what} needs root: it loads BPF programs and installs what is missing");
@@ -155,7 +156,7 @@ pub(crate) fn require_root(what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The cargo that compiled this binary, to be run in `folder`.
+/// Returns the cargo that compiled this binary, to be run in `folder`.
 pub(crate) fn cargo(folder: &Path) -> Command {
     let cargo = env::var_os("CARGO");
     let mut command = Command::new(cargo.as_deref().unwrap_or(OsStr::new("cargo")));

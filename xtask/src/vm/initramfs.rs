@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The root file system of a machine: an archive in cpio's format `newc`, unpacked by the kernel.
+//! The root file system of a machine: a cpio archive in the format `newc`, unpacked by the kernel.
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -9,17 +9,17 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// Kind and permissions of a directory, a program and a character device.
+/// File type and permissions of a directory, a program and a character device.
 const DIRECTORY: u32 = 0o40_755;
 const PROGRAM: u32 = 0o100_755;
 const DEVICE: u32 = 0o20_600;
 /// `/dev/console`, major and minor.
 const CONSOLE: [u32; 2] = [5, 1];
 
-/// A file's place in the archive, below its root, and where its bytes are now.
+/// A file's path in the archive, relative to its root, and the path of its content.
 pub(super) type Placed = (String, PathBuf);
 
-/// Writes an archive of the console and of files, with the directories that they are in.
+/// Writes an archive of the console and of files, with their directories.
 pub(super) fn write(archive: &Path, files: &[Placed]) -> Result<()> {
     let cannot = || format!("cannot write {}", archive.display());
     let mut out = BufWriter::new(File::create(archive).with_context(cannot)?);
@@ -40,12 +40,13 @@ pub(super) fn write(archive: &Path, files: &[Placed]) -> Result<()> {
         .with_context(cannot)
 }
 
-/// The directories that a file is in.
+/// Returns the directories that a file is in.
 fn parents(place: &str) -> impl Iterator<Item = &str> {
     place.match_indices('/').map(|(end, _)| &place[..end])
 }
 
-/// One file: a header of hexadecimal numbers, its name, its bytes, each filled up to four bytes.
+/// Writes one file: a header of hexadecimal numbers, its name, its bytes, each padded to four
+/// bytes.
 fn entry(
     out: &mut impl Write,
     name: &str,
@@ -70,7 +71,7 @@ fn entry(
     out.write_all(&[0; 4][..padding(bytes.len())])
 }
 
-/// Bytes up to the next multiple of four.
+/// Returns the number of bytes up to the next multiple of four.
 fn padding(size: usize) -> usize {
     size.next_multiple_of(4) - size
 }

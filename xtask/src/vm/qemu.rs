@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! QEMU: this machine's own, or else Debian's, unpacked below `target` and not installed. So it drives
-//! out nothing, as it would the tools of another version.
+//! QEMU: this machine's own, or else Debian's, unpacked in `target` and not installed. An
+//! installation could remove tools of another version.
 use std::{
     env,
     path::{Path, PathBuf},
@@ -14,10 +14,10 @@ use crate::{apt, workspace::find_program};
 const PACKAGE: &str = "qemu-system-x86";
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Where libraries lie in a root.
+/// Where libraries are in a root.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 
-/// Where firmware lies in a root.
+/// Where firmware is in a root.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
 /// An emulator that can be started.
@@ -27,7 +27,7 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    /// Finds it, or unpacks it below a folder.
+    /// Finds it, or unpacks it in a folder.
     pub(super) fn find(folder: &Path) -> Result<Self> {
         if find_program(PROGRAM).is_some() {
             return Ok(Self { root: None });
@@ -39,7 +39,7 @@ impl Qemu {
         Ok(Self { root: Some(root) })
     }
 
-    /// Starts it by way of another program, whose last argument it is.
+    /// Starts it through another program, whose last argument it is.
     pub(super) fn run_by(&self, mut wrapper: Command) -> Command {
         let Some(root) = &self.root else {
             wrapper.arg(PROGRAM);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask test --tier vm --smoke`: a Docker host on another kernel, and the forwarder on it.
+//! `cargo xtask test --tier vm --smoke`: a Docker host on another kernel, with the forwarder on it.
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -23,17 +23,17 @@ use crate::{
 /// filters, which every kernel has.
 const TEST: &str = "clsact";
 
-/// The oldest kernel that is taken.
+/// The oldest supported kernel.
 const KERNEL: &str = "6.1";
 
-/// Minutes, most of them for Docker's start.
+/// The limit is minutes, because Docker starts slowly there.
 const SMOKE: Machine = Machine {
     mebibytes: 4096,
     processors: 2,
     seconds: 1800,
 };
 
-/// What the tests and Docker start.
+/// The programs that the tests and Docker start.
 const PROGRAMS: [&str; 13] = [
     "dockerd",
     "containerd",
@@ -50,7 +50,7 @@ const PROGRAMS: [&str; 13] = [
     "ethtool",
 ];
 
-/// The parts of the kernel's modules that a Docker host asks for.
+/// The parts of the kernel's modules that a Docker host loads.
 const MODULES: [&str; 4] = ["net", "lib", "crypto", "arch"];
 
 /// Boots the kernels one after another, each as a Docker host, and runs the tests there.
@@ -87,7 +87,7 @@ pub(crate) fn smoke(
     Ok(totals)
 }
 
-/// Every file of the root but the kernel's modules.
+/// Returns every file of the root except the kernel's modules.
 fn placed(workspace: &Workspace, test: PathBuf) -> Result<Vec<initramfs::Placed>> {
     let script = workspace.root.join("xtask/src/vm/smoke.sh");
     let busybox = PathBuf::from("/bin/busybox");
@@ -115,7 +115,7 @@ fn placed(workspace: &Workspace, test: PathBuf) -> Result<Vec<initramfs::Placed>
     Ok(files)
 }
 
-/// The shared libraries of a program, the loader among them; none of one that is static.
+/// Returns the shared libraries of a program, including the loader; none if it is static.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd")
         .arg(program)
@@ -129,7 +129,7 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Builds the tests, and says where they lie.
+/// Builds the tests, and returns their path.
 fn test_binary(workspace: &Workspace) -> Result<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
