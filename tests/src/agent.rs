@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The forwarder's agent on a host: started, watched, stopped or killed.
+//! The forwarder's agent on a test host: started, watched, stopped or killed.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -14,20 +14,20 @@ use crate::image::built;
 use crate::netns::Space;
 use crate::process::{Finished, Process, finish};
 
-/// From the start to the line `ready`.
+/// The time limit from the start to the line `ready`.
 const READY: Duration = Duration::from_secs(30);
-/// From SIGTERM to the end.
+/// The time limit from SIGTERM to the end.
 const STOP: Duration = Duration::from_secs(10);
 
-/// The forwarder: `FORWARDER_BIN`, or what `cargo xtask build` made.
+/// Returns the forwarder's binary: `FORWARDER_BIN`, or the one that `cargo xtask build` made.
 ///
 /// # Errors
-/// When there is none.
+/// There is none.
 pub fn forwarder_bin() -> Result<PathBuf> {
     built("FORWARDER_BIN", "release/forwarder")
 }
 
-/// An agent about to be started on a host, with that host's Docker and folders.
+/// An agent to be started on a host, with that host's Docker and folders.
 #[must_use]
 pub struct AgentBuilder<'host> {
     host: &'host Host,
@@ -54,52 +54,53 @@ impl<'host> AgentBuilder<'host> {
         }
     }
 
-    /// One more argument after `run`.
+    /// Adds an argument after `run`.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// A configuration file with this text (TOML), in the place of the host's earlier ones.
+    /// Writes a configuration file with this text (TOML), which replaces the host's earlier one.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// It cannot be written.
     pub fn config(self, text: &str) -> Result<Self> {
         let file = self.host.configure(text)?;
         Ok(self.arg(format!("--config={}", file.display())))
     }
 
-    /// A variable of its environment.
+    /// Sets a variable of its environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Another build than [`forwarder_bin`].
+    /// Uses another build than [`forwarder_bin`].
     pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
         self.binary = Some(path.into());
         self
     }
 
-    /// State and pins in folders apart from those of the host's other agents.
+    /// Gives it state and pins in folders apart from those of the host's other agents.
     pub fn apart(mut self, suffix: &str) -> Self {
         suffix.clone_into(&mut self.suffix);
         self
     }
 
-    /// With a Docker that never answers. It does not get ready: [`Self::spawn`] it.
+    /// Gives it a Docker that never answers. The agent does not become ready: start it with
+    /// [`Self::spawn`].
     pub fn without_docker(mut self) -> Self {
         self.deaf = true;
         self
     }
 
-    /// Without these capabilities, as in `-perfmon,-sys_admin`.
+    /// Drops these capabilities, as in `-perfmon,-sys_admin`.
     pub fn dropping(mut self, capabilities: &str) -> Self {
         self.dropped = Some(capabilities.to_owned());
         self
     }
 
-    /// Does not show the end of its log when it is dropped.
+    /// Suppresses the end of its log when it is dropped.
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
         self
@@ -108,7 +109,7 @@ impl<'host> AgentBuilder<'host> {
     /// Starts it and waits for its line `ready`.
     ///
     /// # Errors
-    /// When it ends before, or the line does not come; the error shows the end of its log.
+    /// It ends before, or the line does not come; the error shows the end of its log.
     pub fn start(self) -> Result<Agent> {
         let mut agent = self.spawn()?;
         agent.ready()?;
@@ -118,7 +119,7 @@ impl<'host> AgentBuilder<'host> {
     /// Starts it and does not wait.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// It cannot be started.
     pub fn spawn(self) -> Result<Agent> {
         let log = self.host.scratch().join("agent.log");
         let space: &Space = self.host;
@@ -134,7 +135,7 @@ impl<'host> AgentBuilder<'host> {
     /// Runs it to its end, for an agent that is expected to refuse.
     ///
     /// # Errors
-    /// When it cannot be started, or does not end (it is killed then).
+    /// It cannot be started, or does not end (then it is killed).
     pub fn finish(self) -> Result<Finished> {
         finish(&mut self.command()?)
     }
@@ -161,8 +162,8 @@ impl<'host> AgentBuilder<'host> {
     }
 }
 
-/// A running agent. Dropped, it is killed and the end of its log shown: a test's output is seen
-/// only if the test fails.
+/// A running agent. When it is dropped, it is killed and the end of its log is printed: a test's
+/// output is shown only if the test fails.
 pub struct Agent {
     process: Process,
     log: PathBuf,
@@ -170,48 +171,48 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Waits for the line that begins `ready`, and hands it back.
+    /// Waits for the line that begins with `ready`, and returns it.
     ///
     /// # Errors
-    /// When the agent ends first, or the line does not come.
+    /// The agent ends first, or the line does not come.
     pub fn ready(&mut self) -> Result<String> {
         self.process
             .line("ready", READY)
             .context("the agent does not get ready")
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// What it, and earlier agents of this host, wrote to standard error.
+    /// Returns what it, and earlier agents of this host, wrote to standard error.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Its exit status, when it has ended.
+    /// Returns its exit status, if it has ended.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.process.ended()
     }
 
-    /// Stops it in good order (SIGTERM) and waits.
+    /// Stops it (SIGTERM) and waits.
     ///
     /// # Errors
-    /// When it does not end.
+    /// It does not end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.process.stop(STOP)
     }
 
-    /// Sends a signal, as SIGSTOP and SIGCONT to make it deaf for a while.
+    /// Sends a signal, such as SIGSTOP and SIGCONT to suspend it for some time.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
     }
@@ -219,7 +220,7 @@ impl Agent {
     /// Kills it (SIGKILL).
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
     }

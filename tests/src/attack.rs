@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An attacker's toolbox: frames in any dress from a container, the LAN or the host, what a user
-//! without privileges can do, and where the frames arrive.
+//! An attacker's toolbox: frames with any link header from a container, the LAN or the host, what a
+//! user without privileges can do, and where the frames arrive.
 //!
 //! ```no_run
 //! use harness::attack::{Arp, Attacker, Watch};
@@ -52,7 +52,7 @@ pub mod ethertype {
     pub const EXPERIMENTAL: u16 = 0x88b5;
 }
 
-/// Somebody who can send raw frames out of a device.
+/// An attacker that can send raw frames out of a device.
 #[derive(Debug, Clone)]
 pub struct Attacker {
     space: Space,
@@ -62,11 +62,11 @@ pub struct Attacker {
 }
 
 impl Attacker {
-    /// Behind a device of a namespace, next to the station whose frames have `victim` as address:
-    /// a container's gateway, or the host's uplink.
+    /// Creates an attacker on a device of a namespace, adjacent to the station with the hardware
+    /// address `victim`: a container's gateway, or the host's uplink.
     ///
     /// # Errors
-    /// When there is no such device.
+    /// There is no such device.
     pub fn new(space: &Space, device: &str, victim: Mac) -> Result<Self> {
         let mac = space.mac(device)?;
         Ok(Self {
@@ -77,13 +77,14 @@ impl Attacker {
         })
     }
 
-    /// The attacker's own hardware address.
+    /// Returns the attacker's own hardware address.
     #[must_use]
     pub fn mac(&self) -> Mac {
         self.mac
     }
 
-    /// The dress of honest frames: from the attacker's own address to the victim, no tag.
+    /// Returns the link header of honest frames: from the attacker's own address to the victim,
+    /// without a tag.
     #[must_use]
     pub fn dress(&self) -> Dress {
         Dress {
@@ -96,7 +97,7 @@ impl Attacker {
     /// Sends one frame.
     ///
     /// # Errors
-    /// When the device does not take it.
+    /// The device does not accept it.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         self.space.send_frame(&self.device, frame)
     }
@@ -104,7 +105,7 @@ impl Attacker {
     /// Sends many frames.
     ///
     /// # Errors
-    /// When the device does not take one.
+    /// The device does not accept one.
     pub fn send_all(&self, frames: &[Vec<u8>]) -> Result<()> {
         self.space.send_frames(&self.device, frames)
     }
@@ -119,25 +120,25 @@ pub struct Dress {
 }
 
 impl Dress {
-    /// To another station.
+    /// Sets another destination.
     #[must_use]
     pub fn to(self, to: Mac) -> Self {
         Self { to, ..self }
     }
 
-    /// To all stations.
+    /// Sets the broadcast address as destination.
     #[must_use]
     pub fn to_all(self) -> Self {
         self.to(BROADCAST)
     }
 
-    /// From another station.
+    /// Sets another source.
     #[must_use]
     pub fn from(self, from: Mac) -> Self {
         Self { from, ..self }
     }
 
-    /// With one more tag, inside those that are there: its `EtherType`, priority and VLAN id.
+    /// Adds a tag inside the existing ones: its `EtherType`, priority and VLAN id.
     #[must_use]
     pub fn tag(mut self, kind: u16, priority: u8, vlan: u16) -> Self {
         self.tags.extend(kind.to_be_bytes());
@@ -146,25 +147,25 @@ impl Dress {
         self
     }
 
-    /// Priority-tagged: VLAN id 0 (IEEE 802.1p), which a receiver treats as untagged.
+    /// Adds a priority tag: VLAN id 0 (IEEE 802.1p), which a receiver treats as untagged.
     #[must_use]
     pub fn priority(self, priority: u8) -> Self {
         self.tag(ethertype::VLAN, priority, 0)
     }
 
-    /// In a VLAN.
+    /// Adds a VLAN tag.
     #[must_use]
     pub fn vlan(self, id: u16) -> Self {
         self.tag(ethertype::VLAN, 0, id)
     }
 
-    /// In a VLAN of a service VLAN (IEEE 802.1ad, `QinQ`).
+    /// Adds a VLAN tag inside a service VLAN tag (IEEE 802.1ad, `QinQ`).
     #[must_use]
     pub fn qinq(self, outer: u16, inner: u16) -> Self {
         self.tag(ethertype::SERVICE_VLAN, 0, outer).vlan(inner)
     }
 
-    /// The frame of any body, filled up to Ethernet's 60 bytes.
+    /// Returns a frame with any body, padded to Ethernet's 60 bytes.
     #[must_use]
     pub fn frame(&self, ethertype: u16, body: &[u8]) -> Vec<u8> {
         let mut frame = [&self.to[..], &self.from, &self.tags].concat();
@@ -174,26 +175,27 @@ impl Dress {
         frame
     }
 
-    /// The frame of an IPv4 packet.
+    /// Returns the frame of an IPv4 packet.
     #[must_use]
     pub fn ipv4(&self, packet: &Packet) -> Vec<u8> {
         self.frame(ethertype::IPV4, packet.bytes())
     }
 
-    /// The frame of an ARP message.
+    /// Returns the frame of an ARP message.
     #[must_use]
     pub fn arp(&self, arp: &Arp) -> Vec<u8> {
         self.frame(ethertype::ARP, &arp.body())
     }
 
-    /// The frame of an IPv6 packet.
+    /// Returns the frame of an IPv6 packet.
     #[must_use]
     pub fn ipv6(&self, packet: &Packet6) -> Vec<u8> {
         self.frame(ethertype::IPV6, &packet.bytes())
     }
 
-    /// The same frame in every dress in which the kernel takes a packet for IPv4 that follows: untagged,
-    /// priority-tagged with and without a priority, in a VLAN, in two. With what each is called.
+    /// Returns this link header with every combination of tags behind which the kernel recognises
+    /// an IPv4 packet, with a name for each: untagged, priority-tagged with and without a priority,
+    /// in a VLAN, in two VLANs.
     #[must_use]
     pub fn every_tag(&self) -> [(&'static str, Self); 6] {
         [
@@ -213,11 +215,11 @@ impl Dress {
 /// An ARP message (RFC 826) for Ethernet and IPv4.
 #[derive(Debug, Clone, Copy)]
 pub struct Arp {
-    /// 1 asks, 2 answers.
+    /// 1 is a request, 2 a reply.
     pub operation: u16,
-    /// Who says it, by both addresses.
+    /// The sender's addresses.
     pub sender: (Mac, Ipv4Addr),
-    /// Who is asked for, or told.
+    /// The addresses of the station that is asked for, or told.
     pub target: (Mac, Ipv4Addr),
 }
 
@@ -232,7 +234,7 @@ impl Arp {
         }
     }
 
-    /// Tells somebody that `sender` is at `mac`.
+    /// Tells one station that `sender` is at `mac`.
     #[must_use]
     pub fn answer(mac: Mac, sender: Ipv4Addr, target: (Mac, Ipv4Addr)) -> Self {
         Self {
@@ -242,19 +244,19 @@ impl Arp {
         }
     }
 
-    /// Tells everybody that `sender` is at `mac` (gratuitous ARP).
+    /// Tells all stations that `sender` is at `mac` (gratuitous ARP).
     #[must_use]
     pub fn announce(mac: Mac, sender: Ipv4Addr) -> Self {
         Self::ask(mac, sender, sender)
     }
 
-    /// Asks whether somebody has an address that the asker wants (RFC 5227).
+    /// Asks whether somebody has an address that the sender wants to use (RFC 5227).
     #[must_use]
     pub fn probe(mac: Mac, wanted: Ipv4Addr) -> Self {
         Self::ask(mac, Ipv4Addr::UNSPECIFIED, wanted)
     }
 
-    /// Its bytes.
+    /// Returns its bytes.
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
         let mut body = vec![0, 1, 8, 0, 6, 4];
@@ -266,7 +268,7 @@ impl Arp {
         body
     }
 
-    /// The message in a frame.
+    /// Parses the ARP message in a frame.
     #[must_use]
     pub fn of(frame: &Frame) -> Option<Self> {
         let body = frame.body(ethertype::ARP)?.get(..28)?;
@@ -286,13 +288,13 @@ impl Arp {
 /// An IPv6 packet without extension headers.
 #[derive(Debug, Clone)]
 pub struct Packet6 {
-    /// Source.
+    /// The source.
     pub from: Ipv6Addr,
-    /// Destination.
+    /// The destination.
     pub to: Ipv6Addr,
     /// The next header's protocol number.
     pub protocol: u8,
-    /// What follows the header, with a finished checksum.
+    /// The bytes after the header, with a complete checksum.
     pub transport: Vec<u8>,
 }
 
@@ -300,7 +302,7 @@ pub struct Packet6 {
 const ICMPV6: u8 = 58;
 
 impl Packet6 {
-    /// A UDP datagram.
+    /// Builds a UDP datagram.
     #[must_use]
     pub fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), payload: &[u8]) -> Self {
         let length = (8 + payload.len()) as u16;
@@ -310,7 +312,7 @@ impl Packet6 {
         Self::sealed(from.0, to.0, proto::UDP, transport, 6)
     }
 
-    /// A TCP segment without payload.
+    /// Builds a TCP segment without payload.
     #[must_use]
     pub fn tcp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), flags: u8) -> Self {
         let mut transport = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
@@ -318,21 +320,21 @@ impl Packet6 {
         Self::sealed(from.0, to.0, proto::TCP, transport, 16)
     }
 
-    /// An ICMPv6 message: kind, code, and what follows the checksum.
+    /// Builds an ICMPv6 message: type, code, and the bytes after the checksum.
     #[must_use]
     pub fn icmp(from: Ipv6Addr, to: Ipv6Addr, kind: [u8; 2], body: &[u8]) -> Self {
         let transport = [&kind, &[0, 0], body].concat();
         Self::sealed(from, to, ICMPV6, transport, 2)
     }
 
-    /// Asks who has an address (RFC 4861): with the sender's hardware address as option.
+    /// Asks who has an address (RFC 4861), with the sender's hardware address as option.
     #[must_use]
     pub fn solicit(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac) -> Self {
         let body = [&[0; 4][..], &target.octets(), &[1, 1], &mac].concat();
         Self::icmp(from, to, [135, 0], &body)
     }
 
-    /// Tells that an address is at a hardware address, overriding what is known.
+    /// Says that an address is at a hardware address, overriding what is known.
     #[must_use]
     pub fn advertise(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac) -> Self {
         let body = [&[0x60, 0, 0, 0][..], &target.octets(), &[2, 1], &mac].concat();
@@ -346,7 +348,7 @@ impl Packet6 {
         Self::icmp(from, to, [134, 0], &[&head[..], &mac].concat())
     }
 
-    /// Says that `destination` is reached by `target`.
+    /// Says that `destination` is reached through `target`.
     #[must_use]
     pub fn redirect(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, destination: Ipv6Addr) -> Self {
         let body = [&[0; 4][..], &target.octets(), &destination.octets()].concat();
@@ -378,7 +380,7 @@ impl Packet6 {
         }
     }
 
-    /// Its bytes; the hop limit is 255, as Neighbor Discovery demands.
+    /// Returns its bytes. The hop limit is 255, as Neighbor Discovery requires.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let length = (self.transport.len() as u16).to_be_bytes();
@@ -388,8 +390,8 @@ impl Packet6 {
     }
 }
 
-/// Packets whose transport header is none, with what is wrong: a router that looks at the network header
-/// alone forwards each.
+/// Returns packets with an invalid transport header, and what is wrong with each. A router that
+/// checks only the network header forwards all of them.
 #[must_use]
 pub fn broken(from: SocketAddrV4, to: SocketAddrV4) -> Vec<(&'static str, Packet)> {
     let new = |protocol, transport: &[u8]| Packet::new(protocol, *from.ip(), *to.ip(), transport);
@@ -432,14 +434,14 @@ pub fn broken(from: SocketAddrV4, to: SocketAddrV4) -> Vec<(&'static str, Packet
     ]
 }
 
-/// What arrives at several places, from the moment on in which it was made.
+/// Captures at several places, from the moment of its creation.
 pub struct Watch(Vec<(String, Capture)>);
 
 impl Watch {
-    /// At devices of namespaces, each by a name for messages.
+    /// Captures at devices of namespaces, each with a name for messages.
     ///
     /// # Errors
-    /// When there is no such device.
+    /// There is no such device.
     pub fn new(places: &[(&str, &Space, &str)]) -> Result<Self> {
         let places = places.iter().map(|(name, space, device)| {
             let capture = space.capture(device);
@@ -448,11 +450,11 @@ impl Watch {
         places.collect::<Result<_>>().map(Self)
     }
 
-    /// Where frames arrived that satisfy the closure, and the frames. What a place itself sent does not
-    /// count.
+    /// Returns the frames that satisfy the closure and the places where they arrived. Frames that a
+    /// place itself sent do not count.
     ///
     /// # Errors
-    /// When a device has gone.
+    /// A device has gone.
     pub fn saw(&self, wanted: impl Fn(&Frame) -> bool) -> Result<Vec<(&str, Frame)>> {
         let mut seen = Vec::new();
         for (name, capture) in &self.0 {
@@ -465,7 +467,7 @@ impl Watch {
 }
 
 impl Frame {
-    /// Its `EtherType` behind all tags, and where its body begins.
+    /// Returns its `EtherType` behind all tags, and the offset of its body.
     fn kind(&self) -> Option<(u16, usize)> {
         let word = |at: usize| {
             let octets = self.bytes.get(at..at + 2)?;
@@ -478,27 +480,27 @@ impl Frame {
         Some((word(at)?, at + 2))
     }
 
-    /// Source address of the Ethernet header.
+    /// Returns the source address of the Ethernet header.
     #[must_use]
     pub fn source_mac(&self) -> Option<Mac> {
         self.bytes.get(6..12)?.try_into().ok()
     }
 
-    /// What is behind the Ethernet header and all tags, if it is of this `EtherType`.
+    /// Returns the bytes behind the Ethernet header and all tags, if they are of this `EtherType`.
     #[must_use]
     pub fn body(&self, ethertype: u16) -> Option<&[u8]> {
         let (kind, at) = self.kind()?;
         (kind == ethertype).then(|| &self.bytes[at..])
     }
 
-    /// Its IPv4 packet, behind whatever tags.
+    /// Returns its IPv4 packet, behind any tags.
     #[must_use]
     pub fn packet(&self) -> Option<Packet> {
         Packet::read(self.body(ethertype::IPV4)?)
     }
 
-    /// Its IPv4 packet's identification, which survives translation: a test's packets are told apart by
-    /// it ([`Packet::numbered`]).
+    /// Returns the identification of its IPv4 packet. It survives translation, so a test recognises
+    /// its packets by it ([`Packet::numbered`]).
     #[must_use]
     pub fn number(&self) -> Option<u16> {
         let octets = self.body(ethertype::IPV4)?.get(4..6)?;
@@ -506,7 +508,7 @@ impl Frame {
     }
 }
 
-/// Before a program's own words: it runs as an unprivileged user.
+/// The command prefix that runs a program as an unprivileged user.
 const AS_USER: [&str; 5] = [
     "setpriv",
     "--reuid=65534",
@@ -515,12 +517,12 @@ const AS_USER: [&str; 5] = [
     "--inh-caps=-all",
 ];
 
-/// What a user of a machine can do without any privilege: user and group 65534, no capabilities.
+/// What a user of a machine can do without privileges: user and group 65534, no capabilities.
 impl Space {
-    /// Runs the static peer inside as that user, and hands back what it printed.
+    /// Runs the static peer inside as that user, and returns what it printed.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn user_peer(&self, arguments: &[&str]) -> Result<String> {
         let program = peer_bin()?;
         let program = program.to_str().context("PEER_BIN is not UTF-8")?;
@@ -530,7 +532,7 @@ impl Space {
     /// Starts the static peer inside as that user and leaves it running.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// It cannot be started.
     pub fn spawn_user_peer(&self, arguments: &[&str]) -> Result<Process> {
         let program = peer_bin()?;
         let mut command = self.command(AS_USER[0]);

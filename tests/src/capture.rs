@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a device sent and received, complete at the moment of asking.
+//! A capture of everything that a device sent and received until the moment of a query.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -17,18 +17,18 @@ use crate::packet::PacketSocket;
 use crate::process::succeed;
 use crate::wire::Packet;
 
-/// How often the reader looks whether the capture was dropped.
+/// The interval at which the reader checks whether the capture was dropped.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
-/// Frames shown at the end.
+/// The number of frames printed at the end.
 const SHOWN: usize = 30;
 /// Link types of the pcap format: Ethernet, and packets that begin with their IP header.
 const ETHERNET: u32 = 1;
 const RAW: u32 = 101;
 
-/// One frame, link header included, as it passed the device. A frame that this machine made may
+/// One frame, link header included, as it passed the device. A frame that this machine created may
 /// still lack its checksum (`ethtool` tx offload) and be larger than the MTU (segmentation).
 #[derive(Debug, Clone)]
 pub struct Frame {
@@ -41,7 +41,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Source and destination, when it is IPv4 in Ethernet without a VLAN tag.
+    /// Returns source and destination, if it is IPv4 in Ethernet without a VLAN tag.
     #[must_use]
     pub fn ipv4(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
         let ethertype = self.bytes.get(12..14)?;
@@ -56,15 +56,15 @@ impl Frame {
         }
     }
 
-    /// Whether these bytes are anywhere in it; they are not none.
+    /// Whether the frame contains these bytes; they must not be empty.
     #[must_use]
     pub fn carries(&self, octets: &[u8]) -> bool {
         self.bytes.windows(octets.len()).any(|part| part == octets)
     }
 }
 
-/// A capture on one device. It goes on until it is dropped; its first frames are shown then: a
-/// test's output is seen only if the test fails.
+/// A capture on one device, until it is dropped. Its first frames are printed then: a test's output
+/// is shown only if the test fails.
 pub struct Capture {
     what: String,
     shared: Arc<Shared>,
@@ -84,7 +84,7 @@ struct Taken {
 }
 
 impl Shared {
-    /// Locks after taking in everything that waits in the socket.
+    /// Locks the frames after reading everything that waits in the socket.
     fn drained(&self) -> Result<MutexGuard<'_, Taken>> {
         let mut guard = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let Taken { socket, frames } = &mut *guard;
@@ -121,7 +121,7 @@ impl Capture {
         let reader = spawn(move || {
             while !reader.over.load(Ordering::Relaxed) {
                 let mut ready = [PollFd::new(&wake, PollFlags::IN)];
-                // A device that has gone fails here and there: frames() tells.
+                // If the device has gone, reading fails here and in frames(), which reports it.
                 if poll(&mut ready, Some(&LOOK)).is_err() || reader.drained().is_err() {
                     return;
                 }
@@ -137,10 +137,10 @@ impl Capture {
         })
     }
 
-    /// All frames until now. What passed the device before the call is in it.
+    /// Returns all frames until now, including everything that passed the device before the call.
     ///
     /// # Errors
-    /// When the device has gone.
+    /// The device has gone.
     pub fn frames(&self) -> Result<Vec<Frame>> {
         let taken = self
             .shared
@@ -149,24 +149,24 @@ impl Capture {
         Ok(taken.frames.clone())
     }
 
-    /// How many frames until now satisfy the closure.
+    /// Returns how many frames until now satisfy the closure.
     ///
     /// # Errors
-    /// When the device has gone.
+    /// The device has gone.
     pub fn count(&self, wanted: impl Fn(&Frame) -> bool) -> Result<usize> {
         Ok(self.frames()?.iter().filter(|frame| wanted(frame)).count())
     }
 
-    /// `tcpdump`'s lines (numeric, with link headers) of the frames until now that match a filter
-    /// in its language, as in `"src net 172.16.0.0/12"`; all with an empty one.
+    /// Returns `tcpdump`'s lines (numeric, with link headers) of the frames until now that match a
+    /// filter in its language, as in `"src net 172.16.0.0/12"`; all frames with an empty filter.
     ///
     /// # Errors
-    /// When tcpdump is not installed or does not understand the filter.
+    /// tcpdump is not installed or does not understand the filter.
     pub fn lines(&self, filter: &str) -> Result<Vec<String>> {
         self.dump(&self.frames()?, filter)
     }
 
-    /// The IPv4 packet of a frame that was captured here.
+    /// Returns the IPv4 packet of a frame that was captured here.
     pub(crate) fn packet(&self, frame: &Frame) -> Option<Packet> {
         if self.link_type == ETHERNET {
             Packet::of(frame)
@@ -180,7 +180,7 @@ impl Capture {
         let mut command = Command::new("tcpdump");
         let text = succeed(command.args(["-nnevv", "-tt", "-r"]).arg(&file).arg(filter));
         std::fs::remove_file(&file)?;
-        // With -v a packet's line goes on in indented ones.
+        // With -v a packet's line continues in indented lines.
         Ok(text?
             .replace("\n    ", " ")
             .lines()
@@ -214,13 +214,13 @@ impl Drop for Capture {
         }
         self.shared.over.store(true, Ordering::Relaxed);
         if let Some(reader) = self.reader.take() {
-            // A reader that panicked has said so.
+            // A reader that panicked has already printed its message.
             let _ = reader.join();
         }
     }
 }
 
-/// The frames in the classic pcap format, microseconds, little endian.
+/// Writes the frames in the classic pcap format, microseconds, little endian.
 fn pcap(frames: &[Frame], link_type: u32) -> Result<Vec<u8>> {
     let mut file = Vec::new();
     let snap_length = 0x4_0000_u32;

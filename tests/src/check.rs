@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Waiting for a state instead of sleeping, and the checks every test begins with.
+//! Waiting for a state instead of sleeping, and the checks at the beginning of every test.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// How much of something a test does: as much as every run can afford, or as much as a soak does
+/// Returns how much of something a test does: the short amount in every run, the long one in a soak
 /// (`cargo xtask test --soak`).
 #[must_use]
 pub fn soaked<T>(short: T, long: T) -> T {
@@ -21,8 +21,8 @@ pub fn soaked<T>(short: T, long: T) -> T {
     }
 }
 
-/// How long something may take that takes `usual` here: a machine that is emulated is slower by the
-/// factor that `FORWARDER_TESTS_PATIENCE` names.
+/// Returns how long something may take that takes `usual` here: an emulated machine is slower by
+/// the factor in `FORWARDER_TESTS_PATIENCE`.
 pub(crate) fn patient(usual: Duration) -> Duration {
     static FACTOR: LazyLock<u32> = LazyLock::new(|| {
         let factor = std::env::var("FORWARDER_TESTS_PATIENCE");
@@ -31,10 +31,10 @@ pub(crate) fn patient(usual: Duration) -> Duration {
     usual * *FACTOR
 }
 
-/// Tries until `attempt` succeeds and hands back its value.
+/// Repeats `attempt` until it succeeds and returns its value.
 ///
 /// # Errors
-/// The last error of `attempt`, when none succeeded `within` the time.
+/// The last error of `attempt`, if none succeeded `within` the time.
 pub fn eventually<T>(within: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let (start, within) = (Instant::now(), patient(within));
     loop {
@@ -48,7 +48,7 @@ pub fn eventually<T>(within: Duration, mut attempt: impl FnMut() -> Result<T>) -
     }
 }
 
-/// Checks over and over that `check` goes on succeeding for the whole time.
+/// Checks repeatedly that `check` succeeds for the whole time.
 ///
 /// # Errors
 /// The first error of `check`.
@@ -64,7 +64,7 @@ pub fn holds(throughout: Duration, mut check: impl FnMut() -> Result<()>) -> Res
 /// Ends the test unless it runs as root: a skipped test would look like a passed one.
 ///
 /// # Panics
-/// When the effective user is not root.
+/// The effective user is not root.
 pub fn require_root() {
     assert!(
         rustix::process::geteuid().is_root(),
@@ -72,7 +72,7 @@ pub fn require_root() {
     );
 }
 
-/// The last lines of a log, indented, for an error message; says so when there are none.
+/// Returns the last lines of a log, indented, for an error message; says so if there are none.
 pub(crate) fn tail(log: &Path, lines: usize) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

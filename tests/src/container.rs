@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A running container, and what runs in it.
+//! A running container, and the programs in it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use crate::dockerd::DockerCli;
 use crate::image::IMAGE;
 use crate::netns::Space;
 
-/// How long a container's program has to get ready.
+/// How long a container's program may take to become ready.
 const START: Duration = Duration::from_secs(10);
-/// What the peer's server prints once it listens.
+/// The line that the peer's server prints once it listens.
 const SERVING: &str = "serving";
 
-/// The program of a container made of the [image](crate::IMAGE).
+/// The program of a container made from the [image](crate::IMAGE).
 #[derive(Debug, Clone)]
 pub struct Peer {
     argv: Vec<String>,
@@ -35,7 +35,7 @@ impl Peer {
         }
     }
 
-    /// Nothing but waiting: a container for [`Container::exec`] and [`Container::peer`].
+    /// A program that only waits: a container for [`Container::exec`] and [`Container::peer`].
     #[must_use]
     pub fn idle() -> Self {
         Self::program(&["/peer", "wait"])
@@ -51,7 +51,7 @@ impl Peer {
     }
 }
 
-/// A container. The handle is a name: dropping it leaves the container to its host.
+/// A container. The handle is a name: dropping it leaves the container on its host.
 #[derive(Debug, Clone)]
 pub struct Container {
     name: String,
@@ -68,7 +68,7 @@ impl Container {
         }
     }
 
-    /// `docker run -d`, then waits until a server serves.
+    /// Runs `docker run -d`, then waits until a server serves.
     pub(crate) fn run(&self, options: &[&str], peer: &Peer) -> Result<()> {
         let argv: Vec<_> = peer.argv.iter().map(String::as_str).collect();
         let fixed = ["run", "-d", "--name", &self.name];
@@ -80,25 +80,25 @@ impl Container {
         Ok(())
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// `docker inspect --format`.
+    /// Runs `docker inspect --format`.
     ///
     /// # Errors
-    /// When there is no such container or the template is wrong.
+    /// There is no such container or the template is wrong.
     pub fn inspect(&self, format: &str) -> Result<String> {
         self.docker
             .cmd(&["inspect", "--format", format, &self.name])
     }
 
-    /// Its address on its (first) network.
+    /// Returns its address on its (first) network.
     ///
     /// # Errors
-    /// When it is not running, or has no network.
+    /// It is not running, or has no network.
     pub fn ip(&self) -> Result<IpAddr> {
         let all = self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}")?;
         let first = all.split_whitespace().next();
@@ -108,54 +108,54 @@ impl Container {
             .with_context(|| format!("docker says address {first:?}"))
     }
 
-    /// The process id of its first process, seen from outside.
+    /// Returns the process id of its first process, seen from outside.
     ///
     /// # Errors
-    /// When it is not running.
+    /// It is not running.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.inspect("{{.State.Pid}}")?.parse()?;
         ensure!(pid != 0, "{} does not run", self.name);
         Ok(pid)
     }
 
-    /// Its network namespace, for this machine's own tools (`ip`, captures, raw frames).
+    /// Returns its network namespace, for this machine's own tools (`ip`, captures, raw frames).
     ///
     /// # Errors
-    /// When it is not running.
+    /// It is not running.
     pub fn space(&self) -> Result<Space> {
         let path = format!("/proc/{}/ns/net", self.pid()?);
         Ok(Space::new(&self.name, path.into(), &self.scratch))
     }
 
-    /// `docker exec`: a program of the image.
+    /// Runs `docker exec` with a program of the image.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn exec(&self, argv: &[&str]) -> Result<String> {
         self.docker
             .cmd(&[&["exec", self.name.as_str()], argv].concat())
     }
 
-    /// Runs the peer in it as a client, and hands back what it printed.
+    /// Runs the peer in it as a client, and returns what it printed.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn peer(&self, arguments: &[&str]) -> Result<String> {
         self.exec(&[&["/peer"], arguments].concat())
     }
 
-    /// What its program printed so far.
+    /// Returns what its program has printed so far.
     ///
     /// # Errors
-    /// When there is no such container.
+    /// There is no such container.
     pub fn logs(&self) -> Result<String> {
         self.docker.both(&["logs", &self.name])
     }
 
-    /// Waits until its program has printed a line that begins so, and hands it back.
+    /// Waits until its program has printed a line with this beginning, and returns the line.
     ///
     /// # Errors
-    /// When it does not within ten seconds; the error shows what it printed.
+    /// It does not within ten seconds; the error shows what it printed.
     pub fn log_line(&self, beginning: &str) -> Result<String> {
         eventually(START, || {
             let logs = self.logs()?;
@@ -169,18 +169,18 @@ impl Container {
         })
     }
 
-    /// `docker VERB NAME`, as in `web.docker("restart")`.
+    /// Runs `docker VERB NAME`, as in `web.docker("restart")`.
     ///
     /// # Errors
-    /// When docker refuses.
+    /// docker refuses.
     pub fn docker(&self, verb: &str) -> Result<()> {
         self.docker.cmd(&[verb, &self.name]).map(drop)
     }
 
-    /// `docker rm -f`.
+    /// Runs `docker rm -f`.
     ///
     /// # Errors
-    /// When docker refuses.
+    /// docker refuses.
     pub fn remove(&self) -> Result<()> {
         self.docker.cmd(&["rm", "-f", &self.name]).map(drop)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames of a test's own making, with finished checksums: UDP and TCP over IPv4 in Ethernet.
+//! Frames built by a test, with complete checksums: UDP and TCP over IPv4 in Ethernet.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -7,7 +7,7 @@ const ETHERTYPE: [u8; 2] = [0x08, 0x00];
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What a frame says before its payload; change what is to be unusual.
+/// The headers of a frame; a test changes what is to be unusual.
 #[derive(Debug, Clone)]
 pub struct Craft {
     /// Hardware addresses, the destination's first.
@@ -25,7 +25,7 @@ pub struct Craft {
 }
 
 impl Craft {
-    /// The usual headers: TTL 64, no options, may be fragmented.
+    /// Returns the usual headers: TTL 64, no options, may be fragmented.
     #[must_use]
     pub fn new(macs: [[u8; 6]; 2], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Craft {
         }
     }
 
-    /// The same from another port.
+    /// Returns the same headers with another source port.
     #[must_use]
     pub fn from_port(&self, port: u16) -> Self {
         let mut other = self.clone();
@@ -46,7 +46,7 @@ impl Craft {
         other
     }
 
-    /// A UDP datagram's frame.
+    /// Builds a UDP datagram's frame.
     #[must_use]
     pub fn udp(&self, payload: &[u8]) -> Vec<u8> {
         let length = word(8 + payload.len());
@@ -59,8 +59,8 @@ impl Craft {
         self.frame(UDP, [&header.concat(), payload].concat(), 6)
     }
 
-    /// A TCP segment's frame, without options: flags as in the header's flag byte (SYN is 2, RST
-    /// 4, ACK 16).
+    /// Builds a TCP segment's frame, without options: flags as in the header's flag byte (SYN is 2,
+    /// RST 4, ACK 16).
     #[must_use]
     pub fn tcp(&self, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
         let mut header = [self.from.port().to_be_bytes(), self.to.port().to_be_bytes()].concat();
@@ -69,7 +69,7 @@ impl Craft {
         self.frame(TCP, [&header, payload].concat(), 16)
     }
 
-    /// Puts the headers before a transport's bytes, whose checksum belongs at `checksum_at`.
+    /// Puts the headers before a transport's bytes, whose checksum is at `checksum_at`.
     fn frame(&self, protocol: u8, mut transport: Vec<u8>, checksum_at: usize) -> Vec<u8> {
         let words = 5 + self.options.len() / 4;
         let mut ip = vec![0x40 | words as u8, 0];
@@ -93,7 +93,7 @@ fn word(length: usize) -> [u8; 2] {
     (length as u16).to_be_bytes()
 }
 
-/// The Internet checksum, in wire order.
+/// Returns the Internet checksum, in wire order.
 fn checksum(bytes: &[u8]) -> [u8; 2] {
     let pair = |pair: &[u8]| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
     let mut sum: u32 = bytes.chunks(2).map(pair).sum();
@@ -119,7 +119,7 @@ mod tests {
         let frame = craft.udp(b"odd");
         let (ip, udp) = (&frame[14..38], &frame[38..]);
         assert_eq!((ip[0], ip[3], udp.len()), (0x46, 35, 11));
-        // Summed up with its checksum, a header gives zero.
+        // The sum over a header with its checksum is zero.
         assert_eq!(checksum(ip), [0, 0]);
         let pseudo = [&ip[12..20], &[0, 17, 0, 11], udp].concat();
         assert_eq!(checksum(&pseudo), [0, 0]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One real dockerd, with a containerd of its own, inside a network namespace.
+//! One real dockerd, with its own containerd, inside a network namespace.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -19,37 +19,37 @@ use crate::process::{Process, finish};
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 
-/// The shim: `FORWARDER_PROXY_BIN`, or what `cargo xtask build` made.
+/// Returns the shim's binary: `FORWARDER_PROXY_BIN`, or the one that `cargo xtask build` made.
 ///
 /// # Errors
-/// When there is none.
+/// There is none.
 pub fn forwarder_proxy_bin() -> Result<PathBuf> {
     built("FORWARDER_PROXY_BIN", "release/forwarder-proxy")
 }
 
-/// Where a host's agent has its state, by the host's folder.
+/// Returns the state directory of a host's agent, by the host's folder.
 pub(crate) fn state_dir(folder: &Path) -> PathBuf {
     folder.join("run")
 }
 
-/// How a host's dockerd is started.
+/// The options of a host's dockerd.
 #[derive(Debug, Clone, Default)]
 pub struct Docker {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
-    /// A bridge that somebody made for the default network: its name and its address.
+    /// An existing bridge for the default network: its name and its address.
     bridge: Option<(String, String)>,
     shim: bool,
 }
 
 impl Docker {
-    /// As Docker comes: iptables rules and one docker-proxy per port.
+    /// Docker's defaults: iptables rules and one docker-proxy per port.
     #[must_use]
     pub fn stock() -> Self {
         Self::default()
     }
 
-    /// As the forwarder wants it: no iptables rules, no docker-proxy.
+    /// The forwarder's minimum: no iptables rules, no docker-proxy.
     #[must_use]
     pub fn replace() -> Self {
         Self::stock()
@@ -58,7 +58,7 @@ impl Docker {
             .arg("--userland-proxy=false")
     }
 
-    /// As the forwarder wants it best: no iptables rules, and its shim for each published port.
+    /// The forwarder's recommendation: no iptables rules, and its shim for each published port.
     #[must_use]
     pub fn replace_with_shim() -> Self {
         Self {
@@ -70,21 +70,21 @@ impl Docker {
         }
     }
 
-    /// A variable of dockerd's environment, which it hands on to shims.
+    /// Sets a variable of dockerd's environment, which dockerd passes to shims.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Its default network on a bridge that is there before it.
+    /// Puts the default network on a bridge that exists before it.
     #[must_use]
     pub fn on_bridge(mut self, name: &str, address: &str) -> Self {
         self.bridge = Some((name.to_owned(), address.to_owned()));
         self.arg(format!("--bridge={name}"))
     }
 
-    /// One more flag.
+    /// Adds a flag.
     #[must_use]
     pub fn arg(mut self, flag: impl Into<String>) -> Self {
         self.arguments.push(flag.into());
@@ -99,16 +99,16 @@ pub struct DockerCli {
 }
 
 impl DockerCli {
-    /// The daemon's address, as `docker -H` and the forwarder's `--docker` take it.
+    /// Returns the daemon's address, as `docker -H` and the forwarder's `--docker` accept it.
     #[must_use]
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
-    /// Runs a docker command that has to succeed, and hands back its output.
+    /// Runs a docker command that must succeed, and returns its output.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn cmd(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("docker");
         command.arg("-H").arg(self.address()).args(arguments);
@@ -117,7 +117,8 @@ impl DockerCli {
             .with_context(|| format!("docker {}", arguments.join(" ")))
     }
 
-    /// Both output streams of a docker command, standard output first (as for `docker logs`).
+    /// Returns both output streams of a docker command, standard output first (as for `docker
+    /// logs`).
     pub(crate) fn both(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("docker");
         let done = finish(command.arg("-H").arg(self.address()).args(arguments))?;
@@ -135,7 +136,7 @@ impl DockerCli {
     }
 }
 
-/// The daemon pair. It keeps its data over stops; whoever owns the folder removes it.
+/// The daemon pair. It keeps its data when it stops; the owner of the folder removes it.
 pub(crate) struct Dockerd {
     space: Space,
     folder: PathBuf,
@@ -162,9 +163,9 @@ impl Dockerd {
         }
     }
 
-    /// Starts what does not run and waits until the daemon answers.
+    /// Starts the daemons that do not run and waits until dockerd answers.
     pub(crate) fn start(&mut self) -> Result<()> {
-        // libnetwork and the plugin search want it, whatever --exec-root says.
+        // libnetwork and the plugin search need it, whatever --exec-root says.
         fs::create_dir_all("/var/run/docker")?;
         if let Some((name, address)) = &self.options.bridge
             && self.space.ip(&format!("link show {name}")).is_err()
@@ -189,7 +190,7 @@ impl Dockerd {
             .arg("--pidfile")
             .arg(self.folder.join("docker.pid"))
             .args(["-H", &self.cli().address()])
-            // No mounts, and for an image of this size the fastest.
+            // vfs needs no mounts, and is the fastest driver for an image of this size.
             .args(["--storage-driver=vfs", "--shutdown-timeout=5"])
             .args(&self.options.arguments);
         if self.options.shim {
@@ -202,7 +203,7 @@ impl Dockerd {
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut daemon = Process::spawn("dockerd", &mut command, &log)?;
         let up = eventually(START, || match daemon.ended()? {
-            // Not worth another try: whoever answers now is not ours.
+            // Another attempt is useless: a daemon that answers now is not ours.
             Some(status) => Ok(Err(anyhow!("dockerd ended: {status}"))),
             None => self.cli().answers().map(Ok),
         });
@@ -212,7 +213,7 @@ impl Dockerd {
         Ok(())
     }
 
-    /// Asks the daemon to end (SIGTERM), which stops the containers unless `--live-restore`.
+    /// Stops the daemon (SIGTERM), which stops the containers unless `--live-restore`.
     pub(crate) fn stop(&mut self) -> Result<()> {
         let Some(mut daemon) = self.daemon.take() else {
             return Ok(());
@@ -220,13 +221,13 @@ impl Dockerd {
         daemon.stop(STOP).map(drop)
     }
 
-    /// Asks the daemon to read its configuration again (SIGHUP).
+    /// Makes the daemon read its configuration again (SIGHUP).
     pub(crate) fn reload(&mut self) -> Result<()> {
         let daemon = self.daemon.as_mut().context("dockerd does not run")?;
         daemon.signal(Signal::HUP)
     }
 
-    /// Kills the daemon (SIGKILL): the containers go on.
+    /// Kills the daemon (SIGKILL). The containers continue.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.daemon
             .take()
@@ -237,8 +238,8 @@ impl Dockerd {
         self.folder.join("containerd.sock")
     }
 
-    /// Without one of its own, dockerd would take the machine's when there is one, and all hosts
-    /// of all labs would share it.
+    /// Starts a separate containerd. Without it, dockerd would use the machine's if there is one,
+    /// and all hosts of all labs would share it.
     fn start_containerd(&self) -> Result<Process> {
         let socket = self.containerd_socket();
         let below = |name: &str| self.folder.join("containerd").join(name);

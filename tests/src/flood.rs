@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A few frames over and over while something else happens.
+//! A flood: a few frames sent repeatedly while something else happens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,11 +12,11 @@ use crate::check::eventually;
 use crate::netns::Space;
 use crate::packet::PacketSocket;
 
-/// Between two rounds of all frames.
+/// The pause between two rounds of all frames.
 const PAUSE: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_secs(5);
 
-/// About a thousand rounds in a second until it is dropped. Frames that their device does not take
+/// About a thousand rounds per second until it is dropped. Frames that their device does not accept
 /// are lost.
 pub struct Flood {
     state: Arc<State>,
@@ -30,10 +30,10 @@ struct State {
 }
 
 impl Flood {
-    /// Begins to send by a device.
+    /// Starts to send out of a device.
     ///
     /// # Errors
-    /// When there is no such device.
+    /// There is no such device.
     pub fn start(space: &Space, device: &str, frames: Vec<Vec<u8>>) -> Result<Self> {
         let socket = space.enter(|| PacketSocket::open(device))??;
         let state = Arc::new(State::default());
@@ -52,10 +52,10 @@ impl Flood {
         })
     }
 
-    /// Waits until it has sent so many rounds more, all of them after the call.
+    /// Waits until it has sent this many more rounds, all of them after the call.
     ///
     /// # Errors
-    /// When it is stuck.
+    /// It is stuck.
     pub fn more(&self, rounds: u64) -> Result<()> {
         let sent = || self.state.rounds.load(Ordering::Relaxed);
         let before = sent();
@@ -70,7 +70,7 @@ impl Drop for Flood {
     fn drop(&mut self) {
         self.state.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so.
+            // A thread that panicked has already printed its message.
             let _ = thread.join();
         }
     }

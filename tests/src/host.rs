@@ -22,24 +22,24 @@ use crate::netns::{Netns, Space, veth};
 use crate::process::{Finished, Process, finish};
 use crate::teardown;
 
-/// A host's device towards the LAN.
+/// A host's device to the LAN.
 const UPLINK: &str = "up0";
-/// How long the agent has to notice a change.
+/// How long the agent may take to notice a change.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A Docker host. What can be done in its namespace it can do as a [`Space`]. Dropped, all of it
-/// is taken down, containers included.
+/// A Docker host. It dereferences to its namespace, a [`Space`]. When it is dropped, all of it is
+/// removed, including its containers.
 pub struct Host {
     number: u8,
     netns: Netns,
     folder: PathBuf,
     dockerd: Mutex<Dockerd>,
-    // Keeps the lab's folder, in which this host's lies.
+    // Keeps the lab's folder, which contains this host's folder.
     _site: Arc<Site>,
 }
 
 impl Host {
-    /// Host number N of a lab: 198.18.N.1/24, its gateway the LAN's 198.18.N.2.
+    /// Starts host number N of a lab: 198.18.N.1/24, with the LAN's 198.18.N.2 as gateway.
     pub(crate) fn start(
         site: &Arc<Site>,
         lan: &Space,
@@ -73,7 +73,7 @@ impl Host {
         Ok(host)
     }
 
-    /// A BPF file system of the host's own: with it all pins go.
+    /// Mounts a separate BPF file system for the host: with it all pins are removed.
     fn mount_bpffs(&self) -> Result<()> {
         let point = self.folder.join("bpf");
         std::fs::create_dir(&point)?;
@@ -87,46 +87,46 @@ impl Host {
         .with_context(|| format!("cannot mount a bpffs on {}", point.display()))
     }
 
-    /// Its address on the LAN, 198.18.N.1.
+    /// Returns its address on the LAN, 198.18.N.1.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(198, 18, self.number, 1)
     }
 
-    /// The LAN's address next to it, 198.18.N.2.
+    /// Returns the LAN's address next to it, 198.18.N.2.
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::new(198, 18, self.number, 2)
     }
 
-    /// Its device towards the LAN.
+    /// Returns its device to the LAN.
     #[must_use]
     pub fn uplink(&self) -> &'static str {
         UPLINK
     }
 
-    /// The other end of its uplink, a device of the LAN.
+    /// Returns the other end of its uplink, a device of the LAN.
     #[must_use]
     pub fn lan_device(&self) -> String {
         format!("h{}", self.number)
     }
 
-    /// The folder of the pins of an agent with the usual folders.
+    /// Returns the directory of the pins of an agent with the usual folders.
     #[must_use]
     pub fn bpffs_dir(&self) -> PathBuf {
         self.folder.join("bpf/forwarder")
     }
 
-    /// The folder of the state of an agent with the usual folders.
+    /// Returns the state directory of an agent with the usual folders.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         state_dir(&self.folder)
     }
 
-    /// Puts a configuration file (TOML) in the place of an earlier one, whole at any moment.
+    /// Replaces the configuration file (TOML) atomically.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// It cannot be written.
     pub fn configure(&self, text: &str) -> Result<PathBuf> {
         let file = self.scratch().join("forwarder.toml");
         let draft = file.with_extension("new");
@@ -136,72 +136,72 @@ impl Host {
         Ok(file)
     }
 
-    /// Its command line of Docker.
+    /// Returns its docker command line.
     #[must_use]
     pub fn docker_cli(&self) -> DockerCli {
         self.dockerd().cli()
     }
 
-    /// Runs a docker command that has to succeed.
+    /// Runs a docker command that must succeed.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn docker(&self, arguments: &[&str]) -> Result<String> {
         self.docker_cli().cmd(arguments)
     }
 
-    /// `docker run -d --name NAME OPTIONS peer …`; waits until a [server](Peer::serve) serves.
+    /// Runs `docker run -d --name NAME OPTIONS peer …`; waits until a [server](Peer::serve) serves.
     ///
     /// # Errors
-    /// When docker refuses or the server does not come up.
+    /// docker refuses or the server does not start.
     pub fn run(&self, name: &str, options: &[&str], program: &Peer) -> Result<Container> {
         let container = self.container(name);
         container.run(options, program)?;
         Ok(container)
     }
 
-    /// The handle of a container that exists or will.
+    /// Returns the handle of a container that exists or will exist.
     #[must_use]
     pub fn container(&self, name: &str) -> Container {
         Container::named(name, self.docker_cli(), self.folder.clone())
     }
 
-    /// `docker exec`: a program of the image in a container.
+    /// Runs `docker exec` with a program of the image in a container.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn exec(&self, container: &str, argv: &[&str]) -> Result<String> {
         self.container(container).exec(argv)
     }
 
-    /// Starts a stopped or killed dockerd on the data it left.
+    /// Starts a stopped or killed dockerd with the data that it left.
     ///
     /// # Errors
-    /// When it does not come up; the error shows its log.
+    /// It does not start; the error shows its log.
     pub fn start_docker(&self) -> Result<()> {
         self.dockerd().start()
     }
 
-    /// Stops dockerd in good order (SIGTERM).
+    /// Stops dockerd (SIGTERM).
     ///
     /// # Errors
-    /// When it does not end.
+    /// It does not end.
     pub fn stop_docker(&self) -> Result<()> {
         self.dockerd().stop()
     }
 
-    /// Has dockerd read its configuration again (SIGHUP).
+    /// Makes dockerd read its configuration again (SIGHUP).
     ///
     /// # Errors
-    /// When it does not run.
+    /// It does not run.
     pub fn reload_docker(&self) -> Result<()> {
         self.dockerd().reload()
     }
 
-    /// Kills dockerd (SIGKILL); the containers go on.
+    /// Kills dockerd (SIGKILL). The containers continue.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn kill_docker(&self) -> Result<()> {
         self.dockerd().kill()
     }
@@ -215,7 +215,7 @@ impl Host {
         self.start_docker()
     }
 
-    /// An agent for this host, to be started.
+    /// Returns an agent for this host, to be started.
     pub fn agent(&self) -> AgentBuilder<'_> {
         AgentBuilder::new(self)
     }
@@ -223,7 +223,7 @@ impl Host {
     /// Runs `forwarder VERB…` with this host's folders, whatever its exit status.
     ///
     /// # Errors
-    /// When there is no binary or it hangs.
+    /// There is no binary or it hangs.
     pub fn forwarder(&self, arguments: &[&str]) -> Result<Finished> {
         finish(
             self.forwarder_command(&forwarder_bin()?)?
@@ -232,19 +232,19 @@ impl Host {
         )
     }
 
-    /// Runs `forwarder VERB…`, which has to succeed, and hands back its output.
+    /// Runs `forwarder VERB…`, which must succeed, and returns its output.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let done = self.forwarder(arguments).and_then(Finished::success);
         done.with_context(|| format!("forwarder {}", arguments.join(" ")))
     }
 
-    /// Starts `forwarder VERB…`, for a verb that goes on until it is told to end.
+    /// Starts `forwarder VERB…`, for a verb that runs until it is told to end.
     ///
     /// # Errors
-    /// When there is no binary or it cannot be started.
+    /// There is no binary or it cannot be started.
     pub fn spawn_forwarder(&self, arguments: &[&str]) -> Result<Process> {
         let mut command = self.forwarder_command(&forwarder_bin()?)?;
         command.args(arguments).args(self.folders(""));
@@ -256,19 +256,19 @@ impl Host {
         )
     }
 
-    /// `forwarder VERB -o json`, parsed.
+    /// Runs `forwarder VERB -o json` and parses its output.
     ///
     /// # Errors
-    /// When it fails or its standard output is anything but JSON.
+    /// It fails or its standard output is not JSON.
     pub fn json(&self, verb: &str) -> Result<Value> {
         let text = self.cli(&[verb, "-o", "json"])?;
         serde_json::from_str(&text).with_context(|| format!("forwarder {verb} -o json: {text}"))
     }
 
-    /// Waits until the agent has a container's veths; its ports came before.
+    /// Waits until the agent has a container's veths; it had the container's ports before.
     ///
     /// # Errors
-    /// When it does not notice.
+    /// It does not notice.
     pub fn settle(&self, container: &str) -> Result<()> {
         eventually(SOON, || {
             let rows = self.json("endpoints")?;
@@ -286,10 +286,10 @@ impl Host {
         })
     }
 
-    /// `forwarder VERB…` on this host as a line for a person's shell.
+    /// Returns `forwarder VERB…` on this host as a line for a person's shell.
     ///
     /// # Errors
-    /// When there is no binary.
+    /// There is no binary.
     pub fn forwarder_line(&self, arguments: &[&str]) -> Result<String> {
         let enter = format!("nsenter --net={}", self.path().display());
         let (binary, words) = (forwarder_bin()?, arguments.join(" "));
@@ -300,7 +300,7 @@ impl Host {
         ))
     }
 
-    /// A forwarder inside that sees none of the caller's settings.
+    /// Returns a forwarder command inside, without any settings of the caller.
     pub(crate) fn forwarder_command(&self, binary: &Path) -> Result<Command> {
         let mut command = self.command(binary.to_str().context("FORWARDER_BIN is not UTF-8")?);
         for (name, _) in std::env::vars_os() {
@@ -312,7 +312,7 @@ impl Host {
         Ok(command)
     }
 
-    /// The forwarder's flags for this host; a suffix gives another agent folders of its own.
+    /// Returns the forwarder's flags for this host; a suffix gives another agent its own folders.
     pub(crate) fn folders(&self, suffix: &str) -> [String; 6] {
         let below = |name: &str| {
             self.folder

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The one image that containers are made of: the static peer and a static busybox.
+//! The one image of all containers: the static peer and a static busybox.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,12 +13,13 @@ use crate::process::succeed;
 /// The image's name on every host.
 pub const IMAGE: &str = "peer";
 
-/// What tests call inside containers by these names.
+/// The applets that tests call inside containers.
 const APPLETS: [&str; 12] = [
     "sh", "cat", "ls", "ip", "ping", "nc", "sleep", "kill", "ps", "echo", "true", "sysctl",
 ];
 
-/// A file that an environment variable names, or one of the workspace's target folder.
+/// Returns the file that an environment variable names, or its default in the workspace's target
+/// folder.
 pub(crate) fn built(variable: &str, below_target: &str) -> Result<PathBuf> {
     let default = || {
         Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -34,15 +35,15 @@ pub(crate) fn built(variable: &str, below_target: &str) -> Result<PathBuf> {
     Ok(fs::canonicalize(path)?)
 }
 
-/// The static peer: `PEER_BIN`, or what `cargo xtask build` made.
+/// Returns the static peer: `PEER_BIN`, or the one that `cargo xtask build` made.
 ///
 /// # Errors
-/// When there is none.
+/// There is none.
 pub fn peer_bin() -> Result<PathBuf> {
     built("PEER_BIN", "static/peer")
 }
 
-/// Packs the image into a folder and hands back the archive, for `docker import`.
+/// Packs the image into a folder and returns the archive, for `docker import`.
 pub(crate) fn pack(folder: &Path) -> Result<PathBuf> {
     let root = folder.join("image");
     let bin = root.join("bin");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel holds of the forwarder's on one host, and all that a clean-up has to put back.
+//! The forwarder's objects in the kernel on one host, and everything that a cleanup must restore.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,29 +13,29 @@ use crate::host::Host;
 use crate::netns::Space;
 use crate::process::succeed;
 
-/// Values below `/proc/sys/net` that change by themselves.
+/// Values in `/proc/sys/net` that change by themselves.
 const RESTLESS: [&str; 4] = ["_count", "random", "uuid", "flush"];
 
-/// The pinned objects of one host by their pins' names, and the programs that the links run.
+/// The pinned objects of one host by their pins' names, and the programs of the links.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pinned {
     /// Ids of maps.
     pub maps: BTreeMap<String, u64>,
     /// Ids of links.
     pub links: BTreeMap<String, u64>,
-    /// Ids of the links on the root of all control groups.
+    /// Ids of the links on the root cgroup.
     pub sockets: BTreeMap<String, u64>,
-    /// The id of the link that has datagrams put together; its program never changes.
+    /// The id of the defragmentation link; its program never changes.
     pub defrag: BTreeMap<String, u64>,
     /// Ids of the programs of links and sockets.
     pub programs: BTreeMap<String, u64>,
 }
 
 impl Pinned {
-    /// Waits until the kernel knows none of the objects any more.
+    /// Waits until none of the objects exists in the kernel any more.
     ///
     /// # Errors
-    /// Names the first that stays.
+    /// Names the first object that still exists.
     pub fn are_gone(&self) -> Result<()> {
         let kinds = [
             ("map", &self.maps),
@@ -54,7 +54,7 @@ impl Pinned {
     }
 }
 
-/// All ids of a kind of BPF objects on the machine.
+/// Returns all ids of a kind of BPF objects on the machine.
 fn ids(kind: &str) -> Result<BTreeSet<u64>> {
     let text = succeed(Command::new("bpftool").args(["-j", kind, "show"]))?;
     let all: Vec<Value> =
@@ -66,10 +66,11 @@ fn ids(kind: &str) -> Result<BTreeSet<u64>> {
 }
 
 impl Host {
-    /// The pinned maps and links of the agent with this host's usual folders; none without pins.
+    /// Returns the pinned maps and links of the agent with this host's usual folders; none without
+    /// pins.
     ///
     /// # Errors
-    /// When bpftool does not understand a pin.
+    /// bpftool does not understand a pin.
     pub fn pinned(&self) -> Result<Pinned> {
         let mut pinned = Pinned::default();
         for path in files(&self.bpffs_dir()) {
@@ -104,24 +105,24 @@ impl Host {
         Ok(pinned)
     }
 
-    /// All that `run` may touch on the host, in words that can be compared: devices with their
-    /// programs, qdiscs, filters, firewall, `/proc/sys/net`, pins and files, and the offloads of
-    /// each device of `others` (containers).
+    /// Returns everything on the host that `run` may change, as text that can be compared: devices
+    /// with their programs, qdiscs, filters, firewall, `/proc/sys/net`, pins and files, and the
+    /// offloads of each device of `others` (containers).
     ///
     /// # Errors
-    /// When one of the tools fails.
+    /// One of the tools fails.
     pub fn state(&self, others: &[&Space]) -> Result<BTreeMap<String, String>> {
         let mut state = BTreeMap::new();
         let links = self.ip("-o link show")?;
         state.insert("qdiscs".to_owned(), self.cmd(&["tc", "qdisc", "show"])?);
         for device in devices(&links) {
             for direction in ["ingress", "egress"] {
-                // It fails where there is no clsact qdisc.
+                // The command fails if there is no clsact qdisc.
                 let filters = self.output(&["tc", "filter", "show", "dev", device, direction])?;
                 state.insert(format!("filters of {device} {direction}"), filters.stdout);
             }
         }
-        // A device's first qdisc gives it a queue length for good, which a noqueue device ignores.
+        // A device's first qdisc sets its queue length permanently, which a noqueue device ignores.
         let links = links
             .replace(" qlen 1000", "")
             .replace("default \\", "default\\");
@@ -153,7 +154,7 @@ impl Host {
     }
 }
 
-/// What differs between two states, for a message.
+/// Returns what differs between two states, for a message.
 #[must_use]
 pub fn difference(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> String {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
@@ -187,7 +188,7 @@ fn sysctls() -> BTreeMap<String, String> {
     readable.collect()
 }
 
-/// The files below a directory.
+/// Returns the files in a directory.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir)
         .into_iter()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A lab: the LAN namespace, the hosts on it, and one folder for all they write.
+//! A lab: the LAN namespace, the hosts on it, and one folder for all their files.
 
 use std::net::Ipv4Addr;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ use crate::image;
 use crate::netns::{Netns, Space, veth};
 use crate::teardown;
 
-/// A network with Docker hosts. Dropped, it takes down everything made in it.
+/// A network with Docker hosts. When it is dropped, it removes everything created in it.
 pub struct Lab {
     lan: Lan,
     hosts: AtomicU8,
@@ -25,21 +25,21 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes an empty lab: a LAN without hosts. The label (letters, digits, `-`) becomes part of
-    /// its names. The first lab of a process sweeps what killed processes left behind.
+    /// Creates an empty lab: a LAN without hosts. The label (letters, digits, `-`) becomes part of
+    /// its names. The first lab of a process removes what killed processes left behind.
     ///
     /// # Errors
-    /// When a namespace cannot be made.
+    /// A namespace cannot be created.
     ///
     /// # Panics
-    /// When not run as root.
+    /// The process does not run as root.
     pub fn new(label: &str) -> Result<Self> {
         static SWEPT: Once = Once::new();
         static LABS: AtomicU32 = AtomicU32::new(0);
         require_root();
         SWEPT.call_once(teardown::sweep);
         let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-';
-        // Socket paths below the lab's folder may have 107 bytes.
+        // Socket paths in the lab's folder may have 107 bytes.
         ensure!(
             label.len() <= 32 && label.chars().all(plain),
             "a lab's label has at most 32 letters, digits or -, not {label:?}"
@@ -56,18 +56,18 @@ impl Lab {
         })
     }
 
-    /// Adds a Docker host, number N from 1 on: 198.18.N.1/24 on its `up0`, the LAN's 198.18.N.2
-    /// its default gateway. Hosts reach each other through the LAN.
+    /// Adds a Docker host, number N from 1 on: 198.18.N.1/24 on its `up0`, with the LAN's
+    /// 198.18.N.2 as default gateway. Hosts reach each other through the LAN.
     ///
     /// # Errors
-    /// When dockerd does not come up; the error shows its log.
+    /// dockerd does not start; the error shows its log.
     pub fn host(&self, docker: Docker) -> Result<Host> {
         let number = self.hosts.fetch_add(1, Ordering::Relaxed) + 1;
         Host::start(&self.site, &self.lan, number, docker)
             .with_context(|| format!("host {number} of lab {}", self.site.name))
     }
 
-    /// The LAN: the neighbour and the gateway of every host.
+    /// Returns the LAN: the neighbour and the gateway of every host.
     #[must_use]
     pub fn lan(&self) -> &Lan {
         &self.lan
@@ -76,7 +76,7 @@ impl Lab {
     /// Adds a machine behind the LAN: 198.19.N.2/24, N from 1 on, routed by the LAN.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// It cannot be created.
     pub fn far(&self) -> Result<Far> {
         let number = self.others.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("far{number}");
@@ -94,16 +94,16 @@ impl Lab {
         })
     }
 
-    /// A bare namespace, to be wired with [`veth`](crate::veth).
+    /// Creates an empty namespace, to be connected with [`veth`](crate::veth).
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// It cannot be created.
     pub fn netns(&self, role: &str) -> Result<Netns> {
         self.site.netns(role, self.site.folder())
     }
 }
 
-/// The LAN's namespace; device `hN` and address 198.18.N.2 face host N.
+/// The LAN's namespace; device `hN` with address 198.18.N.2 faces host N.
 pub struct Lan(Netns);
 
 impl Deref for Lan {
@@ -121,7 +121,7 @@ pub struct Far {
 }
 
 impl Far {
-    /// Its address.
+    /// Returns its address.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
         self.address
@@ -136,7 +136,7 @@ impl Deref for Far {
     }
 }
 
-/// What all of a lab share, kept until the last of them goes: the name and the folder.
+/// What all parts of a lab share, kept until the last of them is dropped: the name and the folder.
 pub(crate) struct Site {
     name: String,
     folder: PathBuf,
@@ -163,7 +163,7 @@ impl Site {
         Netns::create(&format!("{}-{role}", self.name), scratch)
     }
 
-    /// The archive of the image, packed once.
+    /// Returns the archive of the image, packed once.
     pub(crate) fn image(&self) -> Result<PathBuf> {
         let mut packed = self.image.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(archive) = &*packed {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The harness: Docker hosts in network namespaces, a LAN beside them, and what tests do with both.
+//! The test harness: Docker hosts in network namespaces, a LAN beside them, and what tests do with
+//! both.
 //!
-//! A *host* is a network namespace with a dockerd of its own, so each test has real Docker, real
-//! containers and a real kernel path, and touches nothing of the machine's. A test starts a
-//! [`Lab`], puts hosts and clients into it, and asks what arrived where.
+//! A *host* is a network namespace with its own dockerd, so each test has real Docker, real
+//! containers and a real kernel path, and does not touch the machine's own. A test starts a
+//! [`Lab`], puts hosts and clients into it, and checks what arrived where.
 //!
 //! ```no_run
 //! use harness::{Docker, Lab, Peer};
@@ -19,20 +20,20 @@
 //! # }
 //! ```
 //!
-//! A [`Host`] takes about half a second to start, so each test has a [`Lab`] of its own and any
-//! number of them run side by side. Dropping a handle takes down what it stands for, also while a
-//! test panics; what a killed test leaves behind is swept by the next [`Lab::new`].
+//! A [`Host`] takes about half a second to start, so each test has its own [`Lab`], and any number
+//! of them run in parallel. Dropping a handle removes what it stands for, also when a test panics.
+//! The next [`Lab::new`] removes what a killed test leaves behind.
 //!
-//! # Who is who
+//! # Overview
 //!
-//! - [`Lab`] is the LAN and the folder for everything that is written; [`Lan`] is its client.
-//! - [`Host`] is a Docker host, [`Docker`] how its dockerd is set up, [`Agent`] the forwarder on
-//!   it, [`Container`] a container on it. [`Scene`] is what most tests need of these, ready made.
+//! - [`Lab`] is the LAN and the folder for all files; [`Lan`] is its client.
+//! - [`Host`] is a Docker host, [`Docker`] the options of its dockerd, [`Agent`] the forwarder on
+//!   it, [`Container`] a container on it. [`Scene`] sets up what most tests need of these.
 //! - [`Peer`] is the server and client that runs in containers and namespaces alike.
-//! - [`Packet`] and [`Craft`] make packets by hand; [`PacketSocket`], [`Capture`] and [`Flood`]
-//!   send and see them. [`attack`] has what a hostile container, neighbour or user would try.
-//! - [`Pinned`] is what the kernel holds of the forwarder's; [`eventually`] and [`holds`] wait for
-//!   a state instead of sleeping.
+//! - [`Packet`] and [`Craft`] build packets by hand; [`PacketSocket`], [`Capture`] and [`Flood`]
+//!   send and capture them. [`attack`] has what a hostile container, neighbour or user would try.
+//! - [`Pinned`] is the forwarder's state in the kernel; [`eventually`] and [`holds`] wait for a
+//!   state instead of sleeping.
 //!
 //! The tests themselves are in `tests/tests`, one binary per subject.
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Network namespaces: made, entered, wired together and deleted.
+//! Network namespaces: creating, entering, connecting and deleting them.
 
 use std::fs::File;
 use std::ops::Deref;
@@ -22,7 +22,7 @@ use crate::teardown;
 /// Where `ip netns` keeps its namespaces.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 
-/// A network namespace in which things can be done; it belongs to someone else.
+/// A network namespace to work in; somebody else owns it.
 #[derive(Debug, Clone)]
 pub struct Space {
     name: String,
@@ -39,25 +39,25 @@ impl Space {
         }
     }
 
-    /// Its name in messages; for a namespace of ours also the one that `ip -n` takes.
+    /// Returns its name in messages; for a namespace of ours also the name that `ip -n` accepts.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for it.
+    /// Returns the file that stands for it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder for logs and captures.
+    /// Returns the folder for logs and captures.
     pub(crate) fn scratch(&self) -> &Path {
         &self.scratch
     }
 
-    /// A command that will run inside. `/sys` and the mounts stay those outside: unlike
-    /// `ip netns exec`, so that dockerd finds its cgroups.
+    /// Returns a command that will run inside. `/sys` and the mounts stay those outside, unlike
+    /// with `ip netns exec`, so that dockerd finds its cgroups.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -70,25 +70,25 @@ impl Space {
     /// Runs a program inside to its end, whatever its exit status.
     ///
     /// # Errors
-    /// When it cannot be started or hangs.
+    /// It cannot be started or hangs.
     pub fn output(&self, argv: &[&str]) -> Result<Finished> {
         let (program, arguments) = argv.split_first().context("an empty command")?;
         finish(self.command(program).args(arguments))
     }
 
-    /// Runs a program inside that has to succeed, and hands back its output.
+    /// Runs a program inside that must succeed, and returns its output.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the error shows its output.
     pub fn cmd(&self, argv: &[&str]) -> Result<String> {
         let done = self.output(argv).and_then(Finished::success);
         done.with_context(|| format!("in {}: {}", self.name, argv.join(" ")))
     }
 
-    /// `ip WORDS` inside, as in `lan.ip("address add 198.18.1.9/24 dev h1")`.
+    /// Runs `ip WORDS` inside, as in `lan.ip("address add 198.18.1.9/24 dev h1")`.
     ///
     /// # Errors
-    /// When `ip` refuses.
+    /// `ip` refuses.
     pub fn ip(&self, words: &str) -> Result<String> {
         let argv: Vec<_> = std::iter::once("ip")
             .chain(words.split_whitespace())
@@ -99,7 +99,7 @@ impl Space {
     /// Switches features of a device, as in `lan.ethtool("h1", "tx off gro on")`.
     ///
     /// # Errors
-    /// When `ethtool` refuses.
+    /// `ethtool` refuses.
     pub fn ethtool(&self, device: &str, features: &str) -> Result<()> {
         let argv: Vec<_> = ["ethtool", "-K", device]
             .into_iter()
@@ -108,20 +108,20 @@ impl Space {
         self.cmd(&argv).map(drop)
     }
 
-    /// Sets a value below `/proc/sys`, as in `lan.sysctl("net/ipv4/ip_forward", "1")`.
+    /// Sets a value in `/proc/sys`, as in `lan.sysctl("net/ipv4/ip_forward", "1")`.
     ///
     /// # Errors
-    /// When there is no such key or the value is refused.
+    /// There is no such key or the value is refused.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
         self.enter(|| std::fs::write(&path, value))?
             .with_context(|| format!("cannot set {key} to {value} in {}", self.name))
     }
 
-    /// Runs the static peer inside as a client, and hands back what it printed.
+    /// Runs the static peer inside as a client, and returns what it printed.
     ///
     /// # Errors
-    /// When it fails (no answer, a refused connection…), with what it said.
+    /// It fails (no answer, a refused connection…); the error shows its output.
     pub fn peer(&self, arguments: &[&str]) -> Result<String> {
         let program = peer_bin()?;
         self.cmd(
@@ -136,7 +136,7 @@ impl Space {
     /// Starts the static peer inside and leaves it running.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// It cannot be started.
     pub fn spawn_peer(&self, arguments: &[&str]) -> Result<Process> {
         let program = peer_bin()?;
         let mut command = self.command(program.to_str().context("PEER_BIN is not UTF-8")?);
@@ -147,7 +147,7 @@ impl Space {
         )
     }
 
-    /// Where programs of a kind that run inside write what they complain about.
+    /// Returns the log file for programs of a kind that run inside.
     pub(crate) fn log_of(&self, kind: &str) -> PathBuf {
         self.scratch.join(format!("{}-{kind}.log", self.name))
     }
@@ -155,7 +155,7 @@ impl Space {
     /// Runs a closure on a thread inside: sockets that it opens belong to the namespace.
     ///
     /// # Errors
-    /// When the namespace cannot be entered. A panic of the closure goes on in the caller.
+    /// The namespace cannot be entered. A panic of the closure continues in the caller.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let file = File::open(&self.path).with_context(|| format!("no namespace {}", self.name))?;
         let inside = || {
@@ -167,10 +167,10 @@ impl Space {
             .with_context(|| format!("cannot enter {}: run as root", self.name))
     }
 
-    /// Begins to capture what a device inside sends and receives.
+    /// Starts to capture what a device inside sends and receives.
     ///
     /// # Errors
-    /// When there is no such device.
+    /// There is no such device.
     pub fn capture(&self, device: &str) -> Result<Capture> {
         Capture::start(self, device)
     }
@@ -178,12 +178,12 @@ impl Space {
     /// Sends one frame, link header included, out of a device inside.
     ///
     /// # Errors
-    /// When there is no such device or it does not take the frame.
+    /// There is no such device or it does not accept the frame.
     pub fn send_frame(&self, device: &str, frame: &[u8]) -> Result<()> {
         self.enter(|| PacketSocket::open(device)?.send(frame))?
     }
 
-    /// Sends many frames one after the other out of a device inside.
+    /// Sends many frames in order out of a device inside.
     ///
     /// # Errors
     /// As [`Self::send_frame`].
@@ -194,10 +194,10 @@ impl Space {
         })?
     }
 
-    /// The hardware address of a device inside.
+    /// Returns the hardware address of a device inside.
     ///
     /// # Errors
-    /// When there is no such device.
+    /// There is no such device.
     pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
         let text = self.ip(&format!("-br link show dev {device}"))?;
         let octets = text.split_whitespace().nth(2).map(|mac| {
@@ -212,13 +212,14 @@ impl Space {
     }
 }
 
-/// A network namespace of ours. Dropped, its processes are killed and it is deleted.
+/// A network namespace of ours. When it is dropped, its processes are killed and it is deleted.
 #[derive(Debug)]
 pub struct Netns(Space);
 
 impl Netns {
     pub(crate) fn create(name: &str, scratch: &Path) -> Result<Self> {
-        // The first `ip netns add` on a machine mounts the folder; two at once would do so twice.
+        // The first `ip netns add` on a machine mounts the directory; two at once would mount it
+        // twice.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         succeed(Command::new("ip").args(["netns", "add", name]))
@@ -244,11 +245,11 @@ impl Drop for Netns {
     }
 }
 
-/// Joins two named namespaces by a veth pair, a device name and an address with prefix length at
-/// each end, and brings both ends up. MTU 1500.
+/// Connects two named namespaces by a veth pair, with a device name and an address with prefix
+/// length at each end, and brings both ends up. The MTU is 1500.
 ///
 /// # Errors
-/// When a name is taken.
+/// A name is taken.
 pub fn veth(a: (&Space, &str, &str), b: (&Space, &str, &str)) -> Result<()> {
     let peer = format!("peer name {} netns {}", b.1, b.0.name());
     a.0.ip(&format!(

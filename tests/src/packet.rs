@@ -11,9 +11,9 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-/// Room for the largest packet that segmentation offload hands about, and its headers.
+/// Room for the largest packet that segmentation offload passes around, and its headers.
 const FRAME: usize = 64 * 1024 + 256;
-/// Receive buffer: enough for what a test sends while nobody reads.
+/// The receive buffer: enough for what a test sends while nobody reads.
 const BUFFER: usize = 32 << 20;
 /// `PACKET_OUTGOING`: the frame was sent by this namespace.
 const OUTGOING: u8 = 4;
@@ -28,10 +28,10 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens one on a device of the current network namespace; needs root.
+    /// Opens a socket on a device of the current network namespace; needs root.
     ///
     /// # Errors
-    /// When there is no such device or the user may not.
+    /// There is no such device or the user has no permission.
     pub fn open(device: &str) -> Result<Self> {
         let address = getifaddrs()?
             .filter(|interface| interface.interface_name == device)
@@ -62,17 +62,17 @@ impl PacketSocket {
     /// Sends a frame, link header included.
     ///
     /// # Errors
-    /// When the device does not take it.
+    /// The device does not accept it.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         sendto(self.fd.as_raw_fd(), frame, &self.device, MsgFlags::empty())
             .with_context(|| format!("cannot send a frame of {} bytes", frame.len()))?;
         Ok(())
     }
 
-    /// The next frame that waits, and whether this namespace sent it; `None` when none waits.
+    /// Returns the next waiting frame, and whether this namespace sent it; `None` if none waits.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// The device has gone.
     pub fn receive(&mut self) -> Result<Option<(&[u8], bool)>> {
         match recvfrom::<LinkAddr>(self.fd.as_raw_fd(), &mut self.buffer) {
             Ok((length, from)) => {

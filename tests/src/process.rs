@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Child processes: their lines, their signals, and an end by pid when the handle goes.
+//! Child processes: their lines, their signals, and their end when the handle is dropped.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -15,10 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::check::{patient, tail};
 
-/// No command of a test takes longer; one that does hangs.
+/// The time limit of a command: a command of a test that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How a command ended and what it said.
+/// The result of a command.
 #[derive(Debug, Clone)]
 pub struct Finished {
     /// Its exit status.
@@ -30,10 +30,10 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// The standard output without the white space at its end.
+    /// Returns the standard output without trailing white space.
     ///
     /// # Errors
-    /// When the command did not end with status 0; the error carries what it said.
+    /// The command did not end with status 0; the error shows its output.
     pub fn success(self) -> Result<String> {
         ensure!(
             self.status.success(),
@@ -49,8 +49,8 @@ impl Finished {
 /// Runs a command to its end, with nothing on its standard input.
 ///
 /// # Errors
-/// When it cannot be started or hangs for a minute (it is killed then). An exit status other
-/// than 0 is no error here: see [`Finished::success`].
+/// It cannot be started or hangs for a minute (then it is killed). An exit status other than 0 is
+/// no error here: see [`Finished::success`].
 pub fn finish(command: &mut Command) -> Result<Finished> {
     let mut child = command
         .stdin(Stdio::null())
@@ -74,7 +74,7 @@ pub fn finish(command: &mut Command) -> Result<Finished> {
     })
 }
 
-/// Runs a command that has to succeed and hands back its output.
+/// Runs a command that must succeed and returns its output.
 pub(crate) fn succeed(command: &mut Command) -> Result<String> {
     finish(command)?
         .success()
@@ -85,7 +85,7 @@ fn read_all(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<
     thread::spawn(move || {
         let mut all = Vec::new();
         if let Some(mut from) = from {
-            // What came before an error is all that can be shown.
+            // After a read error, only what came before it can be shown.
             let _ = from.read_to_end(&mut all);
         }
         all
@@ -134,7 +134,7 @@ impl Lines {
     }
 }
 
-/// A running child process. Dropped, it is killed and waited for.
+/// A running child process. When it is dropped, it is killed and waited for.
 pub struct Process {
     what: String,
     child: Child,
@@ -144,11 +144,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command in a process group of its own (so that Ctrl-C leaves its end to us); its
-    /// standard error goes to the file `log`.
+    /// Starts a command in its own process group (so that Ctrl-C does not end it, and the harness
+    /// does); its standard error goes to the file `log`.
     ///
     /// # Errors
-    /// When the log cannot be written or the command not be started.
+    /// The log cannot be written or the command cannot be started.
     pub fn spawn(what: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot write {}", log.display()))?;
@@ -173,16 +173,16 @@ impl Process {
         })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for the next line of standard output that begins so; lines before it are passed over.
+    /// Waits for the next line of standard output with this beginning; earlier lines are skipped.
     ///
     /// # Errors
-    /// When the process ends first or the time is over; the error shows the end of its log.
+    /// The process ends first or the time is over; the error shows the end of its log.
     pub fn line(&mut self, beginning: &str, within: Duration) -> Result<String> {
         let within = patient(within);
         let deadline = Instant::now() + within;
@@ -211,13 +211,14 @@ impl Process {
         }
     }
 
-    /// All lines of standard output so far.
+    /// Returns all lines of standard output so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().lines.clone()
     }
 
-    /// What it wrote to standard error so far (with what earlier runs wrote to the same log).
+    /// Returns what it has written to standard error so far (with what earlier runs wrote to the
+    /// same log).
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -226,7 +227,7 @@ impl Process {
     /// Writes one line to its standard input.
     ///
     /// # Errors
-    /// When the process no longer reads.
+    /// The process no longer reads.
     pub fn tell(&mut self, line: &str) -> Result<()> {
         let stdin = self
             .child
@@ -236,12 +237,12 @@ impl Process {
         writeln!(stdin, "{line}").with_context(|| format!("{} does not listen", self.what))
     }
 
-    /// Sends a signal; none when the process has ended.
+    /// Sends a signal; none if the process has ended.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
-        // A process that was waited for has given its id back.
+        // The id of a process that was waited for may be reused.
         if self.child.try_wait()?.is_none() {
             let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
             kill_process(pid.context("a child without an id")?, signal)?;
@@ -249,10 +250,10 @@ impl Process {
         Ok(())
     }
 
-    /// The exit status, when it has ended.
+    /// Returns the exit status, if it has ended.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
@@ -260,25 +261,25 @@ impl Process {
     /// Waits for its end.
     ///
     /// # Errors
-    /// When it still runs after the time.
+    /// It still runs after the time.
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
         wait(&mut self.child, within)?
             .with_context(|| format!("{} still runs after {within:?}", self.what))
     }
 
-    /// Asks it to end (SIGTERM) and waits.
+    /// Stops it (SIGTERM) and waits.
     ///
     /// # Errors
-    /// When it still runs after the time.
+    /// It still runs after the time.
     pub fn stop(&mut self, within: Duration) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.wait(within)
     }
 
-    /// Ends it at once (SIGKILL) and waits.
+    /// Kills it (SIGKILL) and waits.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -288,7 +289,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It fails only for a process that has ended, which is what is wanted.
+        // It fails only if the process has already ended.
         let _ = self.kill();
     }
 }

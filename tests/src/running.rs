@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Processes that somebody else started in a namespace: dockerd's proxies above all.
+//! Processes that others started in a namespace, mainly dockerd's proxies.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,15 +14,16 @@ use crate::netns::Space;
 pub struct Running {
     /// Its id.
     pub pid: i32,
-    /// Its command line, separated by blanks.
+    /// Its command line, separated by spaces.
     pub line: String,
 }
 
 impl Running {
-    /// The processes of this name (at most fifteen letters, as the kernel keeps it) in a namespace.
+    /// Returns the processes with this name (at most fifteen letters, as the kernel keeps it) in a
+    /// namespace.
     ///
     /// # Errors
-    /// When there is no such namespace.
+    /// There is no such namespace.
     pub fn named(name: &str, space: &Space) -> Result<Vec<Self>> {
         use std::os::unix::fs::MetadataExt as _;
         let id = |path: PathBuf| fs::metadata(path).map(|file| (file.dev(), file.ino()));
@@ -44,10 +45,10 @@ impl Running {
         Ok(all)
     }
 
-    /// The sum of its private memory in kB (`Private_*` of `smaps_rollup`).
+    /// Returns the sum of its private memory in kB (`Private_*` of `smaps_rollup`).
     ///
     /// # Errors
-    /// When it has ended.
+    /// It has ended.
     pub fn private_kb(&self) -> Result<u64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
         let rows = text.lines().filter(|line| line.starts_with("Private_"));
@@ -58,7 +59,7 @@ impl Running {
     /// Sends a signal.
     ///
     /// # Errors
-    /// When it has ended.
+    /// It has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.pid).context("no process id")?;
         Ok(kill_process(pid, signal)?)

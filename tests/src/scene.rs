@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The scene of most tests: one host in replace mode whose agent is ready, and the LAN beside it.
+//! The setup of most tests: one host in replace mode whose agent is ready, and the LAN beside it.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::lab::Lab;
 use crate::netns::Space;
 use crate::process::Process;
 
-/// How long a server has to get ready.
+/// How long a server may take to become ready.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A lab with one host and its agent. Dropped in this order.
+/// A lab with one host and its agent, dropped in this order: agent, host, lab.
 pub struct Scene {
     /// The agent, which is ready.
     pub agent: Agent,
@@ -27,18 +27,18 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Makes it all.
+    /// Sets up all of it.
     ///
     /// # Errors
-    /// When any of it cannot be made.
+    /// Any part of it cannot be created.
     pub fn new(label: &str) -> Result<Self> {
         Self::with(label, &[])
     }
 
-    /// The same with an agent that is given more arguments.
+    /// Sets up all of it, with further arguments for the agent.
     ///
     /// # Errors
-    /// When any of it cannot be made.
+    /// Any part of it cannot be created.
     pub fn with(label: &str, arguments: &[&str]) -> Result<Self> {
         let lab = Lab::new(label)?;
         let host = lab.host(Docker::replace())?;
@@ -49,7 +49,7 @@ impl Scene {
         Ok(Self { agent, host, lab })
     }
 
-    /// The LAN, where 198.18.1.2 is.
+    /// Returns the LAN, where 198.18.1.2 is.
     #[must_use]
     pub fn lan(&self) -> &Space {
         self.lab.lan()
@@ -58,25 +58,25 @@ impl Scene {
     /// Runs a container and waits until the agent has its ports and its veth.
     ///
     /// # Errors
-    /// When docker refuses, or the agent does not notice.
+    /// docker refuses, or the agent does not notice.
     pub fn run(&self, name: &str, options: &[&str], program: &Peer) -> Result<Container> {
         let container = self.host.run(name, options, program)?;
         self.settle(name)?;
         Ok(container)
     }
 
-    /// Waits until the agent has a container's veths; its ports came before.
+    /// Waits until the agent has a container's veths; it had the container's ports before.
     ///
     /// # Errors
-    /// When it does not notice.
+    /// It does not notice.
     pub fn settle(&self, container: &str) -> Result<()> {
         self.host.settle(container)
     }
 
-    /// How often packets had a reason.
+    /// Returns the number of packets with a reason.
     ///
     /// # Errors
-    /// When the forwarder does not say.
+    /// The forwarder does not say.
     pub fn count(&self, reason: &str) -> Result<u64> {
         let status = self.host.json("status")?;
         let reasons = status["reasons"].as_object().context("no reasons")?;
@@ -84,10 +84,10 @@ impl Scene {
     }
 }
 
-/// Starts the peer's server somewhere and waits until it serves.
+/// Starts the peer's server in a namespace and waits until it serves.
 ///
 /// # Errors
-/// When the port is taken.
+/// The port is taken.
 pub fn serve(space: &Space, port: u16) -> Result<Process> {
     let mut server = space.spawn_peer(&["serve", &port.to_string()])?;
     server.line("serving", SOON)?;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Taking down what a lab made: one way for a test's end, a panic, and what a killed test left.
+//! Removal of everything that a lab created: in the same way at a test's end, after a panic, and
+//! for what a killed test left.
 //!
-//! Nothing is remembered: what belongs to a lab is found by the lab's name (namespaces and its
-//! folder), and by being inside its namespaces (processes). All of it is best effort, since it runs
-//! in `Drop` and beside others that sweep the same leftovers.
+//! There are no records: what belongs to a lab is found by the lab's name (namespaces and its
+//! folder), and by being inside its namespaces (processes). All of it is best effort, because it
+//! runs in `Drop` and beside others that remove the same leftovers.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,17 +19,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::netns::NETNS_DIR;
 use crate::process::finish;
 
-/// What the names of all labs begin with; the owner's process id follows.
+/// The prefix of the names of all labs; the owner's process id follows.
 pub(crate) const PREFIX: &str = "fwlab-";
 
-/// Where containerd's shims put their sockets, whatever containerd's own folders are.
+/// The directory of the sockets of containerd's shims, whatever containerd's own folders are.
 const SHIM_SOCKETS: &str = "/run/containerd/s/";
 
 /// The identity of a namespace.
 type Id = (u64, u64);
 
-/// Removes everything of the labs whose owner runs no more.
-/// [`Lab::new`](crate::Lab::new) does so once per process.
+/// Removes everything of labs whose owner no longer runs. [`Lab::new`](crate::Lab::new) does this
+/// once per process.
 pub fn sweep() {
     let namespaces = entries(Path::new(NETNS_DIR));
     let folders = entries(&std::env::temp_dir());
@@ -118,7 +119,7 @@ fn evict(namespaces: &[Id]) {
     }
 }
 
-/// The shim sockets that are open in the namespace of a process.
+/// Returns the shim sockets that are open in the namespace of a process.
 fn shim_sockets(pid: i32) -> Vec<PathBuf> {
     let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     let paths = table
@@ -130,7 +131,8 @@ fn shim_sockets(pid: i32) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Removes the control groups of a lab's or a host's containers: whoever would, was killed.
+/// Removes the cgroups of a lab's or a host's containers, because the daemon that would remove them
+/// was killed.
 fn remove_cgroups(folder: &Path) {
     let hosts = entries(folder).into_iter().chain([folder.to_owned()]);
     let containers: Vec<_> = hosts

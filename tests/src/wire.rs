@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! IPv4 packets, byte by byte: made by hand with right checksums, and checked as a receiver would.
+//! IPv4 packets, byte by byte: built by hand with correct checksums, and checked as a receiver
+//! does.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -28,7 +29,8 @@ pub mod proto {
     pub const SCTP: u8 = 132;
 }
 
-/// An SCTP packet's checksum, as it stands in its header: a CRC32c, byte by byte, over all but itself.
+/// Returns the checksum of an SCTP packet, as it is in its header: a CRC32c, byte by byte, over
+/// everything but itself.
 #[must_use]
 pub fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
     let octets = [&transport[..8], &[0; 4], &transport[12..]].concat();
@@ -40,12 +42,12 @@ pub fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
     (!crc).to_le_bytes()
 }
 
-/// An IPv4 packet from its network header on.
+/// An IPv4 packet, beginning with its network header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet(Vec<u8>);
 
 impl Packet {
-    /// A packet of any protocol; TTL 64, no options.
+    /// Builds a packet of any protocol; TTL 64, no options.
     #[must_use]
     pub fn new(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, transport: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
@@ -58,7 +60,7 @@ impl Packet {
         Self(bytes).sealed()
     }
 
-    /// A UDP datagram.
+    /// Builds a UDP datagram.
     #[must_use]
     pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Self {
         let length = (SHORT + payload.len()) as u16;
@@ -68,7 +70,7 @@ impl Packet {
         Self::new(proto::UDP, *from.ip(), *to.ip(), &transport)
     }
 
-    /// An SCTP packet of one chunk, by its type and content.
+    /// Builds an SCTP packet of one chunk, by its type and content.
     #[must_use]
     pub fn sctp(from: SocketAddrV4, to: SocketAddrV4, kind: u8, content: &[u8]) -> Self {
         let mut transport = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
@@ -78,13 +80,13 @@ impl Packet {
         Self::new(proto::SCTP, *from.ip(), *to.ip(), &transport)
     }
 
-    /// A TCP segment without payload.
+    /// Builds a TCP segment without payload.
     #[must_use]
     pub fn tcp(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Self {
         Self::segment(from, to, flags, (1, 0), b"")
     }
 
-    /// A TCP segment with these numbers: its own, and what it acknowledges.
+    /// Builds a TCP segment with these numbers: sequence and acknowledgement.
     #[must_use]
     pub fn segment(
         from: SocketAddrV4,
@@ -101,7 +103,7 @@ impl Packet {
         Self::new(proto::TCP, *from.ip(), *to.ip(), &transport)
     }
 
-    /// A TCP segment's flags, and its numbers: its own, and what it acknowledges.
+    /// Returns a TCP segment's flags, sequence number and acknowledgement number.
     #[must_use]
     pub fn numbers(&self) -> Option<(u8, u32, u32)> {
         let transport = self.transport();
@@ -114,41 +116,42 @@ impl Packet {
         (self.protocol() == proto::TCP).then_some((flags, word(4)?, word(8)?))
     }
 
-    /// An ICMP message: kind, code, and what follows the checksum.
+    /// Builds an ICMP message: type, code, and the bytes after the checksum.
     #[must_use]
     pub fn icmp(from: Ipv4Addr, to: Ipv4Addr, kind: [u8; 2], body: &[u8]) -> Self {
         let transport = [&kind, &[0, 0], body].concat();
         Self::new(proto::ICMP, from, to, &transport)
     }
 
-    /// An ICMP error (kind and code) that quotes a packet; `word` is what stands between.
+    /// Builds an ICMP error (type and code) that quotes a packet; `word` is between the checksum
+    /// and the quote.
     #[must_use]
     pub fn error(from: Ipv4Addr, to: Ipv4Addr, kind: [u8; 2], word: u32, quoted: &[u8]) -> Self {
         Self::icmp(from, to, kind, &[&word.to_be_bytes(), quoted].concat())
     }
 
-    /// With another time to live.
+    /// Sets another time to live.
     #[must_use]
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.0[8] = ttl;
         self.sealed()
     }
 
-    /// With another identification, which tells its fragments from those of others.
+    /// Sets another identification, which distinguishes its fragments from others.
     #[must_use]
     pub fn numbered(mut self, number: u16) -> Self {
         self.put(4, number);
         self.sealed()
     }
 
-    /// That must not be fragmented.
+    /// Sets the flag don't fragment.
     #[must_use]
     pub fn dont_fragment(mut self) -> Self {
         self.0[6] |= 0x40;
         self.sealed()
     }
 
-    /// With IP options, a multiple of four bytes.
+    /// Adds IP options, a multiple of four bytes.
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
         self.0.splice(HEADER..HEADER, options.iter().copied());
@@ -156,7 +159,7 @@ impl Packet {
         self.sealed()
     }
 
-    /// Length and all checksums made right.
+    /// Corrects the length and all checksums.
     fn sealed(mut self) -> Self {
         let length = self.0.len() as u16;
         self.0[2..4].copy_from_slice(&length.to_be_bytes());
@@ -166,7 +169,7 @@ impl Packet {
         if let Some(at) = self.checksum_at() {
             self.put(header + at, 0);
             let checksum = !self.transport_sum();
-            // UDP's zero means that there is none.
+            // In UDP, zero means that there is no checksum.
             let none = checksum == 0 && self.protocol() == proto::UDP;
             self.put(header + at, if none { 0xffff } else { checksum });
         }
@@ -176,13 +179,13 @@ impl Packet {
         self
     }
 
-    /// In an Ethernet frame.
+    /// Returns the packet in an Ethernet frame.
     #[must_use]
     pub fn frame(&self, to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
         [&to, &from, &IPV4[..], &self.0].concat()
     }
 
-    /// The packet in a frame: `None` if it is another protocol's, tagged, or cut.
+    /// Returns the packet in a frame: `None` if it is of another protocol, tagged, or truncated.
     #[must_use]
     pub fn of(frame: &Frame) -> Option<Self> {
         if frame.bytes.get(12..ETHERNET)? == IPV4 {
@@ -192,7 +195,7 @@ impl Packet {
         }
     }
 
-    /// The packet in a frame without link header; what follows its end is left off.
+    /// Returns the packet in a frame without link header; bytes after its end are dropped.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let length = usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]));
@@ -200,31 +203,31 @@ impl Packet {
         (bytes[0] >> 4 == 4 && length >= packet.header()).then_some(packet)
     }
 
-    /// All its bytes.
+    /// Returns all its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The bytes after its network header.
+    /// Returns the bytes after its network header.
     #[must_use]
     pub fn transport(&self) -> &[u8] {
         &self.0[self.header()..]
     }
 
-    /// Its source address.
+    /// Returns its source address.
     #[must_use]
     pub fn source(&self) -> Ipv4Addr {
         self.address(12)
     }
 
-    /// Its destination address.
+    /// Returns its destination address.
     #[must_use]
     pub fn destination(&self) -> Ipv4Addr {
         self.address(16)
     }
 
-    /// Source and destination with the ports of TCP or UDP; 0 for what is cut off.
+    /// Returns source and destination with the ports of TCP or UDP; 0 for truncated ports.
     #[must_use]
     pub fn ends(&self) -> (SocketAddrV4, SocketAddrV4) {
         let transport = self.transport();
@@ -238,26 +241,26 @@ impl Packet {
         )
     }
 
-    /// Its protocol's number.
+    /// Returns its protocol number.
     #[must_use]
     pub fn protocol(&self) -> u8 {
         self.0[9]
     }
 
-    /// Its time to live.
+    /// Returns its time to live.
     #[must_use]
     pub fn hops(&self) -> u8 {
         self.0[8]
     }
 
-    /// Whether it is a part of a fragmented datagram.
+    /// Whether it is a fragment.
     #[must_use]
     pub fn is_fragment(&self) -> bool {
         self.word(6) & 0x3fff != 0
     }
 
-    /// The datagram that the fragments among `packets` with this one's addresses and identification
-    /// add up to; `None` while there is a hole.
+    /// Returns the datagram that this packet and the fragments among `packets` with its addresses
+    /// and identification make up; `None` while a fragment is missing.
     #[must_use]
     pub fn whole(&self, packets: &[Self]) -> Option<Self> {
         let own = |packet: &&Self| {
@@ -281,7 +284,8 @@ impl Packet {
         (last.word(6) & 0x2000 == 0).then_some(whole)
     }
 
-    /// Cut into fragments of so many bytes of payload each, a multiple of eight; in order.
+    /// Splits it into fragments with this number of payload bytes each, a multiple of eight; in
+    /// order.
     #[must_use]
     pub fn cut(&self, octets: usize) -> Vec<Self> {
         let header = self.header();
@@ -300,7 +304,7 @@ impl Packet {
         pieces.enumerate().map(piece).collect()
     }
 
-    /// Kind and code of the ICMP error that it is.
+    /// Returns type and code if it is an ICMP error.
     #[must_use]
     pub fn error_kind(&self) -> Option<[u8; 2]> {
         let transport = self.transport();
@@ -309,18 +313,19 @@ impl Packet {
         matches!(first[0], 3 | 4 | 5 | 11 | 12).then_some(first)
     }
 
-    /// What it quotes, if it is an ICMP error: the beginning of a packet, cut somewhere.
+    /// Returns the packet that it quotes if it is an ICMP error: the beginning of a packet,
+    /// truncated somewhere.
     #[must_use]
     pub fn quoted(&self) -> Option<Self> {
         self.error_kind()?;
         Some(Self(self.transport()[SHORT..].to_vec()))
     }
 
-    /// Checks what a receiver would: the header's checksum, TCP's, UDP's or ICMP's where the
-    /// packet is no fragment, and both of a quoted packet as far as it reaches.
+    /// Checks what a receiver checks: the header's checksum, that of TCP, UDP or ICMP if the packet
+    /// is no fragment, and both of a quoted packet as far as it reaches.
     ///
     /// # Errors
-    /// The first that is wrong.
+    /// The first checksum that is wrong.
     pub fn check(&self) -> Result<()> {
         let header = self.0.get(..self.header()).context("the header is cut")?;
         ensure!(sum(&[header]) == 0xffff, "IP checksum of {self:?}");
@@ -356,7 +361,7 @@ impl Packet {
         self.0[at..at + 2].copy_from_slice(&word.to_be_bytes());
     }
 
-    /// Where the transport's checksum is in it.
+    /// Returns the offset of the transport's checksum in it.
     fn checksum_at(&self) -> Option<usize> {
         let (at, header) = match self.protocol() {
             proto::ICMP => (2, SHORT),
@@ -367,7 +372,7 @@ impl Packet {
         (self.transport().len() >= header).then_some(at)
     }
 
-    /// What SCTP's checksum has to be (RFC 9260 section 6.8).
+    /// Returns the correct checksum of SCTP (RFC 9260 section 6.8).
     fn crc(&self) -> Option<[u8; 4]> {
         let transport = self.transport();
         let sctp = self.protocol() == proto::SCTP && transport.len() >= 12;
@@ -384,7 +389,7 @@ impl Packet {
     }
 }
 
-/// The Internet checksum's sum of parts; all but the last are of even length.
+/// Returns the Internet checksum's sum of parts; all but the last have even length.
 pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let mut sum: u32 = words
@@ -396,27 +401,28 @@ pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-/// Whether an address is one of those that Docker gives to containers in these tests.
+/// Whether Docker gives an address to containers in these tests.
 #[must_use]
 pub fn is_private(address: Ipv4Addr) -> bool {
     address.octets()[0] == 172 && address.octets()[1] & 0xf0 == 16
 }
 
 impl Capture {
-    /// All packets that came to the device until now, or that its own namespace sent.
+    /// Returns all packets that arrived at the device until now, or that its own namespace sent.
     ///
     /// # Errors
-    /// When the device has gone.
+    /// The device has gone.
     pub fn packets(&self, outgoing: bool) -> Result<Vec<Packet>> {
         let frames = self.frames()?;
         let wanted = frames.iter().filter(|frame| frame.outgoing == outgoing);
         Ok(wanted.filter_map(|frame| self.packet(frame)).collect())
     }
 
-    /// What a host's neighbour expects of it: all that came has no container's source, not even
-    /// in a quote's destination where the quoted packet was for a container; and right checksums.
+    /// Checks what a host's neighbour expects: no packet that arrived has a container's source, not
+    /// even as a quote's destination if the quoted packet was for a container; and all checksums
+    /// are correct.
     ///
-    /// Checksums of the host's own making are finished only if its device does not offload them.
+    /// Checksums of the host's own packets are complete only if its device does not offload them.
     ///
     /// # Errors
     /// The first packet that is wrong.
@@ -453,7 +459,7 @@ mod tests {
             for at in 0..packet.bytes().len() {
                 let mut wrong = packet.clone();
                 wrong.0[at] ^= 0x10;
-                // Version and header length say where to look at all.
+                // Version and header length say which bytes to check at all.
                 assert!(
                     at == 0 || at == 2 || at == 3 || wrong.check().is_err(),
                     "{at}"

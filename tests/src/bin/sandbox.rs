@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder-sandbox`: a Docker host of its own with one container, the forwarder at work on it,
-//! and a client beside it; shown, left standing until Ctrl-C, and taken down.
+//! `forwarder-sandbox`: a separate Docker host with one container, the forwarder on it, and a
+//! client beside it; demonstrated, kept until Ctrl-C, and removed.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ fn run() -> Result<()> {
         "run as root: it makes network namespaces"
     );
 
-    // Blocked, a signal waits until everything stands and can be taken down in order.
+    // A blocked signal waits until everything is set up and can be removed in order.
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
         .into_iter()
         .collect();
@@ -68,7 +68,7 @@ fn run() -> Result<()> {
 }
 
 struct Sandbox {
-    // In the order in which they go.
+    // The fields are dropped in this order.
     _agent: Agent,
     web: Container,
     host: Host,
@@ -94,7 +94,7 @@ impl Sandbox {
         })
     }
 
-    /// A request in, a request out, and the forwarder's view of both.
+    /// Shows a request in, a request out, and the forwarder's view of both.
     fn show(&self) -> Result<()> {
         let (lan, host, container) = (
             self.host.gateway(),
@@ -124,7 +124,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// What to try while it stands.
+    /// Prints what to try while it runs.
     fn invite(&self) -> Result<()> {
         let lan = self.lab.lan().path().display();
         println!("It stands until Ctrl-C. To look around, from another shell:\n");
@@ -138,7 +138,7 @@ impl Sandbox {
     }
 }
 
-/// Does one step and says how long it took.
+/// Does one step and prints how long it took.
 fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let done = work()?;

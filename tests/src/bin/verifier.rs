@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `verifier OBJECT [NAME]`: has the running kernel verify every program of a BPF object, or those
-//! whose name contains NAME, and says of each what came of it, in the form of cargo's test harness.
-//! Needs nothing but the object: it is the only process of the virtual machines in which
-//! `cargo xtask test --tier vm` boots other kernels.
+//! whose name contains NAME, and prints each result in the form of cargo's test harness. It needs
+//! only the object: it is the only process of the virtual machines in which `cargo xtask test
+//! --tier vm` boots other kernels.
 
 use std::env;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::{Program, ProgramError};
 use aya::{EbpfLoader, VerifierLogLevel};
 
-/// Lines of a refused program's log: the last say why, and where.
+/// The number of lines shown of a refused program's log: the last ones say why, and where.
 const LINES: usize = 30;
 
 fn main() -> ExitCode {
@@ -26,12 +26,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// How many programs the kernel refused.
+/// Verifies the programs and returns how many the kernel refused.
 fn run() -> Result<usize> {
     let mut words = env::args().skip(1);
     let object = words.next().context("which object?")?;
     let wanted = words.next().unwrap_or_default();
-    // The whole log of one program takes an emulated machine minutes: the reason alone does not.
+    // The whole log of one program takes minutes in an emulated machine; the statistics alone do
+    // not.
     let mut ebpf = EbpfLoader::new()
         .verifier_log_level(VerifierLogLevel::STATS)
         .load_file(object)
@@ -58,7 +59,7 @@ fn run() -> Result<usize> {
     Ok(failed)
 }
 
-/// How many instructions the verifier walked through; 0 if the kernel does not say.
+/// Returns the number of instructions that the verifier checked; 0 if the kernel does not say.
 fn verify(program: &mut Program) -> Result<u32> {
     match program {
         Program::SchedClassifier(program) => program.load()?,

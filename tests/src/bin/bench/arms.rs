@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The arms: hosts and namespaces side by side, each with its servers and its two routes.
+//! The arms of the benchmark: hosts and namespaces side by side, each with its servers and its two
+//! routes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ impl Device {
     }
 }
 
-/// A way from a client to a server.
+/// A route from a client to a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     /// Where the client runs.
@@ -53,35 +54,35 @@ pub(crate) struct Route {
     pub(crate) address: Ipv4Addr,
     /// The client's own address.
     pub(crate) source: Ipv4Addr,
-    /// The device by which the client's frames leave.
+    /// The device through which the client's frames leave.
     pub(crate) exit: String,
     /// The other end of that veth.
     pub(crate) entry: Device,
-    /// The device by which the server receives.
+    /// The device through which the server receives.
     pub(crate) door: String,
     /// The hardware addresses of a client's frame: destination, source.
     pub(crate) macs: [[u8; 6]; 2],
 }
 
-/// One arm, standing.
+/// One arm, set up.
 pub(crate) struct Stand {
     pub(crate) arm: Arm,
     inward: Route,
     outward: Option<Route>,
-    // In the order in which they go.
+    // The fields are dropped in this order.
     _servers: Servers,
     agent: Option<Agent>,
     host: Option<Host>,
-    // Of the agent, where it is another than that of this build.
+    // The agent's binary, if it is not that of this build.
     binary: Option<PathBuf>,
     _bare: Option<[Netns; 2]>,
 }
 
 impl Stand {
-    /// Builds an arm. `against` is the binary of [`Arm::Against`]; files go into `folder`.
+    /// Sets up an arm. `against` is the binary of [`Arm::Against`]; files go into `folder`.
     ///
     /// # Errors
-    /// When something does not come up.
+    /// Something does not start.
     pub(crate) fn build(
         lab: &Lab,
         arm: Arm,
@@ -95,7 +96,7 @@ impl Stand {
         };
         let host = lab.host(docker)?;
         if arm == Arm::OursXdp {
-            // XDP sees checksums as they are on the wire, as from a NIC.
+            // XDP then sees complete checksums, as from a NIC.
             lab.lan().ethtool(&host.lan_device(), "tx off")?;
         }
         let binary = match arm {
@@ -111,7 +112,7 @@ impl Stand {
         Ok(stand)
     }
 
-    /// A host with its container; an agent, if any, is there already.
+    /// Sets up a host with its container. Its agent, if it has one, already runs.
     fn host(lab: &Lab, arm: Arm, host: Host, folder: &Path) -> Result<Self> {
         let publish = |port: u16, proto: &str| format!("--publish={port}:{port}/{proto}");
         let options = [
@@ -195,7 +196,7 @@ impl Stand {
         })
     }
 
-    /// Its way in a direction, if it has one.
+    /// Returns its route in a direction, if it has one.
     pub(crate) fn route(&self, direction: Direction) -> Option<&Route> {
         match direction {
             Direction::In => Some(&self.inward),
@@ -203,11 +204,11 @@ impl Stand {
         }
     }
 
-    /// How many packets have gone by the path that the arm stands for, and by another one;
-    /// `None` where there is only one.
+    /// Returns how many packets took the path that the arm measures, and how many another one;
+    /// `None` if there is only one path.
     ///
     /// # Errors
-    /// When the agent or the device does not say.
+    /// The agent's or the device's counters cannot be read.
     pub(crate) fn paths(&self) -> Result<Option<Paths>> {
         match (self.arm, &self.host) {
             (Arm::Ours | Arm::Against, Some(host)) => {
@@ -239,7 +240,7 @@ impl Stand {
     }
 }
 
-/// Starts the agent of an arm, XDP as the arm wants it.
+/// Starts the agent of an arm, with the arm's XDP mode.
 fn agent(arm: Arm, host: &Host, binary: Option<&PathBuf>) -> Result<Agent> {
     let xdp = if arm == Arm::OursXdp { "native" } else { "off" };
     let agent = host.agent().quiet();
@@ -260,7 +261,8 @@ fn agent(arm: Arm, host: &Host, binary: Option<&PathBuf>) -> Result<Agent> {
     Ok(agent)
 }
 
-/// `forwarder status -o json` of another build: only that one surely reads its own maps.
+/// Runs `forwarder status -o json` of another build, because only that build is sure to read its
+/// own maps.
 fn status_by(binary: &Path, host: &Host) -> Result<Value> {
     let line = host.forwarder_line(&["status", "-o", "json"])?;
     let (ours, binary) = (forwarder_bin()?, binary.display().to_string());
@@ -279,7 +281,8 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// The part that took the claimed path since `before`, 0 to 1; 0 when there were none.
+    /// Returns the share of packets that took the measured path since `before`, 0 to 1; 0 if there
+    /// were none.
     pub(crate) fn share_since(self, before: Self) -> f64 {
         let claimed = self.claimed.saturating_sub(before.claimed) as f64;
         let other = self.other.saturating_sub(before.other) as f64;
@@ -287,7 +290,7 @@ impl Paths {
     }
 }
 
-/// The sum of a counter over the receive queues, in what `ethtool -S` prints.
+/// Returns the sum of a counter over the receive queues, from the output of `ethtool -S`.
 fn sum_of(counters: &str, name: &str) -> u64 {
     let of_queue = |label: &str| {
         let (queue, counter) = label.trim().strip_prefix("rx_queue_")?.split_once('_')?;

@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which CPU does what, in every arm alike.
+//! The assignment of CPUs, the same in every arm.
 //!
-//! Clients, servers and all that they set off share one. So a figure is what the packets' way
-//! costs, and repeats: over several CPUs it depends on where the scheduler puts an end this time;
-//! and on a virtual machine, waking a CPU that sleeps costs more than any path.
+//! Clients, servers and everything they trigger share one CPU. Then a figure is the cost of the
+//! packets' path, and it repeats. Over several CPUs it would depend on where the scheduler places
+//! an end; and on a virtual machine, waking a sleeping CPU costs more than any path.
 
 use anyhow::{Context as _, Result};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// One of the CPUs that this process may use; on a machine with one, both are the same.
+/// One of the CPUs that this process may use. On a machine with one CPU, both are the same.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Cpu {
-    /// The first: for everything but the other's task.
+    /// The first CPU: for everything except the reader's task.
     Work,
-    /// The last: for whoever reads a flood from its socket, which the flood does not wait for.
+    /// The last CPU: for the reader of a flood from its socket, so that the flood does not wait for
+    /// it.
     Reader,
 }
 
 impl Cpu {
-    /// Its number.
+    /// Returns the CPU's number.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// The kernel does not say.
     pub(crate) fn number(self) -> Result<usize> {
         let allowed = sched_getaffinity(None)?;
         let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
@@ -32,10 +33,10 @@ impl Cpu {
         cpu.context("no CPU is allowed")
     }
 
-    /// Keeps the calling thread on it.
+    /// Pins the calling thread to it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// The kernel refuses.
     pub(crate) fn keep(self) -> Result<()> {
         let mut only = CpuSet::new();
         only.set(self.number()?);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! UDP: a flood of live frames out of the client's device, and what counts it where it arrives.
+//! UDP: a flood of frames out of the client's device, and the counters where they arrive.
 
 use std::env;
 use std::io::IoSliceMut;
@@ -28,27 +28,29 @@ use crate::frame;
 
 /// The receiver's port, the same in a container and published.
 pub(crate) const PORT: u16 = 9000;
-/// The first of the sender's ports, and how many flows there can be with the ports above.
+/// The first of the sender's ports, and the maximum number of flows with the ports from it on.
 const FROM: u16 = 1 << 15;
 pub(crate) const MAX_FLOWS: u32 = 1 << 15;
-/// The words of what the generator is told.
+/// The number of words in the generator's parameters.
 const WORDS: usize = frame::LENGTH / 4 + 3;
 
-/// Names the compiled programs; beside this binary's folder they lie under `OBJECT`.
+/// The variable with the path of the compiled programs; the default `OBJECT` is relative to this
+/// binary's folder.
 const VARIABLE: &str = "FORWARDER_TESTS_BPF_OBJECT";
 const OBJECT: &str = "../bpf/forwarder-tests-ebpf.o";
 
-/// Frames per batch, and per call: short enough to end soon, long enough to forget the call.
+/// Frames per batch, and per call: short enough to end soon, long enough that the cost of the call
+/// does not matter.
 const BATCH: u32 = 64;
 const CALL: u32 = 1 << 16;
-/// For neighbours, a flow, and caches to settle.
+/// The time for neighbours, a flow, and caches to settle.
 const WARM_UP: Duration = Duration::from_millis(300);
-/// How long is counted.
+/// The time that is counted.
 const COUNTED: Duration = Duration::from_secs(1);
-/// Datagrams that the receiver takes at once, and bytes that may wait for it.
+/// The number of datagrams that the receiver reads at once, and the bytes that may wait for it.
 const DATAGRAMS: usize = 64;
 const BUFFER: usize = 4 << 20;
-/// How long the receiver rests when it has taken all.
+/// How long the receiver pauses when it has read everything.
 const INTERVAL: Duration = Duration::from_micros(20);
 
 /// The bench's own programs, loaded.
@@ -58,10 +60,10 @@ pub(crate) struct Flood {
 }
 
 impl Flood {
-    /// Loads the programs. The frames will belong to so many flows, a power of two, in turn.
+    /// Loads the programs. The frames belong in turn to this number of flows, a power of two.
     ///
     /// # Errors
-    /// When they were not built or the kernel refuses them.
+    /// The programs were not built, or the kernel refuses them.
     pub(crate) fn load(flows: u32) -> Result<Self> {
         let path = object()?;
         let mut ebpf = Ebpf::load_file(&path).with_context(|| {
@@ -75,10 +77,10 @@ impl Flood {
         Ok(Self { ebpf, flows })
     }
 
-    /// What a socket of the server receives, in million packets per second.
+    /// Returns the rate at which a socket of the server receives, in million packets per second.
     ///
     /// # Errors
-    /// When the flood or the socket fails.
+    /// The flood or the socket fails.
     pub(crate) fn socket(&mut self, route: &Route) -> Result<f64> {
         self.aim(route)?;
         let (count, over) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -93,10 +95,10 @@ impl Flood {
         })
     }
 
-    /// What comes as far as the server's device, in million packets per second.
+    /// Returns the rate at which packets reach the server's device, in million packets per second.
     ///
     /// # Errors
-    /// When the flood fails or the door cannot be attached.
+    /// The flood fails or the counting program cannot be attached.
     pub(crate) fn door(&mut self, route: &Route) -> Result<f64> {
         self.aim(route)?;
         let door = program::<SchedClassifier>(&mut self.ebpf, "door")?;
@@ -117,11 +119,11 @@ impl Flood {
         Ok(program::<SchedClassifier>(&mut self.ebpf, "door")?.detach(link)?)
     }
 
-    /// Floods a route and gives the rate at which `count` grows, in millions per second.
+    /// Floods a route and returns the rate at which `count` grows, in millions per second.
     fn run(&self, route: &Route, count: impl Fn() -> Result<u64>) -> Result<f64> {
         let entry = &route.entry;
-        // Redirected frames enter a veth only where its far end polls, which GRO brings about.
-        // Not for long: TCP is measured on devices as they come.
+        // Redirected frames enter a veth only if its peer polls, which GRO causes. GRO is on only
+        // for this, because TCP is measured on devices with default settings.
         entry.space.ethtool(&entry.name, "gro on")?;
         let over = AtomicBool::new(false);
         let rate = thread::scope(|scope| {
@@ -134,7 +136,7 @@ impl Flood {
         entry.space.ethtool(&entry.name, "gro off").and(rate)
     }
 
-    /// Tells the generator what to send, and by which device.
+    /// Tells the generator what to send, and through which device.
     fn aim(&mut self, route: &Route) -> Result<()> {
         let index = route.client.enter(|| if_nametoindex(route.exit.as_str()))?;
         let index = index.with_context(|| format!("no device {}", route.exit))?;
@@ -150,7 +152,8 @@ impl Flood {
         Ok(Array::<_, [u32; WORDS]>::try_from(map)?.set(0, load, 0)?)
     }
 
-    /// Sends until it is over; runs in the client's namespace, whose devices the program means.
+    /// Sends until it is told to end. It runs in the client's namespace, because the program uses
+    /// device indexes of that namespace.
     fn send(&self, route: &Route, over: &AtomicBool) -> Result<()> {
         Cpu::Work.keep()?;
         let generator = self
@@ -175,7 +178,7 @@ fn datagram(route: &Route) -> [u8; frame::LENGTH] {
     frame::udp(route.macs, (route.source, FROM), (route.address, PORT))
 }
 
-/// The rate at which a count grows once all has settled, in millions per second.
+/// Returns the rate at which a count grows after the warm-up, in millions per second.
 fn rate(count: impl Fn() -> Result<u64>) -> Result<f64> {
     thread::sleep(WARM_UP);
     let (start, before) = (Instant::now(), count()?);
@@ -184,9 +187,9 @@ fn rate(count: impl Fn() -> Result<u64>) -> Result<f64> {
     Ok(grown as f64 / elapsed.as_secs_f64() / 1e6)
 }
 
-/// Counts what a socket receives until it is over; runs in the server's namespace. It looks at
-/// intervals instead of being woken: waking it would cost the flood more than the way into the
-/// socket, which is what is measured.
+/// Counts what a socket receives until it is told to end. It runs in the server's namespace. It
+/// polls at intervals instead of being woken: waking it would cost the flood more than the path
+/// into the socket, which is what is measured.
 fn receive(count: &AtomicU64, over: &AtomicBool) -> Result<()> {
     Cpu::Reader.keep()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;

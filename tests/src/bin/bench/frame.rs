@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The one frame that floods are made of: 60 bytes, UDP, checksums finished.
+//! The frame of the floods: 60 bytes, UDP, complete checksums.
 
 use std::net::Ipv4Addr;
 
-/// The shortest frame there is on a wire, without its check sequence.
+/// The length of the shortest frame on a wire, without its check sequence.
 pub(crate) const LENGTH: usize = 60;
 
 const ETHERNET: usize = 14;
@@ -11,7 +11,7 @@ const IP: usize = 20;
 const UDP: u8 = 17;
 const TTL: u8 = 64;
 
-/// A frame from and to these hardware addresses (destination first), and these sockets.
+/// Builds a frame with these hardware addresses (destination first) and these sockets.
 pub(crate) fn udp(
     macs: [[u8; 6]; 2],
     source: (Ipv4Addr, u16),
@@ -43,7 +43,7 @@ pub(crate) fn udp(
     frame
 }
 
-/// The Internet checksum of parts of even length.
+/// Returns the Internet checksum of parts of even length.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let mut sum: u32 = words
@@ -69,7 +69,7 @@ mod tests {
         );
         assert_eq!(&frame[..14], &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
         assert_eq!(&frame[14..24], &[0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17]);
-        // Summed up with its checksum, a header gives zero.
+        // The sum over a header with its checksum is zero.
         assert_eq!(checksum(&[&frame[14..34]]), 0);
         assert_eq!(
             checksum(&[&frame[26..34], &[0, 17, 0, 26], &frame[34..]]),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `forwarder-bench`: the forwarder measured against a stock Docker host and a bare veth, in turn.
+//! `forwarder-bench`: measures the forwarder against a stock Docker host and a bare veth, in turn.
 
 mod arms;
 mod cpu;
@@ -31,14 +31,14 @@ use crate::sample::Sample;
 use crate::tools::Servers;
 use crate::work::{Arm, Direction, Work};
 
-/// The least part of the packets that has to take the path which an arm stands for.
+/// The minimum share of packets that must take the path that an arm measures.
 const SHARE: f64 = 0.9;
 
-/// The niceness of everything here.
+/// The niceness of all processes of the bench.
 const PRIORITY: i32 = -19;
 
 /// Measures the forwarder against a stock Docker host and a bare veth, all of them made of network
-/// namespaces: nothing of this machine's Docker or network is touched or loaded.
+/// namespaces: this machine's Docker and network are neither touched nor loaded.
 #[derive(Parser)]
 #[command(name = "forwarder-bench")]
 struct Args {
@@ -48,7 +48,7 @@ struct Args {
     /// An older build of the forwarder, measured as one more arm
     #[arg(long, value_name = "BINARY")]
     against: Option<PathBuf>,
-    /// Write everything, samples too, to this file as JSON
+    /// Write everything, including the samples, to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Fail when a target is missed
@@ -93,10 +93,10 @@ fn run(args: &Args) -> Result<ExitCode> {
         rustix::process::geteuid().is_root(),
         "run as root: it makes network namespaces and loads BPF programs"
     );
-    // Inherited by all that is started: what else the machine does disturbs less.
+    // All started processes inherit it, so that other work on the machine disturbs less.
     rustix::process::setpriority_process(None, PRIORITY)?;
-    // A flag, looked at between measurements: what stands is taken down in order. Blocking the
-    // signals instead would pass on to every child.
+    // A flag that is checked between measurements, so that everything is removed in order. Blocking
+    // the signals instead would pass on to every child.
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
@@ -120,12 +120,12 @@ fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The arms, standing, and what is to be done with them.
+/// The arms, set up, and the options of the measurement.
 struct Bench<'args> {
     args: &'args Args,
     interrupted: &'args AtomicBool,
     flood: Flood,
-    // In the order in which they go.
+    // The fields are dropped in this order.
     stands: Vec<Stand>,
     _lan: Servers,
     _lab: Lab,
@@ -170,8 +170,8 @@ impl<'args> Bench<'args> {
         })
     }
 
-    /// All rounds. The arms take turns at each work, so that what else the machine does at the
-    /// time meets them alike, and each round another one begins.
+    /// Runs all rounds. The arms take turns at each work, so that other work on the machine affects
+    /// them equally, and each round begins with another arm.
     fn measure(mut self) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for round in 1..=self.args.rounds {
@@ -206,7 +206,7 @@ impl<'args> Bench<'args> {
         Ok(samples)
     }
 
-    /// One line of progress on what was just measured.
+    /// Prints one line of progress about the last measurement.
     fn tell(&self, samples: &[Sample]) {
         let Some(Sample {
             round,
@@ -237,12 +237,13 @@ impl<'args> Bench<'args> {
     }
 }
 
-/// What was asked for, or all there is.
+/// Returns what was requested, or everything.
 fn wanted<T: Copy>(asked: &[T], all: &[T]) -> Vec<T> {
     if asked.is_empty() { all } else { asked }.to_vec()
 }
 
-/// Measures once. What cannot be measured, or took another path than it stands for, is void.
+/// Measures once. A measurement that fails, or whose packets took another path than the arm's, is
+/// void.
 fn sample(
     flood: &mut Flood,
     stand: &Stand,
@@ -288,7 +289,7 @@ fn sample(
     sample
 }
 
-/// A folder for the servers' files. Dropped, it is removed.
+/// A folder for the servers' files. It is removed when it is dropped.
 struct Folder(PathBuf);
 
 impl Folder {

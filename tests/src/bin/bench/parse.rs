@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the tools print: sockperf, wrk and iperf3.
+//! Parsing of the tools' output: sockperf, wrk and iperf3.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-/// The mean latency that `sockperf ping-pong` found, one way, in µs.
+/// Returns the mean one-way latency of `sockperf ping-pong`, in µs.
 pub(crate) fn sockperf(output: &str) -> Result<f64> {
     after(output, "Summary: Latency is ")
         .with_context(|| format!("sockperf gives no latency: {}", last_line(output)))
 }
 
-/// The requests per second that wrk made. An output with refused connections, timeouts or
-/// answers other than 2xx and 3xx is an error: it counts something else.
+/// Returns the requests per second of wrk. Output with refused connections, timeouts or statuses
+/// other than 2xx and 3xx is an error: it counts something else.
 pub(crate) fn wrk(output: &str) -> Result<f64> {
     if let Some(line) = output.lines().find(|line| line.contains("Socket errors:")) {
         let [connect, timeout] = ["connect ", "timeout "].map(|kind| after(line, kind));
@@ -24,7 +24,7 @@ pub(crate) fn wrk(output: &str) -> Result<f64> {
         .with_context(|| format!("wrk gives no rate: {}", last_line(output)))
 }
 
-/// The rate at which the receiver took iperf3's stream, in Gbit/s.
+/// Returns the rate at which the receiver read iperf3's stream, in Gbit/s.
 pub(crate) fn iperf3(json: &str) -> Result<f64> {
     let report: Value =
         serde_json::from_str(json).with_context(|| format!("iperf3 prints no JSON: {json}"))?;
@@ -36,7 +36,7 @@ pub(crate) fn iperf3(json: &str) -> Result<f64> {
     Ok(rate.context("iperf3 gives no rate of the receiver")? / 1e9)
 }
 
-/// The number that follows the first `label`.
+/// Returns the number that follows the first `label`.
 fn after(text: &str, label: &str) -> Option<f64> {
     let (_, rest) = text.split_once(label)?;
     let word = rest.split_whitespace().next()?;
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn wrk_with_errors_is_an_error() {
         let with = |line| wrk(&format!("{WRK}  {line}\nRequests/sec:  100.00\n"));
-        // The server closes what it was told to close: no error.
+        // The server closes connections as it was told: these are no errors.
         assert!(with("Socket errors: connect 0, read 3, write 0, timeout 0").is_ok());
         assert!(with("Socket errors: connect 16, read 0, write 0, timeout 0").is_err());
         assert!(with("Socket errors: connect 0, read 0, write 0, timeout 2").is_err());

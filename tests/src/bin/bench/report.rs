@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the samples come to: the table, the targets, the JSON document.
+//! The report: the table, the targets, the JSON document.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::sample::{Sample, Summary, summary};
 use crate::work::{Arm, Direction, TARGETS, Target, Work};
 
-/// What was measured where, and what came out.
+/// The machine, the parameters and the results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     /// UTC, RFC 3339.
@@ -23,14 +23,14 @@ pub(crate) struct Report {
     cpu: String,
     cpus: usize,
     rounds: u32,
-    /// Into how many flows UDP was divided.
+    /// The number of UDP flows.
     flows: u32,
     summaries: Vec<Summary>,
     verdicts: Vec<Verdict>,
     samples: Vec<Sample>,
 }
 
-/// A target, and what was reached.
+/// A target, and the measured value.
 #[derive(Debug, Serialize)]
 struct Verdict {
     #[serde(flatten)]
@@ -40,10 +40,10 @@ struct Verdict {
 }
 
 impl Report {
-    /// Sums the samples up.
+    /// Summarises the samples.
     ///
     /// # Errors
-    /// When the machine does not say what it is.
+    /// The machine's description cannot be read.
     pub(crate) fn new(samples: Vec<Sample>, rounds: u32, flows: u32) -> Result<Self> {
         let read =
             |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
@@ -69,7 +69,7 @@ impl Report {
         })
     }
 
-    /// Whether every target was met whose arm was measured.
+    /// Whether every target of a measured arm was met.
     pub(crate) fn targets_met(&self) -> bool {
         self.verdicts.iter().all(|verdict| verdict.met)
     }
@@ -112,14 +112,14 @@ impl Report {
     /// Writes all of it as JSON.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub(crate) fn write(&self, file: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)? + "\n";
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
-/// Everything that has valid samples, in the order of the table.
+/// Returns the summaries of everything with valid samples, in the order of the table.
 fn summaries(samples: &[Sample]) -> Vec<Summary> {
     let mut all = Vec::new();
     for (work, direction) in rows(samples) {
@@ -132,7 +132,7 @@ fn summaries(samples: &[Sample]) -> Vec<Summary> {
     all
 }
 
-/// The works and directions that were measured, each once, in their order.
+/// Returns the measured works and directions, each once, in order.
 fn rows(samples: &[Sample]) -> Vec<(Work, Direction)> {
     let mut rows = Vec::new();
     for sample in samples {
@@ -144,13 +144,13 @@ fn rows(samples: &[Sample]) -> Vec<(Work, Direction)> {
     rows
 }
 
-/// The arms that pass, in the order in which they are declared.
+/// Returns the arms that satisfy the closure, in the order of their declaration.
 fn arms(there: impl Fn(Arm) -> bool) -> Vec<Arm> {
     let all = Arm::value_variants().iter().copied();
     all.filter(|arm| there(*arm)).collect()
 }
 
-/// A row per work and direction, a column per arm; Markdown, to be pasted.
+/// Returns a table with a row per work and direction, and a column per arm, in Markdown.
 fn table(summaries: &[Summary]) -> Table {
     let arms = arms(|arm| summaries.iter().any(|summary| summary.arm == arm));
     let mut table = Table::new();
@@ -189,7 +189,7 @@ fn cell(summary: &Summary) -> String {
     }
 }
 
-/// The targets of the arms and works that were measured.
+/// Returns the targets of the measured arms and works.
 fn verdicts(samples: &[Sample]) -> Vec<Verdict> {
     let measured = |target: &Target| {
         samples.iter().any(|sample| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Samples, and what is made of them: medians and ratios pair by pair.
+//! Samples, and their statistics: medians, and ratios pair by pair.
 
 use serde::Serialize;
 
@@ -12,22 +12,22 @@ pub(crate) struct Sample {
     pub(crate) work: Work,
     pub(crate) direction: Direction,
     pub(crate) arm: Arm,
-    /// In the unit of its work; `None` when nothing could be measured.
+    /// The value in the unit of its work; `None` if nothing could be measured.
     pub(crate) value: Option<f64>,
-    /// The part of the packets that took the path which the arm stands for, 0 to 1.
+    /// The share of the packets that took the path that the arm measures, 0 to 1.
     pub(crate) share: Option<f64>,
     /// Why the value does not count.
     pub(crate) void: Option<String>,
 }
 
 impl Sample {
-    /// The value, if it counts.
+    /// Returns the value, if it counts.
     pub(crate) fn valid(&self) -> Option<f64> {
         self.value.filter(|_| self.void.is_none())
     }
 }
 
-/// What an arm reached at one work in one direction, over all rounds.
+/// The result of an arm for one work in one direction, over all rounds.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Summary {
     pub(crate) work: Work,
@@ -41,8 +41,8 @@ pub(crate) struct Summary {
     pub(crate) ratio: Option<f64>,
 }
 
-/// Sums up an arm's valid samples; `None` when there are none. What has no samples of its own
-/// direction (the bare veth) is compared with none.
+/// Summarises an arm's valid samples; `None` if there are none. An arm without samples of this
+/// direction (the bare veth) is compared with its samples of no direction.
 pub(crate) fn summary(
     samples: &[Sample],
     work: Work,
@@ -71,7 +71,7 @@ pub(crate) fn summary(
     })
 }
 
-/// The middle value, or the mean of the two in the middle; `None` of nothing.
+/// Returns the middle value, or the mean of the two in the middle; `None` for no values.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let (middle, odd) = (values.len() / 2, values.len() % 2 == 1);

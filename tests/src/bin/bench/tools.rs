@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The servers and clients of TCP: nginx with wrk, sockperf, iperf3, run inside namespaces.
+//! The TCP servers and clients: nginx with wrk, sockperf, iperf3, run inside namespaces.
 
 use std::fs;
 use std::path::Path;
@@ -18,21 +18,21 @@ pub(crate) const HTTP: u16 = 8080;
 pub(crate) const LATENCY: u16 = 11111;
 pub(crate) const STREAM: u16 = 5201;
 
-/// From the start of a server until it listens.
+/// The time limit from the start of a server until it listens.
 const START: Duration = Duration::from_secs(10);
-/// Connections that wrk keeps busy: enough to keep both ends working.
+/// The number of connections that wrk keeps busy: enough to keep both ends working.
 const CONNECTIONS: &str = "8";
-/// How long each client works.
+/// How long each client runs.
 const SECONDS: &str = "1";
 
-/// The servers in one namespace. Dropped, they are killed.
+/// The servers in one namespace. They are killed when this is dropped.
 pub(crate) struct Servers(#[expect(dead_code, reason = "held until it is dropped")] [Process; 3]);
 
 impl Servers {
-    /// Starts them and waits until they listen. Their files go into `folder`, which is made.
+    /// Starts them and waits until they listen. Their files go into `folder`, which is created.
     ///
     /// # Errors
-    /// When one does not come up.
+    /// A server does not start.
     pub(crate) fn start(space: &Space, folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let spawn = |argv: &[&str], port: u16| {
@@ -65,7 +65,8 @@ impl Servers {
     }
 }
 
-/// One process (so that killing it leaves none behind) that answers two bytes from memory.
+/// Returns the configuration of one process (so that killing it leaves none behind) that answers
+/// two bytes from memory.
 fn nginx(folder: &Path) -> String {
     let folder = folder.display();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -80,7 +81,7 @@ fn nginx(folder: &Path) -> String {
     )
 }
 
-/// Whether a TCP socket listens on a port; asking by a connection would upset iperf3.
+/// Checks that a TCP socket listens on a port. Checking by a connection would disturb iperf3.
 fn listens(space: &Space, port: u16) -> Result<()> {
     let tables = space.enter(|| {
         ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")))
@@ -103,7 +104,7 @@ fn listening(table: &str, port: u16) -> bool {
     })
 }
 
-/// A command inside, kept on the CPU.
+/// Returns a command inside, pinned to the CPU.
 fn command(space: &Space, argv: &[&str]) -> Result<Command> {
     let mut command = space.command("taskset");
     command
@@ -113,12 +114,12 @@ fn command(space: &Space, argv: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a client to its end and hands back what it printed.
+/// Runs a client to its end and returns what it printed.
 fn client(route: &Route, argv: &[&str]) -> Result<Finished> {
     finish(&mut command(&route.client, argv)?)
 }
 
-/// Half a round trip, in µs.
+/// Returns half a round trip, in µs.
 pub(crate) fn ping_pong(route: &Route) -> Result<f64> {
     let (address, port) = (route.address.to_string(), LATENCY.to_string());
     let (to, what) = (["-i", &address, "-p", &port], ["-m", "14", "-t", SECONDS]);
@@ -126,12 +127,12 @@ pub(crate) fn ping_pong(route: &Route) -> Result<f64> {
     parse::sockperf(&client(route, &argv)?.stdout)
 }
 
-/// Requests per second, each on a connection of its own.
+/// Returns the requests per second, each on its own connection.
 pub(crate) fn connections(route: &Route) -> Result<f64> {
     wrk(route, &["-H", "Connection: close"])
 }
 
-/// Requests per second on open connections.
+/// Returns the requests per second on open connections.
 pub(crate) fn keep_alive(route: &Route) -> Result<f64> {
     wrk(route, &[])
 }
@@ -143,12 +144,12 @@ fn wrk(route: &Route, options: &[&str]) -> Result<f64> {
     parse::wrk(&client(route, &argv)?.success()?)
 }
 
-/// What one stream carries, in Gbit/s.
+/// Returns the throughput of one stream, in Gbit/s.
 pub(crate) fn stream(route: &Route) -> Result<f64> {
     let (address, port) = (route.address.to_string(), STREAM.to_string());
     let to = ["-c", &address, "-p", &port];
     let argv = [&["iperf3", "-J", "-t", SECONDS], &to[..]].concat();
-    // With -J what failed stands in the JSON, too.
+    // With -J the JSON also contains errors.
     parse::iperf3(&client(route, &argv)?.stdout)
 }
 

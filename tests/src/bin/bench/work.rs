@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is measured: the kinds of work, the two directions, the hosts, and the targets.
+//! The definition of the measurements: kinds of work, the two directions, the arms, and the
+//! targets.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -18,12 +19,12 @@ pub(crate) enum Work {
     Stream,
     /// 60-byte UDP frames into a socket.
     UdpSocket,
-    /// 60-byte UDP frames to the receiver's door: a program at its device that drops them.
+    /// 60-byte UDP frames to the receiver's device, where a program drops them.
     Forwarding,
 }
 
 impl Work {
-    /// Its name in the table.
+    /// Returns its name in the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::PingPong => "TCP ping-pong, one way",
@@ -35,7 +36,7 @@ impl Work {
         }
     }
 
-    /// The unit of its samples.
+    /// Returns the unit of its samples.
     pub(crate) fn unit(self) -> &'static str {
         match self {
             Self::PingPong => "µs",
@@ -45,7 +46,7 @@ impl Work {
         }
     }
 
-    /// How many times as good as `base` a value is.
+    /// Returns how many times as good as `base` a value is.
     pub(crate) fn ratio(self, value: f64, base: f64) -> f64 {
         match self {
             Self::PingPong => base / value,
@@ -53,7 +54,7 @@ impl Work {
         }
     }
 
-    /// A value with as many digits as it is worth.
+    /// Formats a value with a suitable number of digits.
     pub(crate) fn show(self, value: f64) -> String {
         match self {
             Self::PingPong | Self::Stream => format!("{value:.1}"),
@@ -63,7 +64,7 @@ impl Work {
     }
 }
 
-/// Which way the connections are opened, and the load of UDP goes.
+/// The direction in which connections are opened, and in which the UDP load is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Direction {
@@ -74,7 +75,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// Its name in the table.
+    /// Returns its name in the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::In => "in",
@@ -83,7 +84,7 @@ impl Direction {
     }
 }
 
-/// What the work runs on.
+/// The system on which the work runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
@@ -95,12 +96,12 @@ pub(crate) enum Arm {
     OursXdp,
     /// The older build of the forwarder, over tcx.
     Against,
-    /// Two namespaces and one veth, no host between: the limit.
+    /// Two namespaces and one veth, without a host between: the limit.
     Bare,
 }
 
 impl Arm {
-    /// Its name in the table.
+    /// Returns its name in the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Stock => "stock",
@@ -111,8 +112,8 @@ impl Arm {
         }
     }
 
-    /// Whether it is measured so. XDP takes known UDP flows from outside and leaves the rest to
-    /// tcx; both ways of a bare veth are one.
+    /// Whether this combination is measured. XDP handles known UDP flows from outside and leaves
+    /// the rest to tcx; both directions of a bare veth are the same.
     pub(crate) fn does(self, work: Work, direction: Direction) -> bool {
         let udp = matches!(work, Work::UdpSocket | Work::Forwarding);
         match self {
@@ -123,7 +124,7 @@ impl Arm {
     }
 }
 
-/// What an arm has to reach from outside, in multiples of stock.
+/// The value that an arm must reach for connections from outside, in multiples of stock.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Target {
     pub(crate) work: Work,

@@ -51,7 +51,7 @@ impl Args {
             .with_context(|| format!("{word:?} is no {what}"))
     }
 
-    /// All words that are left, at least one.
+    /// Returns all remaining words, at least one.
     pub(crate) fn rest<T>(&mut self) -> Result<Vec<T>>
     where
         T: FromStr<Err: Error + Send + Sync + 'static>,
@@ -75,7 +75,7 @@ impl Args {
             .with_context(|| format!("--{name} cannot be {text:?}"))
     }
 
-    /// What all clients take; anything that is left then is one too many.
+    /// Parses the options of all clients. Any argument that remains is an error.
     pub(crate) fn options(&mut self) -> Result<Options> {
         let bind = self.option("bind")?;
         let timeout = Duration::from_millis(self.option("timeout")?.unwrap_or(3000));

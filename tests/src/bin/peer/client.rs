@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The clients that ask once: `get`, `udp` and `sendto`.
+//! The clients that send one request: `get`, `udp` and `sendto`.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;

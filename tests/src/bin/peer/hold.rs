@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `hold`: many idle connections, asked now and then whether they still live.
+//! `hold`: many idle connections, which are checked now and then.
 
 use std::io::{Read as _, Write as _, stdin};
 use std::net::{SocketAddr, TcpStream};
@@ -26,7 +26,7 @@ pub(crate) fn hold(number: usize, to: SocketAddr, options: &Options) -> Result<(
     Ok(())
 }
 
-/// One byte there and back.
+/// Sends one byte and expects it back.
 fn lives(stream: &mut TcpStream) -> bool {
     let mut byte = [0];
     let echo = stream

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a socket is told: `name`, its peer's, and `abide`, what ends it.
+//! What a socket reports: `name` prints its peer's address, and `abide` prints what ends it.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;

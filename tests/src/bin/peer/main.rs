@@ -116,7 +116,7 @@ fn run(args: Result<Args>) -> Result<()> {
     }
 }
 
-/// The first process of a container ignores signals that it does not ask for.
+/// Handles SIGTERM: the first process of a container ignores signals without a handler.
 fn end_on_sigterm() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
@@ -136,7 +136,7 @@ fn unhex(text: &str) -> Result<Vec<u8>> {
     digits.chunks(2).map(octet).collect()
 }
 
-/// What all clients take.
+/// The options of all clients.
 pub(crate) struct Options {
     pub(crate) bind: Option<SocketAddr>,
     pub(crate) timeout: Duration,

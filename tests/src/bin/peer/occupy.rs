@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `occupy`: every port of a range for oneself.
+//! `occupy`: binds every port of a range.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -12,7 +12,7 @@ pub(crate) fn occupy(first: u16, last: u16) -> Result<()> {
         match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)) {
             Ok(socket) => sockets.push(socket),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => refused += 1,
-            // Somebody's.
+            // The port is already in use.
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
             Err(error) => return Err(error).with_context(|| format!("cannot bind port {port}")),
         }

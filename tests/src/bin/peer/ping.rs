@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `ping`: ICMP echo, over IPv4 with the ICMP errors that come back instead of a reply.
+//! `ping`: ICMP echo; over IPv4 it also reports ICMP errors that arrive instead of a reply.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -50,7 +50,7 @@ pub(crate) fn ping(to: IpAddr, count: u16, options: &Options) -> Result<()> {
             let from = from.context("an answer from nobody")?;
             let answer = match to {
                 IpAddr::V4(_) => classify(&buffer[..length], id, sequence),
-                // Without the IP header.
+                // The message comes without the IP header.
                 IpAddr::V6(_) => is_reply(&buffer[..length], id, sequence).then_some("reply"),
             };
             if let Some(answer) = answer {
@@ -64,7 +64,7 @@ pub(crate) fn ping(to: IpAddr, count: u16, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// An echo request. Of IPv6 the kernel completes the checksum.
+/// Builds an echo request. For IPv6 the kernel completes the checksum.
 fn echo(kind: u8, id: u16, sequence: u16) -> Vec<u8> {
     let mut packet = vec![kind, 0, 0, 0];
     packet.extend(id.to_be_bytes());
@@ -87,7 +87,7 @@ fn is_reply(message: &[u8], id: u16, sequence: u16) -> bool {
     message.first() == Some(&ECHO_REPLY_6) && message.get(4..HEADER) == Some(&ids[..])
 }
 
-/// What an IP packet says about our request, if anything.
+/// Returns what an IP packet says about our request, if anything.
 fn classify(packet: &[u8], id: u16, sequence: u16) -> Option<&'static str> {
     let message = without_ip_header(packet)?;
     let ours = |echo: &[u8]| {

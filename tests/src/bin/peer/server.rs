@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `serve`: what a container offers, with a log of who came.
+//! `serve`: the services of a container, with a log of its clients.
 
 use std::io::{BufRead as _, BufReader, Write as _, copy};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -29,7 +29,7 @@ pub(crate) fn serve(ports: &[u16]) -> Result<()> {
     Ok(())
 }
 
-/// Both families at once where there is IPv6, else IPv4.
+/// Binds both families at once where there is IPv6, otherwise IPv4.
 fn on_any<T>(port: u16, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> Result<T> {
     let any = |address: IpAddr| bind(SocketAddr::new(address, port));
     any(Ipv6Addr::UNSPECIFIED.into())
@@ -37,7 +37,7 @@ fn on_any<T>(port: u16, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> Resu
         .with_context(|| format!("cannot listen on port {port}"))
 }
 
-/// The address as the client knows it: no `::ffff:` before an IPv4 address.
+/// Returns the address as the client knows it: without `::ffff:` before an IPv4 address.
 fn plain(client: SocketAddr) -> SocketAddr {
     SocketAddr::new(client.ip().to_canonical(), client.port())
 }
@@ -110,7 +110,7 @@ fn http(
 fn answer(socket: &UdpSocket) -> Result<()> {
     let mut buffer = vec![0; DATAGRAM];
     loop {
-        // An ICMP error for an earlier answer is reported here and concerns nobody else.
+        // An ICMP error for an earlier answer is reported here and does not affect other clients.
         let Ok((length, from)) = socket.recv_from(&mut buffer) else {
             continue;
         };

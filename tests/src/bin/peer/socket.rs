@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sockets with the clients' options: bound, with a TTL, never waiting longer than asked.
+//! Sockets with the clients' options: bound, with a TTL, never waiting longer than requested.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_
 
 use crate::Options;
 
-/// Connects; `--timeout` bounds the connecting, each read and each write.
+/// Connects; `--timeout` limits the connect, each read and each write.
 pub(crate) fn tcp(to: SocketAddr, options: &Options) -> Result<TcpStream> {
     let family = if to.is_ipv4() {
         AddressFamily::INET
@@ -31,7 +31,7 @@ pub(crate) fn tcp(to: SocketAddr, options: &Options) -> Result<TcpStream> {
         set_ipv6_v6only(&fd, true)?;
     }
     if let Some(from) = options.bind {
-        // One local port towards many remotes, and again at once after an end.
+        // One local port can connect to many remotes, and again immediately after a close.
         set_socket_reuseaddr(&fd, true)?;
         bind(&fd, &from).with_context(|| format!("cannot bind to {from}"))?;
     }
@@ -39,14 +39,14 @@ pub(crate) fn tcp(to: SocketAddr, options: &Options) -> Result<TcpStream> {
     Ok(TcpStream::from(fd))
 }
 
-/// A UDP socket that is connected, so that ICMP errors come back as errors.
+/// Returns a connected UDP socket, so that ICMP errors are returned as errors.
 pub(crate) fn udp(to: SocketAddr, options: &Options) -> Result<UdpSocket> {
     let socket = unconnected(to, options)?;
     socket.connect(to)?;
     Ok(socket)
 }
 
-/// A UDP socket of the family of whom it is going to speak to.
+/// Returns a UDP socket of the family of its later destination.
 pub(crate) fn unconnected(to: SocketAddr, options: &Options) -> Result<UdpSocket> {
     let any = match to {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A long transfer whose every byte the receiver knows, at a rate that leaves time to disturb it.
+//! A long transfer whose every byte the receiver can check, at a rate that leaves time to disturb
+//! it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,12 +11,13 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{Options, socket};
 
-/// At most this much in one write.
+/// The maximum size of one write.
 const CHUNK: usize = 16 * 1024;
-/// At least this long between two lines of progress.
+/// The minimum time between two lines of progress.
 const PROGRESS: Duration = Duration::from_millis(100);
 
-/// The byte at a position: a pattern whose period is prime, so that no lost or doubled packet fits.
+/// Returns the byte at a position: a pattern with a prime period, so that every lost or doubled
+/// packet is detected.
 fn byte_at(position: u64) -> u8 {
     // The remainder is below 251.
     (position % 251) as u8
@@ -36,7 +38,7 @@ pub(crate) fn send(to: &mut TcpStream, bytes: u64, rate: u64) -> Result<()> {
     Ok(())
 }
 
-/// Asks a server for a stream and checks it.
+/// Requests a stream from a server and checks it.
 pub(crate) fn fetch(to: SocketAddr, bytes: u64, rate: u64, options: &Options) -> Result<()> {
     let mut stream = socket::tcp(to, options)?;
     writeln!(stream, "SEND {bytes} {rate}")?;
