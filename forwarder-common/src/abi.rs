@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the programs and the agent share: the maps, their names, sizes, keys and values.
+//! The maps that the programs and the agent share: names, capacities, keys and values.
 //!
-//! No padding, no `bool`, `enum` or `Option`; addresses and ports in wire order, everything else
-//! (device indexes, counters, ticks) in the machine's. [`LAYOUT`] names the layout; pins live
-//! under it, so that no program ever reads another layout's bytes.
+//! No padding, no `bool`, `enum` or `Option`. Addresses and ports are in wire order; everything
+//! else (device indexes, counters, ticks) is in host order. Maps are pinned under [`LAYOUT`], so no
+//! program ever reads bytes of another layout.
 
 use core::cell::Cell;
 
 use crate::family::{Address as _, Be16, Be128, Family, V4, Wide};
 use crate::timeouts::Ticks;
 
-/// The layout of everything below. Changed whenever a map's name, key, value or meaning changes.
+/// The layout of everything below. It changes whenever a map's name, key, value or meaning changes.
 pub const LAYOUT: u32 = 6;
 
-/// Names of maps as the programs declare them.
+/// Names of the maps as the programs declare them.
 pub mod name {
-    /// `Array<Settings>` of one.
+    /// `Array<Settings>` with one element.
     pub const SETTINGS: &str = "SETTINGS";
-    /// `PerCpuArray<u64>`, one per [`Reason`](crate::reason::Reason).
+    /// `PerCpuArray<u64>`: packets per [`Reason`](crate::reason::Reason).
     pub const REASONS: &str = "REASONS";
     /// `HashMap<u32, Device>` by device index.
     pub const DEVICES: &str = "DEVICES";
-    /// `DevMapHash` by device index: where XDP may redirect to.
+    /// `DevMapHash` by device index: the devices that XDP may redirect to.
     pub const XDP_DEVMAP: &str = "XDP_DEVMAP";
     /// `HashMap<u32, Network<V4>>` by the bridge's device index.
     pub const NETWORKS: &str = "NETWORKS";
     /// `LpmTrie<Addr, u32>`: subnet to its bridge's device index.
     pub const SUBNETS: &str = "SUBNETS";
-    /// `LpmTrie<Addr, u32>`: what is the host's own.
+    /// `LpmTrie<Addr, u32>`: the host's own addresses.
     pub const HOST_ADDRESSES: &str = "HOST_ADDRESSES";
     /// `LpmTrie<MasqueradeKey, Addr>`: masquerade address by device and next hop.
     pub const MASQ_ADDRESSES: &str = "MASQ_ADDRESSES";
@@ -35,47 +35,51 @@ pub mod name {
     pub const ENDPOINT_SLOTS: &str = "ENDPOINT_SLOTS";
     /// `Array<Endpoint<V4>>` by slot.
     pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// `HashMap<PortKey<V4>, Published<V4>>`: by what a client asks for; where a container may be
-    /// asked straight, also by its own address and port.
+    /// `HashMap<PortKey<V4>, Published<V4>>`: published ports by the address and port that a client
+    /// connects to; for containers that allow direct access, also by the container's own address
+    /// and port.
     pub const PUBLISHED: &str = "PUBLISHED";
-    /// `HashMap<ServerKey<V4>, u32>`: the host's port by which a container is seen that publishes its
-    /// own under another number, in the machine's order.
+    /// `HashMap<ServerKey<V4>, u32>`: container port to the host port under which it is published,
+    /// if the two numbers differ. Host order.
     pub const SEEN_AS: &str = "SEEN_AS";
-    /// `Array<u32>`: a mapping slot's generation.
+    /// `Array<u32>`: the generation of a port mapping's slot.
     pub const MAPPINGS: &str = "MAPPINGS";
-    /// `HashMap<TrustKey, u32>`: devices from which a network's published ports may be asked straight.
+    /// `HashMap<TrustKey, u32>`: devices from which a network's published ports may be reached
+    /// directly.
     pub const TRUSTED: &str = "TRUSTED";
-    /// `HashMap<LinkKey<V4>, u32>`: what links open between containers that do not reach each other.
+    /// `HashMap<LinkKey<V4>, u32>`: ports that links open between containers that otherwise may not
+    /// reach each other.
     pub const LINKS: &str = "LINKS";
-    /// `LpmTrie<IngressKey<V4>, u32>`: clients by list, and whether they are let in.
+    /// `LpmTrie<IngressKey<V4>, u32>`: clients by list, and whether they are allowed.
     pub const INGRESS: &str = "INGRESS";
-    /// `LpmTrie<AllowedKey<V4>, u32>`: sources beside their own that containers may use.
+    /// `LpmTrie<AllowedKey<V4>, u32>`: sources that containers may use besides their own addresses.
     pub const ALLOWED_SOURCES: &str = "ALLOWED_SOURCES";
-    /// `HashMap<Tuple<V4>, FlowRef>`: both tuples of a flow.
+    /// `HashMap<Tuple<V4>, FlowRef>`: both tuples of each flow.
     pub const FLOW_INDEX: &str = "FLOW_INDEX";
     /// `Array<Flow<V4>>` by index.
     pub const FLOWS: &str = "FLOWS";
     /// `Queue<u32>`: indexes of free records.
     pub const FREE: &str = "FREE";
-    /// `Array<Pending>`: the ring of flows that are not assured.
+    /// `Array<Pending>`: the ring of unassured flows.
     pub const UNASSURED_RING: &str = "UNASSURED_RING";
-    /// `Array<Cursors>` of one.
+    /// `Array<Cursors>` with one element.
     pub const CURSORS: &str = "CURSORS";
-    /// `Array<PortAffinity<V4>>`: the port that a source already has.
+    /// `Array<PortAffinity<V4>>`: the masquerade port that a source already has.
     pub const AFFINITIES: &str = "AFFINITIES";
-    /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): flows looked up lately.
+    /// `Array<FlowRef>` by [`Tuple::place`](super::Tuple::place): recently found flows.
     pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// `Array<Quota>` by endpoint slot.
     pub const QUOTAS: &str = "QUOTAS";
-    /// `LruHashMap<SocketKey, Peer>`: what sockets asked for that were pointed at a container.
+    /// `LruHashMap<SocketKey, Peer>`: the original destination of sockets that were redirected to a
+    /// container.
     pub const SOCKETS: &str = "SOCKETS";
-    /// `Array<[Ticks; 2]>` by UDP port, two ports an element: when a privileged process of the host last
-    /// asked for it by number; 0 is never.
+    /// `Array<[Ticks; 2]>` by UDP port, two ports per element: when a privileged process of the
+    /// host last bound the port by number; 0 for never.
     pub const BOUND: &str = "BOUND";
-    /// `RingBuf` that wakes the agent when something is written to `BOUND`.
+    /// `RingBuf` that wakes the agent when `BOUND` changes.
     pub const BINDS: &str = "BINDS";
-    /// `Array<u64>` of one: until when somebody watches flows, in nanoseconds of the coarse
-    /// monotonic clock; 0 is nobody. After that time, what would have been told is counted as lost.
+    /// `Array<u64>` with one element: until when somebody watches flows, in nanoseconds of the
+    /// coarse monotonic clock; 0 for nobody. After that time, events count as lost.
     pub const WATCH: &str = "WATCH";
     /// `RingBuf` of [`Event`](crate::event::Event)s, written while somebody watches.
     pub const EVENTS: &str = "EVENTS";
@@ -83,50 +87,52 @@ pub mod name {
     pub const HOST_ADDRESSES6: &str = "HOST_ADDRESSES6";
     /// `LpmTrie<Be128, u32>`: IPv6 subnet to its bridge's device index.
     pub const SUBNETS6: &str = "SUBNETS6";
-    /// `HashMap<OwnerKey6, u32>`: a container's IPv6 address to the host's end of its veth, 0 where
-    /// that is not known.
+    /// `HashMap<OwnerKey6, u32>`: a container's IPv6 address to the host's end of its veth; 0 if
+    /// the veth is not known.
     pub const OWNERS6: &str = "OWNERS6";
     /// `HashMap<u32, Endpoint6>` by the host's end of the veth.
     pub const ENDPOINTS6: &str = "ENDPOINTS6";
-    /// `HashMap<PortKey6, Published6>`: by what a client asks for.
+    /// `HashMap<PortKey6, Published6>`: ports published on IPv6, by the address and port that a
+    /// client connects to.
     pub const PUBLISHED6: &str = "PUBLISHED6";
-    /// `LpmTrie<IngressKey6, u32>`: IPv6 clients by list, and whether they are let in.
+    /// `LpmTrie<IngressKey6, u32>`: IPv6 clients by list, and whether they are allowed.
     pub const INGRESS6: &str = "INGRESS6";
-    /// `LpmTrie<AllowedKey6, u32>`: IPv6 sources beside their own that containers may use.
+    /// `LpmTrie<AllowedKey6, u32>`: IPv6 sources that containers may use besides their own
+    /// addresses.
     pub const ALLOWED6: &str = "ALLOWED6";
-    /// `PerCpuArray<u64>` of one: events that were not told, for want of room or of a watcher who is
-    /// awake.
+    /// `PerCpuArray<u64>` with one element: events that were lost because the ring was full or the
+    /// watcher did not read.
     pub const LOST: &str = "LOST";
 }
 
-/// Capacities that the object declares; those of the flow tables are the loader's to override.
+/// Capacities that the object declares; the loader may override those of the flow tables.
 pub mod capacity {
     /// Flows of one family, by default.
     pub const FLOWS: u32 = 262_144;
-    /// Of [`FLOWS`], how many may be unassured at once: one in this many.
+    /// One in this many of [`FLOWS`] may be unassured at the same time.
     pub const UNASSURED_SHARE: u32 = 4;
-    /// Of [`FLOWS`], how many one container may have opened, by default: one in this many. Half of
-    /// the table is left to all others; less would be short for a proxy, whose closed connections
-    /// count for two minutes more.
+    /// One in this many of [`FLOWS`] may be opened by one container, by default. Half of the table
+    /// is left for all others; a smaller share would be too little for a proxy, whose closed
+    /// connections count for another two minutes.
     pub const QUOTA_SHARE: u32 = 2;
-    /// How many flows one container may open in a second, by default: the ring of unassured flows,
-    /// in which its neighbours' handshakes stand, holds three seconds of that.
+    /// How many flows one container may open per second, by default. The ring of unassured flows,
+    /// which holds the handshakes of all containers, has room for three seconds of that.
     pub const FLOW_RATE: u32 = 20_000;
     /// Devices: outside devices, bridges and container veths.
     pub const DEVICES: u32 = 8_192;
     /// Docker networks.
     pub const NETWORKS: u32 = 1_024;
-    /// The host's own addresses and ranges.
+    /// The host's own addresses and address ranges.
     pub const HOST_ADDRESSES: u32 = 65_536;
     /// The host's own IPv6 addresses.
     pub const HOST_ADDRESSES6: u32 = 16_384;
-    /// Endpoints: containers' and one per network.
+    /// Endpoints: one per container and one per network.
     pub const ENDPOINTS: u32 = 16_384;
     /// Published ports.
     pub const PUBLISHED: u32 = 32_768;
-    /// Published ports that have another number on the host than in the container.
+    /// Published ports whose number on the host differs from that in the container.
     pub const SEEN_AS: u32 = 8_192;
-    /// Ports published on IPv6 addresses: each is a process, docker-proxy's.
+    /// Ports published on IPv6 addresses; each has its own docker-proxy process.
     pub const PUBLISHED6: u32 = 8_192;
     /// Networks times the devices that they trust.
     pub const TRUSTED: u32 = 1_024;
@@ -134,33 +140,36 @@ pub mod capacity {
     pub const LINKS: u32 = 4_096;
     /// Address ranges in all lists of clients together.
     pub const INGRESS: u32 = 65_536;
-    /// Address ranges that containers and networks may use as sources, three entries each.
+    /// Address ranges that containers and networks may use as sources; each takes three entries.
     pub const ALLOWED_SOURCES: u32 = 16_384;
-    /// Remembered ports of sources whose own was taken: a power of two.
+    /// Port affinities: a power of two.
     pub const AFFINITIES: u32 = 4_096;
-    /// Flows looked up lately: a power of two.
+    /// Entries of the flow cache: a power of two.
     pub const FLOW_CACHE: u32 = 65_536;
-    /// Sockets of the host's whose peer is remembered: the oldest is forgotten first.
+    /// Sockets of the host whose original destination is remembered; the least recently used is
+    /// forgotten first.
     pub const SOCKETS: u32 = 32_768;
-    /// Half of a protocol's ports: an element of an array takes eight bytes.
+    /// Half of the ports of a protocol: an element of an array takes eight bytes.
     pub const BOUND: u32 = 1 << 15;
-    /// Bytes of the ring that wakes the agent. The loader makes a page of it where that is larger.
+    /// Bytes of the ring that wakes the agent. The loader enlarges it to a page if pages are
+    /// larger.
     pub const BINDS: u32 = 1 << 12;
-    /// Bytes of the ring of events, each of which takes 8 more than its own: about ten thousand.
-    /// A power of two.
+    /// Bytes of the ring of events, each of which takes 8 bytes of overhead: about ten thousand
+    /// events. A power of two.
     pub const EVENTS: u32 = 1 << 20;
 }
 
 /// Endpoint slot 0: everything outside.
 pub const OUTSIDE: u32 = 0;
 
-/// The slot that stands for the host itself: no endpoint, its packets go to and come from the stack.
+/// The slot that stands for the host itself. It has no endpoint: its packets go to and come from
+/// the host's stack.
 pub const HOST: u32 = u16::MAX as u32;
 
-/// A conversation's end-to-end names as one direction's packets carry them.
+/// The addresses, ports and protocol that the packets of one direction carry (a 5-tuple).
 ///
-/// An ICMP query has its identifier in `sport` of the request and in `dport` of the reply; the other
-/// port is the request's type, and zero for echo.
+/// The identifier of an ICMP query is `sport` in the request and `dport` in the reply. The other
+/// port is the request's type, or 0 for echo.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Tuple<F: Family> {
@@ -190,8 +199,8 @@ impl<F: Family> Tuple<F> {
         }
     }
 
-    /// The tuple's place among the flows looked up lately. Whoever shares it with another costs
-    /// both a look-up in the index, no more: cheap counts, not whether it can be guessed.
+    /// The tuple's place in the flow cache. Two tuples that share a place cost each other a lookup
+    /// in the flow index, nothing more, so the hash has to be cheap and may be predictable.
     #[inline(always)]
     #[must_use]
     pub fn place(&self) -> u32 {
@@ -202,23 +211,23 @@ impl<F: Family> Tuple<F> {
     }
 }
 
-/// A flow's record and the life of it that a key belongs to.
+/// A flow record together with its generation.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowRef {
     /// Index into the array of records.
     pub index: u32,
-    /// The record's id when the key was made.
+    /// The record's generation when the key was inserted.
     pub id: u32,
 }
 
-/// Where one direction's packets go. At most one of a flow's legs is outside: what is known of the
-/// way there beside this stands in the flow.
+/// Where the packets of one direction go. At most one of a flow's two next hops is outside; its
+/// device and gateway are stored in the flow.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct NextHop {
-    /// The endpoint's generation when the flow was made. Outside: the settings' route generation
-    /// that the way was looked up in; 0 is never.
+    /// The endpoint's generation when the flow was created. Outside: the settings' route generation
+    /// at the last route lookup; 0 for never.
     pub generation: Cell<u32>,
     /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     pub slot: Cell<u16>,
@@ -235,7 +244,7 @@ impl NextHop {
     }
 }
 
-/// What one side of a TCP connection has said: nf_conntrack's `ip_ct_tcp_state`.
+/// What one side of a TCP connection has sent: nf_conntrack's `ip_ct_tcp_state`.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct DirectionState {
@@ -243,79 +252,81 @@ pub struct DirectionState {
     pub end: Cell<u32>,
     /// The highest sequence number that the other side has allowed, plus one (`td_maxend`).
     pub max_end: Cell<u32>,
-    /// The largest window announced, scaled (`td_maxwin`); 0: nothing was sent yet.
+    /// The largest window announced, scaled (`td_maxwin`); 0 if nothing was sent yet.
     pub max_win: Cell<u32>,
-    /// The highest acknowledgement sent (`td_maxack`).
+    /// The highest acknowledgement number sent (`td_maxack`).
     pub max_ack: Cell<u32>,
 }
 
-/// What is known of a TCP connection's sequence numbers: nf_conntrack's `ip_ct_tcp`, by the
-/// direction of the segments that it is learned from. See [`window`](crate::window).
+/// The sequence tracking of a TCP connection: nf_conntrack's `ip_ct_tcp`, by the direction of the
+/// segments from which it is learned. See [`window`](crate::window).
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct TcpTracking {
-    /// What each side has said.
+    /// The state of each direction.
     pub sides: [DirectionState; 2],
-    /// Of the last pure ACK, or of a segment let through without being followed: its end.
+    /// End sequence number of the last pure ACK, or of the last segment that passed untracked
+    /// (`last_end`).
     pub last_end: Cell<u32>,
-    /// Of the same: its acknowledgement.
+    /// Acknowledgement number of that segment (`last_ack`).
     pub last_ack: Cell<u32>,
-    /// Of the same: its window as announced.
+    /// Announced window of that segment (`last_win`).
     pub last_win: Cell<u16>,
-    /// The last segment's kind and direction, and how often it was seen again.
+    /// Kind and direction of the last segment, and how often the same ACK was repeated
+    /// (`last_index`, `last_dir`, `retrans`).
     pub last: Cell<u8>,
-    /// What was noted of a SYN that was let through without being followed.
+    /// What was recorded of a SYN that passed untracked (`last_wscale`, `last_flags`).
     pub noted: Cell<u8>,
-    /// How far announced windows are shifted (`td_scale`).
+    /// The window scale of each side (`td_scale`).
     pub scale: [Cell<u8>; 2],
     /// Bits of [`window::mark`](crate::window::mark).
     pub marks: [Cell<u8>; 2],
 }
 
-/// A flow: both directions of one conversation, as one unit.
+/// A flow: both directions of one connection, as one unit.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Flow<F: Family> {
-    /// Id, phase and state in one word, changed by compare-and-swap only: see
-    /// [`FlowState`](crate::flow::Gate).
+    /// Generation, phase and state in one word, changed by compare-and-swap only: see
+    /// [`FlowState`](crate::flow::FlowState).
     pub flow_state: Cell<u64>,
     /// Packets by direction.
     pub packets: [Cell<u64>; 2],
     /// Bytes by direction, network header included.
     pub bytes: [Cell<u64>; 2],
-    /// What the originator's packets carry when they reach us, and what the answers carry. A packet of
-    /// direction `d` leaves as the reverse of `tuples[1 - d]`.
+    /// The tuples of the originator's packets and of the answers, both as they arrive at the
+    /// forwarder. A packet of direction `d` leaves with the reverse of `tuples[1 - d]`.
     pub tuples: [Cell<Tuple<F>>; 2],
-    /// Where the packets of each direction go.
+    /// The next hop of each direction.
     pub next_hops: [NextHop; 2],
-    /// Of the leg that is outside: the device.
+    /// The outgoing device of the direction whose next hop is outside.
     pub ifindex: Cell<u32>,
-    /// Of the leg that is outside: the next hop.
+    /// The gateway of the direction whose next hop is outside.
     pub next_hop: Cell<F::Addr>,
-    /// When the flow ends unless a packet comes.
+    /// When the flow expires unless another packet arrives.
     pub expires: Cell<Ticks>,
-    /// When the last packet came.
+    /// When the last packet arrived.
     pub seen: Cell<Ticks>,
-    /// When the flow was made.
+    /// When the flow was created.
     pub created: Cell<Ticks>,
-    /// The generation of the published port's mapping when the flow was made.
+    /// The generation of the port mapping when the flow was created.
     pub mapping_generation: Cell<u32>,
-    /// The settings' generation of the lists of clients that let the flow in.
+    /// The policy generation of the settings under which the flow was last allowed.
     pub policy: Cell<u32>,
-    /// TCP's sequence windows. Of other protocols, whatever the record's last flow left.
+    /// TCP sequence tracking. For other protocols, whatever the record's previous flow left behind.
     pub windows: TcpTracking,
-    /// The published port's slot in `MAPPINGS`, or 0.
+    /// The port mapping's slot in `MAPPINGS`, or 0.
     pub mapping: Cell<u16>,
-    /// The checksum delta of the addresses that change in the originator's packets.
+    /// The checksum delta of the addresses, for the originator's packets.
     pub address_delta: Cell<u16>,
-    /// The same of the ports.
+    /// The checksum delta of the ports, for the originator's packets.
     pub port_delta: Cell<u16>,
-    /// The MAC address that frames from outside are sent to: XDP compares it.
+    /// The destination MAC address of frames from outside: XDP compares it.
     pub uplink_mac: Cell<[u8; 6]>,
 }
 
 impl<F: Family> Flow<F> {
-    /// The published port's slot in `MAPPINGS`, or 0.
+    /// The port mapping's slot in `MAPPINGS`, or 0.
     #[inline(always)]
     #[must_use]
     pub fn mapping(&self) -> u32 {
@@ -323,62 +334,64 @@ impl<F: Family> Flow<F> {
     }
 }
 
-/// What the agent tells all programs.
+/// The agent's settings for all programs.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Settings {
-    /// Moves on whenever a route, an address or a device changes; never 0 once the agent ran.
+    /// Incremented whenever a route, an address or a device changes; never 0 once the agent has
+    /// run.
     pub route_generation: u32,
-    /// When the agent was last alive, in ticks.
+    /// When the agent last reported to be alive, in ticks.
     pub heartbeat: Ticks,
-    /// How many entries the ring of unassured flows has.
+    /// The number of places in the ring of unassured flows.
     pub ring: u32,
-    /// How many flow records there are.
+    /// The number of flow records.
     pub flows: u32,
-    /// 1 if XDP may also forward TCP.
+    /// 1 if XDP may forward TCP too.
     pub xdp_tcp: u32,
-    /// Tells the present lists of clients from all others: flows that others let in are looked at
-    /// again.
+    /// The policy generation: changes with the lists of clients and the published ports, and when a
+    /// service of the host binds a UDP port. A flow that was allowed under another generation is
+    /// checked again.
     pub policy: u32,
-    /// How many flows an endpoint may have opened at once; 0 is any number.
+    /// How many flows an endpoint may have open at the same time; 0 for no limit.
     pub flow_quota: u32,
-    /// How many flows an endpoint may open in a second; 0 is any number.
+    /// How many flows an endpoint may open per second; 0 for no limit.
     pub flow_rate: u32,
-    /// The device that fragments go round by to be put together; 0 if nobody puts them together.
+    /// The defragmentation loopback device; 0 if fragments are not reassembled.
     pub defrag_loopback: u32,
     /// 1 if only a SYN opens a TCP flow (`nf_conntrack_tcp_loose=0`).
     pub tcp_strict: u32,
-    /// The smallest MTU that a route has by itself, 0 if none has: whether a packet above it is too
-    /// large, the kernel has to say.
+    /// The smallest MTU that any route has of its own; 0 if none has. The kernel decides whether a
+    /// larger packet is too big.
     pub route_mtu: u32,
-    /// 1 once all programs are attached and all maps filled. Before, at an agent's first start, every
-    /// program passes everything untouched, as before the agent came.
+    /// 1 once all programs are attached and all maps filled. Before that, during an agent's first
+    /// start, every program passes every packet unchanged.
     pub armed: u32,
-    /// What others have set up that the kernel's path alone heeds: bits of [`others`].
+    /// Kernel features set up by others that only the kernel path respects: bits of [`others`].
     pub others: u32,
-    /// Ports that only root binds, kept for what containers are translated to.
+    /// Ports that only root may bind, reserved for the translation of containers' flows.
     pub reserved_ports: PortRange,
-    /// The first port that takes no privilege to bind (`net.ipv4.ip_unprivileged_port_start`).
+    /// The first port that may be bound without privilege (`net.ipv4.ip_unprivileged_port_start`).
     pub unprivileged_port_start: u32,
-    /// 1 if a port that is published on an IPv6 address of the host's has a list of clients.
+    /// 1 if a port published on an IPv6 address of the host has a list of clients.
     pub lists6: u32,
-    /// The cookie of the network namespace whose sockets are pointed at containers; 0 is none, as
-    /// long as nothing is armed.
+    /// The cookie of the network namespace whose sockets are redirected to containers; 0 for none,
+    /// until the agent is armed.
     pub netns_cookie: u64,
 }
 
-/// Ports from the first to the last, both included: none where the first is 0.
+/// An inclusive range of ports; empty if the first is 0.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PortRange {
-    /// The lowest.
+    /// The lowest port.
     pub first: u16,
-    /// The highest.
+    /// The highest port.
     pub last: u16,
 }
 
 impl PortRange {
-    /// Whether a port is one of them.
+    /// Whether a port is in the range.
     #[inline(always)]
     #[must_use]
     pub const fn contains(self, port: u16) -> bool {
@@ -386,21 +399,21 @@ impl PortRange {
     }
 }
 
-/// What a device is to us.
+/// What the forwarder knows about a device.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
     /// One of [`device`].
     pub kind: u32,
-    /// The bridge's device index: the device's own for a bridge, the master for a veth, else 0.
+    /// The bridge's device index: a bridge's own, a veth's master, else 0.
     pub bridge: u32,
-    /// The MAC address that frames for this host carry here: the device's own, or for a veth its
+    /// The MAC address of frames for this host on this device: the device's own, or a veth's
     /// bridge's. All zero without Ethernet.
     pub mac: [u8; 6],
     /// 1 if frames have an Ethernet header.
     pub ethernet: u16,
-    /// Of a container's veth: the hardware address that the container's frames have to carry. All
-    /// zero where it is not known, or may be any.
+    /// Container veth: the source MAC address that the container's frames must have. All zero if it
+    /// is not known or not checked.
     pub station: [u8; 6],
     /// Zero.
     pub reserved: u16,
@@ -410,45 +423,46 @@ pub struct Device {
 
 /// Bits of [`Settings::others`].
 pub mod others {
-    /// Some devices have [`device::flag`](super::device::flag) set.
+    /// Some devices have [`device::flag`](super::device::flag) bits set.
     pub const SHAPED: u32 = 1;
-    /// There are IPsec policies that may be about containers' packets: the kernel carries them all, and
-    /// what is translated does not leave for the ranges of the list [`PROTECTED`].
+    /// There are IPsec policies that may apply to containers' packets: all packets take the kernel
+    /// path, and no translated packet leaves for an address in the list [`PROTECTED`].
     pub const IPSEC: u32 = 2;
-    /// The list of the destinations to which policies demand protection of the host's own sources.
+    /// The list of destinations for which an IPsec policy demands protection of the host's own
+    /// packets.
     pub const PROTECTED: u32 = u32::MAX;
 }
 
 /// Kinds of [`Device`].
 pub mod device {
-    /// An uplink, a VPN, somebody's bridge: everything that is neither loopback nor Docker's.
+    /// An uplink, a VPN or a foreign bridge: everything that is neither loopback nor Docker's.
     pub const OUTSIDE: u32 = 1;
     /// `docker0` or a `br-*` of Docker's.
     pub const BRIDGE: u32 = 2;
-    /// The host's end of a container's veth, of which no endpoint is known yet.
+    /// The host's end of a container's veth whose endpoint is not known yet.
     pub const VETH: u32 = 3;
-    /// The same, with a known endpoint behind it: nobody else speaks there.
+    /// The host's end of a container's veth whose endpoint is known: nobody else sends there.
     pub const NAMED_VETH: u32 = 4;
 
     /// Bits of [`Device::flags`](super::Device::flags).
     pub mod flag {
-        /// Others shape or filter what comes by it: the kernel has to carry that.
+        /// Others shape or filter packets that arrive on the device: they take the kernel path.
         pub const SHAPED_IN: u32 = 1;
-        /// The same of what leaves by it.
+        /// Others shape or filter packets that leave on the device: they take the kernel path.
         pub const SHAPED_OUT: u32 = 2;
-        /// Of a veth: frames may also carry a virtual router's hardware address (RFC 9568).
+        /// Veth: frames may also carry a virtual router's MAC address (RFC 9568).
         pub const VIRTUAL_ROUTER: u32 = 4;
-        /// Of an outside device: a route has to lead back to a new flow's source by this device
+        /// Outside device: the route back to a new flow's source must lead to this device
         /// (`rp_filter=1`).
         pub const REVERSE_STRICT: u32 = 8;
-        /// Of an outside device: a route has to lead back to a new flow's source (`rp_filter=2`).
+        /// Outside device: there must be a route back to a new flow's source (`rp_filter=2`).
         pub const REVERSE_LOOSE: u32 = 16;
     }
-    /// A port of a network's bridge that leads to no container: a tap, a NIC, somebody's veth. Who is
-    /// beyond it has whatever address he has, but a container's.
+    /// A port of a network's bridge that leads to no container: a tap, a NIC, a foreign veth. Hosts
+    /// behind it may have any address but a container's.
     pub const PORT: u32 = 5;
-    /// Known to be neither Docker's nor hooked: what others forward from or to it is their business.
-    /// What comes from, or would go to, a device without a row is refused.
+    /// A known device that is neither Docker's nor hooked: the forwarder does not interfere with
+    /// what others forward from or to it. Packets from or to a device without an entry are refused.
     pub const OTHER: u32 = 6;
 }
 
@@ -458,33 +472,34 @@ pub mod device {
 pub struct Network<F: Family> {
     /// Bits of [`network`].
     pub flags: u32,
-    /// The slot of the network's own endpoint, which stands in for containers not known yet.
+    /// The slot of the network's default endpoint, which represents containers that are not known
+    /// yet.
     pub default_endpoint: u32,
-    /// The bridge's own address: the source that a hairpin shows.
+    /// The bridge's own address: the source of hairpin packets.
     pub gateway: F::Addr,
-    /// What masquerade takes instead of the outgoing device's address, or
-    /// [`ANY`](crate::family::Address::ANY).
+    /// The masquerade address of the network, or [`ANY`](crate::family::Address::ANY) for that of
+    /// the outgoing device.
     pub source: F::Addr,
-    /// The list of clients that its containers let in, or 0 for all.
+    /// The list of clients that may reach the network's containers, or 0 for all.
     pub policy: u32,
 }
 
 /// Flags of [`Network`].
 pub mod network {
-    /// What leaves takes the outgoing device's address.
+    /// Leaving packets are masqueraded.
     pub const MASQUERADE: u32 = 1;
-    /// Nothing leaves, nothing enters.
+    /// Internal network: no packet leaves or enters.
     pub const INTERNAL: u32 = 2;
-    /// Containers of the network do not reach each other.
+    /// Containers of the network may not reach each other.
     pub const ICC_DISABLED: u32 = 4;
-    /// Published ports and ICMP are reached straight, by the container's own address
-    /// (gateway mode `routed`).
+    /// Published ports and ICMP are reachable directly, by the container's own address (gateway
+    /// mode `routed`).
     pub const ROUTED: u32 = 8;
-    /// Everything is reached straight (gateway mode `nat-unprotected`).
+    /// All ports are reachable directly (gateway mode `nat-unprotected`).
     pub const UNPROTECTED: u32 = 16;
-    /// Published ports are reached straight from everywhere (`--allow-direct-routing`).
+    /// Published ports are reachable directly from everywhere (`--allow-direct-routing`).
     pub const DIRECT: u32 = 32;
-    /// Host and containers do not reach each other either (gateway mode `isolated`).
+    /// Host and containers may not reach each other either (gateway mode `isolated`).
     pub const ISOLATED: u32 = 64;
     /// The network has IPv6.
     pub const IPV6: u32 = 128;
@@ -493,25 +508,25 @@ pub mod network {
     pub const OTHER_FRAMES: u32 = 256;
 }
 
-/// A container's place in a network.
+/// A container's endpoint in a network.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Endpoint<F: Family> {
-    /// Tells this endpoint from all that had the slot before; 0 is nobody.
+    /// Distinguishes this endpoint from previous ones in the same slot; 0 for an empty slot.
     pub generation: u32,
-    /// The host's end of its veth, or 0: only the bridge reaches it.
+    /// The host's end of the veth, or 0 if only the bridge reaches the container.
     pub ifindex: u32,
     /// The bridge.
     pub bridge: u32,
     /// MTU of the container's device, in bytes, network header included.
     pub mtu: u32,
-    /// Its address; [`ANY`](crate::family::Address::ANY) for a network's own endpoint.
+    /// The address; [`ANY`](crate::family::Address::ANY) for a network's default endpoint.
     pub addr: F::Addr,
     /// The container's MAC address, then its bridge's: an Ethernet header's first 12 bytes.
     pub macs: [u8; 12],
 }
 
-/// A published port: what a client asks for.
+/// Key of a published port: the address and port that a client connects to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct PortKey<F: Family> {
@@ -523,11 +538,12 @@ pub struct PortKey<F: Family> {
     pub proto: u16,
 }
 
-/// A container's port that is published, and where: what its own conversations are seen as.
+/// Key of the host ports by which containers' own connections are seen: a published port by the
+/// container's side.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct ServerKey<F: Family> {
-    /// The host's address that it is published at, or any.
+    /// The host's address at which the port is published, or any.
     pub at: F::Addr,
     /// The container's address.
     pub addr: F::Addr,
@@ -537,13 +553,13 @@ pub struct ServerKey<F: Family> {
     pub proto: u16,
 }
 
-/// A published port: what it gets.
+/// The target of a published port.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Published<F: Family> {
-    /// The mapping's slot.
+    /// The port mapping's slot.
     pub mapping: u32,
-    /// The list of clients that it lets in, or 0 for all.
+    /// The list of clients that may use the port, or 0 for all.
     pub policy: u32,
     /// The container's address.
     pub addr: F::Addr,
@@ -567,35 +583,35 @@ pub struct TrustKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LinkKey<F: Family> {
-    /// Who may ask.
+    /// The container that may connect.
     pub parent: F::Addr,
-    /// Who is asked.
+    /// The container that is connected to.
     pub child: F::Addr,
-    /// The port that is asked.
+    /// The destination port.
     pub port: Be16,
     /// IP protocol number, host order.
     pub proto: u16,
 }
 
-/// Key of the lists of clients: the list wholly, the client by prefix.
+/// Key of the lists of clients: an exact list, then the client's prefix.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct IngressKey<F: Family> {
-    /// The list: 0 is none.
+    /// The list; 0 for none.
     pub list: u32,
     /// The client.
     pub client: F::Addr,
 }
 
-/// What a list of clients says of one.
+/// Values of the lists of clients.
 pub mod ingress {
-    /// Let in.
+    /// The client is allowed.
     pub const ALLOW: u32 = 1;
-    /// Kept out.
+    /// The client is refused.
     pub const DENY: u32 = 2;
 }
 
-/// Key of the sources that containers may use beside their own: the device wholly, the source by
+/// Key of the sources that containers may use besides their own: an exact device, then the source's
 /// prefix.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -608,28 +624,29 @@ pub struct AllowedKey<F: Family> {
 
 /// Keys and values of the sources that containers may use.
 pub mod allowed {
-    /// As device: where the source is reached; the value is a bridge's device index.
+    /// As the key's device: the bridge behind which the source is reachable; the value is the
+    /// bridge's device index.
     pub const ROUTES: u32 = 0;
-    /// As value, of a veth: its container may use the source; of a bridge: one of its network's
-    /// containers may.
+    /// As a veth's value: its container may use the source. As a bridge's value: some container of
+    /// its network may.
     pub const ONE: u32 = 1;
-    /// As value, of a bridge: each of its network's containers may.
+    /// As a bridge's value: every container of its network may use the source.
     pub const EACH: u32 = 2;
 }
 
-/// Key of the masquerade addresses: the device wholly, the next hop by prefix.
+/// Key of the masquerade addresses: an exact device, then the next hop's prefix.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct MasqueradeKey<F: Family> {
-    /// Device index, in the machine's order.
+    /// Device index, host order.
     pub ifindex: u32,
     /// The next hop.
     pub next_hop: F::Addr,
 }
 
-/// A place of the ring of flows that are not assured. In one word, from the low end: 24 bits of the
-/// record's index, 24 of its id, 16 of the originator's slot. That many flows there may be at most, and
-/// no record lives that often before the ring comes around.
+/// A place in the ring of unassured flows, in one word. From the low end: 24 bits of the record's
+/// index, 24 of its generation, 16 of the originator's slot. There are never more than 2^24 flows,
+/// and no record is reused 2^24 times before the ring comes around.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pending(pub u64);
@@ -637,7 +654,7 @@ pub struct Pending(pub u64);
 impl Pending {
     const PART: u32 = (1 << 24) - 1;
 
-    /// Of a flow and the slot of the endpoint that opened it, [`OUTSIDE`] or [`HOST`].
+    /// A flow and the slot of the endpoint that opened it, [`OUTSIDE`] or [`HOST`].
     #[inline(always)]
     #[must_use]
     pub const fn new(flow: FlowRef, originator: u32) -> Self {
@@ -652,14 +669,14 @@ impl Pending {
         self.0 as u32 & Self::PART
     }
 
-    /// Whether it is this life of the record.
+    /// Whether the place names this generation of the record.
     #[inline(always)]
     #[must_use]
     pub const fn is_of(self, id: u32) -> bool {
         (self.0 >> 24) as u32 & Self::PART == id & Self::PART
     }
 
-    /// The slot of the endpoint that opened it.
+    /// The slot of the endpoint that opened the flow.
     #[inline(always)]
     #[must_use]
     pub const fn originator(self) -> u32 {
@@ -667,37 +684,39 @@ impl Pending {
     }
 }
 
-/// Where the ring and the sweep stand, and how full the table is.
+/// The cursors of the ring and of the sweep, and how full the table is.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Cursors {
     /// How many flows have taken a place in the ring of unassured flows.
     pub ring: u64,
-    /// The next record that the sweep looks at.
+    /// The next record that the sweep inspects.
     pub sweep: u64,
     /// How many records are not free.
     pub used: u64,
 }
 
-/// What an endpoint has taken of what it may: see [`quota`](crate::quota). Each word but the last
-/// has two halves, the low one counted from 2^31. The outside has the last word only.
+/// What an endpoint uses of its limits: see [`quota`](crate::quota). Each word but the last has two
+/// halves, of which the low one counts from 2^31 unless stated otherwise. For the outside only the
+/// last word is used.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Quota {
-    /// The endpoint's generation, and how many of the flows that it opened live.
+    /// The endpoint's generation, and the number of live flows that the endpoint opened.
     pub held: Cell<u64>,
-    /// When the bucket of new flows was filled last, and what is in it.
+    /// Token bucket of new flows: when it was last filled, and its level.
     pub opens: Cell<u64>,
-    /// The same of answers that say that it is refused.
+    /// Token bucket of ICMP errors to the endpoint: when it was last filled, and its level.
     pub answers: Cell<u64>,
-    /// When the bucket of bytes in incomplete datagrams was filled last, and what is in it, counted
-    /// from 0.
+    /// Token bucket of bytes in incomplete datagrams: when it was last filled, and its level,
+    /// counted from 0.
     pub pieces: Cell<u64>,
-    /// How many places of the ring of unassured flows went to flows that it opened.
+    /// How many places of the ring of unassured flows belong to flows that the endpoint opened.
     pub places: Cell<u64>,
 }
 
-/// The port that a source got when its own was taken. It counts as long as a flow lives that has it.
+/// The masquerade port that a source got because its own port was taken. It is valid as long as a
+/// flow that uses it is live.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PortAffinity<F: Family> {
@@ -709,20 +728,20 @@ pub struct PortAffinity<F: Family> {
     pub port: Be16,
     /// IP protocol number, host order.
     pub proto: u32,
-    /// Flows that have it: of those that are remembered the eldest that lives, and the youngest.
+    /// Flows that use the port: the oldest known one that is live, and the newest.
     pub holders: [FlowRef; 2],
 }
 
 impl<F: Family> PortAffinity<F> {
-    /// Whether it is this source's.
+    /// Whether the entry is this source's.
     #[inline(always)]
     #[must_use]
     pub fn is_of(&self, src: F::Addr, sport: Be16, proto: u32) -> bool {
         self.src == src && self.sport == sport && self.proto == proto
     }
 
-    /// The place of a source's hint. Not by the low bits of a product: an address's last bytes,
-    /// in which containers differ, never reach them.
+    /// The place of a source's port affinity. It does not use the low bits of the product: an
+    /// address's last bytes, in which containers differ, never reach them.
     #[inline(always)]
     #[must_use]
     pub fn place(src: F::Addr, sport: Be16, proto: u32) -> u32 {
@@ -732,11 +751,11 @@ impl<F: Family> PortAffinity<F> {
     }
 }
 
-/// One end of a conversation as a socket names it.
+/// One end of a connection, as a socket names it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Peer {
-    /// The address, an IPv4 one behind `::ffff:`.
+    /// The address; an IPv4 address is mapped (`::ffff:0:0/96`).
     pub addr: Wide,
     /// The port.
     pub port: Be16,
@@ -744,13 +763,13 @@ pub struct Peer {
     pub proto: u16,
 }
 
-/// A socket that was pointed at a container. An unconnected one may have many peers.
+/// A socket that was redirected to a container. An unconnected socket may have several peers.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct SocketKey {
-    /// The kernel's name of the socket, never used again.
+    /// The socket's cookie, which the kernel never reuses.
     pub cookie: u64,
-    /// Where it was pointed.
+    /// The container that the socket was redirected to.
     pub peer: Peer,
     /// Zero.
     pub reserved: u32,
@@ -762,7 +781,7 @@ pub struct SocketKey {
 pub struct HostAddressKey6 {
     /// The address.
     pub addr: Be128,
-    /// Of a link-local address: its device. Of others 0.
+    /// The device of a link-local address; else 0.
     pub ifindex: u32,
 }
 
@@ -770,25 +789,27 @@ pub struct HostAddressKey6 {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct OwnerKey6 {
-    /// The address: what Docker gave, or the link-local one that follows from the MAC address.
+    /// The address: the one that Docker assigned, or the link-local one that follows from the MAC
+    /// address.
     pub addr: Be128,
-    /// The bridge that it counts on.
+    /// The bridge on which the address is valid.
     pub bridge: u32,
 }
 
-/// What a veth's container is called by IPv6.
+/// The IPv6 endpoint behind a veth.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Endpoint6 {
-    /// The address that Docker gave, or [`Be128::ANY`].
+    /// The address that Docker assigned, or [`Be128::ANY`].
     pub addr: Be128,
-    /// The container's MAC address, or zeros where that is not known.
+    /// The container's MAC address, or zeros if it is not known.
     pub mac: [u8; 6],
     /// Zero.
     pub reserved: u16,
 }
 
-/// A port that is published on an IPv6 address of the host's: what a client asks for.
+/// Key of a port published on an IPv6 address of the host: the address and port that a client
+/// connects to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct PortKey6 {
@@ -800,13 +821,14 @@ pub struct PortKey6 {
     pub proto: u16,
 }
 
-/// Who may ask such a port. docker-proxy serves it.
+/// Which clients may use a port published on IPv6. docker-proxy serves the port.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Published6 {
-    /// The list of clients that it lets in, or 0 for all.
+    /// The list of clients that may use the port, or 0 for all.
     pub policy: u32,
-    /// The bridges of the networks that it may lead into, whose lists count too. 0 is none.
+    /// The bridges of the networks that the port may lead to, whose lists are checked too; 0 for
+    /// none.
     pub bridges: [u32; 2],
 }
 
@@ -814,13 +836,13 @@ pub struct Published6 {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct IngressKey6 {
-    /// The list: 0 is none.
+    /// The list; 0 for none.
     pub list: u32,
     /// The client.
     pub client: Be128,
 }
 
-/// Key of the IPv6 sources that containers may use beside their own: as [`AllowedKey`], without
+/// Key of the IPv6 sources that containers may use besides their own: as [`AllowedKey`], without
 /// [`allowed::ROUTES`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -831,8 +853,8 @@ pub struct AllowedKey6 {
     pub source: Be128,
 }
 
-/// No padding: each structure is exactly the sum of its fields, which is what lets the agent and
-/// the kernel see it as plain bytes.
+/// No padding: each structure is exactly as large as the sum of its fields, so the agent and the
+/// kernel may read it as plain bytes.
 const _: () = {
     assert!(size_of::<Tuple<V4>>() == 4 + 4 + 2 + 2 + 4);
     assert!(size_of::<FlowRef>() == 8);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A flow's life: found, checked, made, promoted, ended. Both keys and the record are one unit.
+//! Flow lifecycle: find, check, create, assure and end a flow. Its two keys and its record are one
+//! unit.
 //!
-//! Records are reused at once, without a grace period. What makes that safe is the [`FlowState`]: a
-//! key names the record *and* its id, whoever ends a flow first wins a compare-and-swap and alone
-//! removes its keys, and what was read from a record counts only if the gate still says the same.
+//! A record is reused at once, without a grace period. [`FlowState`] makes that safe: a key names
+//! the record *and* its generation; whoever ends a flow has to win a compare-and-swap and alone
+//! removes the flow's keys; and what was read from a record is valid only if the flow state has the
+//! same generation afterwards.
 
 use core::marker::PhantomData;
 
@@ -20,7 +22,7 @@ use crate::tcp::{self, State};
 use crate::timeouts::{self, Ticks, reached};
 use crate::window::{self, Segment, Verdict};
 
-/// A direction: of the originator's packets, or of the answers.
+/// A direction of a flow, as in nf_conntrack (`IP_CT_DIR_*`).
 pub type Direction = usize;
 
 /// The originator's packets.
@@ -28,15 +30,17 @@ pub const ORIGINAL: Direction = 0;
 /// The answers.
 pub const REPLY: Direction = 1;
 
-/// A record's phase.
+/// The phase of a record.
 mod phase {
     pub(super) const FREE: u8 = 0;
     pub(super) const LIVE: u8 = 1;
 }
 
-/// A record's id, phase, state and flags in one word, so that one compare-and-swap decides.
+/// A record's generation, phase, conntrack state and flags in one word, so that one
+/// compare-and-swap changes all of them.
 ///
-/// From the low end: 32 bits of id, 8 of TCP's or SCTP's state, 8 of phase, 8 of flags, 8 of zero.
+/// From the low end: 32 bits of generation (`id`), 8 of TCP or SCTP state, 8 of phase, 8 of flags,
+/// 8 of zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowState(pub u64);
 
@@ -49,14 +53,14 @@ impl FlowState {
         Self(id as u64 | (state as u64) << 32 | (phase as u64) << 40 | (flags as u64) << 48)
     }
 
-    /// Which life of the record this is.
+    /// The record's generation: changes each time the record is reused.
     #[inline(always)]
     #[must_use]
     pub const fn id(self) -> u32 {
         self.0 as u32
     }
 
-    /// The number of TCP's or SCTP's state.
+    /// The number of the TCP or SCTP state.
     #[inline(always)]
     #[must_use]
     pub const fn state(self) -> u8 {
@@ -73,21 +77,21 @@ impl FlowState {
         (self.0 >> 48) as u8
     }
 
-    /// In use.
+    /// Whether the record is in use.
     #[inline(always)]
     #[must_use]
     pub const fn is_live(self) -> bool {
         self.phase() == phase::LIVE
     }
 
-    /// Immune against a flood of new flows.
+    /// Whether the flow is assured: a flood of new flows cannot evict it (`IPS_ASSURED`).
     #[inline(always)]
     #[must_use]
     pub const fn is_assured(self) -> bool {
         self.flags() & ASSURED != 0
     }
 
-    /// An answer was seen.
+    /// Whether an answer was seen (`IPS_SEEN_REPLY`).
     #[inline(always)]
     #[must_use]
     pub const fn is_replied(self) -> bool {
@@ -105,22 +109,23 @@ impl FlowState {
     }
 }
 
-/// A flow that a packet belongs to.
+/// The flow that a packet belongs to.
 pub struct Hit<'a, F: Family> {
     /// The record.
     pub flow: &'a Flow<F>,
-    /// Its index.
+    /// The record's index.
     pub index: u32,
-    /// Its gate when it was found.
+    /// The flow state when the flow was found.
     pub flow_state: FlowState,
     /// The packet's direction.
     pub dir: Direction,
 }
 
-/// The live flow of a tuple. Neither its age nor its generations are checked: see [`is_current`].
+/// The live flow of a tuple. Neither the flow's timeout nor its generations are checked here: see
+/// [`is_current`].
 ///
-/// A small table in front of the index spares its hash. What either says is checked against the
-/// record.
+/// The flow cache in front of the flow index saves hashing the tuple. An entry of either is checked
+/// against the record.
 #[inline(always)]
 pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Option<Hit<'a, F>> {
     let place = tuple.place();
@@ -133,7 +138,7 @@ pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Opt
     Some(hit)
 }
 
-/// Whether a reference leads to the live flow of a tuple.
+/// The live flow of a tuple, if the reference leads to it.
 #[inline(always)]
 fn confirm<'a, F: Family, T: Tables<F>>(
     tables: &'a T,
@@ -160,7 +165,8 @@ fn confirm<'a, F: Family, T: Tables<F>>(
     })
 }
 
-/// Whether the flow has neither expired nor outlived its endpoints or its mapping.
+/// Whether the flow has not expired, and its endpoints and its port mapping are still those of its
+/// creation.
 #[inline(always)]
 pub fn is_current<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, now: Ticks) -> bool {
     if reached(flow.expires.get(), now) {
@@ -182,11 +188,11 @@ fn is_same<F: Family, T: Tables<F>>(tables: &T, towards: &NextHop) -> bool {
             .is_some_and(|endpoint| endpoint.generation == towards.generation.get())
 }
 
-/// Moves the flow's state, windows and timeout on by a packet, and counts it. `len` is its length from
-/// the network header on, `scale` what [`window::scale()`] says of it.
+/// Updates the flow's state, windows, timeout and counters by a packet. `len` is the packet's
+/// length from the network header on, `scale` the result of [`window::scale()`] for it.
 ///
 /// # Errors
-/// Why the packet does not fit, with nothing changed.
+/// The reason why the packet does not fit; nothing has changed then.
 #[inline(always)]
 pub fn track<F: Family, T: Tables<F>>(
     tables: &T,
@@ -208,13 +214,13 @@ pub fn track<F: Family, T: Tables<F>>(
             Verdict::Ignore => {}
             Verdict::To(to, span) => {
                 let mut flags = if reply { SEEN_REPLY } else { 0 };
-                // The originator's ACK after the SYN-ACK: both ends proved that they are there. A
-                // picked-up connection has proved it by its first answer.
+                // The originator's ACK after the SYN-ACK proves that both ends exist. For a
+                // picked-up connection the first answer proves it.
                 if to == State::Established && (state == State::SynReceived || reply) {
                     flags |= ASSURED;
                 }
                 next = hit.flow_state.with(to as u8, flags);
-                // A SYN seen again does not buy more time.
+                // A retransmitted SYN does not extend the timeout.
                 if !(to == state && packet.flags & tcp::SYN != 0) {
                     lifetime = span;
                     if !next.is_replied() && lifetime > timeouts::TCP_UNACKNOWLEDGED {
@@ -249,7 +255,8 @@ pub fn track<F: Family, T: Tables<F>>(
             next = next.with(0, ASSURED);
         }
     }
-    // Lost against another CPU's change: its word stands, this packet goes through all the same.
+    // If another CPU changed the state first, its change stands, and this packet passes all the
+    // same.
     if next != hit.flow_state {
         let _ = tables.swap_flow_state(flow, hit.flow_state, next);
     }
@@ -263,20 +270,21 @@ pub fn track<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Whether a stream of datagrams becomes immune. Who sends from outside may have forged its source,
-/// and the server answers everybody: half of the table is not to be had by that. One that is pushed
-/// out is made anew by its next packet, with the same ports.
+/// Whether a stream of datagrams may become assured. A sender outside may have forged its source,
+/// and a server answers every source, so flows from outside become assured only while at most half
+/// of the table is in use. A flow that is evicted for that reason is created again by its next
+/// packet, with the same ports.
 #[inline(never)]
 fn may_be_assured<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
     flow.next_hops[REPLY].slot() != OUTSIDE || tables.used() <= tables.settings().flows / 2
 }
 
-/// One end of a flow about to be made.
+/// One end of a flow that is about to be created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct End {
     /// The endpoint's slot, [`OUTSIDE`] or [`HOST`].
     pub slot: u32,
-    /// Its generation.
+    /// The endpoint's generation.
     pub generation: u32,
 }
 
@@ -294,7 +302,7 @@ impl End {
 }
 
 impl End {
-    /// The end that a leg leads to.
+    /// The end that a next hop leads to.
     #[inline(always)]
     #[must_use]
     pub fn of(towards: &NextHop) -> Self {
@@ -305,26 +313,27 @@ impl End {
     }
 }
 
-/// What a new flow is made of.
+/// What a new flow is created from.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<F: Family> {
-    /// The originator's tuple as it came.
+    /// The originator's tuple before translation.
     pub original: Tuple<F>,
     /// Where the originator's packets go.
     pub to: End,
-    /// Where they come from.
+    /// Where the originator's packets come from.
     pub from: End,
-    /// The mapping's slot, or 0.
+    /// The port mapping's slot, or 0.
     pub mapping: u32,
-    /// The mapping's generation.
+    /// The port mapping's generation.
     pub mapping_generation: u32,
-    /// The uplink's MAC address, where the flow has an outside end.
+    /// The uplink's MAC address, if one end of the flow is outside.
     pub uplink_mac: [u8; 6],
-    /// The generation of the lists of clients that were asked.
+    /// The generation of the lists of clients that were checked.
     pub policy: u32,
 }
 
-/// Takes a record for a flow that is not assured yet, and fills it. No key leads to it yet.
+/// Takes a record for a flow that is not assured yet, and fills it in. No key leads to the record
+/// yet.
 #[inline(always)]
 pub fn reserve<F: Family, T: Tables<F>>(tables: &T, plan: &Plan<F>) -> Option<FlowRef> {
     let reference = tables.take_record(plan.from.slot)?;
@@ -332,12 +341,12 @@ pub fn reserve<F: Family, T: Tables<F>>(tables: &T, plan: &Plan<F>) -> Option<Fl
     Some(reference)
 }
 
-/// Takes a record: a free one while its place in the ring is, else that of an unassured flow which
-/// is there.
+/// Takes a record and a place in the unassured ring: the record of the unassured flow in that place
+/// if there is one, else a free record.
 ///
-/// **The ring.** A flow has a choice of [`BLOCK`] places: of one that nobody needs any more, else
-/// of the one whose originator has most places of all, of those the oldest. So who floods the ring
-/// evicts what he opened himself, and a neighbour's few flows stay.
+/// **The ring.** A new flow chooses one of [`BLOCK`] places: one that is no longer needed if there
+/// is any, else the place whose originator has the most places, and among those the oldest. So an
+/// originator that floods the ring evicts its own flows, and the few flows of others stay.
 #[inline(always)]
 pub fn take_record<F: Family, T: Tables<F>>(tables: &T, originator: u32) -> Option<FlowRef> {
     let mut choice = Choice::new(tables);
@@ -346,7 +355,8 @@ pub fn take_record<F: Family, T: Tables<F>>(tables: &T, originator: u32) -> Opti
     let before = tables.ring(place);
     let index = match evict_unassured(tables, before) {
         Some(index) => index,
-        // The last part of the table is not for clients from outside, of whom there are any number.
+        // The last part of the table is reserved: clients outside, of which there may be any
+        // number, do not get it.
         None if originator == OUTSIDE && quota::is_reserved(tables) => return None,
         None => tables.take_free()?,
     };
@@ -362,8 +372,8 @@ pub fn take_record<F: Family, T: Tables<F>>(tables: &T, originator: u32) -> Opti
     Some(reference)
 }
 
-/// Two CPUs meet in one place of the ring only if a whole turn of it passes in between; the counts
-/// weigh originators against each other, and bear that.
+/// Two CPUs use the same place of the ring at the same time only if the ring turns once completely
+/// in between. The counts only rank originators, so a small error does no harm.
 #[inline(always)]
 fn count_place<F: Family, T: Tables<F>>(tables: &T, originator: u32, summand: u64) {
     if let Some(quota) = tables.quota(originator) {
@@ -371,15 +381,15 @@ fn count_place<F: Family, T: Tables<F>>(tables: &T, originator: u32, summand: u6
     }
 }
 
-/// How many records each new flow looks at to collect what has expired: the table is swept once
-/// in `flows / SWEEP` insertions, without an agent and without a timer.
+/// How many records each new flow inspects to collect expired flows: the whole table is swept once
+/// in `flows / SWEEP` insertions, without the agent and without a timer.
 const SWEEP: u32 = 2;
 
 /// The same while more than half of the table is in use.
 const SWEEP_FULL: u32 = 16;
 
-/// Collects some of what has expired, before each new flow: also before one that is then refused,
-/// or nothing would ever be collected where all are.
+/// Collects some expired flows. Runs before each new flow, also before one that is then refused:
+/// otherwise nothing would be collected while all new flows are refused.
 #[inline(always)]
 pub fn sweep_some<F: Family, T: Tables<F>>(tables: &T) {
     let is_full = tables.used() > tables.settings().flows / 2;
@@ -387,7 +397,7 @@ pub fn sweep_some<F: Family, T: Tables<F>>(tables: &T) {
     tables.attempt(records, &mut Sweeper::new(tables));
 }
 
-/// The sweep as something to be done over and over.
+/// One step of the sweep, for [`Tables::attempt`].
 pub(crate) struct Sweeper<'a, F, T> {
     tables: &'a T,
     now: Ticks,
@@ -395,7 +405,7 @@ pub(crate) struct Sweeper<'a, F, T> {
 }
 
 impl<'a, F: Family, T: Tables<F>> Sweeper<'a, F, T> {
-    /// One that begins now.
+    /// A sweeper whose clock is read now.
     #[inline(always)]
     pub(crate) fn new(tables: &'a T) -> Self {
         Self {
@@ -417,15 +427,16 @@ impl<F: Family, T: Tables<F>> Attempt for Sweeper<'_, F, T> {
 /// How many places of the ring a new flow chooses from: a power of two.
 pub const BLOCK: u32 = 8;
 
-/// The choice of a place in the ring. Blocks follow each other; in each turn of the ring another
-/// place of a block is the first, so that where all have the same originator, the oldest goes.
+/// The choice of a place in the ring. Each new flow takes the next block; in each turn of the ring
+/// another place of the block is tried first, so that the oldest flow goes if all have the same
+/// originator.
 struct Choice<'a, F: Family, T> {
     tables: &'a T,
     block: u32,
     turn: u32,
     tried: u32,
     place: u32,
-    /// How many places the originator of what is in `place` has.
+    /// How many places the originator of the flow in `place` has.
     most: i64,
     family: PhantomData<F>,
 }
@@ -472,10 +483,11 @@ impl<F: Family, T: Tables<F>> Attempt for Choice<'_, F, T> {
     }
 }
 
-/// The gate of the flow that a place of the ring names, if that lives and is not assured.
+/// The flow state of the flow in a place of the ring, if that flow is live and not assured.
 #[inline(always)]
 fn unassured<F: Family, T: Tables<F>>(tables: &T, pending: Pending) -> Option<FlowState> {
-    // A place that was never used names record 0 in its first life, which it must not end.
+    // A place that was never used is zero, which would name record 0 in generation 0: that flow
+    // must not be ended.
     if pending == Pending::default() {
         return None;
     }
@@ -511,7 +523,7 @@ fn fill<F: Family>(flow: &Flow<F>, plan: &Plan<F>, now: Ticks) {
     flow.policy.set(plan.policy);
 }
 
-/// Whether the flow of a reference lives and is current.
+/// Whether the flow of a reference is live and current.
 #[inline(never)]
 pub fn lives<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> bool {
     let Some(flow) = tables.flow(reference.index) else {
@@ -523,7 +535,7 @@ pub fn lives<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> bool {
         && is_current(tables, flow, tables.now())
 }
 
-/// Ends the flow that holds `tuple` if it has expired or outlived its ends; whether it did.
+/// Ends the flow of `tuple` if it is no longer current; returns whether it did.
 #[inline(never)]
 pub fn end_if_over<F: Family, T: Tables<F>>(tables: &T, tuple: &Tuple<F>) -> bool {
     let Some(hit) = find(tables, tuple) else {
@@ -536,7 +548,8 @@ pub fn end_if_over<F: Family, T: Tables<F>>(tables: &T, tuple: &Tuple<F>) -> boo
     over
 }
 
-/// Opens a reserved record whose reply key is in place: from here on packets find it.
+/// Publishes a reserved record whose reply key has been inserted: from here on packets find the
+/// flow.
 #[inline(always)]
 pub fn commit<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef, reply: &Tuple<F>) {
     if let Some(flow) = tables.flow(reference.index) {
@@ -545,8 +558,8 @@ pub fn commit<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef, reply: &T
     }
 }
 
-/// The second half of [`commit`]: the deltas, the gate, the original key. If another CPU made a
-/// flow of the same tuple first, everything is undone.
+/// The second half of [`commit`]: sets the deltas and the flow state, then inserts the original
+/// key. If another CPU has created a flow with the same tuple first, everything is undone.
 #[inline(always)]
 pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     let Some(flow) = tables.flow(reference.index) else {
@@ -554,7 +567,7 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
-    // The originator's packets leave as the reverse of what the answers carry.
+    // The originator's packets leave with the reverse of the answers' tuple.
     flow.address_delta.set(checksum::delta(
         original.src.sum() + original.dst.sum(),
         reply.src.sum() + reply.dst.sum(),
@@ -569,7 +582,7 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     let live = FlowState::new(reference.id, phase::LIVE, 0, 0);
     tables.emit(flow, reference.index, live, EventKind::Begins);
     let open = tables.swap_flow_state(flow, free, live);
-    // Without translation both directions' keys are each other's reverse, never the same.
+    // Without translation the two directions' keys are each other's reverse, and never equal.
     if open && tables.insert(&original, reference) {
         return;
     }
@@ -581,13 +594,13 @@ pub fn publish<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     }
 }
 
-/// Gives up a reserved record for which no reply tuple was free.
+/// Gives a reserved record back for which no reply tuple was free.
 #[inline(always)]
 pub fn release<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) {
     tables.give_free(reference.index);
 }
 
-/// Ends a flow: both keys and the record, once, however many CPUs try.
+/// Ends a flow, its two keys and its record, exactly once, however many CPUs try.
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
     let flow_state = tables.flow_state(hit.flow);
@@ -596,7 +609,7 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, hit: &Hit<'_, F>) {
     }
 }
 
-/// Wins a record and makes it free again; whether it won.
+/// Claims a record and frees it; returns whether the claim succeeded.
 #[inline(always)]
 pub(crate) fn retire<F: Family, T: Tables<F>>(
     tables: &T,
@@ -611,8 +624,9 @@ pub(crate) fn retire<F: Family, T: Tables<F>>(
     won
 }
 
-/// Looks at the next record of the sweep and frees it if its time is over, or if it has outlived its
-/// ends: who restarts again and again would else fill the table with what nobody counts.
+/// Inspects the next record of the sweep and frees it if its flow has expired or one of its
+/// endpoints is gone. Otherwise a container that restarts again and again could fill the table with
+/// flows that count against no quota.
 #[inline(always)]
 fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     let index = tables.next_sweep();
@@ -625,8 +639,9 @@ fn sweep<F: Family, T: Tables<F>>(tables: &T, now: Ticks) {
     }
 }
 
-/// Wins a record, removes both of its keys, gives back what its originator was charged and tells why the
-/// flow ended; whether it won: the caller owns the record then.
+/// Claims a record by compare-and-swap, removes both of its keys, credits the originator's quota
+/// and emits why the flow ended. Returns whether the claim succeeded; the record then belongs to
+/// the caller.
 #[inline(always)]
 pub fn claim<F: Family, T: Tables<F>>(
     tables: &T,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Choosing the port of a translation, as `nf_nat_l4proto_unique_tuple` does.
+//! Chooses the port of a translation, as `nf_nat_l4proto_unique_tuple` does.
 //!
-//! First the port that the source publishes, or that a flow of it has towards others (RFC 4787 REQ-1),
-//! then its own (so that TCP timestamps stay monotonic for the remote), then at random in the same class. The
-//! reply tuple's key is inserted with "not if it exists": that is the lock.
+//! In this order: the port under which the source is published or that another flow of the source
+//! already has (RFC 4787 REQ-1); the source's own port, which keeps TCP timestamps monotonic for
+//! the remote; a random port of the same class. The reply tuple's key is inserted with
+//! `BPF_NOEXIST`: that is the lock on the port.
 
 use crate::abi::{FlowRef, PortAffinity, PortKey, Published, ServerKey, Tuple};
 use crate::family::{Address, Be16, Family};
@@ -11,25 +12,25 @@ use crate::flow;
 use crate::parse::proto;
 use crate::tables::{Attempt, Tables, scale};
 
-/// Random ports that are tried before a flow is refused (nf_nat: 248): at 95 % of the ports taken, all
-/// fail once in 500,000 flows.
+/// How many random ports are tried before a flow is refused (nf_nat: 248). With 95 % of the ports
+/// taken, all tries fail once in 500,000 flows.
 const TRIES: u32 = 256;
 
-/// After so many tries in vain the host's own sockets may have taken most ports: from then on every
-/// other one is in the range that its users cannot bind.
+/// After this many failed tries the host's own sockets may have taken most ports. From then on,
+/// every other try is in the range that the host's users cannot bind.
 const TRIES_ANYWHERE: u32 = 16;
 
-/// Who owns the translated address, and may hold ports of it beside our flows.
+/// Who owns the translated address, and may use its ports besides the forwarder's flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// The host itself: its sockets and its published ports come first.
+    /// The host: its sockets and its published ports take precedence.
     Host,
-    /// A remote: nobody.
+    /// A remote: nobody on this host.
     Remote,
 }
 
-/// Takes a free port for `reply.dport` and returns the reply tuple that now leads to `flow`.
-/// `inside` is the source as it came.
+/// Takes a free port for `reply.dport` and returns the reply tuple, whose key now leads to `flow`.
+/// `inside` is the source before translation.
 #[inline(always)]
 pub fn draw<F: Family, T: Tables<F>>(
     tables: &T,
@@ -55,11 +56,12 @@ pub fn draw<F: Family, T: Tables<F>>(
     } else {
         Be16::default()
     };
-    // A flow that is over goes before its time: a connection made anew keeps its port.
+    // A flow that is no longer current is ended before its record is collected, so a connection
+    // that is opened again keeps its port.
     let found = known != Be16::default() && search.take(known)
         || search.take(sport)
         || flow::end_if_over(tables, &search.reply) && search.take(sport)
-        // Without ports there is no other one.
+        // A protocol without ports has no other port to try.
         || !proto::is_portless(reply.proto, F::ICMP as u32) && search.draw();
     if !found {
         return None;
@@ -75,7 +77,7 @@ struct Search<'a, F: Family, T> {
     tables: &'a T,
     flow: FlowRef,
     reply: Tuple<F>,
-    /// The source as it came, where the host owns the translated address.
+    /// The source before translation, if the host owns the translated address.
     inside: Option<(F::Addr, Be16)>,
     low: u16,
     count: u32,
@@ -119,8 +121,9 @@ impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
     }
 }
 
-/// The port by which a source has to be seen: its own is published under that other number at this
-/// address of the host's, or a flow of it was drawn that one and has it, towards whomever; 0 for none.
+/// The port that a source should get: the different port under which it is published at this
+/// address of the host, or the port that another live flow of the source has, towards any remote
+/// (port affinity); 0 for none.
 #[inline(never)]
 fn known<F: Family, T: Tables<F>>(
     tables: &T,
@@ -146,8 +149,8 @@ fn known<F: Family, T: Tables<F>>(
     }
 }
 
-/// The other number under which a source's port is published at an address of the host's: at exactly it,
-/// else at any; 0 for none.
+/// The different port under which a source's port is published at an address of the host: at
+/// exactly this address, else at any; 0 for none.
 #[inline(always)]
 fn seen_as<F: Family, T: Tables<F>>(
     tables: &T,
@@ -172,7 +175,7 @@ fn seen_as<F: Family, T: Tables<F>>(
     Be16::new(port as u16)
 }
 
-/// What is remembered of the port that a flow of this source was drawn.
+/// The port affinity of a source.
 #[inline(always)]
 fn affinity<F: Family, T: Tables<F>>(
     tables: &T,
@@ -184,7 +187,7 @@ fn affinity<F: Family, T: Tables<F>>(
     affinity.is_of(src, sport, proto).then_some(affinity)
 }
 
-/// The port that a flow of this source was drawn last; 0 for none.
+/// The port of a source's port affinity; 0 for none.
 #[inline(never)]
 pub(crate) fn drawn<F: Family, T: Tables<F>>(
     tables: &T,
@@ -195,7 +198,7 @@ pub(crate) fn drawn<F: Family, T: Tables<F>>(
     affinity(tables, src, sport, proto).map_or(Be16::default(), |affinity| affinity.port)
 }
 
-/// Remembers the port that a flow of this source was drawn.
+/// Stores the port that a flow of this source got, as its port affinity.
 #[inline(never)]
 fn remember<F: Family, T: Tables<F>>(
     tables: &T,
@@ -226,7 +229,7 @@ fn remember<F: Family, T: Tables<F>>(
     tables.set_affinity(place, affinity);
 }
 
-/// Takes one port, if nobody has it.
+/// Takes one port if it is free.
 #[inline(never)]
 fn take<F: Family, T: Tables<F>>(
     tables: &T,
@@ -239,12 +242,13 @@ fn take<F: Family, T: Tables<F>>(
     {
         return false;
     }
-    // The lock.
+    // The insertion is the lock.
     tables.insert(reply, flow)
 }
 
-/// Whether a port of the host's is somebody else's: published, but for the very source, whose
-/// peers are to see it by its published port; else a socket's.
+/// Whether a port of the host is in use: published for another container, or else bound by a
+/// socket. A port that is published for the source itself is free for it: its peers are to see it
+/// with its published port.
 #[inline(always)]
 fn is_hosts<F: Family, T: Tables<F>>(
     tables: &T,
@@ -257,7 +261,7 @@ fn is_hosts<F: Family, T: Tables<F>>(
     }
 }
 
-/// What is published at an address of the host's: under exactly it, else under any.
+/// The port published at an address of the host: at exactly this address, else at any.
 #[inline(always)]
 pub fn published<F: Family, T: Tables<F>>(
     tables: &T,
@@ -268,7 +272,7 @@ pub fn published<F: Family, T: Tables<F>>(
     find(|key| tables.published(key), addr, port, proto)
 }
 
-/// The same, by whatever knows what is published under exactly a key.
+/// [`published`], with a closure that looks up a key.
 #[inline(always)]
 pub fn find<F: Family>(
     published: impl Fn(&PortKey<F>) -> Option<Published<F>>,
@@ -290,11 +294,11 @@ pub fn find<F: Family>(
     }
 }
 
-/// The lowest port of the class that anybody may bind.
+/// The lowest port that an unprivileged user may bind.
 const UNPRIVILEGED: u16 = 1024;
 
-/// The range that a drawn port comes from, as its lowest port and their number: below 512, below
-/// 1024, or above, as nf_nat has it; ICMP identifiers have no classes.
+/// The range that a random port comes from, as its lowest port and the number of ports: below 512,
+/// below 1024, or above, as in nf_nat. ICMP identifiers have no classes.
 #[inline(always)]
 const fn class(port: Be16, protocol: u32) -> (u16, u32) {
     if !matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, top to bottom: one function per hook, then the steps that they share.
+//! The packet path: one function per hook, then the steps that the hooks share.
 //!
 //! ```text
-//! parse ─ look up flow ─ hit ───────────────► steer ─ track ─ edit ─ redirect
-//!               │ miss                          │ cannot
-//!               ▼                               ▼
-//!         classify ─ admit (make flow) ─┐   hand on: destination rewritten, marked, to the kernel;
-//!               │ no             again ◄┘   the source follows on the way out (`snat_on_egress`)
-//!               ▼
-//!         Reason: to the kernel, or dropped
+//! parse ─ find flow ─ hit ──► forward_established: steer ─ track ─ translate ─ redirect
+//!             │ miss                                   │ the fast path cannot finish it
+//!             ▼                                        ▼
+//!       classify ─ create_flow ─► forward again   pass_to_kernel: translate the destination and mark
+//!             │ refused                           the packet; `snat_on_egress` translates the source
+//!             ▼                                   on the way out
+//!       Reason: to the kernel, or dropped
 //! ```
 //!
-//! **Invariants.** A source is rewritten at ingress only together with a redirect: a packet that
-//! is passed up with a rewritten source dies as a martian. A packet that is refused is unchanged.
-//! Every packet ends in exactly one [`Reason`].
+//! **Invariants.**
+//!
+//! - An ingress hook rewrites a packet's source only if it also redirects the packet: the kernel
+//!   drops a packet with a rewritten source as a martian.
+//! - A refused packet is unchanged.
+//! - Every packet ends in exactly one [`Reason`].
 
 mod access;
 mod classify;
@@ -45,16 +48,17 @@ pub use classify::{group_frame, is_isolated, other_frame};
 pub use fragments::defrag_out;
 pub use neighbour::arp;
 
-/// What a hook knows of a packet beside its bytes.
+/// What a hook knows about a packet besides the packet's bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
-    /// The device that the hook is on.
+    /// The device that the hook is attached to.
     pub ifindex: u32,
-    /// Egress hooks: the device that the packet came by, 0 for the host's own.
+    /// Egress hooks: the device on which the packet arrived; 0 for packets that the host itself
+    /// sends.
     pub ingress_ifindex: u32,
-    /// Where the network header begins: 14 behind Ethernet, 0 without.
+    /// Offset of the network header: 14 with an Ethernet header, 0 without.
     pub l3: u8,
-    /// Transport payload per segment of a GSO packet, 0 for others.
+    /// Transport payload per segment of a GSO packet; 0 for other packets.
     pub segment: u32,
     /// The socket buffer's mark.
     pub mark: u32,
@@ -63,8 +67,9 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// What a hook of ours has said of a packet on its way out by the mark. The host's own packets
-    /// have met no hook before: what their mark says, a process has set.
+    /// The mark that an earlier hook of the forwarder set on a packet that now leaves. A packet
+    /// that the host itself sends has passed no earlier hook, so its mark was set by a process and
+    /// is ignored.
     #[inline(always)]
     fn kind(&self) -> u32 {
         if self.ingress_ifindex == 0 {
@@ -75,22 +80,24 @@ impl Meta {
     }
 }
 
-/// Which side of us a hook is on.
+/// On which side of the forwarder a hook is attached.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {
     /// An outside device.
     Outside,
-    /// The host's end of a container's veth.
+    /// The host's end of a container's veth pair.
     Veth,
-    /// The bridge, behind veths without a hook.
+    /// The bridge, for containers whose veth has no hook.
     Bridge,
-    /// The bridge, for what a container sent in fragments and is whole now: it was checked before.
+    /// The bridge, for fragments of a container's datagram that return from the defragmentation
+    /// loopback. The container's veth checked them when they first arrived.
     Back,
 }
 
-/// The larger steps of a passage. The kernel's side makes functions of their own of them, which
-/// the verifier proves once: it proves what is inlined again on every path that leads there.
+/// The larger steps of the packet path. The kernel side makes each of them a global function, which
+/// the verifier proves once; the verifier proves an inlined step again on every path that reaches
+/// it.
 pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     /// [`PacketContext::forward_established`].
     fn forward_established(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
@@ -102,7 +109,8 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn create_flow(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
     /// [`PacketContext::verify_source`].
     fn verify_source(&self, context: &mut PacketContext<'_, F, Self>) -> Option<Reason>;
-    /// [`fragments::handle_fragment`]: the packet is the one at hand, and is only read for its class afterwards.
+    /// [`fragments::handle_fragment`]. It takes the packet as parsed and may give it the class and
+    /// the ports of its datagram.
     fn handle_fragment(
         &self,
         frame: Frame<'_>,
@@ -120,14 +128,16 @@ pub trait Steps<F: Family>: Tables<F> + Exit<F> + Sized {
     fn restore_crc(&self, context: &mut PacketContext<'_, F, Self>, ports: [u32; 2]);
     /// [`PacketContext::scale`].
     fn scale(&self, context: &PacketContext<'_, F, Self>) -> u8;
-    /// The folded ones' complement sum of everything from the transport header on, however far the
-    /// frame reaches; 0 where the packet ends before its header says.
+    /// The folded ones' complement sum of everything from the transport header to the end of the
+    /// packet, also beyond the part of the frame that is directly accessible; 0 if the frame is
+    /// shorter than the packet's header says.
     fn sum(&self, context: &PacketContext<'_, F, Self>) -> u16;
-    /// The frame's length in bytes, with what is not at hand.
+    /// The frame's length in bytes, including the part that is not directly accessible.
     fn length(&self) -> u32;
 }
 
-/// tcx ingress of an outside device: from outside to published ports and to flows' containers.
+/// tcx ingress of an outside device: packets from outside to published ports, and packets of flows
+/// whose other end is a container.
 #[inline(always)]
 pub fn outside_in<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -138,14 +148,15 @@ pub fn outside_in<F: Family, T: Steps<F>>(
     armed(tables, come_in(frame, meta, tables, packet, Side::Outside))
 }
 
-/// Whether the agent has everything in place. Only what is not a flow's packet asks: before, there
-/// are no flows.
+/// Whether the agent has attached all programs and filled all maps. Only packets without a flow
+/// need the check: no flow exists before.
 #[inline(always)]
 fn is_armed<F: Family, T: Tables<F>>(tables: &T) -> bool {
     tables.settings().armed != 0
 }
 
-/// What becomes of a packet that a hook has judged: it passes, as long as nothing is armed.
+/// Replaces a hook's verdict by [`Reason::Unarmed`], which passes the packet, as long as the agent
+/// is not armed.
 #[inline(always)]
 fn armed<F: Family, T: Tables<F>>(tables: &T, judged: Reason) -> Reason {
     if judged.path() as u8 == Path::Fast as u8 || is_armed(tables) {
@@ -155,12 +166,13 @@ fn armed<F: Family, T: Tables<F>>(tables: &T, judged: Reason) -> Reason {
     }
 }
 
-/// XDP on an uplink: packets of known flows only, everything else passes untouched (`None`).
+/// XDP on an uplink: forwards packets of established flows only. `None`: the packet goes on to the
+/// kernel unchanged.
 #[inline(always)]
 pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T) -> Option<Reason> {
     let mut packet = Packet::default();
     parse::<F>(&frame, meta.l3 as usize, &mut packet).ok()?;
-    // A SYN's options are for tcx to read.
+    // The options of a SYN are read at tcx.
     if packet.class != Class::Flow
         || packet.len == 0
         || packet.tuple.proto != proto::UDP
@@ -225,7 +237,8 @@ pub fn container_in<F: Family, T: Steps<F>>(
     armed(tables, come_in(frame, meta, tables, packet, Side::Veth))
 }
 
-/// tcx ingress of a bridge: what veths passed up, and the floor for veths without a hook.
+/// tcx ingress of a bridge: packets that the veth hooks passed up, and packets of containers whose
+/// veth has no hook.
 #[inline(always)]
 pub fn bridge_in<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -245,7 +258,7 @@ pub fn bridge_in<F: Family, T: Steps<F>>(
     armed(tables, come_in(frame, meta, tables, packet, side))
 }
 
-/// Everything that comes to an ingress hook and is neither the hook's own nor another's business.
+/// The common path of the ingress hooks, for every packet that no earlier hook has finished.
 #[inline(always)]
 fn come_in<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -278,7 +291,8 @@ fn come_in<F: Family, T: Steps<F>>(
         side,
         packet,
     };
-    // The kernel would forward it by its network header alone: so it is judged by that.
+    // The kernel forwards this packet by its network header alone, so the network header decides
+    // here too.
     if outside && let Err(reason) = read {
         return match tables.create_flow(&mut context) {
             Some(judged) if judged.path() as u8 == Path::Drop as u8 => judged,
@@ -288,7 +302,7 @@ fn come_in<F: Family, T: Steps<F>>(
     context.forward_or_create()
 }
 
-/// tcx egress of a container's veth: what the bridge itself switches.
+/// tcx egress of a container's veth: packets that the bridge itself switches.
 #[inline(always)]
 pub fn container_out<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -299,7 +313,7 @@ pub fn container_out<F: Family, T: Steps<F>>(
     if !is_armed(tables) {
         return Reason::Unarmed;
     }
-    // From the host, or by way of it: not switched.
+    // The host sent the packet or routed it: the bridge did not switch it.
     if meta.ingress_ifindex == 0 || meta.kind() != mark::NONE {
         return Reason::FromHost;
     }
@@ -323,7 +337,8 @@ pub fn container_out<F: Family, T: Steps<F>>(
     }
 }
 
-/// tcx egress of an outside device: the kernel path's other half, and the last guard.
+/// tcx egress of an outside device: the second half of the kernel path (source translation), and
+/// the last check that nothing leaves a container untranslated.
 #[inline(always)]
 pub fn outside_out<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -368,8 +383,8 @@ pub fn outside_out<F: Family, T: Steps<F>>(
     Reason::FromHost
 }
 
-/// What becomes of a packet on its way out that cannot be read, and so not be translated: the
-/// kernel forwards by the network header alone, so a container's must be stopped here.
+/// The verdict on a leaving packet that cannot be parsed and therefore not be translated. The
+/// kernel forwards by the network header alone, so a container's packet has to be dropped here.
 #[inline(never)]
 fn unread<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -383,8 +398,8 @@ fn unread<F: Family, T: Steps<F>>(
     owner::of_a_container(tables, meta, header.src).unwrap_or(reason)
 }
 
-/// tcx egress of a bridge: the hairpin's source on the kernel's path, the direct-routing guard, and
-/// the host where it may not reach its containers.
+/// tcx egress of a bridge: translates the source of hairpin packets on the kernel path, guards
+/// against direct routing, and drops the host's packets to networks that the host may not reach.
 #[inline(always)]
 pub fn bridge_out<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -415,7 +430,8 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
             .snat_on_egress(&mut context)
             .unwrap_or(Reason::Untranslated);
     }
-    // The host reaches its own containers; what it forwards has passed an ingress hook of ours.
+    // The host may reach its own containers. A packet that the host forwards must have passed an
+    // ingress hook of the forwarder, which would have marked it.
     if meta.ingress_ifindex != 0 {
         return Reason::DirectRouting;
     }
@@ -423,7 +439,8 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
     if network.is_some_and(|network| network.flags & network::ISOLATED != 0) {
         return Reason::Internal;
     }
-    // A word to a container about what it sent to a neighbour shows where that went.
+    // An ICMP error from the host to a container quotes the packet that the container sent. The
+    // quote would show the translated destination, so it is translated back.
     let may_quote = F::header(&frame, meta.l3 as usize)
         .is_ok_and(|header| header.proto == F::ICMP as u32)
         && parse(&frame, meta.l3 as usize, packet).is_ok()
@@ -443,24 +460,24 @@ pub fn bridge_out<F: Family, T: Steps<F>>(
         .unwrap_or(Reason::FromHost)
 }
 
-/// A packet's passage by one of our hooks: what every step below asks about.
+/// A packet at one of the forwarder's hooks: the arguments of every step below.
 ///
-/// The larger steps ([`Steps`]) are called by the hook and not by each other: BPF has 512 bytes of
-/// stack for a whole chain of calls.
+/// A hook calls the larger steps ([`Steps`]) itself; a step does not call another one, because BPF
+/// has 512 bytes of stack for a whole call chain.
 pub struct PacketContext<'a, F: Family, T: Steps<F>> {
     /// The packet's bytes.
     pub frame: Frame<'a>,
-    /// What the hook knows beside.
+    /// What the hook knows besides the bytes.
     pub meta: &'a Meta,
-    /// Everything else.
+    /// Flow table, configuration, host and output.
     pub tables: &'a T,
-    /// Where the hook is.
+    /// On which side the hook is attached.
     pub side: Side,
-    /// What was parsed.
+    /// The parsed packet.
     pub packet: &'a Packet<F>,
 }
 
-/// Which way a flow's packet goes.
+/// Where a packet of a flow is sent.
 enum Way<'a, F: Family> {
     Peer(&'a Endpoint<F>),
     Neighbour(u32, F::Addr),
@@ -468,18 +485,18 @@ enum Way<'a, F: Family> {
     Refuse(Reason),
 }
 
-/// The carrying steps: all that a flow's packet meets.
+/// The forwarding steps, for packets of an existing flow.
 impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
-    /// A flow's packet goes its way; one without a flow makes one if it may, and then goes its
-    /// way as any other: so does the one that loses the race to make it.
+    /// Forwards a packet that belongs to a flow. A packet without a flow first creates one, if it
+    /// may, and is then forwarded along it; so is a packet that loses the race to create the flow.
     #[inline(always)]
     fn forward_or_create(&mut self) -> Reason {
-        let carried = match self.packet.class {
+        let forwarded = match self.packet.class {
             Class::Flow | Class::Portless => self.tables.forward_established(self),
             Class::IcmpError => self.tables.forward_icmp_error(self),
             Class::Fragment | Class::Other | Class::Unreadable => None,
         };
-        if let Some(reason) = carried {
+        if let Some(reason) = forwarded {
             return reason;
         }
         let outside = self.side as u8 == Side::Outside as u8;
@@ -497,7 +514,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
             .unwrap_or(Reason::TableFull)
     }
 
-    /// The packet's flow, if it has one that is not over; one that is, ends here.
+    /// The packet's flow, if the packet has one that is still valid. A flow that is no longer valid
+    /// ends here: it has expired, a SYN reopens it, or a socket of the host has taken its port.
     #[inline(always)]
     fn current(&self, now: Ticks) -> Option<Hit<'a, F>> {
         let hit = flow::find(self.tables, &self.packet.tuple)?;
@@ -513,10 +531,11 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         Some(hit)
     }
 
-    /// Carries a packet along its flow: `None` if it has none.
+    /// Forwards a packet along its flow; `None` if it has none.
     #[inline(always)]
     pub fn forward_established(&mut self) -> Option<Reason> {
-        // Only what is yet to be cut may leave its length open.
+        // A length of 0 is allowed for GSO packets only: the kernel cuts them and sets the length
+        // then.
         if self.packet.len == 0 && self.meta.segment == 0 || !self.is_intact() {
             return Some(Reason::Malformed);
         }
@@ -543,17 +562,17 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         if let Some(reason) = self.others_say(&way) {
             way = Way::Kernel(reason);
         }
-        // A bridge learns from what it gets where the sender is.
+        // A bridge learns the sender's port from the source MAC address of every frame it receives.
         if matches!(way, Way::Kernel(_)) && !self.sends_as_itself() {
             return Some(Reason::SpoofedNeighbour);
         }
-        // TCP's first fragment spoke for the others.
+        // The first fragment of a TCP segment has been tracked for all of the segment's fragments.
         let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
         if !silent && let Err(reason) = self.track(&hit, now) {
             return Some(reason);
         }
-        // Read first, checked after: the record may have gone to another flow in between, and then
-        // nothing that was read counts.
+        // Read the translation first, check the generation after: if the record has been reused for
+        // another flow in between, nothing that was read is valid.
         let translation = self.translate(&hit);
         if self.tables.flow_state(hit.flow).id() != hit.flow_state.id() {
             return Some(Reason::FlowGone);
@@ -570,14 +589,14 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         })
     }
 
-    /// Whether the network header is as it was sent. With options the kernel finishes the packet: it
-    /// asks by itself.
+    /// Whether the checksum of the network header is correct. For packets with IP options the
+    /// kernel checks it, because those take the kernel path.
     #[inline(always)]
     fn is_intact(&self) -> bool {
         self.packet.options || F::is_intact(&self.frame, self.packet.l3 as usize)
     }
 
-    /// Moves the flow on by the packet: why it does not fit, otherwise.
+    /// Updates the flow's tracking state by the packet, or says why the packet does not fit.
     #[inline(always)]
     fn track(&self, hit: &Hit<'_, F>, now: Ticks) -> Result<(), Reason> {
         let scale = if self.packet.flags & tcp::SYN == 0 || self.packet.tuple.proto != proto::TCP {
@@ -592,8 +611,9 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         flow::track(self.tables, hit, self.packet, len, scale, now)
     }
 
-    /// Whether a packet is a fragment of a datagram that can only be translated whole: SCTP's checksum
-    /// follows a port by its distance from the datagram's end, which a fragment does not know.
+    /// Whether a packet is a fragment of a datagram that can only be translated as a whole. SCTP's
+    /// checksum changes with a port depending on the port's distance from the datagram's end, which
+    /// a fragment does not know.
     #[inline(always)]
     fn is_inseparable(&self, flow: &Flow<F>) -> bool {
         if !self.packet.is_fragment || self.packet.tuple.proto != proto::SCTP {
@@ -610,7 +630,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         window::scale(self.tables, self.frame, self.packet)
     }
 
-    /// Whether the packet came by the device that its flow's other end is behind.
+    /// Whether the packet came from the device behind which the opposite end of its flow is.
     #[inline(always)]
     fn comes_from(&self, hit: &Hit<'_, F>) -> bool {
         let slot = hit.flow.next_hops[(hit.dir ^ 1) & 1].slot();
@@ -622,14 +642,14 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
             .is_some_and(|endpoint| self.is_behind(endpoint))
     }
 
-    /// Whether an endpoint is behind the device that the hook is on.
+    /// Whether an endpoint is behind the device that the hook is attached to.
     #[inline(always)]
     fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
         classify::is_behind(self.tables, self.side, self.meta.ifindex, endpoint)
             && self.may_stand_in(endpoint)
     }
 
-    /// Whether a container's frame carries a hardware address of the container's.
+    /// Whether a container's frame has one of the container's own MAC addresses as source.
     #[inline(always)]
     fn sends_as_itself(&self) -> bool {
         self.side as u8 != Side::Veth as u8
@@ -639,8 +659,9 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
                 .is_none_or(|device| classify::sends_as_itself(&self.frame, &device))
     }
 
-    /// Whether the sender may speak in a flow of its network's own endpoint: one that is known does
-    /// so by a source that it may have beside its own.
+    /// Whether the sender may send in a flow of its network's default endpoint. A container whose
+    /// endpoint is known may do so only with a source address that it is allowed to use besides its
+    /// own.
     #[inline(always)]
     fn may_stand_in(&self, endpoint: &Endpoint<F>) -> bool {
         if endpoint.addr != F::Addr::ANY || self.side as u8 != Side::Veth as u8 {
@@ -653,7 +674,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         })
     }
 
-    /// Chooses the way of a flow's packet: fast where the fast path can finish it.
+    /// Chooses where a flow's packet is sent: directly if the fast path can finish it, else through
+    /// the kernel.
     #[inline(always)]
     fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
         let towards = &hit.flow.next_hops[hit.dir & 1];
@@ -695,7 +717,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         }
     }
 
-    /// Why the kernel has to carry a packet that has a way of ours: others have a say in it there.
+    /// Why a packet that the fast path could finish has to take the kernel path: IPsec policies, or
+    /// traffic control that somebody else has set up on one of the devices.
     #[inline(always)]
     fn others_say(&self, way: &Way<'a, F>) -> Option<Reason> {
         let others = self.tables.settings().others;
@@ -718,7 +741,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         heeded.then_some(Reason::Shaped)
     }
 
-    /// Why the kernel has to finish a packet that would go to a device of this MTU.
+    /// Why the kernel has to finish a packet that goes to a device with this MTU.
     #[inline(always)]
     fn kernel_needed(&self, mtu: u32) -> Option<Reason> {
         let packet = self.packet;
@@ -726,7 +749,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         let size = if segment == 0 {
             packet.size as u32
         } else if packet.class as u8 == Class::Portless as u8 || packet.tuple.proto == proto::SCTP {
-            // Only the kernel knows what it will be cut to.
+            // Only the kernel knows the size of the segments that it cuts this packet into.
             u32::MAX
         } else {
             packet.headers as u32 + segment
@@ -746,7 +769,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         }
     }
 
-    /// The whole translation of a flow's packet, with the flow's own deltas.
+    /// The complete translation of a flow's packet: source, destination, and the checksum deltas
+    /// that the flow stores.
     #[inline(always)]
     fn translate(&self, hit: &Hit<'_, F>) -> Edit<F> {
         let to = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
@@ -769,7 +793,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         }
     }
 
-    /// Into the container.
+    /// Sends the packet into the container.
     #[inline(always)]
     fn deliver(&mut self, translation: Edit<F>, endpoint: &Endpoint<F>) -> Reason {
         let _ = self.frame.write(0, endpoint.macs);
@@ -778,8 +802,9 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         Reason::Forwarded
     }
 
-    /// To the kernel, in the state in which it expects the packet: the destination is rewritten,
-    /// the source stays, and the hash leads the hook on the way out to the flow.
+    /// Passes the packet to the kernel in the form that the kernel expects: the destination is
+    /// translated, the source is not, and the hash tells the egress hook which flow the packet
+    /// belongs to.
     #[inline(always)]
     fn pass_to_kernel(&mut self, hit: &Hit<'_, F>, translation: Edit<F>, reason: Reason) -> Reason {
         let old = self.packet.tuple;
@@ -794,16 +819,17 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
             };
             self.tables.edit(&mut self.frame, &edit);
         }
-        // To the host itself: no further hook of ours is on the way.
+        // A packet to the host itself passes no further hook of the forwarder.
         if reason as u8 != Reason::HostFlow as u8 {
-            let encode_hash = mark::encode_hash(hit.index, hit.dir, self.packet.apart);
+            let hash = mark::encode_hash(hit.index, hit.dir, self.packet.apart);
             self.tables.mark(mark::FLOW);
-            self.tables.hash(encode_hash);
+            self.tables.hash(hash);
         }
         reason
     }
 
-    /// The other half of `pass_to_kernel`, on the way out: the source.
+    /// The second half of [`pass_to_kernel`](Self::pass_to_kernel), at egress: translates the
+    /// source.
     #[inline(always)]
     pub fn snat_on_egress(&mut self) -> Option<Reason> {
         let (index, dir) = mark::decode_hash(self.meta.hash);
@@ -827,7 +853,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
             && before.proto == old.proto
             && (packet.tail || before.sport == old.sport && after.sport == old.dport);
         if !fits {
-            // The host's answer to a marked packet carries no container's source.
+            // An answer of the host to a marked packet inherits the mark; its source is not a
+            // container's.
             let leaks = owner::of_a_container(self.tables, self.meta, old.src).is_some();
             return Some(if leaks {
                 Reason::Untranslated
@@ -862,8 +889,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
     }
 }
 
-/// What a network's containers are seen as towards a next hop: the network's own source address,
-/// or what nf_nat's MASQUERADE takes.
+/// The masquerade address of a network's containers towards a next hop: the network's own source
+/// address if it has one, else the address that nf_nat's MASQUERADE would choose.
 #[inline(always)]
 fn source<F: Family, T: Tables<F>>(
     tables: &T,
@@ -878,12 +905,12 @@ fn source<F: Family, T: Tables<F>>(
     }
 }
 
-/// What a packet's length has room for, in bytes.
+/// The largest MTU that the packet length field has room for, in bytes.
 const MAX_MTU: u32 = u16::MAX as u32;
 
-/// Looks a flow's way out up anew and keeps it in the flow; the reason, if there is none. A device
-/// without Ethernet header is kept with MTU 0: only the kernel sends there. Where the way has
-/// another source address now, the flow ends, as in nf_nat.
+/// Looks up a flow's route again and stores it in the flow; returns the reason if there is no
+/// usable route. A device without an Ethernet header is stored with MTU 0, since only the kernel
+/// sends there. If the new route has another masquerade address, the flow ends, as in nf_nat.
 #[inline(never)]
 fn renew_route<F: Family, T: Tables<F>>(
     tables: &T,
@@ -925,8 +952,9 @@ fn renew_route<F: Family, T: Tables<F>>(
     flow.next_hop.set(next_hop);
     // No packet is longer than this.
     let mut mtu = if mtu > MAX_MTU { MAX_MTU } else { mtu };
-    // `bpf_fib_lookup` knows a route's own MTU only where it is locked (`ip_mtu_from_fib_result`),
-    // but what is forwarded has to heed it (`ip_dst_mtu_maybe_forward`).
+    // `bpf_fib_lookup` returns a route's own MTU only if that MTU is locked
+    // (`ip_mtu_from_fib_result`), but forwarding has to respect it always
+    // (`ip_dst_mtu_maybe_forward`).
     let smallest = tables.settings().route_mtu;
     if smallest != 0 && smallest < mtu {
         mtu = smallest;

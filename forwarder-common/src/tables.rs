@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The door to everything outside the packet: maps, the clock, routes, sockets.
+//! The interface to everything outside the packet: maps, clock, routes, sockets.
 //!
-//! The kernel side implements it over BPF maps and helpers, a host over plain memory: the twin
-//! test holds both to the same decisions.
+//! The kernel side implements it with BPF maps and helpers, the tests with plain memory. A parity
+//! test checks that both lead to the same decisions.
 
 use core::cell::Cell;
 
@@ -18,37 +18,39 @@ use crate::reason::Reason;
 use crate::timeouts::Ticks;
 use crate::window::{PreCheck, Segment, Transition, Verdict};
 
-/// What the kernel's routing says of a destination.
+/// The kernel's route to a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route<F: Family> {
-    /// Forwarded by this device to this next hop.
+    /// The packet is forwarded on this device to this next hop.
     Forward {
         /// Outgoing device.
         ifindex: u32,
         /// The gateway, or the destination itself.
         next_hop: F::Addr,
-        /// The route's MTU in bytes; 0 where only the kernel can send, as to an IPv6 next hop.
+        /// The route's MTU in bytes; 0 if only the kernel can send, as to an IPv6 next hop (RFC
+        /// 8950).
         mtu: u32,
     },
-    /// The host's own, a broadcast, unreachable, prohibited: the kernel's to answer.
+    /// A local, broadcast, unreachable or prohibited destination: the kernel answers.
     Kernel,
 }
 
-/// What the kernel's routing says of the way back to a source.
+/// The kernel's route back to a source (reverse path).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WayBack {
-    /// It leads by this device.
+    /// The route leads to this device.
     Device(u32),
-    /// There is none: no route, or one of an address that nobody sends from.
+    /// There is no route, or the address cannot be a sender's.
     None,
     /// Only the kernel can tell.
     Unknown,
 }
 
-/// Everything the pipeline reads and changes beside the packet. Records are shared with other
-/// CPUs: hence `&self` and cells, and a gate that only compare-and-swap changes.
+/// Everything that the packet path reads and changes besides the packet. Other CPUs share the
+/// records, so methods take `&self`, records hold cells, and a flow state changes by
+/// compare-and-swap only.
 pub trait Tables<F: Family> {
-    /// What the agent tells all programs.
+    /// The agent's settings for all programs.
     fn settings(&self) -> Settings;
     /// A device by its index.
     fn device(&self, ifindex: u32) -> Option<Device>;
@@ -56,83 +58,83 @@ pub trait Tables<F: Family> {
     fn network(&self, bridge: u32) -> Option<Network<F>>;
     /// The bridge whose subnet `addr` is in.
     fn subnet(&self, addr: F::Addr) -> Option<u32>;
-    /// Whether `addr` is one of the host's own.
+    /// Whether `addr` is an address of the host.
     fn is_local(&self, addr: F::Addr) -> bool;
-    /// What is published under exactly this key.
+    /// The port published under exactly this key.
     fn published(&self, key: &PortKey<F>) -> Option<Published<F>>;
-    /// The host's port by which a container is seen that publishes its own under exactly this key, and
-    /// under another number; 0 for none.
+    /// The host port under which a container's port is published by exactly this key, if the two
+    /// numbers differ; else 0.
     fn seen_as(&self, key: &ServerKey<F>) -> u32;
     /// Whether a network trusts a device.
     fn trusts(&self, key: TrustKey) -> bool;
     /// Whether a link opens a port.
     fn linked(&self, key: &LinkKey<F>) -> bool;
-    /// What a list says of a client ([`ingress`](crate::abi::ingress)): its most specific word, 0
-    /// if it has none.
+    /// The longest-prefix match for a client in a list ([`ingress`](crate::abi::ingress)); 0 if
+    /// there is none.
     fn ingress(&self, key: IngressKey<F>) -> u32;
-    /// What is said of a source that containers may use ([`allowed`](crate::abi::allowed)): the most
-    /// specific word, 0 if there is none.
+    /// The longest-prefix match for a source that containers may use
+    /// ([`allowed`](crate::abi::allowed)); 0 if there is none.
     fn allowed(&self, key: AllowedKey<F>) -> u32;
     /// The slot of the endpoint with this address.
     fn endpoint_slot(&self, addr: F::Addr) -> Option<u32>;
     /// The endpoint in a slot.
     fn endpoint(&self, slot: u32) -> Option<&Endpoint<F>>;
-    /// The generation of a mapping's slot.
+    /// The generation of a port mapping's slot.
     fn mapping(&self, slot: u32) -> u32;
-    /// What the endpoint in a slot has taken of what it may.
+    /// The quota counters of the endpoint in a slot.
     fn quota(&self, slot: u32) -> Option<&Quota>;
-    /// Adds to a word of a [`Quota`]; what it was before.
+    /// Adds to a word of a [`Quota`]; returns its value before.
     fn add(&self, word: &Cell<u64>, summand: u64) -> u64;
-    /// Changes a word of a [`Quota`] from one value to another; whether it did.
+    /// Compare-and-swap on a word of a [`Quota`]; returns whether it succeeded.
     fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool;
     /// The masquerade address of a device towards a next hop.
     fn source(&self, ifindex: u32, next_hop: F::Addr) -> Option<F::Addr>;
 
-    /// The flow that a tuple belongs to.
+    /// The flow index entry of a tuple.
     fn flow_ref(&self, tuple: &Tuple<F>) -> Option<FlowRef>;
-    /// The flow that was looked up last of those whose tuples have this place.
+    /// The flow cache entry in a place.
     fn cached_flow(&self, place: u32) -> FlowRef;
-    /// Remembers a flow that was looked up.
+    /// Stores a flow in the flow cache.
     fn set_cached_flow(&self, place: u32, flow: FlowRef);
     /// A record by its index.
     fn flow(&self, index: u32) -> Option<&Flow<F>>;
-    /// Inserts a tuple's key unless it is there; whether it did.
+    /// Inserts a tuple's key unless the key exists; returns whether it did.
     fn insert(&self, tuple: &Tuple<F>, flow: FlowRef) -> bool;
     /// Removes a tuple's key.
     fn remove(&self, tuple: &Tuple<F>);
-    /// The gate as it is now, however often it was read before.
+    /// The flow's state, read anew each time.
     fn flow_state(&self, flow: &Flow<F>) -> FlowState;
-    /// Changes the gate from one value to another; whether it did.
+    /// Compare-and-swap on the flow state; returns whether it succeeded.
     fn swap_flow_state(&self, flow: &Flow<F>, from: FlowState, to: FlowState) -> bool;
-    /// Raises a sequence number to `to`, unless it is there already, or further: not by a plain
-    /// write, which could take back what another CPU wrote.
+    /// Raises a sequence number to `to`, unless it is already as high. A plain write could undo a
+    /// raise by another CPU.
     fn raise(&self, number: &Cell<u32>, to: u32);
     /// Takes the index of a free record.
     fn take_free(&self) -> Option<u32>;
-    /// Gives a record's index back.
+    /// Returns a record's index to the free records.
     fn give_free(&self, index: u32);
     /// How many records are not free.
     fn used(&self) -> u32;
-    /// How many flows have taken a place in the ring: one more at each call.
+    /// Increments the ring cursor; returns its value before.
     fn next_ring(&self) -> u64;
-    /// What is in a place of the ring.
+    /// The flow in a place of the ring.
     fn ring(&self, place: u32) -> Pending;
     /// Puts a flow into a place of the ring.
     fn set_ring(&self, place: u32, pending: Pending);
-    /// The next record to sweep: moves on at each call.
+    /// The next record to sweep; advances at each call.
     fn next_sweep(&self) -> u32;
-    /// The remembered port in a place of the hints.
+    /// The port affinity in a place.
     fn affinity(&self, place: u32) -> Option<PortAffinity<F>>;
-    /// Remembers a port.
+    /// Stores a port affinity.
     fn set_affinity(&self, place: u32, affinity: PortAffinity<F>);
 
-    /// The datagram whose fragments come at the moment, on this CPU.
+    /// The datagram whose fragments arrive at the moment on this CPU.
     fn series(&self) -> FragmentSeries<F>;
-    /// Remembers it.
+    /// Stores the datagram whose fragments arrive.
     fn set_series(&self, series: FragmentSeries<F>);
 
-    /// [`crate::flow::sweep_some`]. This and the next seven are methods so that the kernel's side can
-    /// make functions of their own of them, which the verifier proves once, whoever calls them.
+    /// [`crate::flow::sweep_some`]. This method and the following eight exist so that the kernel
+    /// side can make them global functions, which the verifier proves once for all callers.
     fn sweep_some(&self);
     /// [`crate::quota::charge`].
     fn charge(&self, originator: End) -> Option<Reason>;
@@ -144,45 +146,45 @@ pub trait Tables<F: Family> {
     fn publish(&self, flow: FlowRef);
     /// [`crate::flow::claim`].
     fn claim(&self, index: u32, flow_state: FlowState, why: EventKind) -> bool;
-    /// [`crate::window::prepare`], of the windows of the record at `index`.
+    /// [`crate::window::prepare`], with the windows of the record at `index`.
     fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck;
-    /// [`crate::window::settle`], of the same.
+    /// [`crate::window::settle`], with the windows of the record at `index`.
     fn settle(&self, index: u32, lead: Transition, segment: &Segment) -> Verdict;
-    /// [`crate::sctp::follow`], the state by its number.
+    /// [`crate::sctp::follow`], with states as numbers.
     fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks);
 
-    /// Tells whoever watches what happens to a flow, whose record is the caller's alone.
+    /// Emits an event about a flow to whoever watches. The record must belong to the caller alone.
     fn emit(&self, flow: &Flow<F>, index: u32, flow_state: FlowState, news: EventKind);
 
-    /// The kernel's route for a packet from `src` to `dst` that came by `ifindex`.
+    /// The kernel's route for a packet with this tuple that arrived on `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;
-    /// How the kernel would route a packet to the source of a packet with this tuple.
+    /// The kernel's route back to the source of a packet with this tuple.
     fn way_back(&self, tuple: &Tuple<F>) -> WayBack;
-    /// When a privileged process of the host last asked for a UDP port by number; 0 is never.
+    /// When a privileged process of the host last bound a UDP port by number; 0 for never.
     fn bound(&self, port: Be16) -> Ticks;
-    /// Whether a socket of the host would take a packet with this tuple.
+    /// Whether a socket of the host would receive a packet with this tuple.
     fn socket(&self, tuple: &Tuple<F>) -> bool;
-    /// Whether XDP may redirect into the veth at this index: its far end takes frames. The kernel's
-    /// side notes the redirect along with the answer.
+    /// Whether XDP may redirect into the veth at this index, because its peer accepts XDP frames.
+    /// On the kernel side the call also prepares the redirect.
     fn takes_frames(&self, ifindex: u32) -> bool;
     /// Whether a device exists.
     fn exists(&self, ifindex: u32) -> bool;
     /// The coarse monotonic clock.
     fn now(&self) -> Ticks;
-    /// 32 random bits, not predictable from outside.
+    /// 32 random bits, unpredictable from outside.
     fn random(&self) -> u32;
-    /// Tries until a try succeeds, at most so many times. The verifier looks at one try, not at
+    /// Calls `attempt` until it succeeds, at most `times` times. The verifier checks one call, not
     /// all of them (`bpf_loop`).
     fn attempt<A: Attempt>(&self, times: u32, attempt: &mut A);
 }
 
-/// Something to try more than once.
+/// An operation that may be tried several times.
 pub trait Attempt {
-    /// Tries once; whether it succeeded.
+    /// Tries once; returns whether it succeeded.
     fn once(&mut self) -> bool;
 }
 
-/// A port out of a range by a random number, without division by a variable.
+/// Maps a random number into a range of ports, without dividing by a variable.
 #[inline(always)]
 pub(crate) fn scale(random: u32, low: u16, count: u32) -> Be16 {
     let offset = ((random as u64 * count as u64) >> 32) as u32;

@@ -1,28 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! TCP's sequence windows: which segments can belong to a connection, after `tcp_in_window` and
-//! `nf_conntrack_tcp_packet` of Linux' `nf_conntrack_proto_tcp.c` with `nf_conntrack_tcp_be_liberal=0`.
+//! TCP window tracking: which segments can belong to a connection, after `tcp_in_window` and
+//! `nf_conntrack_tcp_packet` in Linux' `nf_conntrack_proto_tcp.c` with
+//! `nf_conntrack_tcp_be_liberal=0`.
 //!
-//! A segment is [followed](Fate::To), or [let through](Fate::Ignore) without a change to the
-//! connection (a late retransmission, a SYN that its receiver has to judge), or
-//! [refused](Fate::Refuse): its ends would not take it, or it would be taken for what it is not.
-//! What is refused has changed nothing. Where this is not nf_conntrack's:
+//! A segment advances the connection ([`Verdict::To`]); or passes without changing it
+//! ([`Verdict::Ignore`]), as a late retransmission does, or a SYN that its receiver has to judge;
+//! or is refused ([`Verdict::Refuse`]), because the receiver would not accept it or because it is
+//! forged. A refused segment changes nothing. Differences from nf_conntrack:
 //!
-//! - SACK blocks are not read: the right edge that a receiver grants is its acknowledgement plus its
-//!   window. A block could only widen that edge, and only past where its sender may write.
-//! - What does not pass leaves no windows behind, where nf_conntrack keeps those that it began with.
-//! - A reset has to be exact as long as either side can still send, not in `ESTABLISHED` only, and
-//!   what it answers has to be the other side's: else who cannot see a connection ends it by a SYN
-//!   and a reset that fits this SYN.
-//! - A reset in `SYN_SENT` acknowledges the SYN, or the originator would not take it either.
-//! - Who sends more than allowed never lowers `end`.
-//! - Of a segment seen again, the beginning is not compared.
+//! - SACK blocks are not read: the right edge that a receiver grants is its acknowledgement plus
+//!   its window. A block could only widen that edge, and only beyond where the sender may write.
+//! - A refused segment leaves no windows behind; nf_conntrack keeps those that it initialised.
+//! - A reset must match exactly in every state in which a side can still send, not in `ESTABLISHED`
+//!   only, and the segment that it answers must be the other side's. Otherwise an off-path attacker
+//!   could end a connection by a SYN and a reset that fits this SYN.
+//! - A reset in `SYN_SENT` must acknowledge the SYN; the originator would not accept another one
+//!   either.
+//! - A sender that exceeds its window never lowers `end`.
+//! - The sequence number is not compared when a repeated segment is recognised.
 //!
-//! **Two CPUs at once.** A direction's segments rarely meet on two CPUs, but they may. All cells but
-//! one are plain: an update lost leaves the value that an earlier segment wrote. What that makes
-//! narrower (`max_end`, `max_win`) is let through all the same, by the rules for who sends more than
-//! allowed and for who comes late; a lower `max_ack` lets more resets through. `end` is the exception:
-//! an acknowledgement of what is past it is refused, so it is [raised](Tables::raise) and never taken
-//! back.
+//! **Two CPUs at once.** The segments of one direction rarely arrive on two CPUs at the same time,
+//! but they may. All cells but one are plain: a lost update leaves the value that an earlier
+//! segment wrote. If that makes a window too narrow (`max_end`, `max_win`), the segment still
+//! passes by the rules for senders that exceed their window and for late segments; a lower
+//! `max_ack` lets more resets through. `end` is the exception: an acknowledgement beyond it is
+//! refused, so `end` is [raised](Tables::raise) atomically and never taken back.
 
 mod inside;
 mod segment;
@@ -39,48 +41,50 @@ pub use segment::{NO_SCALE, Segment, UNREAD, scale};
 
 /// Bits of [`TcpTracking::marks`].
 pub mod mark {
-    /// Data was sent that the other side has not acknowledged yet.
+    /// This side sent data that the other side has not acknowledged yet.
     pub const UNACKNOWLEDGED: u8 = 1;
     /// This side has acknowledged something.
     pub const ACKNOWLEDGES: u8 = 2;
-    /// The connection was not seen from its beginning: nothing of it is out of its window.
+    /// The connection was picked up in the middle, so no segment counts as outside of its window
+    /// (`IP_CT_TCP_FLAG_BE_LIBERAL`).
     pub const LIBERAL: u8 = 4;
     /// This side offered window scaling.
     pub const SCALES: u8 = 8;
 }
 
-/// Bits of [`TcpTracking::noted`], above the scale that a SYN offered.
+/// Bits of [`TcpTracking::noted`]; the low four bits are the window scale that a SYN offered.
 mod noted {
     pub(super) const SCALE: u8 = 0x0f;
     pub(super) const SCALES: u8 = 0x10;
-    /// A SYN was let through in `LAST_ACK`: an ACK may be its challenge (RFC 5961).
+    /// A SYN passed in `LAST_ACK`: the next ACK may be its challenge (RFC 5961).
     pub(super) const CHALLENGE: u8 = 0x20;
     /// Both sides have sent a SYN.
     pub(super) const SIMULTANEOUS: u8 = 0x40;
 }
 
-/// [`TcpTracking::last`]: kind, direction, and how often the same ACK was seen again.
+/// Bits of [`TcpTracking::last`]: kind and direction of the last segment, and how often the same
+/// ACK was repeated.
 mod last {
     pub(super) const KIND: u8 = 0x07;
     pub(super) const REPLY: u8 = 0x08;
     pub(super) const AGAIN: u8 = 0x10;
-    /// Seen again so often that the connection waits (`tcp_max_retrans`).
+    /// The ACK was repeated so often that the short timeout applies (`tcp_max_retrans`).
     pub(super) const WAITS: u8 = 0x30;
 }
 
-/// What becomes of a segment.
+/// The verdict on a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// The connection goes to this state, or stays in it, and lives for so long from now on.
+    /// The segment passes; the flow is now in this state and expires after this time.
     To(State, Ticks),
-    /// Let through, and nothing changes.
+    /// The segment passes and changes nothing.
     Ignore,
-    /// Dropped, and nothing changes.
+    /// The segment is dropped and changes nothing.
     Refuse(Reason),
 }
 
 impl Verdict {
-    /// In one word.
+    /// Packs the verdict into one word.
     #[inline(always)]
     #[must_use]
     pub const fn pack(self) -> u64 {
@@ -92,7 +96,7 @@ impl Verdict {
         }
     }
 
-    /// Out of it.
+    /// Unpacks a verdict.
     #[inline(always)]
     #[must_use]
     pub const fn unpack(word: u64) -> Self {
@@ -105,7 +109,7 @@ impl Verdict {
     }
 }
 
-/// Whether `a` comes before `b` (RFC 9293 section 3.4).
+/// Whether sequence number `a` comes before `b` (RFC 9293 section 3.4).
 #[inline(always)]
 #[must_use]
 pub const fn before(a: u32, b: u32) -> bool {
@@ -117,7 +121,7 @@ const fn after(a: u32, b: u32) -> bool {
     before(b, a)
 }
 
-/// Where a segment leads, in one word.
+/// The state transition of a segment, packed into one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Transition(u64);
 
@@ -125,7 +129,7 @@ const INSIDE: u64 = 1 << 16;
 const OPENING: u64 = 1 << 17;
 
 impl Transition {
-    /// From one state to another; `inside` if the windows need not be asked.
+    /// From one state to another; `inside` if the windows need not be checked.
     #[inline(always)]
     #[must_use]
     pub const fn new(from: State, to: State, inside: bool) -> Self {
@@ -135,14 +139,14 @@ impl Transition {
         Self((to as u64) << 8 | inside | opening)
     }
 
-    /// The word.
+    /// The packed word.
     #[inline(always)]
     #[must_use]
     pub const fn pack(self) -> u64 {
         self.0
     }
 
-    /// Out of it.
+    /// Unpacks a transition.
     #[inline(always)]
     #[must_use]
     pub const fn unpack(word: u64) -> Self {
@@ -155,17 +159,18 @@ impl Transition {
     }
 }
 
-/// What [`prepare`] says.
+/// The result of [`prepare`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PreCheck {
-    /// This becomes of the segment: [`Verdict::Ignore`] or [`Verdict::Refuse`].
+    /// The verdict is already clear: [`Verdict::Ignore`] or [`Verdict::Refuse`].
     Decided(Verdict),
-    /// It leads on, if it is inside of its windows.
+    /// The transition that the segment causes if it is inside of its windows.
     Leads(Transition),
 }
 
 impl PreCheck {
-    /// In one word, in which what is decided stands as in a [`Verdict`]'s.
+    /// Packs the result into one word; a [`PreCheck::Decided`] has the same word as its
+    /// [`Verdict`].
     #[inline(always)]
     #[must_use]
     pub const fn pack(self) -> u64 {
@@ -175,7 +180,7 @@ impl PreCheck {
         }
     }
 
-    /// Out of it.
+    /// Unpacks a result.
     #[inline(always)]
     #[must_use]
     pub const fn unpack(word: u64) -> Self {
@@ -186,8 +191,8 @@ impl PreCheck {
     }
 }
 
-/// Follows a TCP segment of the flow at `index` with this gate: moves its windows on, and says what
-/// becomes of segment and flow.
+/// Tracks a TCP segment of the flow at `index` with this flow state: updates the windows and
+/// returns the verdict.
 #[inline(always)]
 pub fn follow<F: Family, T: Tables<F>>(
     tables: &T,
@@ -197,7 +202,8 @@ pub fn follow<F: Family, T: Tables<F>>(
     segment: &Segment,
 ) -> Verdict {
     let state = flow_state.state();
-    // Data and acknowledgements of an open connection: what nearly all segments are.
+    // Data and acknowledgements of an open connection, which nearly all segments are, skip
+    // [`prepare`].
     let ordinary = tcp::kind(segment.flags) as u8 == Kind::Ack as u8
         && matches!(state, ESTABLISHED..=CLOSE_WAIT)
         && windows.sides[segment.sides().0].max_win.get() != 0;
@@ -221,7 +227,7 @@ pub fn follow<F: Family, T: Tables<F>>(
 const ESTABLISHED: u8 = State::Established as u8;
 const CLOSE_WAIT: u8 = State::CloseWait as u8;
 
-/// The rest of [`follow`], after [`prepare`]: the windows are asked, and move on.
+/// The second half of [`follow`], after [`prepare`]: checks the windows and updates them.
 #[inline(always)]
 pub fn settle<F: Family, T: Tables<F>>(
     tables: &T,
@@ -247,8 +253,8 @@ pub fn settle<F: Family, T: Tables<F>>(
     Verdict::To(to, lifetime(windows, to, segment, again))
 }
 
-/// All that comes before the windows are asked about a segment that is not an open connection's
-/// ordinary one: what its state makes of it, and where windows begin.
+/// The first half of [`follow`], for segments other than the ordinary ones of an open connection:
+/// finds the state transition, and initialises windows that have no values yet.
 #[inline(always)]
 #[must_use]
 pub fn prepare(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) -> PreCheck {
@@ -258,7 +264,7 @@ pub fn prepare(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) 
     let mut from = State::from_u8(flow_state.state());
     let over = matches!(from, State::TimeWait | State::Close);
     let mut to = match tcp::step_of(from, kind, reply) {
-        // Another CPU saw the end: the next SYN makes a flow of its own.
+        // Another CPU has seen the end of the connection: the next SYN creates a new flow.
         Step::To(State::SynSent) if over => State::None,
         Step::To(to) => to,
         Step::Ignore => State::None,
@@ -268,7 +274,7 @@ pub fn prepare(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) 
     let follows = |kind: Kind| last & last::KIND == kind as u8;
     let answers = (last & last::REPLY != 0) != reply;
     match to {
-        // No state's number: the packet is not to be followed.
+        // No state (`sIG`): the segment is not tracked.
         State::None => {
             let agreed = kind == Kind::SynAck
                 && follows(Kind::Syn)
@@ -278,7 +284,8 @@ pub fn prepare(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) 
                 note(windows, from, segment);
                 return PreCheck::Decided(Verdict::Ignore);
             }
-            // Both ends agree on a SYN that was let through: they are in step, we are not.
+            // Both ends agree on a SYN that passed untracked: they are in sync, and the tracking
+            // has to follow them.
             restart(windows, own, other);
             (from, to) = (State::SynSent, State::SynReceived);
         }
@@ -323,13 +330,13 @@ pub fn prepare(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) 
     PreCheck::Leads(Transition::new(from, to, false))
 }
 
-/// How long the flow lives.
+/// How long the flow lives from now on.
 #[inline(always)]
 fn lifetime(windows: &TcpTracking, to: State, segment: &Segment, again: u8) -> Ticks {
     if segment.has(RST) {
         return timeouts::tcp(State::Close);
     }
-    // Only the longest timeout is longer than what those who wait get.
+    // Of all timeouts, only that of `ESTABLISHED` is longer than the one for unacknowledged data.
     let waits = to as u8 == State::Established as u8
         && (again >= last::WAITS
             || segment.win == 0
@@ -341,7 +348,7 @@ fn lifetime(windows: &TcpTracking, to: State, segment: &Segment, again: u8) -> T
     }
 }
 
-/// Notes a segment that is let through and not followed: it may be right, and we wrong.
+/// Records a segment that passes untracked: it may be valid, and the tracking out of sync.
 #[inline(always)]
 fn note(windows: &TcpTracking, from: State, segment: &Segment) {
     let (kind, reply) = (tcp::kind(segment.flags), segment.reply);
@@ -366,7 +373,7 @@ fn note(windows: &TcpTracking, from: State, segment: &Segment) {
     }
 }
 
-/// Takes over what was noted of the other side's SYN; this side's windows begin anew.
+/// Initialises the other side's windows from the recorded SYN, and resets those of this side.
 #[inline(always)]
 fn restart(windows: &TcpTracking, own: usize, other: usize) {
     let noted = windows.noted.get();
@@ -389,26 +396,28 @@ fn restart(windows: &TcpTracking, own: usize, other: usize) {
     windows.marks[own].set(liberal);
 }
 
-/// What a reset does.
+/// The effect of a reset.
 enum Reset {
-    /// Closes, wherever its windows are: it answers what was let through.
+    /// It closes the connection without a window check, because it answers a segment that passed.
     Exact,
-    /// Closes if it is inside.
+    /// It closes the connection if it is inside of its window.
     Closes,
-    /// Goes on if it is inside, but the state stays: its receiver will challenge it (RFC 5961).
+    /// It passes if it is inside of its window, but the state stays: the receiver will challenge it
+    /// (RFC 5961).
     Stays,
-    /// Belongs to no connection.
+    /// It belongs to no connection.
     Stray,
 }
 
 #[inline(always)]
 fn reset(windows: &TcpTracking, from: State, flow_state: FlowState, segment: &Segment) -> Reset {
-    // Over: a later connection of the same ends may be under way.
+    // The connection is over; a later one between the same ports may already have begun.
     if matches!(from, State::TimeWait | State::Close) {
         return Reset::Exact;
     }
     let (reply, (_, other)) = (segment.reply, segment.sides());
-    // Whoever sent the SYN takes no other answer either (RFC 9293 section 3.10.7.3).
+    // The sender of a SYN accepts only a reset that acknowledges the SYN (RFC 9293 section
+    // 3.10.7.3).
     if reply && from as u8 == State::SynSent as u8 {
         let exact = segment.has(ACK) && segment.ack == windows.sides[other].end.get();
         return if exact { Reset::Closes } else { Reset::Stray };
@@ -418,7 +427,8 @@ fn reset(windows: &TcpTracking, from: State, flow_state: FlowState, segment: &Se
     let by_reply = last & last::REPLY != 0;
     let answers = by_reply != reply;
     let mut outcome = Reset::Closes;
-    // What was acknowledged before a SYN that was let through says nothing of what answers it.
+    // What was acknowledged before a SYN that passed untracked says nothing about the reset that
+    // answers that SYN.
     let acknowledged = windows.marks[other].get() & mark::ACKNOWLEDGES != 0;
     if acknowledged && !(answers && kind == Kind::Syn as u8) {
         let expected = windows.sides[other].max_ack.get();
@@ -432,7 +442,7 @@ fn reset(windows: &TcpTracking, from: State, flow_state: FlowState, segment: &Se
         if before(segment.seq, expected) {
             return Reset::Stray;
         }
-        // The second: right behind the data that it comes with.
+        // The second alternative: right after the data that the same side sent last.
         let exact = segment.seq == expected
             || kind == Kind::Ack as u8
                 && by_reply == reply

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who may reach a container: straight by its address, by the lists of clients, by a link.
+//! Access to containers: by their own address (direct access), by the lists of clients, by links.
 
 use super::{PacketContext, Steps};
 use crate::abi::{
@@ -14,23 +14,25 @@ use crate::tables::Tables;
 use crate::tcp;
 use crate::timeouts::{self, Ticks};
 
-/// How a packet may go straight to a container.
+/// How a packet may reach a container by the container's own address.
 pub(super) enum DirectAccess {
     /// Not at all.
     Closed,
-    /// As a flow; of the mapping in this slot, or of none (0), let in by this list.
+    /// As a flow: of the published port in this mapping slot, or 0 for none; `policy` is the list
+    /// of clients to check.
     Flow { mapping: u32, policy: u32 },
-    /// Without one: what has no ports, or not all of its header; let in by this list.
+    /// Without a flow, because the packet has no ports, or not all of its header is there; `policy`
+    /// is the list of clients to check.
     Unnamed { policy: u32 },
 }
 
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// Whether the packet may go straight to an address of a network that it does not come from:
-    /// Docker's gateway modes, `trusted_host_interfaces` and `--allow-direct-routing`.
+    /// Whether the packet may go to a container's own address in a network that it does not come
+    /// from: Docker's gateway modes, `trusted_host_interfaces` and `--allow-direct-routing`.
     ///
-    /// A trusted device opens published ports only, and no ICMP, as with Docker: its filter rules
-    /// stay. The tail of a fragmented datagram is worth nothing without its head, which is judged
-    /// by its port.
+    /// A trusted device may reach published ports only, and no ICMP, as with Docker, whose filter
+    /// rules stay in force. A later fragment passes: it is useless without the first one, which is
+    /// checked by its port.
     #[inline(always)]
     pub(super) fn direct_access(&self, bridge: u32, network: &Network<F>) -> DirectAccess {
         let packet = self.packet;
@@ -40,7 +42,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
         let ifindex = self.meta.ifindex;
         let routed = flags & network::ROUTED != 0;
-        // An address that is no container's own, and that one of them may have.
+        // An address that is no container's own, but that a container of the network may use.
         let every = flags & network::UNPROTECTED != 0
             || self.is_routed_to(bridge) && self.tables.endpoint_slot(packet.tuple.dst).is_none();
         let ports = routed
@@ -50,7 +52,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             return DirectAccess::Closed;
         }
         let control = packet.tuple.proto == F::ICMP as u32;
-        // Taken apart at once: of an `Option` that lives on, LLVM copies what `None` does not have.
+        // Destructured at once: for an `Option` that lives on, LLVM copies fields that `None` does
+        // not have.
         let (known, mapping, policy) = match self.tables.published(&PortKey {
             addr: packet.tuple.dst,
             port: packet.tuple.dport,
@@ -74,8 +77,9 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// Whether a flow may go on as it was made. Each flow is asked once after the lists of clients
-    /// or the published ports changed, or a service of the host's was bound.
+    /// Whether a flow may continue under the current rules. Each flow is checked once after the
+    /// lists of clients or the published ports changed, or after a service of the host bound a
+    /// port.
     #[inline(always)]
     pub(super) fn standing(&self, flow: &Flow<F>) -> Standing {
         let generation = self.tables.settings().policy;
@@ -89,9 +93,10 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         standing
     }
 
-    /// Whether a packet that would be an answer may be for a socket of the host's that came after
-    /// the flow: a SYN, which answers nothing, or the first datagram of a peer that was silent for
-    /// longer than answers take. A flow that was made to lie in wait for a client shows by that.
+    /// Whether a packet in the reply direction may be for a socket of the host that was opened
+    /// after the flow: a SYN, which is no answer, or the first datagram of a peer that was silent
+    /// for longer than answers take. Without this check a container could open a flow in advance to
+    /// intercept a client of that socket.
     #[inline(always)]
     pub(super) fn may_be_for_socket(&self, hit: &Hit<'_, F>, now: Ticks) -> bool {
         let packet = self.packet;
@@ -107,26 +112,26 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     }
 }
 
-/// Whether a protocol's ports are published and asked for by lists.
+/// Whether a protocol has ports that can be published and that lists of clients check.
 #[inline(always)]
 const fn has_ports(number: u32) -> bool {
     matches!(number, proto::TCP | proto::UDP | proto::SCTP)
 }
 
-/// What becomes of a flow whose rules have changed.
+/// What becomes of a flow after the rules have changed.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Standing {
-    /// It goes on.
+    /// The flow continues.
     LetIn,
-    /// Its packets are refused.
+    /// The flow's packets are refused.
     KeptOut,
-    /// The port that it holds on the host is published for somebody else by now, or bound by a
-    /// service of the host's.
+    /// The flow's port on the host is by now published for another container, or bound by a service
+    /// of the host.
     Outdated,
 }
 
-/// Asks the lists and the published ports anew about a flow.
+/// Checks the lists of clients and the published ports again for a flow.
 #[inline(never)]
 fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
     let server = flow.next_hops[ORIGINAL].slot();
@@ -134,7 +139,7 @@ fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
     let tuple = flow.tuples[ORIGINAL].get();
     if holds_host_port(flow) {
         let Tuple { dst, dport, .. } = flow.tuples[REPLY].get();
-        let encode_placeholder = match nat::published(tables, dst, dport, tuple.proto) {
+        let is_outdated = match nat::published(tables, dst, dport, tuple.proto) {
             Some(to) => to.addr != tuple.src || to.port != tuple.sport,
             None => {
                 tuple.proto == proto::UDP
@@ -142,7 +147,7 @@ fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
                     && is_of_socket(tables, flow)
             }
         };
-        if encode_placeholder {
+        if is_outdated {
             return Standing::Outdated;
         }
     }
@@ -167,7 +172,8 @@ fn ask_again<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> Standing {
     }
 }
 
-/// Whether a flow holds a port of an address of the host's: its originator is translated, or is the host.
+/// Whether a flow holds a port of an address of the host: its originator is translated, or is the
+/// host.
 #[inline(always)]
 fn holds_host_port<F: Family>(flow: &Flow<F>) -> bool {
     match flow.next_hops[REPLY].slot() {
@@ -177,15 +183,16 @@ fn holds_host_port<F: Family>(flow: &Flow<F>) -> bool {
     }
 }
 
-/// Whether a privileged process of the host has asked for a UDP port since a flow was made. What
-/// other users bind ends nobody's flow: answers to a container would be theirs to take.
+/// Whether a privileged process of the host has bound a UDP port since a flow was created. A port
+/// bound by an unprivileged user ends no flow: otherwise any user could take the answers to a
+/// container.
 #[inline(always)]
 fn is_bound_since<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, port: Be16) -> bool {
     let bound = tables.bound(port);
     bound != 0 && timeouts::reached(flow.created.get(), bound)
 }
 
-/// Whether a socket of the host's would take the answers to a container's flow.
+/// Whether a socket of the host would receive the answers to a container's flow.
 #[inline(never)]
 pub(super) fn is_of_socket<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
     flow.next_hops[REPLY].slot() != HOST
@@ -193,8 +200,8 @@ pub(super) fn is_of_socket<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) 
         && tables.socket(&flow.tuples[REPLY].get())
 }
 
-/// Whether the list of a port and the list of its network let a client in, asked about the packet
-/// as it came. Containers of the network itself are not asked by the network's list.
+/// Whether the list of a port and the list of its network allow a client, by the packet's tuple
+/// before translation. The network's list is not checked for containers of the network itself.
 #[inline(always)]
 pub(super) fn is_welcome<F: Family, T: Tables<F>>(
     tables: &T,
@@ -210,20 +217,20 @@ pub(super) fn is_welcome<F: Family, T: Tables<F>>(
     is_listed(tables, policy, tuple.src) && is_listed(tables, network, tuple.src)
 }
 
-/// Whether an IPsec policy demands protection of what the host itself sends there.
+/// Whether an IPsec policy demands protection of what the host itself sends to this destination.
 #[inline(always)]
 pub(super) fn is_protected<F: Family, T: Tables<F>>(tables: &T, dst: F::Addr) -> bool {
     is_listed(tables, others::PROTECTED, dst)
 }
 
-/// Whether a list lets a client in: list 0 lets in everybody.
+/// Whether a list allows a client; list 0 allows every client.
 #[inline(always)]
 fn is_listed<F: Family, T: Tables<F>>(tables: &T, list: u32, client: F::Addr) -> bool {
     list == 0 || tables.ingress(IngressKey { list, client }) == ingress::ALLOW
 }
 
-/// Whether a link opens the way of a packet between two containers that do not reach each other:
-/// from the parent to the child's port, or back. Without a state, as Docker's rules.
+/// Whether a link allows a packet between two containers that otherwise may not reach each other:
+/// from the parent to the child's port, or back. The check is stateless, as Docker's rules are.
 #[inline(always)]
 pub(super) fn is_linked<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>) -> bool {
     let tuple = &packet.tuple;

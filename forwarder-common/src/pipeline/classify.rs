@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, at the container's door: what a container's frame may say, before it may get
-//! anywhere. The network header decides, by which the kernel forwards; nothing behind it has to be
-//! valid for that.
+//! Classifies a container's packet: what a container may send, checked before anything else. The
+//! network header decides, because the kernel forwards by it; what follows it need not be valid.
 
 use super::{PacketContext, Side, Steps, access, ipv6, mark, owner};
 use crate::abi::{AllowedKey, Device, Network, allowed, device, network};
@@ -13,15 +12,15 @@ use crate::parse::proto;
 use crate::reason::Reason;
 use crate::tables::{Route, Tables, WayBack};
 
-/// Where an Ethernet header has its source address.
+/// Offset of the source address in an Ethernet header.
 pub(super) const SOURCE_MAC: usize = 6;
-/// The first five bytes of a virtual router's hardware address (RFC 9568 section 7.3).
+/// The first five bytes of a virtual router's MAC address (RFC 9568 section 7.3).
 const VIRTUAL_ROUTER: [u8; 5] = [0, 0, 0x5e, 0, 1];
-/// The ports of DHCP's servers and clients (RFC 2131).
+/// The ports of DHCP servers and clients (RFC 2131).
 const DHCP: [u16; 2] = [67, 68];
 
-/// Whether a hardware address may be the sender's of what comes by a container's veth. While nothing
-/// is known of the container, it is not its gateway's.
+/// Whether a frame from a container's veth may have this source MAC address. While the container is
+/// not known, any address but its gateway's is allowed.
 #[inline(always)]
 pub(super) fn is_station(device: &Device, mac: [u8; 6]) -> bool {
     if device.station == [0; 6] {
@@ -32,7 +31,7 @@ pub(super) fn is_station(device: &Device, mac: [u8; 6]) -> bool {
         || device.flags & device::flag::VIRTUAL_ROUTER != 0 && [a, b, c, d, e] == VIRTUAL_ROUTER
 }
 
-/// Whether whoever sends by a device may have a source, beside its own address.
+/// Whether the sender behind a device may use a source besides its own address.
 #[inline(always)]
 pub(super) fn is_allowed<F: Family, T: Tables<F>>(
     tables: &T,
@@ -50,7 +49,7 @@ pub(super) fn is_allowed<F: Family, T: Tables<F>>(
     }
 }
 
-/// Whether an endpoint is behind the device that a hook is on.
+/// Whether an endpoint is behind the device that a hook is attached to.
 #[inline(always)]
 pub(super) fn is_behind<F: Family, T: Tables<F>>(
     tables: &T,
@@ -74,8 +73,9 @@ pub(super) fn is_behind<F: Family, T: Tables<F>>(
     }
 }
 
-/// Why an address is not the sender's by a device: `None` where it is its endpoint's own, one that it
-/// may have beside, or, while the device's endpoint is not known, a free one of the network.
+/// Why the sender behind a device may not use an address. `None` if the address is its endpoint's
+/// own, or one that it is allowed to use, or, while the device's endpoint is not known, a free one
+/// of the network.
 #[inline(always)]
 pub(super) fn disowns<F: Family, T: Tables<F>>(
     tables: &T,
@@ -90,12 +90,13 @@ pub(super) fn disowns<F: Family, T: Tables<F>>(
             Some(_) => Reason::SpoofedSource,
             None => return Some(Reason::NoEndpoint),
         },
-        // The bridge's own address, and others of the host's.
+        // The bridge's own address, and other addresses of the host.
         None if tables.is_local(addr) => return Some(Reason::SpoofedSource),
-        // Beyond a port that leads to no container is everybody.
+        // A port that leads to no container may have any host behind it.
         None if device.kind == device::PORT => return None,
         None if tables.subnet(addr) != Some(device.bridge) => Reason::ForeignSource,
-        // The floor is for those not known yet, not for those who take a free address.
+        // The default endpoint is for containers that are not known yet, not for known ones that
+        // take a free address.
         None if device.kind == device::NAMED_VETH => Reason::SpoofedSource,
         None => return None,
     };
@@ -106,7 +107,7 @@ pub(super) fn disowns<F: Family, T: Tables<F>>(
     }
 }
 
-/// Whether host and containers of a network do not reach each other.
+/// Whether host and containers of a network may not reach each other.
 #[inline(always)]
 pub fn is_isolated<F: Family, T: Tables<F>>(tables: &T, bridge: u32) -> bool {
     tables
@@ -114,8 +115,8 @@ pub fn is_isolated<F: Family, T: Tables<F>>(tables: &T, bridge: u32) -> bool {
         .is_some_and(|network| network.flags & network::ISOLATED != 0)
 }
 
-/// What becomes of a container's frame that is none of those that containers send: tagged, of an
-/// EtherType that nobody here knows, or to a bridge's group address.
+/// The verdict on a container's frame that is neither IP nor ARP: VLAN-tagged, of an unknown
+/// EtherType, or to a bridge's group address.
 #[inline(always)]
 pub fn other_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> Reason {
     let Some(device) = tables.device(ifindex) else {
@@ -127,8 +128,8 @@ pub fn other_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> Reason 
     }
 }
 
-/// What becomes of a container's frame for a bridge's group address, from where it would reach the host by
-/// the veth, past the bridge's hook: no IP of any honest station is for it.
+/// The verdict on a container's frame to a bridge's group address. The kernel hands such a frame to
+/// the host by the veth, past the bridge's hook, so no IP packet may be in it: no station sends one.
 #[inline(always)]
 pub fn group_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, ethertype: u16) -> Reason {
     match other_frame(tables, ifindex) {
@@ -142,16 +143,16 @@ pub fn group_frame<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, ethertype:
     }
 }
 
-/// Whether a device may send what containers do not: where its network lets them, or where it leads to
-/// a LAN.
+/// Whether a device may send such frames: if its network allows them, or if the device leads to a
+/// LAN.
 #[inline(always)]
 fn may_send_others<F: Family>(device: &Device, network: &Network<F>) -> bool {
     network.flags & network::OTHER_FRAMES != 0 || device.kind == device::PORT
 }
 
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// Judges a container's packet by its frame and its network header: the reason, unless it is to
-    /// leave its network.
+    /// Checks a container's packet by its frame and its network header: the verdict, or `None` if
+    /// the packet is to leave its network.
     #[inline(always)]
     pub fn classify(&self) -> Option<Reason> {
         let tables = self.tables;
@@ -175,7 +176,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             && packet.tuple.proto == proto::UDP
             && packet.tuple.sport.get() == DHCP[1]
             && packet.tuple.dport.get() == DHCP[0];
-        // Who asks for an address has none yet.
+        // A DHCP client that asks for an address has none yet.
         if !(client && unroutable && src == F::Addr::ANY)
             && let Some(reason) = disowns(tables, self.side, self.meta.ifindex, &device, src)
         {
@@ -191,7 +192,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         if at_veth && let Some(reason) = self.bridged(&device, &network) {
             return Some(reason);
         }
-        // Nothing but what the bridge switches.
+        // An isolated network allows only what the bridge switches.
         if network.flags & network::ISOLATED != 0 {
             return Some(Reason::Internal);
         }
@@ -228,8 +229,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// What becomes of a frame that is not for the gateway. A neighbour's own hook asks the same, but it
-    /// may have none yet.
+    /// The verdict on a frame that is not for the gateway. The hook of the receiver's veth checks the
+    /// same, but that veth may have no hook yet.
     #[inline(always)]
     fn bridged(&self, device: &Device, network: &Network<F>) -> Option<Reason> {
         let to = self.frame.read::<[u8; 6]>(0);
@@ -247,7 +248,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         })
     }
 
-    /// Whether the kernel routes the packet back to the bridge that it comes from.
+    /// Whether the kernel routes the packet back to the bridge from which it comes.
     #[inline(always)]
     fn stays_at(&self, bridge: u32) -> bool {
         match self.tables.route(bridge, &self.packet.tuple) {
@@ -256,8 +257,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// To a neighbour by way of the gateway, as a container with a route for just its own address does:
-    /// what could go there by itself goes on.
+    /// To a neighbour through the gateway, as from a container that has a route for its own address
+    /// only: what the neighbour could be sent directly passes.
     #[inline(always)]
     pub(super) fn detour(&self, network: &Network<F>) -> Reason {
         if network.flags & network::ICC_DISABLED != 0
@@ -269,9 +270,9 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         Reason::Routed
     }
 
-    /// Whether the kernel would take the source of a new flow from outside: not the host's, and with a
-    /// way back where the device asks for one (`rp_filter`), or where it may be a container's. If not, the flow
-    /// that was just made ends: the reason.
+    /// Whether the kernel would accept the source of a new flow from outside: it is not the host's,
+    /// and a route leads back to it if the device demands that (`rp_filter`) or if the source may
+    /// be a container's. If not, the flow that was just created ends, and the reason is returned.
     #[inline(always)]
     pub fn verify_source(&self) -> Option<Reason> {
         if self.is_plausible() {
@@ -293,7 +294,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         let flags = tables
             .device(self.meta.ifindex)
             .map_or(0, |device| device.flags);
-        // An address out of a network of containers' may be the LAN's: then a route leads there.
+        // An address in the range of a Docker network may be the LAN's: in that case a route leads
+        // back to the LAN.
         let strict = flags & device::flag::REVERSE_STRICT != 0 || tables.subnet(src).is_some();
         if !strict && flags & device::flag::REVERSE_LOOSE == 0 {
             return true;
@@ -306,7 +308,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     }
 }
 
-/// Whether a frame by a container's veth carries a hardware address of the container's.
+/// Whether a frame from a container's veth has a MAC address of the container as source.
 #[inline(always)]
 pub(super) fn sends_as_itself(frame: &Frame<'_>, device: &Device) -> bool {
     match frame.read::<[u8; 6]>(SOURCE_MAC) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, its beginning: what a packet without a flow meets before it may make one.
+//! Creates flows: checks a packet that has no flow, and makes a flow for it if it may have one.
 
 use super::access::{DirectAccess, is_welcome};
 use super::owner::{self, Destination};
@@ -24,19 +24,19 @@ struct Client<F: Family> {
     network: Network<F>,
 }
 
-/// Where to.
+/// Where a container's packet goes that leaves the container's network.
 enum Bound<F: Family> {
     /// Outside.
     Outside,
-    /// An address of the host's that has the port published.
+    /// To an address of the host at which the port is published.
     Published,
-    /// Straight to an address of another network.
+    /// To a container's own address in another network, without translation of the destination.
     DirectAccess(u32, Network<F>),
 }
 
-/// The admitting steps: all that a packet without a flow meets.
+/// The steps for packets without a flow.
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// Makes a flow for the packet, if it may have one: `None`, or what becomes of it otherwise.
+    /// Creates a flow for the packet. `None` if a flow exists now, else the verdict on the packet.
     #[inline(always)]
     pub fn create_flow(&self) -> Option<Reason> {
         if !is_armed(self.tables) {
@@ -59,8 +59,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         refusal.err()
     }
 
-    /// Whether a container's packet can have a flow: without ports only where it is translated, and
-    /// nothing is published for it.
+    /// Whether a container's packet can have a flow. A packet without ports has one only if it is
+    /// masqueraded; no port can be published for it.
     #[inline(always)]
     fn may_have_flow(&self, client: &Client<F>) -> bool {
         match self.packet.class {
@@ -70,8 +70,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// What becomes of a container's packet that can have no flow: it leaves as it is where the
-    /// network is not translated, and not at all where it would have to be.
+    /// The verdict on a container's packet that cannot have a flow: it leaves unchanged if its
+    /// network is not masqueraded, and is dropped if it is.
     #[inline(always)]
     fn without_flow(&self, client: &Client<F>) -> Reason {
         if client.network.flags & network::MASQUERADE == 0 {
@@ -86,12 +86,12 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// From outside to a published port, or straight to a container.
+    /// From outside to a published port, or to a container's own address.
     #[inline(always)]
     fn create_inbound(&self) -> Result<(), Reason> {
         let packet = self.packet;
         let dst = packet.tuple.dst;
-        // The kernel's own check comes too late for what is redirected past it.
+        // The kernel's own loopback check comes later than the redirect and would be bypassed.
         if packet.tuple.src.is_loopback() || dst.is_loopback() {
             return Err(Reason::Loopback);
         }
@@ -110,7 +110,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
         match packet.class {
             Class::Flow => {}
-            // Of a flow, or for a published port: the host must not fragment it together.
+            // A fragment of a flow or to a published port: without defragmentation by the
+            // forwarder, the host must not reassemble it for itself.
             Class::Fragment
                 if !packet.tail
                     && self.tables.settings().defrag_loopback == 0
@@ -123,7 +124,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         self.create_published(None, mac)
     }
 
-    /// Whether a first fragment from outside would have to be translated.
+    /// Whether a first fragment from outside would need translation: it belongs to a flow, or is
+    /// for a published port.
     #[inline(always)]
     fn is_translated(&self) -> bool {
         let tuple = &self.packet.tuple;
@@ -148,7 +150,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         self.create_to_endpoint(client, slot, &published, uplink_mac)
     }
 
-    /// Straight to a container's own address, if its network lets it.
+    /// To a container's own address, if its network allows direct access.
     #[inline(always)]
     fn create_direct(
         &self,
@@ -167,7 +169,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         let (mapping, policy) = match self.direct_access(bridge, network) {
             DirectAccess::Closed => return Err(refused),
             DirectAccess::Flow { mapping, policy } => (mapping, policy),
-            // Who would have to be translated cannot be.
+            // A packet without a flow cannot be masqueraded.
             DirectAccess::Unnamed { .. }
                 if client.is_some_and(|c| c.network.flags & network::MASQUERADE != 0) =>
             {
@@ -198,9 +200,10 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         self.create_to_endpoint(client, slot, &published, uplink_mac)
     }
 
-    /// To the endpoint in a slot, which is asked by `published`. A container as client is seen as
-    /// the gateway of the server's network, as with Docker 29 (and with docker-proxy), or as its
-    /// network's own source address; one of a network that is not translated, as itself.
+    /// To the endpoint in a slot, reached through `published`. If the client is a container of a
+    /// masqueraded network, the server sees it as its own network's gateway, as with Docker 29 and
+    /// with docker-proxy, or as the source address that the client's network is configured with.
+    /// The server sees a container of a network without masquerade with its own address.
     #[inline(always)]
     fn create_to_endpoint(
         &self,
@@ -211,7 +214,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     ) -> Result<(), Reason> {
         let tables = self.tables;
         let tuple = &self.packet.tuple;
-        // Before the lists are asked: what they say belongs to this generation or a later one.
+        // Read the policy generation before the lists are checked: what the lists say belongs to
+        // this generation or to a later one.
         let policy = tables.settings().policy;
         if !self.may_open() {
             return Err(Reason::NoFlow);
@@ -270,7 +274,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         Ok(network.gateway)
     }
 
-    /// From a container outwards.
+    /// From a container to the outside.
     #[inline(always)]
     fn create_outbound(&self, client: &Client<F>) -> Result<(), Reason> {
         let tables = self.tables;
@@ -286,7 +290,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         };
         let device = tables.device(ifindex).ok_or(Reason::DeviceUnknown)?;
         if device.bridge == client.bridge {
-            // By a router that its own bridge leads to.
+            // Through a router on the container's own bridge.
             return Err(self.detour(&client.network));
         }
         if device.kind != device::OUTSIDE {
@@ -319,8 +323,9 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         )
     }
 
-    /// Makes a flow: its originator's share, record, reply key (the lock), original key. A lost race is
-    /// no error: the packet finds the winner's flow.
+    /// Creates a flow in four steps: charge the originator's quota, take a record, insert the reply
+    /// key (the lock), insert the original key. A lost race is no error: the packet then finds the
+    /// flow that another CPU created.
     #[inline(always)]
     pub(super) fn make(&self, plan: &Plan<F>, reply: Tuple<F>, owner: Owner) -> Result<(), Reason> {
         self.tables.sweep_some();
@@ -341,7 +346,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         Ok(())
     }
 
-    /// Whether the packet may make a flow.
+    /// Whether the packet may open a flow.
     #[inline(always)]
     fn may_open(&self) -> bool {
         if self.packet.tail {
@@ -359,7 +364,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// Whether the packet is for an address that containers of a network may have beside their own.
+    /// Whether the packet's destination is an address that containers of a network are allowed to
+    /// use besides their own.
     #[inline(always)]
     pub(super) fn is_routed_to(&self, bridge: u32) -> bool {
         let routes = AllowedKey {
@@ -369,9 +375,10 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         self.tables.allowed(routes) == bridge
     }
 
-    /// Who opens a flow out of its network, and where to, of what [`classify`](Self::classify) lets
-    /// go on. Who has another source than its own stands in its network's name, and is translated
-    /// only where Docker's own rule would: within its network's subnet.
+    /// The container that opens a flow out of its network, and where the flow goes, for packets
+    /// that passed [`classify`](Self::classify). A container that uses a source other than its own
+    /// address is represented by its network's default endpoint, and is masqueraded only where
+    /// Docker's own rule would: if the source is in its network's subnet.
     #[inline(always)]
     fn leaving(&self) -> Option<(Client<F>, Bound<F>)> {
         let tables = self.tables;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, aside: ICMP errors about our flows, from either side and from the host itself.
+//! Forwards and translates ICMP errors about flows: from outside, from containers, and from the
+//! host itself.
 
 use super::owner::{Destination, destination};
 use super::{PacketContext, Side, Steps, Way, mark};
@@ -12,12 +13,13 @@ use crate::parse::proto;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
-/// What an ICMP message sums up to, its checksum included.
+/// The ones' complement sum of an intact ICMP message, checksum included.
 const INTACT: u16 = 0xffff;
 
-/// ICMP errors: about our flows from either side, and the host's own.
+/// The ICMP error steps.
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// Carries an ICMP error to the one who sent the packet that it quotes: `None` if no flow did.
+    /// Forwards an ICMP error to the sender of the packet that it quotes; `None` if the quoted
+    /// packet belongs to no flow.
     #[inline(always)]
     pub fn forward_icmp_error(&mut self) -> Option<Reason> {
         if !self.is_intact() {
@@ -26,7 +28,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         let quote = icmp::quote(&self.frame, self.packet)?;
         let hit = flow::find(self.tables, &quote.tuple.reversed())?;
         let now = self.tables.now();
-        // A damaged one is not to become a sound one, nor a clue to what its quote was (RFC 5508 REQ-3).
+        // A damaged error must not be turned into a valid one, nor reveal the original of its quote
+        // (RFC 5508 REQ-3).
         if !flow::is_current(self.tables, hit.flow, now) || self.tables.sum(self) != INTACT {
             return None;
         }
@@ -47,13 +50,14 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
         let src = if from == answers.src { sent.dst } else { from };
         let mut way = self.steer(&hit, now);
-        // Shaping is for what is large or much.
+        // Traffic shaping is meant for large or frequent packets, so ICMP errors bypass it.
         if let Some(Reason::Ipsec) = self.others_say(&way) {
             way = Way::Kernel(Reason::Ipsec);
         }
         let hop = match way {
             Way::Peer(_) | Way::Neighbour(..) => true,
-            // With a source of its own it can go by the kernel: only the destination changes.
+            // An error whose source is not translated can take the kernel path: only its
+            // destination changes.
             Way::Kernel(_) if src == from => false,
             Way::Kernel(_) | Way::Refuse(_) => return Some(Reason::IcmpStray),
         };
@@ -63,7 +67,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             hop,
         };
         icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
-        let carried = match way {
+        let forwarded = match way {
             Way::Peer(endpoint) => {
                 let _ = self.frame.write(0, endpoint.macs);
                 self.tables.to_peer(endpoint.ifindex);
@@ -81,12 +85,12 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             }
             Way::Refuse(_) => return None,
         };
-        // At the end: the verifier goes through what follows twice.
+        // This step comes last because the verifier walks through everything behind it twice.
         self.finish(&quote, &sent);
-        Some(carried)
+        Some(forwarded)
     }
 
-    /// Whether no router outside has an address: it is the host's or a container's, or nobody's.
+    /// Whether no router outside can have an address: it is the host's, a container's, or reserved.
     #[inline(always)]
     fn is_nobodys(&self, addr: F::Addr) -> bool {
         addr.is_unroutable()
@@ -96,8 +100,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             || self.tables.endpoint_slot(addr).is_some()
     }
 
-    /// The host's own error about a packet that it was handed: its quote shows a translated one.
-    /// `None` if it may stay as it is.
+    /// Translates the quote of an ICMP error that the host itself sends about a packet that was
+    /// passed to it after translation. `None` if the error may stay as it is.
     #[inline(always)]
     pub fn restore_own_error(&mut self) -> Option<Reason> {
         let quote = icmp::quote(&self.frame, self.packet);
@@ -106,7 +110,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             if self.side == Side::Bridge {
                 return None;
             }
-            // Its flow has ended, or had another port: it must not show a container's address.
+            // The flow has ended or used another port. The error must not reveal a container's
+            // address.
             let quoted = F::header(&self.frame, icmp::quoted_at(self.packet)).ok()?;
             let tuple = Tuple {
                 src: quoted.src,
@@ -116,7 +121,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             let shows = match destination(self.tables, self.meta.ifindex, &tuple) {
                 Destination::Network(_) | Destination::Unknown => true,
                 Destination::Outside => false,
-                // Of a network that just went, or the host's own.
+                // An address of a network that was just removed, or one of the host.
                 Destination::Kernel => {
                     self.tables.subnet(quoted.dst).is_some() && !self.tables.is_local(quoted.dst)
                 }
@@ -125,7 +130,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         };
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let Tuple { src, dst, .. } = self.packet.tuple;
-        // From the address that was asked, as in nf_nat; where nothing is translated, that is another's.
+        // The error's source becomes the address that the client asked, as in nf_nat. Without
+        // translation that address is another host's, so the source stays.
         let src = if self.tables.is_local(sent.dst) {
             sent.dst
         } else {
@@ -141,14 +147,14 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         whole.then_some(Reason::HostError)
     }
 
-    /// The step after [`icmp::restore`] that a quote of SCTP needs: see [`icmp::restore_crc`].
+    /// The step that a quote of SCTP needs after [`icmp::restore`]: see [`icmp::restore_crc`].
     #[inline(always)]
     pub fn restore_crc(&mut self, ports: [u32; 2]) {
         let shift = |register, octets| self.tables.shift(register, octets);
         icmp::restore_crc(&mut self.frame, self.packet, ports, shift);
     }
 
-    /// The rest of the restoring, in what needs it.
+    /// Runs [`restore_crc`](Self::restore_crc) if the quote is of SCTP.
     #[inline(always)]
     fn finish(&mut self, quote: &Quote<F>, sent: &Tuple<F>) {
         if sent.proto == proto::SCTP {
@@ -157,8 +163,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         }
     }
 
-    /// The flow of a packet as the host is handed it: with the destination translated and the source
-    /// as it came. The answers' direction.
+    /// The flow of a packet that was passed to the host with its destination translated and its
+    /// source unchanged. The hit has the direction of the answers.
     #[inline(always)]
     fn handed(&self, quoted: &Tuple<F>) -> Option<Hit<'_, F>> {
         let answers = quoted.reversed();
@@ -168,8 +174,9 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         if self.side != Side::Bridge {
             return None;
         }
-        // Between containers both ends are translated, and neither key has the names of both. But
-        // how the server sees its client can be told.
+        // Between containers both source and destination are translated, so neither key contains
+        // both containers' own addresses. The address by which the server sees its client is known,
+        // however.
         for (dir, named) in [(REPLY, &answers), (ORIGINAL, quoted)] {
             let drawn = nat::drawn(self.tables, named.dst, named.dport, named.proto);
             for port in [named.dport, drawn] {
@@ -182,8 +189,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     }
 }
 
-/// The flow in which a container answers another one, by the true names of both and the port by which
-/// the server sees its client.
+/// The flow in which a container answers another container, found by both containers' own addresses
+/// and the port by which the server sees its client.
 #[inline(never)]
 fn hairpin<'a, F: Family, T: Tables<F>>(
     tables: &'a T,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, aside: the host's own flows, which give way to the containers'.
+//! The host's own flows: translates those whose port a container's flow already has.
 
 use super::access::Standing;
 use super::{PacketContext, Steps};
@@ -12,12 +12,12 @@ use crate::reason::Reason;
 use crate::rewrite::Edit;
 
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// A packet of the host's whose answers a container's flow would take: the host's flow gives
-    /// way and is translated to another port, as nf_nat does with whoever comes later. `None` for
-    /// all others.
+    /// Translates a packet of the host whose answers would be taken for a container's flow: the
+    /// host's flow gets another port, as nf_nat does for whichever flow comes later. `None` for all
+    /// other packets.
     ///
-    /// Without ports it cannot: then the container's flow ends, and the host's is there before
-    /// another one can be.
+    /// A packet without ports cannot be translated. Then the container's flow ends, and the host
+    /// gets a flow of its own, which keeps a container from taking the tuple again.
     #[inline(always)]
     pub fn translate_host_flow(&mut self) -> Option<Reason> {
         let now = self.tables.now();
@@ -40,14 +40,15 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
                     }
                 } else {
                     let holder = holder?;
-                    // Of a flow that is not translated it is the originator's own packet.
+                    // In a flow without translation the packet is the originator's own.
                     if holder.dir != REPLY
                         || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
                         || !flow::is_current(self.tables, holder.flow, now)
                     {
                         return None;
                     }
-                    // The container's came first and is over: the port is this service's.
+                    // The container's flow came first and is no longer valid: the port belongs to a
+                    // service of the host.
                     if self.standing(holder.flow) as u8 == Standing::Outdated as u8 {
                         flow::end(self.tables, &holder);
                         return None;
@@ -63,7 +64,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
                     policy: 0,
                 };
                 if let Err(reason) = self.make(&plan, answers, Owner::Host) {
-                    // Nothing of the host's own depends on a record.
+                    // The host's own packets without ports pass also without a record.
                     return if bare { None } else { Some(reason) };
                 }
                 flow::find(self.tables, &self.packet.tuple)?

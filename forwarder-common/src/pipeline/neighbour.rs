@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! ARP out of a container (RFC 826): asked and answered in the container's own names only.
+//! ARP from a container (RFC 826): a container may ask and answer with its own addresses only.
 //!
-//! Otherwise a container takes its neighbours' packets, or their gateway's, by saying that their
-//! addresses are at its own hardware address; stock Docker lets it.
+//! Otherwise a container could take its neighbours' or its gateway's packets by announcing their IP
+//! addresses at its own MAC address. Stock Docker allows that.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -35,8 +35,9 @@ const LENGTHS: [u8; 2] = [6, 4];
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
-/// What becomes of an ARP frame out of a container: it goes on as [`Reason::NotIp`] where sender and
-/// source are the container's own. A probe (RFC 5227) has no sender: it asks for the container's own.
+/// The verdict on an ARP frame from a container: it passes as [`Reason::NotIp`] if its source MAC
+/// address and its sender address are the container's own. A probe (RFC 5227) has no sender
+/// address; its target has to be the container's own.
 #[inline(always)]
 pub fn arp<T: Tables<V4> + Exit<V4>>(
     frame: Frame<'_>,
@@ -83,7 +84,7 @@ pub fn arp<T: Tables<V4> + Exit<V4>>(
     if disowns(tables, side, meta.ifindex, &device, name).is_some() {
         return Reason::SpoofedNeighbour;
     }
-    // The host is none of its neighbours.
+    // In an isolated network a container must not resolve addresses of the host.
     if isolated && (tables.is_local(target) || tables.subnet(target) != Some(device.bridge)) {
         return Reason::Internal;
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whose a packet is: the device by which it came and the kernel's routes decide, never an address
-//! range alone. The host's own address, or its LAN, may lie in the range of a Docker network.
+//! Which network a packet belongs to. The device on which it arrived and the kernel's routes
+//! decide, never an address range alone: the host's own address, or its LAN, may lie in the range
+//! of a Docker network.
 
 use super::Meta;
 use crate::abi::{Device, Tuple, device, network};
@@ -8,9 +9,9 @@ use crate::family::{Address, Family};
 use crate::reason::Reason;
 use crate::tables::{Route, Tables};
 
-/// What becomes of a packet on its way out that no hook of ours let out, if a container sent it: it is
-/// stopped, whatever its source. `None` for the host's own packets, but for those in the very name of
-/// a container whose network is translated, and for those that it forwards for others.
+/// The verdict on a leaving packet that no hook of the forwarder has passed, if a container sent
+/// it: it is dropped, whatever its source. `None` for packets that the host forwards for others and
+/// for the host's own packets, unless their source is the address of a container.
 #[inline(never)]
 pub(super) fn of_a_container<F: Family, T: Tables<F>>(
     tables: &T,
@@ -24,7 +25,7 @@ pub(super) fn of_a_container<F: Family, T: Tables<F>>(
             None => Some(Reason::UnknownNetwork),
         };
     }
-    // Only who speaks in a container's very name.
+    // Only packets whose source is exactly a container's address are considered.
     let slot = tables.endpoint_slot(src)?;
     if tables.is_local(src) {
         return None;
@@ -39,32 +40,32 @@ pub(super) fn of_a_container<F: Family, T: Tables<F>>(
     })
 }
 
-/// Whether a device is neither a bridge of Docker's nor one of its ports.
+/// Whether a device is neither a bridge of Docker's nor a port of one.
 #[inline(always)]
 const fn is_others(device: &Device) -> bool {
     matches!(device.kind, device::OUTSIDE | device::OTHER)
 }
 
-/// Where the kernel would take a packet.
+/// Where the kernel would route a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Destination {
     /// To the network of this bridge.
     Network(u32),
-    /// To a device that the agent does not know: that may be of a network made while no agent lives,
-    /// which nobody guards.
+    /// To a device that the agent does not know. It may belong to a network that was created while
+    /// no agent ran and that no hook guards.
     Unknown,
     /// To an outside device.
     Outside,
-    /// Nowhere beyond the host.
+    /// To no device: the kernel delivers the packet to the host or refuses it.
     Kernel,
 }
 
-/// [`Destination`] by a number, below which bridges are.
+/// [`Destination`] as a number: the three values below, and bridges below them.
 const UNKNOWN: u32 = u32::MAX - 2;
 const OUTSIDE: u32 = u32::MAX - 1;
 const KERNEL: u32 = u32::MAX;
 
-/// Where the kernel would take a packet, whatever ranges its address is in.
+/// Where the kernel would route a packet, whatever ranges its address is in.
 #[inline(always)]
 pub(super) fn destination<F: Family, T: Tables<F>>(
     tables: &T,
@@ -82,8 +83,8 @@ pub(super) fn destination<F: Family, T: Tables<F>>(
     }
 }
 
-/// The network that a container's packet is for: where the kernel would take it, if its address is
-/// in the range of any.
+/// The network that a container's packet goes to, if its destination is in the range of any
+/// network: the kernel's route decides.
 #[inline(always)]
 pub(super) fn network_of<F: Family, T: Tables<F>>(
     tables: &T,
@@ -98,7 +99,7 @@ pub(super) fn network_of<F: Family, T: Tables<F>>(
     }
 }
 
-/// [`Destination`] by the kernel's routes.
+/// [`Destination`] as a number, by the kernel's routes.
 #[inline(never)]
 fn follow<F: Family, T: Tables<F>>(tables: &T, ifindex: u32, tuple: &Tuple<F>) -> u32 {
     match tables.route(ifindex, tuple) {

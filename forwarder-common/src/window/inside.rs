@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether a segment lies inside of its connection's windows, and how it moves them on.
+//! Checks whether a segment is inside of its connection's windows, and updates the windows.
 
 use super::{NO_SCALE, Segment, UNREAD, after, before, last, mark};
 use crate::abi::TcpTracking;
@@ -7,16 +7,17 @@ use crate::family::Family;
 use crate::tables::Tables;
 use crate::tcp::{ACK, Kind, RST, SYN, State};
 
-/// How late an acknowledgement may be at least (`MAXACKWINCONST`).
+/// The least tolerance for a late acknowledgement (`MAXACKWINCONST`).
 const LATE: u32 = 66_000;
 
-/// A window as announced: who announces none still takes one byte, to be probed.
+/// An announced window, but at least 1: a receiver with a zero window still takes one byte as a
+/// window probe.
 #[inline(always)]
 pub(super) const fn at_least_one(window: u32) -> u32 {
     if window == 0 { 1 } else { window }
 }
 
-/// What [`inside`] says.
+/// The result of [`inside`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
     Inside,
@@ -24,7 +25,7 @@ pub(super) enum Check {
     Outside,
 }
 
-/// The originator's first segment (`tcp_new`).
+/// Initialises the windows from the originator's first segment (`tcp_new`).
 #[inline(always)]
 pub(super) fn begin(windows: &TcpTracking, segment: &Segment) {
     let (end, size) = (segment.end(), at_least_one(segment.win as u32));
@@ -54,7 +55,7 @@ pub(super) fn begin(windows: &TcpTracking, segment: &Segment) {
     windows.last.set(Kind::None as u8);
 }
 
-/// The scale and the marks of a side by what its SYN offers.
+/// A side's window scale and marks, by what its SYN offers.
 #[inline(always)]
 const fn offer(scale: u8) -> (u8, u8) {
     match scale {
@@ -64,8 +65,8 @@ const fn offer(scale: u8) -> (u8, u8) {
     }
 }
 
-/// Whether a segment lies inside of the windows, which it then moves on (`tcp_in_window`). `opening`:
-/// it answers the originator's SYN.
+/// Checks whether a segment is inside of the windows, and updates them if it is (`tcp_in_window`).
+/// `opening`: the segment answers the originator's SYN.
 #[inline(always)]
 pub(super) fn inside<F: Family, T: Tables<F>>(
     tables: &T,
@@ -78,7 +79,7 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     let (mut seq, mut end) = (segment.seq, segment.end());
     let sent = said.end.get();
     let ack = acknowledged(segment, heard.end.get());
-    // The reset that answers a SYN.
+    // A reset that answers a SYN has sequence number 0.
     if opening && segment.has(RST) && seq == 0 {
         (seq, end) = (sent, sent);
     }
@@ -126,8 +127,8 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     Check::Inside
 }
 
-/// What a segment that is not inside is then. Its first and its last number come in one word: a BPF
-/// function takes five.
+/// The verdict on a segment that is not inside of the windows. Its first and last sequence number
+/// are packed into one word, because a BPF function takes five arguments.
 #[inline(never)]
 fn outside<F: Family, T: Tables<F>>(
     tables: &T,
@@ -156,20 +157,21 @@ fn outside<F: Family, T: Tables<F>>(
     {
         return Check::Outside;
     }
-    // More than it was allowed, less than a window more: what acknowledges it will pass.
+    // The segment exceeds the allowed window by less than one window: it passes, and its
+    // acknowledgement must pass later.
     tables.raise(&said.end, end);
     set(windows, own, mark::UNACKNOWLEDGED, true);
     Check::Ignore
 }
 
-/// Whether a segment ends where its receiver has not been long ago.
+/// Whether the end of a segment is not more than one receive window behind what was already sent.
 #[inline(always)]
 const fn is_in_view(end: u32, sent: u32, takes: u32) -> bool {
     takes == 0 || after(end, sent.wrapping_sub(takes).wrapping_sub(1))
 }
 
-/// What a segment acknowledges. Without an acknowledgement, or with the zero that some put into a
-/// reset: as if it were right.
+/// The number that a segment acknowledges. A segment without ACK, or a reset with acknowledgement 0
+/// as some stacks send it, counts as acknowledging everything received.
 #[inline(always)]
 const fn acknowledged(segment: &Segment, heard: u32) -> u32 {
     if !segment.has(ACK) || segment.has(RST) && segment.ack == 0 {
@@ -179,15 +181,16 @@ const fn acknowledged(segment: &Segment, heard: u32) -> u32 {
     }
 }
 
-/// Whether an acknowledgement is not overly late.
+/// Whether an acknowledgement is not too late.
 #[inline(always)]
 const fn is_in_time(ack: u32, heard: u32, size: u32) -> bool {
     let late = if size > LATE { size } else { LATE };
     after(ack, heard.wrapping_sub(late).wrapping_sub(1))
 }
 
-/// A side's first segment, or a SYN with another beginning than its last one: its windows begin, if
-/// what it acknowledges can be. Says what it is where that is clear by now.
+/// Initialises a side's windows by its first segment, or by a SYN with another sequence number than
+/// its last one, if the segment's acknowledgement is plausible. Returns the result of the window
+/// check if it is already clear.
 #[inline(always)]
 pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -> Option<Check> {
     let (own, other) = segment.sides();
@@ -203,14 +206,14 @@ pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -
     }
     let mut size = segment.win as u32;
     if !syn {
-        // In the middle of a connection whose history nobody saw.
+        // The first segment seen of a connection that was picked up in the middle.
         size <<= windows.scale[own].get() & 15;
         if takes == 0 {
             windows.sides[other].end.set(segment.ack);
             windows.sides[other].max_end.set(segment.ack);
             heard = segment.ack;
         } else if segment.ack == heard.wrapping_add(1) {
-            // Answers a keep-alive.
+            // The segment answers a keep-alive.
             windows.sides[other].end.set(segment.ack);
             heard = segment.ack;
         }
@@ -235,7 +238,7 @@ pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -
     let (scale, marks) = offer(segment.scale);
     windows.scale[own].set(scale);
     windows.marks[own].set(marks | liberal);
-    // Both sides scale, or neither does (RFC 7323 section 2.2).
+    // Window scaling applies only if both sides offer it (RFC 7323 section 2.2).
     if segment.reply && marks & windows.marks[other].get() & mark::SCALES == 0 {
         windows.scale[0].set(0);
         windows.scale[1].set(0);
@@ -244,7 +247,7 @@ pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -
     (!segment.has(ACK) && (first || segment.reply)).then_some(Check::Inside)
 }
 
-/// Sets or clears a mark, if it is not so already.
+/// Sets or clears a mark; does not write if it would not change anything.
 #[inline(always)]
 fn set(windows: &TcpTracking, side: usize, mark: u8, on: bool) {
     let old = windows.marks[side].get();
@@ -254,7 +257,7 @@ fn set(windows: &TcpTracking, side: usize, mark: u8, on: bool) {
     }
 }
 
-/// Counts how often the same ACK is seen again; another one begins a new count.
+/// Counts repetitions of the same ACK; a different ACK starts a new count.
 #[inline(always)]
 fn remember(windows: &TcpTracking, segment: &Segment, end: u32, ack: u32) {
     let last = windows.last.get();

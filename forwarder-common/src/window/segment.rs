@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What windows ask of a segment, and how its options are read.
+//! The facts of a TCP segment that window tracking needs, and the parser of its options.
 
 use core::hint::black_box;
 
@@ -10,28 +10,29 @@ use crate::parse::Packet;
 use crate::tables::{Attempt, Tables};
 use crate::tcp::{self, FIN, Kind, SYN};
 
-/// The scale of a side that does not offer any.
+/// The scale of a side that offers none.
 pub const NO_SCALE: u8 = 0xff;
 /// The scale of a side whose options cannot be read.
 pub const UNREAD: u8 = 0xfe;
 /// The largest scale (RFC 7323 section 2.3).
 const MAX_SCALE: u8 = 14;
-/// Steps of a walk: more than the bytes of all options.
+/// Steps to walk through the options: more than all options can have bytes.
 const OPTIONS: u32 = 42;
-/// An option's kind: the end of all.
+/// Option kind: end of option list.
 const LAST: u8 = 0;
-/// An option's kind, all of it: nothing.
+/// Option kind: no-operation.
 const PADDING: u8 = 1;
-/// An option's kind and length: window scale.
+/// Option kind: window scale.
 const SCALE: u8 = 3;
-/// The bits of a payload's length.
+/// The bits of a payload length.
 const PAYLOAD: u32 = (1 << 24) - 1;
-/// No datagram is longer.
+/// The length of the longest datagram.
 const LONGEST: u32 = u16::MAX as u32;
-/// TCP's header without options.
+/// Bytes of a TCP header without options.
 const FIXED: u8 = 20;
 
-/// The window scale that a SYN offers, [`NO_SCALE`], or [`UNREAD`].
+/// The window scale that a SYN offers, [`NO_SCALE`] if it offers none, or [`UNREAD`] if its options
+/// cannot be read.
 #[inline(always)]
 #[must_use]
 pub fn scale<F: Family, T: Tables<F>>(tables: &T, frame: Frame<'_>, packet: &Packet<F>) -> u8 {
@@ -46,29 +47,30 @@ pub fn scale<F: Family, T: Tables<F>>(tables: &T, frame: Frame<'_>, packet: &Pac
     walk.found
 }
 
-/// A walk through options. Places are bytes, which the verifier knows the bounds of: headers end
+/// A walk through TCP options. Offsets are bytes, whose bounds the verifier knows: headers end
 /// before 14 + 60 + 60.
 struct Walk<'a> {
     frame: Frame<'a>,
     at: u8,
     end: u8,
-    /// What the walk found once it is over.
+    /// The result, once the walk is over.
     found: u8,
-    /// What was offered so far.
+    /// The scale offered so far.
     offered: u8,
 }
 
 impl Attempt for Walk<'_> {
-    /// Looks at one option; whether it was the last.
+    /// Reads one option; returns whether it was the last.
     #[inline(always)]
     fn once(&mut self) -> bool {
         let left = self.end.wrapping_sub(self.at);
-        // A last byte can only be padding.
+        // A single last byte can only be padding.
         if self.at >= self.end || left < 2 {
             self.found = self.offered;
             return true;
         }
-        // Opaque, so that what is compared with the frame's end is what is read.
+        // `black_box`, so that the offset that is compared with the frame's end is the one that is
+        // read.
         let place = black_box(self.at) as usize;
         let Some([kind, len]) = self.frame.read::<[u8; 2]>(place) else {
             return true;
@@ -93,29 +95,28 @@ impl Attempt for Walk<'_> {
     }
 }
 
-/// A segment, as far as windows go.
+/// The facts of a segment that window tracking needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
     /// Sequence number.
     pub seq: u32,
-    /// Acknowledgement.
+    /// Acknowledgement number.
     pub ack: u32,
-    /// Window as announced.
+    /// Announced window, unscaled.
     pub win: u16,
-    /// Bytes of payload, below 2^24. Of a segment that is yet to be cut (GSO), or was put together
-    /// (GRO), it is the whole's.
+    /// Bytes of payload, below 2^24. For a GSO or GRO packet, the payload of all segments together.
     pub payload: u32,
     /// FIN, SYN, RST and ACK.
     pub flags: u8,
-    /// What [`scale()`] says.
+    /// The result of [`scale()`].
     pub scale: u8,
-    /// An answer to the originator.
+    /// Whether the segment goes in the reply direction.
     pub reply: bool,
 }
 
 impl Segment {
-    /// A packet's of `len` bytes from the network header on. One whose rest follows in other fragments
-    /// is taken to be as long as it can be: what acknowledges the rest must pass.
+    /// The segment of a packet with `len` bytes from the network header on. A first fragment counts
+    /// as the longest datagram: an acknowledgement of the rest must pass.
     #[inline(always)]
     #[must_use]
     pub fn of<F: Family>(packet: &Packet<F>, len: u32, dir: Direction, scale: u8) -> Self {
@@ -131,7 +132,7 @@ impl Segment {
         }
     }
 
-    /// In two words: a BPF function takes plain numbers only.
+    /// Packs the segment into two words, because a BPF function takes plain numbers only.
     #[inline(always)]
     #[must_use]
     pub const fn pack(&self) -> [u64; 2] {
@@ -141,7 +142,7 @@ impl Segment {
         [numbers, sizes | facts << 40]
     }
 
-    /// Out of them.
+    /// Unpacks a segment.
     #[inline(always)]
     #[must_use]
     pub const fn unpack([numbers, facts]: [u64; 2]) -> Self {
@@ -156,7 +157,7 @@ impl Segment {
         }
     }
 
-    /// Sequence number plus all that it counts: payload, SYN, FIN.
+    /// Sequence number plus everything that counts in it: payload, SYN, FIN.
     #[inline(always)]
     pub(super) const fn end(&self) -> u32 {
         let counts = self.payload + self.has(SYN) as u32 + self.has(FIN) as u32;
@@ -173,7 +174,7 @@ impl Segment {
         tcp::kind(self.flags) as u8 == kind as u8
     }
 
-    /// The sides that sent it and that it is for.
+    /// The index of the side that sent the segment, and that of the other side.
     #[inline(always)]
     pub(super) const fn sides(&self) -> (usize, usize) {
         (self.reply as usize, !self.reply as usize)
