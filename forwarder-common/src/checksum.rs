@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The Internet checksum and its incremental update (RFC 1071, RFC 1624).
 //!
-//! A *delta* is the folded ones' complement difference `new - old` of the words that change. It
-//! is computed once per flow and added to the checksum of every packet. Words are taken as they
-//! lie in memory: the ones' complement sum does not care about byte order (RFC 1071 section 2).
+//! A *delta* is the folded ones' complement difference `new - old` of the words that change. It is
+//! computed once per flow and added to the checksum of every packet. Words are taken as they lie in
+//! memory: the ones' complement sum is independent of byte order (RFC 1071 section 2).
 
 use crate::family::Be16;
 
@@ -16,17 +16,17 @@ pub const fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
-/// Folds a sum of less than 2^16 32-bit words to 16 bits, likewise.
+/// Folds a sum of less than 2^16 32-bit words to 16 bits, with end-around carry.
 #[inline(always)]
 #[must_use]
 pub const fn fold_wide(sum: u64) -> u16 {
-    // At most 2^32 + 2^16: half of it is no more than a sum of words.
+    // At most 2^32 + 2^16, so its two halves are a valid sum of words for `fold`.
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     fold((sum & 0xffff) as u32 + (sum >> 16) as u32)
 }
 
-/// The delta that turns a sum with `old` words in it into one with `new` words: both are unfolded
-/// sums of at most 2^15 words. Zero, never its twin 0xffff, where nothing changes.
+/// The delta that turns a sum with the words `old` into one with the words `new`: both are unfolded
+/// sums of at most 2^15 words. If nothing changes, the delta is 0, not the equivalent 0xffff.
 #[inline(always)]
 #[must_use]
 pub const fn delta(old: u32, new: u32) -> u16 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! SCTP's checksum, a CRC32c (RFC 9260 appendix A), and its update without the packet.
+//! SCTP's checksum, a CRC32c (RFC 9260 appendix A), and its update without reading the packet.
 //!
-//! A CRC is linear: what a change of some bytes does to it depends on the change and on how far from
-//! the packet's end it lies, and on nothing else in the packet. That is a multiplication by a power
-//! of *x* among the polynomials over GF(2), modulo the CRC's own one. Polynomials stand mirrored here,
-//! as the CRC's register does: the highest bit is the coefficient of 1.
+//! A CRC is linear: the effect of a change depends only on the changed bytes and on their distance
+//! from the packet's end. It is a multiplication by a power of *x* in the polynomials over GF(2),
+//! modulo the CRC's polynomial. Polynomials are mirrored here, as the CRC's register is: the
+//! highest bit is the coefficient of 1.
 
 use crate::tables::Attempt;
 
@@ -13,11 +13,12 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// The eighth power of *x*: one byte further from the end.
 const OCTET: u32 = 1 << (31 - 8);
 
-/// The way of a register through so many bytes of zeros, by the binary digits of their number.
+/// Shifts a CRC register through a number of zero bytes, by the binary digits of that number.
 ///
-/// Of four bytes that change, read as a little-endian word of ones where they do, [`Shift::register`]
-/// is in the end what changes in the CRC (as a little-endian word) of a message that ends `bytes`
-/// after the first of them: the four go through the register, too.
+/// To get the change of the CRC after four bytes of a message changed, begin with the XOR of their
+/// old and new values, read as a little-endian word, and shift by the number of bytes from the
+/// first of the four to the message's end (the four pass through the register, too).
+/// [`Shift::register`] is then the XOR of the old and new CRC, also as a little-endian word.
 #[derive(Clone, Copy, Debug)]
 pub struct Shift {
     /// The register so far.
@@ -27,10 +28,10 @@ pub struct Shift {
 }
 
 impl Shift {
-    /// How many steps there are at most.
+    /// The maximal number of steps.
     pub const STEPS: u32 = u16::BITS;
 
-    /// The way's beginning.
+    /// A shift before its first step.
     #[inline(always)]
     #[must_use]
     pub const fn new(register: u32, octets: u16) -> Self {
@@ -43,7 +44,7 @@ impl Shift {
 }
 
 impl Attempt for Shift {
-    /// One digit; whether it was the last one.
+    /// Processes one binary digit; returns whether it was the last one.
     #[inline(always)]
     fn once(&mut self) -> bool {
         if self.octets & 1 != 0 {
@@ -55,7 +56,7 @@ impl Attempt for Shift {
     }
 }
 
-/// The whole way at once.
+/// The whole shift at once.
 #[must_use]
 pub fn shift(register: u32, octets: u16) -> u32 {
     let mut shift = Shift::new(register, octets);
@@ -63,12 +64,12 @@ pub fn shift(register: u32, octets: u16) -> u32 {
     shift.register
 }
 
-/// The checksum field of a packet of so many bytes after its first four changed, all as they lie in
-/// memory; `shift` is [`shift`].
+/// The checksum field of a packet of `octets` bytes whose first four bytes changed from `old` to
+/// `new`, all as they lie in memory. `shift` is [`shift`].
 ///
-/// One that is zero stays: nobody has made it yet, and whoever does will look at the whole packet (a
-/// device, or the kernel's `skb_crc32c_csum_help`, for a socket that left it to them). BPF programs
-/// cannot ask for that, and of those that were made one in 2^32 is zero.
+/// A checksum of 0 stays: it has not been computed yet, and the device or the kernel
+/// (`skb_crc32c_csum_help`) will compute it from the whole packet. BPF programs cannot ask whether
+/// that is so, and only one computed checksum in 2^32 is 0.
 #[inline(always)]
 pub(crate) fn update(
     field: u32,
@@ -83,7 +84,8 @@ pub(crate) fn update(
     field ^ shift(change, octets).to_le()
 }
 
-/// The product of two polynomials: from the highest power down, one times *x* and one more summand.
+/// The product of two polynomials, from the highest power down: multiply by *x* and add the next
+/// summand.
 #[inline(always)]
 const fn product(a: u32, b: u32) -> u32 {
     let mut product = 0_u32;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What whoever watches is told of flows: one record for a beginning and one for an end.
+//! Flow events: what a watcher receives when a flow begins and when it ends.
 
 use core::cell::Cell;
 
@@ -12,22 +12,23 @@ use crate::timeouts::Ticks;
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// It begins. Told while nobody else knows its record, hence before all that becomes of it.
+    /// The flow begins. The event is emitted while nobody else knows the record, and so before all
+    /// later events of the flow.
     Begins = 0,
-    /// It ends: its time is over, its connection is opened anew, or one of its ends or its mapping
-    /// is another one now. The record tells which.
+    /// The flow ends: it has expired, its connection is opened again, or one of its endpoints or
+    /// its port mapping has changed. The record tells which.
     Over = 1,
-    /// It ends: a newer one that is not assured either has its record.
+    /// The flow ends: a newer unassured flow takes its record.
     Evicted = 2,
-    /// It ends by hand.
+    /// The flow ends: it was deleted on request.
     Deleted = 3,
-    /// It ends before any packet found it: another CPU made a flow of the same tuple first, or the
-    /// index is full.
+    /// The flow ends before any packet found it: another CPU created a flow with the same tuple
+    /// first, or the index is full.
     Undone = 4,
 }
 
 impl EventKind {
-    /// The news of a number; [`EventKind::Over`] for a number that is none's.
+    /// The event kind with this number; [`EventKind::Over`] for an unknown number.
     #[inline(always)]
     #[must_use]
     pub const fn from_u32(number: u32) -> Self {
@@ -41,31 +42,33 @@ impl EventKind {
     }
 }
 
-/// A flow as it was when something happened to it. Its length tells the address family.
+/// A flow at the time of an event. The length of the event tells the address family.
 ///
-/// Cells, since it is filled where it lies, in the ring: the stack has no room for it.
+/// The fields are cells because an event is filled in place, in the ring: the stack has no room for
+/// it.
 #[repr(C)]
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Event<F: Family> {
-    /// The [`FlowState`]: its id is that of this life of the record.
+    /// The [`FlowState`], which contains the record's generation.
     pub flow_state: Cell<u64>,
     /// Packets by direction.
     pub packets: [Cell<u64>; 2],
     /// Bytes by direction, network header included.
     pub bytes: [Cell<u64>; 2],
-    /// What the originator's packets carry when they reach us, and what the answers carry.
+    /// The tuples of the originator's packets and of the answers, both as they arrive at the
+    /// forwarder.
     pub tuples: [Cell<Tuple<F>>; 2],
     /// The record's index.
     pub index: Cell<u32>,
-    /// The number of a [`EventKind`].
+    /// The number of an [`EventKind`].
     pub news: Cell<u32>,
-    /// When it happened.
+    /// When the event happened.
     pub at: Cell<Ticks>,
-    /// When the flow was made.
+    /// When the flow was created.
     pub created: Cell<Ticks>,
-    /// When the last packet came.
+    /// When the last packet arrived.
     pub seen: Cell<Ticks>,
-    /// When the flow was to end.
+    /// When the flow would expire.
     pub expires: Cell<Ticks>,
 }
 
@@ -73,7 +76,7 @@ pub struct Event<F: Family> {
 const _: () = assert!(size_of::<Event<V4>>() == 8 + 16 + 16 + 32 + 6 * 4);
 
 impl<F: Family> Event<F> {
-    /// Tells of a record that does not go to another flow meanwhile.
+    /// Fills the event from a record that cannot be reused for another flow at the same time.
     #[inline(always)]
     pub fn fill(
         &self,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The address family as a type parameter, and the integers that stay in wire order.
+//! The address family as a type parameter, and integers in wire order.
 
 use core::fmt::Debug;
 use core::hash::Hash;
@@ -58,14 +58,14 @@ impl Be32 {
         Self(value.to_be())
     }
 
-    /// From four bytes as they stand on the wire.
+    /// From four bytes as on the wire.
     #[inline(always)]
     #[must_use]
     pub const fn from_octets(octets: [u8; 4]) -> Self {
         Self(u32::from_ne_bytes(octets))
     }
 
-    /// The four bytes as they stand on the wire.
+    /// The four bytes as on the wire.
     #[inline(always)]
     #[must_use]
     pub const fn octets(self) -> [u8; 4] {
@@ -103,7 +103,7 @@ impl Be128 {
     /// The unspecified address, `::`.
     pub const ANY: Self = Self([Be32::new(0); 4]);
 
-    /// From sixteen bytes as they stand on the wire.
+    /// From sixteen bytes as on the wire.
     #[must_use]
     pub const fn from_octets(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
@@ -115,7 +115,7 @@ impl Be128 {
         ])
     }
 
-    /// The sixteen bytes as they stand on the wire.
+    /// The sixteen bytes as on the wire.
     #[must_use]
     pub fn octets(self) -> [u8; 16] {
         bytemuck::cast(self)
@@ -128,21 +128,21 @@ impl Be128 {
         self.0.map(Be32::word)
     }
 
-    /// In fe80::/10 (RFC 4291 section 2.5.6).
+    /// Whether it is in fe80::/10 (RFC 4291 section 2.5.6).
     #[inline(always)]
     #[must_use]
     pub fn is_link_local(self) -> bool {
         self.0[0].get() >> 22 == 0xfe80_0000 >> 22
     }
 
-    /// In ff00::/8 (RFC 4291 section 2.7).
+    /// Whether it is in ff00::/8 (RFC 4291 section 2.7).
     #[inline(always)]
     #[must_use]
     pub fn is_multicast(self) -> bool {
         self.0[0].get() >> 24 == 0xff
     }
 
-    /// The link-local address that a MAC address stands for (RFC 4291 appendix A).
+    /// The link-local address that is derived from a MAC address (RFC 4291 appendix A).
     #[must_use]
     pub const fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Self {
         Self([
@@ -157,43 +157,46 @@ impl Be128 {
 /// An address of either family as four words in wire order.
 pub type Wide = [Be32; 4];
 
-/// `::ffff:0:0/96`, behind which IPv4 addresses stand.
+/// The prefix of IPv4-mapped addresses, `::ffff:0:0/96`.
 const MAPPED: [Be32; 3] = [Be32::new(0), Be32::new(0), Be32::new(0xffff)];
 
-/// What the packet brain asks of an address.
+/// The address operations that the packet logic needs.
 pub trait Address: Copy + Eq + Ord + Hash + Debug + Default + Pod {
-    /// `0.0.0.0` or `::`, which in a published port stands for any local address.
+    /// `0.0.0.0` or `::`, which in a published port stands for any address of the host.
     const ANY: Self;
 
     /// `127.0.0.1` or `::1`.
     const LOOPBACK: Self;
 
-    /// The address as a socket of either family has it: IPv4 behind `::ffff:` (RFC 4291 2.5.5.2).
+    /// The address as an IPv6 socket has it: an IPv4 address is mapped (`::ffff:…`, RFC 4291
+    /// section 2.5.5.2).
     fn widen(self) -> Wide;
 
-    /// The address of this family that [`Self::widen`] makes this of.
+    /// The address of this family from which [`Self::widen`] makes `wide`.
     fn narrow(wide: Wide) -> Option<Self>;
 
     /// The unfolded ones' complement sum of the address's 16-bit words (RFC 1071).
     fn sum(self) -> u32;
 
-    /// In 127.0.0.0/8, or `::1`.
+    /// Whether it is in 127.0.0.0/8, or `::1`.
     fn is_loopback(self) -> bool;
 
-    /// Multicast, limited broadcast or of "this network": what the kernel never forwards to.
+    /// Whether it is a multicast, limited broadcast or "this network" address: the kernel never
+    /// forwards to those.
     fn is_unroutable(self) -> bool;
 
-    /// Of no use as yet (240.0.0.0/4): nobody's source.
+    /// Whether it is reserved (240.0.0.0/4): never a valid source.
     fn is_reserved(self) -> bool;
 
-    /// An address that is nobody's, and what else it takes to find this one again: 28 bits at most.
-    /// Two addresses of one host must not be lost at the same place.
+    /// A placeholder address that belongs to nobody, and the part of this address that the
+    /// placeholder does not contain: 28 bits at most. Two addresses of one host must not get the
+    /// same placeholder.
     fn encode_placeholder(self) -> (Self, u32);
 
-    /// What was [`encode_placeholder`](Self::lost) there.
+    /// The address that [`encode_placeholder`](Self::encode_placeholder) replaced.
     fn decode_placeholder(self, rest: u32) -> Self;
 
-    /// A hash of the address for small tables; not for anything that an attacker must not guess.
+    /// A hash of the address for small tables; an attacker can predict it.
     fn mix(self) -> u32;
 }
 
@@ -233,8 +236,8 @@ impl Address for Be32 {
         self.get() >> 28 == 0xf
     }
 
-    /// In 0.0.0.0/8, where no host is (RFC 1122 section 3.2.1.3) but where Linux routes to. The
-    /// complement, since an address may end in zeros, and none ends in so many ones.
+    /// In 0.0.0.0/8, where no host is (RFC 1122 section 3.2.1.3) but which Linux routes. The
+    /// complement, because an address may end in zero bits, but none ends in that many one bits.
     #[inline(always)]
     fn encode_placeholder(self) -> (Self, u32) {
         let address = self.get();
@@ -252,8 +255,8 @@ impl Address for Be32 {
     }
 }
 
-/// An address family: how its header reads and is rewritten. One instantiation of the whole
-/// pipeline each.
+/// An address family: how its header is parsed and rewritten. The pipeline is instantiated per
+/// family.
 pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     /// The family's address.
     type Addr: Address;
@@ -261,23 +264,24 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     /// The Ethernet type in host order.
     const ETHERTYPE: u16;
 
-    /// The protocol number of its control messages (ICMP or ICMPv6).
+    /// The protocol number of ICMP or ICMPv6.
     const ICMP: u8;
 
-    /// Reads the network header at `l3`.
+    /// Parses the network header at `l3`.
     ///
     /// # Errors
-    /// [`Reason::Truncated`] where the bytes are not in the window, [`Reason::Malformed`] where
-    /// they are no such header.
+    /// [`Reason::Truncated`] if the bytes are not in the frame, [`Reason::Malformed`] if they are
+    /// not a valid header.
     fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason>;
 
-    /// Whether the network header at `l3`, one without options, is as it was sent: what the kernel's
-    /// stack asks of each packet, and what is redirected past it has to be asked here.
+    /// Whether the checksum of the network header at `l3`, which has no options, is correct. The
+    /// kernel's stack checks it for each packet, so it has to be checked here for packets that are
+    /// redirected past the stack.
     fn is_intact(frame: &Frame<'_>, l3: usize) -> bool;
 
-    /// Writes new addresses into the network header at `l3`, one hop fewer if `hop`, and brings
-    /// the header's own checksum along. `false` if the bytes are not in the window, with nothing
-    /// written.
+    /// Writes new addresses into the network header at `l3`, decrements its hop limit if `hop`, and
+    /// updates the header checksum. Returns `false` and writes nothing if the header is not in the
+    /// frame.
     fn readdress(
         frame: &mut Frame<'_>,
         l3: usize,
@@ -286,15 +290,16 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
         hop: bool,
     ) -> bool;
 
-    /// Gives the network header at `l3` one hop more, unless it has the most there are. `false` if
-    /// it is not in the window.
+    /// Increments the hop limit in the network header at `l3`, unless it is at its maximum. Returns
+    /// `false` if the header is not in the frame.
     fn lift(frame: &mut Frame<'_>, l3: usize) -> bool;
 
-    /// Bytes of what [`Self::prohibit`] writes.
+    /// Bytes that [`Self::prohibit`] writes.
     const REFUSAL: usize;
 
-    /// Writes the headers of a control message that says "prohibited" at `l3`, before the `quoted`
-    /// bytes of a packet that it answers. `false` if they are not in the window.
+    /// Writes the headers of an ICMP error "administratively prohibited" at `l3`, before the
+    /// `quoted` bytes of the packet that it answers. Returns `false` if the headers are not in the
+    /// frame.
     fn prohibit(frame: &mut Frame<'_>, l3: usize, from: Self::Addr, quoted: u8) -> bool;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is done to flows by hand, beside all packets: ending one, and collecting those whose time
-//! is over without waiting for new flows to do it.
+//! Flow operations that the command line runs outside of the packet path: delete a flow, and
+//! collect expired flows without waiting for new flows to do it.
 
 use crate::abi::FlowRef;
 use crate::event::EventKind;
@@ -8,19 +8,19 @@ use crate::family::Family;
 use crate::flow::{Sweeper, retire};
 use crate::tables::Tables;
 
-/// What became of the wish to end a flow.
+/// The result of deleting a flow.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
-    /// There is no such flow, or somebody else ended it.
+    /// There is no such flow, or it was ended by somebody else.
     Absent = 0,
-    /// It has ended: both keys and the record.
+    /// The flow has ended: both keys and the record.
     Ended = 1,
-    /// A packet changed its state meanwhile: to be tried again.
+    /// A packet changed the flow's state in between: try again.
     Busy = 2,
 }
 
-/// Ends a flow that is named by its record and this life of it.
+/// Ends the flow in this generation of a record.
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Ending {
     let Some(flow) = tables.flow(reference.index) else {
@@ -37,7 +37,7 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, reference: FlowRef) -> Ending {
     }
 }
 
-/// Looks at the sweep's next `records` and frees those whose time is over.
+/// Inspects the next `records` records of the sweep and frees those whose flow is over.
 #[inline(always)]
 pub fn collect<F: Family, T: Tables<F>>(tables: &T, records: u32) {
     tables.attempt(records, &mut Sweeper::new(tables));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The window onto a packet: two pointers, every access checked against the second.
+//! Checked access to a packet: two pointers, and every access is compared with the second.
 //!
-//! The verifier accepts a packet access only behind a comparison of a packet pointer with
-//! `data_end`; a slice compares lengths, and is refused. So the kernel builds a [`Frame`] from the
-//! context's two pointers, a host from a `&mut [u8]`, and one source serves both. A frame never
-//! spans a helper that moves packet data: the kernel side makes a new one.
+//! The verifier accepts a packet access only after a comparison of a packet pointer with
+//! `data_end`; a slice compares lengths and is rejected. So the kernel side builds a [`Frame`] from
+//! the context's two pointers, a host from a `&mut [u8]`, and both share one source. A frame must
+//! not be used after a helper that moves packet data: the kernel side creates a new one.
 #![expect(
     unsafe_code,
     reason = "the window type: the one place that turns pointers into values"
@@ -15,7 +15,7 @@ use core::ptr;
 
 use bytemuck::Pod;
 
-/// A packet's bytes from the link layer on. Copies look at the same bytes.
+/// A packet's bytes from the link layer on. Copies of a frame refer to the same bytes.
 #[derive(Clone, Copy)]
 pub struct Frame<'a> {
     start: *mut u8,
@@ -24,7 +24,7 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// A window onto `bytes`.
+    /// A frame over `bytes`.
     #[inline(always)]
     pub fn new(bytes: &'a mut [u8]) -> Self {
         let range = bytes.as_mut_ptr_range();
@@ -35,10 +35,10 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// A window onto the bytes from `start` up to `end`.
+    /// A frame over the bytes from `start` up to `end`.
     ///
     /// # Safety
-    /// `start..end` must be readable and writable for `'a`, and accessed through this window only;
+    /// `start..end` must be readable and writable for `'a`, and accessed through this frame only;
     /// in a BPF program, they are the context's `data` and `data_end`.
     #[inline(always)]
     pub unsafe fn from_raw(start: *mut u8, end: *mut u8) -> Self {
@@ -49,7 +49,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// The value at `offset`, or `None` if it is not wholly inside.
+    /// The value at `offset`, or `None` if it is not completely inside.
     #[inline(always)]
     #[must_use]
     pub fn read<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -58,14 +58,14 @@ impl<'a> Frame<'a> {
         Some(unsafe { load(at.cast::<T>()) })
     }
 
-    /// Writes `value` at `offset`; `false`, with nothing written, if it does not fit inside.
+    /// Writes `value` at `offset`; returns `false` and writes nothing if it does not fit inside.
     #[inline(always)]
     #[must_use]
     pub fn write<T: Pod>(&mut self, offset: usize, value: T) -> bool {
         let Some(at) = self.place::<T>(offset) else {
             return false;
         };
-        // SAFETY: as in `read`, and the window is borrowed mutably.
+        // SAFETY: as in `read`, and the frame is borrowed mutably.
         unsafe { store(at.cast::<T>(), value) };
         true
     }
@@ -73,7 +73,7 @@ impl<'a> Frame<'a> {
     #[inline(always)]
     fn place<T>(&self, offset: usize) -> Option<*mut u8> {
         let at = self.start.wrapping_add(offset);
-        // The comparison has the shape that the verifier learns from: packet pointer against end.
+        // The verifier recognises this form of a bounds check: packet pointer against end.
         if at.wrapping_add(size_of::<T>()) > self.end {
             None
         } else {
@@ -82,10 +82,11 @@ impl<'a> Frame<'a> {
     }
 }
 
-// On the BPF machine a load is a load: the verifier admits unaligned packet access wherever the
-// processor has it, while LLVM would take "unaligned" for "byte by byte". (LLVM can be told that
-// the machine does not mind; then it also misaligns the stack, where the verifier does mind.) So
-// the kernel's side claims an alignment that a packet does not have, and the host's does not.
+// In BPF a load is one instruction: the verifier allows unaligned packet access wherever the
+// processor supports it, while LLVM compiles an unaligned access byte by byte. (LLVM can be told
+// that the machine supports unaligned access; then it also misaligns the stack, which the verifier
+// rejects.) So the kernel side claims an alignment that a packet does not have, and the host side
+// does not.
 
 /// # Safety
 /// `at` is readable for a `T`.

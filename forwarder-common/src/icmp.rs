@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! ICMP errors: reading the packet that they quote, and restoring it to what its sender sent.
+//! ICMP errors: parses the quoted packet, and translates it back to what its sender sent.
 //!
-//! RFC 5508 REQ-4 and REQ-5: the quoted headers are translated back, with all the checksums that
-//! cover them; type, code, MTU and extensions (RFC 4884) stay.
+//! RFC 5508 REQ-4 and REQ-5: the quoted headers are translated back, with all checksums that cover
+//! them; type, code, MTU and extensions (RFC 4884) stay.
 
 use crate::abi::Tuple;
 use crate::checksum;
@@ -17,11 +17,11 @@ use crate::rewrite::SCTP_CHECKSUM;
 pub struct Quote<F: Family> {
     /// Its tuple, as the error's sender saw it.
     pub tuple: Tuple<F>,
-    /// It is an ICMP query's reply.
+    /// Whether it is the reply to an ICMP query.
     answer: bool,
     l3: u8,
     l4: u8,
-    /// Where the quote ends, by the error's own length.
+    /// The end of the quote, by the error's own length.
     end: u16,
 }
 
@@ -32,14 +32,14 @@ pub fn is_redirect<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> bool {
     frame.read::<u8>(packet.l4 as usize) == Some(REDIRECT)
 }
 
-/// Where the packet that an error quotes begins.
+/// The offset of the quoted packet.
 #[inline(always)]
 #[must_use]
 pub fn quoted_at<F: Family>(packet: &Packet<F>) -> usize {
     packet.l4 as usize + size_of::<IcmpHeader>()
 }
 
-/// Reads the quoted packet: `None` if there is not enough of it to tell its flow.
+/// Parses the quoted packet; `None` if too little of it is quoted to identify its flow.
 #[inline(always)]
 pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F>> {
     let l3 = quoted_at(packet);
@@ -70,7 +70,7 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
             tuple.dport = ports.dst;
             answer = reply;
         }
-        bare if proto::is_portless(bare, F::ICMP as u32) => {}
+        portless if proto::is_portless(portless, F::ICMP as u32) => {}
         _ => return None,
     }
     let end = packet.len.saturating_add(packet.l3 as u16);
@@ -83,21 +83,21 @@ pub fn quote<F: Family>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F
     })
 }
 
-/// The error's own header as it will be.
+/// The new values of the error's own header.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer<F: Family> {
     /// Source address.
     pub src: F::Addr,
     /// Destination address.
     pub dst: F::Addr,
-    /// One hop fewer.
+    /// Whether to decrement the hop limit.
     pub hop: bool,
 }
 
 /// Rewrites the quoted packet to `inner` and the error's own header to `outer`.
 ///
-/// The ICMP checksum covers the quote: it absorbs every change in there that does not cancel
-/// itself out. `false` if the frame is shorter than what was read, which cannot be.
+/// The ICMP checksum covers the quote, so it has to absorb every change there that does not cancel
+/// itself out. `false` if the frame is shorter than the parsed packet, which cannot happen.
 #[inline(never)]
 pub fn restore<F: Family>(
     frame: &mut Frame<'_>,
@@ -118,7 +118,8 @@ pub fn restore<F: Family>(
         old.sport.word() as u32 + old.dport.word() as u32,
         inner.sport.word() as u32 + inner.dport.word() as u32,
     );
-    // The quoted header's own checksum cancels its addresses out; ports are left to absorb.
+    // The changes of the quoted addresses and of the quoted header checksum cancel each other out;
+    // those of the ports remain.
     let mut absorb = ports;
     let written = match old.proto {
         proto::TCP => {
@@ -153,7 +154,7 @@ pub fn restore<F: Family>(
                 None => true,
             }
         }
-        // Its checksum takes more: see `restore_crc`.
+        // The SCTP checksum is restored separately: see `restore_crc`.
         proto::SCTP => frame.write(
             quote.l4 as usize,
             Ports {
@@ -197,9 +198,9 @@ pub(crate) fn ports<F: Family>(tuple: &Tuple<F>) -> u32 {
     })
 }
 
-/// Restores the checksum of a quoted SCTP packet after its ports, where the quote reaches that far:
-/// the quoted header says how far away the packet's end was. `ports` are the packet's first four
-/// bytes, as they were quoted and as they are by now.
+/// Restores the checksum of a quoted SCTP packet after its ports were rewritten, if the quote
+/// contains the checksum. The quoted header tells the length of the packet. `ports` are the
+/// packet's first four bytes, as quoted and as they are now.
 #[inline(always)]
 pub fn restore_crc<F: Family>(
     frame: &mut Frame<'_>,
@@ -226,7 +227,7 @@ pub fn restore_crc<F: Family>(
     frame.write(at, after) && frame.write(packet.l4 as usize + 2, sum)
 }
 
-/// The quoted transport checksum, where the quote reaches that far.
+/// The offset and value of the quoted transport checksum, if the quote contains it.
 #[inline(always)]
 fn checksum_at<F: Family>(
     frame: &Frame<'_>,

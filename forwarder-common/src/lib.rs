@@ -1,43 +1,43 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The packet logic of the forwarder: what happens to a packet, for the kernel and for the host
-//! from one source.
+//! The forwarder's packet logic: what happens to a packet, in one source for the kernel and for
+//! hosts.
 //!
 //! A Docker host's bridge networks need translation, isolation and published ports. This crate
 //! decides all of it, packet by packet, as `nf_conntrack`, `nf_nat` and Docker's rules would. The
-//! crate `forwarder-ebpf` compiles it into eBPF programs; tests, fuzzers and Miri run the very same
-//! code on a host.
+//! crate `forwarder-ebpf` compiles it into eBPF programs; tests, fuzzers and Miri run the same code
+//! on a host.
 //!
 //! # Where to begin
 //!
-//! Begin with [`pipeline`]. It has one function for each program, and tells a packet's story from
-//! top to bottom: parse it, look up its flow, send it on; or judge it, make a flow, and send it on.
+//! Begin with [`pipeline`]. It has one function per program, and can be read from top to bottom:
+//! parse the packet, look up its flow and forward it; or check it, create a flow and forward it.
 //! Every packet ends in exactly one [`Reason`](reason::Reason).
 //!
-//! # What the story needs
+//! # What the pipeline uses
 //!
-//! - **Bytes.** [`frame`] is the window onto a packet: each access is checked. [`parse`] reads a
-//!   packet into a tuple and a few facts. [`rewrite`] writes an edit, [`icmp`] restores the packet
-//!   that an ICMP error quotes, and [`checksum`] and [`crc`] keep checksums right without reading
-//!   the payload.
-//! - **Flows.** [`flow`] has a flow's life: found, made, promoted, expired, ended. [`tcp`],
-//!   [`window`] and [`sctp`] say what a packet means for its connection, [`timeouts`] how long it
-//!   lives then, and [`nat`] chooses the port of a translation.
-//! - **Bounds.** [`quota`] says how much one container may open, and [`refusal`] tells a container
+//! - **Bytes.** [`frame`] gives checked access to a packet. [`parse`] reads a packet into a tuple
+//!   and a few facts. [`rewrite`] applies an edit, [`icmp`] restores the packet that an ICMP error
+//!   quotes, and [`checksum`] and [`crc`] update checksums without reading the payload.
+//! - **Flows.** [`flow`] implements the flow lifecycle: find, create, assure, expire and end.
+//!   [`tcp`], [`window`] and [`sctp`] track connections, [`timeouts`] says how long a flow lives,
+//!   and [`nat`] chooses the port of a translation.
+//! - **Limits.** [`quota`] limits what one container may open, and [`refusal`] tells a container
 //!   that it is refused.
-//! - **Other programs.** [`socket`] points the host's own sockets at containers. [`flow_operation`] ends
-//!   and collects flows by hand, and [`event`] is what a watcher is told of flows.
+//! - **Other programs.** [`socket`] redirects the host's own sockets to containers.
+//!   [`flow_operation`] deletes and collects flows on request, and [`event`] is what a watcher of
+//!   flows receives.
 //!
-//! # What it stands on
+//! # Foundations
 //!
-//! [`abi`] has the maps that programs and agent share: names, sizes, keys and values. [`tables`] is
-//! the trait by which this crate reaches them, the clock, routes and sockets; the kernel implements
-//! it over maps and helpers, the tests over plain memory. [`family`] makes all of it generic over
-//! the address family.
+//! [`abi`] declares the maps that programs and agent share: names, sizes, keys and values.
+//! [`tables`] is the trait through which this crate reaches the maps, the clock, routes and
+//! sockets. The kernel side implements it with maps and helpers, the tests with plain memory.
+//! [`family`] makes everything generic over the address family.
 //!
 //! # Invariants
 //!
 //! No I/O, no aya, no allocation. Everything is checked before anything is written. Bytes that
-//! leave this crate, towards a wire or a map, are in wire order.
+//! leave this crate, for the wire or for a map, are in wire order.
 #![no_std]
 
 pub mod abi;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reading a packet: from a frame to a tuple and the few facts that the pipeline asks about.
+//! Parses a packet: from a frame to a tuple and the few facts that the pipeline needs.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -24,8 +24,8 @@ pub mod proto {
     /// UDP-Lite.
     const UDP_LITE: u32 = 136;
 
-    /// Whether a protocol other than `icmp` has neither ports nor a checksum over the addresses, as
-    /// far as we know: then a packet is translated by its network header alone.
+    /// Whether a protocol other than `icmp` has neither ports nor, as far as known, a checksum over
+    /// the addresses: such a packet is translated by its network header alone.
     #[inline(always)]
     #[must_use]
     pub const fn is_portless(number: u32, icmp: u32) -> bool {
@@ -33,7 +33,7 @@ pub mod proto {
     }
 }
 
-/// A network header, whatever its family.
+/// A network header of either family.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<F: Family> {
     /// Source address.
@@ -42,43 +42,43 @@ pub struct Header<F: Family> {
     pub dst: F::Addr,
     /// The transport's protocol number.
     pub proto: u32,
-    /// Where the transport header begins, from the frame's start.
+    /// Offset of the transport header from the frame's start.
     pub l4: usize,
-    /// The packet's length from its network header on; 0 for a TCP segment that is yet to be cut and
-    /// longer than the field can say (Linux' BIG TCP).
+    /// The packet's length from its network header on; 0 for a GSO packet that is longer than the
+    /// field allows (Linux' BIG TCP).
     pub len: u16,
-    /// Hops left.
+    /// The remaining hop limit (TTL).
     pub hops: u8,
-    /// Options or extension headers are there.
+    /// Whether there are options or extension headers.
     pub options: bool,
-    /// Part of a fragmented datagram.
+    /// Whether the packet is a fragment.
     pub fragment: bool,
-    /// A fragment that begins in the middle, without a transport header.
+    /// Whether it is a later fragment, which has no transport header.
     pub tail: bool,
-    /// Which datagram a fragment is of.
+    /// The identification field: which datagram a fragment belongs to.
     pub id: Be16,
-    /// Where in the datagram it begins, in bytes.
+    /// The fragment offset, in bytes.
     pub offset: u16,
-    /// More of the datagram follows.
+    /// Whether more fragments follow.
     pub more: bool,
 }
 
-/// What a packet is to the pipeline.
+/// How the pipeline handles a packet.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Class {
-    /// Whatever cannot be translated.
+    /// A packet that cannot be translated.
     #[default]
     Other,
-    /// TCP, UDP, SCTP or an ICMP query with all of its transport header: has a tuple.
+    /// TCP, UDP, SCTP or an ICMP query with its complete transport header: has a tuple.
     Flow,
     /// A protocol without ports, such as GRE and ESP: has a tuple of addresses.
     Portless,
-    /// A fragment; its tuple is whole only if it is the first.
+    /// A fragment; its tuple is complete only in the first one.
     Fragment,
-    /// An ICMP error that quotes another packet.
+    /// An ICMP error, which quotes another packet.
     IcmpError,
-    /// Its network header is one, its transport header is not: names of both ends without ports.
+    /// The network header is valid, the transport header is not: has both addresses, but no ports.
     Unreadable,
 }
 
@@ -90,7 +90,7 @@ impl Class {
         matches!(self, Self::Flow | Self::Portless)
     }
 
-    /// What a whole packet of a tuple is.
+    /// The class of an unfragmented packet of this protocol.
     #[inline(always)]
     #[must_use]
     pub const fn of(protocol: u32, icmp: u8) -> Self {
@@ -102,52 +102,52 @@ impl Class {
     }
 }
 
-/// A packet, read.
+/// A parsed packet.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Packet<F: Family> {
-    /// Names of both ends. Ports are zero where there are none.
+    /// Addresses, ports and protocol. Ports are zero if there are none.
     pub tuple: Tuple<F>,
-    /// What it is.
+    /// The class.
     pub class: Class,
-    /// Where the network header begins, from the frame's start. A byte: the BPF stack is small,
-    /// and the verifier knows a byte's bounds.
+    /// Offset of the network header. A byte: the BPF stack is small, and the verifier knows a
+    /// byte's bounds.
     pub l3: u8,
-    /// Where the transport header begins, from the frame's start.
+    /// Offset of the transport header.
     pub l4: u8,
-    /// Length from the network header on, as the header says: see [`Header::len`].
+    /// Length from the network header on, by the header: see [`Header::len`].
     pub len: u16,
-    /// What decides whether it fits: its length, or that of its datagram's first fragment, which all
-    /// others have to follow.
+    /// The length that is compared with the MTU: the packet's, or that of its datagram's first
+    /// fragment, which the later ones have to follow.
     pub size: u16,
-    /// Network and transport header together, in bytes.
+    /// Bytes of network and transport header together.
     pub headers: u16,
-    /// Hops left.
+    /// The remaining hop limit (TTL).
     pub hops: u8,
-    /// TCP's flag byte, the type of SCTP's first chunk; 0 for others.
+    /// TCP's flag byte, or the type of SCTP's first chunk; else 0.
     pub flags: u8,
     /// TCP's sequence number.
     pub seq: u32,
-    /// TCP's acknowledgement.
+    /// TCP's acknowledgement number.
     pub ack: u32,
-    /// TCP's window as announced.
+    /// TCP's announced window, unscaled.
     pub window: u16,
-    /// IP options are there.
+    /// Whether there are IP options.
     pub options: bool,
-    /// A fragment without a transport header.
+    /// Whether it is a later fragment, which has no transport header.
     pub tail: bool,
-    /// Part of a fragmented datagram.
+    /// Whether it is a fragment.
     pub is_fragment: bool,
-    /// A first fragment, as a whole packet a flow's: its transport header is all there.
+    /// Whether it is a first fragment with a complete transport header, and so has a flow's tuple.
     pub named: bool,
-    /// A fragment that has not met the others of its datagram yet: set by the pipeline.
+    /// Whether it is a fragment that was not reassembled yet: set by the pipeline.
     pub apart: bool,
-    /// A fragment that others follow.
+    /// Whether it is a fragment and more fragments follow.
     pub more: bool,
-    /// Which datagram a fragment is of.
+    /// The identification field: which datagram a fragment belongs to.
     pub id: Be16,
-    /// Where in the datagram a fragment begins, in bytes.
+    /// The fragment offset, in bytes.
     pub offset: u16,
-    /// An ICMP query's reply: never opens a flow.
+    /// Whether it is the reply to an ICMP query, which never opens a flow.
     pub answer: bool,
 }
 
@@ -171,7 +171,7 @@ const IPV4_SRC: usize = 12;
 const IPV4_DST: usize = 16;
 const IPV4_TTL: usize = 8;
 const IPV4_CHECKSUM: usize = 10;
-/// "More fragments" and the fragment offset; not "don't fragment".
+/// "More fragments" and the fragment offset, without "don't fragment".
 const IPV4_FRAGMENT: u16 = 0x3fff;
 const IPV4_OFFSET: u16 = 0x1fff;
 const IPV4_MORE: u16 = 0x2000;
@@ -188,7 +188,7 @@ impl Family for V4 {
         if header.version_ihl >> 4 != 4 || octets < 20 {
             return Err(Reason::Malformed);
         }
-        // Too short, and not zero.
+        // A length that is too small, but not zero.
         if (header.len.get().wrapping_sub(1) as usize) < octets - 1 {
             return Err(Reason::Malformed);
         }
@@ -227,7 +227,7 @@ impl Family for V4 {
         let mut delta = checksum::delta(old.src.sum() + old.dst.sum(), src.sum() + dst.sum());
         let mut ttl = old.ttl;
         if hop {
-            // TTL and protocol share a word; one less in its high byte.
+            // TTL and protocol share a 16-bit word; the TTL is its high byte.
             let before = Be16::new((ttl as u16) << 8).word();
             ttl = ttl.wrapping_sub(1);
             let after = Be16::new((ttl as u16) << 8).word();
@@ -280,7 +280,8 @@ struct TcpTail {
     urgent: Be16,
 }
 
-/// SCTP's common header after the ports, and its first chunk's (RFC 9260 sections 3.1 and 3.2).
+/// SCTP's common header after the ports, and the first chunk header (RFC 9260 sections 3.1 and
+/// 3.2).
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct SctpTail {
@@ -305,16 +306,17 @@ pub(crate) struct IcmpHeader {
 pub(crate) const REDIRECT: u8 = 5;
 
 impl IcmpHeader {
-    /// The ports of an ICMP query, and whether it is the reply. The asker's port is the identifier,
-    /// the other one the kind of query: the request's type, and 0 for echo. `None` for what is no
-    /// query (`invmap` of nf_conntrack_proto_icmp.c).
+    /// The ports of an ICMP query, and whether it is the reply. The requester's port is the
+    /// identifier; the other port is the request's type, or 0 for echo. `None` if it is no query
+    /// (`invmap` of nf_conntrack_proto_icmp.c).
     #[inline(always)]
     pub(crate) fn query(&self) -> Option<(Ports, bool)> {
-        // By arithmetic: of a `match`, LLVM makes a table, which BPF has no place for but the stack.
+        // Computed, because LLVM compiles a `match` to a lookup table, which in BPF would be on the
+        // stack.
         let (asked, answer) = if self.kind & !8 == 0 {
             (0, self.kind == 0)
         } else if self.kind.wrapping_sub(13) < 6 {
-            // Time stamp, information, address mask: the reply's type is one more.
+            // Timestamp, information, address mask: the reply's type is the request's plus one.
             let answer = self.kind & 1 == 0;
             (self.kind - answer as u8, answer)
         } else {
@@ -330,12 +332,12 @@ impl IcmpHeader {
     }
 }
 
-/// Reads the packet whose network header is at `l3` into `packet`: in place, since a large value
-/// on its way back costs as much as reading it.
+/// Parses the packet whose network header is at `l3` into `packet`. It is an out parameter because
+/// returning a large value would cost as much as parsing it.
 ///
 /// # Errors
-/// [`Reason::Truncated`] where a header is not wholly in the frame, [`Reason::Malformed`] where
-/// it contradicts itself. `packet` says nothing then, unless it is [`Class::Unreadable`].
+/// [`Reason::Truncated`] if a header is not completely in the frame, [`Reason::Malformed`] if it
+/// contradicts itself. `packet` is not valid then, unless its class is [`Class::Unreadable`].
 #[inline(always)]
 pub fn parse<F: Family>(
     frame: &Frame<'_>,
@@ -377,7 +379,8 @@ pub fn parse<F: Family>(
     }
     let read = transport(frame, &header, packet);
     if header.fragment {
-        // What cannot be read is no error: the kernel puts it together before anybody asks.
+        // An incomplete transport header is no error here: the kernel reassembles the datagram
+        // first.
         packet.named = read.is_ok() && packet.class.has_tuple();
         packet.class = Class::Fragment;
         return Ok(());
@@ -390,7 +393,7 @@ pub fn parse<F: Family>(
     read
 }
 
-/// Reads the transport header behind a network header that was read into `packet`.
+/// Parses the transport header behind the network header that `packet` contains.
 #[inline(always)]
 fn transport<F: Family>(
     frame: &Frame<'_>,
@@ -401,7 +404,7 @@ fn transport<F: Family>(
     let mut octets = 0;
     if header.proto == proto::UDP {
         let ports: Ports = frame.read(l4).ok_or(Reason::Truncated)?;
-        // Length and checksum must be there too: the rewrite touches the latter.
+        // Length and checksum must be in the frame too: the rewrite updates the checksum.
         let _: Ports = frame.read(l4 + 4).ok_or(Reason::Truncated)?;
         packet.tuple.sport = ports.src;
         packet.tuple.dport = ports.dst;
@@ -444,11 +447,11 @@ fn transport<F: Family>(
         packet.class = Class::Portless;
     }
     packet.headers += octets;
-    // Too short, and not zero.
+    // A length that is too small, but not zero.
     if header.len.wrapping_sub(1) < packet.headers - 1 {
         return Err(Reason::Malformed);
     }
-    // Only TCP is put together to more than the field can say.
+    // Only TCP is aggregated beyond what the length field allows (BIG TCP).
     if header.len == 0 && header.proto != proto::TCP {
         return Err(Reason::Malformed);
     }

@@ -204,7 +204,7 @@ pub fn uplink<F: Family, T: Steps<F>>(frame: Frame<'_>, meta: &Meta, tables: &T)
     let Way::Peer(endpoint) = way else {
         return None;
     };
-    if context.others_say(&way).is_some() {
+    if context.others_need_kernel(&way).is_some() {
         return None;
     }
     if !tables.takes_frames(endpoint.ifindex) {
@@ -559,7 +559,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         if let Way::Refuse(reason) = way {
             return Some(reason);
         }
-        if let Some(reason) = self.others_say(&way) {
+        if let Some(reason) = self.others_need_kernel(&way) {
             way = Way::Kernel(reason);
         }
         // A bridge learns the sender's port from the source MAC address of every frame it receives.
@@ -646,7 +646,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
     #[inline(always)]
     fn is_behind(&self, endpoint: &Endpoint<F>) -> bool {
         classify::is_behind(self.tables, self.side, self.meta.ifindex, endpoint)
-            && self.may_stand_in(endpoint)
+            && self.may_use_default_endpoint(endpoint)
     }
 
     /// Whether a container's frame has one of the container's own MAC addresses as source.
@@ -663,7 +663,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
     /// endpoint is known may do so only with a source address that it is allowed to use besides its
     /// own.
     #[inline(always)]
-    fn may_stand_in(&self, endpoint: &Endpoint<F>) -> bool {
+    fn may_use_default_endpoint(&self, endpoint: &Endpoint<F>) -> bool {
         if endpoint.addr != F::Addr::ANY || self.side as u8 != Side::Veth as u8 {
             return true;
         }
@@ -720,7 +720,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
     /// Why a packet that the fast path could finish has to take the kernel path: IPsec policies, or
     /// traffic control that somebody else has set up on one of the devices.
     #[inline(always)]
-    fn others_say(&self, way: &Way<'a, F>) -> Option<Reason> {
+    fn others_need_kernel(&self, way: &Way<'a, F>) -> Option<Reason> {
         let others = self.tables.settings().others;
         if others == 0 || matches!(way, Way::Kernel(_) | Way::Refuse(_)) {
             return None;
@@ -737,8 +737,8 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
             Way::Peer(endpoint) => shaped(endpoint.ifindex, device::flag::SHAPED_OUT),
             _ => false,
         };
-        let heeded = out || shaped(self.meta.ifindex, device::flag::SHAPED_IN);
-        heeded.then_some(Reason::Shaped)
+        let is_shaped = out || shaped(self.meta.ifindex, device::flag::SHAPED_IN);
+        is_shaped.then_some(Reason::Shaped)
     }
 
     /// Why the kernel has to finish a packet that goes to a device with this MTU.

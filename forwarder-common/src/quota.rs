@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What one endpoint may open: how many flows at once, how many new ones in a second, and how often
-//! it is told that it may not. So one container that scans the world leaves its neighbours theirs.
+//! Quotas of an endpoint: how many flows it may have open, how many it may open per second, and how
+//! many ICMP errors it gets about refusals. A container that scans the Internet thus leaves its
+//! neighbours their share.
 //!
-//! Flows are charged to the endpoint that opens them, before their record is taken, and given back
-//! by whoever ends them: exactly once each, since only the winner of a record's gate ends a flow.
-//! A new generation begins with nothing: what its predecessor had is not given back to it.
+//! A flow is charged to the endpoint that opens it before its record is taken, and credited by
+//! whoever ends it, exactly once: only the winner of the compare-and-swap on the flow state ends a
+//! flow. A new generation of an endpoint begins with nothing charged, and is not credited for flows
+//! of its predecessor.
 //!
-//! What it may have open shrinks as the table fills up: twice what is left of three quarters of it,
-//! but always a little. So however many take all that they get, the last quarter is left, and each
-//! who has little finds room there. Flows from outside are charged to nobody: they stop at the last
-//! eighth, and what of them nobody has proved to be real stands in the ring of unassured flows.
+//! The number of flows that an endpoint may have open shrinks as the table fills: twice of what
+//! remains of the first three quarters, but never less than a small minimum. So however many
+//! endpoints take all that they get, the last quarter remains, in which endpoints with few flows
+//! find room. Flows from outside are charged to nobody: they are refused in the last eighth, and
+//! unassured ones share the ring.
 //!
-//! Every word changes by additions whose result tells whether they were right, and are taken back
-//! if not: for a moment another CPU may see one too many, but nothing ever drifts.
+//! Every word changes by additions that are taken back if their result shows that they were not
+//! allowed. For a moment another CPU may see one too many, but the count never drifts.
 
 use core::cell::Cell;
 
@@ -23,28 +26,28 @@ use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::timeouts::{self, Ticks, seconds};
 
-/// The low half of a word counts from here, so that it can be one too low for a moment without
-/// touching the high half.
+/// The low half of a word counts from here, so that it can be one too low for a moment without a
+/// borrow from the high half.
 const ZERO: u32 = 1 << 31;
 
-/// What one flow costs of a bucket: fractions of it flow in with every tick.
+/// The price of one flow in a token bucket; fractions of it flow in with every tick.
 const COST: u32 = 1 << 11;
 
-/// The highest rate, in flows per second, of which a bucket can hold one second.
+/// The highest rate, in flows per second, for which a bucket can hold one second's tokens.
 pub const RATE_MAX: u32 = 1_000_000;
 
-/// How often in a second an endpoint is told that it is refused (RFC 1812 section 4.3.2.8 wants a
-/// bound, whichever).
+/// How many ICMP errors per second an endpoint gets about refusals (RFC 1812 section 4.3.2.8
+/// demands a limit, whichever).
 pub const ANSWERS: u32 = 1_000;
 
-/// How many flows a word says are held: never below zero for longer than a moment.
+/// The count in a word's low half; below zero only for a moment.
 #[inline(always)]
 #[must_use]
 pub const fn count(word: u64) -> i32 {
     (word as u32).wrapping_sub(ZERO) as i32
 }
 
-/// What a word belongs to: the generation that holds, or a bucket's tick.
+/// The high half of a word: the generation that the count belongs to, or the tick of a bucket.
 #[inline(always)]
 #[must_use]
 pub const fn owner(word: u64) -> u32 {
@@ -56,7 +59,7 @@ const fn word(owner: u32, count: u32) -> u64 {
     (owner as u64) << 32 | ZERO.wrapping_add(count) as u64
 }
 
-/// Charges a new flow to the endpoint that opens it: `None`, or why it may not.
+/// Charges a new flow to the endpoint that opens it; the reason if the endpoint may not open it.
 #[inline(always)]
 pub fn charge<F: Family, T: Tables<F>>(tables: &T, originator: End) -> Option<Reason> {
     let quota = quota_of(tables, originator)?;
@@ -71,7 +74,7 @@ pub fn charge<F: Family, T: Tables<F>>(tables: &T, originator: End) -> Option<Re
     }
     let held = tables.add(&quota.held, 1);
     if owner(held) != originator.generation {
-        // The slot has just gone to another endpoint, whose flow this is not.
+        // The slot has just gone to another endpoint, which must not pay for this flow.
         take_back(tables, &quota.held);
         return None;
     }
@@ -100,21 +103,21 @@ fn may_hold<F: Family, T: Tables<F>>(tables: &T, settings: &Settings) -> i32 {
     }
 }
 
-/// Of the table, what those share who have little: one in this many.
+/// One in this many flows of the table is kept for endpoints with few flows.
 const SHARED: u32 = 4;
-/// Of the table, what is not for clients from outside: one in this many.
+/// One in this many flows of the table is not available to clients outside.
 const RESERVED: u32 = 8;
-/// Of the table, what an endpoint may have as long as there is anything: one in this many.
+/// One in this many flows of the table is available to an endpoint as long as any record is free.
 const LEAST: u32 = 256;
 
-/// Whether only what is not for clients from outside is left of the table.
+/// Whether only the part of the table that clients outside do not get is left.
 #[inline(always)]
 pub(crate) fn is_reserved<F: Family, T: Tables<F>>(tables: &T) -> bool {
     let flows = tables.settings().flows;
     flows.saturating_sub(tables.used()) <= flows / RESERVED
 }
 
-/// Gives back what [`charge`] took for a flow: it has ended, or came to nothing.
+/// Credits what [`charge`] took for a flow that has ended or was not created.
 #[inline(always)]
 pub fn give_back<F: Family, T: Tables<F>>(tables: &T, originator: End) {
     let Some(quota) = quota_of(tables, originator) else {
@@ -124,20 +127,21 @@ pub fn give_back<F: Family, T: Tables<F>>(tables: &T, originator: End) {
         return;
     }
     let held = take_back(tables, &quota.held);
-    // Another endpoint's by now, or of a generation that came back after another one.
+    // The word belongs to another endpoint by now, or to a generation that returned after another
+    // one.
     if owner(held) != originator.generation || count(held) <= 0 {
         tables.add(&quota.held, 1);
     }
 }
 
-/// Whether an endpoint that was refused is told so, this time.
+/// Whether an endpoint gets an ICMP error about this refusal.
 #[inline(always)]
 pub fn may_answer<F: Family, T: Tables<F>>(tables: &T, refused: End) -> bool {
     quota_of(tables, refused)
         .is_some_and(|quota| draw(tables, &quota.answers, ANSWERS, tables.now()))
 }
 
-/// The quota of an endpoint: of the outside and of the host itself there is none.
+/// The quota of an endpoint; outside and the host itself have none.
 #[inline(always)]
 fn quota_of<F: Family, T: Tables<F>>(tables: &T, end: End) -> Option<&Quota> {
     if matches!(end.slot, OUTSIDE | HOST) {
@@ -157,14 +161,14 @@ const fn full(rate: u32, now: Ticks) -> u64 {
     word(now, rate * COST)
 }
 
-/// Takes one out of a bucket that `rate` fills per second, and that holds one second's worth;
-/// whether there was one.
+/// Takes one token out of a bucket that `rate` fills per second and that holds one second's worth;
+/// returns whether there was one.
 #[inline(always)]
 fn draw<F: Family, T: Tables<F>>(tables: &T, bucket: &Cell<u64>, rate: u32, now: Ticks) -> bool {
     let before = bucket.get();
     let after = filled(before, rate, now);
     if after != before {
-        // Lost: another CPU has just done it.
+        // If the swap fails, another CPU has just refilled the bucket.
         tables.swap(bucket, before, after);
     }
     let found = tables.add(bucket, (COST as u64).wrapping_neg());
@@ -175,14 +179,14 @@ fn draw<F: Family, T: Tables<F>>(tables: &T, bucket: &Cell<u64>, rate: u32, now:
     enough
 }
 
-/// A bucket after what has flowed in until `now`.
+/// A bucket after the inflow until `now`.
 #[inline(always)]
 const fn filled(bucket: u64, rate: u32, now: Ticks) -> u64 {
-    /// A moment longer than a second, so that a second surely fills the bucket.
+    /// Slightly longer than a second, so that a second certainly fills the bucket.
     const SECOND: Ticks = seconds(1) + 1;
     let since = now.wrapping_sub(owner(bucket));
-    // Another CPU's clock was read a little later than ours: a bucket that looks any older has been
-    // left alone for long.
+    // Another CPU read its clock a little later than this one. A bucket that looks older than a
+    // second was not used for that long.
     if since == 0 || since.wrapping_neg() < SECOND {
         return bucket;
     }
@@ -204,22 +208,23 @@ const fn filled(bucket: u64, rate: u32, now: Ticks) -> u64 {
     )
 }
 
-/// How many bytes of memory one endpoint may hold in incomplete datagrams: an eighth of what the
-/// kernel has for all of them (`net.ipv4.ipfrag_high_thresh`). As it comes back in time, whether or
-/// not what it stands for has been forgotten yet, twice as much at worst.
+/// How many bytes of memory an endpoint may hold in incomplete datagrams: an eighth of the kernel's
+/// limit for all of them (`net.ipv4.ipfrag_high_thresh`). Tokens return with time, whether or not
+/// the kernel has forgotten the datagrams yet, so an endpoint may hold twice as much at worst.
 pub const PIECES: u32 = 512 << 10;
 
-/// What flows back per tick: all of it, in the time after which the kernel forgets a datagram.
+/// Tokens that return per tick: all of them return in the time after which the kernel forgets a
+/// datagram.
 const PIECES_BACK: u32 = PIECES / timeouts::REASSEMBLY + 1;
 
-/// What the kernel holds for a fragment of so many bytes: its buffer is up to twice as long, beside
-/// what describes it (`skb->truesize`).
+/// The kernel's memory for a fragment of this length: a buffer of up to twice the length, and its
+/// metadata (`skb->truesize`).
 #[inline(always)]
 const fn held_for(octets: u16) -> u32 {
     octets as u32 * 2 + 768
 }
 
-/// Charges a fragment of a datagram that is to be put together; whether the endpoint may have it.
+/// Charges a fragment that is to be reassembled; returns whether the endpoint may send it.
 #[inline(always)]
 pub fn charge_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16) -> bool {
     let Some(quota) = tables.quota(slot) else {
@@ -229,14 +234,14 @@ pub fn charge_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16)
     let before = quota.pieces.get();
     let level = pieces_at(before, now);
     let cost = held_for(octets);
-    // Lost against another CPU: the fragment passes free of charge, which evens out.
+    // If another CPU wins the swap, this fragment is not charged, which does no harm.
     if cost <= level {
         tables.swap(&quota.pieces, before, pieces(now, level - cost));
     }
     cost <= level
 }
 
-/// Gives back what a fragment was charged: its datagram is whole.
+/// Credits the charge of a fragment whose datagram is complete.
 #[inline(always)]
 pub fn return_piece<F: Family, T: Tables<F>>(tables: &T, slot: u32, octets: u16) {
     let Some(quota) = tables.quota(slot) else {
@@ -254,11 +259,11 @@ const fn pieces(now: Ticks, level: u32) -> u64 {
     (now as u64) << 32 | level as u64
 }
 
-/// What is in the bucket of fragments by now.
+/// The level of the bucket of fragments at `now`.
 #[inline(always)]
 const fn pieces_at(word: u64, now: Ticks) -> u32 {
     let since = now.wrapping_sub(owner(word));
-    // Another CPU's clock was read a little later than ours.
+    // Another CPU read its clock a little later than this one.
     if since.wrapping_neg() < timeouts::REASSEMBLY {
         return word as u32;
     }

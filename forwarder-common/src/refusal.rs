@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Telling a container that it is refused: its own packet becomes the quote of an ICMP error that
-//! says "communication administratively prohibited" (RFC 5508 REQ-8, RFC 1812 section 5.2.7.1).
+//! Tells a container that its packet is refused: turns the packet into the quote of an ICMP error
+//! "communication administratively prohibited" (RFC 5508 REQ-8, RFC 1812 section 5.2.7.1).
 //!
-//! Only containers are told: their addresses are checked, while an answer to whatever claims to come
-//! from outside would help a flood on.
+//! Only containers are answered, because their addresses are verified. Answers to unverified
+//! sources outside would amplify a flood.
 
 use crate::family::{Address, Be16, Be32, Family};
 use crate::flow::End;
@@ -12,21 +12,21 @@ use crate::parse::proto;
 use crate::pipeline::{PacketContext, Side, Steps, mark};
 use crate::quota;
 
-/// The answer to a refused packet.
+/// The ICMP error about a refused packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal<F: Family> {
-    /// Whom it is from: the container's gateway.
+    /// The source address: the container's gateway.
     pub from: F::Addr,
-    /// How many bytes of the packet it quotes, network header included.
+    /// The number of quoted bytes, network header included.
     pub quoted: u8,
-    /// The mark that leads it past the hooks on its way back.
+    /// The mark with which the error passes the hooks on its way back.
     pub mark: u32,
 }
 
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// Whether and how a container is told that its packet is refused. Not with IP options, which a
-    /// quote of fixed size would cut, nor of a whole train of segments, nor of less than a quote has to
-    /// show, nor too often.
+    /// The error about this packet, if the container gets one. It gets none about a packet with IP
+    /// options, which a quote of fixed size would cut; about a GSO packet; about a packet with less
+    /// than a quote has to contain; or beyond the rate limit.
     #[inline(always)]
     pub fn refuse(&self) -> Option<Refusal<F>> {
         let (tables, packet) = (self.tables, self.packet);
@@ -52,8 +52,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         if !quota::may_answer(tables, End { slot, generation }) {
             return None;
         }
-        // All of a header with a checksum at its end: where that is still to be finished, the kernel does not let
-        // the packet be cut before that.
+        // A quote contains the whole header up to its checksum: while the checksum is still to be
+        // completed, the kernel refuses to cut the packet before it.
         let transport = if packet.tuple.proto == proto::TCP {
             TCP_HEADER
         } else if packet.tuple.proto == proto::SCTP {
@@ -73,27 +73,28 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     }
 }
 
-/// Where the network header begins.
+/// Offset of the network header behind an Ethernet header.
 const ETHERNET: usize = 14;
-/// Of a TCP header, all that is no option.
+/// Bytes of a TCP header without options.
 const TCP_HEADER: u8 = 20;
-/// SCTP's common header.
+/// Bytes of SCTP's common header.
 const SCTP_HEADER: u8 = 12;
-/// Of other transports, what RFC 792 demands: there is no more of theirs.
+/// For other transports the 8 bytes that RFC 792 demands: their whole header.
 const QUOTED_TRANSPORT: u8 = 8;
 
 impl<F: Family> Refusal<F> {
-    /// How long the frame is that carries it.
+    /// The length of the frame with the error.
     #[inline(always)]
     #[must_use]
     pub const fn octets(&self) -> usize {
         ETHERNET + F::REFUSAL + self.quoted as usize
     }
 
-    /// Writes the answer's headers before the packet that it quotes. The frame is what came, with
-    /// [`Family::REFUSAL`] bytes put in behind the Ethernet header and cut to [`Self::bytes`].
+    /// Writes the error's headers before the packet that it quotes. The frame is the refused one,
+    /// with [`Family::REFUSAL`] bytes inserted behind the Ethernet header and cut to
+    /// [`Self::octets`].
     ///
-    /// `false` if the frame is shorter than that, which cannot be.
+    /// `false` if the frame is shorter than that, which cannot happen.
     #[inline(always)]
     pub fn write(&self, frame: &mut Frame<'_>) -> bool {
         let (Some(to), Some(from)) = (frame.read::<[u8; 6]>(0), frame.read::<[u8; 6]>(6)) else {
@@ -105,12 +106,12 @@ impl<F: Family> Refusal<F> {
     }
 }
 
-/// Bytes of an IPv4 header without options and of ICMP's header.
+/// Bytes of an IPv4 header without options and of an ICMP header.
 pub(crate) const IPV4: usize = 20 + 8;
-/// The word of an IPv4 header that is its source address.
+/// Index of the source address in the 32-bit words of an IPv4 header.
 const IPV4_SOURCE: usize = 3;
 
-/// [`Family::prohibit`] of IPv4: type 3, code 13.
+/// [`Family::prohibit`] for IPv4: type 3, code 13.
 #[inline(always)]
 pub(crate) fn ipv4(frame: &mut Frame<'_>, l3: usize, from: Be32, quoted: u8) -> bool {
     let Some(quote) = frame.read::<[Be32; 7]>(l3 + IPV4) else {
@@ -131,7 +132,8 @@ pub(crate) fn ipv4(frame: &mut Frame<'_>, l3: usize, from: Be32, quoted: u8) -> 
         Be16::new(0),
         Be16::new(0),
     ];
-    // Precedence 6 as the kernel's own errors have it; whole, or not at all: no identification.
+    // Precedence 6, as in the kernel's own ICMP errors. The packet must not be fragmented, so it
+    // needs no identification.
     let mut ip = [
         Be16::new(0x45c0),
         Be16::new(IPV4 as u16 + quoted as u16),
@@ -154,7 +156,7 @@ fn sum(words: &[Be32]) -> u32 {
     words.iter().map(|word| word.sum()).sum()
 }
 
-/// The checksum over what adds up to `sum`.
+/// The checksum of data whose sum is `sum`.
 #[inline(always)]
 const fn finish(sum: u32) -> Be16 {
     Be16::from_word(!crate::checksum::fold(sum))

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Writing: an edit, applied to a frame, and the ways out of a hook.
+//! Rewrites packets: applies an edit to a frame, and declares how packets leave a hook.
 //!
-//! All but the transport checksum is the same everywhere and stands in [`headers`]. The checksum
-//! is done twice: [`checksum()`] by RFC 1624 for XDP and hosts, and by the kernel's helper for tcx,
-//! which alone knows whether the packet's checksum is still to be finished
-//! (`CHECKSUM_PARTIAL`). The twin test holds the two equal.
+//! Everything but the transport checksum is the same for all callers and is done by [`headers`].
+//! The checksum has two implementations: [`checksum()`] by RFC 1624 for XDP and for hosts; and the
+//! kernel's helper for tcx, because only the kernel knows whether the checksum is still to be
+//! completed (`CHECKSUM_PARTIAL`). A parity test checks that both give the same result.
 
 use crate::checksum;
 use crate::crc;
@@ -12,31 +12,34 @@ use crate::family::{Be16, Family};
 use crate::frame::Frame;
 use crate::parse::{Packet, Ports, proto};
 
-/// The ways out of a hook, beside "pass" and "drop", which the reason alone says. They note where the
-/// packet goes once the program has ended; until then it may be written to.
+/// How packets leave a hook, besides "pass" and "drop", which follow from the reason alone. These
+/// methods only record where the packet goes once the program ends; until then it may still be
+/// written to.
 pub trait Exit<F: Family> {
-    /// Writes an edit into the packet.
+    /// Applies an edit to the packet.
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<F>);
     /// [`crc::shift`].
     fn shift(&self, register: u32, octets: u16) -> u32;
-    /// Sets our bits of the packet's mark: see [`mark`](crate::pipeline::mark).
+    /// Sets the forwarder's bits of the packet's mark: see [`mark`](crate::pipeline::mark).
     fn mark(&self, kind: u32);
     /// Sets the packet's hash.
     fn hash(&self, hash: u32);
-    /// Into the namespace of the veth at this index (`bpf_redirect_peer`; XDP: its device map).
+    /// Redirects into the network namespace of the veth at this index (`bpf_redirect_peer`; XDP:
+    /// the devmap).
     fn to_peer(&self, ifindex: u32);
-    /// To the ingress of a device, as if it had just come by it.
+    /// Redirects to the ingress of a device, as if the packet had just arrived there.
     fn to_ingress(&self, ifindex: u32);
-    /// Out by a device to a next hop (`bpf_redirect_neigh`), marked as done.
+    /// Redirects out of a device to a next hop (`bpf_redirect_neigh`), with the mark
+    /// [`DONE`](crate::pipeline::mark::DONE).
     fn to_neighbour(&self, ifindex: u32, next_hop: F::Addr);
 }
 
-/// What to write into a packet. Addresses and ports that do not change stand here as they are.
+/// What to write into a packet. An address or a port that does not change has its old value.
 #[derive(Clone, Copy, Debug)]
 pub struct Edit<F: Family> {
-    /// Where the network header begins.
+    /// Offset of the network header.
     pub l3: u8,
-    /// Where the transport header begins.
+    /// Offset of the transport header.
     pub l4: u8,
     /// IP protocol number.
     pub proto: u8,
@@ -48,20 +51,20 @@ pub struct Edit<F: Family> {
     pub sport: Be16,
     /// New destination port, or the identifier of an ICMP reply.
     pub dport: Be16,
-    /// An ICMP reply.
+    /// Whether the packet is an ICMP reply.
     pub answer: bool,
-    /// The packet has a transport header: not so in the tail of a fragmented datagram.
+    /// Whether the packet has a transport header: a later fragment has none.
     pub transport: bool,
     /// Checksum delta of the addresses.
     pub address_delta: u16,
     /// Checksum delta of the ports.
     pub port_delta: u16,
-    /// One hop fewer.
+    /// Whether to decrement the hop limit.
     pub hop: bool,
 }
 
 impl<F: Family> Edit<F> {
-    /// An edit that changes nothing of `packet` yet.
+    /// An edit that changes nothing in `packet` yet.
     #[inline(always)]
     #[must_use]
     pub fn of(packet: &Packet<F>) -> Self {
@@ -81,7 +84,7 @@ impl<F: Family> Edit<F> {
         }
     }
 
-    /// Where the transport checksum is, in the protocols that have one.
+    /// The offset of the transport checksum, for the protocols that have one.
     #[inline(always)]
     #[must_use]
     pub fn checksum_at(&self) -> Option<usize> {
@@ -93,16 +96,16 @@ impl<F: Family> Edit<F> {
     }
 }
 
-/// SCTP's checksum, from its header's start.
+/// Offset of the checksum in an SCTP header.
 pub(crate) const SCTP_CHECKSUM: usize = 8;
 const ICMP_CHECKSUM: usize = 2;
 const ICMP_ID: usize = 4;
 
-/// Writes network and transport header, but not the TCP or UDP checksum. ICMP's checksum
-/// has no pseudo header and is never left to a device: it is finished here. SCTP's is brought along
-/// by `shift`, which is [`crc::shift`].
+/// Writes network and transport header, except for the TCP or UDP checksum. The ICMP checksum has
+/// no pseudo header and is never offloaded, so it is updated here. The SCTP checksum is updated by
+/// `shift`, which is [`crc::shift`].
 ///
-/// `false` if the frame is shorter than the packet that was parsed, which cannot be.
+/// `false` if the frame is shorter than the packet that was parsed from it, which cannot happen.
 #[inline(always)]
 pub fn headers<F: Family>(
     frame: &mut Frame<'_>,
@@ -132,7 +135,7 @@ pub fn headers<F: Family>(
                 src: edit.sport,
                 dst: edit.dport,
             });
-            // What is behind the packet in its frame is not the checksum's.
+            // Bytes behind the packet in its frame do not belong to the checksum.
             let Ok(header) = F::header(frame, edit.l3 as usize) else {
                 return false;
             };
@@ -152,7 +155,7 @@ pub fn headers<F: Family>(
     }
 }
 
-/// Brings the TCP or UDP checksum along, for a packet whose checksum is finished.
+/// Updates the TCP or UDP checksum of a packet whose checksum is complete.
 #[inline(always)]
 pub fn checksum<F: Family>(frame: &mut Frame<'_>, edit: &Edit<F>) -> bool {
     if !edit.transport {

@@ -1,41 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! SCTP: what of an association a NAT has to know. Its checksum is in [`crc`](crate::crc).
+//! SCTP association tracking, as far as a NAT needs it. The SCTP checksum is in
+//! [`crc`](crate::crc).
 //!
-//! The first chunk of a packet tells what becomes of its flow, much as in Linux'
-//! `nf_conntrack_proto_sctp.c`. Verification tags are not looked at: so only the side that nobody else
-//! can speak for, a container, can say that an open association ends.
+//! The first chunk of a packet decides the transition of its flow, much as in Linux'
+//! `nf_conntrack_proto_sctp.c`. Verification tags are not checked. Therefore only packets of a
+//! container, whose source is verified, can end an open association.
 
 use crate::timeouts::{self, Ticks};
 
 /// Chunk types (RFC 9260 section 3.2).
 pub mod chunk {
-    /// User data; a packet whose chunk is not at hand counts as that.
+    /// User data; also stands for a packet whose chunk cannot be read.
     pub const DATA: u8 = 0;
     /// Initiation.
     pub const INIT: u8 = 1;
-    /// Its acknowledgement, with a cookie.
+    /// Acknowledgement of an initiation, with a cookie.
     pub const INIT_ACK: u8 = 2;
-    /// Is the other end there?
+    /// Probes whether the other end is alive.
     pub const HEARTBEAT: u8 = 4;
-    /// It is.
+    /// Answer to the probe.
     pub const HEARTBEAT_ACK: u8 = 5;
-    /// The end, at once.
+    /// Ends the association at once.
     pub const ABORT: u8 = 6;
-    /// Nothing more will be sent.
+    /// The sender will send no more data.
     pub const SHUTDOWN: u8 = 7;
-    /// Nor by the other end.
+    /// Acknowledgement of a shutdown: the other end will send no more data either.
     pub const SHUTDOWN_ACK: u8 = 8;
-    /// An error's report.
+    /// Error report.
     pub const ERROR: u8 = 9;
-    /// The cookie comes back.
+    /// Returns the cookie.
     pub const COOKIE_ECHO: u8 = 10;
-    /// It was the right one.
+    /// Acknowledgement of the cookie.
     pub const COOKIE_ACK: u8 = 11;
-    /// The end, by both sides.
+    /// Both sides have ended the association.
     pub const SHUTDOWN_COMPLETE: u8 = 14;
 }
 
-/// Whether a chunk's type is one of a set, a bit for each.
+/// Whether a chunk type is in a set of one bit per type.
 #[inline(always)]
 const fn is_in(chunk: u8, set: u16) -> bool {
     chunk < 16 && set >> chunk & 1 != 0
@@ -54,7 +55,7 @@ const COOKIE: u16 = 1 << chunk::INIT_ACK | 1 << chunk::COOKIE_ECHO;
 const CLOSING: u16 = 1 << chunk::SHUTDOWN | 1 << chunk::SHUTDOWN_ACK;
 const CLOSED: u16 = 1 << chunk::ABORT | 1 << chunk::SHUTDOWN_COMPLETE;
 
-/// Whether a packet that begins with this chunk may make a flow (`sctp_new`, and the chunks that
+/// Whether a packet with this first chunk may create a flow (`sctp_new`, and the chunks that
 /// `nf_conntrack_sctp_packet` refuses before).
 #[inline(always)]
 #[must_use]
@@ -62,20 +63,20 @@ pub const fn opens(chunk: u8) -> bool {
     is_in(chunk, OPENING)
 }
 
-/// What is known of an association.
+/// The state of an association.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
-    /// It is about to be.
+    /// The association is being opened.
     Opening = 0,
-    /// The answering side has taken the cookie back, or knows the association.
+    /// The answering side has acknowledged the cookie, or knows the association.
     Open = 1,
-    /// A container has said that it ends.
+    /// A container has ended the association.
     Closing = 2,
 }
 
 impl State {
-    /// The state of number `value`; [`State::Opening`] for a number that is none's.
+    /// The state with number `value`; [`State::Opening`] for an unknown number.
     #[inline(always)]
     #[must_use]
     pub const fn from_u8(value: u8) -> Self {
@@ -89,8 +90,9 @@ impl State {
     }
 }
 
-/// What an association becomes by a packet, and how long it lives then; 0 for as long as before.
-/// `reply` is a packet of the answering side, `trusted` one that is known to be a container's own.
+/// The next state of an association after a packet, and its timeout; 0 leaves the timeout
+/// unchanged. `reply`: the packet goes in the reply direction. `trusted`: its source is verified to
+/// be a container.
 #[inline(always)]
 #[must_use]
 pub const fn follow(state: State, chunk: u8, reply: bool, trusted: bool) -> (State, Ticks) {
@@ -102,7 +104,7 @@ pub const fn follow(state: State, chunk: u8, reply: bool, trusted: bool) -> (Sta
             } else if chunk == chunk::HEARTBEAT {
                 timeouts::SCTP_HEARTBEAT
             } else if chunk == chunk::INIT {
-                // Sent again, it does not buy more time.
+                // A retransmitted INIT does not extend the timeout.
                 0
             } else {
                 timeouts::SCTP_CLOSED

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sockets of the host's: where one is pointed that asks for a published port of the host's own
-//! (local access), and which ports one may be bound to.
+//! Socket redirection: to which container a socket of the host connects that asks for a published
+//! port of the host (local access), and to which ports a socket may be bound.
 //!
-//! No packet is rewritten: the socket is connected to the container once, and what it asked for is
-//! remembered so that it can be told. A socket of one family reaches peers of another (IPv4 by way
-//! of `::ffff:`), hence one form of a [`Peer`] for all of them, and what is published in one
-//! [`Family`] is looked up by it.
+//! No packet is rewritten: the socket is connected to the container once, and its original
+//! destination is remembered so that the socket can be told. A socket of one family may reach peers
+//! of the other one (IPv4 as `::ffff:…`). Hence a [`Peer`] has the same form for both families, and
+//! published ports are looked up in one [`Family`].
 
 use crate::abi::{Peer, PortKey, Published, Settings};
 use crate::family::{Address, Be32, Family, Wide};
@@ -15,10 +15,11 @@ use crate::parse::proto;
 /// `::1`.
 pub const LOOPBACK6: Wide = [Be32::new(0), Be32::new(0), Be32::new(0), Be32::new(1)];
 
-/// The peer to point a socket at that asks for `asked`, or none: then it goes where it asked.
+/// The container to which a socket is redirected that asks for `asked`; `None` if it is not
+/// redirected.
 ///
-/// `is_local` knows the host's own addresses but for loopback's, `published` what is published
-/// under exactly a key.
+/// `is_local` knows the host's own addresses except for loopback; `published` looks up a published
+/// port by exactly this key.
 #[inline(always)]
 pub fn target<F: Family>(
     asked: &Peer,
@@ -26,10 +27,11 @@ pub fn target<F: Family>(
     published: impl Fn(&PortKey<F>) -> Option<Published<F>>,
 ) -> Option<Peer> {
     let addr = match F::Addr::narrow(asked.addr) {
-        // To connect to nowhere is to connect to oneself.
+        // Connecting to the unspecified address connects to loopback.
         Some(addr) if addr == F::Addr::ANY => F::Addr::LOOPBACK,
         Some(addr) if addr.is_loopback() || is_local(addr) => addr,
-        // The other family's loopback stands for this host as well, and is nobody's address here.
+        // The loopback address of the other family stands for this host too, but is no address of
+        // this family.
         None if is_loopback6(asked.addr) => F::Addr::ANY,
         _ => return None,
     };
@@ -42,46 +44,46 @@ pub fn target<F: Family>(
     })
 }
 
-/// Whether a socket that is bound to this address may be pointed at a container: the kernel routes
-/// nothing off the host that comes from a loopback address (`EINVAL`).
+/// Whether a socket that is bound to this address may be redirected to a container. The kernel does
+/// not route packets with a loopback source off the host (`EINVAL`).
 #[inline(always)]
 #[must_use]
 pub fn may_leave(bound: Wide) -> bool {
     bound != LOOPBACK6 && !Be32::narrow(bound).is_some_and(Address::is_loopback)
 }
 
-/// `::1`, and `::`, which a destination means it by.
+/// Whether the address is `::1`, or `::`, which as a destination means the same.
 #[inline(always)]
 #[must_use]
 pub fn is_loopback6(addr: Wide) -> bool {
     addr == LOOPBACK6 || addr == Wide::default()
 }
 
-/// What becomes of a request to bind a socket.
+/// The verdict on a request to bind a socket.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bind {
-    /// It goes on.
+    /// The request proceeds.
     Proceed,
-    /// It goes on, and the agent is told: from now on the port's clients are this socket's.
+    /// The request proceeds and the agent is notified: from now on this socket receives what
+    /// clients send to the port.
     Announce,
-    /// It is refused: the port is kept for containers.
+    /// The request is refused: the port is reserved for containers.
     Refuse,
 }
 
-/// What becomes of a request to bind a socket to `wanted`, made by a user of the initial user
-/// namespace.
+/// The verdict on a request to bind a socket to `wanted`, by a user of the initial user namespace.
 ///
-/// Nobody but root takes the ports that are kept for containers. What a privileged process binds is
-/// a service, whose clients no container's earlier flow may keep; what any other user binds takes
-/// nothing from anybody. TCP's services need no announcement: a client begins by a SYN, which shows
-/// whom it is for.
+/// Only root may bind ports that are reserved for containers. A port that a privileged process
+/// binds is a service, whose clients no earlier flow of a container may keep; a port that any other
+/// user binds takes nothing from anybody. TCP services need no notification: their clients begin
+/// with a SYN, which shows that the packet is not an answer.
 #[inline(always)]
 #[must_use]
 pub fn bind(wanted: &Peer, user: u32, settings: &Settings) -> Bind {
     let port = wanted.port.get();
     let proto = wanted.proto as u32;
-    // The kernel draws port 0 from `ip_local_port_range`.
+    // The kernel chooses for port 0 out of `ip_local_port_range`.
     if port == 0 || !may_get_ipv4(wanted.addr) {
         Bind::Proceed
     } else if user == 0 || (port as u32) < settings.unprivileged_port_start {
@@ -97,8 +99,8 @@ pub fn bind(wanted: &Peer, user: u32, settings: &Settings) -> Bind {
     }
 }
 
-/// Whether a socket that is bound to this address may get what comes to an IPv4 address of the
-/// host's: not by loopback, and by IPv6 only where it is bound to any address.
+/// Whether a socket that is bound to this address may receive packets to an IPv4 address of the
+/// host: not if bound to loopback, and for IPv6 only if bound to the unspecified address.
 #[inline(always)]
 fn may_get_ipv4(bound: Wide) -> bool {
     match Be32::narrow(bound) {

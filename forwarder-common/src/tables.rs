@@ -149,12 +149,12 @@ pub trait Tables<F: Family> {
     /// [`crate::window::prepare`], with the windows of the record at `index`.
     fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck;
     /// [`crate::window::settle`], with the windows of the record at `index`.
-    fn settle(&self, index: u32, lead: Transition, segment: &Segment) -> Verdict;
+    fn settle(&self, index: u32, transition: Transition, segment: &Segment) -> Verdict;
     /// [`crate::sctp::follow`], with states as numbers.
     fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks);
 
     /// Emits an event about a flow to whoever watches. The record must belong to the caller alone.
-    fn emit(&self, flow: &Flow<F>, index: u32, flow_state: FlowState, news: EventKind);
+    fn emit(&self, flow: &Flow<F>, index: u32, flow_state: FlowState, kind: EventKind);
 
     /// The kernel's route for a packet with this tuple that arrived on `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;

@@ -11,7 +11,7 @@ pub enum State {
     SynSent = 1,
     /// The other side's SYN-ACK was seen.
     SynReceived = 2,
-    /// Open both ways.
+    /// Open in both directions.
     Established = 3,
     /// One side has sent its FIN.
     FinWait = 4,
@@ -42,7 +42,7 @@ impl State {
         Self::SynSent2,
     ];
 
-    /// The state of number `value`; [`State::None`] for a number that is none's.
+    /// The state with number `value`; [`State::None`] for an unknown number.
     #[inline(always)]
     #[must_use]
     pub const fn from_u8(value: u8) -> Self {
@@ -60,7 +60,7 @@ impl State {
         }
     }
 
-    /// As `conntrack -L` prints it.
+    /// The name that `conntrack -L` prints.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -89,14 +89,14 @@ pub const ACK: u8 = 0x10;
 /// URG.
 pub const URG: u8 = 0x20;
 
-/// What a packet asks of a flow's state.
+/// The state transition that a packet causes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Go to this state (perhaps the one it is in) and refresh the timeout.
+    /// Go to this state, which may be the current one, and refresh the timeout.
     To(State),
-    /// Let the packet through, change nothing (a retransmission, a stray SYN).
+    /// Let the packet pass and change nothing (a retransmission, a stray SYN).
     Ignore,
-    /// The packet does not belong here.
+    /// The packet is invalid in this state.
     Invalid,
 }
 
@@ -112,9 +112,9 @@ const S2: u8 = State::SynSent2 as u8;
 const IV: u8 = 14;
 const IG: u8 = 15;
 
-/// `tcp_conntracks` of nf_conntrack_proto_tcp.c: row by direction and kind of packet, column by
+/// `tcp_conntracks` of nf_conntrack_proto_tcp.c: rows by direction and kind of packet, columns by
 /// state. Kinds: SYN, SYN-ACK, FIN, ACK, RST, none of these. A row is one word of four-bit columns:
-/// shifting it needs no bounds, which the verifier would want to see proved.
+/// a shift needs no bounds check for the verifier.
 static STEPS: [u64; 12] = pack([
     // The originator's packets.
     [SS, SS, IG, IG, IG, IG, IG, SS, SS, S2],
@@ -146,7 +146,7 @@ const fn pack(rows: [[u8; 10]; 12]) -> [u64; 12] {
     words
 }
 
-/// What a segment is by its flags: the rows of each direction in the table of steps.
+/// The kind of a segment by its flags: the row in the table of transitions.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -160,12 +160,12 @@ pub enum Kind {
     Ack = 3,
     /// RST, with or without ACK.
     Rst = 4,
-    /// No combination that a TCP sends.
+    /// A combination that no TCP sends.
     None = 5,
 }
 
-/// What flags say (`get_conntrack_index`, and `tcp_valid_flags`: what is not valid is nothing).
-/// PSH, ECE and CWR say nothing of this, URG only where it cannot be.
+/// The kind of a segment by its flags (`get_conntrack_index`; `tcp_valid_flags` decides which are
+/// valid). PSH, ECE and CWR do not matter; URG only makes some combinations invalid.
 #[inline(always)]
 #[must_use]
 pub const fn kind(flags: u8) -> Kind {
@@ -186,14 +186,15 @@ pub const fn kind(flags: u8) -> Kind {
     }
 }
 
-/// What a packet with `flags` asks of a flow in state `from`; `reply` if it answers the originator.
+/// The transition that a packet with `flags` causes in state `from`; `reply` if it goes in the
+/// reply direction.
 #[inline(always)]
 #[must_use]
 pub fn step(from: State, flags: u8, reply: bool) -> Step {
     step_of(from, kind(flags), reply)
 }
 
-/// The same of a segment of this kind.
+/// The transition for a segment of this kind.
 #[inline(always)]
 #[must_use]
 pub fn step_of(from: State, kind: Kind, reply: bool) -> Step {
@@ -205,25 +206,26 @@ pub fn step_of(from: State, kind: Kind, reply: bool) -> Step {
     }
 }
 
-/// Whether a SYN may open the tuple anew in this state: the old connection is over.
+/// Whether a SYN may open a new connection in this state, because the old one is over.
 #[inline(always)]
 #[must_use]
 pub const fn reopens(state: State, flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN && matches!(state, State::TimeWait | State::Close)
 }
 
-/// How a first packet without a flow is taken.
+/// How a first packet without a flow is handled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Opening {
-    /// A SYN: a connection opens.
+    /// A SYN opens a connection.
     Open,
-    /// A bare ACK or data: the middle of a connection that began elsewhere (`nf_conntrack_tcp_loose`).
+    /// An ACK without SYN, or data: picks up a connection that began elsewhere
+    /// (`nf_conntrack_tcp_loose`).
     PickUp,
-    /// Anything else belongs to no flow.
+    /// Any other packet opens no flow.
     Refuse,
 }
 
-/// How `flags` open a flow (`tcp_new`).
+/// How a packet with `flags` opens a flow (`tcp_new`).
 #[inline(always)]
 #[must_use]
 pub const fn opening(flags: u8) -> Opening {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every timeout of the datapath, in one table, and the clock that they are counted in.
+//! All timeouts of the datapath in one table, and the clock that counts them.
 //!
-//! The values are those of Linux' `nf_conntrack` (`nf_conntrack_proto_{tcp,udp,icmp,sctp}.c`), so that
-//! a connection lives as long through the forwarder as through iptables.
+//! The values are those of Linux' `nf_conntrack` (`nf_conntrack_proto_{tcp,udp,icmp,sctp}.c`), so
+//! that a connection lives as long with the forwarder as with iptables.
 
 use crate::tcp::State;
 
@@ -51,37 +51,36 @@ pub const fn tcp(state: State) -> Ticks {
     }
 }
 
-/// A TCP connection that waits for the other side: data is not acknowledged yet or was sent again and
-/// again, the window is closed, a picked-up one was not answered yet (`TCP_CONNTRACK_UNACK` and
-/// `TCP_CONNTRACK_RETRANS`).
+/// A TCP connection that waits for the other side: data is unacknowledged or was retransmitted
+/// several times, the window is closed, or a picked-up connection is not answered yet
+/// (`TCP_CONNTRACK_UNACK` and `TCP_CONNTRACK_RETRANS`).
 pub const TCP_UNACKNOWLEDGED: Ticks = seconds(300);
 
-/// A flow between being made and its first packet being tracked.
+/// A flow between its creation and the tracking of its first packet.
 pub const UNTRACKED: Ticks = seconds(10);
 
-/// UDP: no answer yet, or no stream yet (`UDP_CT_UNREPLIED`).
+/// UDP: not answered yet, or not a stream yet (`UDP_CT_UNREPLIED`).
 pub const UDP: Ticks = seconds(30);
 
 /// UDP: answered, and in use for longer than [`UDP_STREAM_AFTER`] (`UDP_CT_REPLIED`).
 pub const UDP_STREAM: Ticks = seconds(120);
 
-/// A UDP flow with answers counts as a stream this long after its first packet (`stream_ts`).
+/// A UDP flow with answers counts as a stream this long after its creation (`stream_ts`).
 pub const UDP_STREAM_AFTER: Ticks = seconds(2);
 
 /// ICMP queries (`nf_ct_icmp_timeout`).
 pub const ICMP: Ticks = seconds(30);
 
-/// SCTP: an association that is open (`SCTP_CONNTRACK_ESTABLISHED`).
+/// SCTP: an open association (`SCTP_CONNTRACK_ESTABLISHED`).
 pub const SCTP: Ticks = seconds(210);
 
-/// SCTP: cookies go to and fro, or its end is being agreed upon (`SCTP_CONNTRACK_COOKIE_WAIT` and
-/// others).
+/// SCTP: cookie exchange or shutdown (`SCTP_CONNTRACK_COOKIE_WAIT` and others).
 pub const SCTP_HANDSHAKE: Ticks = seconds(3);
 
-/// SCTP: asked whether the other end is there (`SCTP_CONNTRACK_HEARTBEAT_SENT`).
+/// SCTP: a HEARTBEAT probes the other end (`SCTP_CONNTRACK_HEARTBEAT_SENT`).
 pub const SCTP_HEARTBEAT: Ticks = seconds(30);
 
-/// SCTP: at its very beginning or end (`SCTP_CONNTRACK_CLOSED`); the beginning is [`UNTRACKED`].
+/// SCTP: the very beginning or end (`SCTP_CONNTRACK_CLOSED`); the beginning is [`UNTRACKED`].
 pub const SCTP_CLOSED: Ticks = seconds(10);
 
 /// Protocols without ports (`nf_ct_generic_timeout`).
@@ -90,5 +89,6 @@ pub const GENERIC: Ticks = seconds(600);
 /// How long the kernel waits for the rest of a datagram (`net.ipv4.ipfrag_time`).
 pub const REASSEMBLY: Ticks = seconds(30);
 
-/// The agent's heartbeat is trusted for this long; then routes are looked up anew per packet.
+/// How long the agent's heartbeat is trusted. When it is older, routes are looked up again for each
+/// packet.
 pub const HEARTBEAT: Ticks = seconds(5);

@@ -175,8 +175,8 @@ impl PreCheck {
     #[must_use]
     pub const fn pack(self) -> u64 {
         match self {
-            Self::Decided(fate) => fate.pack(),
-            Self::Leads(lead) => lead.0,
+            Self::Decided(verdict) => verdict.pack(),
+            Self::Leads(transition) => transition.0,
         }
     }
 
@@ -219,8 +219,8 @@ pub fn follow<F: Family, T: Tables<F>>(
         tables.prepare(index, flow_state, segment)
     };
     match prepared {
-        PreCheck::Decided(fate) => fate,
-        PreCheck::Leads(lead) => tables.settle(index, lead, segment),
+        PreCheck::Decided(verdict) => verdict,
+        PreCheck::Leads(transition) => tables.settle(index, transition, segment),
     }
 }
 
@@ -232,11 +232,11 @@ const CLOSE_WAIT: u8 = State::CloseWait as u8;
 pub fn settle<F: Family, T: Tables<F>>(
     tables: &T,
     windows: &TcpTracking,
-    lead: Transition,
+    transition: Transition,
     segment: &Segment,
 ) -> Verdict {
-    if lead.0 & INSIDE == 0 {
-        match inside(tables, windows, lead.0 & OPENING != 0, segment) {
+    if transition.0 & INSIDE == 0 {
+        match inside(tables, windows, transition.0 & OPENING != 0, segment) {
             Check::Inside => {}
             Check::Ignore => return Verdict::Ignore,
             Check::Outside => return Verdict::Refuse(Reason::TcpWindow),
@@ -249,7 +249,7 @@ pub fn settle<F: Family, T: Tables<F>>(
     if now != last {
         windows.last.set(now);
     }
-    let to = lead.to();
+    let to = transition.to();
     Verdict::To(to, lifetime(windows, to, segment, again))
 }
 

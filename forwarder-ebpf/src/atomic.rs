@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Atomic operations on words of map elements: BPF's own instructions.
+//! Atomic operations on words of map elements, by BPF's own instructions.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
-/// Replaces `old` by `new`; whether it was `old`.
-///
-/// # Safety
-/// `word` is aligned and points into a live map element.
+/// Replaces `old` by `new`; returns whether the word was `old`.
 #[inline(always)]
 pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: as above.
@@ -16,10 +13,7 @@ pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> bool {
     }
 }
 
-/// Replaces `old` by `new`: what the word was, and whether that was `old`.
-///
-/// # Safety
-/// `word` is aligned and points into a live map element.
+/// Replaces `old` by `new`; returns the previous value, and whether that was `old`.
 #[inline(always)]
 pub unsafe fn exchange(word: *mut u32, old: u32, new: u32) -> (u32, bool) {
     // SAFETY: as above.
@@ -28,20 +22,14 @@ pub unsafe fn exchange(word: *mut u32, old: u32, new: u32) -> (u32, bool) {
     }
 }
 
-/// Adds; the value before.
-///
-/// # Safety
-/// `word` is aligned and points into a live map element.
+/// Adds a summand; returns the previous value.
 #[inline(always)]
 pub unsafe fn add(word: *mut u64, summand: u64) -> u64 {
     // SAFETY: as above.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, summand) }
 }
 
-/// Adds one; the value before.
-///
-/// # Safety
-/// As for [`add`].
+/// Adds one; returns the previous value.
 #[inline(always)]
 pub unsafe fn increment(word: *mut u64) -> u64 {
     // SAFETY: as above.

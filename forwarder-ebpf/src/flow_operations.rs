@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Programs that are on no hook: the command line runs them (`BPF_PROG_TEST_RUN`), since a flow is
-//! ended by compare-and-swap only, which user space has not.
+//! Flow operations: programs on no hook, which the command line runs (`BPF_PROG_TEST_RUN`). User
+//! space cannot delete a flow itself, because that takes a compare-and-swap on a map element.
 
 use aya_ebpf::programs::TcContext;
 use forwarder_common::abi::FlowRef;
@@ -9,11 +9,12 @@ use forwarder_common::flow_operation::{self, Ending};
 use crate::kernel::Kernel;
 use crate::tc::frame;
 
-/// Records that one run looks at: a tenth of a millisecond, since packets may have to wait for it.
+/// Records that one run inspects: about a tenth of a millisecond, because packets may have to wait
+/// for it.
 const RECORDS: u32 = 4_096;
 
-/// Ends the flow whose index and id, in the machine's order, are the frame's first bytes: the
-/// number of an [`Ending`].
+/// Deletes the flow whose index and generation, in host order, are the frame's first bytes; returns
+/// the number of an [`Ending`].
 #[inline(always)]
 pub fn end_flow(ctx: TcContext) -> i32 {
     let frame = frame(&ctx);
@@ -23,7 +24,7 @@ pub fn end_flow(ctx: TcContext) -> i32 {
     flow_operation::end(&Kernel { ctx }, FlowRef { index, id }) as i32
 }
 
-/// Looks at some records; how many.
+/// Inspects some records; returns how many.
 #[inline(always)]
 pub fn collect_flows(ctx: TcContext) -> i32 {
     flow_operation::collect(&Kernel { ctx }, RECORDS);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! The brain's door to the kernel: maps, clock, routes and sockets through helpers.
+//! Implements the packet logic's interface to the kernel: maps, clock, routes and sockets, through
+//! helpers.
 
 use core::cell::Cell;
 use core::ffi::c_void;
@@ -47,16 +48,17 @@ use crate::steps;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// Loopback's index in every namespace: what the kernel's own source check looks up by.
+/// The loopback device's index in every namespace. The kernel's own source check looks up routes
+/// with it.
 const LOOPBACK: u32 = 1;
-/// So many other CPUs may raise the same number in between.
+/// How many other CPUs may raise the same number in between.
 const RAISES: u32 = 3;
 const ENODEV: i64 = -19;
 const EINVAL: i64 = -22;
 /// `BPF_F_CURRENT_NETNS`.
 const THIS_NAMESPACE: u64 = -1_i32 as u32 as u64;
 
-/// The tables of the running kernel, seen from one program's run.
+/// The kernel's maps and helpers, as seen by one run of a program.
 pub struct Kernel<C> {
     /// The program's context.
     pub ctx: C,
@@ -66,21 +68,21 @@ pub struct Kernel<C> {
 #[inline(always)]
 pub fn count(reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
-        // SAFETY: this CPU's own element; a program is not preempted by another of its kind.
+        // SAFETY: this CPU's own element; a program is not preempted by another one of its kind.
         unsafe { *counter += 1 };
     }
 }
 
 impl<C: EbpfContext> Kernel<C> {
-    /// Looks a route up in the kernel's tables.
+    /// Looks up a route in the kernel's FIB.
     #[inline(always)]
     fn look_up(&self, params: &mut bpf_fib_lookup, flags: u32) -> i64 {
         let size = size_of::<bpf_fib_lookup>() as i32;
-        // SAFETY: the context is this program's, the structure is as long as stated.
+        // SAFETY: the context is this program's, and the structure is as long as stated.
         unsafe { fib_lookup(self.ctx.as_ptr(), ptr::from_mut(params), size, flags) as i64 }
     }
 
-    /// Counts records that were taken, or given back by a summand below zero.
+    /// Counts records that are taken, or that are returned if the summand is negative.
     #[inline(always)]
     fn count_used(&self, summand: u64) {
         if let Some(cursors) = CURSORS.get_ptr_mut(0) {
@@ -89,7 +91,7 @@ impl<C: EbpfContext> Kernel<C> {
         }
     }
 
-    /// A device's MTU, if there is such a device.
+    /// A device's MTU, if the device exists.
     #[inline(always)]
     fn mtu(&self, ifindex: u32) -> Option<u32> {
         let mut mtu = 0;
@@ -107,7 +109,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn device(&self, ifindex: u32) -> Option<Device> {
-        // SAFETY: the element is read at once; the agent replaces elements whole.
+        // SAFETY: the element is copied at once; the agent replaces whole elements.
         unsafe { DEVICES.get(ifindex) }.copied()
     }
 
@@ -191,7 +193,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
-        // SAFETY: as above.
+        // SAFETY: an aligned 64-bit word of a map's element.
         unsafe { atomic::compare_and_swap(word.as_ptr(), from, to) }
     }
 
@@ -204,7 +206,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
-        // SAFETY: copied at once; what it says is checked against the record.
+        // SAFETY: copied at once; the content is checked against the record.
         unsafe { FLOW_INDEX.get(tuple) }.copied()
     }
 
@@ -216,7 +218,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn set_cached_flow(&self, place: u32, flow: FlowRef) {
         if let Some(entry) = FLOW_CACHE.get_ptr_mut(place) {
-            // SAFETY: a live element; whoever reads it checks it against the record.
+            // SAFETY: a live element; readers check its content against the record.
             unsafe { *entry = flow };
         }
     }
@@ -305,7 +307,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn set_ring(&self, place: u32, pending: Pending) {
         if let Some(entry) = UNASSURED_RING.get_ptr_mut(place) {
-            // SAFETY: a live element; whoever reads it checks it against the record.
+            // SAFETY: a live element; readers check its content against the record.
             unsafe { *entry = pending };
         }
     }
@@ -328,7 +330,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
         if let Some(entry) = AFFINITIES.get_ptr_mut(place) {
-            // SAFETY: a live element; a torn hint only costs a try.
+            // SAFETY: a live element; a torn entry costs no more than one failed try.
             unsafe { *entry = affinity };
         }
     }
@@ -341,7 +343,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn set_series(&self, series: FragmentSeries<V4>) {
         if let Some(place) = SERIES.get_ptr_mut(0) {
-            // SAFETY: this CPU's own element; programs of a kind do not interrupt each other.
+            // SAFETY: this CPU's own element; programs of one kind do not interrupt each other.
             unsafe { *place = series };
         }
     }
@@ -382,13 +384,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         steps::claim(index, flow_state.0, why as u32) != 0
     }
 
-    /// While nobody watches, this is a look into an array.
+    /// While nobody watches, this costs one array lookup.
     #[inline(always)]
-    fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, news: EventKind) {
+    fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, kind: EventKind) {
         let Some(watch) = WATCH.get_ptr(0) else {
             return;
         };
-        // SAFETY: a live element; volatile, since the watcher changes it.
+        // SAFETY: a live element; volatile, because the watcher changes it.
         let until = unsafe { ptr::read_volatile(watch) };
         if until == 0 {
             return;
@@ -398,13 +400,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         if now < until
             && let Some(place) = EVENTS.reserve::<Event<V4>>(0)
         {
-            // SAFETY: this program's own part of the ring, in which any bytes are an event.
+            // SAFETY: this program's own part of the ring; any bytes are a valid event.
             let event = unsafe { &*place.as_ptr() };
-            event.fill(flow, index, flow_state, news, timeouts::ticks(now));
+            event.fill(flow, index, flow_state, kind, timeouts::ticks(now));
             place.submit(0);
         } else if let Some(lost) = LOST.get_ptr_mut(0) {
-            // SAFETY: an aligned 64-bit word of a map's element. Atomic: a program that is run by
-            // hand is interrupted by packets.
+            // SAFETY: an aligned 64-bit word of a map's element. Atomic, because packets interrupt
+            // a program that the command line runs.
             unsafe { atomic::increment(lost) };
         }
     }
@@ -416,9 +418,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn settle(&self, index: u32, lead: Transition, segment: &Segment) -> Verdict {
+    fn settle(&self, index: u32, transition: Transition, segment: &Segment) -> Verdict {
         let [numbers, facts] = segment.pack();
-        Verdict::unpack(steps::settle(index, lead.pack(), numbers, facts))
+        Verdict::unpack(steps::settle(index, transition.pack(), numbers, facts))
     }
 
     #[inline(always)]
@@ -436,15 +438,15 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         params.sport = tuple.sport.word();
         params.dport = tuple.dport.word();
         params.ifindex = ifindex;
-        // Any length makes the kernel report the route's MTU instead of the device's.
+        // With any length the kernel returns the route's MTU instead of the device's.
         params.__bindgen_anon_1.tot_len = 1;
         params.__bindgen_anon_3.ipv4_src = tuple.src.word();
         params.__bindgen_anon_4.ipv4_dst = tuple.dst.word();
-        // Whether the neighbour is known does not matter, the kernel resolves it on the way out; but
-        // a lookup that stops there has no MTU.
+        // The neighbour entry does not matter, because the kernel resolves it on output; but a
+        // lookup that ends at a missing entry returns no MTU.
         let mut outcome = self.look_up(&mut params, BPF_FIB_LOOKUP_SKIP_NEIGH);
         if outcome == EINVAL {
-            // A kernel before 6.3 does not know the flag.
+            // Kernels before 6.3 do not know the flag.
             outcome = self.look_up(&mut params, 0);
         }
         let stopped = outcome == BPF_FIB_LKUP_RET_NO_NEIGH as i64;
@@ -452,7 +454,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
             return Route::Kernel;
         }
         if params.family != AF_INET {
-            // An IPv6 next hop (RFC 8950) is for the kernel to send to.
+            // Only the kernel can send to an IPv6 next hop (RFC 8950).
             return Route::Forward {
                 ifindex: params.ifindex,
                 next_hop: tuple.dst,
@@ -539,8 +541,9 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn takes_frames(&self, ifindex: u32) -> bool {
-        // The redirect is noted before anything is written and only counts once the program says
-        // so: one look-up finds the miss in time and sends the frame.
+        // The call prepares the redirect before anything is written, and the redirect takes effect
+        // only if the program returns it: one lookup both detects a missing entry in time and sends
+        // the frame.
         XDP_DEVMAP
             .redirect(ifindex, xdp_action::XDP_PASS as u64)
             .is_ok()
@@ -645,7 +648,7 @@ impl Host6 for Kernel<TcContext> {
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
         let mut value = T::zeroed();
         let place = ptr::from_mut(&mut value).cast();
-        // SAFETY: `value` has room for that much, and any bytes are one.
+        // SAFETY: `value` has room for that many bytes, and any bytes are a valid value.
         let outcome = unsafe {
             bpf_skb_load_bytes(
                 self.ctx.skb.skb.cast(),
@@ -671,16 +674,16 @@ impl Host6 for Kernel<TcContext> {
     }
 }
 
-/// `bpf_loop`'s callback: 1 ends the loop.
+/// The callback of `bpf_loop`: 1 ends the loop.
 ///
 /// # Safety
-/// `attempt` is what [`Tables::attempt`] was given.
+/// `attempt` is the argument of [`Tables::attempt`].
 unsafe extern "C" fn once<A: Attempt>(_: u64, attempt: *mut A) -> i64 {
     // SAFETY: as above.
     i64::from(unsafe { &mut *attempt }.once())
 }
 
-/// A cursor's place in a table of `size` elements.
+/// The index of a cursor in a table of `size` elements.
 #[inline(always)]
 fn wrap(cursor: u64, size: u32) -> u32 {
     if size == 0 {

@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! The programs: one function per hook.
+//! The eBPF programs: one function per hook.
 //!
-//! Each program takes its context apart, calls the function of `forwarder_common::pipeline` that
-//! has its name, and turns the [`Reason`](forwarder_common::reason::Reason) that comes back into a
-//! verdict. What happens to a packet is decided there, and tested there on a host; this crate holds
-//! only what needs a kernel.
+//! Each program reads its context, calls the function of `forwarder_common::pipeline` that has its
+//! name, and turns the returned [`Reason`](forwarder_common::reason::Reason) into a verdict.
+//! `forwarder_common` decides what happens to a packet, and is tested on a host; this crate
+//! contains only what needs a kernel.
 //!
-//! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` those for the
-//!   host's own sockets, `flow_operations.rs` those that the command line runs by hand.
-//! - `kernel.rs` implements [`Tables`](forwarder_common::tables::Tables), by which the packet logic
-//!   reaches maps, clock, routes and sockets. `maps.rs` declares the maps, and nothing else touches
-//!   them.
-//! - `steps.rs` has the steps that are global functions: the verifier proves each of them once, by
+//! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` the programs
+//!   for the host's own sockets, `flow_operations.rs` the programs that the command line runs.
+//! - `kernel.rs` implements [`Tables`](forwarder_common::tables::Tables), through which the packet
+//!   logic reaches maps, clock, routes and sockets. `maps.rs` declares the maps.
+//! - `steps.rs` contains steps that are global functions: the verifier proves each of them once, by
 //!   itself, and not on every path that leads to a call.
-//! - `atomic.rs` has BPF's atomic instructions.
+//! - `atomic.rs` contains BPF's atomic instructions.
 //!
 //! The programs compile for `bpfel-unknown-none` only (`cargo xtask build`). On a host this crate
 //! is a `main` that says so, so that the whole workspace can be checked at once.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// The BPF target has compare-and-swap (from -mcpu=v3 on), but `core` does not offer it there.
+// The BPF target supports compare-and-swap (since -mcpu=v3), but `core` does not offer it there.
 #![cfg_attr(
     target_arch = "bpf",
     feature(core_intrinsics),
@@ -71,7 +70,7 @@ mod programs {
         )
     }
 
-    /// tcx ingress of an outside device without Ethernet header.
+    /// tcx ingress of an outside device without an Ethernet header.
     #[classifier]
     pub fn outside_in_raw(ctx: TcContext) -> i32 {
         run::<RAW>(
@@ -93,7 +92,7 @@ mod programs {
         )
     }
 
-    /// tcx egress of an outside device without Ethernet header.
+    /// tcx egress of an outside device without an Ethernet header.
     #[classifier]
     pub fn outside_out_raw(ctx: TcContext) -> i32 {
         run::<RAW>(
@@ -112,7 +111,7 @@ mod programs {
         })
     }
 
-    /// tcx egress of the same.
+    /// tcx egress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_out(ctx: TcContext) -> i32 {
         run::<ETHERNET>(
@@ -142,7 +141,7 @@ mod programs {
         )
     }
 
-    /// tcx egress of the device that fragments go round by.
+    /// tcx egress of the defragmentation loopback device.
     #[classifier]
     pub fn defrag_out(ctx: TcContext) -> i32 {
         run::<ETHERNET>(&ctx, false, None, |frame, meta, kernel, packet| {
@@ -156,25 +155,25 @@ mod programs {
         crate::xdp::run(&ctx)
     }
 
-    /// Run by hand only: ends a flow.
+    /// Run by the command line: deletes a flow.
     #[classifier]
     pub fn end_flow(ctx: TcContext) -> i32 {
         flow_operations::end_flow(ctx)
     }
 
-    /// Run by hand only: collects flows whose time is over.
+    /// Run by the command line: collects expired flows.
     #[classifier]
     pub fn collect_flows(ctx: TcContext) -> i32 {
         flow_operations::collect_flows(ctx)
     }
 
-    /// An IPv4 socket is bound.
+    /// An IPv4 socket binds.
     #[cgroup_sock_addr(bind4)]
     pub fn bind4(ctx: SockAddrContext) -> i32 {
         socket::bind4(&ctx)
     }
 
-    /// An IPv6 socket is bound, perhaps to IPv4 behind `::ffff:`.
+    /// An IPv6 socket binds, possibly to a mapped IPv4 address (`::ffff:…`).
     #[cgroup_sock_addr(bind6)]
     pub fn bind6(ctx: SockAddrContext) -> i32 {
         socket::bind6(&ctx)
@@ -186,38 +185,39 @@ mod programs {
         ask4(&ctx)
     }
 
-    /// An IPv6 socket connects, perhaps to IPv4 behind `::ffff:`.
+    /// An IPv6 socket connects, possibly to a mapped IPv4 address (`::ffff:…`).
     #[cgroup_sock_addr(connect6)]
     pub fn connect6(ctx: SockAddrContext) -> i32 {
         ask6(&ctx)
     }
 
-    /// A socket sends a datagram to a peer that it names, by IPv4: also an IPv6 socket does, behind
-    /// `::ffff:`. (By IPv6 the kernel takes no answer that is IPv4: `ENOTSUPP`.)
+    /// A socket sends an IPv4 datagram to a peer that it names; the socket may be an IPv6 one with
+    /// a mapped address. (For IPv6 datagrams the kernel does not allow a program to replace the
+    /// destination by an IPv4 address: `ENOTSUPP`.)
     #[cgroup_sock_addr(sendmsg4)]
     pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
         ask4(&ctx)
     }
 
-    /// An IPv4 socket is told where a datagram is from.
+    /// An IPv4 socket asks for the source of a datagram.
     #[cgroup_sock_addr(recvmsg4)]
     pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
         tell4(&ctx)
     }
 
-    /// An IPv6 socket is.
+    /// An IPv6 socket asks for the source of a datagram.
     #[cgroup_sock_addr(recvmsg6)]
     pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
         tell6(&ctx)
     }
 
-    /// An IPv4 socket is told what it is connected to.
+    /// An IPv4 socket asks for its peer.
     #[cgroup_sock_addr(getpeername4)]
     pub fn getpeername4(ctx: SockAddrContext) -> i32 {
         tell4(&ctx)
     }
 
-    /// An IPv6 socket is.
+    /// An IPv6 socket asks for its peer.
     #[cgroup_sock_addr(getpeername6)]
     pub fn getpeername6(ctx: SockAddrContext) -> i32 {
         tell6(&ctx)
@@ -231,7 +231,8 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers that only GPL-compatible programs may call (`bpf_ktime_get_coarse_ns`, …).
+/// The object's licence, because some helpers are available to GPL-compatible programs only
+/// (`bpf_ktime_get_coarse_ns`, …).
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! The maps. Their meaning and their layout stand in `forwarder_common::abi`; nothing but
-//! `kernel.rs` touches them.
+//! Declares the maps. `forwarder_common::abi` documents their meaning and their layout.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
@@ -18,20 +17,20 @@ use forwarder_common::pipeline::fragments::FragmentSeries;
 use forwarder_common::reason;
 use forwarder_common::timeouts::Ticks;
 
-/// A flow as a map's element.
+/// A flow as an element of a map.
 #[repr(transparent)]
 pub struct Record(pub Flow<V4>);
 
-// SAFETY: all CPUs share map elements; what that means for a flow stands in
-// `forwarder_common::flow`.
+// SAFETY: all CPUs share the elements of a map; `forwarder_common::flow` says what makes that safe
+// for a flow.
 unsafe impl Sync for Record {}
 
-/// A quota as a map's element.
+/// A quota as an element of a map.
 #[repr(transparent)]
 pub struct Shares(pub Quota);
 
-// SAFETY: all CPUs share map elements, and change the words of this one atomically only: see
-// `forwarder_common::quota`.
+// SAFETY: all CPUs share the elements of a map, and change the words of this one only atomically:
+// see `forwarder_common::quota`.
 unsafe impl Sync for Shares {}
 
 #[map]
@@ -129,26 +128,27 @@ pub static INGRESS6: LpmTrie<IngressKey6, u32> =
 pub static ALLOWED6: LpmTrie<AllowedKey6, u32> =
     LpmTrie::with_max_entries(capacity::ALLOWED_SOURCES, NO_PREALLOC);
 
-/// A passage, as far as it crosses a call of a global function.
+/// The part of a packet's context that crosses the call of a global function.
 #[repr(C)]
 pub struct Passing {
-    /// The packet, parsed.
+    /// The parsed packet.
     pub packet: Packet<V4>,
-    /// Where the hook is.
+    /// On which side the hook is attached.
     pub side: Side,
-    /// Where the network header begins.
+    /// Offset of the network header.
     pub l3: u8,
 }
 
-/// The passage at hand. A map and not the stack: the stack is small, and what the verifier knows of
-/// a value on the stack, it tells apart on every path.
+/// The packet that is being processed on this CPU. It is in a map and not on the stack because the
+/// stack is small, and because the verifier tracks the values on the stack separately on every
+/// path.
 #[map]
 pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
 
-/// The datagram whose fragments return at the moment, on this CPU.
+/// The datagram whose fragments return from the defragmentation loopback, on this CPU.
 #[map]
 pub static SERIES: PerCpuArray<FragmentSeries<V4>> = PerCpuArray::with_max_entries(1, 0);
 
-/// `BPF_F_NO_PREALLOC`: a trie has no other way, and what only the agent fills need not take memory
-/// before it does.
+/// `BPF_F_NO_PREALLOC`: required for a trie; and maps that only the agent fills need not take
+/// memory before.
 const NO_PREALLOC: u32 = 1;

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! The socket programs' run: a socket of this host's that asks for a published port of the host's
-//! own is pointed at the container, and told what it asked for; one that asks for a port of its own
-//! does not get those that are kept for containers.
+//! Socket programs: redirect a socket of the host that asks for a published port of the host to the
+//! container, tell the socket its original destination, and keep reserved ports from being bound.
 //!
-//! They hang on the root of all control groups and see every process of the machine: only sockets
-//! of the agent's network namespace concern them. They may be preempted, so that all they have is
-//! on the stack; and several instances may run on one call, the second of which finds nothing left
-//! to do.
+//! They are attached to the root of all control groups and see every process of the machine, but
+//! act only on sockets of the agent's network namespace. They may be preempted, so their state is
+//! on the stack. Several instances may run for one call; the second one finds nothing left to do.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -27,9 +25,9 @@ use forwarder_common::timeouts;
 use crate::kernel::Kernel;
 use crate::maps::{BINDS, BOUND, SETTINGS, SOCKETS};
 
-/// The call goes on.
+/// The call proceeds.
 const PROCEED: i32 = 1;
-/// It fails: `EPERM`.
+/// The call fails with `EPERM`.
 const REFUSE: i32 = 0;
 
 /// `connect4`, `sendmsg4`.
@@ -61,7 +59,7 @@ pub fn tell4(ctx: &SockAddrContext) -> i32 {
 pub fn ask6(ctx: &SockAddrContext) -> i32 {
     if is_ours(ctx) {
         let peer = peer6(ctx);
-        // A socket for IPv6 only has nothing behind `::ffff:`.
+        // An IPv6-only socket does not accept mapped addresses.
         if !(socket::is_loopback6(peer.addr) && is_v6_only(ctx, peer.proto as u32))
             && let Some(target) = ask(ctx, &peer, bound6(ctx))
         {
@@ -111,8 +109,8 @@ fn bind(ctx: &SockAddrContext, wanted: &Peer) -> i32 {
     }
 }
 
-/// Notes that a service asks for a UDP port, and wakes the agent. Where the ring is full, the agent
-/// is yet to read what woke it first.
+/// Records that a service binds a UDP port, and wakes the agent. If the ring is full, the agent has
+/// not yet read an earlier wake-up.
 #[inline(always)]
 fn announce(port: Be16) {
     let number = port.get();
@@ -126,8 +124,8 @@ fn announce(port: Be16) {
     let _ = BINDS.output::<u64>(number as u64, 0);
 }
 
-/// Whether the socket is one of the agent's network namespace: a container's own loopback, and
-/// Docker's resolver there, are its own business.
+/// Whether the socket belongs to the agent's network namespace. A container's own loopback, and
+/// Docker's resolver there, are not the forwarder's business.
 #[inline(always)]
 fn is_ours(ctx: &SockAddrContext) -> bool {
     let ours = SETTINGS.get(0).map_or(0, |settings| settings.netns_cookie);
@@ -148,7 +146,8 @@ fn ask(ctx: &SockAddrContext, asked: &Peer, bound: Wide) -> Option<Peer> {
     if !socket::may_leave(bound) {
         return None;
     }
-    // A client that sends on and on is found here, which also keeps it from being forgotten.
+    // A client that sends many datagrams is found here; the lookup also keeps its entry in the LRU
+    // map.
     if tell(ctx, &target) != Some(*asked) {
         let _ = SOCKETS.insert(key(ctx, target), asked, 0);
     }
@@ -157,7 +156,7 @@ fn ask(ctx: &SockAddrContext, asked: &Peer, bound: Wide) -> Option<Peer> {
 
 #[inline(always)]
 fn tell(ctx: &SockAddrContext, peer: &Peer) -> Option<Peer> {
-    // SAFETY: the element is copied at once; one that is replaced meanwhile was as true.
+    // SAFETY: the element is copied at once; an element that is replaced in between was valid, too.
     unsafe { SOCKETS.get(key(ctx, *peer)) }.copied()
 }
 
@@ -171,15 +170,16 @@ fn key(ctx: &SockAddrContext, peer: Peer) -> SocketKey {
     }
 }
 
-/// Where `struct sock` says that a socket is for IPv6 only (`skc_ipv6only`): behind address pair,
-/// hash, port pair, family and state. The same in all kernels that serve.
+/// Offset and bit of `skc_ipv6only` in `struct sock`: behind address pair, hash, port pair, family
+/// and state. The same in all supported kernels.
 const V6_ONLY: (usize, u8) = (19, 1 << 5);
 
-/// Whether the socket never speaks IPv4, not even behind `::ffff:`.
+/// Whether the socket is IPv6-only, and so does not accept mapped IPv4 addresses either.
 #[inline(always)]
 fn is_v6_only(ctx: &SockAddrContext, protocol: u32) -> bool {
     let socket = own(ctx).cast();
-    // SAFETY: typed pointers to the program's own socket: the verifier checks what is read of them.
+    // SAFETY: typed pointers to the program's own socket; the verifier checks what is read from
+    // them.
     let (octet, bit) = unsafe {
         let common = match protocol {
             proto::TCP => bpf_skc_to_tcp6_sock(socket).cast::<u8>(),
@@ -194,8 +194,8 @@ fn is_v6_only(ctx: &SockAddrContext, protocol: u32) -> bool {
     octet & bit != 0
 }
 
-// The context is a window that the kernel widens word by word: each field is read and written as
-// it stands there, never two at once.
+// The kernel translates every access to the context word by word: each field is read and written
+// with exactly its declared size, never two at once.
 
 /// A field of the context.
 macro_rules! field {
@@ -261,7 +261,7 @@ fn bound6(ctx: &SockAddrContext) -> Wide {
 #[inline(always)]
 fn set4(ctx: &SockAddrContext, addr: Be32, port: Be16) {
     let sock_addr: *mut bpf_sock_addr = ctx.sock_addr;
-    // SAFETY: the context is this program's, and the fields are its to write.
+    // SAFETY: the context is this program's, and these fields are writable.
     unsafe {
         write_volatile(&raw mut (*sock_addr).user_ip4, addr.word());
         write_volatile(&raw mut (*sock_addr).user_port, port.word() as u32);
@@ -271,7 +271,7 @@ fn set4(ctx: &SockAddrContext, addr: Be32, port: Be16) {
 #[inline(always)]
 fn set6(ctx: &SockAddrContext, peer: &Peer) {
     let sock_addr: *mut bpf_sock_addr = ctx.sock_addr;
-    // SAFETY: as above.
+    // SAFETY: the context is this program's, and these fields are writable.
     unsafe {
         write_volatile(&raw mut (*sock_addr).user_ip6[0], peer.addr[0].word());
         write_volatile(&raw mut (*sock_addr).user_ip6[1], peer.addr[1].word());

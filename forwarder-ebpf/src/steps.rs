@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Steps of a flow's life as global BPF functions: the verifier proves each once, by itself, and
-//! not again on every path that leads to a call. They take and return plain numbers.
+//! Steps of the flow lifecycle as global BPF functions: the verifier proves each once, by itself,
+//! and not again on every path that leads to a call. They take and return plain numbers.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -17,7 +17,7 @@ use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
 
 use crate::kernel::Kernel;
 
-/// No program's context: these steps touch maps only.
+/// Stands for a program's context: these steps access maps only.
 struct Nowhere;
 
 impl EbpfContext for Nowhere {
@@ -26,10 +26,10 @@ impl EbpfContext for Nowhere {
     }
 }
 
-/// What [`take_record`] and [`charge`] return for none.
+/// What [`take_record`] and [`charge`] return for "none".
 pub const NONE: u64 = u64::MAX;
 
-/// [`flow::take_record`]: the index in the low half, the id in the high one, or [`NONE`].
+/// [`flow::take_record`]: the index in the low half, the generation in the high one; or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn take_record(originator: u32) -> u64 {
@@ -55,7 +55,7 @@ pub extern "C" fn publish(index: u32, id: u32) -> u64 {
     0
 }
 
-/// [`window::prepare`]: a segment in two words, what is said of it in one.
+/// [`window::prepare`]: a segment packed into two words, the result into one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn prepare(index: u32, flow_state: u64, numbers: u64, facts: u64) -> u64 {
@@ -66,19 +66,22 @@ pub extern "C" fn prepare(index: u32, flow_state: u64, numbers: u64, facts: u64)
     window::prepare(&flow.windows, FlowState(flow_state), &segment).pack()
 }
 
-/// [`window::settle`], likewise.
+/// [`window::settle`]: packed as for [`prepare`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn settle(index: u32, lead: u64, numbers: u64, facts: u64) -> u64 {
+pub extern "C" fn settle(index: u32, transition: u64, numbers: u64, facts: u64) -> u64 {
     let kernel = Kernel { ctx: Nowhere };
     let Some(flow) = kernel.flow(index) else {
         return Verdict::Ignore.pack();
     };
-    let (lead, segment) = (Transition::unpack(lead), Segment::unpack([numbers, facts]));
-    window::settle(&kernel, &flow.windows, lead, &segment).pack()
+    let (transition, segment) = (
+        Transition::unpack(transition),
+        Segment::unpack([numbers, facts]),
+    );
+    window::settle(&kernel, &flow.windows, transition, &segment).pack()
 }
 
-/// [`flow::claim`], why by its number: 1 if it won.
+/// [`flow::claim`], with the event kind's number: 1 if the claim succeeded.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn claim(index: u32, flow_state: u64, why: u32) -> u64 {
@@ -108,7 +111,7 @@ pub extern "C" fn shift(register: u32, octets: u32) -> u64 {
     shift.register as u64
 }
 
-/// [`sctp::follow`]: the state by its number, above it the span.
+/// [`sctp::follow`]: the state's number in the low half, the timeout in the high one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn follow(state: u32, chunk: u32, reply: u32, trusted: u32) -> u64 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! A tcx (or clsact) program's run: context in, pipeline, verdict out.
+//! Runs tcx and clsact programs: from the context through the pipeline to the verdict.
 
 use core::hint::black_box;
 use core::mem::zeroed;
@@ -28,30 +28,31 @@ use crate::kernel::{Kernel, count};
 use crate::maps::{PASSING, Passing};
 use crate::steps;
 
-/// Network header's place behind an Ethernet header.
+/// Offset of the network header behind an Ethernet header.
 pub const ETHERNET: usize = 14;
-/// Network header's place without one.
+/// Offset of the network header without an Ethernet header.
 pub const RAW: usize = 0;
 
 const AF_INET: u32 = 2;
 const PACKET_HOST: u32 = 0;
 const PACKET_MULTICAST: u32 = 2;
 const PACKET_OTHERHOST: u32 = 3;
-/// The bits of a VLAN tag's control information that are the VLAN's id.
+/// The bits of a VLAN tag's control information that hold the VLAN id.
 const VLAN_ID: u32 = 0xfff;
 const ARP: u32 = (0x0806_u16).to_be() as u32;
 const IPV6: u32 = ipv6::ETHERTYPE.to_be() as u32;
-/// A bridge's group addresses: they end in four bits of any value (IEEE 802.1D table 7-10).
+/// A bridge's group addresses begin with these bytes and end in any value of four bits (IEEE 802.1D
+/// table 7-10).
 const GROUP: [u8; 5] = [0x01, 0x80, 0xc2, 0, 0];
-/// Enough for an ICMP error's headers and those that it quotes, options included.
+/// Enough for an ICMP error's headers and the headers that it quotes, options included.
 const QUOTE: u32 = 192;
 /// An Ethernet header and an ARP message.
 const ARP_OCTETS: u32 = 42;
-/// Enough for any header that the pipeline reads otherwise.
+/// Enough for every other header that the pipeline reads.
 const HEADERS: u32 = 54;
 
-/// Runs a hook of the pipeline on a packet whose network header is at `L3`. With `addressed`,
-/// only frames that are for this station are looked at. IPv6 is judged at the hook `six`.
+/// Runs a hook of the pipeline on a packet whose network header is at `L3`. With `addressed`, only
+/// frames for this station are processed. IPv6 packets go to the IPv6 hook `six`.
 #[inline(always)]
 pub fn run<const L3: usize>(
     ctx: &TcContext,
@@ -64,7 +65,7 @@ pub fn run<const L3: usize>(
     verdict(reason)
 }
 
-/// The same for what containers send: they are told where something is used up.
+/// Runs a hook for containers' packets: the container gets an ICMP error when a limit is exhausted.
 #[inline(always)]
 pub fn run_telling(
     ctx: &TcContext,
@@ -92,13 +93,13 @@ pub fn run_telling(
     }
 }
 
-/// Whether a frame that comes by a veth or a bridge is an IPv4 packet for a hook of the pipeline, after
-/// a tag of VLAN id 0 was taken off: the kernel takes such a frame for untagged.
+/// Whether a frame on a veth or a bridge is an IPv4 packet for the pipeline. Takes off a tag with
+/// VLAN id 0 first: the kernel treats such a frame as untagged.
 #[inline(always)]
 fn is_packet(ctx: &TcContext, side: Side) -> bool {
     let skb = ctx.skb.skb;
     let tagged = is_tagged(ctx);
-    // SAFETY: the context's fields, read-only here.
+    // SAFETY: fields of the context, only read.
     let (protocol, kind) = unsafe { ((*skb).protocol, (*skb).pkt_type) };
     let addressed = match side {
         Side::Veth => !is_to_group(ctx),
@@ -107,22 +108,22 @@ fn is_packet(ctx: &TcContext, side: Side) -> bool {
     !tagged && addressed && protocol == V4::ETHERTYPE.to_be() as u32
 }
 
-/// Whether a frame without a tag is an IPv6 packet for a hook of the rules.
+/// Whether a frame is an untagged IPv6 packet that the IPv6 rules judge.
 #[inline(always)]
 fn is_ipv6(ctx: &TcContext, side: Side) -> bool {
     let skb = ctx.skb.skb;
-    // SAFETY: the context's fields, read-only here.
+    // SAFETY: fields of the context, only read.
     let six = unsafe { (*skb).vlan_present == 0 && (*skb).protocol == IPV6 };
     six && !(side as u8 == Side::Veth as u8 && is_to_group(ctx))
 }
 
-/// Whether a frame is in a VLAN. A tag of VLAN id 0 is none, and is taken off: it says the frame's
-/// priority only. The kernel takes a stack of them for none as well, but no station sends one: what
-/// has more than one is for no station.
+/// Whether a frame is in a VLAN. A tag with VLAN id 0 holds a priority only; it is taken off and
+/// does not count. The kernel takes off a stack of such tags as well, but no station sends one: a
+/// frame with more than one becomes another station's.
 #[inline(always)]
 fn is_tagged(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is this program's, and no pointer into the packet lives here.
+    // SAFETY: the context is this program's, and no pointer into the packet is live here.
     unsafe {
         if (*skb).vlan_present == 0 {
             return false;
@@ -141,7 +142,7 @@ fn is_tagged(ctx: &TcContext) -> bool {
     true
 }
 
-/// Whether a frame is for a bridge's group address: a bridge port's own device takes it in.
+/// Whether a frame is for a bridge's group address: the bridge port's own device receives it.
 #[inline(always)]
 fn is_to_group(ctx: &TcContext) -> bool {
     // SAFETY: the context's field, read-only here.
@@ -154,8 +155,8 @@ fn is_to_group(ctx: &TcContext) -> bool {
     }
 }
 
-/// What becomes of a frame by a veth or a bridge that is no packet for the pipeline's hooks: the
-/// reason's number.
+/// The verdict on a frame on a veth or a bridge that is no packet for the pipeline: the reason's
+/// number.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_frame(skb: *mut __sk_buff, side: u32) -> u32 {
@@ -163,7 +164,7 @@ pub extern "C" fn tc_frame(skb: *mut __sk_buff, side: u32) -> u32 {
     let kernel = Kernel {
         ctx: TcContext::new(skb),
     };
-    // SAFETY: the context's fields, read-only here.
+    // SAFETY: fields of the context, only read.
     let (protocol, vlan) = unsafe { ((*skb).protocol, (*skb).vlan_present) };
     let meta = meta(&ctx, ETHERNET as u8);
     let at_veth = side == Side::Veth as u32;
@@ -206,7 +207,7 @@ fn decide<const L3: usize>(
     if addressed && is_tagged(ctx) {
         return Reason::NotForUs;
     }
-    // SAFETY: the context's fields, read-only here.
+    // SAFETY: fields of the context, only read.
     let (protocol, vlan, kind) = unsafe { ((*skb).protocol, (*skb).vlan_present, (*skb).pkt_type) };
     if protocol != V4::ETHERTYPE.to_be() as u32 {
         if protocol == IPV6
@@ -222,7 +223,7 @@ fn decide<const L3: usize>(
     let Some(passing) = PASSING.get_ptr_mut(0) else {
         return Reason::Truncated;
     };
-    // SAFETY: this CPU's own element, and programs of a kind do not interrupt each other.
+    // SAFETY: this CPU's own element; programs of one kind do not interrupt each other.
     let passing = unsafe { &mut *passing };
     passing.l3 = L3 as u8;
     pull::<L3>(ctx);
@@ -237,10 +238,11 @@ fn decide<const L3: usize>(
     )
 }
 
-/// A container's hooks look at all IPv6, whatever its tag and its station.
+/// The hooks of a container (`addressed` is false) check all IPv6 packets, whatever their VLAN tag
+/// and their station.
 #[inline(always)]
 fn judge_ipv6(skb: *mut __sk_buff, addressed: bool, hook: ipv6::Hook, l3: u32) -> Reason {
-    // SAFETY: the context's fields, read-only here.
+    // SAFETY: fields of the context, only read.
     let (tag, kind) = unsafe { ((*skb).vlan_tci & VLAN_ID, (*skb).pkt_type) };
     if addressed && (tag != 0 || kind == PACKET_OTHERHOST) {
         return Reason::NotForUs;
@@ -255,7 +257,7 @@ fn judge_ipv6(skb: *mut __sk_buff, addressed: bool, hook: ipv6::Hook, l3: u32) -
     Reason::from_u8(tc_ipv6_lists(skb, l3) as u8).unwrap_or(Reason::Policy)
 }
 
-/// [`ipv6::judge`], the hook by its number: the reason's.
+/// [`ipv6::judge`] with the hook's number; returns the reason's number.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_ipv6(skb: *mut __sk_buff, hook: u32, l3: u32) -> u32 {
@@ -264,7 +266,7 @@ pub extern "C" fn tc_ipv6(skb: *mut __sk_buff, hook: u32, l3: u32) -> u32 {
     ipv6::judge(&Kernel { ctx }, ipv6::Hook::from_u32(hook), &meta) as u32
 }
 
-/// [`ipv6::ask_lists`]: the reason's number.
+/// [`ipv6::ask_lists`]; returns the reason's number.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_ipv6_lists(skb: *mut __sk_buff, l3: u32) -> u32 {
@@ -276,7 +278,7 @@ pub extern "C" fn tc_ipv6_lists(skb: *mut __sk_buff, l3: u32) -> u32 {
 #[inline(always)]
 fn meta(ctx: &TcContext, l3: u8) -> Meta {
     let skb = ctx.skb.skb;
-    // SAFETY: the context's fields, read-only here.
+    // SAFETY: fields of the context, only read.
     unsafe {
         Meta {
             ifindex: (*skb).ifindex,
@@ -291,11 +293,11 @@ fn meta(ctx: &TcContext, l3: u8) -> Meta {
 
 type TcPacketContext<'a> = PacketContext<'a, V4, Kernel<TcContext>>;
 
-/// A step of a passage as a global function: see [`Steps`].
+/// Makes steps of the packet path global functions: see [`Steps`].
 macro_rules! steps {
     ($($step:ident = $global:ident)+) => {
         $(
-            #[doc = concat!("[`Passage::", stringify!($step), "`]: the reason's number, or [`NONE`].")]
+            #[doc = concat!("[`PacketContext::", stringify!($step), "`]; returns the reason's number, or [`NONE`].")]
             #[unsafe(no_mangle)]
             #[inline(never)]
             pub extern "C" fn $global(skb: *mut __sk_buff) -> u32 {
@@ -316,8 +318,8 @@ macro_rules! steps {
                 // SAFETY: this CPU's own element.
                 unsafe { (*passing).side = side };
                 let reason = Reason::from_u8(tc_handle_fragment(self.ctx.skb.skb) as u8);
-                // SAFETY: the same, which the packet is in: volatile, since the compiler does not
-                // know that the call has changed it.
+                // SAFETY: the same element, which contains the packet; volatile, because the
+                // compiler does not know that the call has changed it.
                 packet.class = unsafe { (&raw const (*passing).packet.class).read_volatile() };
                 reason
             }
@@ -367,7 +369,7 @@ steps! {
     restore_own_error = tc_restore_own_error
 }
 
-/// [`fragments::handle_fragment`]: the reason's number, or [`NONE`].
+/// [`fragments::handle_fragment`]; returns the reason's number, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_handle_fragment(skb: *mut __sk_buff) -> u32 {
@@ -375,7 +377,7 @@ pub extern "C" fn tc_handle_fragment(skb: *mut __sk_buff) -> u32 {
         return NONE;
     };
     let ctx = TcContext::new(skb);
-    // SAFETY: this CPU's own element, which the hook that called does not look at meanwhile.
+    // SAFETY: this CPU's own element; the calling hook does not access it in the meantime.
     let Passing { packet, side, l3 } = unsafe { &mut *passing };
     let meta = meta(&ctx, *l3);
     let kernel = Kernel {
@@ -387,8 +389,8 @@ pub extern "C" fn tc_handle_fragment(skb: *mut __sk_buff) -> u32 {
 
 const NONE: u32 = 0xff;
 
-/// Takes a passage up again, inside a global function: nothing of it crosses the call but the
-/// context and what its map holds.
+/// Runs a step inside of a global function. Only the context and the content of [`PASSING`] cross
+/// the call.
 #[inline(always)]
 fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPacketContext<'_>) -> Option<Reason>) -> u32 {
     let reason = resume(skb, step).flatten();
@@ -399,7 +401,7 @@ fn anew(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPacketContext<'_>) -> Opti
 fn resume<R>(skb: *mut __sk_buff, step: impl FnOnce(&mut TcPacketContext<'_>) -> R) -> Option<R> {
     let ctx = TcContext::new(skb);
     let passing = PASSING.get_ptr(0)?;
-    // SAFETY: this CPU's own element, written by the hook that called.
+    // SAFETY: this CPU's own element, written by the calling hook.
     let Passing { packet, side, l3 } = unsafe { &*passing };
     let meta = meta(&ctx, *l3);
     let kernel = Kernel {
@@ -423,23 +425,23 @@ pub extern "C" fn tc_restore_crc(skb: *mut __sk_buff, before: u32, after: u32) -
     0
 }
 
-/// [`PacketContext::scale`], whose byte it is.
+/// [`PacketContext::scale`]; returns the scale.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_scale(skb: *mut __sk_buff) -> u32 {
     resume(skb, |context| context.scale()).unwrap_or(window::UNREAD) as u32
 }
 
-/// [`Steps::sum`], by fragments: of a long packet not all is linear.
+/// [`Steps::sum`], in chunks: a long packet is not completely linear.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_sum(skb: *mut __sk_buff) -> u32 {
     let Some(passing) = PASSING.get_ptr(0) else {
         return 0;
     };
-    // SAFETY: this CPU's own element, written by the hook that called.
+    // SAFETY: this CPU's own element, written by the calling hook.
     let Packet { l3, l4, len, .. } = unsafe { (*passing).packet };
-    let mut pieces = Pieces {
+    let mut chunks = Chunks {
         skb,
         at: l4 as u32,
         left: (len as u32).wrapping_sub((l4 - l3) as u32),
@@ -448,44 +450,44 @@ pub extern "C" fn tc_sum(skb: *mut __sk_buff) -> u32 {
     let kernel = Kernel {
         ctx: TcContext::new(skb),
     };
-    kernel.attempt(u16::MAX as u32 / PIECE + 1, &mut pieces);
-    if pieces.left == 0 {
-        checksum::fold(pieces.sum) as u32
+    kernel.attempt(u16::MAX as u32 / CHUNK + 1, &mut chunks);
+    if chunks.left == 0 {
+        checksum::fold(chunks.sum) as u32
     } else {
         0
     }
 }
 
-/// Bytes that are summed up at once: a power of two, for which the stack has room.
-const PIECE: u32 = 64;
+/// Bytes that are summed at once: a power of two that the stack has room for.
+const CHUNK: u32 = 64;
 
-/// What is left to be summed up, and the sum so far.
-struct Pieces {
+/// The rest that is still to be summed, and the sum so far.
+struct Chunks {
     skb: *mut __sk_buff,
     at: u32,
     left: u32,
     sum: u32,
 }
 
-impl Attempt for Pieces {
+impl Attempt for Chunks {
     #[inline(always)]
     fn once(&mut self) -> bool {
-        let mut is_fragment = [0_u32; PIECE as usize / 4];
+        let mut chunk = [0_u32; CHUNK as usize / 4];
         let left = self.left;
         if left == 0 {
             return true;
         }
-        let last = if left > PIECE { PIECE } else { left } - 1;
-        // The mask changes nothing, and the compiler may not know that: kernel 6.1 takes a bound
+        let last = if left > CHUNK { CHUNK } else { left } - 1;
+        // The mask changes nothing, but the compiler must not know that: kernel 6.1 derives a bound
         // from the register that is masked, not from one that was compared with it and copied.
-        let octets = (black_box(last) & (PIECE - 1)) + 1;
-        let place = is_fragment.as_mut_ptr();
-        // SAFETY: `is_fragment` has room for that much, the rest of it is zero.
+        let octets = (black_box(last) & (CHUNK - 1)) + 1;
+        let place = chunk.as_mut_ptr();
+        // SAFETY: `chunk` has room for that many bytes; the rest of it is zero.
         let sum = unsafe {
             if bpf_skb_load_bytes(self.skb.cast(), self.at, place.cast(), octets) != 0 {
                 return true;
             }
-            bpf_csum_diff(ptr::null_mut(), 0, place, PIECE, self.sum)
+            bpf_csum_diff(ptr::null_mut(), 0, place, CHUNK, self.sum)
         };
         self.sum = sum as u32;
         self.at += octets;
@@ -494,17 +496,16 @@ impl Attempt for Pieces {
     }
 }
 
-/// Turns a container's packet that was refused into the answer that says so, and sends it back by
-/// the device that it came from; whether it did. The packet's counter is counted already.
+/// Turns a container's refused packet into the ICMP error about it, and sends the error back on the
+/// device that the packet came from; returns whether it did. The packet has already been counted.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tc_refuse(skb: *mut __sk_buff) -> u32 {
     let Some(Some(refusal)) = resume(skb, |context| context.refuse()) else {
         return 0;
     };
-    // The packet stays in place and becomes the quote: a checksum that is still to be finished stays
-    // where the kernel knows it.
-    // SAFETY: the context is this program's; every pointer into the packet is made anew below.
+    // The packet stays in place and becomes the quote, so a checksum that is still to be completed
+    // stays where the kernel expects it.
     let made = unsafe {
         bpf_skb_adjust_room(skb, V4::REFUSAL as i32, BPF_ADJ_ROOM_MAC, 0) == 0
             && bpf_skb_change_tail(skb, refusal.octets() as u32, 0) == 0
@@ -514,12 +515,12 @@ pub extern "C" fn tc_refuse(skb: *mut __sk_buff) -> u32 {
         return 0;
     }
     set_kind(&ctx, refusal.mark);
-    // SAFETY: the context's field, and no pointers.
+    // SAFETY: a field of the context, and no pointers.
     unsafe { bpf_redirect((*skb).ifindex, 0) };
     1
 }
 
-/// Makes the headers linear where they are not: only then is a frame called truncated.
+/// Makes the headers linear if they are not: a frame counts as truncated only if that fails.
 #[inline(always)]
 fn pull<const L3: usize>(ctx: &TcContext) {
     let linear = (ctx.data_end() - ctx.data()) as u32;
@@ -533,10 +534,10 @@ fn pull<const L3: usize>(ctx: &TcContext) {
     }
 }
 
-/// Sets our bits of the mark.
+/// Sets the forwarder's bits of the mark.
 #[inline(always)]
 fn set_kind(ctx: &TcContext, kind: u32) {
-    // SAFETY: the context's field.
+    // SAFETY: a field of the context.
     let mark = unsafe { (*ctx.skb.skb).mark };
     ctx.set_mark(mark::with(mark, kind));
 }
@@ -544,13 +545,14 @@ fn set_kind(ctx: &TcContext, kind: u32) {
 /// The frame's linear part.
 #[inline(always)]
 pub fn frame(ctx: &TcContext) -> Frame<'_> {
-    // SAFETY: the context's own bounds; every helper that moves packet data comes before or after.
+    // SAFETY: the context's own bounds; every helper that moves packet data is called before or
+    // after the frame is used.
     unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }
 
 impl Exit<V4> for Kernel<TcContext> {
-    /// The kernel brings the transport checksum along, since only it knows whether the checksum
-    /// is finished. Last: the helper invalidates the frame.
+    /// The kernel updates the transport checksum, because only the kernel knows whether the
+    /// checksum is complete. The helper comes last because it invalidates the frame.
     #[inline(always)]
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
         if !rewrite::headers(frame, edit, |register, octets| self.shift(register, octets))
@@ -592,8 +594,8 @@ impl Exit<V4> for Kernel<TcContext> {
 
     #[inline(always)]
     fn to_peer(&self, ifindex: u32) {
-        // The bridge's MAC is not the veth's: to the veth it was another station's frame.
-        // SAFETY: the context's field.
+        // The frame was sent to the bridge's MAC address, so for the veth it would be another
+        // station's.
         if unsafe { (*self.ctx.skb.skb).pkt_type } != PACKET_HOST {
             let _ = self.ctx.change_type(PACKET_HOST);
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! The XDP program's run: known flows only, before a socket buffer exists.
+//! Runs the XDP program: forwards packets of established flows before a socket buffer exists.
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
@@ -17,7 +17,8 @@ use crate::tc::ETHERNET;
 
 const ETHERTYPE: usize = 12;
 
-/// Redirects a known flow's frame into its container; all others pass untouched.
+/// Redirects the frame of an established flow into its container; passes all other frames
+/// unchanged.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     // SAFETY: the context's own bounds; no helper below moves packet data.
@@ -49,7 +50,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
     }
 }
 
-/// XDP sees finished checksums only, and forwards into containers only.
+/// At XDP every checksum is complete, and frames are forwarded into containers only.
 impl Exit<V4> for Kernel<XdpContext> {
     #[inline(always)]
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
@@ -68,7 +69,7 @@ impl Exit<V4> for Kernel<XdpContext> {
     #[inline(always)]
     fn hash(&self, _: u32) {}
 
-    /// Noted when the far end was asked whether it takes frames.
+    /// `takes_frames` has already prepared the redirect.
     #[inline(always)]
     fn to_peer(&self, _: u32) {}
 
@@ -79,7 +80,7 @@ impl Exit<V4> for Kernel<XdpContext> {
     fn to_neighbour(&self, _: u32, _: Be32) {}
 }
 
-/// XDP takes one step only, which its program is.
+/// At XDP the program itself is the only step.
 macro_rules! no_steps {
     ($($step:ident)+) => {
         impl Steps<V4> for Kernel<XdpContext> {
@@ -114,7 +115,7 @@ macro_rules! no_steps {
                 0
             }
 
-            /// Frames are never longer than their header says.
+            /// A frame is never longer than its header says.
             #[inline(always)]
             fn length(&self) -> u32 {
                 0

@@ -51,7 +51,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         let src = if from == answers.src { sent.dst } else { from };
         let mut way = self.steer(&hit, now);
         // Traffic shaping is meant for large or frequent packets, so ICMP errors bypass it.
-        if let Some(Reason::Ipsec) = self.others_say(&way) {
+        if let Some(Reason::Ipsec) = self.others_need_kernel(&way) {
             way = Way::Kernel(Reason::Ipsec);
         }
         let hop = match way {
@@ -105,7 +105,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     #[inline(always)]
     pub fn restore_own_error(&mut self) -> Option<Reason> {
         let quote = icmp::quote(&self.frame, self.packet);
-        let hit = quote.and_then(|quote| self.handed(&quote.tuple));
+        let hit = quote.and_then(|quote| self.flow_passed_to_host(&quote.tuple));
         let (Some(quote), Some(hit)) = (quote, hit) else {
             if self.side == Side::Bridge {
                 return None;
@@ -166,7 +166,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     /// The flow of a packet that was passed to the host with its destination translated and its
     /// source unchanged. The hit has the direction of the answers.
     #[inline(always)]
-    fn handed(&self, quoted: &Tuple<F>) -> Option<Hit<'_, F>> {
+    fn flow_passed_to_host(&self, quoted: &Tuple<F>) -> Option<Hit<'_, F>> {
         let answers = quoted.reversed();
         if let Some(hit) = flow::find(self.tables, &answers) {
             return Some(hit);

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A packet's story, in fragments: fragments, of which only a datagram's first one has ports.
+//! IP fragments, of which only a datagram's first one has ports.
 //!
-//! They are not translated before they are whole, as in nf_nat: the kernel's own reassembly
-//! (`nf_defrag_ipv4`, which the agent has switched on) waits for all of them, in whatever order they
-//! come, forgets what stays incomplete, and refuses what overlaps. What it hands on it cuts again
-//! where it leaves, so that it comes out complete, in order, and at once.
+//! As in nf_nat, a datagram is reassembled before it is translated. The kernel's own reassembly
+//! (`nf_defrag_ipv4`, which the agent switches on) waits for all fragments in any order, forgets
+//! incomplete datagrams, and refuses overlapping fragments. Where the datagram leaves, the kernel
+//! fragments it again (`ip_fragment`), so its fragments come out completely, in order, and one
+//! right after the other.
 //!
-//! * **Onward**, where the destination stays as it is: the first fragment finds or makes its flow and
-//!   carries the flow's mark, which the whole datagram inherits; the others carry a mark that leads
-//!   nowhere. On its way out each fragment is translated by the mark (`snat_on_egress`).
-//! * **Round**, where the destination is the host's and will be another one: the kernel would keep
-//!   the datagram. So it is sent to a destination that is nobody's, whose route leads to a device
-//!   of ours ([`defrag_out`]). There each fragment is given its destination back and returns to the
-//!   ingress that it came by. The first one goes as any packet, the others follow it ([`FragmentSeries`]):
-//!   with its ports they meet the same fate, but open no flow.
+//! * **The destination is not translated**: the first fragment finds or creates its flow and gets
+//!   the flow's mark, which the whole datagram inherits; later fragments get a mark that names no
+//!   flow. At egress each fragment is translated by the mark (`snat_on_egress`).
+//! * **The destination is the host's and will be translated**: the kernel would deliver the
+//!   datagram to the host. So it is sent to a placeholder destination that belongs to nobody, whose
+//!   route leads to the forwarder's defragmentation loopback device ([`defrag_out`]). There each
+//!   fragment gets its real destination back and returns to the ingress on which it arrived. The
+//!   first fragment is then processed like any packet. Later ones follow it ([`FragmentSeries`]):
+//!   they take its ports and get the same verdict, but open no flow.
 
 use super::owner::{Destination, destination};
 use super::{Meta, PacketContext, Side, Steps, mark};
@@ -25,27 +27,28 @@ use crate::quota;
 use crate::reason::{Path, Reason};
 use crate::rewrite::Edit;
 
-/// The datagram whose fragments are returning at the moment: they come one right after the other, on
-/// one CPU.
+/// The datagram whose fragments return from the defragmentation loopback at the moment: they arrive
+/// one right after the other on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FragmentSeries<F: Family> {
     /// The first fragment's tuple.
     pub tuple: Tuple<F>,
-    /// The datagram's identification.
+    /// The datagram's identification field.
     pub id: Be16,
-    /// Where the next fragment has to begin; 0 is no train.
+    /// The offset at which the next fragment must begin; 0 for no series.
     pub next: u16,
-    /// How long the first fragment was.
+    /// The length of the first fragment.
     pub size: u16,
-    /// What it was.
+    /// The class of the first fragment.
     pub class: Class,
-    /// Whether it had options.
+    /// Whether the first fragment had IP options.
     pub options: bool,
 }
 
 impl<F: Family> FragmentSeries<F> {
-    /// The train behind a fragment; none behind the last one, or where it would be too long.
+    /// The series that expects the fragment behind this one; no series after the last fragment, or
+    /// if the offset would be too large.
     #[inline(always)]
     fn behind(packet: &Packet<F>) -> Self {
         let next = packet.offset as u32 + (packet.len - packet.network()) as u32;
@@ -60,7 +63,7 @@ impl<F: Family> FragmentSeries<F> {
         }
     }
 
-    /// Whether a fragment is the next one.
+    /// Whether a fragment is the expected one.
     #[inline(always)]
     fn goes_on_with(&self, packet: &Packet<F>) -> bool {
         let Tuple {
@@ -75,8 +78,8 @@ impl<F: Family> FragmentSeries<F> {
     }
 }
 
-/// A fragment that was just read: the reason, where nothing is left to do. One that goes on, does so as
-/// what `packet` says by now.
+/// Processes a fragment that was just parsed. Returns the verdict, or `None` if the fragment goes
+/// on; `packet` then has the tuple and the class by which it goes on.
 #[inline(always)]
 pub fn handle_fragment<F: Family, T: Steps<F>>(
     frame: Frame<'_>,
@@ -85,7 +88,7 @@ pub fn handle_fragment<F: Family, T: Steps<F>>(
     side: Side,
     packet: &mut Packet<F>,
 ) -> Option<Reason> {
-    if let Some(reason) = name(tables, meta.mark, packet) {
+    if let Some(reason) = identify(tables, meta.mark, packet) {
         return Some(reason);
     }
     if !packet.apart {
@@ -98,12 +101,17 @@ pub fn handle_fragment<F: Family, T: Steps<F>>(
         side,
         packet,
     }
-    .piece()
+    .reassemble()
 }
 
-/// What a fragment is to the steps that follow: the reason, where it is none.
+/// Gives a fragment the tuple and the class by which the following steps process it. Returns the
+/// verdict on a fragment that does not belong to the current series.
 #[inline(always)]
-fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -> Option<Reason> {
+fn identify<F: Family, T: Steps<F>>(
+    tables: &T,
+    mark: u32,
+    packet: &mut Packet<F>,
+) -> Option<Reason> {
     if mark::kind(mark) != mark::BACK {
         packet.apart = tables.settings().defrag_loopback != 0;
         if packet.apart && packet.named {
@@ -125,14 +133,15 @@ fn name<F: Family, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -
     }
     packet.tuple = series.tuple;
     packet.class = series.class;
-    // All of them go the same way: some of the kernel's would wait for the others.
+    // All fragments get the length of the first one, so that they take the same path: some on the
+    // kernel path would wait for the others.
     packet.size = series.size;
     packet.options = series.options;
     tables.set_series(FragmentSeries::behind(packet));
     None
 }
 
-/// tcx egress of the device that what is nobody's is routed to: whole datagrams in fragments.
+/// tcx egress of the defragmentation loopback device: fragments of reassembled datagrams.
 #[inline(always)]
 pub fn defrag_out<F: Family, T: Steps<F>>(
     mut frame: Frame<'_>,
@@ -141,7 +150,10 @@ pub fn defrag_out<F: Family, T: Steps<F>>(
     packet: &mut Packet<F>,
 ) -> Reason {
     let l3 = meta.l3 as usize;
-    let (Some(rest), Ok(header)) = (mark::of_round(meta.hash), F::header(&frame, l3)) else {
+    let (Some(rest), Ok(header)) = (
+        mark::decode_defrag_loopback(meta.hash),
+        F::header(&frame, l3),
+    ) else {
         return Reason::Fragment;
     };
     if meta.kind() != mark::DEFRAG_LOOPBACK {
@@ -154,8 +166,8 @@ pub fn defrag_out<F: Family, T: Steps<F>>(
     if let Some(slot) = tables.endpoint_slot(header.src) {
         quota::return_piece(tables, slot, header.len);
     }
-    // Checked by the kernel's stack where it left; nobody looks at it where it returns but the
-    // device itself.
+    // The kernel's stack has checked the packet where it left; where it returns, only the device
+    // checks the MAC address.
     let _ = frame.write(0, device.mac);
     F::readdress(
         &mut frame,
@@ -169,11 +181,11 @@ pub fn defrag_out<F: Family, T: Steps<F>>(
     Reason::Whole
 }
 
-/// A fragment that comes for the first time.
+/// The steps for a fragment that arrives for the first time.
 impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
-    /// Sends a fragment where it becomes whole: `None` for one that goes on as any packet.
+    /// Sends a fragment to reassembly; `None` if it goes on like any packet.
     #[inline(always)]
-    fn piece(&mut self) -> Option<Reason> {
+    fn reassemble(&mut self) -> Option<Reason> {
         let Tuple { src, dst, .. } = self.packet.tuple;
         if self.side == Side::Outside {
             if src.is_loopback() || dst.is_loopback() {
@@ -192,39 +204,41 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
                 return None;
             }
         } else {
-            let fate = match self.classify() {
+            let verdict = match self.classify() {
                 Some(reason) => Err(reason),
-                // Out of its network by the host's own address: published there.
+                // It leaves its network for an address of the host: to a published port.
                 None => Ok(self.tables.is_local(dst)),
             };
-            // Whatever the kernel would keep until the rest comes, wherever it goes.
-            let is_kept = match fate {
+            // The kernel would hold such a fragment until the others arrive, wherever it goes.
+            let is_kept = match verdict {
                 Ok(_) => true,
                 Err(reason) => self.is_kept(reason),
             };
             if is_kept && !quota::charge_piece(self.tables, self.charged(src), self.packet.len) {
                 return Some(Reason::FragmentQuota);
             }
-            let goes_round = match fate {
-                Ok(goes_round) => goes_round,
-                // For the host itself. What is whole comes back, and so does what it was charged.
+            let takes_detour = match verdict {
+                Ok(takes_detour) => takes_detour,
+                // To the host itself. A reassembled datagram returns through the loopback, and its
+                // charge is given back there.
                 Err(Reason::ToHost) if self.tables.is_local(dst) => true,
                 Err(reason) => return Some(reason),
             };
-            if goes_round {
+            if takes_detour {
                 return Some(self.defrag_loopback());
             }
             if !self.packet.tail {
                 return None;
             }
         }
-        // Worth nothing without the first one, whose mark the whole datagram gets.
+        // A later fragment needs no more than this mark: the whole datagram inherits the mark of
+        // the first one.
         self.tables.mark(mark::PIECE);
         Some(Reason::Reassembled)
     }
 
-    /// Whether the kernel keeps a fragment that goes on for this reason: not what is dropped, nor what
-    /// a bridge switches to one station.
+    /// Whether the kernel holds a fragment with this verdict for reassembly: not if it is dropped,
+    /// nor if a bridge switches it to one station.
     #[inline(always)]
     fn is_kept(&self, reason: Reason) -> bool {
         let to_group = self.frame.read::<u8>(0).is_some_and(|octet| octet & 1 != 0);
@@ -232,8 +246,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             && (to_group || reason as u8 != Reason::Bridged as u8)
     }
 
-    /// The slot that a container's fragment is charged to: its endpoint's, or its network's own while
-    /// the endpoint is not known.
+    /// The slot that a container's fragment is charged to: its endpoint's, or its network's default
+    /// endpoint while the endpoint is not known.
     #[inline(always)]
     fn charged(&self, src: F::Addr) -> u32 {
         if let Some(slot) = self.tables.endpoint_slot(src) {
@@ -246,12 +260,13 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         network.map_or(OUTSIDE, |network| network.default_endpoint)
     }
 
-    /// On a way on which the kernel puts it together and does not keep it.
+    /// Sends the fragment through the defragmentation loopback, where the kernel reassembles its
+    /// datagram without delivering it.
     #[inline(always)]
     fn defrag_loopback(&mut self) -> Reason {
         let packet = self.packet;
         let (dst, rest) = packet.tuple.dst.encode_placeholder();
-        // The way round costs a hop.
+        // The detour costs a hop.
         F::lift(&mut self.frame, packet.l3 as usize);
         let edit = Edit {
             dst,

@@ -21,7 +21,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
     #[inline(always)]
     pub fn translate_host_flow(&mut self) -> Option<Reason> {
         let now = self.tables.now();
-        let bare = self.packet.class as u8 == Class::Portless as u8;
+        let portless = self.packet.class as u8 == Class::Portless as u8;
         let is_hosts = |hit: &Hit<'_, F>| hit.flow.next_hops[REPLY].slot() == HOST;
         let hit = match self
             .current(now)
@@ -31,7 +31,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
             None => {
                 let answers = self.packet.tuple.reversed();
                 let holder = flow::find(self.tables, &answers);
-                if bare {
+                if portless {
                     if self.packet.tuple.dst.is_unroutable() {
                         return None;
                     }
@@ -65,7 +65,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
                 };
                 if let Err(reason) = self.make(&plan, answers, Owner::Host) {
                     // The host's own packets without ports pass also without a record.
-                    return if bare { None } else { Some(reason) };
+                    return if portless { None } else { Some(reason) };
                 }
                 flow::find(self.tables, &self.packet.tuple)?
             }
@@ -73,7 +73,7 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         if let Err(reason) = self.track(&hit, now) {
             return Some(reason);
         }
-        if bare {
+        if portless {
             return None;
         }
         let edit = Edit {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a container may send and get by IPv6: on its own bridge, to the host, from the host.
+//! IPv6 rules: what a container may send and receive on its own bridge, to the host, and from the
+//! host.
 //!
-//! No IPv6 is translated and none is forwarded from or to a container. Whatever is not dropped here
-//! takes the kernel's path, unchanged.
+//! IPv6 is not translated, and not forwarded from or to a container. What is not dropped here takes
+//! the kernel path, unchanged.
 //!
-//! Neighbour discovery is guarded at the container's veth (`neighbour`): a container announces,
-//! asks and sends in its own names only, and is neither a router nor a DHCP server. Outside devices
-//! are left alone: the LAN's routers must be heard.
+//! Neighbour discovery is guarded at the container's veth (`neighbour`): a container may announce,
+//! ask for and send from its own addresses only, and may be neither a router nor a DHCP server.
+//! Outside devices are not filtered: the LAN's routers must be heard.
 //!
-//! Ports that are published on the host's IPv6 addresses are served by docker-proxy: what is for the
-//! host is asked by their lists of clients ([`ask_lists`]).
+//! docker-proxy serves ports that are published on the host's IPv6 addresses. Packets to the host
+//! are checked against the ports' lists of clients ([`ask_lists`]).
 
 mod header;
 mod lists;
@@ -32,7 +33,7 @@ use crate::reason::Reason;
 /// The Ethernet type, in host order.
 pub const ETHERTYPE: u16 = 0x86dd;
 
-/// The hook that a packet is at.
+/// The hook at which a packet is.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hook {
@@ -42,7 +43,7 @@ pub enum Hook {
     OutsideOut,
     /// tcx ingress of a container's veth, at the host's end.
     ContainerIn,
-    /// tcx egress of the same.
+    /// tcx egress of a container's veth, at the host's end.
     ContainerOut,
     /// tcx ingress of a bridge.
     BridgeIn,
@@ -51,7 +52,7 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// The hook of a number.
+    /// The hook with this number.
     #[inline(always)]
     #[must_use]
     pub const fn from_u32(number: u32) -> Self {
@@ -65,7 +66,7 @@ impl Hook {
         }
     }
 
-    /// Whether packets come in there.
+    /// Whether it is an ingress hook.
     #[inline(always)]
     #[must_use]
     pub const fn is_ingress(self) -> bool {
@@ -73,9 +74,9 @@ impl Hook {
     }
 }
 
-/// What the rules ask of the configuration, the packet and the kernel's routes.
+/// The interface to configuration, packet and kernel routes that the IPv6 rules need.
 pub trait Host6 {
-    /// Whether the programs judge packets yet.
+    /// Whether the programs are armed.
     fn is_armed(&self) -> bool;
     /// A device by its index.
     fn device(&self, ifindex: u32) -> Option<Device>;
@@ -85,27 +86,28 @@ pub trait Host6 {
     fn network_policy(&self, bridge: u32) -> u32;
     /// The bridge whose subnet `addr` is in.
     fn subnet(&self, addr: Be128) -> Option<u32>;
-    /// Whether it is one of the host's own addresses.
+    /// Whether the address is one of the host's own.
     fn is_local(&self, key: &HostAddressKey6) -> bool;
-    /// Whose address it is: the host's end of a veth, 0 where the veth is not known.
+    /// The host's end of the veth that an address belongs to; 0 if the veth is not known.
     fn owner(&self, key: &OwnerKey6) -> Option<u32>;
-    /// What the container behind a veth is called.
+    /// The IPv6 endpoint behind a veth.
     fn endpoint(&self, veth: u32) -> Option<Endpoint6>;
-    /// What is said of a source that containers may use ([`allowed`](crate::abi::allowed)): the most
-    /// specific word, 0 if there is none.
+    /// The longest-prefix match for a source that containers may use
+    /// ([`allowed`](crate::abi::allowed)); 0 if there is none.
     fn allowed(&self, key: &AllowedKey6) -> u32;
-    /// Who may ask a port that is published under exactly this key.
+    /// The published port with exactly this key.
     fn published(&self, key: &PortKey6) -> Option<Published6>;
-    /// What a list says of a client ([`ingress`](crate::abi::ingress)): its most specific word, 0
-    /// if it has none.
+    /// The longest-prefix match for a client in a list ([`ingress`](crate::abi::ingress)); 0 if
+    /// there is none.
     fn ingress(&self, key: &IngressKey6) -> u32;
-    /// The value at `offset` of the frame, or `None` if it is not wholly inside.
+    /// The value at `offset` of the frame, or `None` if it is not completely inside.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
-    /// The device by which the kernel would forward a packet that came by `ifindex`, if it would.
+    /// The device on which the kernel would forward a packet that arrived on `ifindex`, if it
+    /// would.
     fn route(&self, ifindex: u32, src: Be128, dst: Be128) -> Option<u32>;
 }
 
-/// The loopback device, of which the kernel makes the first of each network namespace.
+/// The loopback device: the kernel creates it first in each network namespace.
 const LOOPBACK: u32 = 1;
 /// `::1`.
 const LOOPBACK_ADDRESS: Be128 =
@@ -113,9 +115,9 @@ const LOOPBACK_ADDRESS: Be128 =
 /// ICMPv6's protocol number.
 const ICMP: u8 = 58;
 
-/// Judges an IPv6 packet at a hook. What is [for the host](Reason::ToHost) is then to be asked by
-/// [`ask_lists`], where ports have lists: apart, so that the kernel's side can make a function of its
-/// own of either.
+/// The verdict on an IPv6 packet at a hook. If it is [`Reason::ToHost`] and published ports have
+/// lists of clients, [`ask_lists`] must be called next. The two are separate so that the kernel
+/// side can make each a global function.
 #[inline(always)]
 pub fn judge<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
     if !host.is_armed() {
@@ -130,8 +132,8 @@ pub fn judge<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
     }
 }
 
-/// From outside: nothing is forwarded to a container, and nobody outside has an address of a
-/// container's or of the host's.
+/// From outside: nothing is forwarded to a container, and no source may be an address of a
+/// container or of the host.
 #[inline(always)]
 fn outside_in<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some(header) = header(host, meta) else {
@@ -144,7 +146,7 @@ fn outside_in<T: Host6>(host: &T, meta: &Meta) -> Reason {
     if dst.is_multicast() || dst.is_link_local() || is_local(host, dst, 0) {
         return Reason::ToHost;
     }
-    // What the kernel does not forward is the host's, or its to answer.
+    // A packet that the kernel does not forward is for the host, or the kernel answers it.
     let Some(ifindex) = host.route(meta.ifindex, src, dst) else {
         return Reason::ToHost;
     };
@@ -160,8 +162,8 @@ fn outside_in<T: Host6>(host: &T, meta: &Meta) -> Reason {
     }
 }
 
-/// Whether nobody outside may have a packet's source: a container's, one of the host's own, loopback's
-/// or a group's.
+/// Whether a packet from outside has an impossible source: an address of a container or of the
+/// host, a loopback or a multicast address.
 #[inline(always)]
 fn is_forged<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
     let Header { src, dst, .. } = *header;
@@ -177,16 +179,16 @@ fn is_forged<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
         || is_local(host, src, device) && !is_of_neighbour(host, meta, header)
 }
 
-/// Whether the kernel would look for an address in a network of containers. One of such a network's
-/// range may be the LAN's: then a route leads there.
+/// Whether the kernel's route to an address leads to a network of containers. An address in the range
+/// of such a network may also be the LAN's: then a route leads there.
 #[inline(always)]
 fn is_beside<T: Host6>(host: &T, way: Option<u32>) -> bool {
     let device = way.and_then(|ifindex| host.device(ifindex));
     device.is_some_and(|device| !matches!(device.kind, device::OUTSIDE | device::OTHER))
 }
 
-/// Whether a neighbour asks for an address or says that it has one, so that the kernel hears of an
-/// address that both have (RFC 4862 section 5.4).
+/// Whether a neighbour asks for an address of the host or claims it: the kernel has to hear of
+/// duplicate addresses (RFC 4862 section 5.4).
 #[inline(always)]
 fn is_of_neighbour<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
     header.next == ICMP
@@ -201,10 +203,11 @@ fn is_of_neighbour<T: Host6>(host: &T, meta: &Meta, header: &Header) -> bool {
             })
 }
 
-/// The last guard: nothing that came by a container's device leaves.
+/// The last check: no packet that arrived on a container's device leaves.
 #[inline(always)]
 fn outside_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
-    // What carries our mark was a container's IPv4, and is in a tunnel of the host's by now.
+    // A packet with a mark of the forwarder was a container's IPv4 packet, which a tunnel of the
+    // host has encapsulated since.
     if matches!(meta.ingress_ifindex, 0 | LOOPBACK) || mark::kind(meta.mark) != mark::NONE {
         return Reason::NotIp;
     }
@@ -220,7 +223,7 @@ fn outside_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     }
 }
 
-/// What the bridge itself switches, and what the host sends.
+/// Packets to a container that the bridge switches or the host sends.
 #[inline(always)]
 fn container_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some((_, flags)) = network_of(host, meta.ifindex) else {
@@ -238,13 +241,13 @@ fn container_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
             }
         }
         Some(from) => forwarded(from, flags),
-        // A port of the bridge's that no agent has seen: perhaps a container's.
+        // A port of the bridge that no agent has seen yet: perhaps a container's.
         None if flags & network::ICC_DISABLED != 0 => Reason::PeerBlocked,
         None => Reason::Bridged,
     }
 }
 
-/// What the host sends or forwards to a network.
+/// Packets to a network that the host sends or forwards.
 #[inline(always)]
 fn bridge_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some((_, flags)) = network_of(host, meta.ifindex) else {
@@ -259,7 +262,7 @@ fn bridge_out<T: Host6>(host: &T, meta: &Meta) -> Reason {
     }
 }
 
-/// The host's own, to a container.
+/// A packet of the host to a container.
 #[inline(always)]
 fn to_container(flags: u32) -> Reason {
     if flags & network::ISOLATED != 0 {
@@ -269,7 +272,7 @@ fn to_container(flags: u32) -> Reason {
     }
 }
 
-/// Why what came by another device does not get into a network.
+/// Why a packet that arrived on another device is not forwarded into a network.
 #[inline(always)]
 fn forwarded(from: Device, flags: u32) -> Reason {
     if flags & network::INTERNAL != 0 {
@@ -281,7 +284,7 @@ fn forwarded(from: Device, flags: u32) -> Reason {
     }
 }
 
-/// The bridge of a device that is Docker's and the flags of its network, if that has IPv6.
+/// The bridge of a Docker device and the flags of its network, if that network has IPv6.
 #[inline(always)]
 fn network_of<T: Host6>(host: &T, ifindex: u32) -> Option<(u32, u32)> {
     let bridge = host.device(ifindex)?.bridge;
@@ -289,17 +292,17 @@ fn network_of<T: Host6>(host: &T, ifindex: u32) -> Option<(u32, u32)> {
     (flags & network::IPV6 != 0).then_some((bridge, flags))
 }
 
-/// What a container sends: at its veth, and at the bridge for veths without a hook.
+/// Packets of a container: at its veth, or at the bridge for veths without a hook.
 #[inline(always)]
 fn from_container<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
     let veth = hook as u32 == Hook::ContainerIn as u32;
     if let Some(device) = host.device(meta.ifindex) {
-        // Beyond a port that leads to no container is a LAN: what it sends is as little a container's
-        // as what comes by an outside device.
+        // A port that leads to no container leads to a LAN, whose packets are treated as those from
+        // an outside device.
         if device.kind == device::PORT {
             return Reason::NotIp;
         }
-        // A bridge learns from what it gets where the sender is.
+        // The bridge learns from the source MAC where a station is.
         if veth
             && !host
                 .load(SOURCE_MAC as u32)

@@ -97,7 +97,7 @@ pub(super) const fn defrag_loopback(rest: u32) -> u32 {
 
 /// The `rest` that [`defrag_loopback`] stored, if the hash is one of its.
 #[inline(always)]
-pub(super) const fn of_round(hash: u32) -> Option<u32> {
+pub(super) const fn decode_defrag_loopback(hash: u32) -> Option<u32> {
     if hash & !0xff == REST {
         Some(hash & 0xff)
     } else {

@@ -75,38 +75,38 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     segment: &Segment,
 ) -> Check {
     let (own, other) = segment.sides();
-    let (said, heard) = (&windows.sides[own], &windows.sides[other]);
+    let (sender, receiver) = (&windows.sides[own], &windows.sides[other]);
     let (mut seq, mut end) = (segment.seq, segment.end());
-    let sent = said.end.get();
-    let ack = acknowledged(segment, heard.end.get());
+    let sent = sender.end.get();
+    let ack = acknowledged(segment, receiver.end.get());
     // A reset that answers a SYN has sequence number 0.
     if opening && segment.has(RST) && seq == 0 {
         (seq, end) = (sent, sent);
     }
-    let takes = heard.max_win.get();
-    if after(seq, said.max_end.get())
-        || after(ack, heard.end.get())
-        || !is_in_view(end, sent, takes)
-        || !is_in_time(ack, heard.end.get(), said.max_win.get())
+    let receive_window = receiver.max_win.get();
+    if after(seq, sender.max_end.get())
+        || after(ack, receiver.end.get())
+        || !is_in_view(end, sent, receive_window)
+        || !is_in_time(ack, receiver.end.get(), sender.max_win.get())
     {
         return outside(tables, windows, own, (seq as u64) << 32 | end as u64, ack);
     }
-    if ack == heard.end.get() {
+    if ack == receiver.end.get() {
         set(windows, other, mark::UNACKNOWLEDGED, false);
     }
     if after(end, sent) {
-        tables.raise(&said.end, end);
+        tables.raise(&sender.end, end);
         set(windows, own, mark::UNACKNOWLEDGED, true);
     }
-    if takes != 0 && after(end, said.max_end.get()) {
-        heard
+    if receive_window != 0 && after(end, sender.max_end.get()) {
+        receiver
             .max_win
-            .set(takes.wrapping_add(end.wrapping_sub(said.max_end.get())));
+            .set(receive_window.wrapping_add(end.wrapping_sub(sender.max_end.get())));
     }
     if segment.has(ACK) {
         let first = windows.marks[own].get() & mark::ACKNOWLEDGES == 0;
-        if first || after(ack, said.max_ack.get()) {
-            said.max_ack.set(ack);
+        if first || after(ack, sender.max_ack.get()) {
+            sender.max_ack.set(ack);
             set(windows, own, mark::ACKNOWLEDGES, true);
         }
     }
@@ -114,12 +114,12 @@ pub(super) fn inside<F: Family, T: Tables<F>>(
     if !segment.has(SYN) {
         win <<= windows.scale[own].get() & 15;
     }
-    if said.max_win.get() < win {
-        said.max_win.set(win);
+    if sender.max_win.get() < win {
+        sender.max_win.set(win);
     }
     let edge = ack.wrapping_add(win);
-    if !before(edge, heard.max_end.get()) {
-        heard.max_end.set(ack.wrapping_add(at_least_one(win)));
+    if !before(edge, receiver.max_end.get()) {
+        receiver.max_end.set(ack.wrapping_add(at_least_one(win)));
     }
     if segment.is(Kind::Ack) {
         remember(windows, segment, end, ack);
@@ -138,10 +138,10 @@ fn outside<F: Family, T: Tables<F>>(
     ack: u32,
 ) -> Check {
     let own = own & 1;
-    let (said, heard) = (&windows.sides[own], &windows.sides[own ^ 1]);
+    let (sender, receiver) = (&windows.sides[own], &windows.sides[own ^ 1]);
     let (seq, end) = ((numbers >> 32) as u32, numbers as u32);
-    let (allowed, takes) = (said.max_end.get(), heard.max_win.get());
-    let fits = !after(ack, heard.end.get());
+    let (allowed, receive_window) = (sender.max_end.get(), receiver.max_win.get());
+    let fits = !after(ack, receiver.end.get());
     if windows.marks[own].get() & mark::LIBERAL != 0 {
         return Check::Inside;
     }
@@ -149,33 +149,33 @@ fn outside<F: Family, T: Tables<F>>(
         return if fits { Check::Ignore } else { Check::Outside };
     }
     let over = end.wrapping_sub(allowed).wrapping_add(1);
-    if takes == 0
+    if receive_window == 0
         || over > takes
         || !fits
-        || !is_in_view(end, said.end.get(), takes)
-        || !is_in_time(ack, heard.end.get(), said.max_win.get())
+        || !is_in_view(end, sender.end.get(), receive_window)
+        || !is_in_time(ack, receiver.end.get(), sender.max_win.get())
     {
         return Check::Outside;
     }
     // The segment exceeds the allowed window by less than one window: it passes, and its
     // acknowledgement must pass later.
-    tables.raise(&said.end, end);
+    tables.raise(&sender.end, end);
     set(windows, own, mark::UNACKNOWLEDGED, true);
     Check::Ignore
 }
 
 /// Whether the end of a segment is not more than one receive window behind what was already sent.
 #[inline(always)]
-const fn is_in_view(end: u32, sent: u32, takes: u32) -> bool {
-    takes == 0 || after(end, sent.wrapping_sub(takes).wrapping_sub(1))
+const fn is_in_view(end: u32, sent: u32, receive_window: u32) -> bool {
+    receive_window == 0 || after(end, sent.wrapping_sub(receive_window).wrapping_sub(1))
 }
 
 /// The number that a segment acknowledges. A segment without ACK, or a reset with acknowledgement 0
 /// as some stacks send it, counts as acknowledging everything received.
 #[inline(always)]
-const fn acknowledged(segment: &Segment, heard: u32) -> u32 {
+const fn acknowledged(segment: &Segment, receiver_end: u32) -> u32 {
     if !segment.has(ACK) || segment.has(RST) && segment.ack == 0 {
-        heard
+        receiver_end
     } else {
         segment.ack
     }
@@ -183,9 +183,9 @@ const fn acknowledged(segment: &Segment, heard: u32) -> u32 {
 
 /// Whether an acknowledgement is not too late.
 #[inline(always)]
-const fn is_in_time(ack: u32, heard: u32, size: u32) -> bool {
+const fn is_in_time(ack: u32, receiver_end: u32, size: u32) -> bool {
     let late = if size > LATE { size } else { LATE };
-    after(ack, heard.wrapping_sub(late).wrapping_sub(1))
+    after(ack, receiver_end.wrapping_sub(late).wrapping_sub(1))
 }
 
 /// Initialises a side's windows by its first segment, or by a SYN with another sequence number than
@@ -196,8 +196,8 @@ pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -
     let (own, other) = segment.sides();
     let end = segment.end();
     let first = windows.sides[own].max_win.get() == 0;
-    let takes = windows.sides[other].max_win.get();
-    let mut heard = windows.sides[other].end.get();
+    let receive_window = windows.sides[other].max_win.get();
+    let mut receiver_end = windows.sides[other].end.get();
     let syn = segment.has(SYN);
     let opening = matches!(from, State::SynSent | State::SynReceived);
     let anew = opening && after(end, windows.sides[own].end.get());
@@ -208,23 +208,23 @@ pub(super) fn introduce(windows: &TcpTracking, from: State, segment: &Segment) -
     if !syn {
         // The first segment seen of a connection that was picked up in the middle.
         size <<= windows.scale[own].get() & 15;
-        if takes == 0 {
+        if receive_window == 0 {
             windows.sides[other].end.set(segment.ack);
             windows.sides[other].max_end.set(segment.ack);
-            heard = segment.ack;
-        } else if segment.ack == heard.wrapping_add(1) {
+            receiver_end = segment.ack;
+        } else if segment.ack == receiver_end.wrapping_add(1) {
             // The segment answers a keep-alive.
             windows.sides[other].end.set(segment.ack);
-            heard = segment.ack;
+            receiver_end = segment.ack;
         }
     }
-    let ack = acknowledged(segment, heard);
-    let fits = !after(ack, heard);
+    let ack = acknowledged(segment, receiver_end);
+    let fits = !after(ack, receiver_end);
     let liberal = windows.marks[own].get() & mark::LIBERAL;
     if liberal == 0 && !fits {
         return Some(Check::Outside);
     }
-    if liberal == 0 && !is_in_time(ack, heard, size) {
+    if liberal == 0 && !is_in_time(ack, receiver_end, size) {
         return Some(Check::Ignore);
     }
     size = at_least_one(size);

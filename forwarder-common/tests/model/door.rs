@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The model's side of the door: [`Tables`], [`Exit`] and [`Steps`] over plain memory.
+//! Implements [`Tables`], [`Exit`] and [`Steps`] over plain memory.
 
 use std::cell::Cell;
 
@@ -26,7 +26,7 @@ use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
 use super::frames::sum;
 use super::{Host, Target};
 
-/// The most specific of the prefixes that `addr` is in.
+/// The value of the longest prefix that contains `addr`.
 fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32) -> Option<V> {
     let mask = |len: u8| u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
     prefixes
@@ -277,7 +277,7 @@ impl Tables<V4> for Host {
     }
 
     fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck {
-        // As it crosses the call of a function in the kernel.
+        // Packed and unpacked, as for the call of a global function in the kernel.
         let segment = Segment::unpack(segment.pack());
         let windows = &self.flows[index as usize].windows;
         PreCheck::unpack(window::prepare(windows, flow_state, &segment).pack())

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames, built field by field, and checksums by full recomputation: the oracle.
+//! Builds frames field by field, and recomputes their checksums completely: the reference for the
+//! incremental updates.
 
 use forwarder_common::abi::Tuple;
 use forwarder_common::family::{Be16, Be32, V4};
@@ -21,7 +22,7 @@ pub(crate) const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
     Be32::from_octets([a, b, c, d])
 }
 
-/// What a frame is to look like.
+/// The fields of a frame that is to be built.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) tuple: Tuple<V4>,
@@ -30,14 +31,14 @@ pub(crate) struct Spec {
     pub(crate) kind: u8,
     pub(crate) hops: u8,
     pub(crate) options: Vec<u8>,
-    /// The header's fragment word: flags and offset.
+    /// The network header's fragment word: flags and offset.
     pub(crate) fragment: u16,
     pub(crate) payload: Vec<u8>,
-    /// TCP: sequence number, acknowledgement, window.
+    /// TCP: sequence number, acknowledgement number, window.
     pub(crate) numbers: (u32, u32, u16),
-    /// TCP's options, a multiple of four bytes.
+    /// TCP options, a multiple of four bytes.
     pub(crate) tcp_options: Vec<u8>,
-    /// UDP without checksum, SCTP with one that is left to others.
+    /// UDP without a checksum, SCTP with one that is still to be computed.
     pub(crate) unsummed: bool,
 }
 
@@ -65,8 +66,8 @@ impl Spec {
         }
     }
 
-    /// Without payload, and so that a connection of such segments is one: each side's SYN has the
-    /// number 1, everything after it 2.
+    /// A segment without payload. The numbers are those of a valid connection: each side's SYN has
+    /// sequence number 1, all later segments have 2.
     pub(crate) fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Self {
         let seq = if flags & SYN == 0 { 2 } else { 1 };
         Self {
@@ -77,7 +78,7 @@ impl Spec {
         }
     }
 
-    /// With this sequence number, acknowledgement and window.
+    /// Sets sequence number, acknowledgement number and window.
     pub(crate) fn numbers(self, seq: u32, ack: u32, window: u16) -> Self {
         Self {
             numbers: (seq, ack, window),
@@ -85,7 +86,7 @@ impl Spec {
         }
     }
 
-    /// With a window scale in its TCP options.
+    /// Adds a window scale to the TCP options.
     pub(crate) fn scale(self, scale: u8) -> Self {
         Self {
             tcp_options: vec![2, 4, 5, 0xb4, 1, 3, 3, scale],
@@ -97,7 +98,7 @@ impl Spec {
         Self::new(proto::UDP, src, dst)
     }
 
-    /// SCTP with one chunk of this type, whose content is the payload.
+    /// SCTP with one chunk of this type; the payload is its content.
     pub(crate) fn sctp(src: (Be32, u16), dst: (Be32, u16), chunk: u8) -> Self {
         Self {
             kind: chunk,
@@ -119,7 +120,7 @@ impl Spec {
         }
     }
 
-    /// An ICMP query other than echo, or its reply: the type says which.
+    /// An ICMP query other than echo, or its reply, depending on the type.
     pub(crate) fn query(kind: u8, src: Be32, dst: Be32, id: u16) -> Self {
         let query = u16::from(kind - (kind + 1) % 2);
         let (sport, dport) = if kind % 2 == 1 {
@@ -133,7 +134,7 @@ impl Spec {
         }
     }
 
-    /// An ICMP error that quotes the first `bytes` of a packet.
+    /// An ICMP error that quotes the first `octets` bytes of a packet.
     pub(crate) fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
         let quoted = packet[..octets.min(packet.len())].to_vec();
         Self {
@@ -143,7 +144,7 @@ impl Spec {
         }
     }
 
-    /// A packet of a tuple, whatever its protocol; TCP with `flags`.
+    /// A packet with this tuple, whatever its protocol; TCP with `flags`.
     pub(crate) fn of(tuple: Tuple<V4>, flags: u8) -> Self {
         let kind = if tuple.sport == Be16::new(0) {
             ECHO_REPLY
@@ -158,19 +159,19 @@ impl Spec {
         }
     }
 
-    /// To and from these stations.
+    /// Sets the destination and source MAC addresses.
     pub(crate) fn between(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
         self.macs[..6].copy_from_slice(&dst);
         self.macs[6..].copy_from_slice(&src);
         self
     }
 
-    /// With so many hops left.
+    /// Sets the hop limit.
     pub(crate) fn hops(self, hops: u8) -> Self {
         Self { hops, ..self }
     }
 
-    /// With a record-route option.
+    /// Adds a record-route option.
     pub(crate) fn options(self) -> Self {
         Self {
             options: vec![7, 7, 4, 0, 0, 0, 0, 0],
@@ -178,12 +179,12 @@ impl Spec {
         }
     }
 
-    /// With this fragment word.
+    /// Sets the fragment word.
     pub(crate) fn fragment(self, fragment: u16) -> Self {
         Self { fragment, ..self }
     }
 
-    /// With so many bytes of payload.
+    /// Sets the length of the payload.
     pub(crate) fn payload(self, octets: usize) -> Self {
         Self {
             payload: (0..octets).map(|n| (n * 7) as u8).collect(),
@@ -277,7 +278,7 @@ impl Spec {
     }
 }
 
-/// The source port, or the number of an echo request, of a packet as it left.
+/// The source port, or the identifier of an echo request, of a packet after it has left.
 pub(crate) fn left_by(packet: &[u8]) -> u16 {
     let l4 = usize::from(packet[0] & 15) * 4;
     let at = if u32::from(packet[9]) == proto::ICMP {
@@ -288,7 +289,8 @@ pub(crate) fn left_by(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[at], packet[at + 1]])
 }
 
-/// A whole packet in pieces of so many bytes of payload, a multiple of eight, and with this number.
+/// Cuts a packet into fragments of `octets` bytes of payload, a multiple of eight, with this
+/// identification.
 pub(crate) fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let chunks = payload.chunks(octets).enumerate();
@@ -325,7 +327,7 @@ fn finish(sum: u32) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Where the transport checksum is, and what is summed up with it beside the transport's bytes.
+/// The offset of the transport checksum, and what it covers besides the transport's own bytes.
 fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
     let l4 = usize::from(packet[0] & 15) * 4;
     let len = ((packet.len() - l4) as u16).to_be_bytes();
@@ -338,7 +340,7 @@ fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
     })
 }
 
-/// Writes the network header's checksum; nothing if the header is not whole.
+/// Writes the network header's checksum, if the header is complete.
 pub(crate) fn seal_header(packet: &mut [u8]) {
     let octets = usize::from(packet[0] & 15) * 4;
     if octets < 20 || packet.len() < octets {
@@ -349,7 +351,7 @@ pub(crate) fn seal_header(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// A CRC32c, byte by byte.
+/// A CRC32c, computed byte by byte.
 pub(crate) fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
     !octets.into_iter().fold(!0, |crc, octet| {
         (0..8).fold(crc ^ u32::from(octet), |crc, _| {
@@ -358,7 +360,7 @@ pub(crate) fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
     })
 }
 
-/// An SCTP packet's checksum (RFC 9260 section 6.8), and where it is.
+/// An SCTP packet's checksum (RFC 9260 section 6.8), and its offset.
 fn sctp(packet: &[u8]) -> Option<(usize, [u8; 4])> {
     let l4 = usize::from(packet[0] & 15) * 4;
     let at = l4 + 8;
@@ -386,13 +388,13 @@ pub(crate) fn seal(packet: &mut [u8]) {
     packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// Whether every checksum of a whole packet is right, by full recomputation.
+/// Whether every checksum of a packet is correct, by complete recomputation.
 pub(crate) fn sums_up(packet: &[u8]) -> bool {
     let l4 = usize::from(packet[0] & 15) * 4;
     if sum(&packet[..l4]) != 0xffff {
         return false;
     }
-    // A fragment's transport checksum covers what is not here.
+    // A fragment's transport checksum covers bytes of other fragments.
     if u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
         return true;
     }

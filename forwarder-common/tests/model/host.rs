@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Filling the model's tables as an agent would: devices, networks, containers, ports, routes.
+//! Fills the model's tables as an agent would: devices, networks, containers, ports, routes.
 
 use forwarder_common::abi::{
     Device, Endpoint, Network, PortKey, Published, ServerKey, device, network,
@@ -11,7 +11,7 @@ use forwarder_common::tables::Route;
 use super::frames::{Spec, ip};
 use super::{Arrival, Carried, Hook, Host, Outcome};
 
-/// The cast of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
+/// The devices of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
 pub(crate) const UPLINK: u32 = 2;
 pub(crate) const SECOND: u32 = 3;
 pub(crate) const VPN: u32 = 4;
@@ -23,32 +23,32 @@ pub(crate) const FAR_VETH: u32 = 22;
 
 /// The host's address on its uplink.
 pub(crate) const HOST: Be32 = ip(198, 18, 1, 1);
-/// A client on the LAN, the default gateway too.
+/// A client on the LAN, which is the default gateway too.
 pub(crate) const CLIENT: Be32 = ip(198, 18, 1, 2);
-/// Somebody behind the gateway.
+/// A host behind the gateway.
 pub(crate) const REMOTE: Be32 = ip(198, 19, 1, 2);
 pub(crate) const GATEWAY: Be32 = ip(172, 17, 0, 1);
 /// A container with a published port.
 pub(crate) const WEB: Be32 = ip(172, 17, 0, 2);
-/// Another container of its network.
+/// Another container of the same network.
 pub(crate) const APP: Be32 = ip(172, 17, 0, 3);
-/// One whose veth has no hook yet.
+/// A container whose veth has no hook yet.
 pub(crate) const BARE: Be32 = ip(172, 17, 0, 4);
 /// A container of the other network.
 pub(crate) const FAR: Be32 = ip(172, 18, 0, 2);
 
-/// The MAC address of a device of the host's.
+/// The MAC address of a device of the host.
 pub(crate) const fn mac(ifindex: u32) -> [u8; 6] {
     [2, 0, 0, 0, 0, ifindex as u8]
 }
 
-/// The MAC address of whoever is at the other end.
+/// The MAC address of the other end of a device.
 pub(crate) const fn far_mac(ifindex: u32) -> [u8; 6] {
     [2, 0, 0, 0, 1, ifindex as u8]
 }
 
 impl Host {
-    /// The usual cast: `WEB` is published as 8080, TCP, UDP and SCTP, on any address.
+    /// The usual host: `WEB` is published as port 8080, TCP, UDP and SCTP, on any address.
     pub(crate) fn usual(flows: u32) -> Self {
         let mut host = Self::new(flows);
         host.outside(UPLINK, HOST, 24, 1500);
@@ -77,7 +77,7 @@ impl Host {
         host
     }
 
-    /// An outside device with its address, subnet and MTU.
+    /// Adds an outside device with its address, subnet and MTU.
     pub(crate) fn outside(&mut self, ifindex: u32, addr: Be32, len: u8, mtu: u32) {
         let mac = mac(ifindex);
         let device = Device {
@@ -94,7 +94,7 @@ impl Host {
         self.route((addr, len), ifindex, Be32::default(), mtu);
     }
 
-    /// A Docker network.
+    /// Adds a Docker network.
     pub(crate) fn bridge(&mut self, ifindex: u32, gateway: Be32, len: u8, flags: u32) {
         let mac = mac(ifindex);
         let device = Device {
@@ -126,7 +126,7 @@ impl Host {
         self.route((gateway, len), ifindex, Be32::default(), 1500);
     }
 
-    /// A container of a network, and its slot. A veth of 0 is one without hooks.
+    /// Adds a container to a network; returns its slot. A veth of 0 is one without hooks.
     pub(crate) fn container(&mut self, bridge: u32, veth: u32, addr: Be32) -> u32 {
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&far_mac(veth));
@@ -158,7 +158,7 @@ impl Host {
 
     fn seat(&mut self, endpoint: Endpoint<V4>) -> u32 {
         let unused = |endpoint: &Endpoint<_>| endpoint.generation == 0;
-        // Slot 0 is the outside.
+        // Slot 0 is outside.
         let slot = 1 + self.endpoints[1..].iter().position(unused).unwrap();
         self.endpoints[slot] = Endpoint {
             generation: 100 + slot as u32,
@@ -167,7 +167,7 @@ impl Host {
         slot as u32
     }
 
-    /// A published port, and its mapping's slot.
+    /// Publishes a port; returns the slot of its mapping.
     pub(crate) fn publish(&mut self, at: (Be32, u16, u16), to: (Be32, u16)) -> u32 {
         let mapping = self.mappings.keys().max().unwrap_or(&0) + 1;
         let key = PortKey {
@@ -187,7 +187,7 @@ impl Host {
         mapping
     }
 
-    /// The port by which a container is seen whose own is published.
+    /// Sets the host port under which a container's port is published.
     pub(crate) fn seen_as(&mut self, at: Be32, from: (Be32, u16, u16), port: u16) {
         let key = ServerKey {
             at,
@@ -198,7 +198,7 @@ impl Host {
         self.seen_as.insert(key, u32::from(port));
     }
 
-    /// A route; through the gateway 0 it is on the link.
+    /// Adds a route; through the gateway 0 the destination is on the link.
     pub(crate) fn route(&mut self, to: (Be32, u8), ifindex: u32, next_hop: Be32, mtu: u32) {
         self.routes.insert(
             to,
@@ -210,7 +210,7 @@ impl Host {
         );
     }
 
-    /// A socket of the host.
+    /// Adds a socket of the host.
     pub(crate) fn socket(&mut self, addr: Be32, port: u16, proto: u16) {
         self.sockets.insert(PortKey {
             addr,
@@ -219,7 +219,7 @@ impl Host {
         });
     }
 
-    /// Sends a packet in by the uplink: what became of it, and the packet afterwards.
+    /// Sends a packet in on the uplink; returns its outcome and the packet afterwards.
     pub(crate) fn by_uplink(&self, spec: &Spec) -> (Outcome, Vec<u8>) {
         let macs = (mac(UPLINK), far_mac(UPLINK));
         self.send(
@@ -233,7 +233,7 @@ impl Host {
         )
     }
 
-    /// Sends a packet out of a container, by its veth.
+    /// Sends a packet out of a container, on its veth.
     pub(crate) fn by_veth(&self, veth: u32, spec: &Spec) -> (Outcome, Vec<u8>) {
         let macs = (self.devices[&veth].mac, far_mac(veth));
         self.send(
@@ -247,7 +247,7 @@ impl Host {
         )
     }
 
-    /// Sends a packet out of a bridge, behind any veth: what its own hook sees.
+    /// Sends a packet out of a bridge, behind any veth: as the bridge's own hook sees it.
     pub(crate) fn by_bridge(
         &self,
         bridge: u32,
@@ -269,7 +269,7 @@ impl Host {
         )
     }
 
-    /// Lets the kernel send a packet out by the uplink that came by `ingress_ifindex`.
+    /// Lets the kernel send a packet out on the uplink that arrived on `ingress_ifindex`.
     pub(crate) fn to_outside(
         &self,
         ingress_ifindex: u32,
@@ -287,7 +287,7 @@ impl Host {
         self.raw(Hook::OutsideOut, packet, arrival)
     }
 
-    /// Lets the kernel send a packet out by a bridge that came by `ingress_ifindex`.
+    /// Lets the kernel send a packet out on a bridge that arrived on `ingress_ifindex`.
     pub(crate) fn to_bridge(
         &self,
         bridge: u32,
@@ -306,7 +306,7 @@ impl Host {
         self.raw(Hook::BridgeOut, packet, arrival)
     }
 
-    /// Runs a hook on a packet behind an Ethernet header: afterwards, without it.
+    /// Runs a hook on a packet behind an Ethernet header; returns the packet without it.
     pub(crate) fn raw(&self, hook: Hook, packet: &[u8], arrival: Arrival) -> (Outcome, Vec<u8>) {
         let mut frame = [&[0; 12][..], &[0x08, 0x00], packet].concat();
         frame[..6].copy_from_slice(&mac(arrival.ifindex));

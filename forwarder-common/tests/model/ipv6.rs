@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The model's IPv6: its tables, its rules at a hook, and packets in plain bytes.
+//! The model's IPv6: tables, rules at a hook, and packets in plain bytes.
 
 use bytemuck::Pod;
 use forwarder_common::abi::{
@@ -22,7 +22,7 @@ pub(crate) const fn net(n: u8, m: u8) -> Be128 {
 
 /// The host's address on its uplink.
 pub(crate) const HOST6: Be128 = net(9, 1);
-/// Somebody on the LAN.
+/// A client on the LAN.
 pub(crate) const CLIENT6: Be128 = net(9, 2);
 pub(crate) const GATEWAY6: Be128 = net(1, 1);
 /// Containers of one network.
@@ -32,7 +32,7 @@ pub(crate) const APP6: Be128 = net(1, 3);
 pub(crate) const FAR6: Be128 = net(2, 2);
 
 impl Host {
-    /// Gives the usual cast IPv6: both networks, and every container but those without a veth.
+    /// Adds IPv6 to the usual host: both networks, and every container that has a veth.
     pub(crate) fn with_ipv6(&mut self) {
         for (number, bridge) in [(1, BRIDGE), (2, OTHER_BRIDGE)] {
             self.networks.get_mut(&bridge).unwrap().flags |= network::IPV6;
@@ -71,7 +71,7 @@ impl Host {
         }
     }
 
-    /// Judges a frame of IPv6.
+    /// The verdict on an IPv6 frame.
     pub(super) fn judge_ipv6(&self, hook: Hook, bytes: &[u8], arrival: Arrival) -> Option<Reason> {
         let at = match hook {
             Hook::OutsideIn => ipv6::Hook::OutsideIn,
@@ -109,7 +109,7 @@ impl Host {
     }
 }
 
-/// The host, and the frame at hand.
+/// The host, and the frame that is being processed.
 struct OnFrame<'a> {
     host: &'a Host,
     bytes: &'a [u8],
@@ -180,7 +180,7 @@ impl Host6 for OnFrame<'_> {
     }
 }
 
-/// The word of the longest prefix that an address has.
+/// The value of the longest prefix that contains an address.
 fn most_specific(rows: impl Iterator<Item = (Be128, u8, u32)>, addr: Be128) -> Option<u32> {
     let bits = |addr: Be128| u128::from_be_bytes(addr.octets());
     let inside = |base, len: u8| {
@@ -192,8 +192,8 @@ fn most_specific(rows: impl Iterator<Item = (Be128, u8, u32)>, addr: Be128) -> O
         .map(|(_, _, word)| word)
 }
 
-/// The frame of an IPv6 packet: MAC addresses, ends, extension headers and what follows, by the
-/// protocol of the first of them; hop limit 255. Checksums are not looked at.
+/// The frame of an IPv6 packet: MAC addresses, source and destination, extension headers and upper
+/// layer, by the protocol of the first of them; hop limit 255. Its checksums are not valid.
 pub(crate) fn frame(
     (to, from): ([u8; 6], [u8; 6]),
     (src, dst): (Be128, Be128),
@@ -207,7 +207,7 @@ pub(crate) fn frame(
     [&link[..], &head, &ends, body].concat()
 }
 
-/// A neighbour's message: its type, target and link-layer option.
+/// A neighbour discovery message: its type, target and link-layer address option.
 pub(crate) fn neighbour(kind: u8, target: Be128, option: u8, mac: [u8; 6]) -> Vec<u8> {
     let head = [kind, 0, 0, 0, 0, 0, 0, 0];
     [&head[..], &target.octets(), &[option, 1], &mac].concat()

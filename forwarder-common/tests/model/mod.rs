@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A host in plain memory: the tables, the clock and the ways out that the packet brain asks for,
-//! under a test's control. The twin test holds it to what the kernel's programs do.
+//! A host in plain memory: the tables, the clock and the ways out of a hook that the packet logic
+//! needs, under a test's control. A parity test compares it with the programs in the kernel.
 
 mod door;
 pub(crate) mod frames;
@@ -28,7 +28,7 @@ use forwarder_common::refusal::Refusal;
 use forwarder_common::tables::Route;
 use forwarder_common::timeouts::Ticks;
 
-/// A program's place.
+/// The hook of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hook {
     OutsideIn,
@@ -58,13 +58,13 @@ pub(crate) struct Arrival {
 pub(crate) enum Target {
     Peer(u32),
     Neighbour(u32, Be32),
-    /// Back by the device that the packet came from: it became an answer.
+    /// Back on the device that the packet came from: it became an ICMP error.
     Back(u32),
     /// To a device's ingress.
     Ingress(u32),
 }
 
-/// What became of a packet: no reason where XDP left it alone.
+/// The outcome of a packet; no reason if XDP passed it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Outcome {
     pub(crate) reason: Option<Reason>,
@@ -81,7 +81,7 @@ impl Outcome {
     }
 }
 
-/// What a packet carries beside its bytes: mark and hash.
+/// The metadata of a packet: mark and hash.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Carried(pub(crate) u32, pub(crate) u32);
 
@@ -97,7 +97,7 @@ impl From<Outcome> for Carried {
     }
 }
 
-/// What somebody else does while a packet is under way.
+/// What another CPU does while a packet is being processed.
 type Meddler = Box<dyn FnOnce(&Host)>;
 
 /// The host.
@@ -111,23 +111,23 @@ pub(crate) struct Host {
     pub(crate) seen_as: HashMap<ServerKey<V4>, u32>,
     pub(crate) trusted: HashSet<TrustKey>,
     pub(crate) links: HashSet<LinkKey<V4>>,
-    /// Lists of clients: by list, address and prefix length.
+    /// Lists of clients by list, address and prefix length.
     pub(crate) ingress: HashMap<(u32, Be32, u8), u32>,
-    /// Sources that containers may use: by device, address and prefix length.
+    /// Sources that containers may use, by device, address and prefix length.
     pub(crate) allowed: HashMap<(u32, Be32, u8), u32>,
     pub(crate) endpoint_slots: HashMap<Be32, u32>,
     pub(crate) endpoints: Vec<Endpoint<V4>>,
-    /// What endpoints have taken, by slot.
+    /// The quota counters of endpoints, by slot.
     pub(crate) quotas: Vec<Quota>,
     pub(crate) mappings: HashMap<u32, u32>,
     pub(crate) sources: HashMap<(u32, Be32, u8), Be32>,
-    /// Devices that exist, and the MAC address that each answers to.
+    /// Devices that exist, and the MAC address of each.
     pub(crate) nics: HashMap<u32, [u8; 6]>,
-    /// Veths whose far ends take frames from XDP.
+    /// Veths whose peers accept frames from XDP.
     pub(crate) ports: HashSet<u32>,
     /// The kernel's routes by destination prefix.
     pub(crate) routes: HashMap<(Be32, u8), Route<V4>>,
-    /// IPv6's tables, and the devices by which it would be forwarded.
+    /// The IPv6 tables, and the devices on which IPv6 would be forwarded.
     pub(crate) locals6: HashSet<HostAddressKey6>,
     pub(crate) subnets6: HashMap<(Be128, u8), u32>,
     pub(crate) owners6: HashMap<OwnerKey6, u32>,
@@ -138,20 +138,20 @@ pub(crate) struct Host {
     pub(crate) ingress6: HashMap<(IngressKey6, u8), u32>,
     /// With the prefix length of the source.
     pub(crate) allowed6: HashMap<(AllowedKey6, u8), u32>,
-    /// Where sockets of the host would take a packet: what its destination is.
+    /// The destinations for which the host has a socket.
     pub(crate) sockets: HashSet<PortKey<V4>>,
-    /// When privileged processes asked for UDP ports.
+    /// When privileged processes bound UDP ports.
     pub(crate) bound: HashMap<u16, Ticks>,
     pub(crate) clock: Cell<Ticks>,
     pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
     pub(crate) flows: Vec<Flow<V4>>,
     pub(crate) free: RefCell<VecDeque<u32>>,
-    /// What was told of flows.
+    /// The events that were emitted.
     pub(crate) told: RefCell<Vec<Event<V4>>>,
-    /// What `random` says next, once, instead of the generator's number: the kernel may have drawn it and
-    /// have had to give it back, and then it is no use to draw it again.
+    /// The next result of `random`, once, instead of the generator's number: the kernel may have
+    /// tried this port and have had to give it up, and then trying it again would not help.
     pub(crate) drawn: Cell<Option<u32>>,
-    /// What the last packet became if it is another one now.
+    /// The last packet, if it was turned into another one.
     pub(crate) answer: RefCell<Option<Vec<u8>>>,
     ring: RefCell<Vec<Pending>>,
     cursors: Cell<Cursors>,
@@ -161,7 +161,7 @@ pub(crate) struct Host {
     dice: RefCell<Dice>,
     mark: Cell<u32>,
     hash: Cell<u32>,
-    /// Of the frame at hand.
+    /// The length of the frame that is being processed.
     length: Cell<u32>,
     target: Cell<Option<Target>>,
     meddler: RefCell<Option<(u32, Meddler)>>,
@@ -175,7 +175,7 @@ fn is_to_group(bytes: &[u8]) -> bool {
 }
 
 impl Host {
-    /// A host that knows nothing, with room for so many flows.
+    /// A host with empty tables, with room for this many flows.
     pub(crate) fn new(flows: u32) -> Self {
         let ring = flows / capacity::UNASSURED_SHARE;
         Self {
@@ -236,19 +236,19 @@ impl Host {
         }
     }
 
-    /// Lets so many ticks pass, with the agent alive.
+    /// Lets time pass, with the agent alive.
     pub(crate) fn wait(&mut self, ticks: Ticks) {
         self.clock.set(self.clock.get().wrapping_add(ticks));
         self.settings.heartbeat = self.clock.get();
     }
 
-    /// Does something at the packets' `nth` look at a gate from now on, counted from 0: what
-    /// another CPU might do then.
+    /// Runs `deed` when packets read a flow state for the `nth` time from now on, counted from 0:
+    /// what another CPU might do at that moment.
     pub(crate) fn meddle(&self, nth: u32, deed: impl FnOnce(&Self) + 'static) {
         *self.meddler.borrow_mut() = Some((nth, Box::new(deed)));
     }
 
-    /// Runs a hook on a frame, which it may change.
+    /// Runs a hook on a frame, which the hook may change.
     pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
         self.mark.set(arrival.mark);
         self.hash.set(arrival.hash);
@@ -264,7 +264,7 @@ impl Host {
         }
     }
 
-    /// Whether a frame by a veth or a bridge is no packet for the pipeline.
+    /// Whether a frame on a veth or a bridge is no packet for the pipeline.
     fn is_other_frame(&self, hook: Hook, bytes: &[u8], arrival: Arrival) -> bool {
         let kind = bytes.get(12..14);
         let addressed = match hook {
@@ -279,7 +279,7 @@ impl Host {
         kind != Some(&[0x86, 0xdd]) && (!addressed || kind != Some(&[0x08, 0x00]))
     }
 
-    /// What becomes of it.
+    /// The verdict on a frame.
     fn judge_frame(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Reason {
         let at_veth = hook == Hook::ContainerIn;
         let meta = Meta {
@@ -342,7 +342,7 @@ impl Host {
             hash,
         };
         if hook == Hook::Uplink {
-            // A frame is no socket buffer yet.
+            // At XDP there is no socket buffer yet.
             (meta.segment, meta.mark, meta.hash) = (0, 0, 0);
         }
         let frame = Frame::new(bytes);
@@ -384,16 +384,16 @@ impl Host {
         Some(reason)
     }
 
-    /// The live flow that a tuple leads to, and its gate.
+    /// The live flow of a tuple, and its flow state.
     pub(crate) fn flow_of(&self, tuple: &Tuple<V4>) -> Option<(&Flow<V4>, FlowState)> {
         flow::find(self, tuple).map(|hit| (hit.flow, hit.flow_state))
     }
 
-    /// What must hold between two packets: every key names a live record that has it, every live
-    /// record has both of its keys, and a free record is free once.
+    /// Checks what must hold between two packets: every key names a live record with this tuple,
+    /// every live record has both of its keys, and no free record is free twice.
     pub(crate) fn check(&self) {
         if self.meddling.get() {
-            // A packet is still under way.
+            // A packet is still being processed.
             return;
         }
         let index = self.index.borrow();
@@ -446,7 +446,7 @@ impl Host {
     }
 }
 
-/// A refused packet's frame as the answer that it becomes.
+/// The ICMP error that a refused packet becomes.
 fn answer(refusal: &Refusal<V4>, frame: &[u8]) -> Vec<u8> {
     let (link, packet) = frame.split_at(14);
     let mut answer = [link, &[0; V4::REFUSAL], packet].concat();
@@ -480,7 +480,7 @@ fn empty_flow() -> Flow<V4> {
     }
 }
 
-/// A generator of random numbers (SplitMix64) that a seed repeats.
+/// A generator of random numbers (SplitMix64), reproducible by its seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
@@ -503,12 +503,12 @@ impl Dice {
         (self.roll() % bound as u64) as usize
     }
 
-    /// True once in so many times.
+    /// True with a probability of one in `times`.
     pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    /// One of several.
+    /// One of several values.
     pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an IPv6 packet says of itself: its header, and what stands behind the extension headers.
+//! Parses an IPv6 packet: its header, and the upper-layer header behind the extension headers.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -14,35 +14,36 @@ pub(super) struct Header {
     version: u8,
     label: [u8; 3],
     len: Be16,
-    /// The protocol of what follows.
+    /// The protocol of the next header.
     pub(super) next: u8,
     pub(super) hop_limit: u8,
     pub(super) src: Be128,
     pub(super) dst: Be128,
 }
 
-/// Bytes of it.
+/// Bytes of the IPv6 header.
 pub(super) const HEADER: u32 = size_of::<Header>() as u32;
 
-/// What stands behind the extension headers.
+/// The upper-layer header.
 #[derive(Clone, Copy)]
 pub(super) struct Upper {
     /// Its protocol.
     pub(super) proto: u8,
-    /// Where it begins. In a later fragment, where it would.
+    /// Its offset; for a later fragment, the offset at which it would be.
     pub(super) at: u32,
-    /// Where the packet ends. What the frame has behind that, the kernel cuts off.
+    /// The end of the packet. The kernel cuts off whatever the frame has behind it.
     end: u32,
-    /// In the first of several fragments.
+    /// Whether the packet is the first of several fragments.
     pub(super) first: bool,
-    /// In a later fragment: it is not there.
+    /// Whether the packet is a later fragment, which has no upper-layer header.
     pub(super) later: bool,
-    /// The packet is still to go elsewhere than its header says, by a routing header.
+    /// Whether a routing header still sends the packet to another destination than its header
+    /// names.
     pub(super) detours: bool,
 }
 
 impl Upper {
-    /// The value at `offset` of it, if that is wholly inside of the packet.
+    /// The value at `offset` of the header, if it is completely inside of the packet.
     #[inline(always)]
     pub(super) fn load<T: Pod>(&self, host: &impl Host6, offset: u32) -> Option<T> {
         let at = self.at + offset;
@@ -53,32 +54,32 @@ impl Upper {
     }
 }
 
-/// Extension headers that are looked behind (RFC 8200 section 4).
+/// Extension headers that are skipped (RFC 8200 section 4).
 mod extension {
     pub(super) const HOP_BY_HOP: u8 = 0;
     pub(super) const ROUTING: u8 = 43;
     pub(super) const FRAGMENT: u8 = 44;
     pub(super) const AUTHENTICATION: u8 = 51;
     pub(super) const DESTINATION: u8 = 60;
-    /// At most so many are looked behind.
+    /// At most this many are skipped.
     pub(super) const MOST: u32 = 8;
 }
 
-/// The header, if it is one.
+/// The IPv6 header, if the packet has a valid one.
 #[inline(always)]
 pub(super) fn header<T: Host6>(host: &T, meta: &Meta) -> Option<Header> {
     let header: Header = host.load(meta.l3 as u32)?;
     (header.version >> 4 == 6).then_some(header)
 }
 
-/// Looks behind the extension headers; `None` if their end is not found.
+/// Skips the extension headers; `None` if their end is not found.
 #[inline(always)]
 pub(super) fn upper<T: Host6>(host: &T, meta: &Meta, header: &Header) -> Option<Upper> {
     let at = meta.l3 as u32 + HEADER;
     let mut upper = Upper {
         proto: header.next,
         at,
-        // A jumbogram (RFC 2675), also one that the kernel has made of many packets.
+        // A jumbogram (RFC 2675), also one that the kernel has built from many packets (GRO).
         end: match header.len.get() {
             0 => u32::MAX,
             len => at + len as u32,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who may ask a port that is published on an IPv6 address of the host's.
+//! Lists of clients of ports that are published on IPv6 addresses of the host.
 //!
-//! docker-proxy serves such a port, and asks the container in the host's own name: who asks can be seen
-//! only before the host takes the packet in. Each packet is asked, not each flow, so that a list that
-//! changes holds at once.
+//! docker-proxy serves such a port and connects to the container with an address of the host. The
+//! client is therefore visible only before the host receives the packet. Each packet is checked,
+//! not each flow, so a changed list takes effect at once.
 
 use super::Host6;
 use super::header::{header, upper};
@@ -13,8 +13,8 @@ use crate::parse::proto;
 use crate::pipeline::Meta;
 use crate::reason::Reason;
 
-/// What becomes of a packet for the host where ports have lists: [`Reason::ToHost`], unless one keeps
-/// its sender out, or it cannot be read which port it is for.
+/// The verdict on a packet to the host if ports have lists of clients: [`Reason::ToHost`], unless a
+/// list refuses its source or its destination port cannot be read.
 #[inline(always)]
 pub fn ask_lists<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some(header) = header(host, meta) else {
@@ -23,7 +23,7 @@ pub fn ask_lists<T: Host6>(host: &T, meta: &Meta) -> Reason {
     let Some(upper) = upper(host, meta, &header) else {
         return Reason::Ipv6Header;
     };
-    // A later fragment is worth nothing without its head.
+    // A later fragment is useless without the first one, which is checked.
     if upper.later || !has_ports(upper.proto) {
         return Reason::ToHost;
     }
@@ -50,8 +50,8 @@ fn has_ports(number: u8) -> bool {
     matches!(number as u32, proto::TCP | proto::UDP | proto::SCTP)
 }
 
-/// Whether the list of the port and those of its container's networks let a client in. Containers of a
-/// network itself are not asked by the network's list.
+/// Whether the list of the port and those of its container's networks allow a client. A network's
+/// list is not checked for containers of the network itself.
 #[inline(always)]
 fn is_welcome<T: Host6>(host: &T, meta: &Meta, published: &Published6, client: Be128) -> bool {
     let from = host.device(meta.ifindex).map_or(0, |device| device.bridge);
@@ -64,7 +64,7 @@ fn is_welcome<T: Host6>(host: &T, meta: &Meta, published: &Published6, client: B
     welcome
 }
 
-/// Whether a list lets a client in: list 0 lets in everybody.
+/// Whether a list allows a client; list 0 allows every client.
 #[inline(always)]
 fn is_listed<T: Host6>(host: &T, list: u32, client: Be128) -> bool {
     list == 0 || host.ingress(&IngressKey6 { list, client }) == ingress::ALLOW

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who a container speaks for: its sources, and neighbour discovery at its veth (RFC 6105, RFC 4861).
+//! Guards containers' IPv6 sources, and neighbour discovery at their veths (RFC 6105, RFC 4861).
 
 use super::header::{Header, Upper};
 use super::{Host6, ICMP, is_local};
@@ -20,28 +20,29 @@ pub(super) mod kind {
     pub(super) const LISTENER_REPORT_2: u8 = 143;
 }
 
-/// What DHCPv6 clients listen on (RFC 8415 section 7.2).
+/// The port of DHCPv6 clients (RFC 8415 section 7.2).
 const DHCP_CLIENT: u16 = 546;
-/// What every hop lowers: a neighbour's message has it still (RFC 4861 section 6.1).
+/// Every router decrements the hop limit; a message of a neighbour still has 255 (RFC 4861 section
+/// 6.1).
 pub(super) const HOP_LIMIT: u8 = 255;
-/// Options of one message that are looked at; Linux sends two.
+/// Options of one message that are checked; Linux sends two.
 const OPTIONS: u32 = 4;
-/// What Docker calls the bridge up to version 27.
+/// The link-local address that Docker up to version 27 gives a bridge.
 const BRIDGE_LINK_LOCAL: Be128 =
     Be128::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
-/// Who sends.
+/// The sender of a packet.
 pub(super) struct Station<'a, T> {
     pub(super) host: &'a T,
-    /// The device that the hook is on.
+    /// The device that the hook is attached to.
     pub(super) ifindex: u32,
     pub(super) bridge: u32,
-    /// At a container's veth. At the bridge it is not known which of its containers sends.
+    /// At a container's veth. At the bridge it is not known which container of the network sends.
     pub(super) veth: bool,
 }
 
 impl<T: Host6> Station<'_, T> {
-    /// Why the packet must not be heard by anybody, if so.
+    /// Why nobody may receive the packet, if so.
     #[inline(always)]
     pub(super) fn refuses(&self, header: &Header, upper: &Upper) -> Option<Reason> {
         let kind = if upper.proto == ICMP && !upper.later {
@@ -68,7 +69,7 @@ impl<T: Host6> Station<'_, T> {
             kind::ROUTER_SOLICITATION
             | kind::NEIGHBOUR_SOLICITATION
             | kind::NEIGHBOUR_ADVERTISEMENT => {
-                // Receivers ignore a neighbour's message in fragments (RFC 6980).
+                // Receivers ignore fragmented messages of neighbour discovery (RFC 6980).
                 header.hop_limit == HOP_LIMIT
                     && !upper.first
                     && self.speaks_for_itself(header.src, kind, upper.at)
@@ -82,7 +83,8 @@ impl<T: Host6> Station<'_, T> {
         }
     }
 
-    /// Whether an address is the container's own, one that it may use, or one that is nobody else's.
+    /// Whether an address is the container's own, one that it is allowed to use, or one that
+    /// belongs to nobody else.
     #[inline(always)]
     fn is_own(&self, addr: Be128) -> bool {
         let link_local = addr.is_link_local();
@@ -95,14 +97,15 @@ impl<T: Host6> Station<'_, T> {
         self.owns(addr, link_local) || self.is_allowed(addr)
     }
 
-    /// Whether it is what Docker gave, or nobody has it as far as is known.
+    /// Whether Docker assigned the address to the container, or nobody is known to have it.
     #[inline(always)]
     fn owns(&self, addr: Be128, link_local: bool) -> bool {
         let bridge = self.bridge;
         if !self.veth {
             return link_local || self.host.subnet(addr) == Some(bridge);
         }
-        // Until Docker says whose veth it is, it may be any address's that no known veth has.
+        // Until Docker tells whose veth this is, the sender may use any address that belongs to no
+        // known veth.
         let named = self
             .host
             .device(self.ifindex)
@@ -113,7 +116,8 @@ impl<T: Host6> Station<'_, T> {
         }
     }
 
-    /// Whether it may use an address beside its own. At the bridge: whether anybody of the network may.
+    /// Whether the sender may use an address besides its own. At the bridge: whether some
+    /// container of the network may.
     #[inline(always)]
     fn is_allowed(&self, source: Be128) -> bool {
         let word = |device| self.host.allowed(&AllowedKey6 { device, source });
@@ -121,10 +125,12 @@ impl<T: Host6> Station<'_, T> {
         of_network == allowed::EACH || of_network != 0 && (!self.veth || word(self.ifindex) != 0)
     }
 
-    /// Whether a neighbour's message tells of the container itself: target and link-layer options.
+    /// Whether a neighbour discovery message is about the container itself: its target and its
+    /// link-layer address options.
     #[inline(always)]
     fn speaks_for_itself(&self, src: Be128, kind: u8, at: u32) -> bool {
-        // Reserved bytes, for two of them the target, then options (RFC 4861 section 4).
+        // Type, code, checksum and reserved bytes, then in two of the three messages the target,
+        // then options (RFC 4861 section 4).
         let options = if kind == kind::ROUTER_SOLICITATION {
             at + 8
         } else {
@@ -140,7 +146,7 @@ impl<T: Host6> Station<'_, T> {
         self.options_are_own(options)
     }
 
-    /// Whether all link-layer options say the container's MAC address.
+    /// Whether all link-layer address options contain the container's MAC address.
     #[inline(always)]
     fn options_are_own(&self, options: u32) -> bool {
         let mut mac = [0; 6];
@@ -150,7 +156,7 @@ impl<T: Host6> Station<'_, T> {
             mac = endpoint.mac;
         }
         if mac == [0; 6] {
-            // Whoever it is: the frame's own sender.
+            // The MAC address is not known: the frame's source address counts.
             match self.host.load::<[u8; 6]>(6) {
                 Some(sender) => mac = sender,
                 None => return false,
@@ -159,7 +165,7 @@ impl<T: Host6> Station<'_, T> {
         let mut at = options;
         for _ in 0..OPTIONS {
             let Some([kind, eights, address @ ..]) = self.host.load::<[u8; 8]>(at) else {
-                // None begins here: shorter than that is none.
+                // No option begins here: an option has at least eight bytes.
                 return self.host.load::<u8>(at).is_none();
             };
             if eights == 0 || matches!(kind, 1 | 2) && address != mac {
@@ -170,7 +176,7 @@ impl<T: Host6> Station<'_, T> {
         self.host.load::<u8>(at).is_none()
     }
 
-    /// Whether it is to the port of DHCPv6 clients.
+    /// Whether the packet is for the port of DHCPv6 clients.
     #[inline(always)]
     fn is_dhcp_server(&self, upper: &Upper) -> bool {
         upper.proto as u32 == proto::UDP
@@ -181,7 +187,7 @@ impl<T: Host6> Station<'_, T> {
     }
 }
 
-/// Messages of those who have no address yet.
+/// Messages that a sender without an address may send.
 #[inline(always)]
 fn may_be_unspecified(kind: u8) -> bool {
     matches!(
