@@ -124,7 +124,7 @@ pub struct Hit<'a, F: Family> {
 /// The live flow of a tuple. Neither the flow's timeout nor its generations are checked here: see
 /// [`is_current`].
 ///
-/// The flow cache in front of the flow index saves hashing the tuple. An entry of either is checked
+/// The flow cache in front of the flow index saves the hash lookup. An entry of either is checked
 /// against the record.
 #[inline(always)]
 pub fn find<'a, F: Family, T: Tables<F>>(tables: &'a T, tuple: &Tuple<F>) -> Option<Hit<'a, F>> {

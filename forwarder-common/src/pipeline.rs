@@ -13,8 +13,8 @@
 //!
 //! **Invariants.**
 //!
-//! - An ingress hook rewrites a packet's source only if it also redirects the packet: the kernel
-//!   drops a packet with a rewritten source as a martian.
+//! - An ingress hook rewrites a packet's source only if it also redirects the packet. If the packet
+//!   were passed to the kernel instead, the kernel would drop it as a martian.
 //! - A refused packet is unchanged.
 //! - Every packet ends in exactly one [`Reason`].
 
@@ -291,8 +291,8 @@ fn come_in<F: Family, T: Steps<F>>(
         side,
         packet,
     };
-    // The kernel forwards this packet by its network header alone, so the network header decides
-    // here too.
+    // The transport header is invalid. The kernel forwards the packet by its network header alone,
+    // so the network header decides here too.
     if outside && let Err(reason) = read {
         return match tables.create_flow(&mut context) {
             Some(judged) if judged.path() as u8 == Path::Drop as u8 => judged,
@@ -477,7 +477,7 @@ pub struct PacketContext<'a, F: Family, T: Steps<F>> {
     pub packet: &'a Packet<F>,
 }
 
-/// Where a packet of a flow is sent.
+/// Where a packet of a flow is sent: to a container, to a next hop, to the kernel, or nowhere.
 enum Way<'a, F: Family> {
     Peer(&'a Endpoint<F>),
     Neighbour(u32, F::Addr),
@@ -596,7 +596,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         self.packet.options || F::is_intact(&self.frame, self.packet.l3 as usize)
     }
 
-    /// Updates the flow's tracking state by the packet, or says why the packet does not fit.
+    /// Tracks the packet in its flow ([`flow::track`]); the reason if the packet does not fit.
     #[inline(always)]
     fn track(&self, hit: &Hit<'_, F>, now: Ticks) -> Result<(), Reason> {
         let scale = if self.packet.flags & tcp::SYN == 0 || self.packet.tuple.proto != proto::TCP {
@@ -828,8 +828,7 @@ impl<'a, F: Family, T: Steps<F>> PacketContext<'a, F, T> {
         reason
     }
 
-    /// The second half of [`pass_to_kernel`](Self::pass_to_kernel), at egress: translates the
-    /// source.
+    /// The second half of `pass_to_kernel`, at egress: translates the source.
     #[inline(always)]
     pub fn snat_on_egress(&mut self) -> Option<Reason> {
         let (index, dir) = mark::decode_hash(self.meta.hash);

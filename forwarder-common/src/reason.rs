@@ -141,8 +141,8 @@ reasons! {
 }
 
 impl Reason {
-    /// Reasons that a limit is exhausted: the container gets an ICMP error (RFC 5508 REQ-8), and the
-    /// administrator is told too.
+    /// Reasons that a limit is exhausted: the container gets an ICMP error (RFC 5508 REQ-8), and
+    /// the agent reports them to the administrator.
     pub const EXHAUSTED: [Self; 4] = [
         Self::TableFull,
         Self::FlowQuota,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Socket redirection: to which container a socket of the host connects that asks for a published
-//! port of the host (local access), and to which ports a socket may be bound.
+//! Socket redirection: which sockets of the host connect to a container instead of the host's
+//! published port (local access), and which ports a socket may bind.
 //!
 //! No packet is rewritten: the socket is connected to the container once, and its original
-//! destination is remembered so that the socket can be told. A socket of one family may reach peers
-//! of the other one (IPv4 as `::ffff:…`). Hence a [`Peer`] has the same form for both families, and
-//! published ports are looked up in one [`Family`].
+//! destination is remembered, so that `getpeername` and `recvmsg` can return it. A socket of one
+//! family may reach peers of the other one (IPv4 as `::ffff:…`). Hence a [`Peer`] has the same form
+//! for both families, and published ports are looked up in one [`Family`].
 
 use crate::abi::{Peer, PortKey, Published, Settings};
 use crate::family::{Address, Be32, Family, Wide};
@@ -15,7 +15,7 @@ use crate::parse::proto;
 /// `::1`.
 pub const LOOPBACK6: Wide = [Be32::new(0), Be32::new(0), Be32::new(0), Be32::new(1)];
 
-/// The container to which a socket is redirected that asks for `asked`; `None` if it is not
+/// The container to which a socket that connects to `asked` is redirected; `None` if it is not
 /// redirected.
 ///
 /// `is_local` knows the host's own addresses except for loopback; `published` looks up a published

@@ -115,7 +115,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn network(&self, bridge: u32) -> Option<Network<V4>> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { NETWORKS.get(bridge) }.copied()
     }
 
@@ -131,13 +131,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn published(&self, key: &PortKey<V4>) -> Option<Published<V4>> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { PUBLISHED.get(key) }.copied()
     }
 
     #[inline(always)]
     fn seen_as(&self, key: &ServerKey<V4>) -> u32 {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { SEEN_AS.get(key) }.copied().unwrap_or_default()
     }
 
@@ -166,7 +166,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn endpoint_slot(&self, addr: Be32) -> Option<u32> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { ENDPOINT_SLOTS.get(addr) }.copied()
     }
 
@@ -252,7 +252,8 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
 
     #[inline(always)]
     fn raise(&self, number: &Cell<u32>, to: u32) {
-        // SAFETY: an aligned word of a map's element; volatile, since another CPU may have changed it.
+        // SAFETY: an aligned word of a map's element; volatile, because another CPU may have changed
+        // it.
         let mut seen = unsafe { ptr::read_volatile(number.as_ptr()) };
         for _ in 0..RAISES {
             if !window::before(seen, to) {
@@ -594,13 +595,13 @@ impl Host6 for Kernel<TcContext> {
 
     #[inline(always)]
     fn network_flags(&self, bridge: u32) -> Option<u32> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { NETWORKS.get(bridge) }.map(|network| network.flags)
     }
 
     #[inline(always)]
     fn network_policy(&self, bridge: u32) -> u32 {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { NETWORKS.get(bridge) }.map_or(0, |network| network.policy)
     }
 
@@ -616,13 +617,13 @@ impl Host6 for Kernel<TcContext> {
 
     #[inline(always)]
     fn owner(&self, key: &OwnerKey6) -> Option<u32> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { OWNERS6.get(key) }.copied()
     }
 
     #[inline(always)]
     fn endpoint(&self, veth: u32) -> Option<Endpoint6> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { ENDPOINTS6.get(veth) }.copied()
     }
 
@@ -634,7 +635,7 @@ impl Host6 for Kernel<TcContext> {
 
     #[inline(always)]
     fn published(&self, key: &PortKey6) -> Option<Published6> {
-        // SAFETY: as for devices.
+        // SAFETY: as for `device`.
         unsafe { PUBLISHED6.get(key) }.copied()
     }
 

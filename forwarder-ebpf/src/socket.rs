@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Socket programs: redirect a socket of the host that asks for a published port of the host to the
-//! container, tell the socket its original destination, and keep reserved ports from being bound.
+//! Socket programs. They redirect sockets of the host that connect to a published port of the host
+//! to the container, return the original destination to the socket, and refuse to bind reserved
+//! ports.
 //!
 //! They are attached to the root of all control groups and see every process of the machine, but
 //! act only on sockets of the agent's network namespace. They may be preempted, so their state is

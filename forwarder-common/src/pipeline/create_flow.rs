@@ -200,10 +200,10 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         self.create_to_endpoint(client, slot, &published, uplink_mac)
     }
 
-    /// To the endpoint in a slot, reached through `published`. If the client is a container of a
-    /// masqueraded network, the server sees it as its own network's gateway, as with Docker 29 and
-    /// with docker-proxy, or as the source address that the client's network is configured with.
-    /// The server sees a container of a network without masquerade with its own address.
+    /// To the endpoint in a slot, reached through `published`. To the server, a client that is a
+    /// container of a masqueraded network has the address of the server's own gateway, as with
+    /// Docker 29 and with docker-proxy, or the source address that is configured for the client's
+    /// network. A container of a network without masquerade keeps its own address.
     #[inline(always)]
     fn create_to_endpoint(
         &self,

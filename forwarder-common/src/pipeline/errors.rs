@@ -130,8 +130,8 @@ impl<F: Family, T: Steps<F>> PacketContext<'_, F, T> {
         };
         let sent = hit.flow.tuples[(hit.dir ^ 1) & 1].get();
         let Tuple { src, dst, .. } = self.packet.tuple;
-        // The error's source becomes the address that the client asked, as in nf_nat. Without
-        // translation that address is another host's, so the source stays.
+        // The error's source becomes the address that the client has sent to, as in nf_nat. Without
+        // translation that is another host's address, so the source stays.
         let src = if self.tables.is_local(sent.dst) {
             sent.dst
         } else {

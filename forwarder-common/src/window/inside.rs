@@ -150,7 +150,7 @@ fn outside<F: Family, T: Tables<F>>(
     }
     let over = end.wrapping_sub(allowed).wrapping_add(1);
     if receive_window == 0
-        || over > takes
+        || over > receive_window
         || !fits
         || !is_in_view(end, sender.end.get(), receive_window)
         || !is_in_time(ack, receiver.end.get(), sender.max_win.get())
