@@ -148,7 +148,7 @@ pub(crate) fn patience() -> Result<Duration, String> {
         Ok(text) if !text.is_empty() => text
             .parse()
             .map(Duration::from_secs)
-            .map_err(|_| format!("{WAIT}={text} is no number of seconds")),
+            .map_err(|_| format!("{WAIT}={text} is not a number of seconds")),
         _ => Ok(Duration::ZERO),
     }
 }
@@ -162,7 +162,9 @@ fn word(line: &str) -> ShimReply {
             let text = line
                 .strip_prefix("{\"error\":\"")
                 .and_then(|rest| rest.strip_suffix("\"}"));
-            ShimReply::Refused(text.map_or_else(|| format!("the agent says {line}"), unescape))
+            ShimReply::Refused(
+                text.map_or_else(|| format!("unknown reply of the agent: {line}"), unescape),
+            )
         }
     }
 }
@@ -197,7 +199,10 @@ mod tests {
             word(why),
             ShimReply::Refused("\"web\" has it already".into())
         );
-        assert_eq!(word("x"), ShimReply::Refused("the agent says x".into()));
+        assert_eq!(
+            word("x"),
+            ShimReply::Refused("unknown reply of the agent: x".into())
+        );
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Args {
                 _ => return Err(format!("unknown argument {word}")),
             };
             let value = value.or_else(|| words.next().map(String::as_str));
-            *place = Some(value.ok_or_else(|| format!("{word} wants a value"))?);
+            *place = Some(value.ok_or_else(|| format!("{word} needs a value"))?);
         }
         Ok(Self {
             proto: read("-proto", proto)?,
@@ -152,7 +152,7 @@ mod tests {
                 "",
                 "-proto is missing: dockerd starts this program (userland-proxy-path)",
             ),
-            ("-proto", "-proto wants a value"),
+            ("-proto", "-proto needs a value"),
             ("-speed 3", "unknown argument -speed"),
             ("-proto tcp -host-ip x", "-host-ip cannot be x"),
         ] {

@@ -63,7 +63,10 @@ pub(crate) async fn reassemble(config: &Config) -> bool {
     match datapath::make_defrag_loopback(&config.bpffs_dir).await {
         Ok(()) => true,
         Err(error) => {
-            tracing::warn!("fragments that would have to be translated are dropped: {error:#}");
+            tracing::warn!(
+                "fragments that need translation are dropped, because the kernel does not \
+                 reassemble them: {error:#}"
+            );
             false
         }
     }
@@ -270,7 +273,7 @@ impl Agent {
     ) -> Result<()> {
         loop {
             let known = self.refusals();
-            self.defrag_loopback(host_state, config, stop).await?;
+            self.reconcile(host_state, config, stop).await?;
             // A refused program changes the desired state.
             if self.refusals() == known || stop.is_asked() {
                 return Ok(());
@@ -283,7 +286,7 @@ impl Agent {
         self.refused.len() + SocketHook::ALL.len() - self.sockets.len()
     }
 
-    async fn defrag_loopback(
+    async fn reconcile(
         &mut self,
         host_state: &HostState,
         config: &Config,
@@ -312,7 +315,8 @@ impl Agent {
         let closed = tables.closed_lists;
         if closed > self.tables.closed_lists {
             tracing::error!(
-                "{closed} lists of clients have no room beside all others: they let nobody in"
+                "{closed} lists of clients do not fit into the kernel's map, so they let nobody \
+                 in: use fewer address ranges"
             );
         }
         let routing = Routing::of(host_state, &tables);
@@ -395,7 +399,8 @@ impl Agent {
                 && self.tracked.as_ref() != Some(why)
             {
                 tracing::warn!(
-                    "others' rules of netfilter track and may translate what the fast path hands on: {why}"
+                    "connection tracking may translate packets that the fast path passes to the \
+                     kernel, because other software has netfilter rules: {why}"
                 );
             }
             self.tracked = failed;
@@ -415,8 +420,8 @@ impl Agent {
         if crowded && !self.crowded {
             let room = capacity::HOST_ADDRESSES;
             tracing::warn!(
-                "the host has {all} addresses and ranges of its own, and there is room for {room}: \
-                 published ports are not reached at the others; route whole ranges (ip route add \
+                "the host has {all} addresses and local ranges, but the kernel's map holds {room}: \
+                 published ports cannot be reached at the others; route whole ranges (ip route add \
                  local …) instead of single addresses"
             );
         }
@@ -433,7 +438,9 @@ impl Agent {
             .values()
             .any(|link| link.name == DEFRAG_LOOPBACK && link.up && is_whole(link.index));
         if !there && self.reassembles {
-            tracing::warn!("the device {DEFRAG_LOOPBACK} or its route was taken away: made anew");
+            tracing::warn!(
+                "the device {DEFRAG_LOOPBACK} or its route was removed: creating it again"
+            );
             self.reassembles = reassemble(config).await;
         }
         self.reassembles
@@ -444,16 +451,17 @@ impl Agent {
     pub(crate) fn holds(&self, host_state: &HostState, port: &HostPort) -> Result<(), String> {
         if let Some(key) = port_key6(port) {
             let why = self.unguarded.as_ref();
-            let refused = why.map(|why| format!("the kernel refuses the lists of {port}: {why}"));
+            let refused =
+                why.map(|why| format!("the kernel refuses the list of clients of {port}: {why}"));
             let wanted = self.tables.ipv6.contains_key(&Key6::Published(key));
             return match refused {
                 Some(refused) => Err(refused),
                 None if wanted => Ok(()),
-                None => Err(format!("{port} is not to be served any more")),
+                None => Err(format!("{port} is no longer to be served by docker-proxy")),
             };
         }
         let key =
-            port_key(port).ok_or_else(|| format!("{port} is no port of IPv4's TCP or UDP"))?;
+            port_key(port).ok_or_else(|| format!("{port} is not an IPv4 port of TCP or UDP"))?;
         let wanted = host_state.bound.get(port).map(|bound| bound.container_ip);
         let target = self.tables.published.get(&key).map(|target| target.addr);
         match (wanted, self.unpublished.get(&key)) {
@@ -463,7 +471,7 @@ impl Agent {
             (Some(wanted), None) if target.is_none() && self.is_routed(host_state, wanted) => {
                 Ok(())
             }
-            _ => Err(format!("{port} leads elsewhere by now")),
+            _ => Err(format!("{port} is now mapped to another container")),
         }
     }
 
@@ -497,7 +505,7 @@ impl Agent {
             tracing::warn!("device {ifindex}: {why}");
             self.refused.insert(ifindex, why);
         } else if let Change::AttachSocket(hook) = *op {
-            tracing::warn!("{} is not in place: {error:#}", hook.program());
+            tracing::warn!("cannot attach {}: {error:#}", hook.program());
             self.sockets.remove(&hook);
         } else {
             tracing::warn!("{op:?}: {error:#}");

@@ -392,7 +392,7 @@ fn port_range(text: &str) -> Result<PortRange, String> {
     ends.and_then(|(first, last)| Some((number(first)?, number(last)?)))
         .filter(|(first, last)| (RESERVED_MIN..=*last).contains(first))
         .map(|(first, last)| PortRange { first, last })
-        .ok_or_else(|| format!("no range of ports from {RESERVED_MIN} on, nor off"))
+        .ok_or_else(|| format!("neither a range of ports from {RESERVED_MIN} on nor off"))
 }
 
 fn reserved<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PortRange>, D::Error> {
@@ -556,7 +556,7 @@ mod tests {
             ("log =\n", ["line 1: log", ""]),
             (
                 "reserved-ports = '80-90'\n",
-                ["line 1: reserved-ports", "from 1024 on, nor off"],
+                ["line 1: reserved-ports", "from 1024 on nor off"],
             ),
         ] {
             let error = refused(text);

@@ -101,12 +101,12 @@ pub fn serve(
 ) -> Result<Server> {
     if UnixStream::connect(path).is_ok() {
         bail!(
-            "another agent answers at {}: give this one a --state-dir of its own",
+            "another agent answers at {}: give this one another --state-dir",
             path.display()
         );
     }
     let listener =
-        bind(path).with_context(|| format!("cannot make the socket {}", path.display()))?;
+        bind(path).with_context(|| format!("cannot create the socket {}", path.display()))?;
     Ok(Server {
         path: path.to_owned(),
         task: tokio::spawn(accept(listener, queries, calls)),
@@ -154,7 +154,7 @@ async fn accept(
                     });
                 }
                 Err(error) => {
-                    tracing::warn!("the control socket: {error}");
+                    tracing::warn!("cannot accept a connection at the control socket: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -199,9 +199,9 @@ async fn converse(
 }
 
 async fn answer(line: &str, queries: &mpsc::Sender<Query>) -> Result<Value> {
-    let ShimRequest { verb } = serde_json::from_str(line).context("not a question")?;
+    let ShimRequest { verb } = serde_json::from_str(line).context("not a query")?;
     let (reply, answer) = oneshot::channel();
-    let ending = "the agent is about to end";
+    let ending = "the agent is stopping";
     queries.send(Query { verb, reply }).await.context(ending)?;
     answer.await.context(ending)
 }
@@ -239,8 +239,12 @@ pub fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
         },
         _ => silent(path, &why),
     })?;
-    claim::is_root(&stream)
-        .map_err(|why| silent(path, &format!("whoever listens there, {why}")))?;
+    claim::is_root(&stream).map_err(|why| {
+        silent(
+            path,
+            &format!("the process that listens there is not trusted: {why}"),
+        )
+    })?;
     let answer = exchange(&stream, verb).map_err(|why| match why.kind() {
         ErrorKind::WouldBlock => silent(path, &"it takes too long"),
         _ => silent(path, &why),
@@ -315,10 +319,7 @@ mod tests {
             std::io::read_to_string(stream).unwrap()
         });
         let answer = answer.await.unwrap();
-        assert!(
-            answer.starts_with("{\"error\":\"not a question"),
-            "{answer}"
-        );
+        assert!(answer.starts_with("{\"error\":\"not a query"), "{answer}");
     }
 
     #[tokio::test]
@@ -349,7 +350,7 @@ mod tests {
         tokio::spawn(async move { drop(queries.recv().await) });
         let refused = ask(&path, Verb::Status).await.unwrap_err().to_string();
         assert!(
-            refused.ends_with("the agent is about to end: channel closed"),
+            refused.ends_with("the agent is stopping: channel closed"),
             "{refused}"
         );
     }

@@ -171,7 +171,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
         }
         if let Some(why) = agent.unprotected() {
             attempts += 1;
-            ensure!(attempts < ATTEMPTS, "not ready, and not going to be: {why}");
+            ensure!(attempts < ATTEMPTS, "cannot become ready: {why}");
         } else if host_state.is_complete() {
             announce_ipv6(&host_state);
             announce(&host_state, agent.tables())?;
@@ -192,8 +192,8 @@ fn announce_ipv6(host_state: &HostState) {
         tracing::warn!(
             networks = names.join(", "),
             "IPv6 stays local: containers reach their own network and this host, nothing is \
-             translated or forwarded; ports published on IPv6 addresses are docker-proxy's, for \
-             whom their lists of clients let in"
+             translated or forwarded; docker-proxy serves ports published on IPv6 addresses, for \
+             the clients that their lists let in"
         );
     }
 }
@@ -304,8 +304,8 @@ impl Sources {
 
 fn why(ended: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Error {
     match ended {
-        Ok(Ok(())) => anyhow::anyhow!("a source of facts has ended"),
+        Ok(Ok(())) => anyhow::anyhow!("a source of updates has ended"),
         Ok(Err(error)) => error,
-        Err(panic) => anyhow::Error::new(panic).context("a source of facts died"),
+        Err(panic) => anyhow::Error::new(panic).context("a source of updates panicked"),
     }
 }

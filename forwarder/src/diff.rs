@@ -20,7 +20,7 @@ use crate::desired_state::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(
     missing_docs,
-    reason = "each variant is a table's row, and `tables` documents the rows"
+    reason = "each variant is a table's row, and `desired_state` documents the rows"
 )]
 pub enum Change {
     Settings {

@@ -62,7 +62,7 @@ pub(crate) fn holder(host_state: &HostState, opened: &[(Be32, u32)]) -> Option<S
         .find(|endpoint| endpoint.ipv4 == Some(address))
         .and_then(|endpoint| host_state.containers.get(&endpoint.container));
     let name = container.map_or("a container", |container| &container.name);
-    (flows > 0).then(|| format!(" Of all, {name} ({address}) has most flows open: {flows}."))
+    (flows > 0).then(|| format!(" Most open flows: {name} ({address}), {flows}."))
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
         let opened = [(address(2), 5), (address(3), 70), (address(4), 0)];
         assert_eq!(
             holder(&host_state, &opened).unwrap(),
-            " Of all, a container (172.17.0.3) has most flows open: 70."
+            " Most open flows: a container (172.17.0.3), 70."
         );
         assert_eq!(holder(&host_state, &opened[2..]), None);
     }

@@ -45,7 +45,7 @@ pub enum LockError {
         Option<i32>,
     ),
     /// Neither the file nor the socket can be used as a lock.
-    #[error("the lock's name is held{0}, and there is no file to lock: {1:#}")]
+    #[error("the lock's socket name is held{0}, and no lock file can be used: {1:#}")]
     Nothing(
         /// Who holds the socket's name, if it is known.
         String,
@@ -95,7 +95,9 @@ impl Lock {
                         return Err(LockError::Held(pid(&holder)));
                     }
                     (_, Ok(_)) => {
-                        tracing::warn!("the lock's name is held{by}: the lock is the file alone");
+                        tracing::warn!(
+                            "the lock's socket name is held{by}: only the lock file is used"
+                        );
                         None
                     }
                     (_, Err(_)) => {
@@ -107,7 +109,7 @@ impl Lock {
             Err(error) => return Err(LockError::Io(error)),
         };
         if let Err(error) = &file {
-            tracing::warn!("no file to lock, the lock is a name alone: {error:#}");
+            tracing::warn!("no lock file can be used, so only the socket name is: {error:#}");
         }
         Ok(Self {
             file: file.ok(),

@@ -111,13 +111,14 @@ impl Others {
         let mut lines = Vec::new();
         for (&index, Shaping { inward, outward }) in &self.shaped {
             let device = name(index);
-            for (what, way) in [(inward, "comes by"), (outward, "leaves by")] {
+            for (what, way) in [(inward, "arrive through"), (outward, "leave through")] {
                 lines.extend(what.as_ref().map(|what| {
                     (
                         format!(
-                            "others have {what} on {device}: what {way} it takes the kernel's path"
+                            "other software has {what} on {device}: packets that {way} it take \
+                             the kernel's path"
                         ),
-                        "nothing has to be done; without it the fast path carries this traffic"
+                        "nothing has to be done; without it this traffic would take the fast path"
                             .to_owned(),
                     )
                 }));
@@ -125,8 +126,11 @@ impl Others {
         }
         for policy in self.policies.iter().filter(|policy| policy.restricts) {
             lines.push((
-                format!("there is an IPsec policy ({}): containers' traffic takes the kernel's path", policy.words()),
-                "nothing has to be done; translated packets that a policy wants protected are dropped"
+                format!(
+                    "there is an IPsec policy ({}): containers' traffic takes the kernel's path",
+                    policy.words()
+                ),
+                "nothing has to be done; translated packets that a policy must protect are dropped"
                     .to_owned(),
             ));
         }
@@ -154,14 +158,18 @@ impl Others {
         {
             lines.extend(self.routing.iter().map(|rule| {
                 (
-                    format!("the rule of routing {rule} is not asked about containers' traffic"),
+                    format!(
+                        "the routing rule {rule} does not apply to containers' traffic on the \
+                        fast path"
+                    ),
                     "route by addresses or devices instead (ip rule from, iif)".to_owned(),
                 )
             }));
         }
         if self.tracks && !self.untracked {
             lines.push((
-                "the kernel's connection tracking may translate what the fast path hands on"
+                "the kernel's connection tracking may translate packets that the fast path passes \
+                 to the kernel"
                     .to_owned(),
                 "install nftables or iptables: the agent adds one rule that prevents it".to_owned(),
             ));

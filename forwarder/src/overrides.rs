@@ -76,7 +76,7 @@ impl FromStr for PortName {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let wrong = || format!("{name} is no published port: write [ADDRESS:]PORT[/tcp|udp]");
+        let wrong = || format!("{name} is not a published port: write [ADDRESS:]PORT[/tcp|udp]");
         let (at, proto) = name.split_once('/').unwrap_or((name, "tcp"));
         let proto = proto.parse().map_err(|()| wrong())?;
         if let Ok(port) = at.parse() {
@@ -179,11 +179,14 @@ fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<IpNet>>, D::E
     let names = Vec::<String>::deserialize(from)?;
     let most = Ingress::RANGES;
     if names.len() > most {
-        let why = format!("{} address ranges are more than {most}", names.len());
+        let why = format!(
+            "{} address ranges exceed the maximum of {most}",
+            names.len()
+        );
         return Err(de::Error::custom(why));
     }
     let ranges = names.iter().map(|name| {
-        range(name).ok_or_else(|| de::Error::custom(format!("{name} is no address range")))
+        range(name).ok_or_else(|| de::Error::custom(format!("{name} is not an address range")))
     });
     ranges.collect::<Result<_, _>>().map(Some)
 }
@@ -304,7 +307,7 @@ mod tests {
         let refused = toml::from_str::<PortRules>("ingress-allow = ['198.18.0.0/40']");
         let error = refused.unwrap_err().to_string();
         assert!(
-            error.contains("198.18.0.0/40 is no address range"),
+            error.contains("198.18.0.0/40 is not an address range"),
             "{error}"
         );
     }

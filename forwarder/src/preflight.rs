@@ -153,7 +153,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.extend(probe.foreign.iter().map(|what| {
         let (what, todo) = what
             .rsplit_once(": ")
-            .unwrap_or((what, "make it root's alone"));
+            .unwrap_or((what, "make it writable by root only"));
         Finding::fatal(what, todo)
     }));
     findings.extend([docker(&probe.docker, config)]);
@@ -167,7 +167,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     rules.extend(others(probe));
     if rules.is_empty() {
         rules.push(Finding::ok(
-            "nobody else has rules that the fast path does not ask",
+            "no other software has rules that the fast path ignores",
         ));
     }
     findings.extend(rules);
@@ -211,8 +211,8 @@ fn others(probe: &Probe) -> Vec<Finding> {
         .collect();
     if tracks && !probe.untracks {
         findings.push(Finding::warn(
-            "neither nft nor iptables is here, so connection tracking and others' translations meet \
-             what the fast path hands on",
+            "neither nft nor iptables is installed, so connection tracking and other software's \
+             translations apply to packets that the fast path passes to the kernel",
             "install nftables",
         ));
     }
@@ -301,7 +301,7 @@ fn attach(probe: &Probe, config: &Config) -> Finding {
             Finding::ok("programs are attached by clsact filters")
         }
         Attach::Auto | Attach::Clsact => Finding::fatal(
-            "the program tc is missing, which takes clsact qdiscs off again",
+            "the program tc is missing, which removes clsact qdiscs",
             "install it (Debian: iproute2)",
         ),
     }
@@ -318,12 +318,12 @@ fn bpffs(bpffs: &Bpffs) -> Finding {
             let point = point.display();
             Finding::fatal(
                 format!(
-                    "no bpffs is mounted on {point}, and one mounted by the agent would go with the \
-                     agent's own mount namespace, and all pins with it"
+                    "no bpffs is mounted on {point}, and one that the agent mounts would \
+                     disappear, with all pins, when the agent's own mount namespace ends"
                 ),
                 format!(
-                    "mount -t bpf bpf {point} in the host's (or enter with nsenter --net instead \
-                     of ip netns exec)"
+                    "mount -t bpf bpf {point} in the host's mount namespace (or enter with nsenter --net \
+                     instead of ip netns exec)"
                 ),
             )
         }
@@ -365,11 +365,11 @@ fn comfort(probe: &Probe) -> Vec<Finding> {
 /// Returns the finding about fragmented datagrams.
 fn fragments(probe: &Probe) -> Finding {
     if probe.reassembles {
-        Finding::ok("the kernel puts fragments together before they are translated")
+        Finding::ok("the kernel reassembles fragments before they are translated")
     } else {
         Finding::warn(
-            "the kernel puts no fragments together for programs, so those that would have to be \
-             translated are dropped",
+            "the kernel does not reassemble fragments for programs, so fragments that need \
+             translation are dropped",
             "use a kernel from 6.6 on with CONFIG_NETFILTER_BPF_LINK, or datagrams that fit the MTU",
         )
     }
@@ -379,9 +379,9 @@ fn fragments(probe: &Probe) -> Finding {
 fn sockets(probe: &Probe) -> Vec<Finding> {
     let Some(root) = &probe.cgroup else {
         return vec![Finding::warn(
-            "no cgroup v2 hierarchy is mounted, so this host's own processes do not reach published \
-             ports at 127.0.0.1 and its other addresses, and its users may take all ports that containers \
-             would be translated to",
+            "no cgroup v2 hierarchy is mounted, so this host's own processes cannot reach \
+             published ports at 127.0.0.1 and its other addresses, and its users may take ports \
+             that are reserved for containers",
             "mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2, then start the agent again",
         )];
     };
@@ -391,14 +391,14 @@ fn sockets(probe: &Probe) -> Vec<Finding> {
     ))];
     if probe.ends_sockets == Some(false) {
         findings.push(Finding::warn(
-            "the kernel does not end sockets (CONFIG_INET_DIAG_DESTROY), so this host's own \
-             connections to a published port that has gone wait for their time-out",
-            "use a kernel that does, or time-outs in clients",
+            "the kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY), so this host's own \
+             connections to a published port that has gone end only by their timeout",
+            "use a kernel that can, or timeouts in clients",
         ));
     }
     if !probe.btf {
         findings.push(Finding::warn(
-            "the kernel has no BTF, so this host's own IPv6 sockets do not reach published ports",
+            "the kernel has no BTF, so this host's own IPv6 sockets cannot reach published ports",
             "use a kernel with CONFIG_DEBUG_INFO_BTF, or 127.0.0.1 instead of ::1",
         ));
     }
@@ -419,11 +419,13 @@ fn reserved_ports(probe: &Probe, config: &Config) -> Option<Finding> {
     }
     Some(Finding::warn(
         format!(
-            "the kernel draws ports from {low} to {high} (net.ipv4.ip_local_port_range), so this \
-             host's users may take those that are kept for containers ({first}-{last})"
+            "the kernel assigns ephemeral ports from {low} to {high} \
+             (net.ipv4.ip_local_port_range), so this host's users may get ports that are reserved \
+             for containers ({first}-{last})"
         ),
         format!(
-            "add {first}-{last} to net.ipv4.ip_local_reserved_ports, or keep others by reserved-ports"
+            "add {first}-{last} to net.ipv4.ip_local_reserved_ports, or reserve other ports with \
+             reserved-ports"
         ),
     ))
 }
@@ -448,8 +450,9 @@ fn forwarding(probe: &Probe) -> Finding {
         Finding::ok("the host forwards IPv4")
     } else {
         Finding::warn(
-            "the host does not forward IPv4, so what the fast path hands on is lost",
-            "sysctl -w net.ipv4.ip_forward=1 (dockerd does it at its start)",
+            "the host does not forward IPv4, so packets that the fast path passes to the kernel \
+             are lost",
+            "sysctl -w net.ipv4.ip_forward=1 (dockerd does this when it starts)",
         )
     }
 }
@@ -458,8 +461,8 @@ fn forwarding(probe: &Probe) -> Finding {
 fn ipv6(probe: &Probe) -> Finding {
     if probe.ipv6.is_empty() {
         return Finding::ok(
-            "no Docker bridge has IPv6: its containers send and get none; ports published on IPv6 \
-             addresses are docker-proxy's, and lists of clients hold for them",
+            "no Docker bridge has IPv6: containers neither send nor receive it; docker-proxy \
+             serves ports published on IPv6 addresses, and lists of clients apply to them",
         );
     }
     let bridges = probe.ipv6.iter().map(String::as_str).collect::<Vec<_>>();
@@ -469,8 +472,8 @@ fn ipv6(probe: &Probe) -> Finding {
              translated (no NAT66) or forwarded",
             bridges.join(", ")
         ),
-        "ports published on IPv6 addresses of this host are docker-proxy's, which shows containers \
-         the gateway as client; lists of clients (ingress-allow, ingress-deny) hold for them",
+        "docker-proxy serves ports published on IPv6 addresses of this host, and containers see \
+         the gateway as client; lists of clients (ingress-allow, ingress-deny) apply to them",
     )
 }
 

@@ -236,7 +236,7 @@ impl Shims {
         {
             if !other.orphan {
                 let why = format!(
-                    "{port} is published already: it leads to {}",
+                    "{port} is already published for container address {}",
                     other.container_ip
                 );
                 self.tell(shim, ShimReply::Error(why));
@@ -404,7 +404,7 @@ impl Shims {
         if let Some(orphan) = self.connected.get_mut(&shim)
             && !std::mem::replace(&mut orphan.released, true)
         {
-            tracing::debug!(?shim, "an orphan is told to let go");
+            tracing::debug!(?shim, "an orphan is told to release its port");
             self.tell(shim, ShimReply::Release(()));
         }
     }

@@ -103,8 +103,8 @@ pub fn read(file: &Path) -> Result<Option<String>> {
 pub fn is_trusted(path: &Path, uid: u32) -> Result<()> {
     ensure!(
         uid == 0 || uid == geteuid().as_raw(),
-        "{} belongs to user {uid}, not to root, who could exchange what is kept there: \
-         look at it, remove it, and try again",
+        "{} belongs to user {uid}, not to root, so that user could replace its content: inspect \
+         it, remove it, and try again",
         path.display()
     );
     Ok(())
@@ -132,7 +132,7 @@ fn walk(path: &Path, end: End) -> Result<Option<OwnedFd>> {
                     // every other.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => {
-                        return Err(error).with_context(|| cannot("make the directory"));
+                        return Err(error).with_context(|| cannot("create the directory"));
                     }
                 }
                 statat(&at, &step, AtFlags::SYMLINK_NOFOLLOW)
@@ -145,7 +145,7 @@ fn walk(path: &Path, end: End) -> Result<Option<OwnedFd>> {
                 is_trusted(&next, seen.st_uid)?;
                 ensure!(
                     !last || end == End::File,
-                    "{} is a symbolic link: name what it leads to",
+                    "{} is a symbolic link: give its target instead",
                     next.display()
                 );
                 links += 1;
@@ -182,7 +182,7 @@ fn names(path: &Path) -> Result<VecDeque<OsString>> {
     for component in path.components() {
         match component {
             Component::Normal(name) => names.push_back(name.to_owned()),
-            Component::ParentDir => bail!("{}: name it without ..", path.display()),
+            Component::ParentDir => bail!("{}: give the path without ..", path.display()),
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
@@ -210,7 +210,7 @@ fn check(path: &Path, seen: &Stat, last: bool) -> Result<()> {
     // In a sticky directory others cannot remove or rename what belongs to root.
     ensure!(
         !writable || !last && mode & STICKY != 0,
-        "{} may be written by others (mode {:04o}): chmod go-w it, or name another place",
+        "{} is writable by others (mode {:04o}): run chmod go-w on it, or choose another path",
         path.display(),
         mode & 0o7777
     );
@@ -265,10 +265,10 @@ mod tests {
         chmod(&dir, 0o777);
         let why = refused(make(&dir));
         assert!(
-            why.contains("/a may be written by others (mode 0777)"),
+            why.contains("/a is writable by others (mode 0777)"),
             "{why}"
         );
-        assert!(refused(make(&dir.join("b"))).contains("may be written by others"));
+        assert!(refused(make(&dir.join("b"))).contains("is writable by others"));
         // A directory below a sticky directory is accepted; the sticky directory itself is not.
         chmod(&dir, 0o1777);
         make(&dir.join("b")).unwrap();
@@ -276,7 +276,7 @@ mod tests {
         let file = dir.join("file");
         fs::write(&file, "").unwrap();
         chmod(&file, 0o666);
-        assert!(refused(read(&file)).contains("file may be written by others"));
+        assert!(refused(read(&file)).contains("file is writable by others"));
         fs::remove_dir_all(folder).unwrap();
     }
 

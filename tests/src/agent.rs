@@ -178,7 +178,7 @@ impl Agent {
     pub fn ready(&mut self) -> Result<String> {
         self.process
             .line("ready", READY)
-            .context("the agent does not get ready")
+            .context("the agent does not become ready")
     }
 
     /// Returns its process id.

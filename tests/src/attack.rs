@@ -427,7 +427,7 @@ pub fn broken(from: SocketAddrV4, to: SocketAddrV4) -> Vec<(&'static str, Packet
             "UDP of 6 bytes",
             new(proto::UDP, &[&ports[..], &[0, 6]].concat()),
         ),
-        ("UDP of 1 octet", new(proto::UDP, &ports[..1])),
+        ("UDP of 1 byte", new(proto::UDP, &ports[..1])),
         ("ICMP of 4 bytes", new(proto::ICMP, &[8, 0, 0, 0])),
         ("SCTP of 8 bytes", new(proto::SCTP, &sctp)),
         ("a protocol that nobody has", new(253, b"experiment")),

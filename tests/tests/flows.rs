@@ -240,7 +240,7 @@ fn watch_shows_flows_from_begin_to_end() -> Result<()> {
     assert_eq!(lease(host)?, 0, "nobody watches");
     let mut watcher = watch(host, &["-o", "json"])?;
     let second = refusal(host, &["flows", "--watch"])?;
-    assert!(second.contains("watches already"), "{second}");
+    assert!(second.contains("runs already"), "{second}");
 
     assert!(
         scene.lan().peer(&["get", "198.18.1.1:8082"]).is_err(),

@@ -330,7 +330,7 @@ fn dropped_netlink_notices_are_recovered() -> Result<()> {
     converges("a container", || site.reached_at("198.18.1.1:8081"))?;
     converges("a route", || site.is_seen_as("198.18.101.1"))?;
     assert!(
-        site.agent.log().contains("dropped notices"),
+        site.agent.log().contains("dropped notifications"),
         "{}",
         site.agent.log()
     );

@@ -64,7 +64,7 @@ fn agent_with_a_refused_hook_is_not_ready() -> Result<()> {
     let uplink = host.uplink();
     let clsact = || host.agent().arg("--attach=clsact");
     take_the_place(&host, uplink)?;
-    refuses(&clsact().finish()?, &["not ready", "OutsideOut"])?;
+    refuses(&clsact().finish()?, &["cannot become ready", "OutsideOut"])?;
     is_clean(&host)?;
     let ingress = host.cmd(&["tc", "filter", "show", "dev", uplink, "ingress"])?;
     ensure!(ingress.is_empty(), "a filter is left: {ingress}");
@@ -76,7 +76,7 @@ fn agent_with_a_refused_hook_is_not_ready() -> Result<()> {
     host.ip("link add late type veth peer name etal")?;
     host.ip("link set late up")?;
     take_the_place(&host, "late")?;
-    refuses(&clsact().finish()?, &["not ready", "OutsideOut"])?;
+    refuses(&clsact().finish()?, &["cannot become ready", "OutsideOut"])?;
     lab.lan().peer(&["get", PUBLISHED]).map(drop)
 }
 

@@ -36,13 +36,14 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
     // The lock is held to the end, so that no agent starts in the meantime.
     let _lock = match Lock::acquire() {
         Ok(_) if answers => bail!(
-            "an agent answers at {} from another network namespace: run this there",
+            "the agent at {} runs in another network namespace: run `forwarder cleanup` in that \
+             namespace",
             socket.display()
         ),
         Err(LockError::Held(pid)) if args.force && answers => stop(pid)?,
         Err(held @ LockError::Held(_)) if args.force => {
             let socket = socket.display();
-            bail!("{held} and does not answer at {socket}: name its --state-dir, or stop it first")
+            bail!("{held} but does not answer at {socket}: give its --state-dir, or stop it first")
         }
         Err(held @ LockError::Held(_)) => bail!("{held}: stop it first, or use cleanup --force"),
         other => other?,
@@ -67,7 +68,7 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
     for dir in dirs {
         missing_is_fine(fs::remove_dir(dir), dir)?;
     }
-    output::text("removed: programs, maps, pins and files of the forwarder's\n")
+    output::text("removed: all programs, maps, pins and files of the forwarder\n")
 }
 
 /// Stops the agent and takes its lock. An agent that continued would restore everything.
@@ -79,7 +80,7 @@ fn stop(pid: Option<i32>) -> Result<Lock> {
             .is_ok_and(|name| name.starts_with("forwarder"))
     });
     let Some(process) = process else {
-        bail!("{held}, and it cannot be told which process it is: stop it first");
+        bail!("{held}, and its process id is unknown: stop it first");
     };
     kill_process(process, Signal::TERM).with_context(|| held.to_string())?;
     let deadline = Instant::now() + PATIENCE;
@@ -89,7 +90,7 @@ fn stop(pid: Option<i32>) -> Result<Lock> {
             Err(LockError::Held(_)) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(error) => return Err(error).context("it does not stop"),
+            Err(error) => return Err(error).context("the agent does not stop"),
         }
     }
 }

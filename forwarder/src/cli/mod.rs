@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use forwarder_common::abi::LAYOUT;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -107,7 +108,7 @@ fn ask<T: DeserializeOwned>(config: &Config, verb: control::Verb) -> Result<T> {
     let path = control::socket(&config.state_dir);
     let value = control::ask(&path, verb)?;
     if value == Value::Null {
-        bail!("the agent is not ready yet: it waits for the first lists of Docker's (see its log)");
+        bail!("the agent is not ready yet: it waits for Docker's first lists (see its log)");
     }
     serde_json::from_value(value)
         .with_context(|| format!("the agent at {} is of another version", path.display()))
@@ -118,7 +119,7 @@ fn view(config: &Config) -> Result<View> {
     let dir = &config.bpffs_dir;
     View::open(dir).with_context(|| {
         let dir = dir.display();
-        format!("nothing of this version is to be had below {dir} (did `forwarder run` run there?)")
+        format!("no datapath of version {LAYOUT} under {dir}: is `forwarder run` running?")
     })
 }
 

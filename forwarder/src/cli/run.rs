@@ -39,10 +39,10 @@ pub(super) fn run(config: Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot take back what was made: run `forwarder cleanup`")?;
+        .context("cannot remove what was set up: run `forwarder cleanup`")?;
     // An agent that never became ready leaves nothing behind.
     if let Err(error) = runtime.block_on(datapath::take_back(&bpffs_dir, &state_dir)) {
-        tracing::warn!("what was made is left: {error:#}: run `forwarder cleanup`");
+        tracing::warn!("what was set up is left in the kernel: {error:#}: run `forwarder cleanup`");
     }
     for dir in [state_dir, bpffs_dir] {
         // This removes the directory only if it is empty.

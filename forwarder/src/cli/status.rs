@@ -51,7 +51,7 @@ fn render(status: &Status) -> String {
     let mut head = vec![vec![
         "agent".to_owned(),
         status.agent.as_ref().map_or_else(
-            || "none runs; what is programmed goes on".to_owned(),
+            || "none runs; the programs continue without it".to_owned(),
             |agent| {
                 let up = span(agent.uptime_s);
                 format!("pid {}, version {}, up {up}", agent.pid, agent.version)

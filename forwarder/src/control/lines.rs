@@ -50,7 +50,9 @@ impl Lines {
                 return String::from_utf8(line).map_err(|_| ErrorKind::InvalidData.into());
             }
             if self.buffer.len() >= LINE {
-                return Err(io::Error::other(format!("a line of over {LINE} bytes")));
+                return Err(io::Error::other(format!(
+                    "a line is longer than {LINE} bytes"
+                )));
             }
             let (piece, attached) = self.receive().await?;
             if piece.is_empty() {
@@ -131,6 +133,6 @@ mod tests {
         let (mut lines, theirs) = pair();
         send(&theirs, &"x".repeat(3 * LINE), None);
         let error = lines.next().await.unwrap_err().to_string();
-        assert_eq!(error, "a line of over 1024 bytes");
+        assert_eq!(error, "a line is longer than 1024 bytes");
     }
 }

@@ -109,7 +109,10 @@ fn load() -> Result<OwnedFd> {
             ..Load::default()
         },
     ))
-    .context("the kernel has no programs that want whole datagrams (Linux 6.6)")
+    .context(
+        "the kernel has no netfilter programs that request defragmentation (Linux 6.6 or \
+        later is needed)",
+    )
 }
 
 /// Whether the kernel supports such programs. Changes nothing.
@@ -144,11 +147,12 @@ pub(super) fn switch_on(pin: &Path) -> Result<()> {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && pinned => return Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => {
-                return Err(error).context("the kernel puts no datagrams together for us");
+                return Err(error)
+                    .context("the kernel refuses to reassemble fragments for programs");
             }
         }
     }
-    bail!("others have taken every place behind the kernel's reassembly");
+    bail!("other programs use every netfilter priority that is possible after defragmentation");
 }
 
 /// Pins a link, in place of a link whose network namespace has gone.

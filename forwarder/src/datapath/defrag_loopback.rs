@@ -43,7 +43,7 @@ pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
     if find()?.is_none() {
         let device = LinkBridge::new(DEFRAG_LOOPBACK).mtu(MTU).arp(false).build();
         let added = kernel.link().add(device).execute().await;
-        added.with_context(|| format!("cannot make the device {DEFRAG_LOOPBACK}"))?;
+        added.with_context(|| format!("cannot create the device {DEFRAG_LOOPBACK}"))?;
         // The device must not send packets of its own. Without IPv6 in the kernel there is nothing
         // to disable.
         let _ = fs::write(
@@ -63,7 +63,7 @@ pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
         .scope(RouteScope::Link)
         .build();
     let added = kernel.route().add(route).replace().execute().await;
-    added.with_context(|| format!("cannot route what is nobody's to {DEFRAG_LOOPBACK}"))
+    added.with_context(|| format!("cannot add the route 0.0.0.0/8 to {DEFRAG_LOOPBACK}"))
 }
 
 /// Removes the device. Defragmentation ends with the removal of its pin.

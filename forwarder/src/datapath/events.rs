@@ -59,7 +59,7 @@ impl Events {
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let dir = Pins::below(bpffs_dir).maps();
         let Some(lock) = lock(&dir)? else {
-            bail!("somebody watches already: one `forwarder flows --watch` at a time");
+            bail!("another `forwarder flows --watch` runs already: only one can run at a time");
         };
         let mut ring = maps::ring(&dir, name::EVENTS)?;
         // Discards events that an earlier watcher did not read.
@@ -84,7 +84,7 @@ impl Events {
         let until = coarse() + LEASE.as_nanos() as u64;
         self.watch
             .set(0, until, 0)
-            .context("cannot tell the programs that somebody watches")
+            .context("cannot tell the programs that a watcher listens")
     }
 
     /// Makes the programs stop writing events. Events that are in the ring can still be read.
@@ -94,7 +94,7 @@ impl Events {
     pub fn close(&mut self) -> Result<()> {
         self.watch
             .set(0, 0, 0)
-            .context("cannot tell the programs that nobody watches any more")
+            .context("cannot tell the programs that the watcher has ended")
     }
 
     /// Waits until there may be an event to read.
@@ -139,7 +139,10 @@ impl Events {
     /// # Errors
     /// The map cannot be read.
     pub fn lost(&mut self) -> Result<u64> {
-        let counts = self.lost.get(&0, 0).context("cannot read what was lost")?;
+        let counts = self
+            .lost
+            .get(&0, 0)
+            .context("cannot read the number of lost events")?;
         let all = counts.iter().sum::<u64>();
         Ok(all - std::mem::replace(&mut self.known, all))
     }

@@ -280,7 +280,7 @@ fn refusal(name: &str, error: ProgramError) -> String {
         return format!("the kernel refuses the program {name}: {error}");
     };
     let log = verifier_log.to_string();
-    let updates = [
+    let statistics = [
         "processed ",
         "verification time",
         "stack depth",
@@ -289,7 +289,7 @@ fn refusal(name: &str, error: ProgramError) -> String {
     let last = log
         .lines()
         .map(str::trim)
-        .rfind(|line| !line.is_empty() && !updates.iter().any(|update| line.starts_with(update)));
+        .rfind(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)));
     match last {
         Some(words) => format!("the kernel refuses the program {name}: {words} ({io_error})"),
         None => format!("the kernel refuses the program {name}: {io_error}"),
@@ -355,7 +355,9 @@ fn remove_qdisc(device: &str) -> Result<()> {
     // No library call removes a qdisc; every host with clsact has `tc`.
     let tc = |words: &[&str]| {
         let done = Command::new("tc").args(words).output();
-        done.with_context(|| format!("cannot take the clsact qdisc off {device}: is tc installed?"))
+        done.with_context(|| {
+            format!("cannot remove the clsact qdisc from {device}: is tc installed?")
+        })
     };
     for direction in ["ingress", "egress"] {
         if !tc(&["filter", "show", "dev", device, direction])?

@@ -374,7 +374,8 @@ where
     let path = dir.join(name);
     let data = MapData::from_pin(&path)
         .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
-    let map = Map::from_map_data(data).with_context(|| format!("{name} is no map we know"))?;
+    let map = Map::from_map_data(data)
+        .with_context(|| format!("the pinned map {name} has an unknown type"))?;
     match T::try_from(map) {
         Ok(map) => Ok(map),
         Err(error) => bail!(

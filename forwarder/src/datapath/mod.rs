@@ -97,7 +97,7 @@ impl Datapath {
     pub fn open(setup: &Setup) -> Result<Self> {
         ensure!(
             !OBJECT.is_empty(),
-            "built without its programs: use `cargo xtask build`"
+            "this build has no BPF programs: build it with `cargo xtask build`"
         );
         let pins = Pins::below(&setup.bpffs_dir);
         pins.make()?;
@@ -469,7 +469,7 @@ impl Datapath {
             }
             match kernel.destroy(&socket) {
                 Err(Errno::OPNOTSUPP) => return Ok(()),
-                ended => ended.context("cannot end a socket whose published port has gone")?,
+                ended => ended.context("cannot close a socket whose published port has gone")?,
             }
         }
         Ok(())

@@ -32,5 +32,5 @@ pub fn netns_cookie() -> Result<u64> {
 /// As [`netns_cookie`].
 pub fn netns_cookie_of(socket: impl AsFd) -> Result<u64> {
     getsockopt(&socket.as_fd(), NetnsCookie)
-        .context("the kernel does not tell network namespaces apart")
+        .context("the kernel has no cookies of network namespaces (Linux 5.14 or later is needed)")
 }

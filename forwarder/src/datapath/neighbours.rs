@@ -32,7 +32,7 @@ pub(super) async fn forget(bridge: u32, address: Ipv4Addr) -> Result<()> {
     match handle.neighbours().del(entry).execute().await {
         // The kernel has removed the entry in the meantime.
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -GONE => Ok(()),
-        other => other.with_context(|| format!("cannot forget the neighbour {address}")),
+        other => other.with_context(|| format!("cannot delete the neighbour entry of {address}")),
     }
 }
 

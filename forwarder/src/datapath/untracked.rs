@@ -42,7 +42,7 @@ pub fn add() -> Result<()> {
         return feed(&nft, &script);
     }
     let Some(iptables) = program("iptables") else {
-        bail!("neither nft nor iptables is here")
+        bail!("neither nft nor iptables is installed")
     };
     if iptables_rule(&iptables, "-C", &mark).is_ok() {
         return Ok(());

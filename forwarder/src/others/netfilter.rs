@@ -90,7 +90,8 @@ impl Rule {
             Effect::Other => "handled",
         };
         format!(
-            "a rule of netfilter is not asked about containers' traffic, which it would have {effect} ({})",
+            "a netfilter rule does not apply to containers' traffic, which it would have {effect} \
+             ({})",
             self.text
         )
     }
@@ -105,7 +106,9 @@ impl Rule {
             Effect::Dnat => "publish the port with docker run -p",
             Effect::Snat => "use the network's option com.docker.network.host_ipv4",
             Effect::Mark => "route by addresses or devices instead (ip rule from, iif)",
-            Effect::Other => "put it where containers' packets still pass: inside the container",
+            Effect::Other => {
+                "move it to where containers' packets still pass: inside the container"
+            }
         }
     }
 }

@@ -156,12 +156,15 @@ fn advice() -> String {
 /// Judges the configuration. `proxies` is the number of docker-proxy processes for IPv4.
 pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> Vec<Finding> {
     let Some(setup) = setup else {
-        return vec![Finding::note("no dockerd is set up here", advice())];
+        return vec![Finding::note(
+            "no dockerd is configured on this host",
+            advice(),
+        )];
     };
     let source = &setup.source;
     let mut findings = Vec::new();
     if setup.rules {
-        let what = format!("dockerd makes iptables rules ({source})");
+        let what = format!("dockerd creates iptables rules ({source})");
         findings.push(Finding::warn(what, advice()));
     }
     findings.push(match &setup.proxy {
@@ -173,9 +176,10 @@ pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> 
             )
         }
         Proxy::Shim => Finding::ok("dockerd starts the shim for each published port"),
-        Proxy::Off => {
-            Finding::ok("dockerd starts nothing for published ports: its events tell of them")
-        }
+        Proxy::Off => Finding::ok(
+            "dockerd starts no proxy for published ports: the agent learns of them \
+                from Docker's events",
+        ),
         Proxy::Dockers => Finding::warn(
             format!("dockerd starts its own docker-proxy for published ports ({source})"),
             advice(),
@@ -184,13 +188,16 @@ pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> 
             let path = path.display();
             Finding::warn(
                 format!("dockerd cannot start {path} for published ports ({source})"),
-                format!("install {SHIM} there, executable, or name where it is"),
+                format!(
+                    "install an executable {SHIM} there, or set userland-proxy-path to where \
+                    it is"
+                ),
             )
         }
     });
     if proxies > 0 && setup.proxy != Proxy::Dockers {
         findings.push(Finding::warn(
-            format!("{proxies} of Docker's docker-proxy run for IPv4 ports, from before"),
+            format!("{proxies} processes of Docker's docker-proxy still run for IPv4 ports"),
             "restart docker",
         ));
     }

@@ -42,14 +42,14 @@ pub(super) fn judge(firewall: &Firewall) -> Vec<Finding> {
     if !firewall.unread.is_empty() {
         findings.push(Finding::warn(
             format!(
-                "cannot read the rules of netfilter ({})",
+                "cannot read the netfilter rules ({})",
                 firewall.unread.join(", ")
             ),
             "run as root",
         ));
     } else if firewall.rulesets.is_empty() {
         findings.push(Finding::warn(
-            "cannot look for rules of netfilter: neither iptables nor nft is here",
+            "cannot check netfilter rules: neither iptables nor nft is installed",
             "install one of them, or make sure that dockerd runs with \"iptables\": false",
         ));
     }
@@ -78,7 +78,7 @@ pub(super) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
 }
 
 fn dropping(chain: &str, tool: &str) -> String {
-    format!("{chain} would drop what the fast path hands on ({tool})")
+    format!("{chain} would drop packets that the fast path passes to the kernel ({tool})")
 }
 
 fn findings_of(tool: &str, summary: &Summary) -> Vec<Finding> {
@@ -98,7 +98,7 @@ fn findings_of(tool: &str, summary: &Summary) -> Vec<Finding> {
         ));
     } else if summary.chains {
         findings.push(Finding::warn(
-            format!("chains of dockerd's are left, without rules that act ({tool})"),
+            format!("dockerd's chains remain, without rules that have an effect ({tool})"),
             remove(),
         ));
     }

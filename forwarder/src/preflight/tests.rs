@@ -237,14 +237,20 @@ fn dockerd_setup_is_explained() {
         },
         0,
     );
-    assert!(rules.starts_with("dockerd makes iptables rules"), "{rules}");
+    assert!(
+        rules.starts_with("dockerd creates iptables rules"),
+        "{rules}"
+    );
     let nowhere = with(setup(Proxy::Unusable("/x/forwarder-proxy".into())), 0);
     assert!(
         nowhere.contains("cannot start /x/forwarder-proxy"),
         "{nowhere}"
     );
     let old = with(setup(Proxy::Shim), 2);
-    assert!(old.starts_with("2 of Docker's docker-proxy run"), "{old}");
+    assert!(
+        old.starts_with("2 processes of Docker's docker-proxy still run"),
+        "{old}"
+    );
     let elsewhere = with(
         Setup {
             state_dir: "/x".into(),
@@ -366,7 +372,7 @@ fn chains_without_active_rules_are_mentioned() {
     let text = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
                 -A DOCKER -i docker0 -j RETURN\n";
     let line = warning(&firewalled("iptables", text));
-    assert!(line.starts_with("chains of dockerd's are left"), "{line}");
+    assert!(line.starts_with("dockerd's chains remain"), "{line}");
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub fn state_named(name: &str) -> Result<String, String> {
     if all.contains(&wanted.as_str()) {
         Ok(wanted)
     } else {
-        Err(format!("no such state; there are {}", all.join(", ")))
+        Err(format!("no such state; the states are {}", all.join(", ")))
     }
 }
 

@@ -14,20 +14,20 @@ use crate::watch::shim::Binding;
 pub(super) fn of(binding: &Binding, exactly: bool, host_state: &HostState) -> Result<(), String> {
     let (address, port) = (binding.container_ip, binding.container_port);
     if !is_heard(host_state) {
-        let why = || format!("{address} is on no bridge of this host");
+        let why = || format!("{address} is not on a bridge of this host");
         return is_on_a_bridge(address, host_state)
             .then_some(())
             .ok_or_else(why);
     }
     if !is_in_a_network(address, host_state) {
-        return Err(format!("{address} is in no network of Docker's"));
+        return Err(format!("{address} is not in a Docker network"));
     }
     let Some(container) = running_at(address, host_state) else {
         return Ok(());
     };
     if !container.published.contains(&(binding.proto, port)) {
         let name = &container.name;
-        return Err(format!("Docker publishes no port {port} of {name}"));
+        return Err(format!("Docker does not publish port {port} of {name}"));
     }
     if exactly {
         return lists(&binding.host(), port, container);

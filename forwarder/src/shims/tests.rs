@@ -193,7 +193,7 @@ fn taken_port_is_refused_while_its_shim_lives() {
     };
     assert_eq!(
         why,
-        "0.0.0.0:8080/tcp is published already: it leads to 172.17.0.2"
+        "0.0.0.0:8080/tcp is already published for container address 172.17.0.2"
     );
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
     stage.news(1, ShimEventKind::Went);
@@ -341,14 +341,10 @@ fn claim_waits_for_dockers_agreement() {
     refused(
         &mut stage,
         foreign(PORT),
-        "198.18.1.2 is in no network of Docker's",
+        "198.18.1.2 is not in a Docker network",
     );
     let gateway = binding(PORT, 1, false);
-    refused(
-        &mut stage,
-        gateway,
-        "172.17.0.1 is in no network of Docker's",
-    );
+    refused(&mut stage, gateway, "172.17.0.1 is not in a Docker network");
     stage
         .host_state
         .apply(Update::Container(Box::new(publisher())));
@@ -356,7 +352,11 @@ fn claim_waits_for_dockers_agreement() {
         container_port: 5432,
         ..binding(PORT, 2, false)
     };
-    refused(&mut stage, secret, "Docker publishes no port 5432 of web");
+    refused(
+        &mut stage,
+        secret,
+        "Docker does not publish port 5432 of web",
+    );
 
     // Docker reports the network a moment later.
     stage.come(1);

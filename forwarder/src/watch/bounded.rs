@@ -104,10 +104,10 @@ impl Bound {
         }
         let what = match self {
             Self::Answer { .. } => format!(
-                "an answer has over {} MiB or {OBJECTS} objects",
+                "an answer has more than {} MiB or {OBJECTS} objects",
                 ANSWER >> 20
             ),
-            Self::Event(_) => format!("an event has over {} MiB", EVENT >> 20),
+            Self::Event(_) => format!("an event has more than {} MiB", EVENT >> 20),
         };
         let why = format!("{what}: is it Docker's daemon that answers?");
         // The reader of an event stream learns that it ended, but not why.

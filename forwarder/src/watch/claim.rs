@@ -70,26 +70,26 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 pub(crate) fn holds(socket: Option<&OwnedFd>, binding: &Binding) -> Result<(), String> {
     let port = binding.host();
     let Some(socket) = socket else {
-        return Err(format!("no socket that holds {port} came with the claim"));
+        return Err(format!("the claim came without a socket that holds {port}"));
     };
     let wrong = |what: &str| Err(format!("the socket that claims {port} {what}"));
     let broken = |error: &dyn ToString| format!("the claim of {port}: {}", error.to_string());
     if netns_cookie_of(socket).map_err(|e| broken(&e))?
         != netns_cookie_of(&own()?).map_err(|e| broken(&e))?
     {
-        return wrong("is of another network namespace");
+        return wrong("belongs to another network namespace");
     }
     if socket_domain(socket).map_err(|e| broken(&e))? != AddressFamily::INET {
-        return wrong("is not of IPv4");
+        return wrong("is not an IPv4 socket");
     }
     let protocol = socket_protocol(socket).map_err(|e| broken(&e))?;
     let wanted = match binding.proto {
         Proto::Tcp => ipproto::TCP,
         Proto::Udp => ipproto::UDP,
-        Proto::Sctp => return wrong("is of a protocol that no shim publishes"),
+        Proto::Sctp => return wrong("has a protocol that no shim publishes"),
     };
     if protocol != Some(wanted) {
-        return wrong("is of another protocol");
+        return wrong("has another protocol");
     }
     let raw = socket.as_raw_fd();
     let bound = getsockname::<SockaddrIn>(raw).map_err(|e| broken(&e))?;
@@ -98,7 +98,7 @@ pub(crate) fn holds(socket: Option<&OwnedFd>, binding: &Binding) -> Result<(), S
         return wrong(&format!("is bound to {bound}"));
     }
     if getpeername::<SockaddrIn>(raw).is_ok() {
-        return wrong("is connected: it holds no more than its connection");
+        return wrong("is connected, so it does not hold the port");
     }
     // An orphan's socket no longer listens, so that the next dockerd can bind the port.
     let listens = socket_acceptconn(socket).map_err(|e| broken(&e))?;
@@ -162,15 +162,19 @@ mod tests {
             SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), at.port()),
         );
         assert!(refused(clone(), &any).contains("is bound to 127.0.0.1:"));
-        assert!(refused(clone(), &binding(Proto::Udp, at)).ends_with("is of another protocol"));
-        assert!(holds(None, &claim).unwrap_err().starts_with("no socket"));
+        assert!(refused(clone(), &binding(Proto::Udp, at)).ends_with("has another protocol"));
+        assert!(
+            holds(None, &claim)
+                .unwrap_err()
+                .starts_with("the claim came without a socket")
+        );
 
         let client = TcpStream::connect(at).unwrap();
         let own = binding(Proto::Tcp, client.local_addr().unwrap());
         assert!(refused(client, &own).contains("is connected"));
         let v6 = UdpSocket::bind("[::]:0").unwrap();
         let claim = binding(Proto::Udp, v6.local_addr().unwrap());
-        assert!(refused(v6, &claim).ends_with("is not of IPv4"));
+        assert!(refused(v6, &claim).ends_with("is not an IPv4 socket"));
     }
 
     #[test]

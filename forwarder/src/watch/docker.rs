@@ -83,7 +83,7 @@ pub async fn watch(address: &str, renumber: &Notify, updates: &Sender<Update>) -
             return Ok(());
         }
         let why = format!("{lost:#}");
-        tracing::warn!(why, "Docker is away; everything stays as it is");
+        tracing::warn!(why, "Docker does not answer; everything stays as it is");
         if updates.send(Update::DockerDown { why }).await.is_err() {
             return Ok(());
         }
@@ -108,7 +108,7 @@ enum Read {
     Outdated,
 }
 
-const CLOSED: &str = "the daemon closed its stream of events";
+const CLOSED: &str = "the daemon closed its event stream";
 
 type Answer = Result<Update, bollard::errors::Error>;
 
@@ -160,7 +160,8 @@ impl Session<'_> {
                     event = events.next() => {
                         early.push(event.context(CLOSED)??);
                         whole.is_whole();
-                        ensure!(early.len() <= OBJECTS, "over {OBJECTS} events while the lists are read");
+                        ensure!(early.len() <= OBJECTS, "more than {OBJECTS} events arrived while \
+                            the lists were read");
                     }
                 }
             }
@@ -181,7 +182,8 @@ impl Session<'_> {
                     self.happened(event).await?;
                 }
                 Some(done) = self.tasks.join_next() => {
-                    let (object, answer) = done.context("a read of Docker's state died")?;
+                    let (object, answer) = done.context("a task that reads Docker's state \
+                        panicked")?;
                     self.answered(object, answer).await;
                 }
                 _ = resync.tick() => self.resync().await?,

@@ -49,8 +49,7 @@ impl Ethtool {
         let answer = ask(&socket, CONTROLLER, CTRL_CMD_GETFAMILY, 0, &name)
             .context("this kernel has no ethtool netlink")?;
         let id = find(&answer, CTRL_ATTR_FAMILY_ID).and_then(|value| value.first_chunk().copied());
-        let family =
-            u16::from_ne_bytes(id.context("the kernel does not number its ethtool netlink")?);
+        let family = u16::from_ne_bytes(id.context("the kernel gives no id for ethtool netlink")?);
         Ok(Self { socket, family })
     }
 

@@ -45,7 +45,7 @@ pub async fn watch(subscribed: &Notify, updates: &Sender<Update>) -> Result<()> 
             return Ok(());
         }
         tracing::warn!(
-            "netlink: the kernel dropped notices, reading all devices and addresses again"
+            "netlink: the kernel dropped notifications, reading all devices and addresses again"
         );
         if updates.send(Update::Overrun).await.is_err() {
             return Ok(());
@@ -72,7 +72,7 @@ async fn follow(
     updates: &Sender<Update>,
 ) -> Result<()> {
     let (connection, _handle, mut notices) = new_multicast_connection(&GROUPS)
-        .context("cannot subscribe to the kernel's netlink notices")?;
+        .context("cannot subscribe to the kernel's netlink notifications")?;
     let _reader = super::sandbox::Background::spawn(connection);
     let mut links = Vec::new();
     let mut dump = Box::pin(namespaces.handle().link().get().execute());

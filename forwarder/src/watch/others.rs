@@ -83,7 +83,7 @@ fn listen(changed: &Arc<Notify>) -> Result<()> {
         match subscribe(protocol, groups) {
             Ok(socket) => sockets.push(socket),
             // A kernel built without this protocol has nothing to report.
-            Err(error) => tracing::debug!("no notices of {protocol:?}: {error}"),
+            Err(error) => tracing::debug!("no notifications of {protocol:?}: {error}"),
         }
     }
     let changed = Arc::downgrade(changed);

@@ -35,11 +35,11 @@ pub(super) async fn watch(file: &Path, rules: &Sender<Overrides>) -> Result<()> 
         seen = now;
         match config::rules(file) {
             Ok(read) => {
-                tracing::info!("{}: rules read anew", file.display());
+                tracing::info!("{}: overrides read again", file.display());
                 // A closed channel ends the loop.
                 let _ = rules.send(read).await;
             }
-            Err(error) => tracing::error!("{error:#}: the rules stay as they were"),
+            Err(error) => tracing::error!("{error:#}: the overrides stay as they were"),
         }
     }
 }

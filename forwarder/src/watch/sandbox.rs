@@ -146,5 +146,5 @@ async fn inside<T: Send + 'static>(
         .context("cannot start a thread")?;
     result
         .await
-        .context("the thread in the container's network namespace died")?
+        .context("the thread in the container's network namespace panicked")?
 }

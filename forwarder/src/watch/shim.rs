@@ -154,7 +154,7 @@ async fn carry(
                 if heard.is_empty() {
                     return Ok(());
                 }
-                let question = ShimRequest::read(&heard).context("not a shim's question")?;
+                let question = ShimRequest::read(&heard).context("not a shim's request")?;
                 let news = asks(question, from);
                 calls.send(ShimEvent { shim, news }).await?;
             }

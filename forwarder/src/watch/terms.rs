@@ -72,7 +72,8 @@ pub(super) fn allowed_sources(labels: &Texts) -> Vec<IpNet> {
     };
     if text.split(',').count() > ALLOWED_RANGES {
         tracing::warn!(
-            "label {ALLOWED_SOURCES} has over {ALLOWED_RANGES} address ranges: no source is allowed"
+            "label {ALLOWED_SOURCES} has more than {ALLOWED_RANGES} address ranges: no source is \
+             allowed"
         );
         return Vec::new();
     }
@@ -80,7 +81,8 @@ pub(super) fn allowed_sources(labels: &Texts) -> Vec<IpNet> {
     let ranges = names.map(range).collect::<Option<Vec<_>>>();
     if ranges.is_none() {
         tracing::warn!(
-            "label {ALLOWED_SOURCES}: {text:?} is no list of address ranges: no source is allowed"
+            "label {ALLOWED_SOURCES}: {text:?} is not a list of address ranges: no source is \
+             allowed"
         );
     }
     ranges.unwrap_or_default()
@@ -109,13 +111,15 @@ fn ingress(labels: &Texts, of: &str) -> Ingress {
         };
         let most = Ingress::RANGES;
         if text.split(',').count() > most {
-            tracing::warn!("label {label} has over {most} address ranges: nobody is let in");
+            tracing::warn!("label {label} has more than {most} address ranges: nobody is let in");
             return None;
         }
         let names = text.split(',').map(str::trim);
         let ranges = names.map(range).collect::<Option<Vec<_>>>();
         if ranges.is_none() {
-            tracing::warn!("label {label}: {text} is no list of address ranges: nobody is let in");
+            tracing::warn!(
+                "label {label}: {text} is not a list of address ranges: nobody is let in"
+            );
         }
         ranges
     };

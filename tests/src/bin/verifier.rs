@@ -65,10 +65,7 @@ fn verify(program: &mut Program) -> Result<u32> {
         Program::SchedClassifier(program) => program.load()?,
         Program::Xdp(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
-        other => bail!(
-            "a program of a kind that is not expected: {:?}",
-            other.prog_type()
-        ),
+        other => bail!("a program of an unexpected kind: {:?}", other.prog_type()),
     }
     Ok(program.info()?.verified_instruction_count().unwrap_or(0))
 }

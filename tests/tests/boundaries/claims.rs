@@ -93,25 +93,25 @@ fn shim_socket_publishes_the_callers_ports_only() -> Result<()> {
         );
         Ok(())
     };
-    refused(to, None, "no socket that holds 0.0.0.0:9000/tcp")?;
+    refused(to, None, "without a socket that holds 0.0.0.0:9000/tcp")?;
     refused(
         to,
         Some(&host.enter(|| listener(FREE + 1))??),
         "is bound to 0.0.0.0:9001",
     )?;
-    refused(to, Some(&host.enter(datagrams)??), "is of another protocol")?;
+    refused(to, Some(&host.enter(datagrams)??), "has another protocol")?;
     let outside = lab.lan().enter(|| listener(FREE))??;
-    refused(to, Some(&outside), "is of another network namespace")?;
+    refused(to, Some(&outside), "belongs to another network namespace")?;
     let own = || host.enter(|| listener(FREE));
     refused(
         ("198.18.1.2", 80),
         Some(&own()??),
-        "is in no network of Docker's",
+        "is not in a Docker network",
     )?;
     refused(
         (&address, 5432),
         Some(&own()??),
-        "Docker publishes no port 5432 of web",
+        "Docker does not publish port 5432 of web",
     )?;
 
     let socket = host.state_dir().join("forwarder.sock");
@@ -128,7 +128,7 @@ fn shim_socket_publishes_the_callers_ports_only() -> Result<()> {
     );
     let said = shim(&host, ("198.18.1.2", 80))?.stderr;
     ensure!(
-        said.contains("198.18.1.2 is in no network of Docker's"),
+        said.contains("198.18.1.2 is not in a Docker network"),
         "{said}"
     );
 

@@ -114,7 +114,10 @@ fn defragmentation_loopback_is_repaired() -> Result<()> {
         eventually(SOON, || lan.peer(&ask)).with_context(|| harm.to_owned())?;
         println!("{harm}: mended after {:?} (promised: 1s)", begun.elapsed());
     }
-    ensure!(scene.agent.log().contains("made anew"), "not a word");
+    ensure!(
+        scene.agent.log().contains("creating it again"),
+        "not a word"
+    );
     Ok(())
 }
 

@@ -230,10 +230,7 @@ fn long_lists_leave_a_neighbours_lists_alone() -> Result<()> {
     host.run("greedy", &options, &Peer::serve(80))?;
     eventually(SOON * 2, || {
         let log = agent.log();
-        ensure!(
-            log.contains("lists of clients have no room beside all others"),
-            "{log}"
-        );
+        ensure!(log.contains("lists of clients do not fit"), "{log}");
         Ok(())
     })?;
     let allow = "forwarder.ingress.allow=198.18.1.2";

@@ -47,7 +47,8 @@ impl Conditions {
         let addresses = |wanted: &String| {
             let rows = ask::<Vec<_>>(config, Verb::Endpoints).with_context(|| {
                 format!(
-                    "who {wanted} is, only an agent knows; without one, name its address by --peer"
+                    "only the agent knows the address of {wanted}: start the agent, or give the \
+                     address with --peer"
                 )
             })?;
             addresses(&rows, wanted)
@@ -81,12 +82,13 @@ fn addresses(rows: &[EndpointRow], wanted: &str) -> Result<BTreeSet<IpAddr>> {
     }
     ensure!(
         !own.is_empty(),
-        "no container on a bridge network has the name {wanted}, or an id that begins so: see `forwarder endpoints`"
+        "no container on a bridge network has the name {wanted} or an id that begins with it: see \
+         `forwarder endpoints`"
     );
     let ids: BTreeSet<_> = own.iter().map(|row| &row.id).collect();
     ensure!(
         ids.len() == 1,
-        "the ids of {} containers begin with {wanted}: name more of it",
+        "the ids of {} containers begin with {wanted}: give more characters of the id",
         ids.len()
     );
     Ok(own
@@ -98,7 +100,7 @@ fn addresses(rows: &[EndpointRow], wanted: &str) -> Result<BTreeSet<IpAddr>> {
 
 /// Parses a range, or a single address.
 fn net(text: &str) -> Result<IpNet, String> {
-    range(text).ok_or_else(|| "neither a range of addresses nor an address".to_owned())
+    range(text).ok_or_else(|| "neither an address range nor an address".to_owned())
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Flood {
         let link = route
             .server
             .enter(|| door.attach(&route.door, TcAttachType::Ingress))?
-            .with_context(|| format!("cannot attach the door to {}", route.door))?;
+            .with_context(|| format!("cannot attach the counting program to {}", route.door))?;
         let map = self
             .ebpf
             .map("DROPPED")
