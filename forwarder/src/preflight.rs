@@ -322,8 +322,8 @@ fn bpffs(bpffs: &Bpffs) -> Finding {
                      disappear, with all pins, when the agent's own mount namespace ends"
                 ),
                 format!(
-                    "mount -t bpf bpf {point} in the host's mount namespace (or enter with nsenter --net \
-                     instead of ip netns exec)"
+                    "mount -t bpf bpf {point} in the host's mount namespace (or enter with \
+                     nsenter --net instead of ip netns exec)"
                 ),
             )
         }

@@ -185,7 +185,7 @@ impl Packet {
         [&to, &from, &IPV4[..], &self.0].concat()
     }
 
-    /// Returns the packet in a frame: `None` if it has another protocol, tagged, or truncated.
+    /// Returns the packet in a frame: `None` if it has another protocol, or is tagged or truncated.
     #[must_use]
     pub fn of(frame: &Frame) -> Option<Self> {
         if frame.bytes.get(12..ETHERNET)? == IPV4 {
