@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::config::{Attach, Config, XdpMode};
 use crate::control::Verb;
-use crate::daemon::BEAT;
+use crate::daemon::HEARTBEAT;
 use crate::datapath::{self, Datapath, Setup, untracked};
 use crate::desired::{Policy, be32, desired, port_key, port_key6};
 use crate::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, Key6, SocketHook};
@@ -99,7 +99,7 @@ fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
 }
 
 /// The interval at which the agent asks the kernel whether the pinned links are still attached.
-const LOOK: Duration = Duration::from_secs(5);
+const LINK_CHECK: Duration = Duration::from_secs(5);
 
 /// A change that failed.
 struct Failure {
@@ -134,7 +134,7 @@ pub(crate) struct Agent {
     /// Changes that failed in the last sync. The next heartbeat tries them again.
     failures: Vec<Failure>,
     /// When the agent last asked the kernel whether the pinned links are still attached.
-    looked: Instant,
+    links_checked: Instant,
     /// Whether the programs enforce their verdicts: not before the first sync is complete.
     armed: bool,
     /// Published ports that the kernel refused in the last sync, and why.
@@ -144,9 +144,9 @@ pub(crate) struct Agent {
     /// Exhausted resources that the log does not mention yet.
     exhaustion: Exhaustion,
     /// The messages about other software's configuration that are already in the log.
-    told: BTreeSet<String>,
+    logged: BTreeSet<String>,
     /// Why our notrack rule could not be added.
-    tracked: Option<String>,
+    untracked_error: Option<String>,
 }
 
 impl Agent {
@@ -212,12 +212,12 @@ impl Agent {
             lists: None,
             crowded: false,
             failures: Vec::new(),
-            looked: Instant::now(),
+            links_checked: Instant::now(),
             armed,
             unpublished: BTreeMap::new(),
             unguarded: None,
-            told: BTreeSet::new(),
-            tracked: None,
+            logged: BTreeSet::new(),
+            untracked_error: None,
         })
     }
 
@@ -225,7 +225,7 @@ impl Agent {
     /// again.
     pub(crate) fn housekeeping(&mut self, host_state: &HostState) -> Result<bool> {
         self.datapath.housekeeping()?;
-        self.complain(host_state)?;
+        self.log_exhaustion(host_state)?;
         Ok(!self.failures.is_empty())
     }
 
@@ -325,12 +325,12 @@ impl Agent {
             tables.route_generation = self.route_generation;
             self.routing = Some(routing);
         }
-        self.bound_locals(&mut tables);
-        let look = self.looked.elapsed() >= LOOK;
-        if look {
-            self.looked = Instant::now();
+        self.limit_host_addresses(&mut tables);
+        let check_links = self.links_checked.elapsed() >= LINK_CHECK;
+        if check_links {
+            self.links_checked = Instant::now();
         }
-        let observed = self.datapath.observe(look)?;
+        let observed = self.datapath.observe(check_links)?;
         // After a port is published, a flow that holds a port on the host checks once whether the
         // port is still its own, and ends otherwise: see `pipeline::access`. The generation never
         // returns to an earlier value, because an idle flow may still carry that value.
@@ -353,7 +353,7 @@ impl Agent {
             tables.lists6 |= observed.tables.lists6;
         }
         self.tables = tables;
-        self.heed_others(host_state);
+        self.handle_others(host_state);
         let names = host_state
             .links
             .values()
@@ -363,7 +363,7 @@ impl Agent {
         self.unpublished.clear();
         self.unguarded = None;
         let ops = diff(&observed, &self.tables);
-        let mut told = Instant::now();
+        let mut last_heartbeat = Instant::now();
         for op in ops
             .into_iter()
             .filter(|op| host_state.is_complete() || op.adds() || is_given_back(host_state, op))
@@ -372,9 +372,9 @@ impl Agent {
                 break;
             }
             // Attaching many programs takes many seconds.
-            if told.elapsed() > BEAT {
+            if last_heartbeat.elapsed() > HEARTBEAT {
                 self.datapath.housekeeping()?;
-                told = Instant::now();
+                last_heartbeat = Instant::now();
             }
             match self.datapath.apply(&op, &names).await {
                 Ok(()) => tracing::debug!("{op:?}"),
@@ -387,23 +387,23 @@ impl Agent {
     /// Logs what other software has configured since the last message. Adds the notrack rule for
     /// packets that the fast path passes to the kernel while other software has connection-tracking
     /// rules.
-    fn heed_others(&mut self, host_state: &HostState) {
+    fn handle_others(&mut self, host_state: &HostState) {
         let lines = report::others(host_state);
-        for line in lines.iter().filter(|line| !self.told.contains(*line)) {
+        for line in lines.iter().filter(|line| !self.logged.contains(*line)) {
             tracing::warn!("{line}");
         }
-        self.told = lines.into_iter().collect();
+        self.logged = lines.into_iter().collect();
         if host_state.others.tracks && !host_state.others.untracked {
             let failed = untracked::add().err().map(|error| format!("{error:#}"));
             if let Some(why) = &failed
-                && self.tracked.as_ref() != Some(why)
+                && self.untracked_error.as_ref() != Some(why)
             {
                 tracing::warn!(
                     "connection tracking may translate packets that the fast path passes to the \
                      kernel, because other software has netfilter rules: {why}"
                 );
             }
-            self.tracked = failed;
+            self.untracked_error = failed;
         } else if !host_state.others.tracks && host_state.others.untracked {
             untracked::remove();
         }
@@ -411,7 +411,7 @@ impl Agent {
 
     /// Omits host addresses that exceed the map's capacity. Packets to these addresses still reach
     /// the host by the kernel's routes, but they do not reach published ports.
-    fn bound_locals(&mut self, tables: &mut DesiredState) {
+    fn limit_host_addresses(&mut self, tables: &mut DesiredState) {
         let all = tables.locals.len();
         while tables.locals.len() > capacity::HOST_ADDRESSES as usize {
             tables.locals.pop_last();
@@ -478,7 +478,7 @@ impl Agent {
     /// Whether an address belongs to a container of a routed network.
     fn is_routed(&self, host_state: &HostState, address: IpAddr) -> bool {
         let network = host_state
-            .seat(address)
+            .endpoint_at(address)
             .map(|(id, _)| &host_state.networks[id]);
         let bridge = network.and_then(|network| host_state.bridge(network));
         let row = bridge.and_then(|link| self.tables.networks.get(&link.index));
@@ -519,11 +519,11 @@ impl Agent {
     }
 
     /// Logs resources that were recently exhausted, and which container uses most of them.
-    fn complain(&mut self, host_state: &HostState) -> Result<()> {
+    fn log_exhaustion(&mut self, host_state: &HostState) -> Result<()> {
         let counts = self.datapath.exhausted()?;
-        for complaint in self.exhaustion.heard(counts, Instant::now()) {
+        for message in self.exhaustion.due(counts, Instant::now()) {
             let holder = exhaustion::holder(host_state, &self.datapath.opened()?);
-            tracing::warn!("{complaint}{}", holder.unwrap_or_default());
+            tracing::warn!("{message}{}", holder.unwrap_or_default());
         }
         Ok(())
     }

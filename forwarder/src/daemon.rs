@@ -37,7 +37,7 @@ use crate::watch::shim::ShimEvent;
 
 /// The interval at which the agent tells the programs that it is alive. They trust it for five
 /// times as long.
-pub(crate) const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The interval at which the agent compares the kernel with the desired state even without an
 /// update.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -102,7 +102,9 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
         let mut changed = false;
         while let Event::Update(update) = event {
             changed |= host_state.apply(update);
-            event = sources.waiting().map_or(Event::Heartbeat, Event::Update);
+            event = sources
+                .next_update()
+                .map_or(Event::Heartbeat, Event::Update);
         }
         match event {
             Event::Update(_) => {}
@@ -115,11 +117,11 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
                 config.rules = rules;
                 changed = true;
             }
-            Event::ShimEvent(call) => {
+            Event::ShimEvent(event) => {
                 // Requests come in bursts: one sync answers all of them.
-                let calls = std::iter::successors(Some(call), |_| sources.calling());
-                for call in calls {
-                    changed |= shims.hear(call, &mut host_state, Instant::now());
+                let events = std::iter::successors(Some(event), |_| sources.next_shim_event());
+                for event in events {
+                    changed |= shims.handle(event, &mut host_state, Instant::now());
                 }
             }
             Event::Bound => {
@@ -152,7 +154,7 @@ async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
             agent = Some(Agent::start(&config, &host_state, reassembles, stop)?);
             sources.hear_programs(&config)?;
             // Updates that arrived in the meantime may complete the host state.
-            while let Some(update) = sources.waiting() {
+            while let Some(update) = sources.next_update() {
                 host_state.apply(update);
             }
         }
@@ -226,7 +228,7 @@ struct Sources {
     updates: mpsc::Receiver<Update>,
     queries: mpsc::Receiver<Query>,
     rules: mpsc::Receiver<Overrides>,
-    calls: mpsc::Receiver<ShimEvent>,
+    shim_events: mpsc::Receiver<ShimEvent>,
     binds: mpsc::Receiver<()>,
     watchers: JoinSet<Result<()>>,
     housekeeping: Interval,
@@ -237,14 +239,14 @@ struct Sources {
 
 impl Sources {
     fn start(config: &Config) -> Result<Self> {
-        let (facts_in, updates) = mpsc::channel(1024);
+        let (updates_in, updates) = mpsc::channel(1024);
         let (queries_in, queries) = mpsc::channel(16);
         let (rules_in, rules) = mpsc::channel(1);
-        let (calls_in, calls) = mpsc::channel(1024);
+        let (shim_events_in, shim_events) = mpsc::channel(1024);
         // The programs are not loaded yet.
         let (_, binds) = mpsc::channel(1);
         let socket = control::socket(&config.state_dir);
-        let server = control::serve(&socket, queries_in, calls_in)?;
+        let server = control::serve(&socket, queries_in, shim_events_in)?;
         let every = |period| {
             let mut interval = interval(period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -254,15 +256,15 @@ impl Sources {
             updates,
             queries,
             rules,
-            calls,
+            shim_events,
             binds,
             watchers: watch::spawn(
                 config.docker.clone(),
                 config.file.clone(),
-                facts_in,
+                updates_in,
                 rules_in,
             ),
-            housekeeping: every(BEAT),
+            housekeeping: every(HEARTBEAT),
             resync: every(RESYNC),
             _server: server,
         })
@@ -282,7 +284,7 @@ impl Sources {
             Some(update) = self.updates.recv() => Event::Update(update),
             Some(query) = self.queries.recv() => Event::Query(query),
             Some(rules) = self.rules.recv() => Event::Overrides(rules),
-            Some(call) = self.calls.recv() => Event::ShimEvent(call),
+            Some(event) = self.shim_events.recv() => Event::ShimEvent(event),
             Some(()) = self.binds.recv() => Event::Bound,
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
             _ = self.housekeeping.tick() => Event::Heartbeat,
@@ -292,12 +294,12 @@ impl Sources {
     }
 
     /// Returns a shim's request that has already arrived.
-    fn calling(&mut self) -> Option<ShimEvent> {
-        self.calls.try_recv().ok()
+    fn next_shim_event(&mut self) -> Option<ShimEvent> {
+        self.shim_events.try_recv().ok()
     }
 
     /// Returns an update that has already arrived.
-    fn waiting(&mut self) -> Option<Update> {
+    fn next_update(&mut self) -> Option<Update> {
         self.updates.try_recv().ok()
     }
 }

@@ -126,7 +126,7 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
     ipv6::add_lists(&mut tables, &lists);
     add_protected(&mut tables, host_state);
     if !tables.xdp.is_empty() {
-        add_far_ends(&mut tables, host_state);
+        add_peer_veths(&mut tables, host_state);
     }
     tables
 }
@@ -555,7 +555,7 @@ fn locals(host_state: &HostState) -> BTreeSet<(Be32, u8)> {
 }
 
 /// Adds the peers of the veths of running containers: XDP may redirect into them.
-fn add_far_ends(tables: &mut DesiredState, host_state: &HostState) {
+fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
     let running = |container: &&Container| container.running && container.pid != 0;
     for container in host_state.containers.values().filter(running) {
         for endpoint in container.endpoints.values() {

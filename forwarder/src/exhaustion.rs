@@ -17,7 +17,7 @@ type Counts = [(Reason, u64); Reason::EXHAUSTED.len()];
 
 /// What the log already says about each reason.
 pub(crate) struct Exhaustion {
-    told: Counts,
+    logged: Counts,
     last: [Option<Instant>; Reason::EXHAUSTED.len()],
 }
 
@@ -25,27 +25,28 @@ impl Exhaustion {
     /// Starts from these counts: earlier events are not logged.
     pub(crate) fn since(counts: Counts) -> Self {
         Self {
-            told: counts,
+            logged: counts,
             last: Default::default(),
         }
     }
 
     /// Returns the messages that are due: a sentence for each reason whose count has increased
     /// since its last message.
-    pub(crate) fn heard(&mut self, counts: Counts, now: Instant) -> Vec<String> {
-        let mut complaints = Vec::new();
-        for ((told, last), (reason, count)) in self.told.iter_mut().zip(&mut self.last).zip(counts)
+    pub(crate) fn due(&mut self, counts: Counts, now: Instant) -> Vec<String> {
+        let mut messages = Vec::new();
+        for ((logged, last), (reason, count)) in
+            self.logged.iter_mut().zip(&mut self.last).zip(counts)
         {
-            let packets = count.saturating_sub(told.1);
+            let packets = count.saturating_sub(logged.1);
             if packets == 0 || last.is_some_and(|last| now.duration_since(last) < PAUSE) {
                 continue;
             }
             *last = Some(now);
-            told.1 = count;
+            logged.1 = count;
             let (label, text) = (reason.label(), reason.text());
-            complaints.push(format!("{packets} packets refused ({label}): {text}"));
+            messages.push(format!("{packets} packets refused ({label}): {text}"));
         }
-        complaints
+        messages
     }
 }
 
@@ -86,14 +87,14 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut exhaustion = Exhaustion::since(counts(5));
-        assert!(exhaustion.heard(counts(5), at(0)).is_empty(), "of before");
-        let said = exhaustion.heard(counts(7), at(1));
+        assert!(exhaustion.due(counts(5), at(0)).is_empty(), "of before");
+        let said = exhaustion.due(counts(7), at(1));
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].starts_with("2 packets refused (flow-quota): "));
-        assert!(exhaustion.heard(counts(9), at(2)).is_empty(), "too soon");
-        let said = exhaustion.heard(counts(9), at(11));
+        assert!(exhaustion.due(counts(9), at(2)).is_empty(), "too soon");
+        let said = exhaustion.due(counts(9), at(11));
         assert!(said[0].starts_with("2 packets "), "what came in between");
-        assert!(exhaustion.heard(counts(9), at(60)).is_empty(), "told");
+        assert!(exhaustion.due(counts(9), at(60)).is_empty(), "told");
     }
 
     #[test]

@@ -195,7 +195,7 @@ impl HostState {
     }
 
     /// Returns the network and the container that an address belongs to.
-    pub fn seat(&self, address: IpAddr) -> Option<(&NetworkId, &ContainerId)> {
+    pub fn endpoint_at(&self, address: IpAddr) -> Option<(&NetworkId, &ContainerId)> {
         self.networks.values().find_map(|network| {
             let at = network.endpoints.values().find(|at| match address {
                 IpAddr::V4(v4) => at.ipv4 == Some(v4),

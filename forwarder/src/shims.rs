@@ -57,7 +57,7 @@ struct Pending {
 
 #[derive(Debug)]
 struct Shim {
-    words: ShimReplies,
+    replies: ShimReplies,
     /// The port that the shim has proved to hold.
     proved: Option<HostPort>,
     /// Since when the port is bound to the shim.
@@ -99,16 +99,16 @@ impl Shims {
     }
 
     /// Handles an event of a shim. Returns whether a sync is needed now.
-    pub fn hear(
+    pub fn handle(
         &mut self,
-        ShimEvent { shim, news }: ShimEvent,
+        ShimEvent { shim, kind }: ShimEvent,
         host_state: &mut HostState,
         now: Instant,
     ) -> bool {
-        match news {
-            ShimEventKind::Came(words) => {
+        match kind {
+            ShimEventKind::Connected(replies) => {
                 let new = Shim {
-                    words,
+                    replies,
                     proved: None,
                     bound: None,
                     orphaned: None,
@@ -117,38 +117,38 @@ impl Shims {
                 self.connected.insert(shim, new);
                 false
             }
-            ShimEventKind::Asks(ShimRequest::Bind(binding), proof) => {
+            ShimEventKind::Request(ShimRequest::Bind(binding), proof) => {
                 self.claim(shim, binding, proof, host_state, now)
             }
-            ShimEventKind::Asks(ShimRequest::Proxy(_) | ShimRequest::Reclaim(_), Err(why)) => {
+            ShimEventKind::Request(ShimRequest::Proxy(_) | ShimRequest::Reclaim(_), Err(why)) => {
                 tracing::warn!("a shim is refused: {why}");
-                self.tell(shim, ShimReply::Error(why));
+                self.reply(shim, ShimReply::Error(why));
                 false
             }
-            ShimEventKind::Asks(ShimRequest::Proxy(binding), Ok(())) => {
+            ShimEventKind::Request(ShimRequest::Proxy(binding), Ok(())) => {
                 let port = binding.host();
                 self.proxied.insert(port, now);
                 self.syncs.push((shim, PendingReply::Proxied(port)));
                 host_state.apply(Update::Proxied(port));
                 true
             }
-            ShimEventKind::Asks(ShimRequest::Unbind, _) => {
+            ShimEventKind::Request(ShimRequest::Unbind, _) => {
                 self.pending.retain(|pending| pending.shim != shim);
                 self.syncs.push((shim, PendingReply::Unbound));
                 host_state.apply(Update::Unbound(shim));
                 true
             }
-            ShimEventKind::Asks(ShimRequest::Reclaim(binding), Ok(())) => {
+            ShimEventKind::Request(ShimRequest::Reclaim(binding), Ok(())) => {
                 let port = binding.host();
                 self.reclaims.push(Reclaim {
                     shim,
                     port,
                     waits_for: BTreeSet::new(),
                 });
-                self.pursue(host_state, now);
+                self.release_orphans(host_state, now);
                 false
             }
-            ShimEventKind::Went => {
+            ShimEventKind::Disconnected => {
                 self.connected.remove(&shim);
                 self.syncs.retain(|(other, _)| *other != shim);
                 self.reclaims.retain(|reclaim| reclaim.shim != shim);
@@ -181,7 +181,7 @@ impl Shims {
                 if self.unproven.insert(port) {
                     tracing::warn!("a shim is refused: {why}");
                 }
-                self.tell(shim, ShimReply::Error(why));
+                self.reply(shim, ShimReply::Error(why));
                 return false;
             }
         }
@@ -213,7 +213,7 @@ impl Shims {
                 Err(_) if now.duration_since(since) < AGREEING => self.pending.push(pending),
                 Err(why) => {
                     tracing::warn!("a shim is refused: {why}");
-                    self.tell(shim, ShimReply::Error(why));
+                    self.reply(shim, ShimReply::Error(why));
                 }
             }
         }
@@ -239,7 +239,7 @@ impl Shims {
                     "{port} is already published for container address {}",
                     other.container_ip
                 );
-                self.tell(shim, ShimReply::Error(why));
+                self.reply(shim, ShimReply::Error(why));
                 return false;
             }
             // dockerd 28 and later bind the port themselves, so no shim has reclaimed it.
@@ -258,21 +258,21 @@ impl Shims {
         };
         host_state.apply(Update::Bound(port, bound));
         self.syncs.push((shim, PendingReply::Bound(port)));
-        self.pursue(host_state, now);
+        self.release_orphans(host_state, now);
         true
     }
 
     /// Replies to the shims that waited for a sync. `holds` says why the kernel does not hold what
     /// the host state has bound.
     pub fn synced(&mut self, holds: impl Fn(&HostPort) -> Result<(), String>) {
-        for (shim, wish) in std::mem::take(&mut self.syncs) {
-            match wish {
+        for (shim, pending) in std::mem::take(&mut self.syncs) {
+            match pending {
                 PendingReply::Bound(port) | PendingReply::Proxied(port) => {
-                    let word = holds(&port).map_or_else(ShimReply::Error, ShimReply::Ok);
-                    self.tell(shim, word);
+                    let reply = holds(&port).map_or_else(ShimReply::Error, ShimReply::Ok);
+                    self.reply(shim, reply);
                 }
                 PendingReply::Unbound => {
-                    self.tell(shim, ShimReply::Ok(()));
+                    self.reply(shim, ShimReply::Ok(()));
                     // The conversation is over.
                     self.connected.remove(&shim);
                 }
@@ -302,7 +302,7 @@ impl Shims {
             let idle: Vec<_> = all.map(|(_, bound)| bound.shim).collect();
             idle.into_iter().for_each(|shim| self.release(shim));
         }
-        self.pursue(host_state, now);
+        self.release_orphans(host_state, now);
         changed
     }
 
@@ -337,7 +337,7 @@ impl Shims {
         for (port, shim, why) in wrong {
             tracing::warn!("a shim is refused: {why}");
             self.contradicted.insert(port);
-            self.tell(shim, ShimReply::Error(why));
+            self.reply(shim, ShimReply::Error(why));
             if let Some(own) = self.connected.get_mut(&shim) {
                 own.bound = None;
             }
@@ -348,7 +348,7 @@ impl Shims {
 
     /// Tells the orphans that hold a reclaimed port to release it. Their mapping stays, and now
     /// belongs to the claimant.
-    fn pursue(&mut self, host_state: &mut HostState, now: Instant) {
+    fn release_orphans(&mut self, host_state: &mut HostState, now: Instant) {
         let mut reclaims = std::mem::take(&mut self.reclaims);
         reclaims.retain_mut(|reclaim| {
             if !reclaim.waits_for.is_empty() {
@@ -380,7 +380,7 @@ impl Shims {
                 return true;
             }
             let why = format!("no orphan holds {}", reclaim.port);
-            self.tell(claimant, ShimReply::Error(why));
+            self.reply(claimant, ShimReply::Error(why));
             false
         });
         self.reclaims = reclaims;
@@ -396,7 +396,7 @@ impl Shims {
             !last
         });
         for shim in done {
-            self.tell(shim, ShimReply::Ok(()));
+            self.reply(shim, ShimReply::Ok(()));
         }
     }
 
@@ -405,14 +405,14 @@ impl Shims {
             && !std::mem::replace(&mut orphan.released, true)
         {
             tracing::debug!(?shim, "an orphan is told to release its port");
-            self.tell(shim, ShimReply::Release(()));
+            self.reply(shim, ShimReply::Release(()));
         }
     }
 
-    fn tell(&self, shim: ShimId, word: ShimReply) {
+    fn reply(&self, shim: ShimId, reply: ShimReply) {
         if let Some(shim) = self.connected.get(&shim) {
             // If the shim has gone, its own event says so.
-            let _ = shim.words.send(word);
+            let _ = shim.replies.send(reply);
         }
     }
 }

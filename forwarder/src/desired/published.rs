@@ -34,11 +34,11 @@ pub(super) fn add_published(
         let (Some(key), IpAddr::V4(address)) = (port_key(port), bound.container_ip) else {
             continue;
         };
-        let seat = host_state.seat(bound.container_ip);
-        if seat.is_some_and(|(network, _)| is_routed(network)) {
+        let endpoint = host_state.endpoint_at(bound.container_ip);
+        if endpoint.is_some_and(|(network, _)| is_routed(network)) {
             continue;
         }
-        let labels = seat.and_then(|(_, container)| host_state.containers.get(container));
+        let labels = endpoint.and_then(|(_, container)| host_state.containers.get(container));
         let list = policy.rules.ingress(labels, port);
         let target = target(key, address, bound.container_port, lists.id(&list));
         tables.published.insert(key, target);

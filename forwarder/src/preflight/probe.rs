@@ -218,7 +218,7 @@ fn docker(address: &str) -> Docker {
 }
 
 async fn greet(address: &str) -> Docker {
-    let (updates, mut news) = mpsc::channel(1);
+    let (updates, mut received) = mpsc::channel(1);
     let renumber = Notify::new();
     tokio::select! {
         ended = watch::docker::watch(address, &renumber, &updates) => match ended {
@@ -229,7 +229,7 @@ async fn greet(address: &str) -> Docker {
                 Docker::Unfit { what: what.into(), todo: todo.into() }
             }
         },
-        Some(Update::DockerUp { version }) = news.recv() => Docker::Answers(version),
+        Some(Update::DockerUp { version }) = received.recv() => Docker::Answers(version),
         () = sleep(GREETING) => Docker::Absent("no answer".into()),
     }
 }

@@ -98,6 +98,6 @@ fn is_on_a_bridge(address: IpAddr, host_state: &HostState) -> bool {
 }
 
 fn running_at(address: IpAddr, host_state: &HostState) -> Option<&Container> {
-    let (_, container) = host_state.seat(address)?;
+    let (_, container) = host_state.endpoint_at(address)?;
     host_state.containers.get(container).filter(|c| c.running)
 }

@@ -17,7 +17,7 @@ const PORT: HostPort = HostPort {
 struct Stage {
     host_state: HostState,
     shims: Shims,
-    ears: BTreeMap<u64, UnboundedReceiver<ShimReply>>,
+    receivers: BTreeMap<u64, UnboundedReceiver<ShimReply>>,
     now: Instant,
 }
 
@@ -39,21 +39,21 @@ impl Stage {
         Self {
             host_state,
             shims: Shims::new(now),
-            ears: BTreeMap::new(),
+            receivers: BTreeMap::new(),
             now: now + FINDING,
         }
     }
 
-    fn news(&mut self, shim: u64, news: ShimEventKind) -> bool {
+    fn event(&mut self, shim: u64, kind: ShimEventKind) -> bool {
         let shim = ShimId(shim);
         self.shims
-            .hear(ShimEvent { shim, news }, &mut self.host_state, self.now)
+            .handle(ShimEvent { shim, kind }, &mut self.host_state, self.now)
     }
 
     fn come(&mut self, shim: u64) {
-        let (words, ear) = unbounded_channel();
-        self.ears.insert(shim, ear);
-        self.news(shim, ShimEventKind::Came(words));
+        let (replies, receiver) = unbounded_channel();
+        self.receivers.insert(shim, receiver);
+        self.event(shim, ShimEventKind::Connected(replies));
     }
 
     /// Binds the port, to 172.17.0.LAST, and syncs.
@@ -63,9 +63,9 @@ impl Stage {
     }
 
     fn again(&mut self, shim: u64, last: u8, orphan: bool) {
-        if self.news(
+        if self.event(
             shim,
-            ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, last, orphan)), Ok(())),
+            ShimEventKind::Request(ShimRequest::Bind(binding(PORT, last, orphan)), Ok(())),
         ) {
             self.shims.synced(|_| Ok(()));
         }
@@ -73,14 +73,14 @@ impl Stage {
 
     fn reclaim(&mut self, shim: u64, port: HostPort) {
         self.come(shim);
-        self.news(
+        self.event(
             shim,
-            ShimEventKind::Asks(ShimRequest::Reclaim(binding(port, 9, false)), Ok(())),
+            ShimEventKind::Request(ShimRequest::Reclaim(binding(port, 9, false)), Ok(())),
         );
     }
 
-    fn hears(&mut self, shim: u64) -> Option<ShimReply> {
-        self.ears.get_mut(&shim).unwrap().try_recv().ok()
+    fn hreceivers(&mut self, shim: u64) -> Option<ShimReply> {
+        self.receivers.get_mut(&shim).unwrap().try_recv().ok()
     }
 
     /// Returns the port's target by the shims' claims.
@@ -142,15 +142,15 @@ fn publisher() -> Container {
 fn bind_is_answered_after_its_sync() {
     let mut stage = Stage::new();
     stage.come(1);
-    let asks = |last| ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, last, false)), Ok(()));
-    assert!(stage.news(1, asks(2)), "a sync is due");
-    assert_eq!(stage.hears(1), None);
+    let asks = |last| ShimEventKind::Request(ShimRequest::Bind(binding(PORT, last, false)), Ok(()));
+    assert!(stage.event(1, asks(2)), "a sync is due");
+    assert_eq!(stage.hreceivers(1), None);
     stage.shims.synced(|port| Err(format!("no {port}")));
     let no = ShimReply::Error("no 0.0.0.0:8080/tcp".into());
-    assert_eq!(stage.hears(1), Some(no));
-    assert!(stage.news(1, asks(2)));
+    assert_eq!(stage.hreceivers(1), Some(no));
+    assert!(stage.event(1, asks(2)));
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Ok(())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
 }
 
@@ -161,14 +161,17 @@ fn released_port_is_in_no_list() {
         .host_state
         .apply(Update::Containers(Listing::from(vec![publisher()])));
     stage.bind(1, 2, false);
-    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Ok(())));
     assert!(stage.host_state.publishes(&PORT));
-    assert!(stage.news(1, ShimEventKind::Asks(ShimRequest::Unbind, Ok(()))));
+    assert!(stage.event(1, ShimEventKind::Request(ShimRequest::Unbind, Ok(()))));
     assert!(!stage.host_state.publishes(&PORT) && stage.leads_to().is_none());
-    assert_eq!(stage.hears(1), None);
+    assert_eq!(stage.hreceivers(1), None);
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
-    assert!(stage.ears.get_mut(&1).unwrap().is_closed(), "it may end");
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Ok(())));
+    assert!(
+        stage.receivers.get_mut(&1).unwrap().is_closed(),
+        "it may end"
+    );
 }
 
 #[test]
@@ -178,7 +181,7 @@ fn dead_shim_keeps_what_docker_lists() {
         .host_state
         .apply(Update::Containers(Listing::from(vec![publisher()])));
     stage.bind(1, 2, false);
-    assert!(stage.news(1, ShimEventKind::Went));
+    assert!(stage.event(1, ShimEventKind::Disconnected));
     assert!(stage.leads_to().is_none() && stage.host_state.publishes(&PORT));
 }
 
@@ -188,7 +191,7 @@ fn taken_port_is_refused_while_its_shim_lives() {
     let mut stage = Stage::new();
     stage.bind(1, 2, false);
     stage.bind(2, 3, false);
-    let Some(ShimReply::Error(why)) = stage.hears(2) else {
+    let Some(ShimReply::Error(why)) = stage.hreceivers(2) else {
         panic!("no refusal")
     };
     assert_eq!(
@@ -196,9 +199,9 @@ fn taken_port_is_refused_while_its_shim_lives() {
         "0.0.0.0:8080/tcp is already published for container address 172.17.0.2"
     );
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
-    stage.news(1, ShimEventKind::Went);
+    stage.event(1, ShimEventKind::Disconnected);
     stage.again(2, 3, false);
-    assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(2), Some(ShimReply::Ok(())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
 }
 
@@ -207,17 +210,20 @@ fn taken_port_is_refused_while_its_shim_lives() {
 fn orphan_releases_to_a_reclaim_without_a_gap() {
     let mut stage = Stage::new();
     stage.bind(1, 2, true);
-    stage.hears(1);
+    stage.hreceivers(1);
     stage.reclaim(2, PORT);
-    assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
-    assert_eq!(stage.hears(2), None, "the orphan still holds it");
-    assert!(!stage.news(1, ShimEventKind::Went), "nothing changes");
-    assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Release(())));
+    assert_eq!(stage.hreceivers(2), None, "the orphan still holds it");
+    assert!(
+        !stage.event(1, ShimEventKind::Disconnected),
+        "nothing changes"
+    );
+    assert_eq!(stage.hreceivers(2), Some(ShimReply::Ok(())));
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.2");
     stage.again(2, 3, false);
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
     // A claimant that dies leaves no mapping.
-    stage.news(2, ShimEventKind::Went);
+    stage.event(2, ShimEventKind::Disconnected);
     assert!(stage.leads_to().is_none());
 }
 
@@ -226,22 +232,22 @@ fn orphan_releases_to_a_reclaim_without_a_gap() {
 fn reclaim_concerns_overlapping_ports_only() {
     let mut stage = Stage::new();
     stage.bind(1, 2, true);
-    stage.hears(1);
+    stage.hreceivers(1);
     let on = |ip: [u8; 4], proto| HostPort {
         ip: ip.into(),
         proto,
         ..PORT
     };
     stage.reclaim(2, on([127, 0, 0, 1], Proto::Udp));
-    assert_eq!(stage.hears(1), None);
-    let Some(ShimReply::Error(why)) = stage.hears(2) else {
+    assert_eq!(stage.hreceivers(1), None);
+    let Some(ShimReply::Error(why)) = stage.hreceivers(2) else {
         panic!("no refusal")
     };
     assert_eq!(why, "no orphan holds 127.0.0.1:8080/udp");
     stage.reclaim(3, on([127, 0, 0, 1], Proto::Tcp));
-    assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
-    stage.news(1, ShimEventKind::Went);
-    assert_eq!(stage.hears(3), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Release(())));
+    stage.event(1, ShimEventKind::Disconnected);
+    assert_eq!(stage.hreceivers(3), Some(ShimReply::Ok(())));
     assert!(stage.leads_to().is_none());
 }
 
@@ -250,17 +256,17 @@ fn new_agent_waits_for_orphans() {
     let mut stage = Stage::new();
     stage.shims = Shims::new(stage.now);
     stage.reclaim(2, PORT);
-    assert_eq!(stage.hears(2), None);
+    assert_eq!(stage.hreceivers(2), None);
     stage.bind(1, 2, true);
-    assert_eq!(stage.hears(1), Some(ShimReply::Release(())));
-    stage.news(1, ShimEventKind::Went);
-    assert_eq!(stage.hears(2), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Release(())));
+    stage.event(1, ShimEventKind::Disconnected);
+    assert_eq!(stage.hreceivers(2), Some(ShimReply::Ok(())));
     // A reclaim fails when no orphan has appeared.
     stage.reclaim(3, HostPort { port: 81, ..PORT });
-    assert_eq!(stage.hears(3), None);
+    assert_eq!(stage.hreceivers(3), None);
     stage.now += FINDING;
     stage.shims.review(&mut stage.host_state, stage.now);
-    assert!(matches!(stage.hears(3), Some(ShimReply::Error(_))));
+    assert!(matches!(stage.hreceivers(3), Some(ShimReply::Error(_))));
 }
 
 /// Orphans are released when Docker has answered and lists no container for their port.
@@ -271,11 +277,11 @@ fn orphans_unknown_to_docker_are_released() {
         .host_state
         .apply(Update::Containers(Listing::from(vec![publisher()])));
     stage.bind(1, 2, false);
-    stage.hears(1);
+    stage.hreceivers(1);
     let review = |stage: &mut Stage, later: Duration| {
         stage.now += later;
         stage.shims.review(&mut stage.host_state, stage.now);
-        stage.hears(1)
+        stage.hreceivers(1)
     };
     stage.again(1, 2, true);
     assert_eq!(review(&mut stage, GRACE), Some(ShimReply::Ok(())));
@@ -291,7 +297,7 @@ fn orphans_unknown_to_docker_are_released() {
         version: "20.10".into(),
     });
     stage.again(1, 2, true);
-    stage.hears(1);
+    stage.hreceivers(1);
     assert_eq!(review(&mut stage, GRACE), Some(ShimReply::Release(())));
     assert_eq!(review(&mut stage, GRACE), None, "once");
 }
@@ -300,22 +306,28 @@ fn orphans_unknown_to_docker_are_released() {
 fn claim_without_its_socket_is_refused() {
     let mut stage = Stage::new();
     let asks = |orphan, proof: Proof| {
-        ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, 3, orphan)), proof)
+        ShimEventKind::Request(ShimRequest::Bind(binding(PORT, 3, orphan)), proof)
     };
     let why = || Err("no socket".to_owned());
     stage.come(1);
-    assert!(!stage.news(1, asks(false, why())));
-    assert_eq!(stage.hears(1), Some(ShimReply::Error("no socket".into())));
+    assert!(!stage.event(1, asks(false, why())));
+    assert_eq!(
+        stage.hreceivers(1),
+        Some(ShimReply::Error("no socket".into()))
+    );
     // An orphan that has never shown a socket is refused too.
-    assert!(!stage.news(1, asks(true, why())) && stage.leads_to().is_none());
+    assert!(!stage.event(1, asks(true, why())) && stage.leads_to().is_none());
     stage.again(1, 3, false);
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
-    assert!(stage.news(1, asks(true, why())), "an orphan that has");
-    assert!(!stage.news(1, asks(false, why())), "no orphan");
+    assert!(stage.event(1, asks(true, why())), "an orphan that has");
+    assert!(!stage.event(1, asks(false, why())), "no orphan");
     stage.come(2);
     let reclaim = ShimRequest::Reclaim(binding(PORT, 9, false));
-    assert!(!stage.news(2, ShimEventKind::Asks(reclaim, why())));
-    assert_eq!(stage.hears(2), Some(ShimReply::Error("no socket".into())));
+    assert!(!stage.event(2, ShimEventKind::Request(reclaim, why())));
+    assert_eq!(
+        stage.hreceivers(2),
+        Some(ShimReply::Error("no socket".into()))
+    );
     assert_eq!(stage.leads_to().unwrap(), "172.17.0.3");
 }
 
@@ -328,11 +340,14 @@ fn claim_waits_for_dockers_agreement() {
     };
     let refused = |stage: &mut Stage, binding: Binding, because: &str| {
         stage.come(1);
-        assert!(!stage.news(1, ShimEventKind::Asks(ShimRequest::Bind(binding), Ok(()))));
-        assert_eq!(stage.hears(1), None, "Docker may be about to say it");
+        assert!(!stage.event(
+            1,
+            ShimEventKind::Request(ShimRequest::Bind(binding), Ok(()))
+        ));
+        assert_eq!(stage.hreceivers(1), None, "Docker may be about to say it");
         stage.now += AGREEING;
         stage.shims.review(&mut stage.host_state, stage.now);
-        let Some(ShimReply::Error(why)) = stage.hears(1) else {
+        let Some(ShimReply::Error(why)) = stage.hreceivers(1) else {
             panic!("no refusal")
         };
         assert_eq!(why, because);
@@ -360,9 +375,9 @@ fn claim_waits_for_dockers_agreement() {
 
     // Docker reports the network a moment later.
     stage.come(1);
-    assert!(!stage.news(
+    assert!(!stage.event(
         1,
-        ShimEventKind::Asks(ShimRequest::Bind(foreign(PORT)), Ok(()))
+        ShimEventKind::Request(ShimRequest::Bind(foreign(PORT)), Ok(()))
     ));
     let mut late = network();
     late.id = "n2".into();
@@ -376,11 +391,11 @@ fn claim_waits_for_dockers_agreement() {
 fn claim_that_docker_contradicts_ends() {
     let mut stage = Stage::new();
     let other = HostPort { port: 81, ..PORT };
-    let asks = || ShimEventKind::Asks(ShimRequest::Bind(binding(other, 2, false)), Ok(()));
+    let asks = || ShimEventKind::Request(ShimRequest::Bind(binding(other, 2, false)), Ok(()));
     stage.come(1);
-    assert!(stage.news(1, asks()), "its container may be starting");
+    assert!(stage.event(1, asks()), "its container may be starting");
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Ok(())));
     stage
         .host_state
         .apply(Update::Container(Box::new(publisher())));
@@ -389,9 +404,9 @@ fn claim_that_docker_contradicts_ends() {
     stage.now += CONTRADICTING;
     assert!(review(&mut stage) && stage.host_state.bound.is_empty());
     let why = "Docker does not publish port 80 of web as 0.0.0.0:81/tcp";
-    assert_eq!(stage.hears(1), Some(ShimReply::Error(why.into())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Error(why.into())));
     // From here on Docker's list overrides a claim.
-    assert!(!stage.news(1, asks()));
+    assert!(!stage.event(1, asks()));
     let mut listed = publisher();
     listed.ports[0].host_port = 81;
     stage.host_state.apply(Update::Container(Box::new(listed)));
@@ -407,9 +422,9 @@ fn claim_without_docker_needs_a_bridge() {
         .host_state
         .apply(Update::DockerDown { why: String::new() });
     stage.host_state.networks.clear();
-    let asks = || ShimEventKind::Asks(ShimRequest::Bind(binding(PORT, 2, false)), Ok(()));
+    let asks = || ShimEventKind::Request(ShimRequest::Bind(binding(PORT, 2, false)), Ok(()));
     stage.come(1);
-    assert!(!stage.news(1, asks()));
+    assert!(!stage.event(1, asks()));
     let bridge = Link {
         index: 7,
         name: "docker0".into(),
@@ -437,20 +452,20 @@ fn docker_proxy_port_waits_for_dockers_list() {
         ip: std::net::Ipv6Addr::UNSPECIFIED.into(),
         ..PORT
     };
-    let asks = || ShimEventKind::Asks(ShimRequest::Proxy(binding(port, 2, false)), Ok(()));
+    let asks = || ShimEventKind::Request(ShimRequest::Proxy(binding(port, 2, false)), Ok(()));
     stage.come(1);
-    assert!(stage.news(1, asks()), "a sync is due");
-    assert_eq!(stage.hears(1), None);
+    assert!(stage.event(1, asks()), "a sync is due");
+    assert_eq!(stage.hreceivers(1), None);
     stage.shims.synced(|port| Err(format!("no {port}")));
     assert_eq!(
-        stage.hears(1),
+        stage.hreceivers(1),
         Some(ShimReply::Error("no [::]:8080/tcp".into()))
     );
-    assert!(stage.news(1, asks()));
+    assert!(stage.event(1, asks()));
     stage.shims.synced(|_| Ok(()));
-    assert_eq!(stage.hears(1), Some(ShimReply::Ok(())));
+    assert_eq!(stage.hreceivers(1), Some(ShimReply::Ok(())));
     // The shim has become another program by now.
-    stage.news(1, ShimEventKind::Went);
+    stage.event(1, ShimEventKind::Disconnected);
     assert!(!stage.shims.review(&mut stage.host_state, stage.now));
     assert!(stage.host_state.proxied.contains(&port));
     let mut container = publisher();
@@ -466,7 +481,7 @@ fn docker_proxy_port_waits_for_dockers_list() {
         .host_state
         .apply(Update::Containers(Listing::from(Vec::new())));
     stage.come(2);
-    assert!(stage.news(2, asks()));
+    assert!(stage.event(2, asks()));
     stage.now += LISTING;
     let why = "silent".to_owned();
     stage.host_state.apply(Update::DockerDown { why });
@@ -476,10 +491,10 @@ fn docker_proxy_port_waits_for_dockers_list() {
     assert!(stage.shims.review(&mut stage.host_state, stage.now));
     assert!(stage.host_state.proxied.is_empty());
     stage.come(3);
-    let refused = ShimEventKind::Asks(
+    let refused = ShimEventKind::Request(
         ShimRequest::Proxy(binding(port, 2, false)),
         Err("no".into()),
     );
-    assert!(!stage.news(3, refused) && stage.host_state.proxied.is_empty());
-    assert_eq!(stage.hears(3), Some(ShimReply::Error("no".into())));
+    assert!(!stage.event(3, refused) && stage.host_state.proxied.is_empty());
+    assert_eq!(stage.hreceivers(3), Some(ShimReply::Error("no".into())));
 }

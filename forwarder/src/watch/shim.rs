@@ -97,18 +97,18 @@ pub struct ShimEvent {
     /// The shim.
     pub shim: ShimId,
     /// What happened.
-    pub news: ShimEventKind,
+    pub kind: ShimEventKind,
 }
 
 /// What can happen to a shim.
 #[derive(Debug)]
 pub enum ShimEventKind {
     /// The shim has connected, and receives replies here.
-    Came(ShimReplies),
+    Connected(ShimReplies),
     /// The shim makes a request, and whether it may.
-    Asks(ShimRequest, Proof),
+    Request(ShimRequest, Proof),
     /// The shim has gone.
-    Went,
+    Disconnected,
 }
 
 /// Passes requests and replies until either side ends.
@@ -116,51 +116,51 @@ pub(crate) async fn converse(
     first: ShimRequest,
     mut from: Lines,
     mut to: OwnedWriteHalf,
-    calls: &mpsc::Sender<ShimEvent>,
+    events: &mpsc::Sender<ShimEvent>,
 ) -> Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let shim = ShimId(NUMBER.fetch_add(1, Ordering::Relaxed));
-    let (words_in, words) = mpsc::unbounded_channel();
-    calls
+    let (replies_in, replies) = mpsc::unbounded_channel();
+    events
         .send(ShimEvent {
             shim,
-            news: ShimEventKind::Came(words_in),
+            kind: ShimEventKind::Connected(replies_in),
         })
         .await?;
-    let ended = carry(shim, first, &mut from, &mut to, calls, words).await;
-    calls
+    let ended = exchange(shim, first, &mut from, &mut to, events, replies).await;
+    events
         .send(ShimEvent {
             shim,
-            news: ShimEventKind::Went,
+            kind: ShimEventKind::Disconnected,
         })
         .await?;
     ended
 }
 
-async fn carry(
+async fn exchange(
     shim: ShimId,
     first: ShimRequest,
     from: &mut Lines,
     to: &mut OwnedWriteHalf,
-    calls: &mpsc::Sender<ShimEvent>,
-    mut words: mpsc::UnboundedReceiver<ShimReply>,
+    events: &mpsc::Sender<ShimEvent>,
+    mut replies: mpsc::UnboundedReceiver<ShimReply>,
 ) -> Result<()> {
-    let news = asks(first, from);
-    calls.send(ShimEvent { shim, news }).await?;
+    let kind = checked(first, from);
+    events.send(ShimEvent { shim, kind }).await?;
     loop {
         tokio::select! {
-            heard = from.next() => {
-                let heard = heard?;
-                if heard.is_empty() {
+            line = from.next() => {
+                let line = line?;
+                if line.is_empty() {
                     return Ok(());
                 }
-                let question = ShimRequest::read(&heard).context("not a shim's request")?;
-                let news = asks(question, from);
-                calls.send(ShimEvent { shim, news }).await?;
+                let request = ShimRequest::read(&line).context("not a shim's request")?;
+                let kind = checked(request, from);
+                events.send(ShimEvent { shim, kind }).await?;
             }
-            word = words.recv() => {
-                let Some(word) = word else { return Ok(()) };
-                let mut line = serde_json::to_vec(&word)?;
+            reply = replies.recv() => {
+                let Some(reply) = reply else { return Ok(()) };
+                let mut line = serde_json::to_vec(&reply)?;
                 line.push(b'\n');
                 to.write_all(&line).await?;
             }
@@ -169,16 +169,16 @@ async fn carry(
 }
 
 /// Returns a request, with whether the caller may make it.
-fn asks(question: ShimRequest, from: &mut Lines) -> ShimEventKind {
+fn checked(request: ShimRequest, from: &mut Lines) -> ShimEventKind {
     let socket = from.take_attached();
     let may = claim::may_claim(from.stream());
-    let proof = may.and_then(|()| match &question {
+    let proof = may.and_then(|()| match &request {
         ShimRequest::Bind(binding) => claim::holds(socket.as_ref(), binding),
         // These need no proof: they concern the caller's own port, an orphan's port that has to be
         // released anyway, or a port that is closed and not opened.
         ShimRequest::Unbind | ShimRequest::Reclaim(_) | ShimRequest::Proxy(_) => Ok(()),
     });
-    ShimEventKind::Asks(question, proof)
+    ShimEventKind::Request(request, proof)
 }
 
 #[cfg(test)]
