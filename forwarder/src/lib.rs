@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent: keeps the BPF maps and programs equal to what Docker and the kernel say.
 //!
-//! The programs decide about packets by themselves, with or without an agent. They cannot know which
-//! networks, containers and published ports exist, and which devices they should be attached to. The
-//! agent tells them. The agent keeps no record of its own actions: each pass observes what the kernel
-//! holds, derives what it should hold, and applies the difference. A first start, a crash, drift and
-//! the steady state take this one path.
+//! The programs decide about packets by themselves, with or without an agent. They cannot know
+//! which networks, containers and published ports exist, and which devices they should be attached
+//! to. The agent tells them. The agent keeps no record of its own actions: each pass observes what
+//! the kernel holds, derives what it should hold, and applies the difference. A first start, a
+//! crash, drift and the steady state take this one path.
 //!
 //! # Where to begin
 //!
@@ -18,19 +18,20 @@
 //! 2. [`host_state`] holds what the updates say, as plain data.
 //! 3. [`desired`] derives from it the [`desired_state`] of the kernel. [`overrides`] are the
 //!    administrator's settings, [`others`] is the configuration of other software on this host.
-//! 4. [`diff`] compares it with what the kernel holds. The result is a list of changes of which every
-//!    prefix is safe.
+//! 4. [`diff`] compares it with what the kernel holds. The result is a list of changes of which
+//!    every prefix is safe.
 //! 5. [`datapath`] reads and changes the kernel: maps, links, pins, flow operations.
 //!
-//! [`host_state`], [`desired`], [`diff`] and [`desired_state`] are pure: no I/O, no clock. [`watch`]
-//! and [`datapath`] do the I/O, and only [`datapath`] uses aya.
+//! [`host_state`], [`desired`], [`diff`] and [`desired_state`] are pure: no I/O, no clock.
+//! [`watch`] and [`datapath`] do the I/O, and only [`datapath`] uses aya.
 //!
 //! # People and shims
 //!
-//! [`cli`] has one file for each verb, and [`report`] builds what the verbs show. [`control`] is the
-//! socket by which they query the agent. The shims that dockerd starts use it too, and [`shims`]
-//! tracks which shim waits for which reply. [`config`] reads settings, [`preflight`] checks whether
-//! this kernel, host and Docker are suitable, and [`lock`] admits one agent per network namespace.
+//! [`cli`] has one file for each verb, and [`report`] builds what the verbs show. [`control`] is
+//! the socket by which they query the agent. The shims that dockerd starts use it too, and
+//! [`shims`] tracks which shim waits for which reply. [`config`] reads settings, [`preflight`]
+//! checks whether this kernel, host and Docker are suitable, and [`lock`] admits one agent per
+//! network namespace.
 
 mod acl;
 mod agent;

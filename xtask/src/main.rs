@@ -2,10 +2,10 @@
 //! The project's tasks: `cargo xtask setup | build | run | test | differential | bench | fuzz |
 //! mutants | lint`, one file each.
 //!
-//! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing itself. Each
-//! task first does what it needs: `run`, `test` and `bench` call [`build`], and [`build`] calls
-//! [`setup`], which finds or installs the compilers of the BPF object ([`toolchain`] chooses among
-//! the installed ones).
+//! A task starts other programs (cargo, apt-get, our own binaries) and compiles nothing itself.
+//! Each task first does what it needs: `run`, `test` and `bench` call [`build`], and [`build`]
+//! calls [`setup`], which finds or installs the compilers of the BPF object ([`toolchain`] chooses
+//! among the installed ones).
 //!
 //! - [`mod@test`] runs every tier of tests and adds up their results ([`totals`]); [`vm`] is the
 //!   tier that boots other kernels ([`kernels`]).
