@@ -6,8 +6,8 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, Map, MapData};
-use forwarder_common::abi::{Endpoint, capacity, name};
+use aya::maps::{Array, HashMap, Map, MapData};
+use forwarder_common::abi::{Device, Endpoint, LAYOUT, capacity, device, name};
 use forwarder_common::family::V4;
 use harness::{Packet, eventually, holds};
 
@@ -199,12 +199,23 @@ fn first_packet_waits_for_the_neighbour() -> Result<()> {
     Ok(())
 }
 
-/// The pinned table of endpoints.
-fn endpoints(stage: &Stage) -> Result<Array<MapData, [u8; size_of::<Endpoint<V4>>()]>> {
-    let version = fs::read_dir(stage.scene.host.bpffs_dir())?.next();
-    let folder = version.context("nothing is pinned")??.path();
-    let map = MapData::from_pin(folder.join("maps").join(name::ENDPOINTS))?;
-    Ok(Array::try_from(Map::Array(map))?)
+/// A pinned map.
+fn pinned(stage: &Stage, name: &str) -> Result<MapData> {
+    let maps = stage.scene.host.bpffs_dir().join(format!("v{LAYOUT}/maps"));
+    Ok(MapData::from_pin(maps.join(name))?)
+}
+
+/// Has the programs take veths for such whose containers are not known yet.
+fn forget_names(stage: &Stage, veths: &[u32]) -> Result<()> {
+    let map = Map::HashMap(pinned(stage, name::DEVICES)?);
+    let mut devices: HashMap<_, u32, [u8; size_of::<Device>()]> = map.try_into()?;
+    let kind = std::mem::offset_of!(Device, kind);
+    for veth in veths {
+        let mut bytes = devices.get(veth, 0)?;
+        bytes[kind..kind + 4].copy_from_slice(&device::VETH.to_ne_bytes());
+        devices.insert(veth, bytes, 0)?;
+    }
+    Ok(())
 }
 
 /// A target without a hook is reached through the bridge.
@@ -214,7 +225,8 @@ fn target_without_hook_is_reached_by_the_bridge() -> Result<()> {
     stage.carries(&ALL, SMALL, plain)?;
     // As the agent leaves it for a container whose veth it does not know yet.
     stage.scene.agent.kill()?;
-    let mut table = endpoints(&stage)?;
+    let map = Map::Array(pinned(&stage, name::ENDPOINTS)?);
+    let mut table: Array<_, [u8; size_of::<Endpoint<V4>>()]> = map.try_into()?;
     let veth = std::mem::offset_of!(Endpoint<V4>, ifindex);
     let mut veths = Vec::new();
     for slot in 0..capacity::ENDPOINTS {
@@ -227,6 +239,7 @@ fn target_without_hook_is_reached_by_the_bridge() -> Result<()> {
         }
     }
     assert_eq!(veths.len(), 2);
+    forget_names(&stage, &veths)?;
     let before = stage.scene.count("not-hooked")?;
     stage.carries(&ALL, SMALL, plain)?;
     ensure!(stage.scene.count("not-hooked")? >= before + 4);
