@@ -213,7 +213,7 @@ mod tests {
     async fn answer_that_never_ends_is_cut() {
         let piece = "\"x\",".repeat(16_384);
         let why = refused("long", "[", piece, ANSWER).await;
-        assert!(why.contains("over 32 MiB"), "{why}");
+        assert!(why.contains("more than 32 MiB"), "{why}");
         let why = refused("many", "[", "{},".repeat(16_384), 3 * OBJECTS).await;
         assert!(why.contains("or 262144 objects"), "{why}");
     }
