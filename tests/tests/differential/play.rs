@@ -275,7 +275,14 @@ fn observe(
             .iter()
             .filter_map(|shot| {
                 let flow = shot.flow?;
-                seen[flow].filter(|end| end.1 != flows[flow].opener.1)
+                let own = flows[flow].opener;
+                // A server that speaks first is seen by the port that publishes it: not a drawn one.
+                let publishes = |end: End| {
+                    PUBLISHED
+                        .iter()
+                        .any(|&(at, host, inside)| host == end.1 && own == (at.address(), inside))
+                };
+                seen[flow].filter(|&end| end.1 != own.1 && !publishes(end))
             })
             .collect();
         let fields = Reader { drawn: &drawn }.fields(&came, own.is_some());
