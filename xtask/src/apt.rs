@@ -3,11 +3,11 @@
 //! packages, or unpacks their files without installation.
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     step::step,
@@ -127,29 +127,46 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks a package and its missing dependencies into `folder`, which exists only once it is
-/// complete. This system's packages stay as they are.
+/// Unpacks a package and its missing dependencies into `folder`. This system's packages stay as they
+/// are.
 pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
-    let draft = folder.with_extension("new");
+    unpack_archives(folder, |archives| {
+        fs::create_dir_all(archives.join("partial"))
+            .with_context(|| format!("cannot make {}", archives.display()))?;
+        let download = || {
+            let mut command = apt_get(&[package]);
+            command
+                .arg("--download-only")
+                .args(["-o", "APT::Sandbox::User=root", "-o"])
+                .arg(format!("Dir::Cache::archives={}", archives.display()));
+            command
+        };
+        let what = format!("download {package}");
+        if step(&what, download()).is_err() {
+            update()?;
+            step(&what, download())?;
+        }
+        Ok(())
+    })
+    .with_context(|| format!("cannot unpack {package}"))
+}
+
+/// Unpacks all archives that `download` puts into the folder it is given. `folder` exists only once
+/// it is complete.
+pub(crate) fn unpack_archives(
+    folder: &Path,
+    download: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let mut draft = folder.as_os_str().to_owned();
+    draft.push(".new");
+    let draft = PathBuf::from(draft);
     if draft.exists() {
         fs::remove_dir_all(&draft)?;
     }
     let archives = draft.join("archives");
-    fs::create_dir_all(archives.join("partial"))
-        .with_context(|| format!("cannot make {}", archives.display()))?;
-    let download = || {
-        let mut command = apt_get(&[package]);
-        command
-            .arg("--download-only")
-            .args(["-o", "APT::Sandbox::User=root", "-o"])
-            .arg(format!("Dir::Cache::archives={}", archives.display()));
-        command
-    };
-    let what = format!("download {package}");
-    if step(&what, download()).is_err() {
-        update()?;
-        step(&what, download())?;
-    }
+    fs::create_dir_all(&archives).with_context(|| format!("cannot make {}", archives.display()))?;
+    download(&archives)?;
+    let mut found = false;
     for entry in fs::read_dir(&archives)? {
         let archive = entry?.path();
         if archive
@@ -158,10 +175,12 @@ pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
         {
             continue;
         }
+        found = true;
         let mut extract = Command::new("dpkg-deb");
         extract.arg("--extract").arg(&archive).arg(&draft);
         step(&format!("unpack {}", archive.display()), extract)?;
     }
+    ensure!(found, "apt-get left no archive");
     fs::remove_dir_all(&archives)?;
     if folder.exists() {
         fs::remove_dir_all(folder)?;

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::step::step;
+use crate::{apt, step::step};
 
 /// The sources of kernels, oldest suite first: 6.1, 6.12, and the newest of a stable Debian, both
 /// under its codename and under that of the next suite.
@@ -232,32 +232,16 @@ impl Apt {
             .with_context(|| format!("{package} depends on no {prefix}…"))
     }
 
-    /// Downloads a package and unpacks it into `folder`, which exists only once it is complete.
+    /// Downloads a package and unpacks it into `folder`.
     fn download(&self, package: &str, folder: &Path) -> Result<()> {
-        let mut draft = folder.as_os_str().to_owned();
-        draft.push(".new");
-        let draft = PathBuf::from(draft);
-        if draft.exists() {
-            fs::remove_dir_all(&draft)?;
-        }
-        fs::create_dir_all(&draft)?;
-        let mut download = self.command("apt-get");
-        download
-            .args(["download", "-q", package])
-            .current_dir(&draft);
-        step(&format!("download {package}"), download)?;
-        let archive = fs::read_dir(&draft)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get left no archive of {package}"))?;
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("--extract").arg(&archive).arg(&draft);
-        step(&format!("unpack {package}"), unpack)?;
-        fs::remove_file(archive)?;
-        if folder.exists() {
-            fs::remove_dir_all(folder)?;
-        }
-        fs::rename(&draft, folder).with_context(|| format!("cannot make {}", folder.display()))
+        apt::unpack_archives(folder, |archives| {
+            let mut download = self.command("apt-get");
+            download
+                .args(["download", "-q", package])
+                .current_dir(archives);
+            step(&format!("download {package}"), download)
+        })
+        .with_context(|| format!("cannot unpack {package}"))
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use harness::attack::{Attacker, Watch};
 use harness::{Docker, Lab, Packet, Peer, Scene, holds};
 
-use crate::{Numbered, SETTLED, counted, end};
+use crate::{ASKS_LAN, Numbered, SETTLED, counted, end};
 
 /// Sources that no machine of the LAN has.
 const NOBODYS: [[u8; 4]; 12] = [
@@ -221,17 +221,6 @@ const NO_ROUTERS: [[u8; 4]; 8] = [
     [240, 0, 0, 1],
 ];
 
-/// What a container says to send that datagram.
-const ASKS: [&str; 7] = [
-    "udp",
-    "198.18.1.2:9",
-    "x",
-    "--bind",
-    "0.0.0.0:4000",
-    "--timeout",
-    "50",
-];
-
 /// An error about a datagram that the host has sent for a container.
 fn complaint(from: [u8; 4]) -> Packet {
     let sent = Packet::udp(end([198, 18, 1, 1], 4000), end([198, 18, 1, 2], 9), b"x");
@@ -248,7 +237,7 @@ fn errors_of_impossible_sources_are_dropped() -> Result<()> {
     }
     let web = scene.run("web", &[], &Peer::idle())?;
     scene.run("sibling", &[], &Peer::idle())?;
-    web.peer(&ASKS).unwrap_err();
+    web.peer(&ASKS_LAN).unwrap_err();
     let raw = Attacker::new(scene.lan(), "h1", host.mac("up0")?)?;
     let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
     let mut forged = Numbered::new(1000);
@@ -276,7 +265,7 @@ fn stock_forwards_an_error_as_a_sibling() -> Result<()> {
     }
     let web = host.run("web", &[], &Peer::idle())?;
     host.run("sibling", &[], &Peer::idle())?;
-    web.peer(&ASKS).unwrap_err();
+    web.peer(&ASKS_LAN).unwrap_err();
     let raw = Attacker::new(lab.lan(), "h1", host.mac("up0")?)?;
     let watch = Watch::new(&[("web", &web.space()?, "eth0")])?;
     let mut forged = Numbered::new(1000);

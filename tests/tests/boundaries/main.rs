@@ -31,6 +31,17 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long a frame takes to arrive, if it does.
 const SETTLED: Duration = Duration::from_millis(300);
 
+/// How a container's peer sends a datagram from port 4000 to the LAN, where nobody answers.
+const ASKS_LAN: [&str; 7] = [
+    "udp",
+    "198.18.1.2:9",
+    "x",
+    "--bind",
+    "0.0.0.0:4000",
+    "--timeout",
+    "50",
+];
+
 fn end(address: [u8; 4], port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::from(address), port)
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use harness::attack::{Arp, Attacker, Mac, Watch};
 use harness::{Docker, Host, Lab, Packet, Peer, Scene, Space, eventually};
 
-use crate::{SETTLED, SOON, attacker, counted, end};
+use crate::{ASKS_LAN, SETTLED, SOON, attacker, counted, end};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 const OWN: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
@@ -118,17 +118,7 @@ fn forged_arp_ends_at_the_veth() -> Result<()> {
     // Packets from others' stations, and a flood of made-up ones: one at a time, in a flow and without.
     let before = scene.count("spoofed-neighbour")?;
     let lan = end([198, 18, 1, 2], 9);
-    mallory
-        .peer(&[
-            "udp",
-            "198.18.1.2:9",
-            "x",
-            "--bind",
-            "0.0.0.0:4000",
-            "--timeout",
-            "50",
-        ])
-        .unwrap_err();
+    mallory.peer(&ASKS_LAN).unwrap_err();
     let mut frames = Vec::new();
     for number in 0..2000_u16 {
         let [high, low] = number.to_be_bytes();
