@@ -352,29 +352,38 @@ fn add_allowed(
         allowed.insert((bridge, range.0, range.1), allowed::EACH);
         route(allowed, range);
     }
-    for (id, at) in &network.endpoints {
-        let (Some(container), Some(&veth)) = (
-            host_state.containers.get(&at.container),
-            host_state.veths.get(id),
-        ) else {
-            continue;
-        };
-        for net in policy.rules.allowed_sources(container) {
-            let Some(range) = v4(net) else { continue };
-            // A source for which there is no room is not allowed.
-            if allowed.len() + 3 > capacity::ALLOWED_SOURCES as usize {
-                return;
-            }
-            let each = terms
-                .allowed_sources
-                .iter()
-                .any(|whole| whole.contains(net));
-            let word = if each { allowed::EACH } else { allowed::ONE };
-            allowed.insert((bridge, range.0, range.1), word);
-            allowed.insert((veth, range.0, range.1), allowed::ONE);
-            route(allowed, range);
+    for (veth, net, each) in container_sources(host_state, policy, (network, terms)) {
+        let Some(range) = v4(net) else { continue };
+        // A source for which there is no room is not allowed.
+        if allowed.len() + 3 > capacity::ALLOWED_SOURCES as usize {
+            return;
         }
+        let word = if each { allowed::EACH } else { allowed::ONE };
+        allowed.insert((bridge, range.0, range.1), word);
+        allowed.insert((veth, range.0, range.1), allowed::ONE);
+        route(allowed, range);
     }
+}
+
+/// Returns the sources of both families that single containers of a network may use: the host's end
+/// of the container's veth, the range, and whether the network allows the range to each of its
+/// containers.
+fn container_sources<'a>(
+    host_state: &'a HostState,
+    policy: &'a Policy,
+    (network, terms): (&'a Network, &'a NetworkOptions),
+) -> impl Iterator<Item = (u32, &'a IpNet, bool)> {
+    let known = network.endpoints.iter().filter_map(|(id, at)| {
+        let container = host_state.containers.get(&at.container)?;
+        Some((*host_state.veths.get(id)?, container))
+    });
+    known.flat_map(move |(veth, container)| {
+        let ranges = policy.rules.allowed_sources(container).iter();
+        ranges.map(move |net| {
+            let mut whole = terms.allowed_sources.iter();
+            (veth, net, whole.any(|whole| whole.contains(net)))
+        })
+    })
 }
 
 /// Returns an IPv4 range's address and prefix length.

@@ -11,8 +11,8 @@ use forwarder_common::abi::{
 use forwarder_common::family::{Be16, Be128};
 use ipnet::IpNet;
 
-use super::Policy;
 use super::published::number;
+use super::{Policy, container_sources};
 use crate::acl::AclTable;
 use crate::desired_state::{DesiredState, Key6, Row6};
 use crate::host_state::{
@@ -113,27 +113,18 @@ pub(super) fn add_allowed(
         room = room.saturating_sub(1);
         allow(bridge, range, allowed::EACH);
     }
-    for (id, at) in &network.endpoints {
-        let (Some(container), Some(&veth)) = (
-            host_state.containers.get(&at.container),
-            host_state.veths.get(id),
-        ) else {
+    for (veth, net, each) in container_sources(host_state, policy, (network, terms)) {
+        let Some(range) = v6(net) else { continue };
+        if each {
             continue;
-        };
-        for net in policy.rules.allowed_sources(container) {
-            let Some(range) = v6(net) else { continue };
-            let mut whole = terms.allowed_sources.iter();
-            if whole.any(|whole| whole.contains(net)) {
-                continue;
-            }
-            // A source for which there is no room is not allowed.
-            let Some(left) = room.checked_sub(2) else {
-                return;
-            };
-            room = left;
-            allow(bridge, range, allowed::ONE);
-            allow(veth, range, allowed::ONE);
         }
+        // A source for which there is no room is not allowed.
+        let Some(left) = room.checked_sub(2) else {
+            return;
+        };
+        room = left;
+        allow(bridge, range, allowed::ONE);
+        allow(veth, range, allowed::ONE);
     }
 }
 
