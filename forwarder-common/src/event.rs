@@ -3,10 +3,9 @@
 
 use core::cell::Cell;
 
-use crate::abi::{Flow, Tuple};
+use crate::abi::{Flow, FlowState, ORIGINAL, REPLY, Tuple};
+use crate::clock::Ticks;
 use crate::family::{Family, V4};
-use crate::flow::{FlowState, ORIGINAL, REPLY};
-use crate::timeouts::Ticks;
 
 /// What happened to a flow.
 #[repr(u32)]

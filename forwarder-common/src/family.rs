@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The address family as a type parameter, and integers in wire order.
 
+use bytemuck::{Pod, Zeroable};
 use core::fmt::Debug;
 use core::hash::Hash;
-
-use bytemuck::{Pod, Zeroable};
-
-use crate::frame::Frame;
-use crate::parse::Header;
-use crate::reason::Reason;
 
 /// A 16-bit integer in wire order: a port, an ICMP identifier, a checksum.
 #[repr(transparent)]
@@ -255,8 +250,7 @@ impl Address for Be32 {
     }
 }
 
-/// An address family: how its header is parsed and rewritten. The pipeline is instantiated per
-/// family.
+/// An address family. Everything that depends on it is generic over it.
 pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     /// The family's address.
     type Addr: Address;
@@ -266,43 +260,14 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
 
     /// The protocol number of ICMP or ICMPv6.
     const ICMP: u8;
-
-    /// Parses the network header at `l3`.
-    ///
-    /// # Errors
-    /// [`Reason::Truncated`] if the bytes are not in the frame, [`Reason::Malformed`] if they are
-    /// not a valid header.
-    fn header(frame: &Frame<'_>, l3: usize) -> Result<Header<Self>, Reason>;
-
-    /// Whether the checksum of the network header at `l3`, which has no options, is correct. The
-    /// kernel's stack checks it for each packet, so it has to be checked here for packets that are
-    /// redirected past the stack.
-    fn is_intact(frame: &Frame<'_>, l3: usize) -> bool;
-
-    /// Writes new addresses into the network header at `l3`, decrements its hop limit if `hop`, and
-    /// updates the header checksum. Returns `false` and writes nothing if the header is not in the
-    /// frame.
-    fn readdress(
-        frame: &mut Frame<'_>,
-        l3: usize,
-        src: Self::Addr,
-        dst: Self::Addr,
-        hop: bool,
-    ) -> bool;
-
-    /// Increments the hop limit in the network header at `l3`, unless it is at its maximum. Returns
-    /// `false` if the header is not in the frame.
-    fn lift(frame: &mut Frame<'_>, l3: usize) -> bool;
-
-    /// Bytes that [`Self::prohibit`] writes.
-    const REFUSAL: usize;
-
-    /// Writes the headers of an ICMP error "administratively prohibited" at `l3`, before the
-    /// `quoted` bytes of the packet that it answers. Returns `false` if the headers are not in the
-    /// frame.
-    fn prohibit(frame: &mut Frame<'_>, l3: usize, from: Self::Addr, quoted: u8) -> bool;
 }
 
 /// IPv4 (RFC 791).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct V4;
+
+impl Family for V4 {
+    type Addr = Be32;
+    const ETHERTYPE: u16 = 0x0800;
+    const ICMP: u8 = 1;
+}

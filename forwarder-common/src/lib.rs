@@ -41,24 +41,20 @@
 #![no_std]
 
 pub mod abi;
-pub mod checksum;
-pub mod crc;
+pub mod attempt;
+pub mod clock;
+pub mod conntrack;
+pub mod context;
+pub mod environment;
 pub mod event;
 pub mod family;
-pub mod flow;
-pub mod flow_operation;
-pub mod frame;
-pub mod icmp;
+pub mod hooks;
+pub mod mark;
+pub mod meta;
 pub mod nat;
-pub mod parse;
-pub mod pipeline;
-pub mod quota;
+pub mod policy;
 pub mod reason;
-pub mod refusal;
-pub mod rewrite;
-pub mod sctp;
 pub mod socket;
-pub mod tables;
-pub mod tcp;
-pub mod timeouts;
-pub mod window;
+pub mod steps;
+pub mod subprograms;
+pub mod wire;

@@ -7,10 +7,12 @@
 //! `BPF_NOEXIST`: that is the lock on the port.
 
 use crate::abi::{FlowRef, PortAffinity, PortKey, Published, ServerKey, Tuple};
+use crate::attempt::Attempt;
+use crate::conntrack::flow;
+use crate::environment::FlowTable;
 use crate::family::{Address, Be16, Family};
-use crate::flow;
-use crate::parse::proto;
-use crate::tables::{Attempt, Tables, scale};
+use crate::subprograms::Tracking;
+use crate::wire::proto;
 
 /// How many random ports are tried before a flow is refused (nf_nat: 248). With 95 % of the ports
 /// taken, all tries fail once in 500,000 flows.
@@ -32,7 +34,7 @@ pub enum Owner {
 /// Takes a free port for `reply.dport` and returns the reply tuple, whose key now leads to `flow`.
 /// `inside` is the source before translation.
 #[inline(always)]
-pub fn draw<F: Family, T: Tables<F>>(
+pub fn draw<F: Family, T: Tracking<F>>(
     tables: &T,
     flow: FlowRef,
     reply: Tuple<F>,
@@ -85,7 +87,7 @@ struct Search<'a, F: Family, T> {
     found: bool,
 }
 
-impl<F: Family, T: Tables<F>> Search<'_, F, T> {
+impl<F: Family, T: Tracking<F>> Search<'_, F, T> {
     #[inline(always)]
     fn take(&mut self, port: Be16) -> bool {
         self.reply.dport = port;
@@ -100,7 +102,7 @@ impl<F: Family, T: Tables<F>> Search<'_, F, T> {
     }
 }
 
-impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
+impl<F: Family, T: Tracking<F>> Attempt for Search<'_, F, T> {
     #[inline(always)]
     fn once(&mut self) -> bool {
         self.tried += 1;
@@ -125,7 +127,7 @@ impl<F: Family, T: Tables<F>> Attempt for Search<'_, F, T> {
 /// address of the host, or the port that another live flow of the source has, towards any remote
 /// (port affinity); 0 for none.
 #[inline(never)]
-fn known<F: Family, T: Tables<F>>(
+fn known<F: Family, T: FlowTable<F>>(
     tables: &T,
     at: F::Addr,
     src: F::Addr,
@@ -152,7 +154,7 @@ fn known<F: Family, T: Tables<F>>(
 /// The different port under which a source's port is published at an address of the host: at
 /// exactly this address, else at any; 0 for none.
 #[inline(always)]
-fn seen_as<F: Family, T: Tables<F>>(
+fn seen_as<F: Family, T: FlowTable<F>>(
     tables: &T,
     at: F::Addr,
     src: F::Addr,
@@ -177,7 +179,7 @@ fn seen_as<F: Family, T: Tables<F>>(
 
 /// The port affinity of a source.
 #[inline(always)]
-fn affinity<F: Family, T: Tables<F>>(
+fn affinity<F: Family, T: FlowTable<F>>(
     tables: &T,
     src: F::Addr,
     sport: Be16,
@@ -189,7 +191,7 @@ fn affinity<F: Family, T: Tables<F>>(
 
 /// The port of a source's port affinity; 0 for none.
 #[inline(never)]
-pub(crate) fn drawn<F: Family, T: Tables<F>>(
+pub(crate) fn drawn<F: Family, T: FlowTable<F>>(
     tables: &T,
     src: F::Addr,
     sport: Be16,
@@ -200,7 +202,7 @@ pub(crate) fn drawn<F: Family, T: Tables<F>>(
 
 /// Stores the port that a flow of this source got, as its port affinity.
 #[inline(never)]
-fn remember<F: Family, T: Tables<F>>(
+fn remember<F: Family, T: FlowTable<F>>(
     tables: &T,
     flow: FlowRef,
     reply: &Tuple<F>,
@@ -231,7 +233,7 @@ fn remember<F: Family, T: Tables<F>>(
 
 /// Takes one port if it is free.
 #[inline(never)]
-fn take<F: Family, T: Tables<F>>(
+fn take<F: Family, T: FlowTable<F>>(
     tables: &T,
     flow: FlowRef,
     reply: &Tuple<F>,
@@ -250,7 +252,7 @@ fn take<F: Family, T: Tables<F>>(
 /// socket. A port that is published for the source itself is free for it: its peers are to see it
 /// with its published port.
 #[inline(always)]
-fn is_hosts<F: Family, T: Tables<F>>(
+fn is_hosts<F: Family, T: FlowTable<F>>(
     tables: &T,
     reply: &Tuple<F>,
     &(src, sport): &(F::Addr, Be16),
@@ -263,7 +265,7 @@ fn is_hosts<F: Family, T: Tables<F>>(
 
 /// The port published at an address of the host: at exactly this address, else at any.
 #[inline(always)]
-pub fn published<F: Family, T: Tables<F>>(
+pub fn published<F: Family, T: FlowTable<F>>(
     tables: &T,
     addr: F::Addr,
     port: Be16,
@@ -310,4 +312,11 @@ const fn class(port: Be16, protocol: u32) -> (u16, u32) {
     } else {
         (UNPRIVILEGED, 64_512)
     }
+}
+
+/// Maps a random number into a range of ports, without dividing by a variable.
+#[inline(always)]
+fn scale(random: u32, low: u16, count: u32) -> Be16 {
+    let offset = ((random as u64 * count as u64) >> 32) as u32;
+    Be16::new((low as u32 + offset) as u16)
 }

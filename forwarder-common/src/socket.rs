@@ -10,7 +10,7 @@
 use crate::abi::{Peer, PortKey, Published, Settings};
 use crate::family::{Address, Be32, Family, Wide};
 use crate::nat;
-use crate::parse::proto;
+use crate::wire::proto;
 
 /// `::1`.
 pub const LOOPBACK6: Wide = [Be32::new(0), Be32::new(0), Be32::new(0), Be32::new(1)];

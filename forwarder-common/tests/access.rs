@@ -6,7 +6,7 @@ mod model;
 
 use forwarder_common::abi::{LinkKey, PortKey, TrustKey, ingress, network};
 use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use model::frames::{ACK, SYN, Spec, cut, ip};
 use model::host::{

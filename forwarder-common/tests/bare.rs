@@ -5,9 +5,9 @@
 mod model;
 
 use forwarder_common::abi::network;
-use forwarder_common::pipeline::mark;
+use forwarder_common::conntrack::timeouts::{GENERIC, UDP_STREAM_AFTER};
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_common::timeouts::{GENERIC, UDP_STREAM_AFTER};
 use model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac};
 use model::{Arrival, Carried, Hook, Host, Target};

@@ -4,9 +4,9 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::checksum::{add, delta, fold, fold_wide, update, update_udp};
 use forwarder_common::family::Be16;
 use forwarder_common::reason::Reason;
+use forwarder_common::wire::checksum::{add, delta, fold, fold_wide, update, update_udp};
 use model::Host;
 use model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
 use model::host::{APP, APP_VETH, HOST, REMOTE, WEB, WEB_VETH};

@@ -5,11 +5,11 @@
 mod model;
 
 use forwarder_common::abi::{allowed, device, network};
+use forwarder_common::environment::Route;
 use forwarder_common::family::{Address as _, Be32};
-use forwarder_common::parse::proto;
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_common::tables::Route;
+use forwarder_common::wire::proto;
 use model::frames::{Spec, ip};
 use model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,

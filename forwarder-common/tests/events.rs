@@ -8,12 +8,12 @@ mod model;
 use std::cell::Cell;
 use std::collections::HashSet;
 
-use forwarder_common::abi::FlowRef;
+use forwarder_common::abi::{FlowRef, FlowState};
+use forwarder_common::clock;
+use forwarder_common::conntrack::flow_operation::{self, Ending};
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::V4;
-use forwarder_common::flow::FlowState;
-use forwarder_common::flow_operation::{self, Ending};
-use forwarder_common::timeouts;
 use model::frames::{ACK, RST, SYN, Spec};
 use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB_VETH};
 use model::{Dice, Host};
@@ -97,7 +97,7 @@ fn flow_emits_begin_and_end_with_counters() {
         (end.at.get(), end.created.get()),
         (host.clock.get(), begin.at.get())
     );
-    assert!(timeouts::reached(end.expires.get(), end.at.get()));
+    assert!(clock::reached(end.expires.get(), end.at.get()));
 }
 
 #[test]

@@ -5,11 +5,12 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::flow::{ORIGINAL, REPLY};
-use forwarder_common::parse::proto;
+use forwarder_common::abi::{ORIGINAL, REPLY};
+use forwarder_common::clock;
+use forwarder_common::conntrack::tcp::State;
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::reason::Reason;
-use forwarder_common::tcp::State;
-use forwarder_common::timeouts;
+use forwarder_common::wire::proto;
 use model::Host;
 use model::frames::{ACK, SYN, Spec, ip};
 use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
@@ -325,7 +326,7 @@ proptest! {
                 Deed::Query(port) => drop(host.by_veth(APP_VETH, &query(port))),
                 Deed::Answer(port) => {
                     let before = host.flow_of(&answer(port).tuple).map(|(flow, _)| {
-                        timeouts::reached(flow.expires.get(), host.clock.get())
+                        clock::reached(flow.expires.get(), host.clock.get())
                     });
                     let (outcome, _) = host.by_uplink(&answer(port));
                     if outcome.reason == Some(Reason::Forwarded) {

@@ -6,11 +6,11 @@
 mod model;
 
 use forwarder_common::abi::network;
+use forwarder_common::conntrack::quota::PIECES;
+use forwarder_common::conntrack::timeouts::REASSEMBLY;
 use forwarder_common::family::Be32;
-use forwarder_common::pipeline::mark;
-use forwarder_common::quota::PIECES;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_common::timeouts::REASSEMBLY;
 use model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
 use model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,

@@ -6,7 +6,7 @@ mod model;
 
 use forwarder_common::abi::network;
 use forwarder_common::family::Be32;
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::{Path, Reason};
 use model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
 use model::host::{

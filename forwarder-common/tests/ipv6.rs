@@ -284,11 +284,7 @@ fn forwarded_ipv6_gets_neither_in_nor_out() {
         (WEB_VETH, 0, Reason::Ipv6Forward),
         (99, 0, Reason::UnknownNetwork),
         // IPv4 that the host put into a tunnel.
-        (
-            BRIDGE,
-            forwarder_common::pipeline::mark::ROUTED,
-            Reason::NotIp,
-        ),
+        (BRIDGE, forwarder_common::mark::ROUTED, Reason::NotIp),
     ] {
         assert_eq!(at(Hook::OutsideOut, UPLINK, ingress_ifindex, mark), reason);
     }

@@ -5,9 +5,9 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
+use forwarder_common::environment::{Configuration as _, Route};
 use forwarder_common::family::Be32;
-use forwarder_common::pipeline::mark;
-use forwarder_common::tables::{Route, Tables};
+use forwarder_common::mark;
 use model::frames::{ACK, FIN, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip};
 use model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, HOST, OTHER_BRIDGE, REMOTE, WEB, WEB_VETH,
@@ -96,7 +96,7 @@ fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>
         dst,
         ..Default::default()
     };
-    match host.route(ingress_ifindex, &tuple) {
+    match forwarder_common::environment::Routes::route(host, ingress_ifindex, &tuple) {
         Route::Forward { ifindex, .. } if host.networks.contains_key(&ifindex) => {
             host.to_bridge(ifindex, ingress_ifindex, tag, &packet);
         }

@@ -6,11 +6,10 @@ mod model;
 
 use std::collections::HashSet;
 
-use forwarder_common::abi::{PortRange, Tuple};
+use forwarder_common::abi::{PortRange, REPLY, Tuple};
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::V4;
-use forwarder_common::flow::REPLY;
 use forwarder_common::reason::Reason;
-use forwarder_common::timeouts;
 use model::Host;
 use model::frames::{SYN, Spec, ip, sums_up};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};

@@ -6,9 +6,10 @@
 mod model;
 
 use forwarder_common::family::V4;
-use forwarder_common::frame::Frame;
-use forwarder_common::parse::{Class, Packet, parse, proto};
 use forwarder_common::reason::{Path, Reason};
+use forwarder_common::wire::frame::Frame;
+use forwarder_common::wire::parse::{Class, Packet, parse};
+use forwarder_common::wire::proto;
 use model::frames::{ACK, ECHO_REPLY, FIN, PSH, SYN, Spec, TIME_EXCEEDED};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB_VETH, far_mac, mac};
 use model::{Arrival, Hook, Host};

@@ -5,7 +5,7 @@
 mod model;
 
 use forwarder_common::family::Be32;
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, left_by, sums_up};
 use model::host::{

@@ -5,10 +5,10 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
+use forwarder_common::abi::REPLY;
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::Be32;
-use forwarder_common::flow::REPLY;
 use forwarder_common::reason::Reason;
-use forwarder_common::timeouts;
 use model::frames::{ACK, SYN, Spec};
 use model::host::{APP, APP_VETH, CLIENT, GATEWAY, HOST, WEB, WEB_VETH, far_mac, mac};
 use model::{Arrival, Hook, Host, Target};

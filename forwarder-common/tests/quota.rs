@@ -4,14 +4,15 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
+use forwarder_common::abi::{FlowState, ORIGINAL, REPLY};
+use forwarder_common::clock::seconds;
+use forwarder_common::conntrack::quota::{self, ANSWERS};
+use forwarder_common::conntrack::tcp::State;
+use forwarder_common::conntrack::{flow, timeouts};
 use forwarder_common::event::EventKind;
 use forwarder_common::family::{Be16, Be32};
-use forwarder_common::flow::{self, FlowState, ORIGINAL, REPLY};
-use forwarder_common::pipeline::mark;
-use forwarder_common::quota::{self, ANSWERS};
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_common::tcp::State;
-use forwarder_common::timeouts::{self, seconds};
 use model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
 use model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH, far_mac,

@@ -4,10 +4,10 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
-use forwarder_common::abi::Tuple;
+use forwarder_common::abi::{FlowState, Tuple};
+use forwarder_common::conntrack::flow;
 use forwarder_common::event::EventKind;
 use forwarder_common::family::V4;
-use forwarder_common::flow::{self, FlowState};
 use forwarder_common::reason::{Path, Reason};
 use model::Host;
 use model::frames::{Spec, sums_up};

@@ -5,12 +5,13 @@
 mod model;
 
 use forwarder_common::abi::Tuple;
-use forwarder_common::crc::shift;
+use forwarder_common::clock::{Ticks, seconds};
+use forwarder_common::conntrack::sctp::chunk::*;
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::{Be16, Be32};
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_common::sctp::chunk::*;
-use forwarder_common::timeouts::{self, Ticks, seconds};
+use forwarder_common::wire::crc::shift;
 use model::frames::{Spec, TIME_EXCEEDED, crc32c, cut, ip, left_by, sums_up};
 use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH};
 use model::{Arrival, Hook, Host, Target};

@@ -6,8 +6,8 @@ use std::net::Ipv6Addr;
 
 use forwarder_common::abi::{Peer, PortKey, PortRange, Published, Settings};
 use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
-use forwarder_common::parse::proto;
 use forwarder_common::socket::{self, Bind, LOOPBACK6};
+use forwarder_common::wire::proto;
 use proptest::prelude::*;
 
 const OWN: Be32 = Be32::from_octets([198, 18, 1, 1]);

@@ -4,9 +4,11 @@
 #[expect(dead_code, reason = "each subject needs its part of the model")]
 mod model;
 
+use forwarder_common::clock;
+use forwarder_common::conntrack::tcp::{Opening, State, Step, opening, reopens, step};
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::reason::Reason;
-use forwarder_common::tcp::{Kind, Opening, State, Step, URG, kind, opening, reopens, step};
-use forwarder_common::timeouts;
+use forwarder_common::wire::tcp::{Kind, URG, kind};
 use model::Host;
 use model::frames::{ACK, FIN, RST, SYN, Spec};
 use model::host::{CLIENT, HOST, WEB, WEB_VETH};
@@ -304,7 +306,7 @@ fn each_state_has_its_timeout() {
             .wrapping_sub(host.clock.get())
     };
     assert_eq!(left(&host), timeouts::tcp(State::Established));
-    host.wait(timeouts::seconds(60));
+    host.wait(clock::seconds(60));
     host.by_uplink(&client(FIN_ACK));
     assert_eq!(left(&host), timeouts::tcp(State::FinWait));
     host.by_uplink(&client(RST));
@@ -317,7 +319,7 @@ fn repeated_syn_does_not_extend_the_timeout() {
     host.by_uplink(&client(SYN));
     let expires = |host: &Host| host.flow_of(&client(0).tuple).unwrap().0.expires.get();
     let first = expires(&host);
-    host.wait(timeouts::seconds(3));
+    host.wait(clock::seconds(3));
     host.by_uplink(&client(SYN));
     assert_eq!(expires(&host), first);
 }

@@ -2,8 +2,9 @@
 //! How long flows live: the defaults of nf_conntrack, as `nf_conntrack-sysctl.rst` lists them in
 //! seconds, and the clock that they are counted in.
 
-use forwarder_common::tcp::State;
-use forwarder_common::timeouts::{self, reached, seconds, tcp, ticks, to_seconds};
+use forwarder_common::clock::{reached, seconds, ticks, to_seconds};
+use forwarder_common::conntrack::tcp::State;
+use forwarder_common::conntrack::timeouts::{self, tcp};
 
 #[test]
 fn tcp_timeouts_match_conntrack() {

@@ -5,12 +5,14 @@
 mod model;
 mod windows;
 
-use forwarder_common::frame::Frame;
-use forwarder_common::parse::{Packet, parse};
+use forwarder_common::clock::Ticks;
+use forwarder_common::conntrack::segment::{NO_SCALE, UNREAD};
+use forwarder_common::conntrack::tcp::State;
+use forwarder_common::conntrack::timeouts;
+use forwarder_common::conntrack::window_scale::offered;
 use forwarder_common::reason::{Path, Reason};
-use forwarder_common::tcp::State;
-use forwarder_common::timeouts::{self, Ticks};
-use forwarder_common::window::{NO_SCALE, UNREAD, scale};
+use forwarder_common::wire::frame::Frame;
+use forwarder_common::wire::parse::{Packet, parse};
 use model::frames::{ACK, FIN, RST, SYN, Spec, seal_header};
 use model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
 use model::{Arrival, Hook, Host};
@@ -441,7 +443,7 @@ fn offers(options: &[u8], cut: usize) -> u8 {
     let frame = Frame::new(&mut bytes[..len]);
     let mut packet = Packet::<forwarder_common::family::V4>::default();
     parse(&frame, 0, &mut packet).unwrap();
-    scale(&Host::new(1), frame, &packet)
+    offered(&Host::new(1), frame, &packet)
 }
 
 #[test]

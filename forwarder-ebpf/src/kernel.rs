@@ -7,10 +7,18 @@ use core::ffi::c_void;
 use core::mem::zeroed;
 use core::ptr;
 
+use crate::atomic;
+use crate::maps::{
+    AFFINITIES, ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS,
+    ENDPOINTS6, EVENTS, FLOW_CACHE, FLOW_INDEX, FLOWS, FREE, HOST_ADDRESSES, HOST_ADDRESSES6,
+    INGRESS, INGRESS6, LINKS, LOST, MAPPINGS, MASQ_ADDRESSES, NETWORKS, OWNERS6, PUBLISHED,
+    PUBLISHED6, QUOTAS, REASONS, SEEN_AS, SERIES, SETTINGS, SUBNETS, SUBNETS6, TRUSTED,
+    UNASSURED_RING, WATCH,
+};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
-    BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple, xdp_action,
+    BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
@@ -20,31 +28,24 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use forwarder_common::abi::{
-    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6,
-    IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Pending, PortAffinity,
-    PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings, TrustKey, Tuple,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, FlowState,
+    HostAddressKey6, IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Pending,
+    PortAffinity, PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings, TrustKey,
+    Tuple,
+};
+use forwarder_common::attempt::Attempt;
+use forwarder_common::clock::{self, Ticks};
+use forwarder_common::conntrack::verdict::before;
+use forwarder_common::environment::{
+    Configuration, FlowIndex, FlowRecords, FragmentState, PortAffinities, Quotas, Route, Routes,
+    Runtime, Sockets, UnassuredRing, WayBack,
 };
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
-use forwarder_common::flow::{End, FlowState};
-use forwarder_common::parse::proto;
-use forwarder_common::pipeline::fragments::FragmentSeries;
-use forwarder_common::pipeline::ipv6::Host6;
-use forwarder_common::quota;
+use forwarder_common::policy::ipv6::Host6;
 use forwarder_common::reason::Reason;
-use forwarder_common::tables::{Attempt, Route, Tables, WayBack};
-use forwarder_common::timeouts::{self, Ticks};
-use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
-
-use crate::atomic;
-use crate::maps::{
-    AFFINITIES, ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS,
-    ENDPOINTS6, EVENTS, FLOW_CACHE, FLOW_INDEX, FLOWS, FREE, HOST_ADDRESSES, HOST_ADDRESSES6,
-    INGRESS, INGRESS6, LINKS, LOST, MAPPINGS, MASQ_ADDRESSES, NETWORKS, OWNERS6, PUBLISHED,
-    PUBLISHED6, QUOTAS, REASONS, SEEN_AS, SERIES, SETTINGS, SUBNETS, SUBNETS6, TRUSTED,
-    UNASSURED_RING, WATCH, XDP_DEVMAP,
-};
-use crate::steps;
+use forwarder_common::wire::proto;
+use forwarder_common::wire::series::FragmentSeries;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -101,7 +102,7 @@ impl<C: EbpfContext> Kernel<C> {
     }
 }
 
-impl<C: EbpfContext> Tables<V4> for Kernel<C> {
+impl<C: EbpfContext> Configuration<V4> for Kernel<C> {
     #[inline(always)]
     fn settings(&self) -> Settings {
         SETTINGS.get(0).copied().unwrap_or_default()
@@ -181,29 +182,14 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn quota(&self, slot: u32) -> Option<&Quota> {
-        QUOTAS.get(slot).map(|shares| &shares.0)
-    }
-
-    #[inline(always)]
-    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
-        // SAFETY: an aligned 64-bit word of a map's element.
-        unsafe { atomic::add(word.as_ptr(), summand) }
-    }
-
-    #[inline(always)]
-    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
-        // SAFETY: an aligned 64-bit word of a map's element.
-        unsafe { atomic::compare_and_swap(word.as_ptr(), from, to) }
-    }
-
-    #[inline(always)]
     fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
         MASQ_ADDRESSES
             .get(Key::new(64, MasqueradeKey { ifindex, next_hop }))
             .copied()
     }
+}
 
+impl<C: EbpfContext> FlowIndex<V4> for Kernel<C> {
     #[inline(always)]
     fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
         // SAFETY: copied at once; the content is checked against the record.
@@ -224,11 +210,6 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn flow(&self, index: u32) -> Option<&Flow<V4>> {
-        FLOWS.get(index).map(|record| &record.0)
-    }
-
-    #[inline(always)]
     fn insert(&self, tuple: &Tuple<V4>, flow: FlowRef) -> bool {
         FLOW_INDEX.insert(tuple, flow, BPF_NOEXIST as u64).is_ok()
     }
@@ -236,6 +217,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     #[inline(always)]
     fn remove(&self, tuple: &Tuple<V4>) {
         let _ = FLOW_INDEX.remove(tuple);
+    }
+}
+
+impl<C: EbpfContext> FlowRecords<V4> for Kernel<C> {
+    #[inline(always)]
+    fn flow(&self, index: u32) -> Option<&Flow<V4>> {
+        FLOWS.get(index).map(|record| &record.0)
     }
 
     #[inline(always)]
@@ -256,7 +244,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         // it.
         let mut seen = unsafe { ptr::read_volatile(number.as_ptr()) };
         for _ in 0..RAISES {
-            if !window::before(seen, to) {
+            if !before(seen, to) {
                 return;
             }
             // SAFETY: as above.
@@ -292,28 +280,6 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn next_ring(&self) -> u64 {
-        let Some(cursors) = CURSORS.get_ptr_mut(0) else {
-            return 0;
-        };
-        // SAFETY: an aligned 64-bit word of a map's element.
-        unsafe { atomic::increment(&raw mut (*cursors).ring) }
-    }
-
-    #[inline(always)]
-    fn ring(&self, place: u32) -> Pending {
-        UNASSURED_RING.get(place).copied().unwrap_or_default()
-    }
-
-    #[inline(always)]
-    fn set_ring(&self, place: u32, pending: Pending) {
-        if let Some(entry) = UNASSURED_RING.get_ptr_mut(place) {
-            // SAFETY: a live element; readers check its content against the record.
-            unsafe { *entry = pending };
-        }
-    }
-
-    #[inline(always)]
     fn next_sweep(&self) -> u32 {
         let Some(cursors) = CURSORS.get_ptr_mut(0) else {
             return 0;
@@ -321,68 +287,6 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         // SAFETY: an aligned 64-bit word of a map's element.
         let cursor = unsafe { atomic::increment(&raw mut (*cursors).sweep) };
         wrap(cursor, self.settings().flows)
-    }
-
-    #[inline(always)]
-    fn affinity(&self, place: u32) -> Option<PortAffinity<V4>> {
-        AFFINITIES.get(place).copied()
-    }
-
-    #[inline(always)]
-    fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
-        if let Some(entry) = AFFINITIES.get_ptr_mut(place) {
-            // SAFETY: a live element; a torn entry costs no more than one failed try.
-            unsafe { *entry = affinity };
-        }
-    }
-
-    #[inline(always)]
-    fn series(&self) -> FragmentSeries<V4> {
-        SERIES.get(0).copied().unwrap_or_default()
-    }
-
-    #[inline(always)]
-    fn set_series(&self, series: FragmentSeries<V4>) {
-        if let Some(place) = SERIES.get_ptr_mut(0) {
-            // SAFETY: this CPU's own element; programs of one kind do not interrupt each other.
-            unsafe { *place = series };
-        }
-    }
-
-    #[inline(always)]
-    fn sweep_some(&self) {
-        steps::sweep_some();
-    }
-
-    #[inline(always)]
-    fn charge(&self, originator: End) -> Option<Reason> {
-        Reason::from_u8(steps::charge(originator.slot, originator.generation) as u8)
-    }
-
-    #[inline(always)]
-    fn give_back(&self, originator: End) {
-        quota::give_back(self, originator);
-    }
-
-    #[inline(always)]
-    fn take_record(&self, originator: u32) -> Option<FlowRef> {
-        match steps::take_record(originator) {
-            steps::NONE => None,
-            packed => Some(FlowRef {
-                index: packed as u32,
-                id: (packed >> 32) as u32,
-            }),
-        }
-    }
-
-    #[inline(always)]
-    fn publish(&self, flow: FlowRef) {
-        steps::publish(flow.index, flow.id);
-    }
-
-    #[inline(always)]
-    fn claim(&self, index: u32, flow_state: FlowState, why: EventKind) -> bool {
-        steps::claim(index, flow_state.0, why as u32) != 0
     }
 
     /// While nobody watches, this costs one array lookup.
@@ -403,7 +307,7 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         {
             // SAFETY: this program's own part of the ring; any bytes are a valid event.
             let event = unsafe { &*place.as_ptr() };
-            event.fill(flow, index, flow_state, kind, timeouts::ticks(now));
+            event.fill(flow, index, flow_state, kind, clock::ticks(now));
             place.submit(0);
         } else if let Some(lost) = LOST.get_ptr_mut(0) {
             // SAFETY: an aligned 64-bit word of a map's element. Atomic, because packets interrupt
@@ -411,25 +315,82 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
             unsafe { atomic::increment(lost) };
         }
     }
+}
 
+impl<C: EbpfContext> UnassuredRing<V4> for Kernel<C> {
     #[inline(always)]
-    fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck {
-        let [numbers, facts] = segment.pack();
-        PreCheck::unpack(steps::prepare(index, flow_state.0, numbers, facts))
+    fn next_ring(&self) -> u64 {
+        let Some(cursors) = CURSORS.get_ptr_mut(0) else {
+            return 0;
+        };
+        // SAFETY: an aligned 64-bit word of a map's element.
+        unsafe { atomic::increment(&raw mut (*cursors).ring) }
     }
 
     #[inline(always)]
-    fn settle(&self, index: u32, transition: Transition, segment: &Segment) -> Verdict {
-        let [numbers, facts] = segment.pack();
-        Verdict::unpack(steps::settle(index, transition.pack(), numbers, facts))
+    fn ring(&self, place: u32) -> Pending {
+        UNASSURED_RING.get(place).copied().unwrap_or_default()
     }
 
     #[inline(always)]
-    fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks) {
-        let next = steps::follow(state as u32, chunk as u32, reply as u32, trusted as u32);
-        (next as u8, (next >> 32) as Ticks)
+    fn set_ring(&self, place: u32, pending: Pending) {
+        if let Some(entry) = UNASSURED_RING.get_ptr_mut(place) {
+            // SAFETY: a live element; readers check its content against the record.
+            unsafe { *entry = pending };
+        }
+    }
+}
+
+impl<C: EbpfContext> Quotas<V4> for Kernel<C> {
+    #[inline(always)]
+    fn quota(&self, slot: u32) -> Option<&Quota> {
+        QUOTAS.get(slot).map(|shares| &shares.0)
     }
 
+    #[inline(always)]
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
+        // SAFETY: an aligned 64-bit word of a map's element.
+        unsafe { atomic::add(word.as_ptr(), summand) }
+    }
+
+    #[inline(always)]
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
+        // SAFETY: an aligned 64-bit word of a map's element.
+        unsafe { atomic::compare_and_swap(word.as_ptr(), from, to) }
+    }
+}
+
+impl<C: EbpfContext> PortAffinities<V4> for Kernel<C> {
+    #[inline(always)]
+    fn affinity(&self, place: u32) -> Option<PortAffinity<V4>> {
+        AFFINITIES.get(place).copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
+        if let Some(entry) = AFFINITIES.get_ptr_mut(place) {
+            // SAFETY: a live element; a torn entry costs no more than one failed try.
+            unsafe { *entry = affinity };
+        }
+    }
+}
+
+impl<C: EbpfContext> FragmentState<V4> for Kernel<C> {
+    #[inline(always)]
+    fn series(&self) -> FragmentSeries<V4> {
+        SERIES.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn set_series(&self, series: FragmentSeries<V4>) {
+        if let Some(place) = SERIES.get_ptr_mut(0) {
+            // SAFETY: this CPU's own element; programs of one kind do not interrupt each other.
+            unsafe { *place = series };
+        }
+    }
+}
+
+impl<C: EbpfContext> Routes<V4> for Kernel<C> {
     #[inline(always)]
     fn route(&self, ifindex: u32, tuple: &Tuple<V4>) -> Route<V4> {
         // SAFETY: plain integers, for which zero is a value.
@@ -504,6 +465,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn exists(&self, ifindex: u32) -> bool {
+        self.mtu(ifindex).is_some()
+    }
+}
+
+impl<C: EbpfContext> Sockets<V4> for Kernel<C> {
+    #[inline(always)]
     fn bound(&self, port: Be16) -> Ticks {
         let number = port.get();
         match BOUND.get(number as u32 / 2) {
@@ -539,26 +507,13 @@ impl<C: EbpfContext> Tables<V4> for Kernel<C> {
         }
         true
     }
+}
 
-    #[inline(always)]
-    fn takes_frames(&self, ifindex: u32) -> bool {
-        // The call prepares the redirect before anything is written, and the redirect takes effect
-        // only if the program returns it: one lookup both detects a missing entry in time and sends
-        // the frame.
-        XDP_DEVMAP
-            .redirect(ifindex, xdp_action::XDP_PASS as u64)
-            .is_ok()
-    }
-
-    #[inline(always)]
-    fn exists(&self, ifindex: u32) -> bool {
-        self.mtu(ifindex).is_some()
-    }
-
+impl<C: EbpfContext> Runtime for Kernel<C> {
     #[inline(always)]
     fn now(&self) -> Ticks {
         // SAFETY: no arguments.
-        timeouts::ticks(unsafe { bpf_ktime_get_coarse_ns() })
+        clock::ticks(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]
@@ -590,7 +545,7 @@ impl Host6 for Kernel<TcContext> {
 
     #[inline(always)]
     fn device(&self, ifindex: u32) -> Option<Device> {
-        Tables::device(self, ifindex)
+        Configuration::device(self, ifindex)
     }
 
     #[inline(always)]
@@ -678,7 +633,7 @@ impl Host6 for Kernel<TcContext> {
 /// The callback of `bpf_loop`: 1 ends the loop.
 ///
 /// # Safety
-/// `attempt` is the argument of [`Tables::attempt`].
+/// `attempt` is the argument of [`Runtime::attempt`].
 unsafe extern "C" fn once<A: Attempt>(_: u64, attempt: *mut A) -> i64 {
     // SAFETY: as above.
     i64::from(unsafe { &mut *attempt }.once())

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The eBPF programs: one function per hook.
 //!
-//! Each program reads its context, calls the function of `forwarder_common::pipeline` that has its
+//! Each program reads its context, calls the function of `forwarder_common::hooks` that has its
 //! name, and turns the returned [`Reason`](forwarder_common::reason::Reason) into a verdict.
 //! `forwarder_common` decides what happens to a packet, and is tested on a host; this crate
 //! contains only what needs a kernel.
 //!
 //! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` the programs
 //!   for the host's own sockets, `flow_operations.rs` the programs that the command line runs.
-//! - `kernel.rs` implements [`Tables`](forwarder_common::tables::Tables), through which the packet
+//! - `kernel.rs` implements the traits of [`environment`](forwarder_common::environment), through which the packet
 //!   logic reaches maps, clock, routes and sockets. `maps.rs` declares the maps.
-//! - `steps.rs` contains steps that are global functions: the verifier proves each of them once, by
-//!   itself, and not on every path that leads to a call.
+//! - `subprograms.rs` and `steps.rs` contain the global functions that
+//!   [`subprograms`](forwarder_common::subprograms) lists: the verifier proves each of them once, by
+//!   itself, and not on every path that leads to a call. `output.rs` sends packets on.
 //! - `atomic.rs` contains BPF's atomic instructions.
 //!
 //! The programs compile for `bpfel-unknown-none` only (`cargo xtask build`). On a host this crate
@@ -41,9 +42,13 @@ mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod output;
+#[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod steps;
+#[cfg(target_arch = "bpf")]
+mod subprograms;
 #[cfg(target_arch = "bpf")]
 mod tc;
 #[cfg(target_arch = "bpf")]
@@ -53,7 +58,9 @@ mod xdp;
 mod programs {
     use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-    use forwarder_common::pipeline::{self, Side, ipv6::Hook};
+    use forwarder_common::hooks;
+    use forwarder_common::meta::Side;
+    use forwarder_common::policy::ipv6::Hook;
 
     use crate::flow_operations;
     use crate::socket::{self, ask4, ask6, tell4, tell6};
@@ -66,7 +73,7 @@ mod programs {
             &ctx,
             true,
             Some(Hook::OutsideIn),
-            |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet),
+            |frame, meta, kernel, packet| hooks::outside_in(frame, meta, kernel, packet),
         )
     }
 
@@ -77,7 +84,7 @@ mod programs {
             &ctx,
             true,
             Some(Hook::OutsideIn),
-            |frame, meta, kernel, packet| pipeline::outside_in(frame, meta, kernel, packet),
+            |frame, meta, kernel, packet| hooks::outside_in(frame, meta, kernel, packet),
         )
     }
 
@@ -88,7 +95,7 @@ mod programs {
             &ctx,
             false,
             Some(Hook::OutsideOut),
-            |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet),
+            |frame, meta, kernel, packet| hooks::outside_out(frame, meta, kernel, packet),
         )
     }
 
@@ -99,7 +106,7 @@ mod programs {
             &ctx,
             false,
             Some(Hook::OutsideOut),
-            |frame, meta, kernel, packet| pipeline::outside_out(frame, meta, kernel, packet),
+            |frame, meta, kernel, packet| hooks::outside_out(frame, meta, kernel, packet),
         )
     }
 
@@ -107,7 +114,7 @@ mod programs {
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
         run_telling(&ctx, Side::Veth, |frame, meta, kernel, packet| {
-            pipeline::container_in(frame, meta, kernel, packet)
+            hooks::container_in(frame, meta, kernel, packet)
         })
     }
 
@@ -118,7 +125,7 @@ mod programs {
             &ctx,
             false,
             Some(Hook::ContainerOut),
-            |frame, meta, kernel, packet| pipeline::container_out(frame, meta, kernel, packet),
+            |frame, meta, kernel, packet| hooks::container_out(frame, meta, kernel, packet),
         )
     }
 
@@ -126,7 +133,7 @@ mod programs {
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
         run_telling(&ctx, Side::Bridge, |frame, meta, kernel, packet| {
-            pipeline::bridge_in(frame, meta, kernel, packet)
+            hooks::bridge_in(frame, meta, kernel, packet)
         })
     }
 
@@ -137,7 +144,7 @@ mod programs {
             &ctx,
             false,
             Some(Hook::BridgeOut),
-            |frame, meta, kernel, packet| pipeline::bridge_out(frame, meta, kernel, packet),
+            |frame, meta, kernel, packet| hooks::bridge_out(frame, meta, kernel, packet),
         )
     }
 
@@ -145,7 +152,7 @@ mod programs {
     #[classifier]
     pub fn defrag_out(ctx: TcContext) -> i32 {
         run::<ETHERNET>(&ctx, false, None, |frame, meta, kernel, packet| {
-            pipeline::defrag_out(frame, meta, kernel, packet)
+            hooks::defrag_out(frame, meta, kernel, packet)
         })
     }
 

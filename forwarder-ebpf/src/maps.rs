@@ -10,18 +10,18 @@ use forwarder_common::abi::{
     PortAffinity, PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings, SocketKey,
     TrustKey, Tuple, capacity,
 };
+use forwarder_common::clock::Ticks;
 use forwarder_common::family::{Be32, Be128, V4};
-use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::Side;
-use forwarder_common::pipeline::fragments::FragmentSeries;
+use forwarder_common::meta::Side;
 use forwarder_common::reason;
-use forwarder_common::timeouts::Ticks;
+use forwarder_common::wire::parse::Packet;
+use forwarder_common::wire::series::FragmentSeries;
 
 /// A flow as an element of a map.
 #[repr(transparent)]
 pub struct Record(pub Flow<V4>);
 
-// SAFETY: all CPUs share the elements of a map; `forwarder_common::flow` says what makes that safe
+// SAFETY: all CPUs share the elements of a map; `forwarder_common::conntrack::flow` says what makes that safe
 // for a flow.
 unsafe impl Sync for Record {}
 
@@ -30,7 +30,7 @@ unsafe impl Sync for Record {}
 pub struct Shares(pub Quota);
 
 // SAFETY: all CPUs share the elements of a map, and change the words of this one only atomically:
-// see `forwarder_common::quota`.
+// see `forwarder_common::conntrack::quota`.
 unsafe impl Sync for Shares {}
 
 #[map]

@@ -9,6 +9,8 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
+use crate::kernel::Kernel;
+use crate::maps::{BINDS, BOUND, SETTINGS, SOCKETS};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{
@@ -17,14 +19,11 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use forwarder_common::abi::{Peer, SocketKey};
+use forwarder_common::clock;
+use forwarder_common::environment::Configuration as _;
 use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
-use forwarder_common::parse::proto;
 use forwarder_common::socket::{self, Bind};
-use forwarder_common::tables::Tables;
-use forwarder_common::timeouts;
-
-use crate::kernel::Kernel;
-use crate::maps::{BINDS, BOUND, SETTINGS, SOCKETS};
+use forwarder_common::wire::proto;
 
 /// The call proceeds.
 const PROCEED: i32 = 1;
@@ -117,7 +116,7 @@ fn announce(port: Be16) {
     let number = port.get();
     if let Some(pair) = BOUND.get_ptr_mut(number as u32 / 2) {
         // SAFETY: no arguments.
-        let now = timeouts::ticks(unsafe { bpf_ktime_get_coarse_ns() });
+        let now = clock::ticks(unsafe { bpf_ktime_get_coarse_ns() });
         let now = if now == 0 { 1 } else { now };
         // SAFETY: an aligned word of a map's element.
         unsafe { write_volatile(&raw mut (*pair)[number as usize % 2], now) };

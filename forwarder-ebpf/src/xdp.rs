@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! Runs the XDP program: forwards packets of established flows before a socket buffer exists.
 
+use crate::kernel::{Kernel, count};
+use crate::maps::XDP_DEVMAP;
+use crate::tc::ETHERNET;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
-use forwarder_common::family::{Be16, Be32, Family, V4};
-use forwarder_common::frame::Frame;
-use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::{self, Meta, PacketContext, Side, Steps};
-use forwarder_common::reason::Reason;
-use forwarder_common::rewrite::{self, Edit, Exit};
-use forwarder_common::window;
-
-use crate::kernel::{Kernel, count};
-use crate::steps;
-use crate::tc::ETHERNET;
+use forwarder_common::environment::{Devmap, Output};
+use forwarder_common::family::{Be16, Family, V4};
+use forwarder_common::hooks;
+use forwarder_common::meta::Meta;
+use forwarder_common::subprograms::Subprograms as _;
+use forwarder_common::wire::frame::Frame;
+use forwarder_common::wire::rewrite::{self, Edit};
 
 const ETHERTYPE: usize = 12;
 
@@ -35,7 +34,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
         mark: 0,
         hash: 0,
     };
-    match pipeline::uplink(
+    match hooks::uplink(
         frame,
         &meta,
         &Kernel {
@@ -51,77 +50,26 @@ pub fn run(ctx: &XdpContext) -> u32 {
 }
 
 /// At XDP every checksum is complete, and frames are forwarded into containers only.
-impl Exit<V4> for Kernel<XdpContext> {
+impl Output<V4> for Kernel<XdpContext> {
     #[inline(always)]
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
         let _ = rewrite::headers(frame, edit, |register, octets| self.shift(register, octets))
             && rewrite::checksum(frame, edit);
     }
 
-    #[inline(always)]
-    fn shift(&self, register: u32, octets: u16) -> u32 {
-        steps::shift(register, octets as u32) as u32
-    }
-
-    #[inline(always)]
-    fn mark(&self, _: u32) {}
-
-    #[inline(always)]
-    fn hash(&self, _: u32) {}
-
     /// `takes_frames` has already prepared the redirect.
     #[inline(always)]
     fn to_peer(&self, _: u32) {}
-
-    #[inline(always)]
-    fn to_ingress(&self, _: u32) {}
-
-    #[inline(always)]
-    fn to_neighbour(&self, _: u32, _: Be32) {}
 }
 
-/// At XDP the program itself is the only step.
-macro_rules! no_steps {
-    ($($step:ident)+) => {
-        impl Steps<V4> for Kernel<XdpContext> {
-            #[inline(always)]
-            fn handle_fragment(
-                &self,
-                _: Frame<'_>,
-                _: &Meta,
-                _: Side,
-                _: &mut Packet<V4>,
-            ) -> Option<Reason> {
-                None
-            }
-
-            $(
-                #[inline(always)]
-                fn $step(&self, _: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-                    None
-                }
-            )+
-
-            #[inline(always)]
-            fn restore_crc(&self, _: &mut PacketContext<'_, V4, Self>, _: [u32; 2]) {}
-
-            #[inline(always)]
-            fn scale(&self, _: &PacketContext<'_, V4, Self>) -> u8 {
-                window::UNREAD
-            }
-
-            #[inline(always)]
-            fn sum(&self, _: &PacketContext<'_, V4, Self>) -> u16 {
-                0
-            }
-
-            /// A frame is never longer than its header says.
-            #[inline(always)]
-            fn length(&self) -> u32 {
-                0
-            }
-        }
-    };
+impl Devmap for Kernel<XdpContext> {
+    #[inline(always)]
+    fn takes_frames(&self, ifindex: u32) -> bool {
+        // The call prepares the redirect before anything is written, and the redirect takes effect
+        // only if the program returns it: one lookup both detects a missing entry in time and sends
+        // the frame.
+        XDP_DEVMAP
+            .redirect(ifindex, xdp_action::XDP_PASS as u64)
+            .is_ok()
+    }
 }
-
-no_steps!(forward_established forward_icmp_error classify create_flow verify_source snat_on_egress translate_host_flow restore_own_error);

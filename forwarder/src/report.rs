@@ -10,23 +10,21 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use forwarder_common::abi::Tuple;
-use forwarder_common::family::{Be32, V4};
-use forwarder_common::flow::FlowState;
-use forwarder_common::parse::proto;
-use forwarder_common::reason::Reason;
-use forwarder_common::tcp::State;
-use forwarder_common::timeouts::{Ticks, reached, to_seconds};
-
-pub use events::{EventRow, event};
-pub use filter::{Filter, state_named};
-pub use rows::*;
-
 use crate::datapath::{FlowSnapshot, MapFill};
 use crate::desired::{applying_policies, reach};
 use crate::desired_state::{DesiredState, Hook, SocketHook};
 use crate::host_state::{Family, HostState};
 use crate::others::Others;
+use forwarder_common::abi::{FlowState, Tuple};
+use forwarder_common::clock::{Ticks, reached, to_seconds};
+use forwarder_common::conntrack::tcp::State;
+use forwarder_common::family::{Be32, V4};
+use forwarder_common::reason::Reason;
+use forwarder_common::wire::proto;
+
+pub use events::{EventRow, event};
+pub use filter::{Filter, state_named};
+pub use rows::*;
 
 /// Returns the published ports that are in `tables`.
 #[must_use]

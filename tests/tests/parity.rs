@@ -21,8 +21,9 @@ use fixtures::{Ground, Loaded, code};
 use forwarder::datapath::{Fate, now};
 use forwarder_common::abi::{FlowRef, Tuple};
 use forwarder_common::family::V4;
-use forwarder_common::parse::{Packet, parse, proto};
 use forwarder_common::reason::Reason;
+use forwarder_common::wire::parse::{Packet, parse};
+use forwarder_common::wire::proto;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 /// Packets in all.
@@ -227,7 +228,7 @@ impl Twins {
 
 fn tuple_of(frame: &[u8]) -> Option<Tuple<V4>> {
     let mut frame = frame.to_vec();
-    let frame = forwarder_common::frame::Frame::new(&mut frame);
+    let frame = forwarder_common::wire::frame::Frame::new(&mut frame);
     let mut packet = Packet::<V4>::default();
     parse(&frame, 14, &mut packet).ok()?;
     Some(packet.tuple)

@@ -16,9 +16,9 @@ use fixtures::model::host::{
 use fixtures::model::{Arrival, Hook, Host};
 use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{View, now};
+use forwarder_common::abi::REPLY;
 use forwarder_common::family::Be32;
-use forwarder_common::flow::REPLY;
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 
 const PASS: i32 = -1;

@@ -16,7 +16,7 @@ use fixtures::model::{Arrival, Hook, Host};
 use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{Fate, View, now};
 use forwarder_common::abi::capacity;
-use forwarder_common::pipeline::mark;
+use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 
 const DROP: i32 = 2;

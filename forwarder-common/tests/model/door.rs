@@ -1,30 +1,38 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Implements [`Tables`], [`Exit`] and [`Steps`] over plain memory.
+//! Implements the interface of the packet logic over plain memory.
 
 use std::cell::Cell;
 
-use forwarder_common::abi::{
-    AllowedKey, Device, Endpoint, Flow, FlowRef, IngressKey, LinkKey, Network, Pending,
-    PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
-};
-use forwarder_common::crc;
-use forwarder_common::event::{Event, EventKind};
-use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::flow::{self, End, FlowState};
-use forwarder_common::frame::Frame;
-use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::fragments::{self, FragmentSeries};
-use forwarder_common::pipeline::{Meta, PacketContext, Side, Steps, mark};
-use forwarder_common::quota;
-use forwarder_common::reason::Reason;
-use forwarder_common::rewrite::{self, Edit, Exit};
-use forwarder_common::sctp;
-use forwarder_common::tables::{Attempt, Route, Tables, WayBack};
-use forwarder_common::timeouts::Ticks;
-use forwarder_common::window::{self, PreCheck, Segment, Transition, Verdict};
-
 use super::frames::sum;
 use super::{Host, Target};
+use forwarder_common::abi::{
+    AllowedKey, Device, Endpoint, Flow, FlowRef, FlowState, IngressKey, LinkKey, Network, Pending,
+    PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
+};
+use forwarder_common::attempt::Attempt;
+use forwarder_common::call_steps;
+use forwarder_common::call_subprograms;
+use forwarder_common::clock::Ticks;
+use forwarder_common::conntrack::verdict::before;
+use forwarder_common::context::PacketContext;
+use forwarder_common::environment::{
+    Configuration, Devmap, FlowIndex, FlowRecords, FragmentState, Output, PortAffinities, Quotas,
+    Route, Routes, Runtime, SkbOutput, Sockets, UnassuredRing, WayBack,
+};
+use forwarder_common::event::{Event, EventKind};
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::for_each_step;
+use forwarder_common::for_each_subprogram;
+use forwarder_common::mark;
+use forwarder_common::meta::{Meta, Side};
+use forwarder_common::reason::Reason;
+use forwarder_common::steps::fragments;
+use forwarder_common::subprograms::{Steps, Subprograms};
+use forwarder_common::wire::crc;
+use forwarder_common::wire::frame::Frame;
+use forwarder_common::wire::parse::Packet;
+use forwarder_common::wire::rewrite::{self, Edit};
+use forwarder_common::wire::series::FragmentSeries;
 
 /// The value of the longest prefix that contains `addr`.
 fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32) -> Option<V> {
@@ -35,7 +43,7 @@ fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32)
         .map(|(_, value)| value)
 }
 
-impl Tables<V4> for Host {
+impl Configuration<V4> for Host {
     fn settings(&self) -> Settings {
         self.settings
     }
@@ -78,6 +86,12 @@ impl Tables<V4> for Host {
         longest(prefixes, client).unwrap_or_default()
     }
 
+    fn allowed(&self, AllowedKey { device, source }: AllowedKey<V4>) -> u32 {
+        let of_device = self.allowed.iter().filter(|(key, _)| key.0 == device);
+        let ranges = of_device.map(|(&(_, addr, len), &word)| ((addr, len), word));
+        longest(ranges, source).unwrap_or_default()
+    }
+
     fn endpoint_slot(&self, addr: Be32) -> Option<u32> {
         self.endpoint_slots.get(&addr).copied()
     }
@@ -90,22 +104,6 @@ impl Tables<V4> for Host {
         self.mappings.get(&slot).copied().unwrap_or_default()
     }
 
-    fn quota(&self, slot: u32) -> Option<&Quota> {
-        self.quotas.get(slot as usize)
-    }
-
-    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
-        word.replace(word.get().wrapping_add(summand))
-    }
-
-    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
-        let same = word.get() == from;
-        if same {
-            word.set(to);
-        }
-        same
-    }
-
     fn source(&self, ifindex: u32, next_hop: Be32) -> Option<Be32> {
         let device = self
             .sources
@@ -116,13 +114,23 @@ impl Tables<V4> for Host {
             next_hop,
         )
     }
+}
 
+impl FlowIndex<V4> for Host {
     fn flow_ref(&self, tuple: &Tuple<V4>) -> Option<FlowRef> {
         self.index.borrow().get(tuple).copied()
     }
 
-    fn flow(&self, index: u32) -> Option<&Flow<V4>> {
-        self.flows.get(index as usize)
+    fn cached_flow(&self, place: u32) -> FlowRef {
+        self.cached_flow
+            .borrow()
+            .get(&place)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    fn set_cached_flow(&self, place: u32, flow: FlowRef) {
+        self.cached_flow.borrow_mut().insert(place, flow);
     }
 
     fn insert(&self, tuple: &Tuple<V4>, flow: FlowRef) -> bool {
@@ -136,6 +144,12 @@ impl Tables<V4> for Host {
 
     fn remove(&self, tuple: &Tuple<V4>) {
         self.index.borrow_mut().remove(tuple);
+    }
+}
+
+impl FlowRecords<V4> for Host {
+    fn flow(&self, index: u32) -> Option<&Flow<V4>> {
+        self.flows.get(index as usize)
     }
 
     fn flow_state(&self, flow: &Flow<V4>) -> FlowState {
@@ -171,7 +185,7 @@ impl Tables<V4> for Host {
     }
 
     fn raise(&self, number: &Cell<u32>, to: u32) {
-        if window::before(number.get(), to) {
+        if before(number.get(), to) {
             number.set(to);
         }
     }
@@ -188,6 +202,22 @@ impl Tables<V4> for Host {
         (self.flows.len() - self.free.borrow().len()) as u32
     }
 
+    fn next_sweep(&self) -> u32 {
+        let mut cursors = self.cursors.get();
+        let place = (cursors.sweep % u64::from(self.settings.flows)) as u32;
+        cursors.sweep += 1;
+        self.cursors.set(cursors);
+        place
+    }
+
+    fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, news: EventKind) {
+        let event = Event::default();
+        event.fill(flow, index, flow_state, news, self.clock.get());
+        self.told.borrow_mut().push(event);
+    }
+}
+
+impl UnassuredRing<V4> for Host {
     fn next_ring(&self) -> u64 {
         let mut cursors = self.cursors.get();
         let place = cursors.ring;
@@ -203,27 +233,27 @@ impl Tables<V4> for Host {
     fn set_ring(&self, place: u32, pending: Pending) {
         self.ring.borrow_mut()[place as usize] = pending;
     }
+}
 
-    fn next_sweep(&self) -> u32 {
-        let mut cursors = self.cursors.get();
-        let place = (cursors.sweep % u64::from(self.settings.flows)) as u32;
-        cursors.sweep += 1;
-        self.cursors.set(cursors);
-        place
+impl Quotas<V4> for Host {
+    fn quota(&self, slot: u32) -> Option<&Quota> {
+        self.quotas.get(slot as usize)
     }
 
-    fn cached_flow(&self, place: u32) -> FlowRef {
-        self.cached_flow
-            .borrow()
-            .get(&place)
-            .copied()
-            .unwrap_or_default()
+    fn add(&self, word: &Cell<u64>, summand: u64) -> u64 {
+        word.replace(word.get().wrapping_add(summand))
     }
 
-    fn set_cached_flow(&self, place: u32, flow: FlowRef) {
-        self.cached_flow.borrow_mut().insert(place, flow);
+    fn swap(&self, word: &Cell<u64>, from: u64, to: u64) -> bool {
+        let same = word.get() == from;
+        if same {
+            word.set(to);
+        }
+        same
     }
+}
 
+impl PortAffinities<V4> for Host {
     fn affinity(&self, place: u32) -> Option<PortAffinity<V4>> {
         Some(self.hints.borrow().get(&place).copied().unwrap_or_default())
     }
@@ -231,7 +261,9 @@ impl Tables<V4> for Host {
     fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
         self.hints.borrow_mut().insert(place, affinity);
     }
+}
 
+impl FragmentState<V4> for Host {
     fn series(&self) -> FragmentSeries<V4> {
         self.series.get()
     }
@@ -239,60 +271,9 @@ impl Tables<V4> for Host {
     fn set_series(&self, series: FragmentSeries<V4>) {
         self.series.set(series);
     }
+}
 
-    fn sweep_some(&self) {
-        flow::sweep_some(self);
-    }
-
-    fn charge(&self, originator: End) -> Option<Reason> {
-        quota::charge(self, originator)
-    }
-
-    fn give_back(&self, originator: End) {
-        quota::give_back(self, originator);
-    }
-
-    fn allowed(&self, AllowedKey { device, source }: AllowedKey<V4>) -> u32 {
-        let of_device = self.allowed.iter().filter(|(key, _)| key.0 == device);
-        let ranges = of_device.map(|(&(_, addr, len), &word)| ((addr, len), word));
-        longest(ranges, source).unwrap_or_default()
-    }
-
-    fn take_record(&self, originator: u32) -> Option<FlowRef> {
-        flow::take_record(self, originator)
-    }
-
-    fn publish(&self, flow: FlowRef) {
-        flow::publish(self, flow);
-    }
-
-    fn claim(&self, index: u32, flow_state: FlowState, why: EventKind) -> bool {
-        flow::claim(self, index, flow_state, why)
-    }
-
-    fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, news: EventKind) {
-        let event = Event::default();
-        event.fill(flow, index, flow_state, news, self.clock.get());
-        self.told.borrow_mut().push(event);
-    }
-
-    fn prepare(&self, index: u32, flow_state: FlowState, segment: &Segment) -> PreCheck {
-        // Packed and unpacked, as for the call of a global function in the kernel.
-        let segment = Segment::unpack(segment.pack());
-        let windows = &self.flows[index as usize].windows;
-        PreCheck::unpack(window::prepare(windows, flow_state, &segment).pack())
-    }
-    fn follow(&self, state: u8, chunk: u8, reply: bool, trusted: bool) -> (u8, Ticks) {
-        let (state, span) = sctp::follow(sctp::State::from_u8(state), chunk, reply, trusted);
-        (state as u8, span)
-    }
-    fn settle(&self, index: u32, encode_hash: Transition, segment: &Segment) -> Verdict {
-        let segment = Segment::unpack(segment.pack());
-        let encode_hash = Transition::unpack(encode_hash.pack());
-        let windows = &self.flows[index as usize].windows;
-        Verdict::unpack(window::settle(self, windows, encode_hash, &segment).pack())
-    }
-
+impl Routes<V4> for Host {
     fn route(&self, _: u32, tuple: &Tuple<V4>) -> Route<V4> {
         if self.locals.contains(&tuple.dst) {
             return Route::Kernel;
@@ -320,6 +301,12 @@ impl Tables<V4> for Host {
         }
     }
 
+    fn exists(&self, ifindex: u32) -> bool {
+        self.nics.contains_key(&ifindex)
+    }
+}
+
+impl Sockets<V4> for Host {
     fn bound(&self, port: Be16) -> Ticks {
         self.bound.get(&port.get()).copied().unwrap_or_default()
     }
@@ -332,15 +319,9 @@ impl Tables<V4> for Host {
             proto,
         })
     }
+}
 
-    fn takes_frames(&self, ifindex: u32) -> bool {
-        self.ports.contains(&ifindex)
-    }
-
-    fn exists(&self, ifindex: u32) -> bool {
-        self.nics.contains_key(&ifindex)
-    }
-
+impl Runtime for Host {
     fn now(&self) -> Ticks {
         self.clock.get()
     }
@@ -355,26 +336,30 @@ impl Tables<V4> for Host {
     }
 }
 
-impl Exit<V4> for Host {
+impl Devmap for Host {
+    fn takes_frames(&self, ifindex: u32) -> bool {
+        self.ports.contains(&ifindex)
+    }
+}
+
+impl Output<V4> for Host {
     fn edit(&self, frame: &mut Frame<'_>, edit: &Edit<V4>) {
         let whole = rewrite::headers(frame, edit, crc::shift) && rewrite::checksum(frame, edit);
         assert!(whole, "half a packet written: {edit:?}");
     }
 
-    fn shift(&self, register: u32, octets: u16) -> u32 {
-        crc::shift(register, octets)
+    fn to_peer(&self, ifindex: u32) {
+        self.target.set(Some(Target::Peer(ifindex)));
     }
+}
 
+impl SkbOutput<V4> for Host {
     fn mark(&self, kind: u32) {
         self.mark.set(mark::with(self.mark.get(), kind));
     }
 
     fn hash(&self, hash: u32) {
         self.hash.set(hash);
-    }
-
-    fn to_peer(&self, ifindex: u32) {
-        self.target.set(Some(Target::Peer(ifindex)));
     }
 
     fn to_ingress(&self, ifindex: u32) {
@@ -387,26 +372,14 @@ impl Exit<V4> for Host {
     }
 }
 
+impl Subprograms<V4> for Host {
+    for_each_subprogram!(call_subprograms);
+}
+
 impl Steps<V4> for Host {
-    fn forward_established(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.forward_established()
-    }
+    for_each_step!(call_steps);
 
-    fn forward_icmp_error(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.forward_icmp_error()
-    }
-
-    fn classify(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.classify()
-    }
-
-    fn verify_source(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.verify_source()
-    }
-
-    fn create_flow(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.create_flow()
-    }
+    fn enter(&self, _: Side) {}
 
     fn handle_fragment(
         &self,
@@ -418,29 +391,13 @@ impl Steps<V4> for Host {
         fragments::handle_fragment(frame, meta, self, side, packet)
     }
 
-    fn snat_on_egress(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.snat_on_egress()
-    }
-
-    fn translate_host_flow(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.translate_host_flow()
-    }
-
-    fn restore_own_error(&self, context: &mut PacketContext<'_, V4, Self>) -> Option<Reason> {
-        context.restore_own_error()
-    }
-    fn restore_crc(&self, context: &mut PacketContext<'_, V4, Self>, ports: [u32; 2]) {
-        context.restore_crc(ports);
-    }
-    fn scale(&self, context: &PacketContext<'_, V4, Self>) -> u8 {
-        context.scale()
-    }
     fn sum(&self, context: &PacketContext<'_, V4, Self>) -> u16 {
         let Packet { l3, l4, len, .. } = *context.packet;
         let (l4, end) = (usize::from(l4), usize::from(l3) + usize::from(len));
         let octets: Option<Vec<u8>> = (l4..end).map(|at| context.frame.read(at)).collect();
         octets.map_or(0, |octets| sum(&octets) as u16)
     }
+
     fn length(&self) -> u32 {
         self.length.get()
     }

@@ -4,7 +4,7 @@
 
 use forwarder_common::abi::Tuple;
 use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::parse::proto;
+use forwarder_common::wire::proto;
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;

@@ -11,22 +11,25 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use forwarder_common::abi::{
-    AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6, IngressKey6,
-    LinkKey, Network, OwnerKey6, Pending, PortAffinity, PortKey, PortKey6, Published, Published6,
-    Quota, ServerKey, Settings, TrustKey, Tuple, capacity,
+    AllowedKey6, Cursors, Device, End, Endpoint, Endpoint6, Flow, FlowRef, FlowState,
+    HostAddressKey6, IngressKey6, LinkKey, Network, OwnerKey6, Pending, PortAffinity, PortKey,
+    PortKey6, Published, Published6, Quota, REPLY, ServerKey, Settings, TrustKey, Tuple, capacity,
 };
+use forwarder_common::clock::Ticks;
+use forwarder_common::conntrack::{flow, quota};
+use forwarder_common::context::PacketContext;
+use forwarder_common::environment::Route;
 use forwarder_common::event::Event;
-use forwarder_common::family::{Be32, Be128, Family, V4};
-use forwarder_common::flow::{self, End, FlowState};
-use forwarder_common::frame::Frame;
-use forwarder_common::parse::Packet;
-use forwarder_common::pipeline::fragments::FragmentSeries;
-use forwarder_common::pipeline::{self, Meta, PacketContext, Side};
-use forwarder_common::quota;
+use forwarder_common::family::{Be32, Be128, V4};
+use forwarder_common::hooks;
+use forwarder_common::mark;
+use forwarder_common::meta::{Meta, Side};
 use forwarder_common::reason::{Path, Reason};
-use forwarder_common::refusal::Refusal;
-use forwarder_common::tables::Route;
-use forwarder_common::timeouts::Ticks;
+use forwarder_common::steps::refuse::Refusal;
+use forwarder_common::wire::frame::Frame;
+use forwarder_common::wire::header::Ip as _;
+use forwarder_common::wire::parse::Packet;
+use forwarder_common::wire::series::FragmentSeries;
 
 /// The hook of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -292,16 +295,16 @@ impl Host {
         };
         if self.settings.armed == 0 {
             Reason::Unarmed
-        } else if !at_veth && pipeline::is_isolated(self, meta.ifindex) {
+        } else if !at_veth && hooks::is_isolated(self, meta.ifindex) {
             Reason::Internal
         } else if at_veth && is_to_group(bytes) {
             let ethertype = u16::from_be_bytes([bytes[12], bytes[13]]);
-            pipeline::group_frame(self, meta.ifindex, ethertype)
+            hooks::group_frame(self, meta.ifindex, ethertype)
         } else if bytes.get(12..14) == Some(&[0x08, 0x06]) {
             let side = if at_veth { Side::Veth } else { Side::Bridge };
-            pipeline::arp(Frame::new(bytes), &meta, self, side)
+            hooks::arp(Frame::new(bytes), &meta, self, side)
         } else if at_veth {
-            pipeline::other_frame(self, meta.ifindex)
+            hooks::other_frame(self, meta.ifindex)
         } else {
             Reason::NotForUs
         }
@@ -348,22 +351,20 @@ impl Host {
         let frame = Frame::new(bytes);
         let packet = &mut Packet::default();
         let reason = match hook {
-            Hook::OutsideIn | Hook::OutsideInRaw => {
-                pipeline::outside_in(frame, &meta, self, packet)
-            }
+            Hook::OutsideIn | Hook::OutsideInRaw => hooks::outside_in(frame, &meta, self, packet),
             Hook::OutsideOut | Hook::OutsideOutRaw => {
-                pipeline::outside_out(frame, &meta, self, packet)
+                hooks::outside_out(frame, &meta, self, packet)
             }
-            Hook::ContainerIn => pipeline::container_in(frame, &meta, self, packet),
-            Hook::ContainerOut => pipeline::container_out(frame, &meta, self, packet),
-            Hook::BridgeIn => pipeline::bridge_in(frame, &meta, self, packet),
-            Hook::BridgeOut => pipeline::bridge_out(frame, &meta, self, packet),
-            Hook::DefragOut => pipeline::defrag_out(frame, &meta, self, packet),
-            Hook::Uplink => return pipeline::uplink(frame, &meta, self),
+            Hook::ContainerIn => hooks::container_in(frame, &meta, self, packet),
+            Hook::ContainerOut => hooks::container_out(frame, &meta, self, packet),
+            Hook::BridgeIn => hooks::bridge_in(frame, &meta, self, packet),
+            Hook::BridgeOut => hooks::bridge_out(frame, &meta, self, packet),
+            Hook::DefragOut => hooks::defrag_out(frame, &meta, self, packet),
+            Hook::Uplink => return hooks::uplink(frame, &meta, self),
         };
         let side = match hook {
             Hook::ContainerIn => Side::Veth,
-            Hook::BridgeIn if pipeline::mark::kind(mark) == pipeline::mark::BACK => Side::Back,
+            Hook::BridgeIn if mark::kind(mark) == mark::BACK => Side::Back,
             Hook::BridgeIn => Side::Bridge,
             _ => Side::Outside,
         };
@@ -376,7 +377,7 @@ impl Host {
                 packet,
             };
             if let Some(refusal) = context.refuse() {
-                self.mark.set(pipeline::mark::with(mark, refusal.mark));
+                self.mark.set(mark::with(mark, refusal.mark));
                 self.target.set(Some(Target::Back(ifindex)));
                 self.answer.replace(Some(answer(&refusal, bytes)));
             }
@@ -428,7 +429,7 @@ impl Host {
                 continue;
             }
             let of_slot = |flow: &&Flow<V4>| {
-                let originator = End::of(&flow.next_hops[flow::REPLY]);
+                let originator = End::of(&flow.next_hops[REPLY]);
                 FlowState(flow.flow_state.get()).is_live()
                     && originator.slot as usize == slot
                     && originator.generation == quota::owner(held)

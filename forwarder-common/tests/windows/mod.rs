@@ -2,15 +2,17 @@
 //! Any trace of segments, against a plain reference: nf_conntrack's rules by the names of its
 //! documentation (I to IV), in numbers that never wrap.
 
-use forwarder_common::family::V4;
-use forwarder_common::flow::FlowState;
-use forwarder_common::parse::Packet;
-use forwarder_common::reason::Reason;
-use forwarder_common::tcp::{ACK, FIN, Kind, RST, SYN, State, Step, kind, step};
-use forwarder_common::window::{NO_SCALE, Segment, Verdict, follow};
-use proptest::prelude::*;
-
 use super::model::Host;
+use forwarder_common::abi::FlowState;
+use forwarder_common::conntrack::segment::{NO_SCALE, Segment};
+use forwarder_common::conntrack::tcp::{State, Step, step};
+use forwarder_common::conntrack::verdict::Verdict;
+use forwarder_common::conntrack::window::follow;
+use forwarder_common::family::V4;
+use forwarder_common::reason::Reason;
+use forwarder_common::wire::parse::Packet;
+use forwarder_common::wire::tcp::{ACK, FIN, Kind, RST, SYN, kind};
+use proptest::prelude::*;
 
 /// One direction. Numbers are distances from where the test's numbers begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

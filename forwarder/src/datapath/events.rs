@@ -11,19 +11,17 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
-use forwarder_common::abi::name;
-use forwarder_common::event::EventKind;
-use forwarder_common::flow::{FlowState, ORIGINAL, REPLY};
-use forwarder_common::timeouts::Ticks;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
-
 use super::coarse;
 use super::maps::{self, FlowSnapshot, pinned};
 use super::pins::Pins;
+use anyhow::{Context, Result, bail};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use forwarder_common::abi::{FlowState, ORIGINAL, REPLY, name};
+use forwarder_common::clock::Ticks;
+use forwarder_common::event::EventKind;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
 
 /// How long the programs write events after a watcher's last renewal.
 const LEASE: Duration = Duration::from_secs(5);

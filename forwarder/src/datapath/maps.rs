@@ -12,17 +12,16 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, HOST, HostAddressKey6, IngressKey,
-    IngressKey6, LinkKey, MasqueradeKey, Network, NextHop, OUTSIDE, OwnerKey6, Peer, PortKey,
-    PortKey6, Published, Published6, Quota, ServerKey, Settings, SocketKey, TrustKey, Tuple, name,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, FlowState, HOST,
+    HostAddressKey6, IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, NextHop, ORIGINAL,
+    OUTSIDE, OwnerKey6, Peer, PortKey, PortKey6, Published, Published6, Quota, REPLY, ServerKey,
+    Settings, SocketKey, TrustKey, Tuple, capacity, name,
 };
-use forwarder_common::abi::{FlowRef, capacity};
+use forwarder_common::clock::{Ticks, reached};
+use forwarder_common::conntrack::quota;
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, V4};
-use forwarder_common::flow::{FlowState, ORIGINAL, REPLY};
-use forwarder_common::quota;
 use forwarder_common::reason::Reason;
-use forwarder_common::timeouts::{Ticks, reached};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -324,7 +323,7 @@ impl Maps {
     }
 
     /// Whether the next packet would find the flow current, as
-    /// [`forwarder_common::flow::is_current`] decides.
+    /// [`forwarder_common::conntrack::flow::is_current`] decides.
     fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
         let same = |towards: &NextHop| {
             let endpoint = || self.endpoints.get(&towards.slot(), 0);

@@ -25,6 +25,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::desired_state::{EndpointKey, Hook, NetworkRow, Observed, PeerVeth, SocketHook, Target};
+use crate::diff::Change;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
@@ -33,27 +35,29 @@ use forwarder_common::abi::{
     AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, PortRange, Published,
     Settings,
 };
+use forwarder_common::clock::{Ticks, ticks};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
 use forwarder_common::socket;
-use forwarder_common::timeouts::{Ticks, ticks};
 use rustix::io::Errno;
 
-use crate::desired_state::{EndpointKey, Hook, NetworkRow, Observed, PeerVeth, SocketHook, Target};
-use crate::diff::Change;
 pub use binds::Binds;
 pub use cgroup::cgroup_root;
 pub use defrag_loopback::{can_reassemble, make_defrag_loopback};
 pub use events::{Events, FlowEvent};
 pub use flow_operations::FlowOperations;
 use hooks::Hooks;
+
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
+
 pub use namespace::{netns_cookie, netns_cookie_of};
 use peer_veths::PeerVeths;
 use pins::Pins;
+
 pub use simulate::{Arrival, Fate};
 use sock_diag::SockDiag;
+
 pub use sock_diag::can_end_sockets;
 pub use view::{MapFill, View};
 

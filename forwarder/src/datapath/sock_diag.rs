@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result};
 use forwarder_common::abi::{Peer, SocketKey};
 use forwarder_common::family::{Address as _, Be16, Be32, Wide};
-use forwarder_common::parse::proto;
+use forwarder_common::wire::proto;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{

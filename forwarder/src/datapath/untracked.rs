@@ -12,11 +12,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
-use forwarder_common::pipeline::mark::OURS_ALONE;
-
 use crate::others::netfilter::TABLE;
 use crate::preflight::program;
+use anyhow::{Context, Result, bail, ensure};
+use forwarder_common::mark::OURS_ALONE;
 
 /// Whether a program is installed that can add the rule.
 #[must_use]

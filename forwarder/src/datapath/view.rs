@@ -4,16 +4,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Result;
-use forwarder_common::abi::{capacity, name};
-use forwarder_common::reason::Reason;
-use forwarder_common::timeouts::Ticks;
-
 use super::hooks::attached;
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
 use crate::desired_state::{Hook, SocketHook};
 use crate::trusted;
+use anyhow::Result;
+use forwarder_common::abi::{capacity, name};
+use forwarder_common::clock::Ticks;
+use forwarder_common::reason::Reason;
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

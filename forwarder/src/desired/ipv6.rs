@@ -1,15 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! IPv6: which container or network has which address. `forwarder_common::pipeline::ipv6` decides
+//! IPv6: which container or network has which address. `forwarder_common::policy::ipv6` decides
 //! what follows for a packet.
 
 use std::net::{IpAddr, Ipv6Addr};
-
-use forwarder_common::abi::{
-    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
-    capacity,
-};
-use forwarder_common::family::{Be16, Be128};
-use ipnet::IpNet;
 
 use super::published::number;
 use super::{Policy, container_sources};
@@ -18,6 +11,12 @@ use crate::desired_state::{DesiredState, Key6, Row6};
 use crate::host_state::{
     Container, Family, HostPort, HostState, Ingress, Link, Network, NetworkOptions,
 };
+use forwarder_common::abi::{
+    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
+    capacity,
+};
+use forwarder_common::family::{Be16, Be128};
+use ipnet::IpNet;
 
 /// Whether a network has IPv6.
 pub(super) fn is_in(network: &Network) -> bool {

@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use forwarder_common::event::EventKind;
-use forwarder_common::parse::proto;
-use forwarder_common::tcp::State;
-use forwarder_common::timeouts::{Ticks, reached};
-use serde::{Deserialize, Serialize};
-
 use super::{FlowRow, flow_row};
 use crate::datapath::FlowEvent;
+use forwarder_common::clock::{Ticks, reached};
+use forwarder_common::conntrack::tcp::State;
+use forwarder_common::event::EventKind;
+use forwarder_common::wire::proto;
+use serde::{Deserialize, Serialize};
 
 /// An event of a flow.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -80,9 +79,9 @@ fn reason(event: &FlowEvent) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use forwarder_common::abi::FlowState;
     use forwarder_common::abi::Tuple;
     use forwarder_common::family::Be16;
-    use forwarder_common::flow::FlowState;
 
     use super::*;
     use crate::datapath::FlowSnapshot;

@@ -4,10 +4,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use forwarder_common::tcp::State;
-use ipnet::IpNet;
-
 use super::{ASSURED, Ends, FlowRow, REPLIED, UNREPLIED};
+use forwarder_common::conntrack::tcp::State;
+use ipnet::IpNet;
 
 /// Conditions on flows. A condition that is not set always holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports of a small host: one network, one container, one published port.
 
+use crate::desired_state::{NetworkRow as Programmed, Target};
+use crate::host_state::{Container, Link, Network, NetworkEndpoint};
 use forwarder_common::abi::PortKey;
 use forwarder_common::family::Be16;
 use serde_json::json;
 
 use super::*;
-use crate::desired_state::{NetworkRow as Programmed, Target};
-use crate::host_state::{Container, Link, Network, NetworkEndpoint};
 
 fn be(octets: [u8; 4]) -> Be32 {
     Be32::from_octets(octets)
@@ -155,7 +155,7 @@ fn snapshot(protocol: u32, flow_state: FlowState) -> FlowSnapshot {
 #[test]
 fn flow_has_both_directions_and_their_sum() {
     let established = FlowState((State::Established as u64) << 32);
-    let now = 1000 + forwarder_common::timeouts::seconds(61);
+    let now = 1000 + forwarder_common::clock::seconds(61);
     let rows = flows(&[snapshot(proto::TCP, established)], now);
     let expected = json!([{
         "proto": "tcp",

@@ -2,11 +2,11 @@
 //! Any bytes as a frame: what is read of them lies in them, and an edit that changes nothing leaves
 //! them as they are.
 
-use forwarder_common::crc;
 use forwarder_common::family::V4;
-use forwarder_common::frame::Frame;
-use forwarder_common::parse::{Class, Packet, parse, proto};
-use forwarder_common::rewrite::{self, Edit};
+use forwarder_common::wire::frame::Frame;
+use forwarder_common::wire::parse::{Class, Packet, parse};
+use forwarder_common::wire::rewrite::{self, Edit};
+use forwarder_common::wire::{crc, proto};
 
 const ETHERNET: usize = 14;
 

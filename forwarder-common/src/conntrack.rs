@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Connection tracking: the life of a flow, TCP and SCTP states, timeouts, quotas.
+
+pub mod flow;
+pub mod flow_operation;
+pub mod quota;
+pub mod sctp;
+pub mod segment;
+pub mod tcp;
+pub mod timeouts;
+pub mod verdict;
+pub mod window;
+pub mod window_scale;

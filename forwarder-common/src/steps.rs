@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The steps of the packet path that the hooks share: forward, create a flow, translate errors,
+//! reassemble fragments, refuse.
+
+pub mod create_flow;
+pub(crate) mod egress;
+pub mod forward;
+pub mod fragments;
+mod host_flows;
+mod icmp_errors;
+pub mod refuse;
+mod route;
+mod steer;
+mod uplink;

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host's own flows: translates those whose port a container's flow already has.
+
+use crate::abi::{End, HOST, ORIGINAL, REPLY};
+use crate::conntrack::flow::{self, Hit, Plan};
+use crate::context::PacketContext;
+use crate::family::Address;
+use crate::nat::Owner;
+use crate::policy::access::Standing;
+use crate::reason::Reason;
+use crate::subprograms::Steps;
+use crate::wire::header::Ip;
+use crate::wire::parse::Class;
+use crate::wire::rewrite::Edit;
+
+impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
+    /// Translates a packet of the host whose answers would be taken for a container's flow: the
+    /// host's flow gets another port, as nf_nat does for whichever flow comes later. `None` for all
+    /// other packets.
+    ///
+    /// A packet without ports cannot be translated. Then the container's flow ends, and the host
+    /// gets a flow of its own, which keeps a container from taking the tuple again.
+    #[inline(always)]
+    pub fn translate_host_flow(&mut self) -> Option<Reason> {
+        let now = self.tables.now();
+        let portless = self.packet.class as u8 == Class::Portless as u8;
+        let is_hosts = |hit: &Hit<'_, F>| hit.flow.next_hops[REPLY].slot() == HOST;
+        let hit = match self
+            .current(now)
+            .filter(|hit| hit.dir == ORIGINAL && is_hosts(hit))
+        {
+            Some(hit) => hit,
+            None => {
+                let answers = self.packet.tuple.reversed();
+                let holder = flow::find(self.tables, &answers);
+                if portless {
+                    if self.packet.tuple.dst.is_unroutable() {
+                        return None;
+                    }
+                    if let Some(holder) = holder {
+                        flow::end(self.tables, &holder);
+                    }
+                } else {
+                    let holder = holder?;
+                    // In a flow without translation the packet is the originator's own.
+                    if holder.dir != REPLY
+                        || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple
+                        || !flow::is_current(self.tables, holder.flow, now)
+                    {
+                        return None;
+                    }
+                    // The container's flow came first and is no longer valid: the port belongs to a
+                    // service of the host.
+                    if self.standing(holder.flow) as u8 == Standing::Outdated as u8 {
+                        flow::end(self.tables, &holder);
+                        return None;
+                    }
+                }
+                let plan = Plan {
+                    original: self.packet.tuple,
+                    to: End::OUTSIDE,
+                    from: End::HOST,
+                    mapping: 0,
+                    mapping_generation: 0,
+                    uplink_mac: [0; 6],
+                    policy: 0,
+                };
+                if let Err(reason) = self.make(&plan, answers, Owner::Host) {
+                    // The host's own packets without ports pass also without a record.
+                    return if portless { None } else { Some(reason) };
+                }
+                flow::find(self.tables, &self.packet.tuple)?
+            }
+        };
+        if let Err(reason) = self.track(&hit, now) {
+            return Some(reason);
+        }
+        if portless {
+            return None;
+        }
+        let edit = Edit {
+            hop: false,
+            ..self.translate(&hit)
+        };
+        self.tables.edit(&mut self.frame, &edit);
+        Some(Reason::HostFlow)
+    }
+}
