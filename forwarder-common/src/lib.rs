@@ -9,30 +9,30 @@
 //!
 //! # Where to begin
 //!
-//! Begin with [`pipeline`]. It has one function per program, and can be read from top to bottom:
-//! parse the packet, look up its flow and forward it; or check it, create a flow and forward it.
-//! Every packet ends in exactly one [`Reason`](reason::Reason).
+//! Begin with [`hooks`]. It has one function per program, and can be read from top to bottom: parse
+//! the packet, look up its flow and forward it; or check it, create a flow and forward it. Every
+//! packet ends in exactly one [`Reason`](reason::Reason).
 //!
-//! # What the pipeline uses
+//! # Layers
 //!
-//! - **Bytes.** [`frame`] gives checked access to a packet. [`parse`] reads a packet into a tuple
-//!   and a few facts. [`rewrite`] applies an edit, [`icmp`] restores the packet that an ICMP error
-//!   quotes, and [`checksum`] and [`crc`] update checksums without reading the payload.
-//! - **Flows.** [`flow`] implements the flow lifecycle: find, create, assure, expire and end.
-//!   [`tcp`], [`window`] and [`sctp`] track connections, [`timeouts`] says how long a flow lives,
-//!   and [`nat`] chooses the port of a translation.
-//! - **Limits.** [`quota`] limits what one container may open, and [`refusal`] tells a container
-//!   that it is refused.
-//! - **Other programs.** [`socket`] redirects the host's own sockets to containers.
-//!   [`flow_operation`] deletes and collects flows on request, and [`event`] is what a watcher of
-//!   flows receives.
+//! Each uses what is above it in this list, and nothing below.
 //!
-//! # Foundations
-//!
-//! [`abi`] declares the maps that programs and agent share: names, sizes, keys and values.
-//! [`tables`] is the trait through which this crate reaches the maps, the clock, routes and
-//! sockets. The kernel side implements it with maps and helpers, the tests with plain memory.
-//! [`family`] makes everything generic over the address family.
+//! - **Data.** [`abi`] declares the maps that programs and agent share: names, sizes, keys and
+//!   values. [`family`] makes everything generic over the address family. [`reason`], [`event`],
+//!   [`clock`], [`mark`], [`meta`] and [`attempt`] are small vocabularies.
+//! - **Bytes.** [`wire`] gives checked access to a frame, parses it into a tuple and a few facts,
+//!   applies edits, restores the packet that an ICMP error quotes, and updates checksums without
+//!   reading the payload.
+//! - **Interface.** [`environment`] has the traits through which this crate reaches maps, clock,
+//!   routes and sockets; the kernel side implements them with maps and helpers, the tests with plain
+//!   memory. [`context`] is the packet at a hook. [`subprograms`] lists what is a global function in
+//!   the kernel.
+//! - **Algorithms.** [`conntrack`] implements a flow's life, TCP and SCTP tracking, timeouts and
+//!   quotas; [`nat`] chooses the port of a translation; [`policy`] decides who may send what to
+//!   whom; [`socket`] redirects the host's own sockets to containers.
+//! - **Steps.** [`steps`] forward a packet, create a flow, translate ICMP errors, reassemble
+//!   fragments, and tell a container that it is refused.
+//! - **Hooks.** [`hooks`], the story.
 //!
 //! # Invariants
 //!

@@ -66,94 +66,69 @@ mod programs {
     use crate::socket::{self, ask4, ask6, tell4, tell6};
     use crate::tc::{ETHERNET, RAW, run, run_telling};
 
+    // Closures, and not the functions themselves: two programs would share one function that is not
+    // inlined, in which the offset of the network header is no constant.
+
     /// tcx ingress of an outside device.
     #[classifier]
     pub fn outside_in(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(
-            &ctx,
-            true,
-            Some(Hook::OutsideIn),
-            |frame, meta, kernel, packet| hooks::outside_in(frame, meta, kernel, packet),
-        )
+        run::<ETHERNET>(&ctx, true, Some(Hook::OutsideIn), |at, packet| {
+            hooks::outside_in(at, packet)
+        })
     }
 
     /// tcx ingress of an outside device without an Ethernet header.
     #[classifier]
     pub fn outside_in_raw(ctx: TcContext) -> i32 {
-        run::<RAW>(
-            &ctx,
-            true,
-            Some(Hook::OutsideIn),
-            |frame, meta, kernel, packet| hooks::outside_in(frame, meta, kernel, packet),
-        )
+        run::<RAW>(&ctx, true, Some(Hook::OutsideIn), |at, packet| {
+            hooks::outside_in(at, packet)
+        })
     }
 
     /// tcx egress of an outside device.
     #[classifier]
     pub fn outside_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(
-            &ctx,
-            false,
-            Some(Hook::OutsideOut),
-            |frame, meta, kernel, packet| hooks::outside_out(frame, meta, kernel, packet),
-        )
+        run::<ETHERNET>(&ctx, false, Some(Hook::OutsideOut), |at, packet| {
+            hooks::outside_out(at, packet)
+        })
     }
 
     /// tcx egress of an outside device without an Ethernet header.
     #[classifier]
     pub fn outside_out_raw(ctx: TcContext) -> i32 {
-        run::<RAW>(
-            &ctx,
-            false,
-            Some(Hook::OutsideOut),
-            |frame, meta, kernel, packet| hooks::outside_out(frame, meta, kernel, packet),
-        )
+        run::<RAW>(&ctx, false, Some(Hook::OutsideOut), |at, packet| {
+            hooks::outside_out(at, packet)
+        })
     }
 
     /// tcx ingress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_in(ctx: TcContext) -> i32 {
-        run_telling(&ctx, Side::Veth, |frame, meta, kernel, packet| {
-            hooks::container_in(frame, meta, kernel, packet)
-        })
+        run_telling(&ctx, Side::Veth, hooks::container_in)
     }
 
     /// tcx egress of a container's veth, at the host's end.
     #[classifier]
     pub fn container_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(
-            &ctx,
-            false,
-            Some(Hook::ContainerOut),
-            |frame, meta, kernel, packet| hooks::container_out(frame, meta, kernel, packet),
-        )
+        run::<ETHERNET>(&ctx, false, Some(Hook::ContainerOut), hooks::container_out)
     }
 
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
-        run_telling(&ctx, Side::Bridge, |frame, meta, kernel, packet| {
-            hooks::bridge_in(frame, meta, kernel, packet)
-        })
+        run_telling(&ctx, Side::Bridge, hooks::bridge_in)
     }
 
     /// tcx egress of a bridge.
     #[classifier]
     pub fn bridge_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(
-            &ctx,
-            false,
-            Some(Hook::BridgeOut),
-            |frame, meta, kernel, packet| hooks::bridge_out(frame, meta, kernel, packet),
-        )
+        run::<ETHERNET>(&ctx, false, Some(Hook::BridgeOut), hooks::bridge_out)
     }
 
     /// tcx egress of the defragmentation loopback device.
     #[classifier]
     pub fn defrag_out(ctx: TcContext) -> i32 {
-        run::<ETHERNET>(&ctx, false, None, |frame, meta, kernel, packet| {
-            hooks::defrag_out(frame, meta, kernel, packet)
-        })
+        run::<ETHERNET>(&ctx, false, None, hooks::defrag_out)
     }
 
     /// XDP on an uplink.

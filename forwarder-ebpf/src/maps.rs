@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Declares the maps. `forwarder_common::abi` documents their meaning and their layout.
+//! The statics of the maps that `forwarder_common::abi` lists, and of those that only the programs
+//! know.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
     AllowedKey, AllowedKey6, Cursors, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6,
-    IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Peer, Pending,
-    PortAffinity, PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings, SocketKey,
-    TrustKey, Tuple, capacity,
+    IngressKey, IngressKey6, LinkKey, MasqueradeKey, NO_PREALLOC, Network, OwnerKey6, Peer,
+    Pending, PortAffinity, PortKey, PortKey6, Published, Published6, Quota, ServerKey, Settings,
+    SocketKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::clock::Ticks;
 use forwarder_common::family::{Be32, Be128, V4};
+use forwarder_common::for_each_map;
 use forwarder_common::meta::Side;
 use forwarder_common::reason;
 use forwarder_common::wire::parse::Packet;
@@ -33,100 +35,40 @@ pub struct Shares(pub Quota);
 // see `forwarder_common::conntrack::quota`.
 unsafe impl Sync for Shares {}
 
-#[map]
-pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
-#[map]
-pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(reason::COUNT as u32, 0);
-#[map]
-pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(capacity::DEVICES, 0);
-#[map]
-pub static XDP_DEVMAP: DevMapHash = DevMapHash::with_max_entries(capacity::DEVICES, 0);
-#[map]
-pub static NETWORKS: HashMap<u32, Network<V4>> = HashMap::with_max_entries(capacity::NETWORKS, 0);
-#[map]
-pub static SUBNETS: LpmTrie<Be32, u32> = LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
-#[map]
-pub static HOST_ADDRESSES: LpmTrie<Be32, u32> =
-    LpmTrie::with_max_entries(capacity::HOST_ADDRESSES, NO_PREALLOC);
-#[map]
-pub static MASQ_ADDRESSES: LpmTrie<MasqueradeKey<V4>, Be32> =
-    LpmTrie::with_max_entries(capacity::HOST_ADDRESSES, NO_PREALLOC);
-#[map]
-pub static ENDPOINT_SLOTS: HashMap<Be32, u32> =
-    HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
-#[map]
-pub static ENDPOINTS: Array<Endpoint<V4>> = Array::with_max_entries(capacity::ENDPOINTS, 0);
-#[map]
-pub static PUBLISHED: HashMap<PortKey<V4>, Published<V4>> =
-    HashMap::with_max_entries(capacity::PUBLISHED, NO_PREALLOC);
-#[map]
-pub static SEEN_AS: HashMap<ServerKey<V4>, u32> =
-    HashMap::with_max_entries(capacity::SEEN_AS, NO_PREALLOC);
-#[map]
-pub static TRUSTED: HashMap<TrustKey, u32> = HashMap::with_max_entries(capacity::TRUSTED, 0);
-#[map]
-pub static LINKS: HashMap<LinkKey<V4>, u32> = HashMap::with_max_entries(capacity::LINKS, 0);
-#[map]
-pub static INGRESS: LpmTrie<IngressKey<V4>, u32> =
-    LpmTrie::with_max_entries(capacity::INGRESS, NO_PREALLOC);
-#[map]
-pub static ALLOWED_SOURCES: LpmTrie<AllowedKey<V4>, u32> =
-    LpmTrie::with_max_entries(capacity::ALLOWED_SOURCES, NO_PREALLOC);
-#[map]
-pub static MAPPINGS: Array<u32> = Array::with_max_entries(capacity::PUBLISHED, 0);
-#[map]
-pub static FLOW_INDEX: HashMap<Tuple<V4>, FlowRef> =
-    HashMap::with_max_entries(capacity::FLOWS * 2, 0);
-#[map]
-pub static FLOWS: Array<Record> = Array::with_max_entries(capacity::FLOWS, 0);
-#[map]
-pub static FREE: Queue<u32> = Queue::with_max_entries(capacity::FLOWS, 0);
-#[map]
-pub static UNASSURED_RING: Array<Pending> =
-    Array::with_max_entries(capacity::FLOWS / capacity::UNASSURED_SHARE, 0);
-#[map]
-pub static CURSORS: Array<Cursors> = Array::with_max_entries(1, 0);
-#[map]
-pub static QUOTAS: Array<Shares> = Array::with_max_entries(capacity::ENDPOINTS, 0);
-#[map]
-pub static AFFINITIES: Array<PortAffinity<V4>> = Array::with_max_entries(capacity::AFFINITIES, 0);
-#[map]
-pub static FLOW_CACHE: Array<FlowRef> = Array::with_max_entries(capacity::FLOW_CACHE, 0);
-#[map]
-pub static SOCKETS: LruHashMap<SocketKey, Peer> =
-    LruHashMap::with_max_entries(capacity::SOCKETS, 0);
-#[map]
-pub static BOUND: Array<[Ticks; 2]> = Array::with_max_entries(capacity::BOUND, 0);
-#[map]
-pub static BINDS: RingBuf = RingBuf::with_byte_size(capacity::BINDS, 0);
-#[map]
-pub static WATCH: Array<u64> = Array::with_max_entries(1, 0);
-#[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
-#[map]
-pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+macro_rules! declare {
+    (
+        held { $($held:tt)+ }
+        own { $($own:tt)+ }
+    ) => {
+        declare! { @ $($held)+ $($own)+ }
+    };
+    (@ $(
+        $(#[$doc:meta])+
+        $handle:ident: $name:ident = $kind:ident<$($type:ty),*>(|$flows:pat_param| $size:expr, $flags:expr);
+    )+) => {
+        $(
+            $(#[$doc])+
+            #[map]
+            pub static $name: $kind<$($type),*> = {
+                const fn entries($flows: u32) -> u32 {
+                    $size
+                }
+                new!($kind, entries(capacity::FLOWS), $flags)
+            };
+        )+
+    };
+}
 
-#[map]
-pub static HOST_ADDRESSES6: HashMap<HostAddressKey6, u32> =
-    HashMap::with_max_entries(capacity::HOST_ADDRESSES6, NO_PREALLOC);
-#[map]
-pub static SUBNETS6: LpmTrie<Be128, u32> =
-    LpmTrie::with_max_entries(capacity::NETWORKS, NO_PREALLOC);
-#[map]
-pub static OWNERS6: HashMap<OwnerKey6, u32> =
-    HashMap::with_max_entries(capacity::ENDPOINTS * 2, NO_PREALLOC);
-#[map]
-pub static ENDPOINTS6: HashMap<u32, Endpoint6> =
-    HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
-#[map]
-pub static PUBLISHED6: HashMap<PortKey6, Published6> =
-    HashMap::with_max_entries(capacity::PUBLISHED6, NO_PREALLOC);
-#[map]
-pub static INGRESS6: LpmTrie<IngressKey6, u32> =
-    LpmTrie::with_max_entries(capacity::INGRESS, NO_PREALLOC);
-#[map]
-pub static ALLOWED6: LpmTrie<AllowedKey6, u32> =
-    LpmTrie::with_max_entries(capacity::ALLOWED_SOURCES, NO_PREALLOC);
+macro_rules! new {
+    (RingBuf, $size:expr, $flags:expr) => {
+        RingBuf::with_byte_size($size, $flags)
+    };
+    ($kind:ident, $size:expr, $flags:expr) => {
+        $kind::with_max_entries($size, $flags)
+    };
+}
+
+for_each_map!(declare);
 
 /// The part of a packet's context that crosses the call of a global function.
 #[repr(C)]
@@ -148,7 +90,3 @@ pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
 /// The datagram whose fragments return from the defragmentation loopback, on this CPU.
 #[map]
 pub static SERIES: PerCpuArray<FragmentSeries<V4>> = PerCpuArray::with_max_entries(1, 0);
-
-/// `BPF_F_NO_PREALLOC`: required for a trie; and maps that only the agent fills need not take
-/// memory before.
-const NO_PREALLOC: u32 = 1;

@@ -7,6 +7,7 @@ use crate::steps;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_skb_vlan_pop;
 use aya_ebpf::programs::TcContext;
+use forwarder_common::context::HookInput;
 use forwarder_common::environment::Configuration as _;
 use forwarder_common::family::{Family, V4};
 use forwarder_common::hooks;
@@ -46,7 +47,7 @@ pub fn run<const L3: usize>(
     ctx: &TcContext,
     addressed: bool,
     six: Option<ipv6::Hook>,
-    hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
+    hook: impl Fn(HookInput<'_, Kernel<TcContext>>, &mut Packet<V4>) -> Reason,
 ) -> i32 {
     let reason = decide::<L3>(ctx, addressed, six, hook);
     count(reason);
@@ -58,7 +59,7 @@ pub fn run<const L3: usize>(
 pub fn run_telling(
     ctx: &TcContext,
     side: Side,
-    hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
+    hook: impl Fn(HookInput<'_, Kernel<TcContext>>, &mut Packet<V4>) -> Reason,
 ) -> i32 {
     let reason = if is_packet(ctx, side) {
         decide::<ETHERNET>(ctx, false, None, hook)
@@ -189,7 +190,7 @@ fn decide<const L3: usize>(
     ctx: &TcContext,
     addressed: bool,
     six: Option<ipv6::Hook>,
-    hook: impl Fn(Frame<'_>, &Meta, &Kernel<TcContext>, &mut Packet<V4>) -> Reason,
+    hook: impl Fn(HookInput<'_, Kernel<TcContext>>, &mut Packet<V4>) -> Reason,
 ) -> Reason {
     let skb = ctx.skb.skb;
     if addressed && is_tagged(ctx) {
@@ -218,12 +219,12 @@ fn decide<const L3: usize>(
     let kernel = Kernel {
         ctx: TcContext::new(skb),
     };
-    hook(
-        frame(ctx),
-        &meta(ctx, L3 as u8),
-        &kernel,
-        &mut passing.packet,
-    )
+    let input = HookInput {
+        frame: frame(ctx),
+        meta: &meta(ctx, L3 as u8),
+        tables: &kernel,
+    };
+    hook(input, &mut passing.packet)
 }
 
 /// The hooks of a container (`addressed` is false) check all IPv6 packets, whatever their VLAN tag

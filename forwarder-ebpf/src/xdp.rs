@@ -6,6 +6,7 @@ use crate::maps::XDP_DEVMAP;
 use crate::tc::ETHERNET;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
+use forwarder_common::context::HookInput;
 use forwarder_common::environment::{Devmap, Output};
 use forwarder_common::family::{Be16, Family, V4};
 use forwarder_common::hooks;
@@ -34,13 +35,15 @@ pub fn run(ctx: &XdpContext) -> u32 {
         mark: 0,
         hash: 0,
     };
-    match hooks::uplink(
+    let kernel = Kernel {
+        ctx: XdpContext::new(ctx.ctx),
+    };
+    let input = HookInput {
         frame,
-        &meta,
-        &Kernel {
-            ctx: XdpContext::new(ctx.ctx),
-        },
-    ) {
+        meta: &meta,
+        tables: &kernel,
+    };
+    match hooks::uplink(input) {
         Some(reason) => {
             count(reason);
             xdp_action::XDP_REDIRECT

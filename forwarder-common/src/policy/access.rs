@@ -3,15 +3,18 @@
 
 use crate::abi::{
     AllowedKey, Flow, HOST, IngressKey, LinkKey, Network, ORIGINAL, OUTSIDE, PortKey, REPLY,
-    TrustKey, Tuple, allowed, ingress, network, others,
+    TrustKey, Tuple, allowed, device, ingress, network, others,
 };
 use crate::clock::{Ticks, reached};
 use crate::conntrack::flow::Hit;
 use crate::conntrack::timeouts;
-use crate::context::PacketContext;
-use crate::environment::FlowTable;
+use crate::context::{HookInput, PacketContext};
+use crate::environment::{Configuration, FlowTable};
 use crate::family::{Be16, Family};
+use crate::meta::Meta;
 use crate::nat;
+use crate::reason::Reason;
+use crate::wire::header::Ip;
 use crate::wire::parse::{Class, Packet};
 use crate::wire::{proto, tcp};
 
@@ -241,10 +244,42 @@ fn is_listed<F: Family, T: FlowTable<F>>(tables: &T, list: u32, client: F::Addr)
     list == 0 || tables.ingress(IngressKey { list, client }) == ingress::ALLOW
 }
 
+/// The verdict on a packet that a bridge has switched to a container's veth.
+#[inline(always)]
+pub(crate) fn switched<F: Ip, T: Configuration<F>>(
+    at: HookInput<'_, T>,
+    packet: &mut Packet<F>,
+) -> Reason {
+    if !is_icc_disabled(at.tables, at.meta)
+        || at.parse(packet).is_ok() && is_linked(at.tables, packet)
+    {
+        Reason::Bridged
+    } else {
+        Reason::PeerBlocked
+    }
+}
+
+/// Whether the network in which a bridge switched a packet to this device keeps its containers
+/// apart.
+#[inline(always)]
+fn is_icc_disabled<F: Family, T: Configuration<F>>(tables: &T, meta: &Meta) -> bool {
+    let bridge = match tables.device(meta.ingress_ifindex) {
+        Some(from) if matches!(from.kind, device::VETH | device::NAMED_VETH | device::PORT) => {
+            from.bridge
+        }
+        Some(_) => 0,
+        // A port that no agent has seen yet: what is forwarded from such a device ends at the bridge.
+        None => tables.device(meta.ifindex).map_or(0, |to| to.bridge),
+    };
+    tables
+        .network(bridge)
+        .is_some_and(|network| network.flags & network::ICC_DISABLED != 0)
+}
+
 /// Whether a link allows a packet between two containers that otherwise may not reach each other:
 /// from the parent to the child's port, or back. The check is stateless, as Docker's rules are.
 #[inline(always)]
-pub(crate) fn is_linked<F: Family, T: FlowTable<F>>(tables: &T, packet: &Packet<F>) -> bool {
+pub(crate) fn is_linked<F: Family, T: Configuration<F>>(tables: &T, packet: &Packet<F>) -> bool {
     let tuple = &packet.tuple;
     let opens = |tuple: &Tuple<F>| {
         tables.linked(&LinkKey {

@@ -3,7 +3,7 @@
 
 use crate::abi::others;
 use crate::conntrack::quota;
-use crate::context::PacketContext;
+use crate::context::{HookInput, PacketContext};
 use crate::environment::{Configuration, Routes};
 use crate::family::Address;
 use crate::mark;
@@ -14,6 +14,7 @@ use crate::subprograms::Steps;
 use crate::wire::checksum;
 use crate::wire::frame::Frame;
 use crate::wire::header::Ip;
+use crate::wire::parse::{Class, Packet, parse};
 use crate::wire::rewrite::Edit;
 
 impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
@@ -90,4 +91,42 @@ pub(crate) fn unread<F: Ip, T: Configuration<F> + Routes<F>>(
         return reason;
     };
     owner::of_a_container(tables, meta, header.src).unwrap_or(reason)
+}
+
+/// The verdict on a leaving packet that no hook has marked: a container's is dropped; the host's own
+/// is translated where a container's flow needs that.
+#[inline(always)]
+pub(crate) fn unmarked<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T>) -> Reason {
+    let (tables, meta) = (context.tables, context.meta);
+    if let Some(reason) = owner::of_a_container(tables, meta, context.packet.tuple.src) {
+        return reason;
+    }
+    if meta.ingress_ifindex != 0 {
+        return Reason::FromHost;
+    }
+    let translated = match context.packet.class {
+        Class::Flow | Class::Portless => tables.translate_host_flow(context),
+        Class::IcmpError => tables.restore_own_error(context),
+        Class::Fragment | Class::Other | Class::Unreadable => None,
+    };
+    translated.unwrap_or(Reason::FromHost)
+}
+
+/// The host's own packet to a container. An ICMP error quotes the packet that the container sent; the
+/// quote would show the translated destination, so it is translated back.
+#[inline(always)]
+pub(crate) fn to_container<F: Ip, T: Steps<F>>(
+    at: HookInput<'_, T>,
+    packet: &mut Packet<F>,
+) -> Reason {
+    let l3 = at.meta.l3 as usize;
+    let may_quote = F::header(&at.frame, l3).is_ok_and(|header| header.proto == F::ICMP as u32)
+        && parse(&at.frame, l3, packet).is_ok()
+        && packet.class == Class::IcmpError;
+    if !may_quote {
+        return Reason::FromHost;
+    }
+    let tables = at.tables;
+    let restored = tables.restore_own_error(&mut at.context(Side::Bridge, packet));
+    restored.unwrap_or(Reason::FromHost)
 }

@@ -12,13 +12,43 @@ use crate::context::PacketContext;
 use crate::environment::Runtime;
 use crate::family::{Address, Family};
 use crate::mark;
+use crate::meta::Side;
 use crate::policy::access::{self, Standing};
 use crate::reason::Reason;
 use crate::steps::steer::Way;
 use crate::subprograms::{Forwarding, Steps};
 use crate::wire::header::Ip;
+use crate::wire::parse::Class;
 use crate::wire::rewrite::Edit;
 use crate::wire::{checksum, proto, tcp};
+
+/// Forwards a packet that belongs to a flow. A packet without a flow first creates one, if it
+/// may, and is then forwarded along it; so is a packet that loses the race to create the flow.
+#[inline(always)]
+pub(crate) fn or_create<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T>) -> Reason {
+    let tables = context.tables;
+    let forwarded = match context.packet.class {
+        Class::Flow | Class::Portless => tables.forward_established(context),
+        Class::IcmpError => tables.forward_icmp_error(context),
+        Class::Fragment | Class::Other | Class::Unreadable => None,
+    };
+    if let Some(reason) = forwarded {
+        return reason;
+    }
+    let outside = context.side as u8 == Side::Outside as u8;
+    if !outside && let Some(reason) = tables.classify(context) {
+        return reason;
+    }
+    if let Some(reason) = tables.create_flow(context) {
+        return reason;
+    }
+    if outside && let Some(reason) = tables.verify_source(context) {
+        return reason;
+    }
+    tables
+        .forward_established(context)
+        .unwrap_or(Reason::TableFull)
+}
 
 impl<F: Family, T: Runtime> PacketContext<'_, F, T> {
     /// The window scale that a SYN offers: see [`window_scale::offered`].

@@ -19,7 +19,7 @@
 
 use crate::abi::{OUTSIDE, Tuple};
 use crate::conntrack::quota;
-use crate::context::PacketContext;
+use crate::context::{HookInput, PacketContext};
 use crate::family::Address;
 use crate::mark;
 use crate::meta::{Meta, Side};
@@ -93,12 +93,12 @@ fn identify<F: Ip, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -
 
 /// tcx egress of the defragmentation loopback device: fragments of reassembled datagrams.
 #[inline(always)]
-pub fn defrag_out<F: Ip, T: Steps<F>>(
-    mut frame: Frame<'_>,
-    meta: &Meta,
-    tables: &T,
-    packet: &mut Packet<F>,
-) -> Reason {
+pub fn defrag_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
+    let HookInput {
+        mut frame,
+        meta,
+        tables,
+    } = at;
     let l3 = meta.l3 as usize;
     let (Some(rest), Ok(header)) = (
         mark::decode_defrag_loopback(meta.hash),

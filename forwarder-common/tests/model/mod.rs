@@ -17,7 +17,7 @@ use forwarder_common::abi::{
 };
 use forwarder_common::clock::Ticks;
 use forwarder_common::conntrack::{flow, quota};
-use forwarder_common::context::PacketContext;
+use forwarder_common::context::{HookInput, PacketContext};
 use forwarder_common::environment::Route;
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, V4};
@@ -348,19 +348,21 @@ impl Host {
             // At XDP there is no socket buffer yet.
             (meta.segment, meta.mark, meta.hash) = (0, 0, 0);
         }
-        let frame = Frame::new(bytes);
+        let input = HookInput {
+            frame: Frame::new(bytes),
+            meta: &meta,
+            tables: self,
+        };
         let packet = &mut Packet::default();
         let reason = match hook {
-            Hook::OutsideIn | Hook::OutsideInRaw => hooks::outside_in(frame, &meta, self, packet),
-            Hook::OutsideOut | Hook::OutsideOutRaw => {
-                hooks::outside_out(frame, &meta, self, packet)
-            }
-            Hook::ContainerIn => hooks::container_in(frame, &meta, self, packet),
-            Hook::ContainerOut => hooks::container_out(frame, &meta, self, packet),
-            Hook::BridgeIn => hooks::bridge_in(frame, &meta, self, packet),
-            Hook::BridgeOut => hooks::bridge_out(frame, &meta, self, packet),
-            Hook::DefragOut => hooks::defrag_out(frame, &meta, self, packet),
-            Hook::Uplink => return hooks::uplink(frame, &meta, self),
+            Hook::OutsideIn | Hook::OutsideInRaw => hooks::outside_in(input, packet),
+            Hook::OutsideOut | Hook::OutsideOutRaw => hooks::outside_out(input, packet),
+            Hook::ContainerIn => hooks::container_in(input, packet),
+            Hook::ContainerOut => hooks::container_out(input, packet),
+            Hook::BridgeIn => hooks::bridge_in(input, packet),
+            Hook::BridgeOut => hooks::bridge_out(input, packet),
+            Hook::DefragOut => hooks::defrag_out(input, packet),
+            Hook::Uplink => return hooks::uplink(input),
         };
         let side = match hook {
             Hook::ContainerIn => Side::Veth,
@@ -370,7 +372,7 @@ impl Host {
         };
         if reason.is_exhaustion() {
             let context = PacketContext {
-                frame,
+                frame: Frame::new(bytes),
                 meta: &meta,
                 tables: self,
                 side,

@@ -16,7 +16,7 @@ impl Maps {
     /// Reads all rows.
     pub(super) fn ipv6(&self) -> Result<BTreeMap<Key6, Row6>> {
         let mut rows = BTreeMap::new();
-        for entry in &self.locals6 {
+        for entry in &self.host_addresses6 {
             let (Wire(key), present) = entry?;
             rows.insert(Key6::Local(key), Row6::Index(present));
         }
@@ -53,7 +53,9 @@ impl Maps {
     /// Writes a row.
     pub(super) fn put_ipv6(&mut self, key: Key6, row: Row6) -> Result<(), MapError> {
         match (key, row) {
-            (Key6::Local(key), Row6::Index(present)) => self.locals6.insert(Wire(key), present, 0),
+            (Key6::Local(key), Row6::Index(present)) => {
+                self.host_addresses6.insert(Wire(key), present, 0)
+            }
             (Key6::Subnet(address, len), Row6::Index(bridge)) => {
                 self.subnets6.insert(&subnet(address, len), bridge, 0)
             }
@@ -77,7 +79,7 @@ impl Maps {
     /// Removes a row.
     pub(super) fn drop_ipv6(&mut self, key: Key6) -> Result<(), MapError> {
         match key {
-            Key6::Local(key) => self.locals6.remove(&Wire(key)),
+            Key6::Local(key) => self.host_addresses6.remove(&Wire(key)),
             Key6::Subnet(address, len) => self.subnets6.remove(&subnet(address, len)),
             Key6::Owner(key) => self.owners6.remove(&Wire(key)),
             Key6::Endpoint(veth) => self.endpoints6.remove(&veth),

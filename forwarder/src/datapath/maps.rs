@@ -21,7 +21,8 @@ use forwarder_common::clock::{Ticks, reached};
 use forwarder_common::conntrack::quota;
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, V4};
-use forwarder_common::reason::Reason;
+use forwarder_common::reason::{self, Reason};
+use forwarder_common::{for_each_map, for_each_plain};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -31,40 +32,41 @@ use tokio::io::unix::AsyncFd;
 pub(super) struct Wire<T>(pub(super) T);
 
 macro_rules! plain {
-    ($($name:ty),+ $(,)?) => {
-        // SAFETY: `forwarder_common::abi` asserts that none of these has padding, and all consist
-        // of integers and arrays of integers.
-        $(unsafe impl Pod for Wire<$name> {})+
+    ($($type:ty = $size:expr;)+) => {
+        $(
+            // SAFETY: `forwarder_common::abi` asserts that it has no padding, and it consists of
+            // integers and arrays of integers.
+            unsafe impl Pod for Wire<$type> {}
+
+            impl Entry for $type {
+                type Bytes = Wire<$type>;
+            }
+        )+
     };
 }
 
-plain!(
-    Be128,
-    Be32,
-    Device,
-    Endpoint6,
-    Endpoint<V4>,
-    FlowRef,
-    AllowedKey<V4>,
-    AllowedKey6,
-    IngressKey<V4>,
-    IngressKey6,
-    LinkKey<V4>,
-    HostAddressKey6,
-    Network<V4>,
-    OwnerKey6,
-    Peer,
-    PortKey<V4>,
-    PortKey6,
-    Published<V4>,
-    Published6,
-    ServerKey<V4>,
-    Settings,
-    SocketKey,
-    MasqueradeKey<V4>,
-    TrustKey,
-    Tuple<V4>,
-);
+for_each_plain!(plain);
+
+/// A key or a value of a map, and the bytes as which aya reads and writes it.
+pub(super) trait Entry {
+    /// The bytes.
+    type Bytes: Pod;
+}
+
+macro_rules! integers {
+    ($($type:ty)+) => {
+        $(
+            impl Entry for $type {
+                type Bytes = $type;
+            }
+        )+
+    };
+}
+
+integers!(u32 u64 Record Shares);
+
+/// The words of a [`Quota`], which has cells.
+type Shares = [u64; size_of::<Quota>() / 8];
 
 /// The bytes of a flow record. A `Flow` has cells, which are not `Copy`.
 #[repr(transparent)]
@@ -137,122 +139,90 @@ pub(super) fn event(bytes: &[u8]) -> Option<Event<V4>> {
         .then(|| unsafe { bytes.as_ptr().cast::<Event<V4>>().read_unaligned() })
 }
 
-/// The maps, opened by their pins.
-pub(super) struct Maps {
-    pub(super) settings: Array<MapData, Wire<Settings>>,
-    reasons: PerCpuArray<MapData, u64>,
-    pub(super) devices: HashMap<MapData, u32, Wire<Device>>,
-    pub(super) ports: DevMapHash<MapData>,
-    pub(super) networks: HashMap<MapData, u32, Wire<Network<V4>>>,
-    pub(super) subnets: LpmTrie<MapData, Wire<Be32>, u32>,
-    pub(super) locals: LpmTrie<MapData, Wire<Be32>, u32>,
-    pub(super) sources: LpmTrie<MapData, Wire<MasqueradeKey<V4>>, Wire<Be32>>,
-    pub(super) endpoint_slots: HashMap<MapData, Wire<Be32>, u32>,
-    pub(super) endpoints: Array<MapData, Wire<Endpoint<V4>>>,
-    pub(super) published: HashMap<MapData, Wire<PortKey<V4>>, Wire<Published<V4>>>,
-    pub(super) seen_as: HashMap<MapData, Wire<ServerKey<V4>>, u32>,
-    pub(super) trusted: HashMap<MapData, Wire<TrustKey>, u32>,
-    pub(super) links: HashMap<MapData, Wire<LinkKey<V4>>, u32>,
-    pub(super) ingress: LpmTrie<MapData, Wire<IngressKey<V4>>, u32>,
-    pub(super) allowed: LpmTrie<MapData, Wire<AllowedKey<V4>>, u32>,
-    pub(super) mappings: Array<MapData, u32>,
-    pub(super) flow_index: HashMap<MapData, Wire<Tuple<V4>>, Wire<FlowRef>>,
-    pub(super) flows: Array<MapData, Record>,
-    pub(super) sockets: HashMap<MapData, Wire<SocketKey>, Wire<Peer>>,
-    pub(super) locals6: HashMap<MapData, Wire<HostAddressKey6>, u32>,
-    pub(super) subnets6: LpmTrie<MapData, Wire<Be128>, u32>,
-    pub(super) owners6: HashMap<MapData, Wire<OwnerKey6>, u32>,
-    pub(super) endpoints6: HashMap<MapData, u32, Wire<Endpoint6>>,
-    pub(super) published6: HashMap<MapData, Wire<PortKey6>, Wire<Published6>>,
-    pub(super) ingress6: LpmTrie<MapData, Wire<IngressKey6>, u32>,
-    pub(super) allowed6: LpmTrie<MapData, Wire<AllowedKey6>, u32>,
-    quotas: Array<MapData, [u64; size_of::<Quota>() / 8]>,
-    free: Queue<MapData, u32>,
+/// A map that the agent holds, of the declared kind, key and value.
+macro_rules! handle {
+    (PerCpuArray, $value:ty) => { PerCpuArray<MapData, <$value as Entry>::Bytes> };
+    (Array, $value:ty) => { Array<MapData, <$value as Entry>::Bytes> };
+    (Queue, $value:ty) => { Queue<MapData, <$value as Entry>::Bytes> };
+    (DevMapHash,) => { DevMapHash<MapData> };
+    (LpmTrie, $key:ty, $value:ty) => {
+        LpmTrie<MapData, <$key as Entry>::Bytes, <$value as Entry>::Bytes>
+    };
+    ($hash:ident, $key:ty, $value:ty) => {
+        HashMap<MapData, <$key as Entry>::Bytes, <$value as Entry>::Bytes>
+    };
 }
 
-/// Returns every map and its size for `flows` flows; `None` if the object sets the size.
-pub(super) fn sizes(flows: u32) -> [(&'static str, Option<u32>); 38] {
-    [
-        (name::SETTINGS, None),
-        (name::REASONS, None),
-        (name::DEVICES, None),
-        (name::XDP_DEVMAP, None),
-        (name::NETWORKS, None),
-        (name::SUBNETS, None),
-        (name::HOST_ADDRESSES, None),
-        (name::MASQ_ADDRESSES, None),
-        (name::ENDPOINT_SLOTS, None),
-        (name::ENDPOINTS, None),
-        (name::PUBLISHED, None),
-        (name::SEEN_AS, None),
-        (name::TRUSTED, None),
-        (name::LINKS, None),
-        (name::INGRESS, None),
-        (name::ALLOWED_SOURCES, None),
-        (name::MAPPINGS, None),
-        (name::FLOW_INDEX, Some(flows * 2)),
-        (name::FLOWS, Some(flows)),
-        (name::FREE, Some(flows)),
-        (
-            name::UNASSURED_RING,
-            Some(flows / capacity::UNASSURED_SHARE),
-        ),
-        (name::CURSORS, None),
-        (name::AFFINITIES, None),
-        (name::FLOW_CACHE, None),
-        (name::QUOTAS, None),
-        (name::SOCKETS, None),
-        (name::BOUND, None),
-        (name::BINDS, None),
-        (name::WATCH, None),
-        (name::EVENTS, None),
-        (name::LOST, None),
-        (name::HOST_ADDRESSES6, None),
-        (name::SUBNETS6, None),
-        (name::OWNERS6, None),
-        (name::ENDPOINTS6, None),
-        (name::PUBLISHED6, None),
-        (name::INGRESS6, None),
-        (name::ALLOWED6, None),
-    ]
+macro_rules! declare {
+    (
+        held { $(
+            $(#[$doc:meta])+
+            $handle:ident: $name:ident = $kind:ident<$($type:ty),*>(|$flows:pat_param| $size:expr, $flags:expr);
+        )+ }
+        own { $($own:tt)+ }
+    ) => {
+        /// The maps, opened by their pins.
+        pub(super) struct Maps {
+            $($(#[$doc])+ pub(super) $handle: handle!($kind, $($type),*),)+
+        }
+
+        impl Maps {
+            /// Opens the maps that are pinned in `dir`.
+            pub(super) fn open(dir: &Path) -> Result<Self> {
+                Ok(Self {
+                    $($handle: pinned(dir, name::$name)?,)+
+                })
+            }
+
+            /// Returns how many entries each map with keys has, and how many it may have in a table
+            /// of this many flows.
+            pub(super) fn fills(&self, flows: u32) -> Vec<(&'static str, u32, usize)> {
+                let fills = [$((
+                    name::$name,
+                    { let $flows = flows; $size },
+                    self.$handle.fill(),
+                )),+];
+                fills
+                    .into_iter()
+                    .filter_map(|(name, size, fill)| Some((name, size, fill?)))
+                    .collect()
+            }
+        }
+    };
+}
+
+for_each_map!(declare);
+
+/// How many entries a map has; `None` if all of its entries always exist.
+trait Fill {
+    fn fill(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl<V: Pod> Fill for Array<MapData, V> {}
+impl<V: Pod> Fill for PerCpuArray<MapData, V> {}
+impl<V: Pod> Fill for Queue<MapData, V> {}
+
+impl<K: Pod, V: Pod> Fill for HashMap<MapData, K, V> {
+    fn fill(&self) -> Option<usize> {
+        Some(self.keys().count())
+    }
+}
+
+impl<K: Pod, V: Pod> Fill for LpmTrie<MapData, K, V> {
+    fn fill(&self) -> Option<usize> {
+        Some(self.keys().count())
+    }
+}
+
+impl Fill for DevMapHash<MapData> {
+    fn fill(&self) -> Option<usize> {
+        Some(self.keys().count())
+    }
 }
 
 impl Maps {
-    /// Opens the maps that are pinned in `dir`.
-    pub(super) fn open(dir: &Path) -> Result<Self> {
-        Ok(Self {
-            settings: pinned(dir, name::SETTINGS)?,
-            reasons: pinned(dir, name::REASONS)?,
-            devices: pinned(dir, name::DEVICES)?,
-            ports: pinned(dir, name::XDP_DEVMAP)?,
-            networks: pinned(dir, name::NETWORKS)?,
-            subnets: pinned(dir, name::SUBNETS)?,
-            locals: pinned(dir, name::HOST_ADDRESSES)?,
-            sources: pinned(dir, name::MASQ_ADDRESSES)?,
-            endpoint_slots: pinned(dir, name::ENDPOINT_SLOTS)?,
-            endpoints: pinned(dir, name::ENDPOINTS)?,
-            published: pinned(dir, name::PUBLISHED)?,
-            seen_as: pinned(dir, name::SEEN_AS)?,
-            trusted: pinned(dir, name::TRUSTED)?,
-            links: pinned(dir, name::LINKS)?,
-            ingress: pinned(dir, name::INGRESS)?,
-            allowed: pinned(dir, name::ALLOWED_SOURCES)?,
-            mappings: pinned(dir, name::MAPPINGS)?,
-            flow_index: pinned(dir, name::FLOW_INDEX)?,
-            flows: pinned(dir, name::FLOWS)?,
-            sockets: pinned(dir, name::SOCKETS)?,
-            locals6: pinned(dir, name::HOST_ADDRESSES6)?,
-            subnets6: pinned(dir, name::SUBNETS6)?,
-            owners6: pinned(dir, name::OWNERS6)?,
-            endpoints6: pinned(dir, name::ENDPOINTS6)?,
-            published6: pinned(dir, name::PUBLISHED6)?,
-            ingress6: pinned(dir, name::INGRESS6)?,
-            allowed6: pinned(dir, name::ALLOWED6)?,
-            quotas: pinned(dir, name::QUOTAS)?,
-            free: pinned(dir, name::FREE)?,
-        })
-    }
-
     /// Reads the settings of the programs.
     pub(super) fn settings(&self) -> Result<Settings> {
         Ok(self

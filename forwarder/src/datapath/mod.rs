@@ -33,7 +33,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{
     AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, PortRange, Published,
-    Settings,
+    Settings, map_sizes,
 };
 use forwarder_common::clock::{Ticks, ticks};
 use forwarder_common::family::{Be32, V4};
@@ -243,11 +243,11 @@ impl Datapath {
                 .subnets
                 .insert((key.data().0, key.prefix_len() as u8), bridge);
         }
-        for key in maps.locals.keys() {
+        for key in maps.host_addresses.keys() {
             let key = key?;
             tables.locals.insert((key.data().0, key.prefix_len() as u8));
         }
-        for entry in &maps.sources {
+        for entry in &maps.masq_addresses {
             let (key, Wire(source)) = entry?;
             let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
             tables
@@ -287,14 +287,14 @@ impl Datapath {
                 .insert((list, client, (key.prefix_len() - 32) as u8), word);
         }
         tables.ipv6 = maps.ipv6()?;
-        for entry in &maps.allowed {
+        for entry in &maps.allowed_sources {
             let (key, word) = entry?;
             let Wire(AllowedKey { device, source }) = key.data();
             tables
                 .allowed
                 .insert((device, source, (key.prefix_len() - 32) as u8), word);
         }
-        for veth in maps.ports.keys() {
+        for veth in maps.xdp_devmap.keys() {
             tables.ports.insert(veth?, nobody());
         }
         tables.hooks = hooks;
@@ -380,12 +380,13 @@ impl Datapath {
                 maps.subnets.insert(&subnet_key(subnet), bridge, 0)?;
             }
             Change::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
-            Change::PutLocal(range) => maps.locals.insert(&subnet_key(range), 1, 0)?,
-            Change::DropLocal(range) => maps.locals.remove(&subnet_key(range))?,
+            Change::PutLocal(range) => maps.host_addresses.insert(&subnet_key(range), 1, 0)?,
+            Change::DropLocal(range) => maps.host_addresses.remove(&subnet_key(range))?,
             Change::PutSource(key, source) => {
-                maps.sources.insert(&source_key(key), Wire(source), 0)?;
+                maps.masq_addresses
+                    .insert(&source_key(key), Wire(source), 0)?;
             }
-            Change::DropSource(key) => maps.sources.remove(&source_key(key))?,
+            Change::DropSource(key) => maps.masq_addresses.remove(&source_key(key))?,
             Change::PutPublished { key, slot, target } => {
                 let Target {
                     addr,
@@ -417,8 +418,10 @@ impl Datapath {
             Change::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
-            Change::PutAllowed(key, word) => maps.allowed.insert(&allowed_key(key), word, 0)?,
-            Change::DropAllowed(key) => maps.allowed.remove(&allowed_key(key))?,
+            Change::PutAllowed(key, word) => {
+                maps.allowed_sources.insert(&allowed_key(key), word, 0)?
+            }
+            Change::DropAllowed(key) => maps.allowed_sources.remove(&allowed_key(key))?,
             Change::Policy(policy) => self.ask_flows(policy)?,
             Change::DefragLoopback(defrag_loopback) => {
                 let settings = maps.settings()?;
@@ -429,11 +432,11 @@ impl Datapath {
             }
             Change::PutPort(veth, ref peer_veth) => {
                 self.peer_veths.prepare(veth, peer_veth).await?;
-                maps.ports.insert(veth, veth, None, 0)?;
+                maps.xdp_devmap.insert(veth, veth, None, 0)?;
             }
             Change::DropPort(veth) => {
                 self.peer_veths.forget(veth);
-                maps.ports.remove(veth)?;
+                maps.xdp_devmap.remove(veth)?;
             }
             Change::Attach { ifindex, hook, xdp } => {
                 let device = names.get(&ifindex).context("the device has gone")?;
@@ -524,11 +527,9 @@ impl Datapath {
 /// Loads the object with the maps that are pinned in `dir`, and creates those that are missing.
 fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    for (map, size) in maps::sizes(flows) {
+    for (map, size) in map_sizes(flows) {
         loader.map_pin_path(map, dir.join(map));
-        if let Some(size) = size {
-            loader.map_max_entries(map, size);
-        }
+        loader.map_max_entries(map, size);
     }
     loader.load(OBJECT).context("the kernel refuses the maps")
 }

@@ -10,7 +10,7 @@ use super::pins::Pins;
 use crate::desired_state::{Hook, SocketHook};
 use crate::trusted;
 use anyhow::Result;
-use forwarder_common::abi::{capacity, name};
+use forwarder_common::abi::name;
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 
@@ -59,96 +59,21 @@ impl View {
             .collect()
     }
 
-    /// Returns how full the maps are.
+    /// Returns how full the maps are, by name.
     pub fn maps(&self) -> Result<Vec<MapFill>> {
-        let maps = &self.maps;
-        let fill = |name, size, fill: usize| MapFill {
+        let flows = self.maps.settings()?.flows;
+        let mut fills = self.maps.fills(flows);
+        let keys = fills.iter().find(|(name, ..)| *name == name::FLOW_INDEX);
+        // Each flow has two keys.
+        let live = keys.map_or(0, |(.., keys)| keys / 2);
+        fills.push((name::FLOWS, flows, live));
+        fills.sort_unstable();
+        let rows = fills.into_iter().map(|(name, size, fill)| MapFill {
             name,
             size,
             fill: fill as u32,
-        };
-        let keys = maps.flow_index.keys().count();
-        let flows = maps.settings()?.flows;
-        Ok(vec![
-            fill(
-                name::ALLOWED_SOURCES,
-                capacity::ALLOWED_SOURCES,
-                maps.allowed.keys().count(),
-            ),
-            fill(
-                name::ALLOWED6,
-                capacity::ALLOWED_SOURCES,
-                maps.allowed6.keys().count(),
-            ),
-            fill(
-                name::DEVICES,
-                capacity::DEVICES,
-                maps.devices.keys().count(),
-            ),
-            fill(
-                name::ENDPOINT_SLOTS,
-                capacity::ENDPOINTS,
-                maps.endpoint_slots.keys().count(),
-            ),
-            fill(name::FLOWS, flows, keys / 2),
-            fill(name::FLOW_INDEX, flows * 2, keys),
-            fill(
-                name::INGRESS,
-                capacity::INGRESS,
-                maps.ingress.keys().count(),
-            ),
-            fill(
-                name::INGRESS6,
-                capacity::INGRESS,
-                maps.ingress6.keys().count(),
-            ),
-            fill(name::LINKS, capacity::LINKS, maps.links.keys().count()),
-            fill(
-                name::HOST_ADDRESSES,
-                capacity::HOST_ADDRESSES,
-                maps.locals.keys().count(),
-            ),
-            fill(
-                name::NETWORKS,
-                capacity::NETWORKS,
-                maps.networks.keys().count(),
-            ),
-            fill(
-                name::XDP_DEVMAP,
-                capacity::DEVICES,
-                maps.ports.keys().count(),
-            ),
-            fill(
-                name::PUBLISHED,
-                capacity::PUBLISHED,
-                maps.published.keys().count(),
-            ),
-            fill(
-                name::SEEN_AS,
-                capacity::SEEN_AS,
-                maps.seen_as.keys().count(),
-            ),
-            fill(
-                name::PUBLISHED6,
-                capacity::PUBLISHED6,
-                maps.published6.keys().count(),
-            ),
-            fill(
-                name::SOCKETS,
-                capacity::SOCKETS,
-                maps.sockets.keys().count(),
-            ),
-            fill(
-                name::MASQ_ADDRESSES,
-                capacity::HOST_ADDRESSES,
-                maps.sources.keys().count(),
-            ),
-            fill(
-                name::SUBNETS,
-                capacity::NETWORKS,
-                maps.subnets.keys().count(),
-            ),
-        ])
+        });
+        Ok(rows.collect())
     }
 
     /// Returns the attached programs by device index. Programs attached by clsact filters are not
