@@ -35,6 +35,14 @@ pub struct HookInput<'a, T> {
     pub tables: &'a T,
 }
 
+impl<T> Clone for HookInput<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for HookInput<'_, T> {}
+
 impl<'a, T> HookInput<'a, T> {
     /// Parses the packet.
     #[inline(always)]
