@@ -84,6 +84,8 @@ macro_rules! for_each_step {
             fn snat_on_egress() -> Option<$crate::reason::Reason>;
             /// Gives a packet that the host itself sends a flow, if a container's flow needs that.
             fn translate_host_flow() -> Option<$crate::reason::Reason>;
+            /// Records a packet without ports that only the host hears.
+            fn record_for_host() -> Option<$crate::reason::Reason>;
             /// Restores the quote in an ICMP error that the host itself sends.
             fn restore_own_error() -> Option<$crate::reason::Reason>;
             /// Restores the checksum of an SCTP packet that an ICMP error quotes.

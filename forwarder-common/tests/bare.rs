@@ -9,7 +9,9 @@ use forwarder_common::conntrack::timeouts::{GENERIC, UDP_STREAM_AFTER};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
-use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac};
+use model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac,
+};
 use model::{Arrival, Carried, Hook, Host, Target};
 
 const GRE: u32 = 47;
@@ -83,7 +85,6 @@ fn portless_flow_lives_ten_minutes() {
     let assured = |host: &Host| host.flow_of(&spec.tuple).unwrap().1.is_assured();
     assert!(assured(&host), "{UDP_STREAM_AFTER} ticks have gone by");
     host.wait(GENERIC);
-    assert_eq!(host.by_uplink(&answer).0.reason, Some(Reason::ToHost));
     // Its remote is free again.
     assert_eq!(
         sent(&host, WEB_VETH, &bare(GRE, WEB, REMOTE)),
@@ -168,6 +169,93 @@ fn host_takes_precedence_over_containers() {
     let group = bare(89, HOST, model::frames::ip(224, 0, 0, 5));
     host.to_outside(0, 0, &group.packet());
     assert!(host.flow_of(&group.tuple).is_none());
+}
+
+fn heard(host: &Host, spec: &Spec) -> Option<Reason> {
+    let (outcome, packet) = host.by_uplink(spec);
+    assert_eq!((outcome.target, outcome.mark), (None, 0));
+    assert_eq!(packet, spec.packet());
+    outcome.reason
+}
+
+/// What a remote sends to the host is the host's as long as the remote goes on, though the host
+/// only listens.
+#[test]
+fn host_keeps_the_remote_that_it_listens_to() {
+    let mut host = Host::usual(64);
+    let mirror = bare(GRE, REMOTE, HOST);
+    let steals = bare(GRE, APP, REMOTE);
+    assert_eq!(heard(&host, &mirror), Some(Reason::ToHost));
+    for _ in 0..3 {
+        assert_eq!(
+            sent(&host, APP_VETH, &steals),
+            Some(Reason::PortsExhausted),
+            "not even after {GENERIC} ticks"
+        );
+        host.wait(GENERIC - 1);
+        assert_eq!(heard(&host, &mirror), Some(Reason::HostFlow));
+    }
+    // Another protocol's and another remote's are not.
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(ESP, APP, REMOTE)),
+        Some(Reason::Forwarded)
+    );
+    assert_eq!(
+        sent(&host, APP_VETH, &bare(GRE, APP, CLIENT)),
+        Some(Reason::Forwarded)
+    );
+    // The host begins to send, and is told by an error of its own: both leave as they are.
+    let own = bare(GRE, HOST, REMOTE).packet();
+    let error = Spec::error(
+        model::frames::UNREACHABLE,
+        HOST,
+        REMOTE,
+        &mirror.packet(),
+        60,
+    );
+    for leaves in [error.packet(), own] {
+        assert_eq!(host.to_outside(0, 0, &leaves).1, leaves);
+        assert_eq!(sent(&host, APP_VETH, &steals), Some(Reason::PortsExhausted));
+        assert_eq!(heard(&host, &mirror), Some(Reason::HostFlow));
+    }
+    host.wait(GENERIC);
+    assert_eq!(sent(&host, APP_VETH, &steals), Some(Reason::Forwarded));
+}
+
+/// What cannot come from outside, and what is for a group, is recorded for nobody.
+#[test]
+fn host_records_only_what_a_remote_sends_to_it() {
+    let host = Host::usual(64);
+    for src in [HOST, GATEWAY, APP, model::frames::ip(240, 0, 0, 1)] {
+        assert_eq!(heard(&host, &bare(GRE, src, HOST)), Some(Reason::ToHost));
+    }
+    for group in [1, 5, 18] {
+        let dst = model::frames::ip(224, 0, 0, group);
+        assert_eq!(heard(&host, &bare(112, REMOTE, dst)), Some(Reason::NotOurs));
+    }
+    assert!(host.index.borrow().is_empty());
+}
+
+/// A stream of fragments is the host's too, where nobody puts them together for the forwarder; and
+/// none of them is taken for a container's.
+#[test]
+fn host_keeps_a_stream_of_fragments() {
+    let mut host = Host::usual(64);
+    let whole = bare(GRE, REMOTE, HOST).fragment(0).payload(100).packet();
+    let arrival = Arrival {
+        ifindex: UPLINK,
+        ..Arrival::default()
+    };
+    for _ in 0..3 {
+        for piece in cut(&whole, 48, 7) {
+            let (outcome, after) = host.raw(Hook::OutsideIn, &piece, arrival);
+            assert_eq!(outcome.reason, Some(Reason::ToHost));
+            assert_eq!(after, piece);
+        }
+        host.wait(GENERIC - 1);
+        let reason = sent(&host, APP_VETH, &bare(GRE, APP, REMOTE));
+        assert_eq!(reason, Some(Reason::PortsExhausted));
+    }
 }
 
 /// An ICMP error from a router on the path quotes what the container sent.

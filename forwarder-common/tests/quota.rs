@@ -165,6 +165,43 @@ fn flood_evicts_the_flooders_own_flows() {
     }
 }
 
+/// Forged packets without ports, which the host would get, take no more than the ring, cost a
+/// container nothing, and pass though there is no record for them.
+#[test]
+fn forged_portless_packets_spare_containers() {
+    let host = host(4 * FLOWS, 0, 0);
+    for port in 1..=8 {
+        assert_eq!(by_web(&host, &other(port)), Reason::Forwarded);
+    }
+    let forged = |host: &Host, n: u32| {
+        let mut spec = Spec::udp((ip(198, 19, (n >> 8) as u8, n as u8), 0), (HOST, 0)).payload(40);
+        spec.tuple.proto = 47;
+        let (outcome, packet) = host.by_uplink(&spec);
+        assert_eq!(packet, spec.packet());
+        outcome.reason.unwrap()
+    };
+    for n in 0..20 * FLOWS {
+        assert_eq!(forged(&host, n), Reason::ToHost);
+        if n % FLOWS == 0 {
+            let port = 100 + n as u16;
+            assert_eq!(by_web(&host, &other(port)), Reason::Forwarded);
+        }
+    }
+    for port in (1..=8).chain((0..20).map(|n| 100 + n * FLOWS as u16)) {
+        assert!(host.flow_of(&other(port).tuple).is_some(), "port {port}");
+    }
+    assert_eq!(host.index.borrow().len() / 2, FLOWS as usize);
+    // Connections take the rest of the table.
+    let opened = (1024..).take_while(|&port| connects(&host, APP_VETH, (APP, port)));
+    assert!(opened.count() as u32 >= 2 * FLOWS);
+    for n in 0..4 * FLOWS {
+        assert_eq!(forged(&host, 0x8000 + n), Reason::ToHost);
+    }
+    for port in 1..=8 {
+        assert!(host.flow_of(&other(port).tuple).is_some(), "port {port}");
+    }
+}
+
 /// Opens a connection from behind a veth; whether it may.
 fn connects(host: &Host, veth: u32, (src, port): (Be32, u16)) -> bool {
     let out = |flags| Spec::tcp((src, port), (REMOTE, 80), flags);

@@ -12,7 +12,8 @@
 //! remains of the first three quarters, but never less than a small minimum. So however many
 //! endpoints take all that they get, the last quarter remains, in which endpoints with few flows
 //! find room. Flows from outside are charged to nobody: they are refused in the last eighth, and
-//! unassured ones share the ring.
+//! unassured ones share the ring. The same holds for records of what outside sends to the host
+//! without ports.
 //!
 //! Every word changes by additions that are taken back if their result shows that they were not
 //! allowed. For a moment another CPU may see one too many, but the count never drifts.

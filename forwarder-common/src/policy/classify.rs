@@ -293,7 +293,7 @@ impl<F: Family, T: Tracking<F> + Routes<F> + SkbOutput<F>> PacketContext<'_, F, 
     }
 
     #[inline(always)]
-    fn is_plausible(&self) -> bool {
+    pub(crate) fn is_plausible(&self) -> bool {
         let tables = self.tables;
         let src = self.packet.tuple.src;
         if src.is_unroutable() || src.is_reserved() || tables.is_local(src) {

@@ -3,7 +3,7 @@
 
 use super::route::source;
 use crate::abi::{End, Network, Published, Tuple, device, network};
-use crate::conntrack::flow::{self, Plan};
+use crate::conntrack::flow::{self, Hit, Plan};
 use crate::conntrack::tcp::Opening;
 use crate::conntrack::{quota, sctp, tcp as tcp_state};
 use crate::context::PacketContext;
@@ -135,7 +135,11 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     #[inline(always)]
     fn is_translated(&self) -> bool {
         let tuple = &self.packet.tuple;
-        flow::find(self.tables, tuple).is_some()
+        let translates = |hit: Hit<'_, F>| {
+            let [asked, answer] = &hit.flow.tuples;
+            asked.get() != answer.get().reversed()
+        };
+        flow::find(self.tables, tuple).is_some_and(translates)
             || nat::published(self.tables, tuple.dst, tuple.dport, tuple.proto).is_some()
     }
 

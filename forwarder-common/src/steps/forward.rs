@@ -40,6 +40,10 @@ pub(crate) fn or_create<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T
         return reason;
     }
     if let Some(reason) = tables.create_flow(context) {
+        let portless = proto::is_portless(context.packet.tuple.proto, F::ICMP as u32);
+        if outside && portless && reason as u8 == Reason::ToHost as u8 {
+            let _ = tables.record_for_host(context);
+        }
         return reason;
     }
     if outside && let Some(reason) = tables.verify_source(context) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host's own flows: translates those whose port a container's flow already has.
+//! The host's own flows: translates those whose port a container's flow already has, and records
+//! those without ports, which cannot be translated.
 
 use crate::abi::{End, HOST, ORIGINAL, REPLY};
 use crate::conntrack::flow::{self, Hit, Plan};
@@ -84,5 +85,39 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         };
         self.tables.edit(&mut self.frame, &edit);
         Some(Reason::HostFlow)
+    }
+
+    /// Records a packet without ports that a remote sends to the host, and that belongs to no flow
+    /// of a container's. As long as the remote goes on, no container can take the tuple, not even
+    /// if the host only listens and never sends (a mirror, a tunnel in one direction).
+    ///
+    /// Outside has opened such a flow, and pays for it. If there is no record left for it, or its
+    /// source cannot be outside, the packet passes to the host without one. Always `None`: nothing
+    /// here decides about the packet.
+    #[inline(always)]
+    pub fn record_for_host(&mut self) -> Option<Reason> {
+        let tuple = self.packet.tuple;
+        let hit = match flow::find(self.tables, &tuple) {
+            Some(hit) => hit,
+            None if !self.is_plausible() => return None,
+            None => {
+                let plan = Plan {
+                    original: tuple,
+                    to: End::HOST,
+                    from: End::OUTSIDE,
+                    mapping: 0,
+                    mapping_generation: 0,
+                    uplink_mac: [0; 6],
+                    policy: 0,
+                };
+                self.make(&plan, tuple.reversed(), Owner::Remote).ok()?;
+                flow::find(self.tables, &tuple)?
+            }
+        };
+        // A flow of a container's that has gone is not renewed.
+        if hit.flow.next_hops[hit.dir & 1].slot() == HOST {
+            let _ = self.track(&hit, self.tables.now());
+        }
+        None
     }
 }
