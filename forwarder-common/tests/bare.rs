@@ -258,6 +258,29 @@ fn host_keeps_a_stream_of_fragments() {
     }
 }
 
+/// A container that starts anew gets its stream back, though its remote went on all the time.
+#[test]
+fn restarted_container_gets_its_stream_back() {
+    let mut host = Host::usual(64);
+    let asks = bare(GRE, APP, REMOTE);
+    let answer = bare(GRE, REMOTE, HOST);
+    assert_eq!(sent(&host, APP_VETH, &asks), Some(Reason::Forwarded));
+    let slot = host.endpoint_slots[&APP] as usize;
+    host.endpoints[slot].generation += 1;
+    for _ in 0..3 {
+        assert_eq!(heard(&host, &answer), Some(Reason::ToHost));
+    }
+    assert_eq!(sent(&host, APP_VETH, &asks), Some(Reason::Forwarded));
+    assert_eq!(host.by_uplink(&answer).0.reason, Some(Reason::Forwarded));
+    // It stays away: after ten minutes the stream is the host's.
+    host.endpoints[slot].generation += 1;
+    host.wait(GENERIC - 1);
+    assert_eq!(heard(&host, &answer), Some(Reason::ToHost));
+    host.wait(1);
+    assert_eq!(heard(&host, &answer), Some(Reason::ToHost));
+    assert_eq!(sent(&host, APP_VETH, &asks), Some(Reason::PortsExhausted));
+}
+
 /// An ICMP error from a router on the path quotes what the container sent.
 #[test]
 fn icmp_error_quotes_what_the_container_sent() {

@@ -3,7 +3,7 @@
 //! kernel in the form that the kernel expects.
 
 use crate::abi::{Endpoint, Flow, ORIGINAL, REPLY};
-use crate::clock::Ticks;
+use crate::clock::{Ticks, reached};
 use crate::conntrack::flow::{self, Hit};
 use crate::conntrack::segment::NO_SCALE;
 use crate::conntrack::tcp::{State, reopens};
@@ -76,7 +76,14 @@ impl<'a, F: Ip, T: Forwarding<F>> PacketContext<'a, F, T> {
                 && reopens(State::from_u8(hit.flow_state.state()), self.packet.flags)
             || self.may_be_for_socket(&hit, now) && access::is_of_socket(self.tables, hit.flow);
         if over {
-            flow::end(self.tables, &hit);
+            // What a remote sends without ports does not become the host's while the container that
+            // it is for starts anew.
+            let waits = self.packet.class as u8 == Class::Portless as u8
+                && hit.dir == REPLY
+                && !reached(hit.flow.expires.get(), now);
+            if !waits {
+                flow::end(self.tables, &hit);
+            }
             return None;
         }
         Some(hit)
