@@ -10,6 +10,7 @@ mod ipv6;
 mod lists6;
 mod marks;
 mod neighbour;
+mod portless;
 mod ports;
 mod quotas;
 mod routes;
