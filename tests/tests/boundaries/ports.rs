@@ -132,6 +132,65 @@ fn stock_leaves_services_client_to_older_flow() -> Result<()> {
     Ok(())
 }
 
+/// A datagram socket of the host's, bound by a user.
+fn users_socket(host: &Host, address: &str) -> Result<UdpSocket> {
+    let user = host.enter(|| {
+        let nobody = Uid::from_raw(65534);
+        set_thread_res_uid(nobody, nobody, nobody)?;
+        UdpSocket::bind(address)
+    })??;
+    user.set_read_timeout(Some(Duration::from_millis(500)))?;
+    Ok(user)
+}
+
+/// Whether thief and service hear a client that has been silent since the container took the port.
+fn silent_client(host: &Host, lan: &Space, heard_by: [&UdpSocket; 2]) -> Result<(bool, bool)> {
+    let [thief, service] = heard_by;
+    let port = service.local_addr()?.port();
+    socket(lan, CLIENT)?.send_to(SECRET, (host.address(), port))?;
+    Ok((hears(thief), hears(service)))
+}
+
+/// A service that a user binds, or that is bound while no agent lives, gets a client that has said
+/// nothing for two seconds since a container took the port. The container goes on all the time.
+#[test]
+fn users_service_gets_a_client_that_was_silent() -> Result<()> {
+    for away in [false, true] {
+        let lab = Lab::new("ports-silent")?;
+        let host = lab.host(Docker::replace())?;
+        let mut agent = host.agent().start()?;
+        let lurks = lurk(&host, 5306)?;
+        host.settle("thief5306")?;
+        let serves = if away {
+            agent.kill()?;
+            socket(&host, "0.0.0.0:5306")?
+        } else {
+            users_socket(&host, "0.0.0.0:5306")?
+        };
+        for _ in 0..5 {
+            lurks.send_to(b"x", CLIENT)?;
+            sleep(Duration::from_millis(500));
+        }
+        let heard = silent_client(&host, lab.lan(), [&lurks, &serves])?;
+        ensure!(heard == (false, true), "thief and service: {heard:?}");
+    }
+    Ok(())
+}
+
+/// The control: the kernel's tracking gives the container what the client says, half a minute
+/// after the container's only datagram.
+#[test]
+fn stock_gives_a_silent_client_to_the_container() -> Result<()> {
+    let lab = Lab::new("ports-silent-stock")?;
+    let host = lab.host(Docker::stock())?;
+    let lurks = lurk(&host, 5306)?;
+    let serves = users_socket(&host, "0.0.0.0:5306")?;
+    sleep(Duration::from_secs(25));
+    let heard = silent_client(&host, lab.lan(), [&lurks, &serves])?;
+    ensure!(heard == (true, false), "thief and service: {heard:?}");
+    Ok(())
+}
+
 /// What a user of the host binds takes no answer from a container, whatever services are bound beside.
 #[test]
 fn users_bind_takes_no_answer_of_a_container() -> Result<()> {
@@ -140,12 +199,7 @@ fn users_bind_takes_no_answer_of_a_container() -> Result<()> {
     let _agent = host.agent().start()?;
     let asks = lurk(&host, 5304)?;
     host.settle("thief5304")?;
-    let user = host.enter(|| {
-        let nobody = Uid::from_raw(65534);
-        set_thread_res_uid(nobody, nobody, nobody)?;
-        UdpSocket::bind("0.0.0.0:5304")
-    })??;
-    user.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let user = users_socket(&host, "0.0.0.0:5304")?;
     let _service = socket(&host, "0.0.0.0:5305")?;
     sleep(Duration::from_millis(700));
     socket(lab.lan(), CLIENT)?.send_to(SECRET, (host.address(), 5304))?;
