@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who reaches a container: gateway modes, trusted devices, lists of clients, links.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::{LinkKey, PortKey, TrustKey, ingress, network};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, cut, ip};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, cut, ip};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, SECOND,
     UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Hook, Host};
+use forwarder_testkit::model::{Arrival, Hook, Host};
 
 /// The other network's gateway.
 const FAR_GATEWAY: Be32 = ip(172, 18, 0, 1);

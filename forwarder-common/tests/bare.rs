@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Protocols without ports: translated by their addresses alone, for one container per remote.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::network;
 use forwarder_common::conntrack::timeouts::{GENERIC, UDP_STREAM_AFTER};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
-use model::host::{
+use forwarder_testkit::model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac,
 };
-use model::{Arrival, Carried, Hook, Host, Target};
+use forwarder_testkit::model::{self, Arrival, Carried, Hook, Host, Target};
 
 const GRE: u32 = 47;
 const ESP: u32 = 50;

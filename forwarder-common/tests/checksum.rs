@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Checksums: whatever is updated by difference equals what a full recomputation gives.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::family::Be16;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::checksum::{add, delta, fold, fold_wide, update, update_udp};
-use model::Host;
-use model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
-use model::host::{APP, APP_VETH, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::model::Host;
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
+use forwarder_testkit::model::host::{APP, APP_VETH, HOST, REMOTE, WEB, WEB_VETH};
 use proptest::prelude::*;
 
 fn total(words: &[u16]) -> u32 {

@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a container's packet may say before it gets anywhere, and a new flow's source from outside.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::{allowed, device, network};
 use forwarder_common::environment::Route;
 use forwarder_common::family::{Address as _, Be32};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::proto;
-use model::frames::{Spec, ip};
-use model::host::{
+use forwarder_testkit::model::frames::{Spec, ip};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,
     WEB_VETH, far_mac,
 };
-use model::{Arrival, Hook, Host};
+use forwarder_testkit::model::{Arrival, Hook, Host};
 
 fn udp(src: Be32, dst: Be32) -> Spec {
     Spec::udp((src, 5000), (dst, 8080))

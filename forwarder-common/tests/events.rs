@@ -2,9 +2,6 @@
 //! What is told of flows: each beginning once, and for each one end with its reason; and what is done
 //! to flows by hand.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use std::cell::Cell;
 use std::collections::HashSet;
 
@@ -14,9 +11,9 @@ use forwarder_common::conntrack::flow_operation::{self, Ending};
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::V4;
-use model::frames::{ACK, RST, SYN, Spec};
-use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB_VETH};
-use model::{Dice, Host};
+use forwarder_testkit::model::frames::{ACK, RST, SYN, Spec};
+use forwarder_testkit::model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB_VETH};
+use forwarder_testkit::model::{self, Dice, Host};
 
 const FLOWS: u32 = 64;
 

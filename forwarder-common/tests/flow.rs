@@ -2,18 +2,15 @@
 //! A flow's life: made, found, promoted, expired, swept, pushed out. Both keys go together, and
 //! what was a flow's is never taken for another's.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::{ORIGINAL, REPLY};
 use forwarder_common::clock;
 use forwarder_common::conntrack::tcp::State;
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::proto;
-use model::Host;
-use model::frames::{ACK, SYN, Spec, ip};
-use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip};
+use forwarder_testkit::model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::model::{self, Host};
 use proptest::prelude::*;
 
 /// Enough for a ring of 16.

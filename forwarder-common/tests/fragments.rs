@@ -2,20 +2,17 @@
 //! Fragments: the way round and back, the way onward, the train behind a first piece, and what one
 //! container may hold.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::network;
 use forwarder_common::conntrack::quota::PIECES;
 use forwarder_common::conntrack::timeouts::REASSEMBLY;
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Carried, Hook, Host, Outcome, Target};
+use forwarder_testkit::model::{Arrival, Carried, Hook, Host, Outcome, Target};
 
 /// The device that pieces go round by.
 const DEFRAG_LOOPBACK: u32 = 90;

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What each hook refuses, and the guards on the way out.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::network;
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::{Path, Reason};
-use model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,
     WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Carried, Hook, Host};
+use forwarder_testkit::model::{Arrival, Carried, Hook, Host};
 
 fn request() -> Spec {
     Spec::udp((CLIENT, 40_000), (HOST, 8080))

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! ICMP errors: the quoted packet is restored to what its sender sent, as far as it is quoted.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip, sums_up};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip, sums_up};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Hook, Host, Target};
+use forwarder_testkit::model::{Arrival, Hook, Host, Target};
 use proptest::prelude::*;
 
 const ROUTER: forwarder_common::family::Be32 = ip(198, 19, 200, 1);

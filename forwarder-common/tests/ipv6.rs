@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a container may send and get by IPv6, hook by hook.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::{
     AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
     device, ingress, network,
 };
 use forwarder_common::family::{Be16, Be128};
 use forwarder_common::reason::Reason;
-use model::host::{APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac};
-use model::ipv6::{APP6, CLIENT6, FAR6, GATEWAY6, HOST6, WEB6, frame, neighbour, net};
-use model::{Arrival, Hook, Host};
+use forwarder_testkit::model::host::{
+    APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac,
+};
+use forwarder_testkit::model::ipv6::{
+    APP6, CLIENT6, FAR6, GATEWAY6, HOST6, WEB6, frame, neighbour, net,
+};
+use forwarder_testkit::model::{self, Arrival, Hook, Host};
 
 const UDP: u8 = 17;
 const ICMP: u8 = 58;

@@ -2,18 +2,15 @@
 //! The first invariant: whatever is sent in whatever order, no frame that leaves by an outside
 //! device carries a container's source, outside or inside an ICMP error.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::environment::{Configuration as _, Route};
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
-use model::frames::{ACK, FIN, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, FIN, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, HOST, OTHER_BRIDGE, REMOTE, WEB, WEB_VETH,
     mac,
 };
-use model::{Arrival, Dice, Hook, Host, Outcome, Target};
+use forwarder_testkit::model::{self, Arrival, Dice, Hook, Host, Outcome, Target};
 use proptest::prelude::*;
 
 /// What left by outside devices.

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Choosing ports: kept where it can be, reused, within its class, never somebody else's.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use std::collections::HashSet;
 
 use forwarder_common::abi::{PortRange, REPLY, Tuple};
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
-use model::Host;
-use model::frames::{SYN, Spec, ip, sums_up};
-use model::host::{APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::model::Host;
+use forwarder_testkit::model::frames::{SYN, Spec, ip, sums_up};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH,
+};
 use proptest::prelude::*;
 
 const FLOWS: u32 = 1024;

@@ -2,17 +2,16 @@
 //! Reading packets: every way to be malformed or cut short ends in a reason, never in a panic and
 //! never in a packet half written.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::family::V4;
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::{Class, Packet, parse};
 use forwarder_common::wire::proto;
-use model::frames::{ACK, ECHO_REPLY, FIN, PSH, SYN, Spec, TIME_EXCEEDED};
-use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB_VETH, far_mac, mac};
-use model::{Arrival, Hook, Host};
+use forwarder_testkit::model::frames::{ACK, ECHO_REPLY, FIN, PSH, SYN, Spec, TIME_EXCEEDED};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB_VETH, far_mac, mac,
+};
+use forwarder_testkit::model::{Arrival, Hook, Host};
 use proptest::prelude::*;
 
 fn read(packet: &mut [u8]) -> Result<Packet<V4>, Reason> {

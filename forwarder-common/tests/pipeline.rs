@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The packet's way: the hand-on matrix line by line, and XDP beside it.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, left_by, sums_up};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, left_by, sums_up};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
     UPLINK, VPN, WEB, WEB_VETH, far_mac, mac,
 };
-use model::{Arrival, Hook, Host, Target};
+use forwarder_testkit::model::{Arrival, Hook, Host, Target};
 
 /// What is done to a packet.
 type How = fn(Spec) -> Spec;

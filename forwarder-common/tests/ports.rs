@@ -2,16 +2,15 @@
 //! Ports of the host over time: what is published or listened on later is nobody else's, and who
 //! publishes a port is seen by it.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::REPLY;
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::Be32;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec};
-use model::host::{APP, APP_VETH, CLIENT, GATEWAY, HOST, WEB, WEB_VETH, far_mac, mac};
-use model::{Arrival, Hook, Host, Target};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, CLIENT, GATEWAY, HOST, WEB, WEB_VETH, far_mac, mac,
+};
+use forwarder_testkit::model::{Arrival, Hook, Host, Target};
 
 const FLOWS: u32 = 256;
 const ANY: Be32 = Be32::from_octets([0; 4]);

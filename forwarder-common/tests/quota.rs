@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What one container may open: counted while it lives, however it ends, and never a neighbour's.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::{FlowState, ORIGINAL, REPLY};
 use forwarder_common::clock::seconds;
 use forwarder_common::conntrack::quota::{self, ANSWERS};
@@ -13,11 +10,11 @@ use forwarder_common::event::EventKind;
 use forwarder_common::family::{Be16, Be32};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
-use model::host::{
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
+use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH, far_mac,
 };
-use model::{Arrival, Hook, Host, Outcome, Target};
+use forwarder_testkit::model::{self, Arrival, Hook, Host, Outcome, Target};
 
 const FLOWS: u32 = 64;
 

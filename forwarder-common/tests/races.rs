@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What another CPU may do while a packet is under way: nothing of it shows.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::{FlowState, Tuple};
 use forwarder_common::conntrack::flow;
 use forwarder_common::event::EventKind;
 use forwarder_common::family::V4;
 use forwarder_common::reason::{Path, Reason};
-use model::Host;
-use model::frames::{Spec, sums_up};
-use model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::model::Host;
+use forwarder_testkit::model::frames::{Spec, sums_up};
+use forwarder_testkit::model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
 
 const FLOWS: u32 = 64;
 

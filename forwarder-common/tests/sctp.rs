@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! SCTP: its checksum follows its ports without the packet, and what an association lives through.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::abi::Tuple;
 use forwarder_common::clock::{Ticks, seconds};
 use forwarder_common::conntrack::sctp::chunk::*;
@@ -12,9 +9,11 @@ use forwarder_common::family::{Be16, Be32};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::crc::shift;
-use model::frames::{Spec, TIME_EXCEEDED, crc32c, cut, ip, left_by, sums_up};
-use model::host::{APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH};
-use model::{Arrival, Hook, Host, Target};
+use forwarder_testkit::model::frames::{Spec, TIME_EXCEEDED, crc32c, cut, ip, left_by, sums_up};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH,
+};
+use forwarder_testkit::model::{self, Arrival, Hook, Host, Target};
 use proptest::prelude::*;
 
 const SCTP: u16 = 132;

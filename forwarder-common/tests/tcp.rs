@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP tracking: nf_conntrack's table, row by row where it matters, and connections' whole lives.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
-
 use forwarder_common::clock;
 use forwarder_common::conntrack::tcp::{Opening, State, Step, opening, reopens, step};
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::tcp::{Kind, URG, kind};
-use model::Host;
-use model::frames::{ACK, FIN, RST, SYN, Spec};
-use model::host::{CLIENT, HOST, WEB, WEB_VETH};
+use forwarder_testkit::model::Host;
+use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec};
+use forwarder_testkit::model::host::{CLIENT, HOST, WEB, WEB_VETH};
 
 const OPENER: bool = false;
 const ANSWER: bool = true;

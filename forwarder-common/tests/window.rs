@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP's sequence windows: nf_conntrack's cases, and any trace against a plain reference.
 
-#[expect(dead_code, reason = "each subject needs its part of the model")]
-mod model;
 mod windows;
 
 use forwarder_common::clock::Ticks;
@@ -13,9 +11,9 @@ use forwarder_common::conntrack::window_scale::offered;
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::{Packet, parse};
-use model::frames::{ACK, FIN, RST, SYN, Spec, seal_header};
-use model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
-use model::{Arrival, Hook, Host};
+use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec, seal_header};
+use forwarder_testkit::model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
+use forwarder_testkit::model::{Arrival, Hook, Host};
 
 const SYN_ACK: u8 = SYN | ACK;
 const FIN_ACK: u8 = FIN | ACK;

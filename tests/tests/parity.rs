@@ -14,7 +14,6 @@ use std::env;
 
 use anyhow::{Result, ensure};
 use fixtures::host_state::{disturb, host_state};
-use fixtures::model::{Dice, Outcome};
 use fixtures::raw::{state_of, told_of};
 use fixtures::traffic::{Case, Traffic};
 use fixtures::{Ground, Loaded, code};
@@ -24,6 +23,7 @@ use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::parse::{Packet, parse};
 use forwarder_common::wire::proto;
+use forwarder_testkit::model::{Dice, Outcome};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 /// Packets in all.

@@ -8,18 +8,18 @@ mod fixtures;
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result, ensure};
-use fixtures::model::frames::{ACK, RST, SYN, Spec, TIME_EXCEEDED, ip};
-use fixtures::model::host::{
-    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH,
-    far_mac, mac,
-};
-use fixtures::model::{Arrival, Hook, Host};
 use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{View, now};
 use forwarder_common::abi::REPLY;
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
+use forwarder_testkit::model::frames::{ACK, RST, SYN, Spec, TIME_EXCEEDED, ip};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH,
+    far_mac, mac,
+};
+use forwarder_testkit::model::{Arrival, Hook, Host};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;

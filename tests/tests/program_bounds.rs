@@ -8,16 +8,16 @@ mod fixtures;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use fixtures::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, seal_header, sums_up};
-use fixtures::model::host::{
-    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
-};
-use fixtures::model::{Arrival, Hook, Host};
 use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{Fate, View, now};
 use forwarder_common::abi::capacity;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, seal_header, sums_up};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+};
+use forwarder_testkit::model::{Arrival, Hook, Host};
 
 const DROP: i32 = 2;
 const REDIRECT: i32 = 7;

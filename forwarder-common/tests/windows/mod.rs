@@ -2,7 +2,6 @@
 //! Any trace of segments, against a plain reference: nf_conntrack's rules by the names of its
 //! documentation (I to IV), in numbers that never wrap.
 
-use super::model::Host;
 use forwarder_common::abi::FlowState;
 use forwarder_common::conntrack::segment::{NO_SCALE, Segment};
 use forwarder_common::conntrack::tcp::{State, Step, step};
@@ -13,6 +12,8 @@ use forwarder_common::reason::Reason;
 use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::tcp::{ACK, FIN, Kind, RST, SYN, kind};
 use proptest::prelude::*;
+
+use forwarder_testkit::model::Host;
 
 /// One direction. Numbers are distances from where the test's numbers begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -11,9 +11,6 @@ pub mod desired_state;
 pub mod diff;
 #[path = "../../../forwarder/tests/laws/mod.rs"]
 mod laws;
-#[expect(dead_code, reason = "a fuzzer needs its part of the model")]
-#[path = "../../../forwarder-common/tests/model/mod.rs"]
-mod model;
 
 pub mod parse;
 pub mod pipeline;

@@ -2,12 +2,6 @@
 //! Any packets at any hooks of a small host, in any order: the tables stay whole, what is refused is
 //! unchanged, and no container's source leaves untranslated.
 
-use crate::model::frames::{Spec, UNREACHABLE};
-use crate::model::host::{
-    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
-    SECOND, UPLINK, VPN, WEB, WEB_VETH, mac,
-};
-use crate::model::{Arrival, Hook, Host, Outcome, Target};
 use arbitrary::{Result, Unstructured};
 use forwarder_common::abi::device;
 use forwarder_common::family::{Be32, V4};
@@ -16,6 +10,12 @@ use forwarder_common::reason::Path;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::header::Ip as _;
 use forwarder_common::wire::proto;
+use forwarder_testkit::model::frames::{Spec, UNREACHABLE};
+use forwarder_testkit::model::host::{
+    APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
+    SECOND, UPLINK, VPN, WEB, WEB_VETH, mac,
+};
+use forwarder_testkit::model::{Arrival, Hook, Host, Outcome, Target};
 
 /// Few enough that the ring, the sweep and exhaustion are met.
 const FLOWS: u32 = 32;

@@ -3,9 +3,9 @@
 //! needs, under a test's control. A parity test compares it with the programs in the kernel.
 
 mod door;
-pub(crate) mod frames;
-pub(crate) mod host;
-pub(crate) mod ipv6;
+pub mod frames;
+pub mod host;
+pub mod ipv6;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -33,7 +33,7 @@ use forwarder_common::wire::series::FragmentSeries;
 
 /// The hook of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Hook {
+pub enum Hook {
     OutsideIn,
     OutsideInRaw,
     OutsideOut,
@@ -48,17 +48,17 @@ pub(crate) enum Hook {
 
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Arrival {
-    pub(crate) ifindex: u32,
-    pub(crate) ingress_ifindex: u32,
-    pub(crate) mark: u32,
-    pub(crate) hash: u32,
-    pub(crate) segment: u32,
+pub struct Arrival {
+    pub ifindex: u32,
+    pub ingress_ifindex: u32,
+    pub mark: u32,
+    pub hash: u32,
+    pub segment: u32,
 }
 
 /// Where a redirect leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Target {
+pub enum Target {
     Peer(u32),
     Neighbour(u32, Be32),
     /// Back on the device that the packet came from: it became an ICMP error.
@@ -69,16 +69,16 @@ pub(crate) enum Target {
 
 /// The outcome of a packet; no reason if XDP passed it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Outcome {
-    pub(crate) reason: Option<Reason>,
-    pub(crate) mark: u32,
-    pub(crate) hash: u32,
-    pub(crate) target: Option<Target>,
+pub struct Outcome {
+    pub reason: Option<Reason>,
+    pub mark: u32,
+    pub hash: u32,
+    pub target: Option<Target>,
 }
 
 impl Outcome {
     /// Whether the packet goes on to the kernel's stack.
-    pub(crate) fn passes(&self) -> bool {
+    pub fn passes(&self) -> bool {
         self.reason
             .is_none_or(|reason| matches!(reason.path(), Path::Kernel | Path::Again))
     }
@@ -86,7 +86,7 @@ impl Outcome {
 
 /// The metadata of a packet: mark and hash.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Carried(pub(crate) u32, pub(crate) u32);
+pub struct Carried(pub u32, pub u32);
 
 impl From<u32> for Carried {
     fn from(mark: u32) -> Self {
@@ -104,63 +104,63 @@ impl From<Outcome> for Carried {
 type Meddler = Box<dyn FnOnce(&Host)>;
 
 /// The host.
-pub(crate) struct Host {
-    pub(crate) settings: Settings,
-    pub(crate) devices: HashMap<u32, Device>,
-    pub(crate) networks: HashMap<u32, Network<V4>>,
-    pub(crate) subnets: HashMap<(Be32, u8), u32>,
-    pub(crate) locals: HashSet<Be32>,
-    pub(crate) published: HashMap<PortKey<V4>, Published<V4>>,
-    pub(crate) seen_as: HashMap<ServerKey<V4>, u32>,
-    pub(crate) trusted: HashSet<TrustKey>,
-    pub(crate) links: HashSet<LinkKey<V4>>,
+pub struct Host {
+    pub settings: Settings,
+    pub devices: HashMap<u32, Device>,
+    pub networks: HashMap<u32, Network<V4>>,
+    pub subnets: HashMap<(Be32, u8), u32>,
+    pub locals: HashSet<Be32>,
+    pub published: HashMap<PortKey<V4>, Published<V4>>,
+    pub seen_as: HashMap<ServerKey<V4>, u32>,
+    pub trusted: HashSet<TrustKey>,
+    pub links: HashSet<LinkKey<V4>>,
     /// Lists of clients by list, address and prefix length.
-    pub(crate) ingress: HashMap<(u32, Be32, u8), u32>,
+    pub ingress: HashMap<(u32, Be32, u8), u32>,
     /// Sources that containers may use, by device, address and prefix length.
-    pub(crate) allowed: HashMap<(u32, Be32, u8), u32>,
-    pub(crate) endpoint_slots: HashMap<Be32, u32>,
-    pub(crate) endpoints: Vec<Endpoint<V4>>,
+    pub allowed: HashMap<(u32, Be32, u8), u32>,
+    pub endpoint_slots: HashMap<Be32, u32>,
+    pub endpoints: Vec<Endpoint<V4>>,
     /// The quota counters of endpoints, by slot.
-    pub(crate) quotas: Vec<Quota>,
-    pub(crate) mappings: HashMap<u32, u32>,
-    pub(crate) sources: HashMap<(u32, Be32, u8), Be32>,
+    pub quotas: Vec<Quota>,
+    pub mappings: HashMap<u32, u32>,
+    pub sources: HashMap<(u32, Be32, u8), Be32>,
     /// Devices that exist, and the MAC address of each.
-    pub(crate) nics: HashMap<u32, [u8; 6]>,
+    pub nics: HashMap<u32, [u8; 6]>,
     /// Veths whose peers accept frames from XDP.
-    pub(crate) ports: HashSet<u32>,
+    pub ports: HashSet<u32>,
     /// The kernel's routes by destination prefix.
-    pub(crate) routes: HashMap<(Be32, u8), Route<V4>>,
+    pub routes: HashMap<(Be32, u8), Route<V4>>,
     /// The IPv6 tables, and the devices on which IPv6 would be forwarded.
-    pub(crate) locals6: HashSet<HostAddressKey6>,
-    pub(crate) subnets6: HashMap<(Be128, u8), u32>,
-    pub(crate) owners6: HashMap<OwnerKey6, u32>,
-    pub(crate) endpoints6: HashMap<u32, Endpoint6>,
-    pub(crate) routes6: HashMap<Be128, u32>,
-    pub(crate) published6: HashMap<PortKey6, Published6>,
+    pub locals6: HashSet<HostAddressKey6>,
+    pub subnets6: HashMap<(Be128, u8), u32>,
+    pub owners6: HashMap<OwnerKey6, u32>,
+    pub endpoints6: HashMap<u32, Endpoint6>,
+    pub routes6: HashMap<Be128, u32>,
+    pub published6: HashMap<PortKey6, Published6>,
     /// With the prefix length of the client's address.
-    pub(crate) ingress6: HashMap<(IngressKey6, u8), u32>,
+    pub ingress6: HashMap<(IngressKey6, u8), u32>,
     /// With the prefix length of the source.
-    pub(crate) allowed6: HashMap<(AllowedKey6, u8), u32>,
+    pub allowed6: HashMap<(AllowedKey6, u8), u32>,
     /// The destinations for which the host has a socket.
-    pub(crate) sockets: HashSet<PortKey<V4>>,
+    pub sockets: HashSet<PortKey<V4>>,
     /// When privileged processes bound UDP ports.
-    pub(crate) bound: HashMap<u16, Ticks>,
-    pub(crate) clock: Cell<Ticks>,
-    pub(crate) index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
-    pub(crate) flows: Vec<Flow<V4>>,
-    pub(crate) free: RefCell<VecDeque<u32>>,
+    pub bound: HashMap<u16, Ticks>,
+    pub clock: Cell<Ticks>,
+    pub index: RefCell<HashMap<Tuple<V4>, FlowRef>>,
+    pub flows: Vec<Flow<V4>>,
+    pub free: RefCell<VecDeque<u32>>,
     /// The events that were emitted.
-    pub(crate) told: RefCell<Vec<Event<V4>>>,
+    pub told: RefCell<Vec<Event<V4>>>,
     /// The next result of `random`, once, instead of the generator's number: the kernel may have
     /// tried this port and have had to give it up, and then trying it again would not help.
-    pub(crate) drawn: Cell<Option<u32>>,
+    pub drawn: Cell<Option<u32>>,
     /// The last packet, if it was turned into another one.
-    pub(crate) answer: RefCell<Option<Vec<u8>>>,
+    pub answer: RefCell<Option<Vec<u8>>>,
     ring: RefCell<Vec<Pending>>,
     cursors: Cell<Cursors>,
     hints: RefCell<HashMap<u32, PortAffinity<V4>>>,
     cached_flow: RefCell<HashMap<u32, FlowRef>>,
-    pub(crate) series: Cell<FragmentSeries<V4>>,
+    pub series: Cell<FragmentSeries<V4>>,
     dice: RefCell<Dice>,
     mark: Cell<u32>,
     hash: Cell<u32>,
@@ -179,7 +179,7 @@ fn is_to_group(bytes: &[u8]) -> bool {
 
 impl Host {
     /// A host with empty tables, with room for this many flows.
-    pub(crate) fn new(flows: u32) -> Self {
+    pub fn new(flows: u32) -> Self {
         let ring = flows / capacity::UNASSURED_SHARE;
         Self {
             settings: Settings {
@@ -240,19 +240,19 @@ impl Host {
     }
 
     /// Lets time pass, with the agent alive.
-    pub(crate) fn wait(&mut self, ticks: Ticks) {
+    pub fn wait(&mut self, ticks: Ticks) {
         self.clock.set(self.clock.get().wrapping_add(ticks));
         self.settings.heartbeat = self.clock.get();
     }
 
     /// Runs `deed` when packets read a flow state for the `nth` time from now on, counted from 0:
     /// what another CPU might do at that moment.
-    pub(crate) fn meddle(&self, nth: u32, deed: impl FnOnce(&Self) + 'static) {
+    pub fn meddle(&self, nth: u32, deed: impl FnOnce(&Self) + 'static) {
         *self.meddler.borrow_mut() = Some((nth, Box::new(deed)));
     }
 
     /// Runs a hook on a frame, which the hook may change.
-    pub(crate) fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
+    pub fn run(&self, hook: Hook, bytes: &mut [u8], arrival: Arrival) -> Outcome {
         self.mark.set(arrival.mark);
         self.hash.set(arrival.hash);
         self.length.set(bytes.len() as u32);
@@ -388,13 +388,13 @@ impl Host {
     }
 
     /// The live flow of a tuple, and its flow state.
-    pub(crate) fn flow_of(&self, tuple: &Tuple<V4>) -> Option<(&Flow<V4>, FlowState)> {
+    pub fn flow_of(&self, tuple: &Tuple<V4>) -> Option<(&Flow<V4>, FlowState)> {
         flow::find(self, tuple).map(|hit| (hit.flow, hit.flow_state))
     }
 
     /// Checks what must hold between two packets: every key names a live record with this tuple,
     /// every live record has both of its keys, and no free record is free twice.
-    pub(crate) fn check(&self) {
+    pub fn check(&self) {
         if self.meddling.get() {
             // A packet is still being processed.
             return;
@@ -485,15 +485,15 @@ fn empty_flow() -> Flow<V4> {
 
 /// A generator of random numbers (SplitMix64), reproducible by its seed.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// 64 random bits.
-    pub(crate) fn roll(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -502,17 +502,17 @@ impl Dice {
     }
 
     /// A number below `bound`.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.roll() % bound as u64) as usize
     }
 
     /// True with a probability of one in `times`.
-    pub(crate) fn once_in(&mut self, times: usize) -> bool {
+    pub fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
     /// One of several values.
-    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 }

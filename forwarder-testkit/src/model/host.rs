@@ -11,44 +11,44 @@ use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::reason::Path;
 
 /// The devices of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
-pub(crate) const UPLINK: u32 = 2;
-pub(crate) const SECOND: u32 = 3;
-pub(crate) const VPN: u32 = 4;
-pub(crate) const BRIDGE: u32 = 10;
-pub(crate) const OTHER_BRIDGE: u32 = 11;
-pub(crate) const WEB_VETH: u32 = 20;
-pub(crate) const APP_VETH: u32 = 21;
-pub(crate) const FAR_VETH: u32 = 22;
+pub const UPLINK: u32 = 2;
+pub const SECOND: u32 = 3;
+pub const VPN: u32 = 4;
+pub const BRIDGE: u32 = 10;
+pub const OTHER_BRIDGE: u32 = 11;
+pub const WEB_VETH: u32 = 20;
+pub const APP_VETH: u32 = 21;
+pub const FAR_VETH: u32 = 22;
 
 /// The host's address on its uplink.
-pub(crate) const HOST: Be32 = ip(198, 18, 1, 1);
+pub const HOST: Be32 = ip(198, 18, 1, 1);
 /// A client on the LAN, which is the default gateway too.
-pub(crate) const CLIENT: Be32 = ip(198, 18, 1, 2);
+pub const CLIENT: Be32 = ip(198, 18, 1, 2);
 /// A host behind the gateway.
-pub(crate) const REMOTE: Be32 = ip(198, 19, 1, 2);
-pub(crate) const GATEWAY: Be32 = ip(172, 17, 0, 1);
+pub const REMOTE: Be32 = ip(198, 19, 1, 2);
+pub const GATEWAY: Be32 = ip(172, 17, 0, 1);
 /// A container with a published port.
-pub(crate) const WEB: Be32 = ip(172, 17, 0, 2);
+pub const WEB: Be32 = ip(172, 17, 0, 2);
 /// Another container of the same network.
-pub(crate) const APP: Be32 = ip(172, 17, 0, 3);
+pub const APP: Be32 = ip(172, 17, 0, 3);
 /// A container whose veth has no hook yet.
-pub(crate) const BARE: Be32 = ip(172, 17, 0, 4);
+pub const BARE: Be32 = ip(172, 17, 0, 4);
 /// A container of the other network.
-pub(crate) const FAR: Be32 = ip(172, 18, 0, 2);
+pub const FAR: Be32 = ip(172, 18, 0, 2);
 
 /// The MAC address of a device of the host.
-pub(crate) const fn mac(ifindex: u32) -> [u8; 6] {
+pub const fn mac(ifindex: u32) -> [u8; 6] {
     [2, 0, 0, 0, 0, ifindex as u8]
 }
 
 /// The MAC address of the other end of a device.
-pub(crate) const fn far_mac(ifindex: u32) -> [u8; 6] {
+pub const fn far_mac(ifindex: u32) -> [u8; 6] {
     [2, 0, 0, 0, 1, ifindex as u8]
 }
 
 impl Host {
     /// The usual host: `WEB` is published as port 8080, TCP, UDP and SCTP, on any address.
-    pub(crate) fn usual(flows: u32) -> Self {
+    pub fn usual(flows: u32) -> Self {
         let mut host = Self::new(flows);
         host.outside(UPLINK, HOST, 24, 1500);
         host.outside(SECOND, ip(198, 18, 2, 1), 24, 1280);
@@ -77,7 +77,7 @@ impl Host {
     }
 
     /// Adds an outside device with its address, subnet and MTU.
-    pub(crate) fn outside(&mut self, ifindex: u32, addr: Be32, len: u8, mtu: u32) {
+    pub fn outside(&mut self, ifindex: u32, addr: Be32, len: u8, mtu: u32) {
         let mac = mac(ifindex);
         let device = Device {
             kind: device::OUTSIDE,
@@ -94,7 +94,7 @@ impl Host {
     }
 
     /// Adds a Docker network.
-    pub(crate) fn bridge(&mut self, ifindex: u32, gateway: Be32, len: u8, flags: u32) {
+    pub fn bridge(&mut self, ifindex: u32, gateway: Be32, len: u8, flags: u32) {
         let mac = mac(ifindex);
         let device = Device {
             kind: device::BRIDGE,
@@ -126,7 +126,7 @@ impl Host {
     }
 
     /// Adds a container to a network; returns its slot. A veth of 0 is one without hooks.
-    pub(crate) fn container(&mut self, bridge: u32, veth: u32, addr: Be32) -> u32 {
+    pub fn container(&mut self, bridge: u32, veth: u32, addr: Be32) -> u32 {
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&far_mac(veth));
         macs[6..].copy_from_slice(&mac(bridge));
@@ -167,7 +167,7 @@ impl Host {
     }
 
     /// Publishes a port; returns the slot of its mapping.
-    pub(crate) fn publish(&mut self, at: (Be32, u16, u16), to: (Be32, u16)) -> u32 {
+    pub fn publish(&mut self, at: (Be32, u16, u16), to: (Be32, u16)) -> u32 {
         let mapping = self.mappings.keys().max().unwrap_or(&0) + 1;
         let key = PortKey {
             addr: at.0,
@@ -187,7 +187,7 @@ impl Host {
     }
 
     /// Sets the host port under which a container's port is published.
-    pub(crate) fn seen_as(&mut self, at: Be32, from: (Be32, u16, u16), port: u16) {
+    pub fn seen_as(&mut self, at: Be32, from: (Be32, u16, u16), port: u16) {
         let key = ServerKey {
             at,
             addr: from.0,
@@ -198,7 +198,7 @@ impl Host {
     }
 
     /// Adds a route; through the gateway 0 the destination is on the link.
-    pub(crate) fn route(&mut self, to: (Be32, u8), ifindex: u32, next_hop: Be32, mtu: u32) {
+    pub fn route(&mut self, to: (Be32, u8), ifindex: u32, next_hop: Be32, mtu: u32) {
         self.routes.insert(
             to,
             Route::Forward {
@@ -210,7 +210,7 @@ impl Host {
     }
 
     /// Adds a socket of the host.
-    pub(crate) fn socket(&mut self, addr: Be32, port: u16, proto: u16) {
+    pub fn socket(&mut self, addr: Be32, port: u16, proto: u16) {
         self.sockets.insert(PortKey {
             addr,
             port: Be16::new(port),
@@ -219,7 +219,7 @@ impl Host {
     }
 
     /// Sends a packet in on the uplink; returns its outcome and the packet afterwards.
-    pub(crate) fn by_uplink(&self, spec: &Spec) -> (Outcome, Vec<u8>) {
+    pub fn by_uplink(&self, spec: &Spec) -> (Outcome, Vec<u8>) {
         let macs = (mac(UPLINK), far_mac(UPLINK));
         self.send(
             Hook::OutsideIn,
@@ -233,7 +233,7 @@ impl Host {
     }
 
     /// Sends a packet out of a container, on its veth.
-    pub(crate) fn by_veth(&self, veth: u32, spec: &Spec) -> (Outcome, Vec<u8>) {
+    pub fn by_veth(&self, veth: u32, spec: &Spec) -> (Outcome, Vec<u8>) {
         let macs = (self.devices[&veth].mac, far_mac(veth));
         self.send(
             Hook::ContainerIn,
@@ -247,7 +247,7 @@ impl Host {
     }
 
     /// Sends a packet out of a bridge, behind any veth: as the bridge's own hook sees it.
-    pub(crate) fn by_bridge(
+    pub fn by_bridge(
         &self,
         bridge: u32,
         carried: impl Into<Carried>,
@@ -269,7 +269,7 @@ impl Host {
     }
 
     /// Lets the kernel send a packet out on the uplink that arrived on `ingress_ifindex`.
-    pub(crate) fn to_outside(
+    pub fn to_outside(
         &self,
         ingress_ifindex: u32,
         carried: impl Into<Carried>,
@@ -287,7 +287,7 @@ impl Host {
     }
 
     /// Lets the kernel send a packet out on a bridge that arrived on `ingress_ifindex`.
-    pub(crate) fn to_bridge(
+    pub fn to_bridge(
         &self,
         bridge: u32,
         ingress_ifindex: u32,
@@ -306,7 +306,7 @@ impl Host {
     }
 
     /// Runs a hook on a packet behind an Ethernet header; returns the packet without it.
-    pub(crate) fn raw(&self, hook: Hook, packet: &[u8], arrival: Arrival) -> (Outcome, Vec<u8>) {
+    pub fn raw(&self, hook: Hook, packet: &[u8], arrival: Arrival) -> (Outcome, Vec<u8>) {
         let mut frame = [&[0; 12][..], &[0x08, 0x00], packet].concat();
         frame[..6].copy_from_slice(&mac(arrival.ifindex));
         let outcome = self.run(hook, &mut frame, arrival);

@@ -6,40 +6,40 @@ use forwarder_common::abi::Tuple;
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::wire::proto;
 
-pub(crate) const FIN: u8 = 0x01;
-pub(crate) const SYN: u8 = 0x02;
-pub(crate) const RST: u8 = 0x04;
-pub(crate) const PSH: u8 = 0x08;
-pub(crate) const ACK: u8 = 0x10;
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
+pub const ACK: u8 = 0x10;
 
-pub(crate) const ECHO_REPLY: u8 = 0;
-pub(crate) const UNREACHABLE: u8 = 3;
-pub(crate) const ECHO_REQUEST: u8 = 8;
-pub(crate) const TIME_EXCEEDED: u8 = 11;
+pub const ECHO_REPLY: u8 = 0;
+pub const UNREACHABLE: u8 = 3;
+pub const ECHO_REQUEST: u8 = 8;
+pub const TIME_EXCEEDED: u8 = 11;
 
 /// An address.
-pub(crate) const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
+pub const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
     Be32::from_octets([a, b, c, d])
 }
 
 /// The fields of a frame that is to be built.
 #[derive(Clone, Debug)]
-pub(crate) struct Spec {
-    pub(crate) tuple: Tuple<V4>,
-    pub(crate) macs: [u8; 12],
-    pub(crate) flags: u8,
-    pub(crate) kind: u8,
-    pub(crate) hops: u8,
-    pub(crate) options: Vec<u8>,
+pub struct Spec {
+    pub tuple: Tuple<V4>,
+    pub macs: [u8; 12],
+    pub flags: u8,
+    pub kind: u8,
+    pub hops: u8,
+    pub options: Vec<u8>,
     /// The network header's fragment word: flags and offset.
-    pub(crate) fragment: u16,
-    pub(crate) payload: Vec<u8>,
+    pub fragment: u16,
+    pub payload: Vec<u8>,
     /// TCP: sequence number, acknowledgement number, window.
-    pub(crate) numbers: (u32, u32, u16),
+    pub numbers: (u32, u32, u16),
     /// TCP options, a multiple of four bytes.
-    pub(crate) tcp_options: Vec<u8>,
+    pub tcp_options: Vec<u8>,
     /// UDP without a checksum, SCTP with one that is still to be computed.
-    pub(crate) unsummed: bool,
+    pub unsummed: bool,
 }
 
 impl Spec {
@@ -68,7 +68,7 @@ impl Spec {
 
     /// A segment without payload. The numbers are those of a valid connection: each side's SYN has
     /// sequence number 1, all later segments have 2.
-    pub(crate) fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Self {
+    pub fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Self {
         let seq = if flags & SYN == 0 { 2 } else { 1 };
         Self {
             flags,
@@ -79,7 +79,7 @@ impl Spec {
     }
 
     /// Sets sequence number, acknowledgement number and window.
-    pub(crate) fn numbers(self, seq: u32, ack: u32, window: u16) -> Self {
+    pub fn numbers(self, seq: u32, ack: u32, window: u16) -> Self {
         Self {
             numbers: (seq, ack, window),
             ..self
@@ -87,33 +87,33 @@ impl Spec {
     }
 
     /// Adds a window scale to the TCP options.
-    pub(crate) fn scale(self, scale: u8) -> Self {
+    pub fn scale(self, scale: u8) -> Self {
         Self {
             tcp_options: vec![2, 4, 5, 0xb4, 1, 3, 3, scale],
             ..self
         }
     }
 
-    pub(crate) fn udp(src: (Be32, u16), dst: (Be32, u16)) -> Self {
+    pub fn udp(src: (Be32, u16), dst: (Be32, u16)) -> Self {
         Self::new(proto::UDP, src, dst)
     }
 
     /// SCTP with one chunk of this type; the payload is its content.
-    pub(crate) fn sctp(src: (Be32, u16), dst: (Be32, u16), chunk: u8) -> Self {
+    pub fn sctp(src: (Be32, u16), dst: (Be32, u16), chunk: u8) -> Self {
         Self {
             kind: chunk,
             ..Self::new(proto::SCTP, src, dst)
         }
     }
 
-    pub(crate) fn ping(src: Be32, dst: Be32, id: u16) -> Self {
+    pub fn ping(src: Be32, dst: Be32, id: u16) -> Self {
         Self {
             kind: ECHO_REQUEST,
             ..Self::new(proto::ICMP, (src, id), (dst, 0))
         }
     }
 
-    pub(crate) fn pong(src: Be32, dst: Be32, id: u16) -> Self {
+    pub fn pong(src: Be32, dst: Be32, id: u16) -> Self {
         Self {
             kind: ECHO_REPLY,
             ..Self::new(proto::ICMP, (src, 0), (dst, id))
@@ -121,7 +121,7 @@ impl Spec {
     }
 
     /// An ICMP query other than echo, or its reply, depending on the type.
-    pub(crate) fn query(kind: u8, src: Be32, dst: Be32, id: u16) -> Self {
+    pub fn query(kind: u8, src: Be32, dst: Be32, id: u16) -> Self {
         let query = u16::from(kind - (kind + 1) % 2);
         let (sport, dport) = if kind % 2 == 1 {
             (id, query)
@@ -135,7 +135,7 @@ impl Spec {
     }
 
     /// An ICMP error that quotes the first `octets` bytes of a packet.
-    pub(crate) fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
+    pub fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
         let quoted = packet[..octets.min(packet.len())].to_vec();
         Self {
             kind,
@@ -145,7 +145,7 @@ impl Spec {
     }
 
     /// A packet with this tuple, whatever its protocol; TCP with `flags`.
-    pub(crate) fn of(tuple: Tuple<V4>, flags: u8) -> Self {
+    pub fn of(tuple: Tuple<V4>, flags: u8) -> Self {
         let kind = if tuple.sport == Be16::new(0) {
             ECHO_REPLY
         } else {
@@ -160,19 +160,19 @@ impl Spec {
     }
 
     /// Sets the destination and source MAC addresses.
-    pub(crate) fn between(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
+    pub fn between(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
         self.macs[..6].copy_from_slice(&dst);
         self.macs[6..].copy_from_slice(&src);
         self
     }
 
     /// Sets the hop limit.
-    pub(crate) fn hops(self, hops: u8) -> Self {
+    pub fn hops(self, hops: u8) -> Self {
         Self { hops, ..self }
     }
 
     /// Adds a record-route option.
-    pub(crate) fn options(self) -> Self {
+    pub fn options(self) -> Self {
         Self {
             options: vec![7, 7, 4, 0, 0, 0, 0, 0],
             ..self
@@ -180,12 +180,12 @@ impl Spec {
     }
 
     /// Sets the fragment word.
-    pub(crate) fn fragment(self, fragment: u16) -> Self {
+    pub fn fragment(self, fragment: u16) -> Self {
         Self { fragment, ..self }
     }
 
     /// Sets the length of the payload.
-    pub(crate) fn payload(self, octets: usize) -> Self {
+    pub fn payload(self, octets: usize) -> Self {
         Self {
             payload: (0..octets).map(|n| (n * 7) as u8).collect(),
             ..self
@@ -193,7 +193,7 @@ impl Spec {
     }
 
     /// The packet from its network header on.
-    pub(crate) fn packet(&self) -> Vec<u8> {
+    pub fn packet(&self) -> Vec<u8> {
         let Tuple {
             src,
             dst,
@@ -273,13 +273,13 @@ impl Spec {
     }
 
     /// The frame, Ethernet header included.
-    pub(crate) fn build(&self) -> Vec<u8> {
+    pub fn build(&self) -> Vec<u8> {
         [&self.macs[..], &[0x08, 0x00], &self.packet()].concat()
     }
 }
 
 /// The source port, or the identifier of an echo request, of a packet after it has left.
-pub(crate) fn left_by(packet: &[u8]) -> u16 {
+pub fn left_by(packet: &[u8]) -> u16 {
     let l4 = usize::from(packet[0] & 15) * 4;
     let at = if u32::from(packet[9]) == proto::ICMP {
         l4 + 4
@@ -291,7 +291,7 @@ pub(crate) fn left_by(packet: &[u8]) -> u16 {
 
 /// Cuts a packet into fragments of `octets` bytes of payload, a multiple of eight, with this
 /// identification.
-pub(crate) fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
+pub fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let chunks = payload.chunks(octets).enumerate();
     let is_fragment = |(nth, chunk): (usize, &[u8])| {
@@ -341,7 +341,7 @@ fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
 }
 
 /// Writes the network header's checksum, if the header is complete.
-pub(crate) fn seal_header(packet: &mut [u8]) {
+pub fn seal_header(packet: &mut [u8]) {
     let octets = usize::from(packet[0] & 15) * 4;
     if octets < 20 || packet.len() < octets {
         return;
@@ -352,7 +352,7 @@ pub(crate) fn seal_header(packet: &mut [u8]) {
 }
 
 /// A CRC32c, computed byte by byte.
-pub(crate) fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
+pub fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
     !octets.into_iter().fold(!0, |crc, octet| {
         (0..8).fold(crc ^ u32::from(octet), |crc, _| {
             crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 }
@@ -372,7 +372,7 @@ fn sctp(packet: &[u8]) -> Option<(usize, [u8; 4])> {
 }
 
 /// Writes the transport checksum.
-pub(crate) fn seal(packet: &mut [u8]) {
+pub fn seal(packet: &mut [u8]) {
     if let Some((at, crc)) = sctp(packet) {
         packet[at..at + 4].copy_from_slice(&crc);
     }
@@ -389,7 +389,7 @@ pub(crate) fn seal(packet: &mut [u8]) {
 }
 
 /// Whether every checksum of a packet is correct, by complete recomputation.
-pub(crate) fn sums_up(packet: &[u8]) -> bool {
+pub fn sums_up(packet: &[u8]) -> bool {
     let l4 = usize::from(packet[0] & 15) * 4;
     if sum(&packet[..l4]) != 0xffff {
         return false;

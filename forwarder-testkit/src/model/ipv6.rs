@@ -15,24 +15,24 @@ use forwarder_common::policy::ipv6::{self, Host6};
 use forwarder_common::reason::Reason;
 
 /// `fd00:N::M`.
-pub(crate) const fn net(n: u8, m: u8) -> Be128 {
+pub const fn net(n: u8, m: u8) -> Be128 {
     Be128::from_octets([0xfd, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, m])
 }
 
 /// The host's address on its uplink.
-pub(crate) const HOST6: Be128 = net(9, 1);
+pub const HOST6: Be128 = net(9, 1);
 /// A client on the LAN.
-pub(crate) const CLIENT6: Be128 = net(9, 2);
-pub(crate) const GATEWAY6: Be128 = net(1, 1);
+pub const CLIENT6: Be128 = net(9, 2);
+pub const GATEWAY6: Be128 = net(1, 1);
 /// Containers of one network.
-pub(crate) const WEB6: Be128 = net(1, 2);
-pub(crate) const APP6: Be128 = net(1, 3);
+pub const WEB6: Be128 = net(1, 2);
+pub const APP6: Be128 = net(1, 3);
 /// A container of the other network.
-pub(crate) const FAR6: Be128 = net(2, 2);
+pub const FAR6: Be128 = net(2, 2);
 
 impl Host {
     /// Adds IPv6 to the usual host: both networks, and every container that has a veth.
-    pub(crate) fn with_ipv6(&mut self) {
+    pub fn with_ipv6(&mut self) {
         for (number, bridge) in [(1, BRIDGE), (2, OTHER_BRIDGE)] {
             self.networks.get_mut(&bridge).unwrap().flags |= network::IPV6;
             self.subnets6.insert((net(number, 0), 64), bridge);
@@ -193,7 +193,7 @@ fn most_specific(rows: impl Iterator<Item = (Be128, u8, u32)>, addr: Be128) -> O
 
 /// The frame of an IPv6 packet: MAC addresses, source and destination, extension headers and upper
 /// layer, by the protocol of the first of them; hop limit 255. Its checksums are not valid.
-pub(crate) fn frame(
+pub fn frame(
     (to, from): ([u8; 6], [u8; 6]),
     (src, dst): (Be128, Be128),
     next: u8,
@@ -207,7 +207,7 @@ pub(crate) fn frame(
 }
 
 /// A neighbour discovery message: its type, target and link-layer address option.
-pub(crate) fn neighbour(kind: u8, target: Be128, option: u8, mac: [u8; 6]) -> Vec<u8> {
+pub fn neighbour(kind: u8, target: Be128, option: u8, mac: [u8; 6]) -> Vec<u8> {
     let head = [kind, 0, 0, 0, 0, 0, 0, 0];
     [&head[..], &target.octets(), &[option, 1], &mac].concat()
 }
