@@ -3,7 +3,11 @@
 //!
 //! - [`model`] is a host in plain memory. The packet logic runs on it as it runs on the kernel's
 //!   maps. The tests of `forwarder-common`, the parity test and the fuzzers use it.
+//! - `laws` (feature `plans`) has what every plan of `forwarder_state::diff` is held to, and a
+//!   generator of states. The tests of `forwarder-state` and a fuzzer use it.
 
+#[cfg(feature = "plans")]
+pub mod laws;
 #[expect(
     missing_docs,
     reason = "fields and constants are those of the packet logic, which documents them"

@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::overrides::{ContainerRules, NetworkRules, Overrides, PortName, PortRules};
 use crate::trusted;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use forwarder_common::abi::{PortRange, capacity};
 use forwarder_common::conntrack::quota::RATE_MAX;
+use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortName, PortRules};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// The file that is read when none is named. It may be missing.

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use forwarder_common::family::Be32;
 use forwarder_common::reason::Reason;
-
-use crate::host_state::HostState;
+use forwarder_state::host_state::HostState;
 
 /// The minimum time between two messages of the same reason.
 const PAUSE: Duration = Duration::from_secs(10);

@@ -14,16 +14,13 @@
 //! # From updates to the kernel
 //!
 //! 1. [`watch`] reads Docker, netlink, the shims and the configuration file, and sends
-//!    [`Update`](host_state::Update)s.
-//! 2. [`host_state`] holds what the updates say, as plain data.
-//! 3. [`desired`] derives from it the [`desired_state`] of the kernel. [`overrides`] are the
-//!    administrator's settings, [`others`] is the configuration of other software on this host.
-//! 4. [`diff`] compares it with what the kernel holds. The result is a list of changes of which
-//!    every prefix is safe.
-//! 5. [`datapath`] reads and changes the kernel: maps, links, pins, flow operations.
-//!
-//! [`host_state`], [`desired`], [`diff`] and [`desired_state`] are pure: no I/O, no clock.
-//! [`watch`] and [`datapath`] do the I/O, and only [`datapath`] uses aya.
+//!    [`Update`](forwarder_state::host_state::Update)s.
+//! 2. [`forwarder_state`] applies them to its [`HostState`](forwarder_state::host_state::HostState),
+//!    derives what the kernel should hold, and compares that with what it holds. The result is a
+//!    list of [`Change`](forwarder_state::diff::Change)s of which every prefix is safe. That crate is
+//!    pure: no I/O, no clock.
+//! 3. [`datapath`] reads and changes the kernel: maps, links, pins, flow operations. Only this
+//!    module uses aya.
 //!
 //! # People and shims
 //!
@@ -33,21 +30,14 @@
 //! checks whether this kernel, host and Docker are suitable, and [`lock`] admits one agent per
 //! network namespace.
 
-mod acl;
 mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
-pub mod desired;
-pub mod desired_state;
-pub mod diff;
 mod exhaustion;
-pub mod host_state;
 pub mod lock;
-pub mod others;
-pub mod overrides;
 pub mod plain;
 pub mod preflight;
 pub mod report;

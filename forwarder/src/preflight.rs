@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Attach, Config};
 use crate::datapath;
-use crate::others::{Firewall, Others, Reach, netfilter};
 use crate::trusted;
+use forwarder_state::others::{Firewall, Others, Reach, netfilter};
 use probe::{Bpffs, Docker, Probe};
 
 /// The oldest kernel with everything that is needed.
@@ -236,11 +236,6 @@ pub(crate) fn read_firewall() -> Firewall {
 /// ends this.
 pub(crate) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
     firewall::drops(firewall)
-}
-
-/// Whether a rule is dockerd's and has an effect.
-pub(crate) fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
-    firewall::is_dockers(table, chain, rule)
 }
 
 fn privileges(probe: &Probe) -> Finding {

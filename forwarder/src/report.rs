@@ -11,16 +11,16 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use crate::datapath::{FlowSnapshot, MapFill};
-use crate::desired::{applying_policies, reach};
-use crate::desired_state::{DesiredState, Hook, SocketHook};
-use crate::host_state::{Family, HostState};
-use crate::others::Others;
 use forwarder_common::abi::{FlowState, Tuple};
 use forwarder_common::clock::{Ticks, reached, to_seconds};
 use forwarder_common::conntrack::tcp::State;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::proto;
+use forwarder_state::desired::{applying_policies, reach};
+use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
+use forwarder_state::host_state::{Family, HostState};
+use forwarder_state::others::Others;
 
 pub use events::{EventRow, event};
 pub use filter::{Filter, state_named};

@@ -10,7 +10,8 @@ mod agreement;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::host_state::{Bound, HostPort, HostState, ShimId, Update};
+use forwarder_state::host_state::{Bound, HostPort, HostState, ShimId, Update};
+
 use crate::watch::shim::{
     Binding, Proof, ShimEvent, ShimEventKind, ShimReplies, ShimReply, ShimRequest,
 };

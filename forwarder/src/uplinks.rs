@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
+use forwarder_state::desired_state::XdpKind;
+use forwarder_state::host_state::{HostState, Link, LinkLayer};
+
 use crate::config::XdpMode;
-use crate::desired_state::XdpKind;
-use crate::host_state::{HostState, Link, LinkLayer};
 use crate::report;
 
 /// An uplink and the decision about it.

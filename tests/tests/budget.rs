@@ -13,9 +13,9 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use fixtures::{Ground, Loaded};
-use forwarder::desired_state::{Hook, SocketHook};
 use forwarder_common::abi::{Flow, LAYOUT, capacity};
 use forwarder_common::family::V4;
+use forwarder_state::desired_state::{Hook, SocketHook};
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
 };

@@ -164,6 +164,8 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
             "-p",
             "forwarder-common",
             "-p",
+            "forwarder-state",
+            "-p",
             "forwarder",
             "-p",
             "forwarder-proxy",

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use forwarder_state::desired_state::DEFRAG_LOOPBACK;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder, new_connection};
 use rustix::io::Errno;
@@ -18,7 +19,6 @@ use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::defrag;
 use super::pins::Pins;
-use crate::desired_state::DEFRAG_LOOPBACK;
 use crate::watch::sandbox::Background;
 
 /// The maximum length of a datagram.

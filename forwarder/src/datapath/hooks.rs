@@ -18,10 +18,10 @@ use aya::programs::tc::{
 };
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
+use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
-use crate::desired_state::{Hook, XdpKind};
 use crate::trusted;
 
 /// The priority of our clsact filters: after everybody who chose a priority.

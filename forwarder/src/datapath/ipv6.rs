@@ -8,9 +8,9 @@ use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use forwarder_common::abi::{AllowedKey6, IngressKey6};
 use forwarder_common::family::Be128;
+use forwarder_state::desired_state::{Key6, Row6};
 
 use super::maps::{Maps, Wire};
-use crate::desired_state::{Key6, Row6};
 
 impl Maps {
     /// Reads all rows.

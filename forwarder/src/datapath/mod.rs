@@ -25,8 +25,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::desired_state::{EndpointKey, Hook, NetworkRow, Observed, PeerVeth, SocketHook, Target};
-use crate::diff::Change;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
@@ -39,6 +37,10 @@ use forwarder_common::clock::{Ticks, ticks};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
 use forwarder_common::socket;
+use forwarder_state::desired_state::{
+    EndpointKey, Hook, NetworkRow, Observed, PeerVeth, SocketHook, Target,
+};
+use forwarder_state::diff::Change;
 use rustix::io::Errno;
 
 pub use binds::Binds;

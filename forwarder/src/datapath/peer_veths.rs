@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use forwarder_state::desired_state::PeerVeth;
 use serde::{Deserialize, Serialize};
 
 use super::pins;
-use crate::desired_state::PeerVeth;
 use crate::trusted;
 use crate::watch::sandbox;
 

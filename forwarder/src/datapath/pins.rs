@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
+use forwarder_state::desired_state::{Hook, SocketHook};
 
-use crate::desired_state::{Hook, SocketHook};
 use crate::trusted;
 
 /// The pins of this layout.

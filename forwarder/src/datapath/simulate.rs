@@ -4,9 +4,9 @@
 
 use anyhow::{Context, Result};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
+use forwarder_state::desired_state::{Hook, SocketHook};
 
 use super::Datapath;
-use crate::desired_state::{Hook, SocketHook};
 
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -9,10 +9,10 @@ use std::io::ErrorKind;
 use anyhow::{Context, Result};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use forwarder_state::desired_state::SocketHook;
 
 use super::cgroup::cgroup_root;
 use super::hooks::{Hooks, once};
-use crate::desired_state::SocketHook;
 
 impl Hooks {
     /// Returns the socket programs that are attached, whoever attached them.

@@ -12,10 +12,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::others::netfilter::TABLE;
 use crate::preflight::program;
 use anyhow::{Context, Result, bail, ensure};
 use forwarder_common::mark::OURS_ALONE;
+use forwarder_state::others::netfilter::TABLE;
 
 /// Whether a program is installed that can add the rule.
 #[must_use]

@@ -7,12 +7,12 @@ use std::path::Path;
 use super::hooks::attached;
 use super::maps::{FlowSnapshot, Maps};
 use super::pins::Pins;
-use crate::desired_state::{Hook, SocketHook};
 use crate::trusted;
 use anyhow::Result;
 use forwarder_common::abi::name;
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
+use forwarder_state::desired_state::{Hook, SocketHook};
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,8 +8,11 @@
 
 use std::collections::BTreeSet;
 
+use forwarder_state::others::netfilter::{
+    Firewall, Ruleset, is_dockers_rule, is_shown_by_iptables, uncounted,
+};
+
 use super::Finding;
-use crate::others::netfilter::{Firewall, Ruleset, is_shown_by_iptables, uncounted};
 
 /// How to stop dockerd from creating rules.
 const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
@@ -124,7 +127,7 @@ fn iptables(tool: &str, text: &str) -> Summary {
             .strip_prefix("-A ")
             .and_then(|line| line.split_once(' '))
         {
-            if is_dockers(table, chain, rule) {
+            if is_dockers_rule(table, chain, rule) {
                 summary
                     .docker
                     .get_or_insert_with(|| format!("{table} {chain} {rule}"));
@@ -144,31 +147,6 @@ fn iptables(tool: &str, text: &str) -> Summary {
         ));
     }
     summary
-}
-
-/// Whether a rule is dockerd's and does more than jump or return.
-pub(super) fn is_dockers(table: &str, chain: &str, rule: &str) -> bool {
-    let words = rule.split(' ').collect::<Vec<_>>();
-    let after = |flag: &str| {
-        words
-            .windows(2)
-            .find(|pair| pair[0] == flag)
-            .map(|pair| pair[1])
-    };
-    let Some(target) = after("-j") else {
-        return false;
-    };
-    let not_by = |flag: &str| {
-        let device = words
-            .windows(3)
-            .find(|three| three[0] == "!" && three[1] == flag);
-        device.is_some_and(|three| three[2] == "docker0" || three[2].starts_with("br-"))
-    };
-    match (table, chain) {
-        ("nat", "POSTROUTING") => target == "MASQUERADE" && not_by("-o"),
-        ("raw", "PREROUTING") => target == "DROP" && not_by("-i"),
-        _ => chain.starts_with("DOCKER") && target != "RETURN" && !target.starts_with("DOCKER"),
-    }
 }
 
 /// Parses the output of `nft list ruleset`. `iptables_read` says that iptables has already shown

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use forwarder_state::desired::is_named_as_dockers;
+use forwarder_state::host_state::Update;
+use forwarder_state::others::{Firewall, Others, Ruleset};
 use rustix::fs::FsWord;
 use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc};
@@ -16,9 +19,6 @@ use tracing::subscriber::NoSubscriber;
 
 use super::dockerd::Setup;
 use crate::config::Config;
-use crate::desired::is_named_as_dockers;
-use crate::host_state::Update;
-use crate::others::{Firewall, Others, Ruleset};
 use crate::{datapath, trusted, watch};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.

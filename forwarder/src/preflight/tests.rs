@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use super::dockerd::{Proxy, Setup};
 use super::*;
-use crate::others::{Others, Ruleset};
 use std::collections::BTreeMap;
+
+use forwarder_state::others::{Others, Ruleset};
 
 /// Returns a host without any problem.
 fn good() -> Probe {

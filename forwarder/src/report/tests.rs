@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports of a small host: one network, one container, one published port.
 
-use crate::desired_state::{NetworkRow as Programmed, Target};
-use crate::host_state::{Container, Link, Network, NetworkEndpoint};
 use forwarder_common::abi::PortKey;
 use forwarder_common::family::Be16;
+use forwarder_state::desired_state::{NetworkRow as Programmed, Target};
+use forwarder_state::host_state::{Container, Link, Network, NetworkEndpoint};
 use serde_json::json;
 
 use super::*;

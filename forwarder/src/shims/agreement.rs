@@ -6,7 +6,8 @@
 
 use std::net::IpAddr;
 
-use crate::host_state::{Bound, Container, Family, HostPort, HostState, Subnet};
+use forwarder_state::host_state::{Bound, Container, Family, HostPort, HostState, Subnet};
+
 use crate::watch::shim::Binding;
 
 /// Whether a new claim agrees: the address is in one of Docker's networks, and a running container

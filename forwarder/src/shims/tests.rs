@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tests of which shim gets which reply when. A shim here is only the ends of its channels.
 
+use forwarder_state::host_state::{
+    Address, Container, Link, Listing, Network, NetworkEndpoint, PortBinding, Proto, Seen, Subnet,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::host_state::{
-    Address, Container, Link, Listing, Network, NetworkEndpoint, PortBinding, Proto, Seen, Subnet,
-};
 
 const PORT: HostPort = HostPort {
     proto: Proto::Tcp,

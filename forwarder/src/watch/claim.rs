@@ -11,6 +11,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use forwarder_state::host_state::Proto;
 use nix::sys::socket::sockopt::BindToDevice;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname, getsockopt};
 use rustix::io::Errno;
@@ -22,7 +23,6 @@ use rustix::process::geteuid;
 
 use super::shim::Binding;
 use crate::datapath::netns_cookie_of;
-use crate::host_state::Proto;
 
 /// `CAP_NET_ADMIN` in a set of capabilities.
 const NET_ADMIN: u64 = 1 << 12;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bollard::Docker;
 use bollard::models::{EventMessage, EventMessageTypeEnum};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder};
+use forwarder_state::host_state::{Container, ContainerId, Listing, NetworkId, Update};
 use futures_util::{StreamExt, stream};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
@@ -20,7 +21,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::bounded::Unfinished;
 use super::sandbox::{self, Namespaces};
 use super::{dial, inspect};
-use crate::host_state::{Container, ContainerId, Listing, NetworkId, Update};
 
 /// The interval at which everything is read again, for changes without an event.
 const RESYNC: Duration = Duration::from_secs(30);

@@ -9,12 +9,12 @@ use bollard::models::{
     ContainerInspectResponse, EndpointResource, EndpointSettings, IpamConfig, NetworkInspect,
     PortMap,
 };
-
-use super::terms;
-use crate::host_state::{
+use forwarder_state::host_state::{
     Container, ContainerId, Endpoint, EndpointId, Mac, Network, NetworkEndpoint, NetworkId,
     PortBinding, Proto, Subnet,
 };
+
+use super::terms;
 
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const MTU: &str = "com.docker.network.driver.mtu";
@@ -228,7 +228,7 @@ fn sorted(map: Option<HashMap<String, String>>) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host_state::NetworkOptions;
+    use forwarder_state::host_state::NetworkOptions;
 
     const NETWORK: &str = include_str!("fixtures/network.json");
     const DOCKER0: &str = include_str!("fixtures/docker0.json");

@@ -20,11 +20,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
+use forwarder_state::host_state::Update;
+use forwarder_state::overrides::Overrides;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-
-use crate::host_state::Update;
-use crate::overrides::Overrides;
 
 /// Starts every source. They stop when `updates` or `rules` is closed or the set is dropped.
 ///

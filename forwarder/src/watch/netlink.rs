@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
+use forwarder_state::host_state::{Address, Link, LinkLayer, Mac, Peer, Update};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
@@ -18,7 +19,6 @@ use tokio::sync::mpsc::Sender;
 
 use super::routes::Routes;
 use super::sandbox::Namespaces;
-use crate::host_state::{Address, Link, LinkLayer, Mac, Peer, Update};
 
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,

@@ -12,6 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use forwarder_state::host_state::Update;
+use forwarder_state::others::{self, Others, Shaping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink;
@@ -21,8 +23,6 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
 use self::dump::{dump, subscribe};
-use crate::host_state::Update;
-use crate::others::{self, Others, Shaping};
 use crate::preflight;
 
 /// Multicast groups: `RTNLGRP_TC` and `RTNLGRP_IPV4_RULE`, `NFNLGRP_NFTABLES`, `XFRMNLGRP_POLICY`.

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::desired::is_outside;
-use crate::host_state::{HostState, Update};
+use forwarder_state::desired::is_outside;
+use forwarder_state::host_state::{HostState, Update};
 
 /// Reads the reverse path filter of each outside device as the kernel applies it: the larger of its
 /// own value and that of `all`.

@@ -6,11 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use forwarder_state::host_state::Routing;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
 };
-
-use crate::host_state::Routing;
 
 /// What the kernel distinguishes routes by.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use forwarder_state::overrides::Overrides;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config;
-use crate::overrides::Overrides;
 
 /// The interval at which the file is checked. Watching it by inotify would miss changes behind a
 /// symbolic link, and orchestrators replace configuration that way.

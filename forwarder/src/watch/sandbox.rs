@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
+use forwarder_state::host_state::NetnsId;
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -20,7 +21,6 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::task::JoinHandle;
 
 use super::ethtool::Ethtool;
-use crate::host_state::NetnsId;
 
 /// A task that ends with its owner.
 pub(crate) struct Background(JoinHandle<()>);

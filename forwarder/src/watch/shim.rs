@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use forwarder_state::host_state::{HostPort, Proto, ShimId};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
@@ -14,7 +15,6 @@ use tokio::sync::mpsc;
 
 use super::claim;
 use crate::control::Lines;
-use crate::host_state::{HostPort, Proto, ShimId};
 
 /// A request of a shim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]

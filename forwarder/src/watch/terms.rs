@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use forwarder_state::host_state::{Ingress, NetworkOptions};
+use forwarder_state::overrides::{PortName, range};
 use ipnet::IpNet;
 
 use super::inspect::{is_true, read};
-use crate::host_state::{Ingress, NetworkOptions};
-use crate::overrides::{PortName, range};
 
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 const ICC: &str = "com.docker.network.bridge.enable_icc";
@@ -132,7 +132,7 @@ fn ingress(labels: &Texts, of: &str) -> Ingress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host_state::GatewayMode;
+    use forwarder_state::host_state::GatewayMode;
 
     fn texts(pairs: &[(&str, &str)]) -> Texts {
         let pairs = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));

@@ -2,16 +2,6 @@
 //! The targets of the fuzzers, each a function of the bytes that the fuzzer comes up with. What must
 //! never happen is a panic. `cargo xtask fuzz` runs them.
 
-// The agent's plans alone: they need nothing of what the agent is made of, which takes minutes to
-// build a second time.
-extern crate self as forwarder;
-#[path = "../../../forwarder/src/desired_state.rs"]
-pub mod desired_state;
-#[path = "../../../forwarder/src/diff.rs"]
-pub mod diff;
-#[path = "../../../forwarder/tests/laws/mod.rs"]
-mod laws;
-
 pub mod parse;
 pub mod pipeline;
 pub mod plan;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The laws of the agent's plans (`forwarder::diff`) between states that the bytes choose.
+//! The laws of the agent's plans (`forwarder_state::diff`) between states that the bytes choose.
 
-use forwarder::diff::diff;
+use forwarder_state::diff::diff;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::laws::{apply, check, holding, tables};
+use forwarder_testkit::laws::{apply, check, holding, tables};
 
 /// Runs the target.
 ///

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use forwarder_state::overrides::range;
 use ipnet::IpNet;
 
 use crate::cli::ask;
 use crate::config::Config;
 use crate::control::Verb;
-use crate::overrides::range;
 use crate::report::{EndpointRow, Filter, state_named};
 
 #[derive(Debug, clap::Args)]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use netfilter::{Firewall, Rule, Ruleset};
-pub(crate) use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
+pub use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
 
 /// The configuration of all other software.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -202,7 +202,8 @@ pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
 }
 
 /// Returns the key of a port that is published on an IPv6 address.
-pub(crate) fn port_key6(host: &HostPort) -> Option<PortKey6> {
+#[must_use]
+pub fn port_key6(host: &HostPort) -> Option<PortKey6> {
     let IpAddr::V6(address) = host.ip else {
         return None;
     };

@@ -2,19 +2,19 @@
 //! What `diff` is held to: its operations applied to a state in plain memory, and what must hold after
 //! each of them.
 
-use forwarder::desired_state::{
-    DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
-    Target, XdpKind,
-};
-use forwarder::diff::{Change, diff};
 use forwarder_common::abi::{
     Device, Endpoint, LinkKey, OwnerKey6, PortKey, ServerKey, TrustKey, device,
 };
 use forwarder_common::family::{Be16, Be32, Be128, V4};
+use forwarder_state::desired_state::{
+    DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
+    Target, XdpKind,
+};
+use forwarder_state::diff::{Change, diff};
 use proptest::prelude::*;
 
 /// What the kernel would hold after an operation.
-pub(crate) fn apply(kernel: &mut Observed, op: &Change) {
+pub fn apply(kernel: &mut Observed, op: &Change) {
     let tables = &mut kernel.tables;
     match op.clone() {
         Change::Settings {
@@ -103,7 +103,7 @@ pub(crate) fn apply(kernel: &mut Observed, op: &Change) {
 }
 
 /// What must hold after every single operation on the way from `before` to `after`.
-pub(crate) fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
+pub fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
     let tables = &now.tables;
     for (ifindex, hook) in &tables.hooks {
         assert!(
@@ -192,7 +192,7 @@ pub(crate) fn check(now: &Observed, before: &DesiredState, after: &DesiredState)
 }
 
 /// A state that `desired` could derive: a few networks on bridges 10.. with containers and ports.
-pub(crate) fn tables() -> impl Strategy<Value = DesiredState> {
+pub fn tables() -> impl Strategy<Value = DesiredState> {
     let container = (1_u32..5, any::<bool>(), prop::option::of(1_u16..6));
     let containers = prop::collection::btree_map(any::<u8>(), container, 0..4);
     let network = (0_u32..8, containers);
@@ -336,7 +336,7 @@ pub(crate) fn tables() -> impl Strategy<Value = DesiredState> {
 }
 
 /// The kernel's state after `tables` were applied to an empty one.
-pub(crate) fn holding(tables: &DesiredState) -> Observed {
+pub fn holding(tables: &DesiredState) -> Observed {
     let mut kernel = Observed::default();
     for op in diff(&kernel.clone(), tables) {
         apply(&mut kernel, &op);

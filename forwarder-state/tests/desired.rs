@@ -3,18 +3,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use forwarder::desired::{Policy, be32, desired, is_outside};
-use forwarder::desired_state::{DesiredState, EndpointKey, Hook, Key6, Row6, SocketHook, XdpKind};
-use forwarder::host_state::{
-    Address, Bound, Container, Endpoint, GatewayMode, HostPort, HostState, Ingress, Link,
-    LinkLayer, Network, NetworkEndpoint, NetworkOptions, PortBinding, Proto, ShimId, Subnet,
-    Update,
-};
 use forwarder_common::abi::{
     AllowedKey6, LinkKey, PortKey6, Published6, ServerKey, TrustKey, allowed, device, ingress,
     network,
 };
 use forwarder_common::family::{Be16, Be32, Be128};
+use forwarder_state::desired::{Policy, be32, desired, is_outside};
+use forwarder_state::desired_state::{
+    DesiredState, EndpointKey, Hook, Key6, Row6, SocketHook, XdpKind,
+};
+use forwarder_state::host_state::{
+    Address, Bound, Container, Endpoint, GatewayMode, HostPort, HostState, Ingress, Link,
+    LinkLayer, Network, NetworkEndpoint, NetworkOptions, PortBinding, Proto, ShimId, Subnet,
+    Update,
+};
 
 const UPLINK: u32 = 2;
 const BRIDGE: u32 = 3;
@@ -627,9 +629,9 @@ fn loopback_range_is_never_local_on_devices() {
 #[test]
 fn xdp_follows_the_policy() {
     let mut host_state = host_state();
-    host_state.links.get_mut(&VETH).unwrap().peer = Some(forwarder::host_state::Peer {
+    host_state.links.get_mut(&VETH).unwrap().peer = Some(forwarder_state::host_state::Peer {
         index: 4,
-        ..forwarder::host_state::Peer::default()
+        ..forwarder_state::host_state::Peer::default()
     });
     let policy = Policy {
         xdp: [(UPLINK, XdpKind::Native)].into(),

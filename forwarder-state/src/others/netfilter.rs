@@ -232,7 +232,7 @@ fn iptables(tool: &str, text: &str) -> Vec<Rule> {
                 chain if table.contains(&format!("\n:{chain} ")) => continue,
                 _ => Effect::Other,
             };
-            let dockers = crate::preflight::is_dockers_rule(name, chain, rule);
+            let dockers = is_dockers_rule(name, chain, rule);
             if !on_the_way.contains(chain) || is_dockers(chain) || dockers || rule.contains(TABLE) {
                 continue;
             }
@@ -348,10 +348,37 @@ fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
 }
 
 /// Returns a rule's words without its counter.
-pub(crate) fn uncounted<'a>(words: &[&'a str]) -> Vec<&'a str> {
+#[must_use]
+pub fn uncounted<'a>(words: &[&'a str]) -> Vec<&'a str> {
     match words {
         ["counter", "packets", _, "bytes", _, rest @ ..] => rest.to_vec(),
         all => all.to_vec(),
+    }
+}
+
+/// Whether a rule is dockerd's and does more than jump or return.
+#[must_use]
+pub fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
+    let words = rule.split(' ').collect::<Vec<_>>();
+    let after = |flag: &str| {
+        words
+            .windows(2)
+            .find(|pair| pair[0] == flag)
+            .map(|pair| pair[1])
+    };
+    let Some(target) = after("-j") else {
+        return false;
+    };
+    let not_by = |flag: &str| {
+        let device = words
+            .windows(3)
+            .find(|three| three[0] == "!" && three[1] == flag);
+        device.is_some_and(|three| three[2] == "docker0" || three[2].starts_with("br-"))
+    };
+    match (table, chain) {
+        ("nat", "POSTROUTING") => target == "MASQUERADE" && not_by("-o"),
+        ("raw", "PREROUTING") => target == "DROP" && not_by("-i"),
+        _ => chain.starts_with("DOCKER") && target != "RETURN" && !target.starts_with("DOCKER"),
     }
 }
 

@@ -2,12 +2,10 @@
 //! The laws of `diff`: its operations turn any state into any other, and every prefix of them is
 //! safe.
 
-mod laws;
-
 use std::collections::BTreeMap;
 
-use forwarder::diff::{Change, diff};
-use laws::{apply, check, holding, tables};
+use forwarder_state::diff::{Change, diff};
+use forwarder_testkit::laws::{apply, check, holding, tables};
 use proptest::prelude::*;
 
 proptest! {

@@ -59,15 +59,19 @@ const BPF_NAME: u16 = 7;
 
 /// The kind of a qdisc.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Qdisc {
+pub enum Qdisc {
     /// It delays, drops or orders packets that leave.
     Shapes(String),
-    /// It has filters for packets that arrive; with `both`, also for packets that leave.
-    Filters { both: bool },
+    /// It has filters for packets that arrive.
+    Filters {
+        /// Whether it also has filters for packets that leave.
+        both: bool,
+    },
 }
 
 /// Parses a qdisc that matters, and its device's index (`RTM_NEWQDISC`).
-pub(crate) fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
+#[must_use]
+pub fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
     let index = word(message, TC_INDEX)?;
     let kind = text(attribute(message.get(TC..)?, TC_KIND)?);
     match kind.as_str() {
@@ -80,7 +84,8 @@ pub(crate) fn qdisc(message: &[u8]) -> Option<(u32, Qdisc)> {
 
 /// Parses the name of a filter that is not ours (`RTM_NEWTFILTER`). The kernel first lists the
 /// common part of all filters of a priority, without a handle; that part is ignored.
-pub(crate) fn filter(message: &[u8]) -> Option<String> {
+#[must_use]
+pub fn filter(message: &[u8]) -> Option<String> {
     if word(message, TC_HANDLE)? == 0 {
         return None;
     }
@@ -110,7 +115,8 @@ const INVERT: u32 = 2;
 /// Parses a routing rule that `bpf_fib_lookup` does not apply, in words (`RTM_NEWRULE`): a rule by
 /// mark or by type of service. An inverted rule (`not fwmark`) is ignored: it matches packets
 /// without a mark, and `bpf_fib_lookup` has no mark.
-pub(crate) fn routing_rule(message: &[u8]) -> Option<String> {
+#[must_use]
+pub fn routing_rule(message: &[u8]) -> Option<String> {
     let attributes = message.get(RULE..)?;
     let number = |kind| attribute(attributes, kind).and_then(|body| word(body, 0));
     let inverted = word(message, RULE_FLAGS)? & INVERT != 0;
@@ -144,7 +150,8 @@ const IPV4: u16 = 2;
 
 /// Parses an IPsec policy for forwarded packets (`XFRM_MSG_NEWPOLICY`). Policies of sockets and for
 /// incoming packets are ignored.
-pub(crate) fn policy(message: &[u8]) -> Option<IpsecPolicy> {
+#[must_use]
+pub fn policy(message: &[u8]) -> Option<IpsecPolicy> {
     let family = u16::from_ne_bytes(*message.get(SELECTOR_FAMILY..)?.first_chunk()?);
     let direction = match message.get(POLICY_DIRECTION)? {
         1 => Direction::Out,

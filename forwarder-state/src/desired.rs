@@ -13,7 +13,8 @@ use forwarder_common::abi::{
 use forwarder_common::family::{Be32, V4};
 use ipnet::IpNet;
 
-pub(crate) use self::ipv6::{be128, port_key6};
+pub(crate) use self::ipv6::be128;
+pub use self::ipv6::port_key6;
 pub use self::published::port_key;
 use crate::acl::AclTable;
 use crate::desired_state::{
@@ -198,7 +199,7 @@ fn is_containers(port: &Link) -> bool {
 /// Whether a bridge has a name that Docker gives. Docker may be away or about to list the bridge,
 /// so what it forwards is untrusted until then.
 #[must_use]
-pub(crate) fn is_named_as_dockers(name: &str) -> bool {
+pub fn is_named_as_dockers(name: &str) -> bool {
     let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     matches!(name, "docker0" | "docker_gwbridge") || name.strip_prefix("br-").is_some_and(is_id)
 }
@@ -239,7 +240,7 @@ fn add_others(tables: &mut DesiredState, host_state: &HostState) {
 
 /// Returns the IPsec policies that may apply to packets of containers, matched by the containers'
 /// own addresses or by the host's.
-pub(crate) fn applying_policies(host_state: &HostState) -> impl Iterator<Item = &IpsecPolicy> {
+pub fn applying_policies(host_state: &HostState) -> impl Iterator<Item = &IpsecPolicy> {
     let ranges = reach(host_state).ranges;
     let policies = host_state
         .others
