@@ -15,6 +15,7 @@ mod namespace;
 mod neighbours;
 mod peer_veths;
 mod pins;
+mod rows;
 mod simulate;
 mod sock_diag;
 mod sockets;
@@ -26,20 +27,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::lpm_trie::Key;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use forwarder_common::abi::{
-    AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, PortRange, Published,
-    Settings, map_sizes,
-};
+use forwarder_common::abi::{PortKey, PortRange, Settings, map_sizes};
 use forwarder_common::clock::{Ticks, ticks};
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::reason::Reason;
 use forwarder_common::socket;
-use forwarder_state::desired_state::{
-    EndpointKey, Hook, NetworkRow, Observed, PeerVeth, SocketHook, Target,
-};
+use forwarder_state::desired_state::{Hook, Observed, SocketHook};
 use forwarder_state::diff::Change;
 use rustix::io::Errno;
 
@@ -56,6 +51,7 @@ use maps::{Maps, Wire};
 pub use namespace::{netns_cookie, netns_cookie_of};
 use peer_veths::PeerVeths;
 use pins::Pins;
+use rows::{allowed_key, ingress_key, source_key, subnet_key};
 
 pub use simulate::{Arrival, Fate};
 use sock_diag::SockDiag;
@@ -193,114 +189,9 @@ impl Datapath {
     /// # Errors
     /// The kernel's state cannot be read.
     pub fn observe(&mut self, look: bool) -> Result<Observed> {
-        let hooks = self.hooks.observe(look)?;
-        let maps = &self.maps;
-        let settings = maps.settings()?;
-        let mut observed = Observed::default();
-        let tables = &mut observed.tables;
-        tables.route_generation = settings.route_generation;
-        tables.xdp_tcp = settings.xdp_tcp != 0;
-        tables.route_mtu = settings.route_mtu;
-        tables.others = settings.others;
-        tables.lists6 = settings.lists6 != 0;
-        tables.policy = settings.policy;
-        tables.defrag_loopback = settings.defrag_loopback;
-        for entry in &maps.devices {
-            let (index, Wire(device)) = entry?;
-            tables.devices.insert(index, device);
-        }
-        for entry in &maps.networks {
-            let (bridge, Wire(network)) = entry?;
-            let Network {
-                flags,
-                default_endpoint,
-                gateway,
-                source,
-                policy,
-            } = network;
-            let row = NetworkRow {
-                flags,
-                gateway,
-                source,
-                policy,
-            };
-            tables.networks.insert(bridge, row);
-            let key = EndpointKey::Floor(bridge);
-            observed.endpoint_slots.insert(key, default_endpoint);
-            tables
-                .endpoints
-                .insert(key, maps.endpoints.get(&default_endpoint, 0)?.0);
-        }
-        for entry in &maps.endpoint_slots {
-            let (Wire(address), slot) = entry?;
-            let key = EndpointKey::Address(address);
-            observed.endpoint_slots.insert(key, slot);
-            tables
-                .endpoints
-                .insert(key, maps.endpoints.get(&slot, 0)?.0);
-        }
-        for entry in &maps.subnets {
-            let (key, bridge) = entry?;
-            tables
-                .subnets
-                .insert((key.data().0, key.prefix_len() as u8), bridge);
-        }
-        for key in maps.host_addresses.keys() {
-            let key = key?;
-            tables.locals.insert((key.data().0, key.prefix_len() as u8));
-        }
-        for entry in &maps.masq_addresses {
-            let (key, Wire(source)) = entry?;
-            let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
-            tables
-                .sources
-                .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
-        }
-        for entry in &maps.published {
-            let (Wire(key), Wire(published)) = entry?;
-            observed.mapping_slots.insert(key, published.mapping);
-            let generation = maps.mappings.get(&published.mapping, 0)?;
-            let Published {
-                addr, port, policy, ..
-            } = published;
-            let target = Target {
-                addr,
-                port,
-                policy,
-                generation,
-            };
-            tables.published.insert(key, target);
-        }
-        for entry in &maps.seen_as {
-            let (Wire(key), port) = entry?;
-            tables.seen_as.insert(key, port);
-        }
-        for key in maps.trusted.keys() {
-            tables.trusted.insert(key?.0);
-        }
-        for key in maps.links.keys() {
-            tables.links.insert(key?.0);
-        }
-        for entry in &maps.ingress {
-            let (key, word) = entry?;
-            let Wire(IngressKey { list, client }) = key.data();
-            tables
-                .ingress
-                .insert((list, client, (key.prefix_len() - 32) as u8), word);
-        }
-        tables.ipv6 = maps.ipv6()?;
-        for entry in &maps.allowed_sources {
-            let (key, word) = entry?;
-            let Wire(AllowedKey { device, source }) = key.data();
-            tables
-                .allowed
-                .insert((device, source, (key.prefix_len() - 32) as u8), word);
-        }
-        for veth in maps.xdp_devmap.keys() {
-            tables.ports.insert(veth?, nobody());
-        }
-        tables.hooks = hooks;
-        tables.sockets = self.hooks.observe_sockets()?;
+        let mut observed = self.maps.observe()?;
+        observed.tables.hooks = self.hooks.observe(look)?;
+        observed.tables.sockets = self.hooks.observe_sockets()?;
         Ok(observed)
     }
 
@@ -317,16 +208,18 @@ impl Datapath {
                 route_mtu,
                 others,
                 lists6,
-            } => {
-                let settings = maps.settings()?;
-                let xdp_tcp = u32::from(xdp_tcp);
-                let lists6 = u32::from(lists6);
-                maps.set_settings(Settings {
-                    route_generation,
-                    xdp_tcp,
-                    route_mtu,
-                    others,
-                    lists6,
+            } => maps.change_settings(|settings| Settings {
+                route_generation,
+                xdp_tcp: u32::from(xdp_tcp),
+                route_mtu,
+                others,
+                lists6: u32::from(lists6),
+                ..settings
+            })?,
+            Change::Policy(policy) => self.ask_flows(policy)?,
+            Change::DefragLoopback(defrag_loopback) => {
+                maps.change_settings(|settings| Settings {
+                    defrag_loopback,
                     ..settings
                 })?;
             }
@@ -336,47 +229,13 @@ impl Datapath {
                 key,
                 slot,
                 endpoint,
-            } => {
-                let Wire(before) = maps.endpoints.get(&slot, 0)?;
-                maps.endpoints.set(slot, Wire(endpoint), 0)?;
-                if let EndpointKey::Address(address) = key {
-                    maps.endpoint_slots.insert(Wire(address), slot, 0)?;
-                    if before.generation != endpoint.generation {
-                        neighbours::forget(endpoint.bridge, address.octets().into()).await?;
-                    }
-                }
-            }
-            Change::DropEndpoint { key, slot } => {
-                let Wire(before) = maps.endpoints.get(&slot, 0)?;
-                if let EndpointKey::Address(address) = key {
-                    maps.endpoint_slots.remove(&Wire(address))?;
-                }
-                maps.endpoints
-                    .set(slot, Wire(Endpoint::<V4>::default()), 0)?;
-                if let EndpointKey::Address(address) = key {
-                    neighbours::forget(before.bridge, address.octets().into()).await?;
-                }
-            }
+            } => maps.put_endpoint(key, slot, endpoint).await?,
+            Change::DropEndpoint { key, slot } => maps.drop_endpoint(key, slot).await?,
             Change::PutNetwork {
                 bridge,
                 row,
                 default_endpoint,
-            } => {
-                let NetworkRow {
-                    flags,
-                    gateway,
-                    source,
-                    policy,
-                } = row;
-                let network = Network {
-                    flags,
-                    default_endpoint,
-                    gateway,
-                    source,
-                    policy,
-                };
-                maps.networks.insert(bridge, Wire(network), 0)?;
-            }
+            } => maps.put_network(bridge, row, default_endpoint)?,
             Change::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
             Change::PutSubnet(subnet, bridge) => {
                 maps.subnets.insert(&subnet_key(subnet), bridge, 0)?;
@@ -389,23 +248,7 @@ impl Datapath {
                     .insert(&source_key(key), Wire(source), 0)?;
             }
             Change::DropSource(key) => maps.masq_addresses.remove(&source_key(key))?,
-            Change::PutPublished { key, slot, target } => {
-                let Target {
-                    addr,
-                    port,
-                    policy,
-                    generation,
-                } = target;
-                maps.mappings.set(slot, generation, 0)?;
-                let published = Published {
-                    mapping: slot,
-                    policy,
-                    addr,
-                    port,
-                    reserved: 0,
-                };
-                maps.published.insert(Wire(key), Wire(published), 0)?;
-            }
+            Change::PutPublished { key, slot, target } => maps.put_published(key, slot, target)?,
             Change::DropPublished { key, slot } => {
                 maps.published.remove(&Wire(key))?;
                 maps.mappings.set(slot, 0, 0)?;
@@ -420,18 +263,8 @@ impl Datapath {
             Change::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
-            Change::PutAllowed(key, word) => {
-                maps.allowed_sources.insert(&allowed_key(key), word, 0)?;
-            }
+            Change::PutAllowed(key, word) => maps.allowed_sources.insert(&allowed_key(key), word, 0)?,
             Change::DropAllowed(key) => maps.allowed_sources.remove(&allowed_key(key))?,
-            Change::Policy(policy) => self.ask_flows(policy)?,
-            Change::DefragLoopback(defrag_loopback) => {
-                let settings = maps.settings()?;
-                maps.set_settings(Settings {
-                    defrag_loopback,
-                    ..settings
-                })?;
-            }
             Change::PutPort(veth, ref peer_veth) => {
                 self.peer_veths.prepare(veth, peer_veth).await?;
                 maps.xdp_devmap.insert(veth, veth, None, 0)?;
@@ -490,8 +323,8 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses it.
     pub fn ask_flows(&mut self, policy: u32) -> Result<()> {
-        let settings = self.maps.settings()?;
-        self.maps.set_settings(Settings { policy, ..settings })
+        self.maps
+            .change_settings(|settings| Settings { policy, ..settings })
     }
 
     /// Returns how often each resource was exhausted, by reason.
@@ -634,32 +467,4 @@ pub fn now() -> Ticks {
 fn coarse() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
-    Key::new(u32::from(len), Wire(address))
-}
-
-fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<MasqueradeKey<V4>>> {
-    Key::new(
-        32 + u32::from(len),
-        Wire(MasqueradeKey { ifindex, next_hop }),
-    )
-}
-
-fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
-    Key::new(32 + u32::from(len), Wire(IngressKey { list, client }))
-}
-
-fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4>>> {
-    Key::new(32 + u32::from(len), Wire(AllowedKey { device, source }))
-}
-
-/// Returns a placeholder for a peer of which only the veth is known.
-fn nobody() -> PeerVeth {
-    PeerVeth {
-        sandbox_key: String::new(),
-        pid: 0,
-        index: 0,
-    }
 }
