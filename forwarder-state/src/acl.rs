@@ -11,7 +11,8 @@ use forwarder_common::abi::{capacity, ingress};
 use forwarder_common::family::{Be32, Be128};
 use ipnet::IpNet;
 
-use crate::desired::{be32, be128, generation};
+use crate::address::WireAddress;
+use crate::desired::generation;
 use crate::desired_state::DesiredState;
 use crate::host_state::Ingress;
 
@@ -21,9 +22,33 @@ const ROOM: usize = capacity::INGRESS as usize / 2;
 
 /// The ranges of a list and the action for each range.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entries {
-    v4: BTreeMap<(Be32, u8), u32>,
-    v6: BTreeMap<(Be128, u8), u32>,
+pub(crate) struct Entries {
+    v4: Ranges<Be32>,
+    v6: Ranges<Be128>,
+}
+
+/// The ranges of one family.
+type Ranges<A> = BTreeMap<(A, u8), u32>;
+
+/// The ranges of one family in all lists, by list, address and prefix length.
+type Rows<A> = BTreeMap<(u32, A, u8), u32>;
+
+/// An address of a family that lists have ranges of.
+pub(crate) trait Listed: WireAddress {
+    /// Returns the ranges of the family.
+    fn ranges(entries: &Entries) -> &Ranges<Self>;
+}
+
+impl Listed for Be32 {
+    fn ranges(entries: &Entries) -> &Ranges<Self> {
+        &entries.v4
+    }
+}
+
+impl Listed for Be128 {
+    fn ranges(entries: &Entries) -> &Ranges<Self> {
+        &entries.v6
+    }
 }
 
 impl Entries {
@@ -76,20 +101,10 @@ impl AclTable {
         self.closed.len()
     }
 
-    /// Returns all IPv4 ranges of all lists.
-    pub(crate) fn entries(&self) -> BTreeMap<(u32, Be32, u8), u32> {
+    /// Returns all ranges of one family in all lists.
+    pub(crate) fn rows<A: Listed>(&self) -> Rows<A> {
         let of = |(&id, entries): (&u32, &Entries)| {
-            let rows = entries.v4.iter();
-            rows.map(|(&(addr, len), &word)| ((id, addr, len), word))
-                .collect::<Vec<_>>()
-        };
-        self.by_id.iter().flat_map(of).collect()
-    }
-
-    /// Returns all IPv6 ranges of all lists.
-    pub(crate) fn entries6(&self) -> BTreeMap<(u32, Be128, u8), u32> {
-        let of = |(&id, entries): (&u32, &Entries)| {
-            let rows = entries.v6.iter();
+            let rows = A::ranges(entries).iter();
             rows.map(|(&(addr, len), &word)| ((id, addr, len), word))
                 .collect::<Vec<_>>()
         };
@@ -117,23 +132,23 @@ fn entries(list: &Ingress) -> Entries {
     } else {
         ingress::DENY
     };
-    let mut entries = Entries {
-        v4: BTreeMap::from([((Be32::default(), 0), others)]),
-        v6: BTreeMap::from([((Be128::ANY, 0), others)]),
-    };
-    for (ranges, word) in [(&list.allow, ingress::ALLOW), (&list.deny, ingress::DENY)] {
-        for range in ranges {
-            match range {
-                IpNet::V4(net) => entries
-                    .v4
-                    .insert((be32(net.network()), net.prefix_len()), word),
-                IpNet::V6(net) => entries
-                    .v6
-                    .insert((be128(net.network()), net.prefix_len()), word),
-            };
-        }
+    Entries {
+        v4: ranges(list, others),
+        v6: ranges(list, others),
     }
-    entries
+}
+
+/// Returns the ranges of one family; `others` is the action for clients that no range names. Of two
+/// equal ranges, the denying one wins.
+fn ranges<A: WireAddress>(list: &Ingress, others: u32) -> Ranges<A> {
+    let named = |ranges: &[IpNet], word| {
+        let own = ranges.iter().filter_map(A::of_net);
+        own.map(|range| (range, word)).collect::<Vec<_>>()
+    };
+    std::iter::once(((A::default(), 0), others))
+        .chain(named(&list.allow, ingress::ALLOW))
+        .chain(named(&list.deny, ingress::DENY))
+        .collect()
 }
 
 #[cfg(test)]
@@ -161,7 +176,7 @@ mod tests {
         assert_eq!((deny.v4[&all], deny.v4.len()), (ingress::ALLOW, 2));
         assert_eq!(deny.v6, [(all6, ingress::ALLOW)].into());
         let same = entries(&list(&["198.18.3.0/24"], &["198.18.3.0/24"]));
-        let range = (be32([198, 18, 3, 0].into()), 24);
+        let range = (Be32::from_std([198, 18, 3, 0].into()), 24);
         assert_eq!(same.v4[&range], ingress::DENY);
         let closed = entries(&Ingress::closed());
         assert_eq!(closed.v4, [(all, ingress::DENY)].into());
@@ -172,7 +187,7 @@ mod tests {
             [(all, ingress::DENY)].into(),
             "of another family"
         );
-        let within = |text: &str, len| (be128(text.parse().unwrap()), len);
+        let within = |text: &str, len| (Be128::from_std(text.parse().unwrap()), len);
         assert_eq!(foreign.v6[&within("2001:db8::", 32)], ingress::ALLOW);
         assert_eq!(foreign.v6[&within("2001:db8:1::", 48)], ingress::DENY);
         assert_eq!((foreign.v6[&all6], foreign.v6.len()), (ingress::DENY, 3));
@@ -192,7 +207,7 @@ mod tests {
         let own = lists.id(&list(&["198.18.0.0/15"], &["198.18.3.0/24"]));
         let others: Vec<_> = (1..=18).map(|first| lists.id(&long(first))).collect();
         assert_eq!(lists.settle(), 10, "of 18 times 4,002 in 32,768");
-        let entries = lists.entries();
+        let entries = lists.rows::<Be32>();
         assert!(entries.len() <= ROOM);
         let of = |id: u32| entries.iter().filter(move |((list, ..), _)| *list == id);
         assert_eq!(of(own).count(), 3, "a short one stays");
@@ -214,6 +229,6 @@ mod tests {
         assert_eq!(lists.id(&list(&["198.18.0.0/15"], &[])), one);
         let other = lists.id(&list(&["198.18.0.0/16"], &[]));
         assert!(one != 0 && other != one);
-        assert_eq!(lists.entries().len(), 4);
+        assert_eq!(lists.rows::<Be32>().len(), 4);
     }
 }

@@ -5,7 +5,7 @@ mod ipv6;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use forwarder_common::abi::{
     Device, Endpoint, TrustKey, allowed, capacity, device, ingress, network, others,
@@ -13,10 +13,10 @@ use forwarder_common::abi::{
 use forwarder_common::family::{Be32, V4};
 use ipnet::IpNet;
 
-pub(crate) use self::ipv6::be128;
 pub use self::ipv6::port_key6;
 pub use self::published::port_key;
 use crate::acl::AclTable;
+use crate::address::WireAddress;
 use crate::desired_state::{
     DEFRAG_LOOPBACK, DesiredState, EndpointKey, Hook, NetworkRow, PeerVeth, SocketHook, XdpKind,
 };
@@ -64,11 +64,11 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
         let terms = &terms[&network.id];
         let network_row = NetworkRow {
             flags: flags(network, terms, policy),
-            gateway: match host_state.gateway(network, Family::V4) {
-                Some(IpAddr::V4(gateway)) => be32(gateway),
-                _ => Be32::default(),
-            },
-            source: terms.host_ipv4.map(be32).unwrap_or_default(),
+            gateway: host_state
+                .gateway(network, Family::V4)
+                .and_then(Be32::of)
+                .unwrap_or_default(),
+            source: terms.host_ipv4.map(Be32::from_std).unwrap_or_default(),
             policy: lists.id(&terms.ingress),
         };
         tables.networks.insert(index, network_row);
@@ -123,7 +123,7 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
     published::add_published(&mut tables, host_state, policy, &terms, &mut lists);
     ipv6::add_published(&mut tables, host_state, policy, &mut lists);
     tables.closed_lists = lists.settle();
-    (tables.ingress, tables.policy) = (lists.entries(), lists.generation(&tables));
+    (tables.ingress, tables.policy) = (lists.rows(), lists.generation(&tables));
     ipv6::add_lists(&mut tables, &lists);
     add_protected(&mut tables, host_state);
     if !tables.xdp.is_empty() {
@@ -266,8 +266,9 @@ fn add_protected(tables: &mut DesiredState, host_state: &HostState) {
     for policy in applying_policies(host_state).filter(|policy| is_of_the_host(host_state, policy))
     {
         let (dst, len) = policy.dst;
-        let key = (others::PROTECTED, prefix(dst, len.min(32)), len.min(32));
-        tables.ingress.insert(key, ingress::ALLOW);
+        let range = Be32::range(dst.into(), len);
+        let key = range.map(|(dst, len)| (others::PROTECTED, dst, len));
+        tables.ingress.extend(key.map(|key| (key, ingress::ALLOW)));
     }
 }
 
@@ -349,12 +350,14 @@ fn add_allowed(
             allowed.insert((allowed::ROUTES, addr, len), bridge);
         }
     };
-    for range in terms.allowed_sources.iter().filter_map(v4) {
+    for range in terms.allowed_sources.iter().filter_map(Be32::of_net) {
         allowed.insert((bridge, range.0, range.1), allowed::EACH);
         route(allowed, range);
     }
     for (veth, net, each) in container_sources(host_state, policy, (network, terms)) {
-        let Some(range) = v4(net) else { continue };
+        let Some(range) = Be32::of_net(net) else {
+            continue;
+        };
         // A source for which there is no room is not allowed.
         if allowed.len() + 3 > capacity::ALLOWED_SOURCES as usize {
             return;
@@ -385,14 +388,6 @@ fn container_sources<'a>(
             (veth, net, whole.any(|whole| whole.contains(net)))
         })
     })
-}
-
-/// Returns an IPv4 range's address and prefix length.
-fn v4(range: &IpNet) -> Option<(Be32, u8)> {
-    match range {
-        IpNet::V4(net) => Some((be32(net.network()), net.prefix_len())),
-        IpNet::V6(_) => None,
-    }
 }
 
 /// Returns the flags of a network.
@@ -431,20 +426,20 @@ fn add_trusted(
     }
 }
 
+/// Returns a network's subnets of one family.
+fn subnets<A: WireAddress>(network: &Network) -> impl Iterator<Item = (A, u8)> {
+    let all = network.subnets.iter();
+    all.filter_map(|subnet| A::range(subnet.address, subnet.prefix_len))
+}
+
 fn add_network(
     tables: &mut DesiredState,
     host_state: &HostState,
     network: &Network,
     bridge: &Link,
 ) {
-    for subnet in &network.subnets {
-        if let IpAddr::V4(address) = subnet.address {
-            let prefix_len = subnet.prefix_len.min(32);
-            tables
-                .subnets
-                .insert((prefix(address, prefix_len), prefix_len), bridge.index);
-        }
-    }
+    let subnets = subnets(network).map(|subnet| (subnet, bridge.index));
+    tables.subnets.extend(subnets);
     // The network's default endpoint stands in for containers that are not known yet. Its
     // generation changes whenever a container comes or goes, so that flows created under the
     // default endpoint do not pass to the next container.
@@ -473,12 +468,12 @@ fn add_network(
             ifindex: veth.map_or(0, |link| link.index),
             bridge: bridge.index,
             mtu: veth.map_or(bridge.mtu, |link| link.mtu),
-            addr: be32(address),
+            addr: Be32::from_std(address),
             macs,
         };
         tables
             .endpoints
-            .insert(EndpointKey::Address(be32(address)), endpoint);
+            .insert(EndpointKey::Address(Be32::from_std(address)), endpoint);
     }
 }
 
@@ -544,9 +539,9 @@ fn sources(host_state: &HostState, index: u32) -> Vec<(Be32, u8, Be32)> {
     });
     let by_subnet = own
         .iter()
-        .map(|&(v4, range, len)| (prefix(range, len), len, be32(v4)));
+        .map(|&(v4, range, len)| (Be32::from_std(range).prefix(len), len, Be32::from_std(v4)));
     by_subnet
-        .chain(first.map(|(v4, ..)| (Be32::default(), 0, be32(v4))))
+        .chain(first.map(|(v4, ..)| (Be32::default(), 0, Be32::from_std(v4))))
         .collect()
 }
 
@@ -555,12 +550,12 @@ fn sources(host_state: &HostState, index: u32) -> Vec<(Be32, u8, Be32)> {
 fn locals(host_state: &HostState) -> BTreeSet<(Be32, u8)> {
     let all = host_state.addresses.values().flatten();
     let addresses = all.filter_map(|address| match address.address {
-        IpAddr::V4(v4) if !v4.is_loopback() => Some((be32(v4), 32)),
+        IpAddr::V4(v4) if !v4.is_loopback() => Some((Be32::from_std(v4), 32)),
         _ => None,
     });
     let routed = host_state.routing.locals.iter();
     addresses
-        .chain(routed.map(|&(to, len)| (prefix(to, len), len)))
+        .chain(routed.filter_map(|&(to, len)| Be32::range(to.into(), len)))
         .collect()
 }
 
@@ -596,16 +591,4 @@ pub(crate) fn generation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
     }
     let folded = (hash ^ (hash >> 32)) as u32;
     folded.max(1)
-}
-
-/// Returns an address in network byte order.
-#[must_use]
-pub fn be32(address: Ipv4Addr) -> Be32 {
-    Be32::from_octets(address.octets())
-}
-
-/// Returns the first `len` bits of an address.
-fn prefix(address: Ipv4Addr, len: u8) -> Be32 {
-    let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
-    Be32::new(address.to_bits() & mask)
 }

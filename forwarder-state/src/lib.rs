@@ -16,6 +16,7 @@
 //! packets.
 
 mod acl;
+pub mod address;
 pub mod desired;
 pub mod desired_state;
 pub mod diff;

@@ -8,7 +8,8 @@ use forwarder_common::abi::{
     network,
 };
 use forwarder_common::family::{Be16, Be32, Be128};
-use forwarder_state::desired::{Policy, be32, desired, is_outside};
+use forwarder_state::address::WireAddress as _;
+use forwarder_state::desired::{Policy, desired, is_outside};
 use forwarder_state::desired_state::{
     DesiredState, EndpointKey, Hook, Key6, Row6, SocketHook, XdpKind,
 };
@@ -125,7 +126,7 @@ fn derive(host_state: &HostState) -> DesiredState {
 }
 
 fn at(text: &str) -> EndpointKey {
-    EndpointKey::Address(be32(ip(text)))
+    EndpointKey::Address(Be32::from_std(ip(text)))
 }
 
 #[test]
@@ -253,20 +254,24 @@ fn masquerade_address_is_as_inet_select_addr() {
         ],
     );
     let sources = derive(&host_state).sources;
-    let of = |net: &str, len| sources.get(&(UPLINK, be32(ip(net)), len)).copied();
+    let of = |net: &str, len| {
+        sources
+            .get(&(UPLINK, Be32::from_std(ip(net)), len))
+            .copied()
+    };
     assert_eq!(
         of("198.18.1.0", 24),
-        Some(be32(ip("198.18.1.1"))),
+        Some(Be32::from_std(ip("198.18.1.1"))),
         "the primary, not the secondary"
     );
     assert_eq!(
         of("198.18.7.0", 24),
-        Some(be32(ip("198.18.7.1"))),
+        Some(Be32::from_std(ip("198.18.7.1"))),
         "of the next hop's subnet"
     );
     assert_eq!(
         of("0.0.0.0", 0),
-        Some(be32(ip("198.18.1.1"))),
+        Some(Be32::from_std(ip("198.18.1.1"))),
         "else the first"
     );
 }
@@ -281,8 +286,8 @@ fn masquerade_follows_the_peer_range() {
     let own = address(UPLINK, "198.18.1.1", 24);
     host_state.addresses.insert(UPLINK, vec![own, by_peer]);
     let sources = derive(&host_state).sources;
-    let of = |net: &str| sources.get(&(UPLINK, be32(ip(net)), 32)).copied();
-    assert_eq!(of("203.0.113.2"), Some(be32(ip("192.0.2.7"))));
+    let of = |net: &str| sources.get(&(UPLINK, Be32::from_std(ip(net)), 32)).copied();
+    assert_eq!(of("203.0.113.2"), Some(Be32::from_std(ip("192.0.2.7"))));
     assert_eq!(of("192.0.2.7"), None);
 }
 
@@ -293,7 +298,7 @@ fn device_without_address_borrows_one() {
     let sources = derive(&host_state).sources;
     assert_eq!(
         sources.get(&(7, Be32::default(), 0)),
-        Some(&be32(ip("198.18.1.1")))
+        Some(&Be32::from_std(ip("198.18.1.1")))
     );
 }
 
@@ -390,7 +395,7 @@ fn shim_binding_precedes_dockers_list() {
         },
     ));
     let (key, moved) = derive(&host_state).published.pop_first().unwrap();
-    assert_eq!(moved.addr, be32(ip("172.17.0.9")));
+    assert_eq!(moved.addr, Be32::from_std(ip("172.17.0.9")));
     assert_ne!(moved.generation, listed[&key].generation);
     host_state.apply(Update::ShimGone(ShimId(1)));
     assert_eq!(
@@ -413,7 +418,7 @@ fn network_options_become_flags() {
     assert_eq!(flags(&host_state), network::MASQUERADE);
     assert_eq!(
         derive(&host_state).networks[&BRIDGE].gateway,
-        be32(ip("172.17.0.1"))
+        Be32::from_std(ip("172.17.0.1"))
     );
     let docker0 = host_state.networks.get_mut(&"n1".into()).unwrap();
     docker0.internal = true;
@@ -438,7 +443,7 @@ fn published(tables: &DesiredState) -> Vec<(Be32, u16)> {
 #[test]
 fn gateway_mode_sets_how_containers_are_reached() {
     let mut host_state = host_state();
-    let own = (be32(ip("172.17.0.2")), 80);
+    let own = (Be32::from_std(ip("172.17.0.2")), 80);
     let host = (Be32::default(), 8080);
     let mut derive_as = |mode| {
         terms(&mut host_state).mode = mode;
@@ -478,7 +483,10 @@ fn routed_network_is_reached_if_not_the_gateway() {
     container.endpoints.insert("n2".into(), other);
     assert_eq!(
         published(&derive(&host_state)),
-        [(Be32::default(), 8080), (be32(ip("172.17.0.2")), 80)]
+        [
+            (Be32::default(), 8080),
+            (Be32::from_std(ip("172.17.0.2")), 80)
+        ]
     );
 }
 
@@ -501,14 +509,17 @@ fn container_is_seen_by_one_published_port() {
         };
         let rows = desired(&host_state, &policy, 1).seen_as;
         let row = |(key, port): (ServerKey<_>, u32)| {
-            assert_eq!((key.addr, key.proto), (be32(ip("172.17.0.2")), 17));
+            assert_eq!(
+                (key.addr, key.proto),
+                (Be32::from_std(ip("172.17.0.2")), 17)
+            );
             assert_eq!(key.port, Be16::new(5060));
             (key.at, port)
         };
         rows.into_iter().map(row).collect::<Vec<_>>()
     };
     let at = |address: IpAddr| match address {
-        IpAddr::V4(address) => be32(address),
+        IpAddr::V4(address) => Be32::from_std(address),
         IpAddr::V6(_) => unreachable!(),
     };
     assert_eq!(seen(&[(any, 9000)]), [(at(any), 9000)]);
@@ -555,7 +566,7 @@ fn network_keeps_its_requested_source() {
     );
     terms(&mut host_state).host_ipv4 = Some(ip("198.18.1.9"));
     let source = derive(&host_state).networks[&BRIDGE].source;
-    assert_eq!(source, be32(ip("198.18.1.9")));
+    assert_eq!(source, Be32::from_std(ip("198.18.1.9")));
 }
 
 /// A list of clients has a number that changes with the list.
@@ -597,8 +608,8 @@ fn links_open_exposed_ports_without_icc() {
     );
     terms(&mut host_state).icc = false;
     let open = LinkKey {
-        parent: be32(ip("172.17.0.2")),
-        child: be32(ip("172.17.0.3")),
+        parent: Be32::from_std(ip("172.17.0.2")),
+        child: Be32::from_std(ip("172.17.0.3")),
         port: Be16::new(5432),
         proto: 6,
     };
@@ -622,7 +633,7 @@ fn other_drivers_and_missing_bridges_are_ignored() {
 #[test]
 fn loopback_range_is_never_local_on_devices() {
     let locals = derive(&host_state()).locals;
-    let has = |address| locals.contains(&(be32(ip(address)), 32));
+    let has = |address| locals.contains(&(Be32::from_std(ip(address)), 32));
     assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
 
@@ -672,7 +683,11 @@ fn locally_routed_addresses_are_local() {
     let mut host_state = host_state();
     let range = (Ipv4Addr::new(203, 0, 113, 0), 24);
     host_state.routing.locals = std::sync::Arc::new([range].into());
-    assert!(derive(&host_state).locals.contains(&(be32(range.0), 24)));
+    assert!(
+        derive(&host_state)
+            .locals
+            .contains(&(Be32::from_std(range.0), 24))
+    );
 }
 
 /// The socket programs are those that the kernel takes.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use forwarder_common::abi::{PortKey, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
-use forwarder_state::desired::{Policy, be32, desired, port_key, port_key6};
+use forwarder_state::address::WireAddress as _;
+use forwarder_state::desired::{Policy, desired, port_key, port_key6};
 use forwarder_state::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, Key6, SocketHook};
 use forwarder_state::diff::{Change, diff};
 use forwarder_state::host_state::{HostPort, HostState};
@@ -466,7 +467,7 @@ impl Agent {
         let target = self.tables.published.get(&key).map(|target| target.addr);
         match (wanted, self.unpublished.get(&key)) {
             (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
-            (Some(IpAddr::V4(wanted)), None) if target == Some(be32(wanted)) => Ok(()),
+            (Some(IpAddr::V4(wanted)), None) if target == Some(Be32::from_std(wanted)) => Ok(()),
             // A routed network publishes no ports of the host, so none is missing.
             (Some(wanted), None) if target.is_none() && self.is_routed(host_state, wanted) => {
                 Ok(())

@@ -2,11 +2,12 @@
 //! IPv6: which container or network has which address. `forwarder_common::policy::ipv6` decides
 //! what follows for a packet.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
-use super::published::number;
-use super::{Policy, container_sources};
+use super::published::place;
+use super::{Policy, container_sources, subnets};
 use crate::acl::AclTable;
+use crate::address::WireAddress as _;
 use crate::desired_state::{DesiredState, Key6, Row6};
 use crate::host_state::{
     Container, Family, HostPort, HostState, Ingress, Link, Network, NetworkOptions,
@@ -15,8 +16,7 @@ use forwarder_common::abi::{
     AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
     capacity,
 };
-use forwarder_common::family::{Be16, Be128};
-use ipnet::IpNet;
+use forwarder_common::family::Be128;
 
 /// Whether a network has IPv6.
 pub(super) fn is_in(network: &Network) -> bool {
@@ -33,7 +33,7 @@ pub(super) fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
         let IpAddr::V6(own) = address.address else {
             continue;
         };
-        let addr = be128(own);
+        let addr = Be128::from_std(own);
         let ifindex = if addr.is_link_local() {
             address.link
         } else {
@@ -57,13 +57,11 @@ pub(super) fn add_network(
     if !is_in(network) {
         return;
     }
-    for subnet in &network.subnets {
-        if let IpAddr::V6(address) = subnet.address {
-            let len = subnet.prefix_len.min(128);
-            let key = Key6::Subnet(prefix(address, len), len);
-            tables.ipv6.insert(key, Row6::Index(bridge.index));
-        }
-    }
+    let subnets = subnets(network).map(|(address, len)| {
+        let key = Key6::Subnet(address, len);
+        (key, Row6::Index(bridge.index))
+    });
+    tables.ipv6.extend(subnets);
     for (id, at) in &network.endpoints {
         let veth = host_state
             .veths
@@ -71,7 +69,7 @@ pub(super) fn add_network(
             .and_then(|index| host_state.links.get(index))
             .filter(|link| link.master == Some(bridge.index))
             .map_or(0, |link| link.index);
-        let addr = at.ipv6.map(be128);
+        let addr = at.ipv6.map(Be128::from_std);
         for addr in addr.into_iter().chain(at.mac.map(Be128::link_local)) {
             let bridge = bridge.index;
             let key = Key6::Owner(OwnerKey6 { addr, bridge });
@@ -108,12 +106,14 @@ pub(super) fn add_allowed(
         let key = Key6::Allowed(AllowedKey6 { device, source }, len);
         rows.insert(key, Row6::Index(word));
     };
-    for range in terms.allowed_sources.iter().filter_map(v6) {
+    for range in terms.allowed_sources.iter().filter_map(Be128::of_net) {
         room = room.saturating_sub(1);
         allow(bridge, range, allowed::EACH);
     }
     for (veth, net, each) in container_sources(host_state, policy, (network, terms)) {
-        let Some(range) = v6(net) else { continue };
+        let Some(range) = Be128::of_net(net) else {
+            continue;
+        };
         if each {
             continue;
         }
@@ -193,8 +193,7 @@ pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
     if !tables.lists6 {
         return;
     }
-    let entries = lists.entries6().into_iter();
-    let rows = entries.map(|((list, client, len), word)| {
+    let rows = lists.rows().into_iter().map(|((list, client, len), word)| {
         let key = Key6::Ingress(IngressKey6 { list, client }, len);
         (key, Row6::Index(word))
     });
@@ -204,31 +203,6 @@ pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
 /// Returns the key of a port that is published on an IPv6 address.
 #[must_use]
 pub fn port_key6(host: &HostPort) -> Option<PortKey6> {
-    let IpAddr::V6(address) = host.ip else {
-        return None;
-    };
-    Some(PortKey6 {
-        addr: be128(address),
-        port: Be16::new(host.port),
-        proto: number(host.proto),
-    })
-}
-
-/// Returns an IPv6 range's address and prefix length.
-fn v6(range: &IpNet) -> Option<(Be128, u8)> {
-    match range {
-        IpNet::V6(net) => Some((be128(net.network()), net.prefix_len())),
-        IpNet::V4(_) => None,
-    }
-}
-
-/// Returns an address in network byte order.
-pub(crate) fn be128(address: Ipv6Addr) -> Be128 {
-    Be128::from_octets(address.octets())
-}
-
-/// Returns the first `len` bits of an address.
-fn prefix(address: Ipv6Addr, len: u8) -> Be128 {
-    let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
-    be128(Ipv6Addr::from_bits(address.to_bits() & mask))
+    let (addr, port, proto) = place(host)?;
+    Some(PortKey6 { addr, port, proto })
 }

@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Policy, be32, generation};
+use super::{Policy, generation};
 use crate::acl::AclTable;
+use crate::address::WireAddress;
 use crate::desired_state::{DesiredState, Target};
 use crate::host_state::{
     Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, NetworkOptions, Proto,
 };
 use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
-use forwarder_common::family::{Be16, V4};
+use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::wire::proto;
 
 /// Adds the published ports: ports that shims have bound; ports that Docker lists for running
@@ -116,7 +117,7 @@ fn add_seen_as(tables: &mut DesiredState) {
 fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target {
     let name = format!("{key:?} {address}:{port}");
     Target {
-        addr: be32(address),
+        addr: Be32::from_std(address),
         port: Be16::new(port),
         policy,
         generation: generation([name.as_str()]),
@@ -156,8 +157,8 @@ pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, netwo
             };
             for &(proto, port) in &child.exposed {
                 tables.links.insert(LinkKey {
-                    parent: be32(parent),
-                    child: be32(to),
+                    parent: Be32::from_std(parent),
+                    child: Be32::from_std(to),
                     port: Be16::new(port),
                     proto: number(proto),
                 });
@@ -169,18 +170,17 @@ pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, netwo
 /// Returns the datapath's key of a published port if its address is IPv4.
 #[must_use]
 pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
-    let IpAddr::V4(address) = host.ip else {
-        return None;
-    };
-    Some(PortKey {
-        addr: be32(address),
-        port: Be16::new(host.port),
-        proto: number(host.proto),
-    })
+    let (addr, port, proto) = place(host)?;
+    Some(PortKey { addr, port, proto })
+}
+
+/// Returns the parts of a port's key if its address is of the family.
+pub(super) fn place<A: WireAddress>(host: &HostPort) -> Option<(A, Be16, u16)> {
+    Some((A::of(host.ip)?, Be16::new(host.port), number(host.proto)))
 }
 
 /// Returns the number of a protocol whose ports the datapath translates.
-pub(super) fn number(proto: Proto) -> u16 {
+fn number(proto: Proto) -> u16 {
     match proto {
         Proto::Tcp => proto::TCP as u16,
         Proto::Udp => proto::UDP as u16,
