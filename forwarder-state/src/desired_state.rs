@@ -8,7 +8,7 @@ use forwarder_common::abi::{
     AllowedKey6, Device, Endpoint, Endpoint6, HostAddressKey6, IngressKey6, LinkKey, OwnerKey6,
     PortKey, PortKey6, Published6, ServerKey, TrustKey,
 };
-use forwarder_common::family::{Be16, Be32, Be128, V4};
+use forwarder_common::family::{Be16, Be128, Family, V4};
 
 /// The name of the defragmentation loopback device.
 pub const DEFRAG_LOOPBACK: &str = "forwarder0";
@@ -162,32 +162,32 @@ pub enum XdpKind {
 
 /// The key of an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum EndpointKey {
+pub enum EndpointKey<F: Family = V4> {
     /// A container's address.
-    Address(Be32),
+    Address(F::Addr),
     /// A network's default endpoint, by its bridge's device index.
     Floor(u32),
 }
 
 /// A network's row, apart from slot numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct NetworkRow {
+pub struct NetworkRow<F: Family = V4> {
     /// Bits of [`forwarder_common::abi::network`].
     pub flags: u32,
     /// The bridge's own address.
-    pub gateway: Be32,
+    pub gateway: F::Addr,
     /// The source address that masquerade uses instead of the outgoing device's address; 0.0.0.0
     /// for none.
-    pub source: Be32,
+    pub source: F::Addr,
     /// The access list of its containers; 0 for all clients.
     pub policy: u32,
 }
 
 /// The target of a published port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Target {
+pub struct Target<F: Family = V4> {
     /// The container's address.
-    pub addr: Be32,
+    pub addr: F::Addr,
     /// The container's port.
     pub port: Be16,
     /// The access list of the port; 0 for all clients.
@@ -238,9 +238,10 @@ pub enum Row6 {
     Published(Published6),
 }
 
-/// All tables and hooks.
+/// All tables and hooks. Those of one address family are its parameter's; devices, programs and
+/// settings are common to all families.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct DesiredState {
+pub struct DesiredState<F: Family = V4> {
     /// Increases with every change of routes, addresses or devices.
     pub route_generation: u32,
     /// Whether XDP may forward TCP.
@@ -257,32 +258,32 @@ pub struct DesiredState {
     /// Devices by index.
     pub devices: BTreeMap<u32, Device>,
     /// Networks by their bridge's index.
-    pub networks: BTreeMap<u32, NetworkRow>,
+    pub networks: BTreeMap<u32, NetworkRow<F>>,
     /// Subnets, as address and prefix length, to their bridge's index.
-    pub subnets: BTreeMap<(Be32, u8), u32>,
+    pub subnets: BTreeMap<(F::Addr, u8), u32>,
     /// The host's own addresses, as address and prefix length.
-    pub locals: BTreeSet<(Be32, u8)>,
+    pub locals: BTreeSet<(F::Addr, u8)>,
     /// Masquerade addresses by device index and the next hop's subnet.
-    pub sources: BTreeMap<(u32, Be32, u8), Be32>,
+    pub sources: BTreeMap<(u32, F::Addr, u8), F::Addr>,
     /// Endpoints.
-    pub endpoints: BTreeMap<EndpointKey, Endpoint<V4>>,
+    pub endpoints: BTreeMap<EndpointKey<F>, Endpoint<F>>,
     /// Published ports; where a network allows direct access, also the containers' own addresses.
-    pub published: BTreeMap<PortKey<V4>, Target>,
+    pub published: BTreeMap<PortKey<F>, Target<F>>,
     /// Host ports that replace the source ports of containers that publish a port under another
     /// number.
-    pub seen_as: BTreeMap<ServerKey<V4>, u32>,
+    pub seen_as: BTreeMap<ServerKey<F>, u32>,
     /// The devices that networks trust.
     pub trusted: BTreeSet<TrustKey>,
     /// The ports that links open.
-    pub links: BTreeSet<LinkKey<V4>>,
+    pub links: BTreeSet<LinkKey<F>>,
     /// The ranges of the access lists, by list, address and prefix length
     /// ([`ingress`](forwarder_common::abi::ingress)).
-    pub ingress: BTreeMap<(u32, Be32, u8), u32>,
+    pub ingress: BTreeMap<(u32, F::Addr, u8), u32>,
     /// The number of access lists without room in the map: they admit no client.
     pub closed_lists: usize,
     /// Sources that containers may use besides their own, by device, address and prefix length
     /// ([`allowed`](forwarder_common::abi::allowed)).
-    pub allowed: BTreeMap<(u32, Be32, u8), u32>,
+    pub allowed: BTreeMap<(u32, F::Addr, u8), u32>,
     /// Changes whenever an access list or its assignment changes; 0 when there are no lists.
     pub policy: u32,
     /// The IPv6 tables.
@@ -299,11 +300,11 @@ pub struct DesiredState {
 
 /// What the kernel holds, with the slot of each endpoint and mapping.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Observed {
+pub struct Observed<F: Family = V4> {
     /// The tables themselves. Of `ports` only the keys are known.
-    pub tables: DesiredState,
+    pub tables: DesiredState<F>,
     /// The slots of endpoints.
-    pub endpoint_slots: BTreeMap<EndpointKey, u32>,
+    pub endpoint_slots: BTreeMap<EndpointKey<F>, u32>,
     /// The slots of mappings.
-    pub mapping_slots: BTreeMap<PortKey<V4>, u32>,
+    pub mapping_slots: BTreeMap<PortKey<F>, u32>,
 }

@@ -10,7 +10,7 @@ mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey};
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::{Family, V4};
 
 use crate::desired_state::{
     DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
@@ -23,7 +23,7 @@ use crate::desired_state::{
     missing_docs,
     reason = "each variant is a table's row, and `desired_state` documents the rows"
 )]
-pub enum Change {
+pub enum Change<F: Family = V4> {
     Settings {
         route_generation: u32,
         xdp_tcp: bool,
@@ -34,47 +34,47 @@ pub enum Change {
     PutDevice(u32, Device),
     DropDevice(u32),
     PutEndpoint {
-        key: EndpointKey,
+        key: EndpointKey<F>,
         slot: u32,
-        endpoint: Endpoint<V4>,
+        endpoint: Endpoint<F>,
     },
     DropEndpoint {
-        key: EndpointKey,
+        key: EndpointKey<F>,
         slot: u32,
     },
     PutNetwork {
         bridge: u32,
-        row: NetworkRow,
+        row: NetworkRow<F>,
         default_endpoint: u32,
     },
     DropNetwork(u32),
-    PutSubnet((Be32, u8), u32),
-    DropSubnet((Be32, u8)),
-    PutLocal((Be32, u8)),
-    DropLocal((Be32, u8)),
-    PutSource((u32, Be32, u8), Be32),
-    DropSource((u32, Be32, u8)),
+    PutSubnet((F::Addr, u8), u32),
+    DropSubnet((F::Addr, u8)),
+    PutLocal((F::Addr, u8)),
+    DropLocal((F::Addr, u8)),
+    PutSource((u32, F::Addr, u8), F::Addr),
+    DropSource((u32, F::Addr, u8)),
     PutPublished {
-        key: PortKey<V4>,
+        key: PortKey<F>,
         slot: u32,
-        target: Target,
+        target: Target<F>,
     },
     DropPublished {
-        key: PortKey<V4>,
+        key: PortKey<F>,
         slot: u32,
     },
-    PutSeenAs(ServerKey<V4>, u32),
-    DropSeenAs(ServerKey<V4>),
+    PutSeenAs(ServerKey<F>, u32),
+    DropSeenAs(ServerKey<F>),
     PutTrusted(TrustKey),
     DropTrusted(TrustKey),
-    PutLink(LinkKey<V4>),
-    DropLink(LinkKey<V4>),
-    PutIngress((u32, Be32, u8), u32),
-    DropIngress((u32, Be32, u8)),
+    PutLink(LinkKey<F>),
+    DropLink(LinkKey<F>),
+    PutIngress((u32, F::Addr, u8), u32),
+    DropIngress((u32, F::Addr, u8)),
     PutIpv6(Key6, Row6),
     DropIpv6(Key6),
-    PutAllowed((u32, Be32, u8), u32),
-    DropAllowed((u32, Be32, u8)),
+    PutAllowed((u32, F::Addr, u8), u32),
+    DropAllowed((u32, F::Addr, u8)),
     Policy(u32),
     /// The index of the defragmentation loopback.
     DefragLoopback(u32),
@@ -95,7 +95,7 @@ pub enum Change {
     SeverSockets,
 }
 
-impl Change {
+impl<F: Family> Change<F> {
     /// Whether the change only adds or modifies. An incomplete host state allows only such changes,
     /// because an absence in it proves nothing.
     #[must_use]
@@ -165,26 +165,26 @@ impl Change {
 
 /// Returns the changes that turn `observed` into `desired`.
 #[must_use]
-pub fn diff(observed: &Observed, desired: &DesiredState) -> Vec<Change> {
+pub fn diff<F: Family>(observed: &Observed<F>, desired: &DesiredState<F>) -> Vec<Change<F>> {
     let pass = Pass::new(observed, desired);
     Pass::ORDER.iter().flat_map(|step| step(&pass)).collect()
 }
 
 /// What one call compares, with the slot of each endpoint and mapping.
-struct Pass<'a> {
-    observed: &'a Observed,
-    now: &'a DesiredState,
-    desired: &'a DesiredState,
-    endpoint_slots: BTreeMap<EndpointKey, u32>,
-    mapping_slots: BTreeMap<PortKey<V4>, u32>,
+struct Pass<'a, F: Family> {
+    observed: &'a Observed<F>,
+    now: &'a DesiredState<F>,
+    desired: &'a DesiredState<F>,
+    endpoint_slots: BTreeMap<EndpointKey<F>, u32>,
+    mapping_slots: BTreeMap<PortKey<F>, u32>,
 }
 
 /// The changes of one table that belong in one place of the order.
-type Step<Pass> = fn(&Pass) -> Vec<Change>;
+type Step<Pass, F> = fn(&Pass) -> Vec<Change<F>>;
 
-impl<'a> Pass<'a> {
+impl<'a, F: Family> Pass<'a, F> {
     /// The one order of all changes.
-    const ORDER: [Step<Self>; 41] = [
+    const ORDER: [Step<Self, F>; 41] = [
         // First, remove what must not deliver any more.
         Self::clear_defrag_loopback,
         Self::drop_published,
@@ -235,7 +235,7 @@ impl<'a> Pass<'a> {
         Self::drop_devices,
     ];
 
-    fn new(observed: &'a Observed, desired: &'a DesiredState) -> Self {
+    fn new(observed: &'a Observed<F>, desired: &'a DesiredState<F>) -> Self {
         let default_endpoints = desired.networks.keys().copied().map(EndpointKey::Floor);
         let endpoints = desired.endpoints.keys().copied().chain(default_endpoints);
         let mappings = desired.published.keys().copied();

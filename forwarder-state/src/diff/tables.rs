@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{Device, PortKey, device};
-use forwarder_common::family::V4;
+use forwarder_common::family::Family;
 
 use super::{Change, Pass};
 use crate::desired_state::{DesiredState, EndpointKey, PeerVeth, Target};
 
-impl Pass<'_> {
+impl<F: Family> Pass<'_, F> {
     // The settings.
 
-    pub(super) fn put_settings(&self) -> Vec<Change> {
-        let settings = |tables: &DesiredState| Change::Settings {
+    pub(super) fn put_settings(&self) -> Vec<Change<F>> {
+        let settings = |tables: &DesiredState<F>| Change::Settings {
             route_generation: tables.route_generation,
             xdp_tcp: tables.xdp_tcp,
             route_mtu: tables.route_mtu,
@@ -24,7 +24,7 @@ impl Pass<'_> {
         (now != desired).then_some(desired).into_iter().collect()
     }
 
-    pub(super) fn put_policy(&self) -> Vec<Change> {
+    pub(super) fn put_policy(&self) -> Vec<Change<F>> {
         let policy = self.desired.policy;
         let is_new = self.now.policy != policy;
         is_new
@@ -33,14 +33,14 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn clear_defrag_loopback(&self) -> Vec<Change> {
+    pub(super) fn clear_defrag_loopback(&self) -> Vec<Change<F>> {
         let gone = self.desired.defrag_loopback == 0 && self.now.defrag_loopback != 0;
         gone.then_some(Change::DefragLoopback(0))
             .into_iter()
             .collect()
     }
 
-    pub(super) fn set_defrag_loopback(&self) -> Vec<Change> {
+    pub(super) fn set_defrag_loopback(&self) -> Vec<Change<F>> {
         let index = self.desired.defrag_loopback;
         let is_new = index != 0 && self.now.defrag_loopback != index;
         is_new
@@ -51,7 +51,7 @@ impl Pass<'_> {
 
     // Devices. A new veth has no name until its endpoint exists.
 
-    pub(super) fn put_new_devices(&self) -> Vec<Change> {
+    pub(super) fn put_new_devices(&self) -> Vec<Change<F>> {
         let nameless = |(index, device): (u32, Device)| {
             let kind = match device.kind {
                 device::NAMED_VETH => device::VETH,
@@ -66,7 +66,7 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn put_devices(&self) -> Vec<Change> {
+    pub(super) fn put_devices(&self) -> Vec<Change<F>> {
         let changed = || changed(&self.now.devices, &self.desired.devices);
         let known = changed().filter(|(index, _)| self.has_device(*index));
         let named = changed().filter(|(index, device)| {
@@ -78,7 +78,7 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn drop_devices(&self) -> Vec<Change> {
+    pub(super) fn drop_devices(&self) -> Vec<Change<F>> {
         gone(&self.now.devices, &self.desired.devices)
             .map(Change::DropDevice)
             .collect()
@@ -90,7 +90,7 @@ impl Pass<'_> {
 
     // Networks and their subnets.
 
-    pub(super) fn put_networks(&self) -> Vec<Change> {
+    pub(super) fn put_networks(&self) -> Vec<Change<F>> {
         let put = |(bridge, row)| Change::PutNetwork {
             bridge,
             row,
@@ -101,20 +101,20 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn drop_networks(&self) -> Vec<Change> {
+    pub(super) fn drop_networks(&self) -> Vec<Change<F>> {
         gone(&self.now.networks, &self.desired.networks)
             .map(Change::DropNetwork)
             .collect()
     }
 
-    pub(super) fn put_subnets(&self) -> Vec<Change> {
+    pub(super) fn put_subnets(&self) -> Vec<Change<F>> {
         let changed = changed(&self.now.subnets, &self.desired.subnets);
         changed
             .map(|(subnet, bridge)| Change::PutSubnet(subnet, bridge))
             .collect()
     }
 
-    pub(super) fn drop_subnets(&self) -> Vec<Change> {
+    pub(super) fn drop_subnets(&self) -> Vec<Change<F>> {
         gone(&self.now.subnets, &self.desired.subnets)
             .map(Change::DropSubnet)
             .collect()
@@ -124,7 +124,7 @@ impl Pass<'_> {
     // generation changes when they appear, so flows that they opened under the default endpoint end
     // then. Until then a new default endpoint has another generation.
 
-    pub(super) fn put_new_default_endpoints(&self) -> Vec<Change> {
+    pub(super) fn put_new_default_endpoints(&self) -> Vec<Change<F>> {
         let mut changes = self.put_default_endpoints();
         changes.retain_mut(|change| match change {
             Change::PutEndpoint { key, endpoint, .. } => {
@@ -136,23 +136,23 @@ impl Pass<'_> {
         changes
     }
 
-    pub(super) fn put_default_endpoints(&self) -> Vec<Change> {
+    pub(super) fn put_default_endpoints(&self) -> Vec<Change<F>> {
         self.changed_endpoints(|key| matches!(key, EndpointKey::Floor(_)))
     }
 
-    pub(super) fn put_endpoints(&self) -> Vec<Change> {
+    pub(super) fn put_endpoints(&self) -> Vec<Change<F>> {
         self.changed_endpoints(|key| matches!(key, EndpointKey::Address(_)))
     }
 
-    pub(super) fn drop_endpoints(&self) -> Vec<Change> {
+    pub(super) fn drop_endpoints(&self) -> Vec<Change<F>> {
         self.gone_endpoints(|key| matches!(key, EndpointKey::Address(_)))
     }
 
-    pub(super) fn drop_default_endpoints(&self) -> Vec<Change> {
+    pub(super) fn drop_default_endpoints(&self) -> Vec<Change<F>> {
         self.gone_endpoints(|key| matches!(key, EndpointKey::Floor(_)))
     }
 
-    fn changed_endpoints(&self, is_meant: impl Fn(&EndpointKey) -> bool) -> Vec<Change> {
+    fn changed_endpoints(&self, is_meant: impl Fn(&EndpointKey<F>) -> bool) -> Vec<Change<F>> {
         let changed = changed(&self.now.endpoints, &self.desired.endpoints);
         let put = |(key, endpoint)| Change::PutEndpoint {
             key,
@@ -162,7 +162,7 @@ impl Pass<'_> {
         changed.filter(|(key, _)| is_meant(key)).map(put).collect()
     }
 
-    fn gone_endpoints(&self, is_meant: impl Fn(&EndpointKey) -> bool) -> Vec<Change> {
+    fn gone_endpoints(&self, is_meant: impl Fn(&EndpointKey<F>) -> bool) -> Vec<Change<F>> {
         let gone = gone(&self.now.endpoints, &self.desired.endpoints).filter(is_meant);
         let drop = |key| {
             let slot = *self.observed.endpoint_slots.get(&key)?;
@@ -173,26 +173,26 @@ impl Pass<'_> {
 
     // The host's own addresses, and the masquerade addresses.
 
-    pub(super) fn put_locals(&self) -> Vec<Change> {
+    pub(super) fn put_locals(&self) -> Vec<Change<F>> {
         new(&self.now.locals, &self.desired.locals)
             .map(Change::PutLocal)
             .collect()
     }
 
-    pub(super) fn drop_locals(&self) -> Vec<Change> {
+    pub(super) fn drop_locals(&self) -> Vec<Change<F>> {
         new(&self.desired.locals, &self.now.locals)
             .map(Change::DropLocal)
             .collect()
     }
 
-    pub(super) fn put_sources(&self) -> Vec<Change> {
+    pub(super) fn put_sources(&self) -> Vec<Change<F>> {
         let changed = changed(&self.now.sources, &self.desired.sources);
         changed
             .map(|(key, source)| Change::PutSource(key, source))
             .collect()
     }
 
-    pub(super) fn drop_sources(&self) -> Vec<Change> {
+    pub(super) fn drop_sources(&self) -> Vec<Change<F>> {
         gone(&self.now.sources, &self.desired.sources)
             .map(Change::DropSource)
             .collect()
@@ -200,7 +200,7 @@ impl Pass<'_> {
 
     // Published ports. A port that leads to another container must not deliver in between.
 
-    pub(super) fn put_published(&self) -> Vec<Change> {
+    pub(super) fn put_published(&self) -> Vec<Change<F>> {
         let put = |(key, target)| Change::PutPublished {
             key,
             slot: self.mapping_slots[&key],
@@ -211,8 +211,8 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn drop_published(&self) -> Vec<Change> {
-        let leads_elsewhere = |(key, old): &(&PortKey<V4>, &Target)| {
+    pub(super) fn drop_published(&self) -> Vec<Change<F>> {
+        let leads_elsewhere = |(key, old): &(&PortKey<F>, &Target<F>)| {
             let new = self.desired.published.get(key);
             new.is_none_or(|new| new.addr != old.addr)
         };
@@ -228,14 +228,14 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn put_seen_as(&self) -> Vec<Change> {
+    pub(super) fn put_seen_as(&self) -> Vec<Change<F>> {
         let changed = changed(&self.now.seen_as, &self.desired.seen_as);
         changed
             .map(|(key, port)| Change::PutSeenAs(key, port))
             .collect()
     }
 
-    pub(super) fn drop_seen_as(&self) -> Vec<Change> {
+    pub(super) fn drop_seen_as(&self) -> Vec<Change<F>> {
         gone(&self.now.seen_as, &self.desired.seen_as)
             .map(Change::DropSeenAs)
             .collect()
@@ -243,51 +243,51 @@ impl Pass<'_> {
 
     // Who may reach whom: trusted devices, links, access lists, allowed sources.
 
-    pub(super) fn put_trusted(&self) -> Vec<Change> {
+    pub(super) fn put_trusted(&self) -> Vec<Change<F>> {
         new(&self.now.trusted, &self.desired.trusted)
             .map(Change::PutTrusted)
             .collect()
     }
 
-    pub(super) fn drop_trusted(&self) -> Vec<Change> {
+    pub(super) fn drop_trusted(&self) -> Vec<Change<F>> {
         new(&self.desired.trusted, &self.now.trusted)
             .map(Change::DropTrusted)
             .collect()
     }
 
-    pub(super) fn put_links(&self) -> Vec<Change> {
+    pub(super) fn put_links(&self) -> Vec<Change<F>> {
         new(&self.now.links, &self.desired.links)
             .map(Change::PutLink)
             .collect()
     }
 
-    pub(super) fn drop_links(&self) -> Vec<Change> {
+    pub(super) fn drop_links(&self) -> Vec<Change<F>> {
         new(&self.desired.links, &self.now.links)
             .map(Change::DropLink)
             .collect()
     }
 
-    pub(super) fn put_ingress(&self) -> Vec<Change> {
+    pub(super) fn put_ingress(&self) -> Vec<Change<F>> {
         let changed = changed(&self.now.ingress, &self.desired.ingress);
         changed
             .map(|(key, word)| Change::PutIngress(key, word))
             .collect()
     }
 
-    pub(super) fn drop_ingress(&self) -> Vec<Change> {
+    pub(super) fn drop_ingress(&self) -> Vec<Change<F>> {
         gone(&self.now.ingress, &self.desired.ingress)
             .map(Change::DropIngress)
             .collect()
     }
 
-    pub(super) fn put_allowed(&self) -> Vec<Change> {
+    pub(super) fn put_allowed(&self) -> Vec<Change<F>> {
         let changed = changed(&self.now.allowed, &self.desired.allowed);
         changed
             .map(|(key, word)| Change::PutAllowed(key, word))
             .collect()
     }
 
-    pub(super) fn drop_allowed(&self) -> Vec<Change> {
+    pub(super) fn drop_allowed(&self) -> Vec<Change<F>> {
         gone(&self.now.allowed, &self.desired.allowed)
             .map(Change::DropAllowed)
             .collect()
@@ -295,21 +295,21 @@ impl Pass<'_> {
 
     // The IPv6 tables.
 
-    pub(super) fn put_ipv6(&self) -> Vec<Change> {
+    pub(super) fn put_ipv6(&self) -> Vec<Change<F>> {
         let changed = changed(&self.now.ipv6, &self.desired.ipv6);
         changed
             .map(|(key, row)| Change::PutIpv6(key, row))
             .collect()
     }
 
-    pub(super) fn drop_ipv6(&self) -> Vec<Change> {
+    pub(super) fn drop_ipv6(&self) -> Vec<Change<F>> {
         let gone = gone(&self.now.ipv6, &self.desired.ipv6).collect::<Vec<_>>();
         gone.into_iter().rev().map(Change::DropIpv6).collect()
     }
 
     // Programs on devices and on the root cgroup.
 
-    pub(super) fn attach_hooks(&self) -> Vec<Change> {
+    pub(super) fn attach_hooks(&self) -> Vec<Change<F>> {
         let attach = |(ifindex, hook)| Change::Attach {
             ifindex,
             hook,
@@ -320,27 +320,27 @@ impl Pass<'_> {
             .collect()
     }
 
-    pub(super) fn detach_hooks(&self) -> Vec<Change> {
+    pub(super) fn detach_hooks(&self) -> Vec<Change<F>> {
         let detach = |(ifindex, hook)| Change::Detach { ifindex, hook };
         new(&self.desired.hooks, &self.now.hooks)
             .map(detach)
             .collect()
     }
 
-    pub(super) fn attach_sockets(&self) -> Vec<Change> {
+    pub(super) fn attach_sockets(&self) -> Vec<Change<F>> {
         new(&self.now.sockets, &self.desired.sockets)
             .map(Change::AttachSocket)
             .collect()
     }
 
-    pub(super) fn detach_sockets(&self) -> Vec<Change> {
+    pub(super) fn detach_sockets(&self) -> Vec<Change<F>> {
         new(&self.desired.sockets, &self.now.sockets)
             .map(Change::DetachSocket)
             .collect()
     }
 
-    pub(super) fn sever_sockets(&self) -> Vec<Change> {
-        let leads_there = |(key, old): (_, &Target)| {
+    pub(super) fn sever_sockets(&self) -> Vec<Change<F>> {
+        let leads_there = |(key, old): (_, &Target<F>)| {
             let new = self.desired.published.get(key);
             new.is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
         };
@@ -353,13 +353,13 @@ impl Pass<'_> {
 
     // Veths to which XDP may redirect.
 
-    pub(super) fn put_ports(&self) -> Vec<Change> {
+    pub(super) fn put_ports(&self) -> Vec<Change<F>> {
         let is_new = |(veth, _): &(&u32, _)| !self.now.ports.contains_key(veth);
         let put = |(&veth, peer_veth): (_, &PeerVeth)| Change::PutPort(veth, peer_veth.clone());
         self.desired.ports.iter().filter(is_new).map(put).collect()
     }
 
-    pub(super) fn drop_ports(&self) -> Vec<Change> {
+    pub(super) fn drop_ports(&self) -> Vec<Change<F>> {
         gone(&self.now.ports, &self.desired.ports)
             .map(Change::DropPort)
             .collect()
