@@ -263,7 +263,9 @@ impl Datapath {
             Change::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
-            Change::PutAllowed(key, word) => maps.allowed_sources.insert(&allowed_key(key), word, 0)?,
+            Change::PutAllowed(key, word) => {
+                maps.allowed_sources.insert(&allowed_key(key), word, 0)?
+            }
             Change::DropAllowed(key) => maps.allowed_sources.remove(&allowed_key(key))?,
             Change::PutPort(veth, ref peer_veth) => {
                 self.peer_veths.prepare(veth, peer_veth).await?;
