@@ -12,6 +12,7 @@ use clap::builder::BoolishValueParser;
 use forwarder_common::abi::{PortRange, capacity};
 use forwarder_common::conntrack::quota::RATE_MAX;
 use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortName, PortRules};
+use forwarder_protocol::place;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// The file that is read when none is named. It may be missing.
@@ -104,7 +105,7 @@ impl Default for Config {
         Self {
             docker: "unix:///var/run/docker.sock".into(),
             uplinks: Vec::new(),
-            state_dir: "/run/forwarder".into(),
+            state_dir: place::STATE_DIR.into(),
             bpffs_dir: "/sys/fs/bpf/forwarder".into(),
             xdp: XdpMode::default(),
             xdp_tcp: false,
@@ -136,7 +137,7 @@ pub struct Settings {
     #[arg(value_name = "IF", hide_env_values = true, value_delimiter = ',')]
     uplink: Option<Vec<String>>,
     /// Directory of the control socket [default: /run/forwarder]
-    #[arg(long, global = true, env = "FORWARDER_STATE_DIR")]
+    #[arg(long, global = true, env = place::STATE_DIR_VARIABLE)]
     #[arg(value_name = "DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
     /// Directory of the pins, on a bpffs [default: /sys/fs/bpf/forwarder]

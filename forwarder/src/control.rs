@@ -13,7 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::{Deserialize, Serialize};
+use forwarder_protocol::line;
+pub use forwarder_protocol::place::socket;
+pub use forwarder_protocol::query::Verb;
+use forwarder_protocol::query::{self, Answer};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -32,20 +35,6 @@ const CALLERS: usize = 256;
 /// The maximum number of connected shims: two for each port.
 const SHIMS: usize = 1 << 17;
 
-/// The queries that the agent answers. Flows are not among them: they are read from the pins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verb {
-    /// [`report::agent`](crate::report::agent).
-    Status,
-    /// [`report::networks`](crate::report::networks).
-    Networks,
-    /// [`report::endpoints`](crate::report::endpoints).
-    Endpoints,
-    /// [`report::ports`](crate::report::ports).
-    Ports,
-}
-
 /// A query for the agent's event loop.
 #[derive(Debug)]
 pub struct Query {
@@ -53,25 +42,6 @@ pub struct Query {
     pub verb: Verb,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShimRequest {
-    verb: Verb,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Answer {
-    Ok(Value),
-    Error(String),
-}
-
-/// Returns the path of the socket in a state directory.
-#[must_use]
-pub fn socket(state_dir: &Path) -> PathBuf {
-    state_dir.join("forwarder.sock")
 }
 
 /// The server side. When it is dropped, it stops and removes its file.
@@ -184,7 +154,7 @@ async fn converse(
     let (from, mut to) = caller.into_split();
     let mut from = Lines::new(from);
     let line = timeout(PATIENCE, from.next()).await??;
-    if let Some(question) = shim::ShimRequest::read(&line) {
+    if let Some(question) = shim::ShimRequest::parse(&line) {
         let _shim = shims.try_acquire().context("too many shims")?;
         drop(place);
         return shim::converse(question, from, to, &calls).await;
@@ -193,13 +163,12 @@ async fn converse(
         Ok(value) => Answer::Ok(value),
         Err(error) => Answer::Error(format!("{error:#}")),
     };
-    let mut line = serde_json::to_vec(&answer)?;
-    line.push(b'\n');
+    let line = line::encode(&answer)?;
     Ok(timeout(PATIENCE, to.write_all(&line)).await??)
 }
 
-async fn answer(line: &str, queries: &mpsc::Sender<Query>) -> Result<Value> {
-    let ShimRequest { verb } = serde_json::from_str(line).context("not a query")?;
+async fn answer(line: &[u8], queries: &mpsc::Sender<Query>) -> Result<Value> {
+    let query::Query { verb } = serde_json::from_slice(line).context("not a query")?;
     let (reply, answer) = oneshot::channel();
     let ending = "the agent is stopping";
     queries.send(Query { verb, reply }).await.context(ending)?;
@@ -265,9 +234,7 @@ fn silent(path: &Path, why: &dyn ToString) -> AskError {
 fn exchange(mut stream: &UnixStream, verb: Verb) -> io::Result<Answer> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut question = serde_json::to_vec(&ShimRequest { verb })?;
-    question.push(b'\n');
-    stream.write_all(&question)?;
+    stream.write_all(&line::encode(&query::Query { verb })?)?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)

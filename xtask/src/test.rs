@@ -166,6 +166,8 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
             "-p",
             "forwarder-state",
             "-p",
+            "forwarder-protocol",
+            "-p",
             "forwarder",
             "-p",
             "forwarder-proxy",

@@ -2,12 +2,11 @@
 //! The types of the host state: networks, containers, devices, addresses. Plain data.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::str::FromStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+pub use forwarder_protocol::{HostPort, Proto};
 use ipnet::IpNet;
-use serde::Deserialize;
 
 use super::terms::{Ingress, NetworkOptions};
 use crate::overrides::PortName;
@@ -176,31 +175,6 @@ pub struct Endpoint {
     pub gateway_priority: i64,
 }
 
-/// A transport protocol that ports can be published for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Proto {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl FromStr for Proto {
-    type Err = ();
-
-    fn from_str(name: &str) -> Result<Self, ()> {
-        Ok(match name {
-            "tcp" => Self::Tcp,
-            "udp" => Self::Udp,
-            "sctp" => Self::Sctp,
-            _ => return Err(()),
-        })
-    }
-}
-
 /// One published port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortBinding {
@@ -222,39 +196,6 @@ impl PortBinding {
             ip: self.host_ip,
             port: self.host_port,
         }
-    }
-}
-
-/// A port of the host: it belongs to at most one container at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostPort {
-    /// Protocol.
-    pub proto: Proto,
-    /// The host's address; unspecified means any local address of its family.
-    pub ip: IpAddr,
-    /// The port, in host byte order.
-    pub port: u16,
-}
-
-impl HostPort {
-    /// Whether a socket bound to one of the ports prevents binding the other.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let same_address =
-            self.ip == other.ip || self.ip.is_unspecified() || other.ip.is_unspecified();
-        (self.proto, self.port) == (other.proto, other.port)
-            && self.ip.is_ipv4() == other.ip.is_ipv4()
-            && same_address
-    }
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proto = match self.proto {
-            Proto::Tcp => "tcp",
-            Proto::Udp => "udp",
-            Proto::Sctp => "sctp",
-        };
-        write!(f, "{}/{proto}", SocketAddr::new(self.ip, self.port))
     }
 }
 

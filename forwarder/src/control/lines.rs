@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reading lines from a caller: bounded lines, and the file descriptor that may be attached to one.
 
-use std::io::{self, ErrorKind, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
+use bytes::Bytes;
+use forwarder_protocol::line;
 use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::Interest;
@@ -20,8 +22,7 @@ const PIECE: usize = 512;
 #[derive(Debug)]
 pub(crate) struct Lines {
     from: OwnedReadHalf,
-    /// Bytes that were received and not yet returned.
-    buffer: Vec<u8>,
+    received: line::Lines,
     /// The descriptor that was received last.
     attached: Option<OwnedFd>,
 }
@@ -30,7 +31,7 @@ impl Lines {
     pub(crate) fn new(from: OwnedReadHalf) -> Self {
         Self {
             from,
-            buffer: Vec::new(),
+            received: line::Lines::new(LINE),
             attached: None,
         }
     }
@@ -42,23 +43,16 @@ impl Lines {
 
     /// Returns the next line with its newline; an empty one when the caller has closed the
     /// connection. It is cancel-safe: nothing is lost when the future is dropped.
-    pub(crate) async fn next(&mut self) -> io::Result<String> {
+    pub(crate) async fn next(&mut self) -> io::Result<Bytes> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                let line = self.buffer.drain(..=end).collect();
-                self.buffer.shrink_to_fit();
-                return String::from_utf8(line).map_err(|_| ErrorKind::InvalidData.into());
-            }
-            if self.buffer.len() >= LINE {
-                return Err(io::Error::other(format!(
-                    "a line is longer than {LINE} bytes"
-                )));
+            if let Some(line) = self.received.next_line()? {
+                return Ok(line);
             }
             let (piece, attached) = self.receive().await?;
             if piece.is_empty() {
-                return Ok(String::new());
+                return Ok(Bytes::new());
             }
-            self.buffer.extend_from_slice(&piece);
+            self.received.receive(&piece);
             self.attached = attached.or(self.attached.take());
         }
     }

@@ -10,16 +10,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use forwarder_protocol::place::{SHIM, STATE_DIR, STATE_DIR_VARIABLE};
 use serde_json::Value;
 
 use super::Finding;
 
-/// The shim's file name, in any directory.
-const SHIM: &str = "forwarder-proxy";
 /// Docker's configuration file, unless dockerd is told otherwise.
 const FILE: &str = "/etc/docker/daemon.json";
-/// The variable that tells the shim where the agent is.
-const STATE_DIR: &str = "FORWARDER_STATE_DIR";
 
 /// The configuration of dockerd.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,7 +54,7 @@ impl Setup {
             Some(words(&fs::read(path).ok()?))
         };
         let flags = read("cmdline");
-        let state_dir = read("environ").and_then(|variables| value(&variables, STATE_DIR));
+        let state_dir = read("environ").and_then(|variables| value(&variables, STATE_DIR_VARIABLE));
         let named = flags
             .as_ref()
             .and_then(|flags| value(flags, "--config-file"));
@@ -100,7 +97,7 @@ fn read_settings(flags: &[String], file: Option<&Value>) -> Setup {
         source: String::new(),
         rules: is_on("iptables"),
         proxy,
-        state_dir: "/run/forwarder".into(),
+        state_dir: STATE_DIR.into(),
     }
 }
 
@@ -172,7 +169,7 @@ pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> 
             let (theirs, ours) = (setup.state_dir.display(), state_dir.display());
             Finding::warn(
                 format!("dockerd's shims look for the agent in {theirs}, not in {ours}"),
-                format!("set {STATE_DIR}={ours} in dockerd's environment (systemctl edit docker)"),
+                format!("set {STATE_DIR_VARIABLE}={ours} in dockerd's environment (systemctl edit docker)"),
             )
         }
         Proxy::Shim => Finding::ok("dockerd starts the shim for each published port"),
@@ -250,7 +247,7 @@ mod tests {
     #[test]
     fn environment_is_read() {
         let words = words(b"A=1\0FORWARDER_STATE_DIR=/x/run\0");
-        assert_eq!(value(&words, STATE_DIR), Some("/x/run".into()));
+        assert_eq!(value(&words, STATE_DIR_VARIABLE), Some("/x/run".into()));
         assert_eq!(value(&words, "FORWARDER"), None);
     }
 }
