@@ -1,42 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The connection to the agent: its control socket, one line of JSON at a time.
+//! The connection to the agent.
 
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use forwarder_protocol::line::{self, Lines};
+use forwarder_protocol::place;
+use forwarder_protocol::shim::{ShimReply, ShimRequest};
 use rustix::cmsg_space;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::geteuid;
 
-/// The variable with the agent's state directory; dockerd passes it to the shim.
-const STATE_DIR: &str = "FORWARDER_STATE_DIR";
 /// The variable that says how long to wait for an absent agent, in seconds. Without it the shim
 /// does not wait.
 const WAIT: &str = "FORWARDER_PROXY_WAIT";
 /// The maximum length of a line from the agent, in bytes.
 const LINE: usize = 4096;
 
-/// A reply of the agent.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum ShimReply {
-    /// The request is done.
-    Done,
-    /// The request is refused, and why.
-    Refused(String),
-    /// The shim must release the port: another shim needs it, or its container has gone.
-    Release,
-}
-
 /// A connection to the agent.
 pub(crate) struct Agent {
     stream: UnixStream,
-    /// Bytes that were received and not yet parsed.
-    heard: Vec<u8>,
+    received: Lines,
 }
 
 impl Agent {
@@ -58,40 +47,52 @@ impl Agent {
                 owner.as_raw()
             ));
         }
-        Ok(Self {
+        Ok(Self::new(stream))
+    }
+
+    fn new(stream: UnixStream) -> Self {
+        Self {
             stream,
-            heard: Vec::new(),
-        })
+            received: Lines::new(LINE),
+        }
     }
 
-    /// Sends one line.
-    pub(crate) fn say(&mut self, line: &str) -> Result<(), String> {
-        self.stream.write_all(line.as_bytes()).map_err(|e| lost(&e))
+    /// Sends a request.
+    pub(crate) fn say(&mut self, request: &ShimRequest) -> Result<(), String> {
+        self.say_with(request, None)
     }
 
-    /// Sends one line, with the socket that holds the port attached: the agent accepts no claim
+    /// Sends a request, with the socket that holds the port attached: the agent accepts no claim
     /// without it.
     pub(crate) fn say_with(
         &mut self,
-        line: &str,
+        request: &ShimRequest,
         socket: Option<BorrowedFd<'_>>,
     ) -> Result<(), String> {
-        let Some(socket) = socket else {
-            return self.say(line);
-        };
+        let line = line::encode(request).map_err(|e| lost(&e))?;
+        let sent = socket.map_or(Ok(0), |socket| self.send_first(&line, socket));
+        sent.and_then(|sent| self.stream.write_all(&line[sent..]))
+            .map_err(|e| lost(&e))
+    }
+
+    /// Sends the beginning of a line with a socket attached; returns how much of it was sent.
+    fn send_first(&self, line: &[u8], socket: BorrowedFd<'_>) -> io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let sockets = [socket];
         control.push(SendAncillaryMessage::ScmRights(&sockets));
-        let bytes = [IoSlice::new(line.as_bytes())];
-        let sent = sendmsg(&self.stream, &bytes, &mut control, SendFlags::NOSIGNAL)
-            .map_err(|e| lost(&e.into()))?;
-        self.say(&line[sent..])
+        let bytes = [IoSlice::new(line)];
+        Ok(sendmsg(
+            &self.stream,
+            &bytes,
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?)
     }
 
     /// Whether a whole line has already arrived.
     pub(crate) fn has_heard(&self) -> bool {
-        self.heard.contains(&b'\n')
+        self.received.has_line()
     }
 
     /// Returns the next reply, if a whole one has arrived. Must be called when there is something
@@ -100,18 +101,13 @@ impl Agent {
         if !self.has_heard() {
             let mut buffer = [0; 256];
             let length = self.stream.read(&mut buffer).map_err(|e| lost(&e))?;
-            if length == 0 || self.heard.len() + length > LINE {
+            if length == 0 {
                 return Err(lost(&ErrorKind::UnexpectedEof.into()));
             }
-            self.heard.extend_from_slice(&buffer[..length]);
+            self.received.receive(&buffer[..length]);
         }
-        let Some(end) = self.heard.iter().position(|&byte| byte == b'\n') else {
-            return Ok(None);
-        };
-        let line: Vec<u8> = self.heard.drain(..=end).collect();
-        // A sleeping shim keeps no memory that it does not need.
-        self.heard.shrink_to_fit();
-        Ok(Some(word(String::from_utf8_lossy(&line).trim_end())))
+        let line = self.received.next_line().map_err(|e| lost(&e))?;
+        Ok(line.map(|line| ShimReply::parse(&line)))
     }
 
     /// Waits for a reply until the deadline: see [`Self::hear`].
@@ -137,9 +133,7 @@ fn lost(error: &io::Error) -> String {
 }
 
 fn socket() -> PathBuf {
-    let folder = std::env::var_os(STATE_DIR).filter(|folder| !folder.is_empty());
-    let folder = folder.map_or_else(|| Path::new("/run/forwarder").to_owned(), PathBuf::from);
-    folder.join("forwarder.sock")
+    place::socket(&place::state_dir())
 }
 
 /// Returns how long to wait for an absent agent.
@@ -153,71 +147,20 @@ pub(crate) fn patience() -> Result<Duration, String> {
     }
 }
 
-/// Parses one of the three lines that the agent sends to shims.
-fn word(line: &str) -> ShimReply {
-    match line {
-        "{\"ok\":null}" => ShimReply::Done,
-        "{\"release\":null}" => ShimReply::Release,
-        _ => {
-            let text = line
-                .strip_prefix("{\"error\":\"")
-                .and_then(|rest| rest.strip_suffix("\"}"));
-            ShimReply::Refused(
-                text.map_or_else(|| format!("unknown reply of the agent: {line}"), unescape),
-            )
-        }
-    }
-}
-
-/// Decodes a JSON string's text. Of the escapes it knows those that are a backslash before the
-/// character itself.
-fn unescape(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '\\' => match letters.next() {
-                Some('n' | 't' | 'r') => plain.push(' '),
-                other => plain.extend(other),
-            },
-            letter => plain.push(letter),
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn agent_lines_are_parsed() {
-        assert_eq!(word("{\"ok\":null}"), ShimReply::Done);
-        assert_eq!(word("{\"release\":null}"), ShimReply::Release);
-        let why = "{\"error\":\"\\\"web\\\" has it\\nalready\"}";
-        assert_eq!(
-            word(why),
-            ShimReply::Refused("\"web\" has it already".into())
-        );
-        assert_eq!(
-            word("x"),
-            ShimReply::Refused("unknown reply of the agent: x".into())
-        );
-    }
-
-    #[test]
-    fn lines_are_whole_whatever_the_reads() {
+    fn replies_are_heard_one_by_one() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut agent = Agent {
-            stream: ours,
-            heard: Vec::new(),
-        };
+        let mut agent = Agent::new(ours);
         theirs.write_all(b"{\"ok\":").unwrap();
         assert_eq!(agent.hear(), Ok(None));
         theirs.write_all(b"null}\n{\"release\":null}\n").unwrap();
-        assert_eq!(agent.hear(), Ok(Some(ShimReply::Done)));
+        assert_eq!(agent.hear(), Ok(Some(ShimReply::Ok(()))));
         assert!(agent.has_heard());
-        assert_eq!(agent.hear(), Ok(Some(ShimReply::Release)));
+        assert_eq!(agent.hear(), Ok(Some(ShimReply::Release(()))));
         drop(theirs);
         assert!(agent.hear().is_err());
     }

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command line, which is docker-proxy's, and the requests built from it.
+//! The command line, which is docker-proxy's.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+
+use forwarder_protocol::Proto;
+use forwarder_protocol::shim::Binding;
 
 /// What dockerd requests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Args {
-    /// `tcp`, `udp` or `sctp`.
-    pub(crate) proto: String,
-    pub(crate) host_ip: IpAddr,
-    pub(crate) host_port: u16,
-    container_ip: IpAddr,
-    container_port: u16,
+    /// The port to publish.
+    pub(crate) binding: Binding,
     /// Whether dockerd (28 and later) passes a bound socket.
     pub(crate) listen_fd: bool,
     /// The arguments as they came, for docker-proxy.
@@ -49,11 +47,14 @@ impl Args {
             *place = Some(value.ok_or_else(|| format!("{word} needs a value"))?);
         }
         Ok(Self {
-            proto: read("-proto", proto)?,
-            host_ip: read("-host-ip", host_ip)?,
-            host_port: read("-host-port", host_port)?,
-            container_ip: read("-container-ip", container_ip)?,
-            container_port: read("-container-port", container_port)?,
+            binding: Binding {
+                proto: read("-proto", proto)?,
+                host_ip: read("-host-ip", host_ip)?,
+                host_port: read("-host-port", host_port)?,
+                container_ip: read("-container-ip", container_ip)?,
+                container_port: read("-container-port", container_port)?,
+                orphan: false,
+            },
             listen_fd,
             raw,
         })
@@ -61,38 +62,15 @@ impl Args {
 
     /// Whether the agent can serve the port. Docker's own docker-proxy serves the others.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.proto.as_str(), "tcp" | "udp")
-            && self.host_ip.is_ipv4()
-            && self.container_ip.is_ipv4()
-    }
-
-    /// Builds a request to the agent, one line of JSON.
-    pub(crate) fn question(&self, verb: &str, orphan: bool) -> String {
-        let Self {
-            proto,
-            host_ip,
-            host_port,
-            container_ip,
-            container_port,
-            ..
-        } = self;
-        format!(
-            "{{\"verb\":\"{verb}\",\"proto\":\"{proto}\",\"host_ip\":\"{host_ip}\",\
-             \"host_port\":{host_port},\"container_ip\":\"{container_ip}\",\
-             \"container_port\":{container_port},\"orphan\":{orphan}}}\n"
-        )
+        matches!(self.binding.proto, Proto::Tcp | Proto::Udp)
+            && self.binding.host_ip.is_ipv4()
+            && self.binding.container_ip.is_ipv4()
     }
 }
 
 impl fmt::Display for Args {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            proto,
-            host_ip,
-            host_port,
-            ..
-        } = self;
-        write!(f, "{}/{proto}", SocketAddr::new(*host_ip, *host_port))
+        self.binding.host().fmt(f)
     }
 }
 
@@ -121,17 +99,14 @@ mod tests {
         let args = parse(TWENTY).unwrap();
         assert_eq!(args.to_string(), "0.0.0.0:8080/tcp");
         assert!(args.is_ours() && !args.listen_fd);
-        assert_eq!(
-            args.question("bind", true),
-            "{\"verb\":\"bind\",\"proto\":\"tcp\",\"host_ip\":\"0.0.0.0\",\"host_port\":8080,\
-             \"container_ip\":\"172.17.0.2\",\"container_port\":80,\"orphan\":true}\n"
-        );
+        assert_eq!(args.binding.container_ip.to_string(), "172.17.0.2");
+        assert_eq!(args.binding.container_port, 80);
         let newer = parse(&format!("{TWENTY} -use-listen-fd")).unwrap();
         assert!(newer.listen_fd);
         let equals = TWENTY
             .replace(" 8080", "=8080")
             .replace("-proto", "--proto");
-        assert_eq!(parse(&equals).unwrap().host_port, 8080);
+        assert_eq!(parse(&equals).unwrap().binding.host_port, 8080);
     }
 
     #[test]

@@ -29,9 +29,10 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use agent::{Agent, ShimReply};
+use agent::Agent;
 use args::Args;
 use dockerd::Dockerd;
+use forwarder_protocol::shim::{Binding, ShimReply, ShimRequest};
 use reserve::Reservation;
 use signals::{Signals, Woken};
 
@@ -106,8 +107,8 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
         Err(busy) if busy.kind() == ErrorKind::AddrInUse => {
             // An orphan of a dead dockerd may hold the port. If there is none, the first error
             // stands.
-            let question = args.question("reclaim", false);
-            match ask(&mut agent, &question, None, signals, deadline) {
+            let request = ShimRequest::Reclaim(args.binding);
+            match ask(&mut agent, &request, None, signals, deadline) {
                 Ok(()) => again(args),
                 Err(End::Failed(_)) => Err(busy),
                 Err(done) => return Err(done),
@@ -116,10 +117,10 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
         made => made,
     };
     let reservation = reservation.map_err(|error| format!("cannot listen on {args}: {error}"))?;
-    let question = args.question("bind", false);
+    let request = ShimRequest::Bind(args.binding);
     ask(
         &mut agent,
-        &question,
+        &request,
         reservation.socket(),
         signals,
         deadline,
@@ -130,7 +131,7 @@ fn start(args: &Args, signals: &Signals) -> Result<(Agent, Reservation), End> {
 /// Has the agent program the access list of an IPv6 port before docker-proxy serves it. The signal
 /// mask stays unchanged, because docker-proxy would inherit blocked signals.
 fn announce_proxy(args: &Args) -> Result<(), String> {
-    if args.host_ip.is_ipv4() {
+    if args.binding.host_ip.is_ipv4() {
         return Ok(());
     }
     let patience = Instant::now() + agent::patience()?;
@@ -142,12 +143,12 @@ fn announce_proxy(args: &Args) -> Result<(), String> {
         }
     };
     let deadline = Instant::now() + START;
-    agent.say(&args.question("proxy", false))?;
+    agent.say(&ShimRequest::Proxy(args.binding))?;
     loop {
         match agent.hear_until(deadline)? {
-            Some(ShimReply::Done) => return Ok(()),
-            Some(ShimReply::Refused(why)) => return Err(why),
-            Some(ShimReply::Release) | None => {}
+            Some(ShimReply::Ok(())) => return Ok(()),
+            Some(ShimReply::Error(why)) => return Err(why),
+            Some(ShimReply::Release(())) | None => {}
         }
     }
 }
@@ -183,12 +184,12 @@ fn find(signals: &Signals) -> Result<Agent, End> {
 /// Sends a request to the agent and waits for its reply.
 fn ask(
     agent: &mut Agent,
-    question: &str,
+    request: &ShimRequest,
     socket: Option<BorrowedFd<'_>>,
     signals: &Signals,
     deadline: Instant,
 ) -> Result<(), End> {
-    agent.say_with(question, socket)?;
+    agent.say_with(request, socket)?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -199,9 +200,9 @@ fn ask(
             Woken::Interrupted | Woken::Terminated => return Err(End::Done),
             Woken::Nothing => {}
             Woken::Agent => match agent.hear()? {
-                Some(ShimReply::Done) => return Ok(()),
-                Some(ShimReply::Refused(why)) => return Err(End::Failed(why)),
-                Some(ShimReply::Release) => return Err(End::Done),
+                Some(ShimReply::Ok(())) => return Ok(()),
+                Some(ShimReply::Error(why)) => return Err(End::Failed(why)),
+                Some(ShimReply::Release(())) => return Err(End::Done),
                 None => {}
             },
         }
@@ -236,15 +237,15 @@ fn stay(
                 announce(args, &mut agent, &reservation, orphan)
             }
             Ok(Woken::Agent) => match agent.as_mut().map(Agent::hear) {
-                Some(Ok(Some(ShimReply::Release))) => {
+                Some(Ok(Some(ShimReply::Release(())))) => {
                     // The port is free before the agent sees the connection end.
                     drop(reservation);
                     return End::Done;
                 }
                 // Another shim has the port now.
-                Some(Ok(Some(ShimReply::Refused(_)))) if orphan => return End::Done,
-                Some(Ok(Some(ShimReply::Refused(_))) | Err(_)) => true,
-                Some(Ok(Some(ShimReply::Done) | None)) | None => false,
+                Some(Ok(Some(ShimReply::Error(_)))) if orphan => return End::Done,
+                Some(Ok(Some(ShimReply::Error(_))) | Err(_)) => true,
+                Some(Ok(Some(ShimReply::Ok(())) | None)) | None => false,
             },
         };
         if lost {
@@ -260,10 +261,13 @@ fn announce(
     reservation: &Reservation,
     orphan: bool,
 ) -> bool {
-    let question = args.question("bind", orphan);
+    let request = ShimRequest::Bind(Binding {
+        orphan,
+        ..args.binding
+    });
     agent
         .as_mut()
-        .is_some_and(|agent| agent.say_with(&question, reservation.socket()).is_err())
+        .is_some_and(|agent| agent.say_with(&request, reservation.socket()).is_err())
 }
 
 /// Ends the publication of the port: first the mapping is removed, then the reservation.
@@ -272,7 +276,7 @@ fn part(agent: Option<Agent>, reservation: Reservation) -> End {
         return End::Done;
     };
     let deadline = Instant::now() + PARTING;
-    if agent.say("{\"verb\":\"unbind\"}\n").is_ok() {
+    if agent.say(&ShimRequest::Unbind).is_ok() {
         // An earlier request may still be without a reply. The agent closes the connection when it
         // has released the port.
         while agent.hear_until(deadline).is_ok() {}

@@ -17,6 +17,8 @@ use nix::sys::socket::{
     setsockopt, shutdown, socket, sockopt,
 };
 
+use forwarder_protocol::Proto;
+
 use crate::args::Args;
 use crate::dockerd::Listener;
 
@@ -51,7 +53,7 @@ pub(crate) enum Reservation {
 impl Reservation {
     /// Reserves the port.
     pub(crate) fn make(args: &Args) -> io::Result<Self> {
-        let stream = args.proto == "tcp";
+        let stream = args.binding.proto == Proto::Tcp;
         if args.listen_fd {
             let listener = Listener::inherited()?;
             silence(listener.socket(), stream)?;
@@ -67,7 +69,7 @@ impl Reservation {
             // Recently closed connections do not prevent the bind.
             setsockopt(&own, sockopt::ReuseAddr, &true)?;
         }
-        let address = SocketAddr::new(args.host_ip, args.host_port);
+        let address = SocketAddr::new(args.binding.host_ip, args.binding.host_port);
         bind(own.as_raw_fd(), &SockaddrStorage::from(address))?;
         silence(&own, stream)?;
         Ok(Self::Own(own))
