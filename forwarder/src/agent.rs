@@ -6,6 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::config::{Attach, Config, XdpMode};
+use crate::control::Verb;
+use crate::daemon::HEARTBEAT;
+use crate::datapath::{self, Datapath, Setup, untracked};
+use crate::exhaustion::{self, Exhaustion};
+use crate::report;
+use crate::stop::Stop;
+use crate::sys::cgroup::cgroup_root;
+use crate::uplinks::{self, Choice};
 use anyhow::{Result, ensure};
 use forwarder_common::abi::{PortKey, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
@@ -15,15 +24,6 @@ use forwarder_state::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, Key6, 
 use forwarder_state::diff::{Change, diff};
 use forwarder_state::host_state::{HostPort, HostState};
 use serde_json::Value;
-
-use crate::config::{Attach, Config, XdpMode};
-use crate::control::Verb;
-use crate::daemon::HEARTBEAT;
-use crate::datapath::{self, Datapath, Setup, untracked};
-use crate::exhaustion::{self, Exhaustion};
-use crate::report;
-use crate::stop::Stop;
-use crate::uplinks::{self, Choice};
 
 /// Whether a change removes a port that a shim has released. This is known even while Docker does
 /// not answer.
@@ -90,7 +90,7 @@ fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
             _ => datapath.load(hook)?,
         }
     }
-    if datapath::cgroup_root().is_some() {
+    if cgroup_root().is_some() {
         for hook in SocketHook::ALL {
             ensure!(!stop.is_asked(), "asked to stop");
             optional(datapath.load_socket(hook));
@@ -191,7 +191,7 @@ impl Agent {
         if let Err(error) = datapath.sever_sockets() {
             tracing::warn!("{error:#}");
         }
-        let sockets = match datapath::cgroup_root() {
+        let sockets = match cgroup_root() {
             Some(_) => SocketHook::ALL.into(),
             None => BTreeSet::new(),
         };

@@ -20,7 +20,7 @@
 //!    list of [`Change`](forwarder_state::diff::Change)s of which every prefix is safe. That crate is
 //!    pure: no I/O, no clock.
 //! 3. [`datapath`] reads and changes the kernel: maps, links, pins, flow operations. Only this
-//!    module uses aya.
+//!    module uses aya. It and [`watch`] stand on `sys`, the kernel's interfaces that both need.
 //!
 //! # People and shims
 //!
@@ -43,6 +43,7 @@ pub mod preflight;
 pub mod report;
 pub mod shims;
 mod stop;
+mod sys;
 pub mod trusted;
 pub mod uplinks;
 pub mod watch;

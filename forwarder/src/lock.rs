@@ -20,7 +20,8 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, UCred};
 use rustix::process::geteuid;
 
-use crate::{datapath, trusted};
+use crate::sys::netns::netns_cookie;
+use crate::trusted;
 
 /// The socket's name in the abstract namespace.
 const NAME: &[u8] = b"forwarder.lock";
@@ -67,7 +68,7 @@ impl Lock {
     /// # Errors
     /// See [`LockError`].
     pub fn acquire() -> Result<Self, LockError> {
-        let file = datapath::netns_cookie().and_then(|cookie| {
+        let file = netns_cookie().and_then(|cookie| {
             trusted::is_there(Path::new(DIRECTORY))?;
             Ok(Path::new(DIRECTORY).join(format!("forwarder-{cookie}.lock")))
         });

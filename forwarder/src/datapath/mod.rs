@@ -3,7 +3,6 @@
 //! aya.
 
 mod binds;
-mod cgroup;
 mod defrag;
 mod defrag_loopback;
 mod events;
@@ -11,13 +10,11 @@ mod flow_operations;
 mod hooks;
 mod ipv6;
 mod maps;
-mod namespace;
 mod neighbours;
 mod peer_veths;
 mod pins;
 mod rows;
 mod simulate;
-mod sock_diag;
 mod sockets;
 pub mod untracked;
 mod view;
@@ -26,6 +23,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::sys::netns::netns_cookie;
+use crate::sys::sock_diag::SockDiag;
 use anyhow::{Context, Result, ensure};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -39,7 +38,6 @@ use forwarder_state::diff::Change;
 use rustix::io::Errno;
 
 pub use binds::Binds;
-pub use cgroup::cgroup_root;
 pub use defrag_loopback::{can_reassemble, make_defrag_loopback};
 pub use events::{Events, FlowEvent};
 pub use flow_operations::FlowOperations;
@@ -47,16 +45,11 @@ use hooks::Hooks;
 
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
-
-pub use namespace::{netns_cookie, netns_cookie_of};
 use peer_veths::PeerVeths;
 use pins::Pins;
 use rows::{allowed_key, ingress_key, source_key, subnet_key};
 
 pub use simulate::{Arrival, Fate};
-use sock_diag::SockDiag;
-
-pub use sock_diag::can_end_sockets;
 pub use view::{MapFill, View};
 
 /// The BPF object that `cargo xtask build` compiled; empty in a build without it.

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::{Handle, new_connection};
 
-use crate::watch::sandbox::Background;
+use crate::sys::netns::Background;
 
 /// Deletes the kernel's neighbour entry of an address behind a bridge, and with it the packets that
 /// wait there for an answer (`arp_queue`, for seconds). An entry that the administrator added

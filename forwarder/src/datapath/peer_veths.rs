@@ -7,13 +7,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::pins;
+use crate::sys::netns;
+use crate::trusted;
 use anyhow::{Context, Result};
 use forwarder_state::desired_state::PeerVeth;
 use serde::{Deserialize, Serialize};
-
-use super::pins;
-use crate::trusted;
-use crate::watch::sandbox;
 
 /// What is recorded of a peer to restore it.
 #[derive(Serialize, Deserialize)]
@@ -41,8 +40,8 @@ impl PeerVeths {
             pid,
             index,
         } = peer_veth.clone();
-        let namespace = sandbox::open(&sandbox_key, pid)?;
-        let gro = sandbox::set_gro(namespace, index, true).await?;
+        let namespace = netns::open(&sandbox_key, pid)?;
+        let gro = netns::set_gro(namespace, index, true).await?;
         let path = self.dir.join(veth.to_string());
         // If an earlier agent has prepared the peer, the state before that counts.
         if !path.exists() {
@@ -75,8 +74,8 @@ pub(super) async fn restore_all(dir: &Path) -> Result<()> {
         if before.gro {
             continue;
         }
-        if let Ok(namespace) = sandbox::open(&before.sandbox_key, before.pid) {
-            let _ = sandbox::set_gro(namespace, before.index, false).await;
+        if let Ok(namespace) = netns::open(&before.sandbox_key, before.pid) {
+            let _ = netns::set_gro(namespace, before.index, false).await;
         }
     }
     pins::remove_tree(dir)

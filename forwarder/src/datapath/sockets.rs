@@ -6,13 +6,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 
+use super::hooks::{Hooks, once};
+use crate::sys::cgroup::cgroup_root;
 use anyhow::{Context, Result};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use forwarder_state::desired_state::SocketHook;
-
-use super::cgroup::cgroup_root;
-use super::hooks::{Hooks, once};
 
 impl Hooks {
     /// Returns the socket programs that are attached, whoever attached them.

@@ -8,6 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use super::dockerd::Setup;
+use crate::config::Config;
+use crate::datapath;
+use crate::sys;
+use crate::trusted;
+use crate::watch;
 use forwarder_state::desired::is_named_as_dockers;
 use forwarder_state::host_state::Update;
 use forwarder_state::others::{Firewall, Others, Ruleset};
@@ -16,10 +22,6 @@ use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tracing::subscriber::NoSubscriber;
-
-use super::dockerd::Setup;
-use crate::config::Config;
-use crate::{datapath, trusted, watch};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;
@@ -131,8 +133,8 @@ impl Probe {
                 .map(|error| format!("{error:#}"))
                 .collect(),
             docker: docker(&config.docker),
-            cgroup: datapath::cgroup_root(),
-            ends_sockets: datapath::can_end_sockets(),
+            cgroup: sys::cgroup::cgroup_root(),
+            ends_sockets: sys::sock_diag::can_end_sockets(),
             local_ports: local_ports(&read("/proc/sys/net/ipv4/ip_local_port_range")),
             undrawn_ports: port_list(&read("/proc/sys/net/ipv4/ip_local_reserved_ports")),
             reassembles: datapath::can_reassemble(),

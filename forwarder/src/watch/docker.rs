@@ -7,6 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
+use super::bounded::Unfinished;
+use super::{dial, inspect};
+use crate::sys::netns::{self, Namespaces};
 use anyhow::{Context, Result, bail, ensure};
 use bollard::Docker;
 use bollard::models::{EventMessage, EventMessageTypeEnum};
@@ -17,10 +20,6 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-
-use super::bounded::Unfinished;
-use super::sandbox::{self, Namespaces};
-use super::{dial, inspect};
 
 /// The interval at which everything is read again, for changes without an event.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -343,7 +342,7 @@ impl Session<'_> {
     /// Adds the number of the container's network namespace.
     async fn numbered(&self, mut container: Container) -> Container {
         if container.running
-            && let Ok(namespace) = sandbox::open(&container.sandbox_key, container.pid)
+            && let Ok(namespace) = netns::open(&container.sandbox_key, container.pid)
         {
             container.netns = self.namespaces.id(&namespace).await;
         }

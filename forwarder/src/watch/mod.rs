@@ -5,14 +5,12 @@ mod bounded;
 pub(crate) mod claim;
 mod dial;
 pub mod docker;
-mod ethtool;
 mod inspect;
 pub mod netlink;
 pub(crate) mod others;
 pub mod reverse_path;
 mod routes;
 mod rules;
-pub mod sandbox;
 pub mod shim;
 mod terms;
 

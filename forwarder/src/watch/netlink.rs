@@ -2,6 +2,8 @@
 //! Devices, addresses and routes of our network namespace, from the kernel's netlink notifications.
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::routes::Routes;
+use crate::sys::netns::{Background, Namespaces};
 use anyhow::{Context, Result};
 use forwarder_state::host_state::{Address, Link, LinkLayer, Mac, Peer, Update};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -16,9 +18,6 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
-
-use super::routes::Routes;
-use super::sandbox::Namespaces;
 
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
@@ -73,7 +72,7 @@ async fn follow(
 ) -> Result<()> {
     let (connection, _handle, mut notices) = new_multicast_connection(&GROUPS)
         .context("cannot subscribe to the kernel's netlink notifications")?;
-    let _reader = super::sandbox::Background::spawn(connection);
+    let _reader = Background::spawn(connection);
     let mut links = Vec::new();
     let mut dump = Box::pin(namespaces.handle().link().get().execute());
     while let Some(message) = dump

@@ -2,8 +2,6 @@
 //! Other software's configuration: read at the start and whenever the kernel reports a change.
 //! Legacy iptables reports no changes: while it has tables, they are read every few seconds.
 
-mod dump;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -11,6 +9,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::preflight;
+use crate::sys::netlink::{dump, subscribe};
 use anyhow::{Context, Result};
 use forwarder_state::host_state::Update;
 use forwarder_state::others::{self, Others, Shaping};
@@ -21,9 +21,6 @@ use rustix::net::{RecvFlags, recv};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
-
-use self::dump::{dump, subscribe};
-use crate::preflight;
 
 /// Multicast groups: `RTNLGRP_TC` and `RTNLGRP_IPV4_RULE`, `NFNLGRP_NFTABLES`, `XFRMNLGRP_POLICY`.
 const ROUTE_GROUPS: u32 = 1 << 3 | 1 << 7;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Other network namespaces, as seen from ours: a container's namespace number, the peer of its
-//! veth, its GRO switch.
+//! Network namespaces: the cookie of ours; and others, as seen from ours: a container's namespace
+//! number, the peer of its veth, its GRO switch.
 //!
 //! When a link leads to another namespace, the kernel numbers that namespace. With the number, a
 //! socket of ours can read the peer, so the agent need not enter a container, except to turn its
@@ -8,19 +8,47 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use super::ethtool::Ethtool;
 use anyhow::{Context, Result, bail};
-use forwarder_state::host_state::NetnsId;
 use futures_util::{StreamExt, TryStreamExt};
+use nix::sys::socket::getsockopt;
+use nix::{getsockopt_impl, libc, sockopt_impl};
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::{Handle, new_connection};
 use rustix::fs::FsWord;
+use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::task::JoinHandle;
 
-use super::ethtool::Ethtool;
+sockopt_impl!(
+    /// `SO_NETNS_COOKIE`, since Linux 5.14.
+    NetnsCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64
+);
+
+/// Returns the kernel's identifier of our network namespace; never 0, never reused.
+///
+/// # Errors
+/// The kernel is older than 5.14.
+pub(crate) fn netns_cookie() -> Result<u64> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    netns_cookie_of(&socket)
+}
+
+/// Returns the kernel's identifier of the network namespace that a socket belongs to.
+///
+/// # Errors
+/// As [`netns_cookie`].
+pub(crate) fn netns_cookie_of(socket: impl AsFd) -> Result<u64> {
+    getsockopt(&socket.as_fd(), NetnsCookie)
+        .context("the kernel has no cookies of network namespaces (Linux 5.14 or later is needed)")
+}
 
 /// A task that ends with its owner.
 pub(crate) struct Background(JoinHandle<()>);
@@ -38,14 +66,14 @@ impl Drop for Background {
 }
 
 /// A netlink socket of the agent's namespace, for requests.
-pub struct Namespaces {
+pub(crate) struct Namespaces {
     handle: Handle,
     _answers: Background,
 }
 
 impl Namespaces {
     /// Opens the socket. Needs a tokio runtime.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let (connection, handle, _) = new_connection().context("cannot open a netlink socket")?;
         Ok(Self {
             handle,
@@ -54,12 +82,12 @@ impl Namespaces {
     }
 
     /// Returns the handle, for dumps of our own namespace.
-    pub(super) fn handle(&self) -> &Handle {
+    pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
 
     /// Returns the kernel's number for a namespace; none while no link of ours leads there.
-    pub async fn id(&self, namespace: &impl AsFd) -> Option<NetnsId> {
+    pub(crate) async fn id(&self, namespace: &impl AsFd) -> Option<i32> {
         let mut question = NsidMessage::default();
         question.attributes.push(NsidAttribute::Fd(
             u32::try_from(namespace.as_fd().as_raw_fd()).ok()?,
@@ -84,7 +112,7 @@ impl Namespaces {
     }
 
     /// Returns a device of another namespace; none if it or the namespace has gone.
-    pub(super) async fn link(&self, netns: NetnsId, index: u32) -> Option<LinkMessage> {
+    pub(crate) async fn link(&self, netns: i32, index: u32) -> Option<LinkMessage> {
         let mut request = self.handle.link().get().match_index(index);
         request
             .message_mut()
@@ -100,7 +128,7 @@ impl Namespaces {
 ///
 /// The file is preferred, because the process id may have been reused. The file is of no use if the
 /// agent does not share Docker's mounts.
-pub fn open(sandbox_key: &str, pid: u32) -> Result<OwnedFd> {
+pub(crate) fn open(sandbox_key: &str, pid: u32) -> Result<OwnedFd> {
     if let Some(file) = Some(sandbox_key)
         .filter(|key| !key.is_empty())
         .and_then(|key| File::open(key).ok())
@@ -123,7 +151,7 @@ const NSFS_MAGIC: FsWord = 0x6e73_6673;
 
 /// Turns GRO of a device inside `namespace` on or off (a veth accepts redirected XDP frames only
 /// while it is on); returns the previous state.
-pub async fn set_gro(namespace: OwnedFd, index: u32, on: bool) -> Result<bool> {
+pub(crate) async fn set_gro(namespace: OwnedFd, index: u32, on: bool) -> Result<bool> {
     inside(namespace, move || Ethtool::open()?.set_gro(index, on)).await
 }
 

@@ -44,7 +44,7 @@ const CONNECTED: u32 = {
 };
 
 /// A connected socket of this network namespace.
-pub(super) struct Connected {
+pub(crate) struct Connected {
     family: u8,
     proto: u8,
     id: [u8; ID],
@@ -52,7 +52,7 @@ pub(super) struct Connected {
 
 impl Connected {
     /// Returns the socket programs' key of this socket.
-    pub(super) fn key(&self) -> SocketKey {
+    pub(crate) fn key(&self) -> SocketKey {
         let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| self.id[at + n]));
         let addr: Wide = [0, 4, 8, 12].map(|at| Be32::from_word(word(PEER_ADDR + at)));
         SocketKey {
@@ -75,10 +75,10 @@ impl Connected {
 }
 
 /// A netlink socket for `sock_diag` requests.
-pub(super) struct SockDiag(OwnedFd);
+pub(crate) struct SockDiag(OwnedFd);
 
 impl SockDiag {
-    pub(super) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::DGRAM,
@@ -89,7 +89,7 @@ impl SockDiag {
     }
 
     /// Returns all connected sockets, TCP and UDP of both families.
-    pub(super) fn connected(&self) -> Result<Vec<Connected>> {
+    pub(crate) fn connected(&self) -> Result<Vec<Connected>> {
         let mut all = Vec::new();
         for family in [INET, INET6] {
             for proto in [proto::TCP as u8, proto::UDP as u8] {
@@ -112,7 +112,7 @@ impl SockDiag {
     ///
     /// # Errors
     /// `EOPNOTSUPP` if the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
-    pub(super) fn destroy(&self, socket: &Connected) -> Result<(), Errno> {
+    pub(crate) fn destroy(&self, socket: &Connected) -> Result<(), Errno> {
         self.destroy_named(socket.family, socket.proto, &socket.id)
     }
 
@@ -166,7 +166,7 @@ impl SockDiag {
 /// Whether this kernel can close sockets; `None` if it does not say. Asks it to close a socket that
 /// does not exist.
 #[must_use]
-pub fn can_end_sockets() -> Option<bool> {
+pub(crate) fn can_end_sockets() -> Option<bool> {
     let kernel = SockDiag::open().ok()?;
     match kernel.destroy_named(INET, proto::TCP as u8, &[0; ID]) {
         Ok(()) => Some(true),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Returns where the cgroup v2 hierarchy is mounted, if it is: at `/sys/fs/cgroup`, on hybrid hosts
 /// at `/sys/fs/cgroup/unified`, or anywhere else.
 #[must_use]
-pub fn cgroup_root() -> Option<PathBuf> {
+pub(crate) fn cgroup_root() -> Option<PathBuf> {
     root_in(&fs::read_to_string("/proc/self/mountinfo").ok()?)
 }
 

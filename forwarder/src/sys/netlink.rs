@@ -24,7 +24,7 @@ fn open(protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
 }
 
 /// Opens a socket that receives the notifications of groups, given as a mask.
-pub(super) fn subscribe(protocol: Option<Protocol>, groups: u32) -> Result<OwnedFd, Errno> {
+pub(crate) fn subscribe(protocol: Option<Protocol>, groups: u32) -> Result<OwnedFd, Errno> {
     let socket = open(protocol)?;
     bind(&socket, &SocketAddrNetlink::new(0, groups))?;
     rustix::io::ioctl_fionbio(&socket, true)?;
@@ -33,7 +33,7 @@ pub(super) fn subscribe(protocol: Option<Protocol>, groups: u32) -> Result<Owned
 
 /// Returns the kernel's answers to a dump request for which `read` returns a value. A kernel that
 /// does not know the request has no such objects.
-pub(super) fn dump<T>(
+pub(crate) fn dump<T>(
     protocol: Option<Protocol>,
     kind: u16,
     request: &[u8],

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel's interfaces below both the datapath and the sources of updates: netlink, network
+//! namespaces, cgroups, processes. Knows nothing of containers and of BPF.
+
+pub(crate) mod cgroup;
+mod ethtool;
+pub(crate) mod netlink;
+pub(crate) mod netns;
+pub(crate) mod sock_diag;
