@@ -12,11 +12,11 @@ use std::path::Path;
 
 use super::defrag;
 use super::pins::Pins;
-use crate::sys::netns::Background;
+use crate::sys::netlink::Route;
 use anyhow::{Context, Result, bail};
 use forwarder_state::desired_state::DEFRAG_LOOPBACK;
 use rtnetlink::packet_route::route::RouteScope;
-use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder, new_connection};
+use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
@@ -37,8 +37,7 @@ pub async fn make_defrag_loopback(bpffs_dir: &Path) -> Result<()> {
     let pins = Pins::below(bpffs_dir);
     pins.make()?;
     defrag::switch_on(&pins.defrag())?;
-    let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
-    let _answers = Background::spawn(connection);
+    let kernel = Route::open()?;
     if find()?.is_none() {
         let device = LinkBridge::new(DEFRAG_LOOPBACK).mtu(MTU).arp(false).build();
         let added = kernel.link().add(device).execute().await;
@@ -70,8 +69,7 @@ pub(super) async fn remove() -> Result<()> {
     let Some(index) = find()? else {
         return Ok(());
     };
-    let (connection, kernel, _) = new_connection().context("cannot open a netlink socket")?;
-    let _answers = Background::spawn(connection);
+    let kernel = Route::open()?;
     let gone = kernel.link().del(index).execute().await;
     gone.with_context(|| format!("cannot remove the device {DEFRAG_LOOPBACK}"))
 }

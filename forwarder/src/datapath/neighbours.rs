@@ -10,9 +10,8 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::{Handle, new_connection};
 
-use crate::sys::netns::Background;
+use crate::sys::netlink::Route;
 
 /// Deletes the kernel's neighbour entry of an address behind a bridge, and with it the packets that
 /// wait there for an answer (`arp_queue`, for seconds). An entry that the administrator added
@@ -21,15 +20,14 @@ use crate::sys::netns::Background;
 /// # Errors
 /// The kernel refuses.
 pub(super) async fn forget(bridge: u32, address: Ipv4Addr) -> Result<()> {
-    let (connection, handle, _) = new_connection().context("cannot open a netlink socket")?;
-    let _answers = Background::spawn(connection);
-    let Some(entry) = find(&handle, bridge, address).await? else {
+    let route = Route::open()?;
+    let Some(entry) = find(&route, bridge, address).await? else {
         return Ok(());
     };
     if entry.header.state == NeighbourState::Permanent {
         return Ok(());
     }
-    match handle.neighbours().del(entry).execute().await {
+    match route.neighbours().del(entry).execute().await {
         // The kernel has removed the entry in the meantime.
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -GONE => Ok(()),
         other => other.with_context(|| format!("cannot delete the neighbour entry of {address}")),
@@ -39,8 +37,8 @@ pub(super) async fn forget(bridge: u32, address: Ipv4Addr) -> Result<()> {
 /// `ENOENT`.
 const GONE: i32 = rustix::io::Errno::NOENT.raw_os_error();
 
-async fn find(handle: &Handle, bridge: u32, address: Ipv4Addr) -> Result<Option<NeighbourMessage>> {
-    let all = handle.neighbours().get();
+async fn find(route: &Route, bridge: u32, address: Ipv4Addr) -> Result<Option<NeighbourMessage>> {
+    let all = route.neighbours().get();
     let mut dump = Box::pin(all.set_address_family(AddressFamily::Inet).execute());
     let destination = NeighbourAttribute::Destination(NeighbourAddress::from(IpAddr::V4(address)));
     while let Some(entry) = dump.try_next().await.context("cannot list neighbours")? {

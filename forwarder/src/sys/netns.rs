@@ -9,19 +9,19 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::ethtool::Ethtool;
+use super::netlink::Route;
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use nix::sys::socket::getsockopt;
 use nix::{getsockopt_impl, libc, sockopt_impl};
+use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use rtnetlink::{Handle, new_connection};
 use rustix::fs::FsWord;
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::task::JoinHandle;
 
 sockopt_impl!(
     /// `SO_NETNS_COOKIE`, since Linux 5.14.
@@ -50,40 +50,18 @@ pub(crate) fn netns_cookie_of(socket: impl AsFd) -> Result<u64> {
         .context("the kernel has no cookies of network namespaces (Linux 5.14 or later is needed)")
 }
 
-/// A task that ends with its owner.
-pub(crate) struct Background(JoinHandle<()>);
-
-impl Background {
-    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(tokio::spawn(task))
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// A netlink socket of the agent's namespace, for requests.
-pub(crate) struct Namespaces {
-    handle: Handle,
-    _answers: Background,
-}
+/// Questions about other namespaces, over a connection in ours.
+pub(crate) struct Namespaces(Route);
 
 impl Namespaces {
-    /// Opens the socket. Needs a tokio runtime.
+    /// Opens the connection. Needs a tokio runtime.
     pub(crate) fn open() -> Result<Self> {
-        let (connection, handle, _) = new_connection().context("cannot open a netlink socket")?;
-        Ok(Self {
-            handle,
-            _answers: Background::spawn(connection),
-        })
+        Route::open().map(Self)
     }
 
-    /// Returns the handle, for dumps of our own namespace.
-    pub(crate) fn handle(&self) -> &Handle {
-        &self.handle
+    /// Returns the connection, for dumps of our own namespace.
+    pub(crate) fn route(&self) -> &Route {
+        &self.0
     }
 
     /// Returns the kernel's number for a namespace; none while no link of ours leads there.
@@ -94,7 +72,7 @@ impl Namespaces {
         ));
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
         request.header.flags = NLM_F_REQUEST;
-        let mut answers = self.handle.clone().request(request).ok()?;
+        let mut answers = Handle::clone(&self.0).request(request).ok()?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(message)) =
                 answer.payload
@@ -113,7 +91,7 @@ impl Namespaces {
 
     /// Returns a device of another namespace; none if it or the namespace has gone.
     pub(crate) async fn link(&self, netns: i32, index: u32) -> Option<LinkMessage> {
-        let mut request = self.handle.link().get().match_index(index);
+        let mut request = self.0.link().get().match_index(index);
         request
             .message_mut()
             .attributes

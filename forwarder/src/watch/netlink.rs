@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::routes::Routes;
-use crate::sys::netns::{Background, Namespaces};
+use crate::sys::netlink::Notices;
+use crate::sys::netns::Namespaces;
 use anyhow::{Context, Result};
 use forwarder_state::host_state::{Address, Link, LinkLayer, Mac, Peer, Update};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -15,7 +16,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::nsid::NsidAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 
@@ -70,11 +71,9 @@ async fn follow(
     subscribed: &Notify,
     updates: &Sender<Update>,
 ) -> Result<()> {
-    let (connection, _handle, mut notices) = new_multicast_connection(&GROUPS)
-        .context("cannot subscribe to the kernel's netlink notifications")?;
-    let _reader = Background::spawn(connection);
+    let mut notices = Notices::of(&GROUPS)?;
     let mut links = Vec::new();
-    let mut dump = Box::pin(namespaces.handle().link().get().execute());
+    let mut dump = Box::pin(namespaces.route().link().get().execute());
     while let Some(message) = dump
         .try_next()
         .await
@@ -92,13 +91,13 @@ async fn follow(
     subscribed.notify_one();
     while !closed && !updates.is_closed() {
         // Takes the next notification, or does the pending reads as soon as none waits.
-        let next = match notices.next().now_or_never() {
+        let next = match notices.stream.next().now_or_never() {
             Some(next) => next,
             None => {
                 let due = std::mem::take(&mut due);
                 closed = settle(namespaces, updates, due, &mut routes).await?;
                 tokio::select! {
-                    next = notices.next() => next,
+                    next = notices.stream.next() => next,
                     () = updates.closed() => return Ok(()),
                 }
             }
@@ -130,7 +129,7 @@ async fn settle(
 ) -> Result<bool> {
     let mut closed = false;
     if due.addresses {
-        let dump = namespaces.handle().address().get().execute();
+        let dump = namespaces.route().address().get().execute();
         let messages: Vec<_> = dump
             .try_collect()
             .await
@@ -151,7 +150,7 @@ async fn settle(
 /// Reads all IPv4 routes; keeps the relevant ones.
 async fn read_routes(namespaces: &Namespaces) -> Result<Routes> {
     let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let mut dump = namespaces.handle().route().get(all).execute();
+    let mut dump = namespaces.route().route().get(all).execute();
     let mut routes = Routes::default();
     while let Some(route) = dump.try_next().await.context("cannot list the routes")? {
         routes.add(&route, false);

@@ -4,19 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crate::preflight;
-use crate::sys::netlink::{dump, subscribe};
+use crate::sys::netlink::{dump, protocols, subscribe};
 use anyhow::{Context, Result};
 use forwarder_state::host_state::Update;
 use forwarder_state::others::{self, Others, Shaping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::netlink;
 use rustix::net::{RecvFlags, recv};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
@@ -73,14 +72,16 @@ pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
 fn listen(changed: &Arc<Notify>) -> Result<()> {
     let mut sockets = Vec::new();
     for (protocol, groups) in [
-        (None, ROUTE_GROUPS),
-        (Some(netlink::NETFILTER), NETFILTER_GROUPS),
-        (Some(netlink::XFRM), XFRM_GROUPS),
+        (protocols::NETLINK_ROUTE, ROUTE_GROUPS),
+        (protocols::NETLINK_NETFILTER, NETFILTER_GROUPS),
+        (protocols::NETLINK_XFRM, XFRM_GROUPS),
     ] {
         match subscribe(protocol, groups) {
             Ok(socket) => sockets.push(socket),
             // A kernel built without this protocol has nothing to report.
-            Err(error) => tracing::debug!("no notifications of {protocol:?}: {error}"),
+            Err(error) => {
+                tracing::debug!("no notifications of netlink protocol {protocol}: {error}");
+            }
         }
     }
     let changed = Arc::downgrade(changed);
@@ -99,7 +100,7 @@ fn listen(changed: &Arc<Notify>) -> Result<()> {
 
 /// Waits some time for notifications and reads all of them. Everything is read again anyway, even
 /// if some were lost.
-fn wait(sockets: &[OwnedFd]) -> bool {
+fn wait(sockets: &[impl AsFd]) -> bool {
     let mut all: Vec<_> = sockets
         .iter()
         .map(|socket| PollFd::new(socket, PollFlags::IN))
@@ -129,8 +130,18 @@ fn has_legacy_tables() -> bool {
 pub(crate) fn read_kernel() -> Others {
     Others {
         shaped: shaped(),
-        policies: dump(Some(netlink::XFRM), GET_POLICY, &[0; 64], others::policy),
-        routing: dump(None, GET_RULE, &head(IPV4, 12), others::routing_rule),
+        policies: dump(
+            protocols::NETLINK_XFRM,
+            GET_POLICY,
+            &[0; 64],
+            others::policy,
+        ),
+        routing: dump(
+            protocols::NETLINK_ROUTE,
+            GET_RULE,
+            &head(IPV4, 12),
+            others::routing_rule,
+        ),
         ..Others::default()
     }
 }
@@ -156,7 +167,12 @@ fn head(family: u8, octets: usize) -> Vec<u8> {
 
 fn shaped() -> BTreeMap<u32, Shaping> {
     let mut shaped: BTreeMap<u32, Shaping> = BTreeMap::new();
-    for (index, qdisc) in dump(None, GET_QDISC, &head(0, 20), others::qdisc) {
+    for (index, qdisc) in dump(
+        protocols::NETLINK_ROUTE,
+        GET_QDISC,
+        &head(0, 20),
+        others::qdisc,
+    ) {
         match qdisc {
             others::Qdisc::Shapes(kind) => {
                 shaped.entry(index).or_default().outward = Some(format!("a queue ({kind})"));
@@ -166,9 +182,14 @@ fn shaped() -> BTreeMap<u32, Shaping> {
                     let mut request = head(0, 20);
                     request[4..8].copy_from_slice(&index.to_ne_bytes());
                     request[12..16].copy_from_slice(&parent.to_ne_bytes());
-                    dump(None, GET_FILTER, &request, others::filter)
-                        .into_iter()
-                        .next()
+                    dump(
+                        protocols::NETLINK_ROUTE,
+                        GET_FILTER,
+                        &request,
+                        others::filter,
+                    )
+                    .into_iter()
+                    .next()
                 };
                 if let Some(what) = filters(INGRESS) {
                     shaped.entry(index).or_default().inward = Some(what);
