@@ -10,15 +10,15 @@ mod tests;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use forwarder_common::abi::PortRange;
-use rustix::mount::MountFlags;
-use serde::{Deserialize, Serialize};
-
 use crate::config::{Attach, Config};
 use crate::datapath;
 use crate::trusted;
+use anyhow::{Context, Result, bail};
+use forwarder_common::abi::PortRange;
 use forwarder_state::others::{Firewall, Others, Reach, netfilter};
+use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
+
 use probe::{Bpffs, Docker, Probe};
 
 /// The oldest kernel with everything that is needed.
@@ -292,13 +292,7 @@ fn attach(probe: &Probe, config: &Config) -> Finding {
             format!("Linux {} has no tcx", probe.kernel),
             "use --attach auto, or a kernel from 6.6 on",
         ),
-        Attach::Auto | Attach::Clsact if probe.tc => {
-            Finding::ok("programs are attached by clsact filters")
-        }
-        Attach::Auto | Attach::Clsact => Finding::fatal(
-            "the program tc is missing, which removes clsact qdiscs",
-            "install it (Debian: iproute2)",
-        ),
+        Attach::Auto | Attach::Clsact => Finding::ok("programs are attached by clsact filters"),
     }
 }
 

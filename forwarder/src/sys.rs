@@ -6,4 +6,5 @@ pub(crate) mod cgroup;
 mod ethtool;
 pub(crate) mod netlink;
 pub(crate) mod netns;
+pub(crate) mod qdisc;
 pub(crate) mod sock_diag;

@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::pins::{self, Pins};
+use crate::sys::qdisc;
+use crate::trusted;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -20,9 +22,6 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
 use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
-
-use super::pins::{self, Pins};
-use crate::trusted;
 
 /// The priority of our clsact filters: after everybody who chose a priority.
 const PRIORITY: u16 = 0xc000;
@@ -336,38 +335,20 @@ async fn once_taken_off<T>(mut attach: impl FnMut() -> Result<T>) -> Result<T> {
 }
 
 /// Removes all recorded clsact filters, and the qdiscs that were created for them.
-pub(super) fn remove_filters(dir: &Path) -> Result<()> {
+pub(super) async fn remove_filters(dir: &Path) -> Result<()> {
     let names = pins::entries(dir)?;
     for (ifindex, hook) in names.iter().filter_map(|name| pins::parse(name)) {
         remove_filter(dir, ifindex, hook)?;
     }
     for name in names.iter().filter(|name| name.ends_with("-qdisc")) {
         let index = name.split('-').next().and_then(|index| index.parse().ok());
-        if let Some(device) = index.and_then(name_of) {
-            remove_qdisc(&device)?;
+        if let Some(index) = index {
+            qdisc::remove_clsact(index)
+                .await
+                .with_context(|| format!("cannot remove the clsact qdisc of device {index}"))?;
         }
     }
     pins::remove_tree(dir)
-}
-
-/// Removes a clsact qdisc from a device, unless somebody else has filters there.
-fn remove_qdisc(device: &str) -> Result<()> {
-    // No library call removes a qdisc; every host with clsact has `tc`.
-    let tc = |words: &[&str]| {
-        let done = Command::new("tc").args(words).output();
-        done.with_context(|| {
-            format!("cannot remove the clsact qdisc from {device}: is tc installed?")
-        })
-    };
-    for direction in ["ingress", "egress"] {
-        if !tc(&["filter", "show", "dev", device, direction])?
-            .stdout
-            .is_empty()
-        {
-            return Ok(());
-        }
-    }
-    tc(&["qdisc", "del", "dev", device, "clsact"]).map(drop)
 }
 
 /// Returns the current name of a device, which may have been renamed.

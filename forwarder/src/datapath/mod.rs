@@ -371,7 +371,7 @@ const FAR_ENDS: &str = "far-ends";
 /// inside containers. Works without an agent, and if nothing is there.
 pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     untracked::remove();
-    hooks::remove_filters(&state_dir.join(CLSACT))?;
+    hooks::remove_filters(&state_dir.join(CLSACT)).await?;
     pins::remove_all(bpffs_dir)?;
     defrag_loopback::remove().await?;
     peer_veths::restore_all(&state_dir.join(FAR_ENDS)).await

@@ -47,8 +47,6 @@ pub(super) struct Probe {
     pub(super) btf: bool,
     /// Whether the kernel has tcx.
     pub(super) tcx: bool,
-    /// Whether the program `tc` is installed.
-    pub(super) tc: bool,
     pub(super) bpffs: Bpffs,
     /// Directories of ours that others than root can change.
     pub(super) foreign: Vec<String>,
@@ -125,7 +123,6 @@ impl Probe {
             jit: read("/proc/sys/net/core/bpf_jit_enable").trim() != "0",
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             tcx: datapath::has_tcx(),
-            tc: program("tc").is_some(),
             bpffs: bpffs(&config.bpffs_dir),
             foreign: [&config.state_dir, &config.bpffs_dir]
                 .into_iter()

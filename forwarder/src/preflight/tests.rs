@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 
 use super::dockerd::{Proxy, Setup};
 use super::*;
-use std::collections::BTreeMap;
-
 use forwarder_state::others::{Others, Ruleset};
+use std::collections::BTreeMap;
 
 /// Returns a host without any problem.
 fn good() -> Probe {
@@ -21,7 +20,6 @@ fn good() -> Probe {
         jit: true,
         btf: true,
         tcx: true,
-        tc: true,
         bpffs: Bpffs::Mounted("/sys/fs/bpf".into()),
         foreign: Vec::new(),
         docker: Docker::Answers("20.10.24".into()),
@@ -272,8 +270,8 @@ fn dockerd_setup_is_explained() {
 
 #[test]
 fn attach_mode_follows_the_kernel() {
-    let with = |attach, tcx, tc| {
-        let probe = Probe { tcx, tc, ..good() };
+    let with = |attach, tcx| {
+        let probe = Probe { tcx, ..good() };
         lines(
             Level::Fatal,
             &probe,
@@ -283,12 +281,10 @@ fn attach_mode_follows_the_kernel() {
             },
         )
     };
-    assert!(with(Attach::Auto, true, false).is_empty());
-    assert!(with(Attach::Auto, false, true).is_empty());
-    assert!(with(Attach::Clsact, true, true).is_empty());
-    assert!(with(Attach::Tcx, false, true)[0].contains("no tcx: use --attach auto"));
-    assert!(with(Attach::Clsact, true, false)[0].contains("iproute2"));
-    assert!(with(Attach::Auto, false, false)[0].contains("iproute2"));
+    assert!(with(Attach::Auto, true).is_empty());
+    assert!(with(Attach::Auto, false).is_empty());
+    assert!(with(Attach::Clsact, true).is_empty());
+    assert!(with(Attach::Tcx, false)[0].contains("no tcx: use --attach auto"));
 }
 
 #[test]
