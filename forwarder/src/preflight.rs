@@ -222,11 +222,6 @@ fn others(probe: &Probe) -> Vec<Finding> {
 /// The default address pools of dockerd.
 const POOLS: [([u8; 4], u8); 2] = [([172, 16, 0, 0], 12), ([192, 168, 0, 0], 16)];
 
-/// Finds a program on the path, or in the directories of programs for root.
-pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
-    probe::program(name)
-}
-
 /// Reads the netfilter rules, as far as they can be read.
 pub(crate) fn read_firewall() -> Firewall {
     probe::firewall()

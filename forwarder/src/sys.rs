@@ -6,5 +6,6 @@ pub(crate) mod cgroup;
 mod ethtool;
 pub(crate) mod netlink;
 pub(crate) mod netns;
+pub(crate) mod process;
 pub(crate) mod qdisc;
 pub(crate) mod sock_diag;

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::preflight::program;
+use crate::sys::process::program;
 use anyhow::{Context, Result, bail, ensure};
 use forwarder_common::mark::OURS_ALONE;
 use forwarder_state::others::netfilter::TABLE;

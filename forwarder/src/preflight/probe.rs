@@ -12,11 +12,13 @@ use super::dockerd::Setup;
 use crate::config::Config;
 use crate::datapath;
 use crate::sys;
+use crate::sys::process::{named, program};
 use crate::trusted;
 use crate::watch;
 use forwarder_state::desired::is_named_as_dockers;
 use forwarder_state::host_state::Update;
 use forwarder_state::others::{Firewall, Others, Ruleset};
+use procfs::process::Process;
 use rustix::fs::FsWord;
 use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc};
@@ -113,6 +115,7 @@ impl Probe {
                 .lines()
                 .any(|line| line.split_whitespace().any(|word| word == wanted))
         };
+        let names = names();
         Self {
             lacks: lacks(),
             refused: Vec::new(),
@@ -138,12 +141,12 @@ impl Probe {
             firewall: firewall(),
             others: watch::others::read_kernel(),
             untracks: datapath::untracked::is_possible(),
-            names: names(),
+            names: names.clone(),
             dockerd: Setup::take(),
             proxies: proxies(),
             forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",
             ipv6: with_ipv6(&read("/proc/self/net/if_inet6")),
-            devices: devices(&read("/proc/self/net/dev")),
+            devices: names.into_values().collect(),
         }
     }
 }
@@ -262,15 +265,6 @@ pub(super) fn firewall() -> Firewall {
     firewall
 }
 
-/// Finds a program on the path, or in the directories of programs for root.
-pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = std::env::split_paths(&path);
-    own.chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
-}
-
 fn output(program: &Path, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new(program);
     command
@@ -284,42 +278,16 @@ fn output(program: &Path, arguments: &[&str]) -> Option<String> {
 /// Returns the number of docker-proxy processes for IPv4. For IPv6 they are allowed: our own shim
 /// becomes one.
 fn proxies() -> usize {
-    let is_v4 = |process: &PathBuf| {
-        let line = read_bytes(&process.join("cmdline"));
-        let words: Vec<_> = line.split(|&byte| byte == 0).collect();
-        let host = words.iter().position(|word| *word == b"-host-ip");
+    let is_v4 = |process: &Process| {
+        let words = process.cmdline().unwrap_or_default();
+        let host = words.iter().position(|word| word == "-host-ip");
         host.and_then(|at| words.get(at + 1))
-            .is_none_or(|address| !address.contains(&b':'))
+            .is_none_or(|address| !address.contains(':'))
     };
-    processes("docker-proxy")
+    named("docker-proxy")
         .iter()
         .filter(|process| is_v4(process))
         .count()
-}
-
-/// Returns the processes with this name in our network namespace, by their directories under
-/// `/proc`.
-pub(super) fn processes(name: &str) -> Vec<PathBuf> {
-    let Ok(ours) = fs::read_link("/proc/self/ns/net") else {
-        return Vec::new();
-    };
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.map(|entry| entry.path())
-        .filter(|process| {
-            read_bytes(&process.join("comm")).trim_ascii_end() == name.as_bytes()
-                && fs::read_link(process.join("ns/net")).is_ok_and(|theirs| theirs == ours)
-        })
-        .collect()
-}
-
-fn read_bytes(path: &Path) -> Vec<u8> {
-    fs::read(path).unwrap_or_default()
-}
-
-/// Returns the names in `/proc/net/dev`: two lines of headings, then `NAME: numbers`.
-fn devices(text: &str) -> BTreeSet<String> {
-    let rows = text.lines().skip(2).filter_map(|line| line.split_once(':'));
-    rows.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
 /// Parses two numbers.
@@ -371,12 +339,6 @@ mod tests {
         assert_eq!(local_ports(""), None);
         assert_eq!(port_list("80,8000-8080\n"), [(80, 80), (8000, 8080)]);
         assert_eq!(port_list("\n"), []);
-    }
-
-    #[test]
-    fn device_names_are_read() {
-        let text = "Inter-|   Receive\n face |bytes\n    lo: 0 0\n  eth0:12 3\n";
-        assert_eq!(devices(text), BTreeSet::from(["lo".into(), "eth0".into()]));
     }
 
     /// A directory with other things in it is no mount point.

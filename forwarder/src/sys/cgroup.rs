@@ -3,8 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use procfs::process::MountInfo;
 
 /// Returns where the cgroup v2 hierarchy is mounted, if it is: at `/sys/fs/cgroup`, on hybrid hosts
 /// at `/sys/fs/cgroup/unified`, or anywhere else.
@@ -13,25 +15,22 @@ pub(crate) fn cgroup_root() -> Option<PathBuf> {
     root_in(&fs::read_to_string("/proc/self/mountinfo").ok()?)
 }
 
-/// Reads `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`): `ID PARENT DEVICE ROOT POINT OPTIONS
-/// FIELDS… - TYPE SOURCE OPTIONS`. Prefers a mount of the whole hierarchy to a mount of a part of
-/// it.
+/// Reads `/proc/self/mountinfo`. Prefers a mount of the whole hierarchy to a mount of a part of it.
+/// A line that cannot be parsed is skipped.
 fn root_in(mounts: &str) -> Option<PathBuf> {
-    let points = mounts.lines().filter_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        filesystem
-            .starts_with("cgroup2 ")
-            .then(|| (root != "/", unescaped(point)))
-    });
-    points.min_by_key(|(part, _)| *part).map(|(_, point)| point)
+    let mounts = mounts
+        .lines()
+        .filter_map(|line| MountInfo::from_line(line).ok());
+    mounts
+        .filter(|mount| mount.fs_type == "cgroup2")
+        .min_by_key(|mount| mount.root != "/")
+        .map(|mount| unescaped(&mount.mount_point))
 }
 
 /// Decodes spaces and backslashes, which the file writes as `\ooo`.
-fn unescaped(text: &str) -> PathBuf {
+fn unescaped(path: &Path) -> PathBuf {
     let mut octets = Vec::new();
-    let mut rest = text.as_bytes();
+    let mut rest = path.as_os_str().as_bytes();
     while let Some((&first, others)) = rest.split_first() {
         let digits = others.get(..3).filter(|_| first == b'\\');
         let octal = digits
