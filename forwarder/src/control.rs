@@ -2,8 +2,6 @@
 //! The control socket: each query and each answer is one line of JSON. Shims stay connected; their
 //! lines go to [`crate::watch::shim`].
 
-mod lines;
-
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,21 +10,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch::claim;
+use crate::watch::lines::Lines;
+use crate::watch::shim::{self, ShimEvent};
 use anyhow::{Context, Result, anyhow, bail};
 use forwarder_protocol::line;
+use forwarder_protocol::query::{self, Answer};
+
 pub use forwarder_protocol::place::socket;
 pub use forwarder_protocol::query::Verb;
-use forwarder_protocol::query::{self, Answer};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
-
-use crate::watch::claim;
-use crate::watch::shim::{self, ShimEvent};
-pub(crate) use lines::Lines;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -6,6 +6,7 @@ pub(crate) mod claim;
 mod dial;
 pub mod docker;
 mod inspect;
+pub(crate) mod lines;
 pub mod netlink;
 pub(crate) mod others;
 pub mod reverse_path;

@@ -5,16 +5,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::claim;
+use super::lines::Lines;
 use anyhow::{Context, Result};
 use forwarder_protocol::line;
+use forwarder_state::host_state::ShimId;
+
 pub use forwarder_protocol::shim::{Binding, ShimReply, ShimRequest};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
-
-use super::claim;
-use crate::control::Lines;
-use forwarder_state::host_state::ShimId;
 
 /// Whether the caller may make the request: it holds the port, or why it does not.
 pub type Proof = Result<(), String>;
