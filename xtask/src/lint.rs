@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask lint`: format, clippy and documentation, each without a warning, a licence in the
-//! first line of each source file, and short names of tests.
+//! first line of each source file, short names of tests, and [`layers`].
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{step::step, workspace::Workspace};
+use crate::{layers, step::step, workspace::Workspace};
 
 /// A check that passes or fails as a whole.
 pub(crate) struct Check {
@@ -123,7 +123,7 @@ fn test_functions(source: &str) -> Vec<&str> {
 }
 
 /// All Rust files below a folder, but for build folders and hidden ones.
-fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry?;
@@ -155,6 +155,7 @@ impl Check {
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     licences(&workspace.root)?;
     test_names(&workspace.root)?;
+    layers::check(&workspace.root)?;
     [FORMAT, CLIPPY, DOC]
         .iter()
         .try_for_each(|check| check.run(workspace))

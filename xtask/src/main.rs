@@ -10,7 +10,8 @@
 //! - [`mod@test`] runs every tier of tests and adds up their results ([`totals`]); [`vm`] is the
 //!   tier that boots other kernels ([`kernels`]).
 //! - [`differential`], [`mod@bench`], [`fuzz`] and [`mutants`] are the longer runs.
-//! - [`lint`] checks what needs no test: licences, names of tests, format, clippy, documentation.
+//! - [`lint`] checks what needs no test: licences, names of tests, [`layers`], format, clippy,
+//!   documentation.
 //! - [`workspace`] asks cargo where things lie, [`apt`] installs Debian's packages, [`step`] shows
 //!   a long step, and [`beside`] runs one task on the CPU time that another one leaves.
 mod apt;
@@ -20,6 +21,7 @@ mod build;
 mod differential;
 mod fuzz;
 mod kernels;
+mod layers;
 mod lint;
 mod mutants;
 mod run;

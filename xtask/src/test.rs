@@ -15,7 +15,7 @@ use crate::{
     apt::{self, Need},
     beside::Beside,
     build::{self, TESTS},
-    fuzz,
+    fuzz, layers,
     lint::{self, CLIPPY, Check, DOC, FORMAT},
     mutants,
     totals::Totals,
@@ -152,6 +152,9 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
         });
         report.run("test names", || {
             lint::test_names(&workspace.root).map(|()| Totals::default())
+        });
+        report.run("layers", || {
+            layers::check(&workspace.root).map(|()| Totals::default())
         });
         check(report, &FORMAT);
         check(report, &CLIPPY);
