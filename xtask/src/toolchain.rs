@@ -18,10 +18,12 @@ use crate::workspace::forget_package;
 pub(crate) struct Pins {
     /// The version of bpf-linker that setup builds; a newer one on `PATH` is accepted too.
     pub(crate) bpf_linker: String,
-    /// The LLVM release of Debian's compiler, so that bpf-linker can read its bitcode.
+    /// The LLVM release of the compilers, so that bpf-linker can read their bitcode.
     pub(crate) llvm: String,
-    /// The rustup channel.
+    /// The rustup toolchain, with its date.
     pub(crate) nightly: String,
+    /// The version of Debian's compiler that the budgets were measured with.
+    pub(crate) rustc: String,
     /// The Debian packages that together are a compiler with its sources and LLVM's libraries.
     pub(crate) debian: Vec<String>,
 }
@@ -49,7 +51,11 @@ impl Pins {
             ebpf: Pins,
         }
         let manifest: Manifest = toml::from_str(manifest)?;
-        Ok(manifest.workspace.metadata.ebpf)
+        let mut pins = manifest.workspace.metadata.ebpf;
+        for package in &mut pins.debian {
+            *package = package.replace("{llvm}", &pins.llvm);
+        }
+        Ok(pins)
     }
 
     /// Returns what to do on a machine without any accepted compiler.
@@ -104,14 +110,12 @@ pub(crate) enum Choice {
 
 /// Chooses: what the user has installed takes precedence over what would have to be installed.
 pub(crate) fn choose(machine: &Machine, pins: &Pins) -> Choice {
-    let dated = format!("{}-", pins.nightly);
+    let of_host = format!("{}-", pins.nightly);
     let nightly = machine
         .rustup
         .iter()
-        .filter(|installed| installed.name == pins.nightly || installed.name.starts_with(&dated))
-        .filter(|installed| installed.has_sources)
-        // The shortest name is the channel itself, without a date.
-        .min_by_key(|installed| installed.name.len());
+        .filter(|installed| installed.name == pins.nightly || installed.name.starts_with(&of_host))
+        .find(|installed| installed.has_sources);
     let linker = machine
         .path_linker
         .as_ref()
@@ -194,8 +198,9 @@ mod tests {
     fn pins() -> Pins {
         Pins {
             bpf_linker: "0.13.0".into(),
-            llvm: "22".into(),
-            nightly: "nightly".into(),
+            llvm: "9".into(),
+            nightly: "nightly-2026-01-02".into(),
+            rustc: "1.2.3".into(),
             debian: vec![],
         }
     }
@@ -217,7 +222,7 @@ mod tests {
 
     #[test]
     fn complete_nightly_precedes_debian() {
-        let nightly = installed("nightly-x86_64-unknown-linux-gnu", true);
+        let nightly = installed("nightly-2026-01-02-x86_64-unknown-linux-gnu", true);
         let machine = Machine {
             rustup: vec![
                 installed("stable-x86_64-unknown-linux-gnu", true),
@@ -235,11 +240,17 @@ mod tests {
     #[test]
     fn incomplete_nightly_does_not_precede_debian() {
         let complete = Machine {
-            rustup: vec![installed("nightly-x86_64-unknown-linux-gnu", true)],
+            rustup: vec![installed(
+                "nightly-2026-01-02-x86_64-unknown-linux-gnu",
+                true,
+            )],
             path_linker: Some(linker("0.13.0")),
             has_apt: true,
         };
-        let no_sources = vec![installed("nightly-x86_64-unknown-linux-gnu", false)];
+        let no_sources = vec![installed(
+            "nightly-2026-01-02-x86_64-unknown-linux-gnu",
+            false,
+        )];
         for lacking in [
             Machine {
                 rustup: no_sources,
@@ -272,21 +283,47 @@ mod tests {
         }
     }
 
-    /// The channel goes before a date, and a newer linker serves.
+    /// Only the pinned date serves, and a newer linker.
     #[test]
-    fn channel_precedes_date_and_newer_linker_serves() {
-        let machine = Machine {
-            rustup: vec![
-                installed("nightly-2026-01-01-x86_64", true),
-                installed("nightly-x86_64", true),
-            ],
+    fn nightly_is_dated_and_newer_linker_serves() {
+        let others = ["nightly-2026-01-01-x86_64", "nightly-x86_64"];
+        let mut machine = Machine {
+            rustup: others.map(|name| installed(name, true)).into(),
             path_linker: Some(linker("0.14.1")),
             has_apt: false,
         };
+        assert_eq!(choose(&machine, &pins()), Choice::Nothing);
+        machine
+            .rustup
+            .push(installed("nightly-2026-01-02-x86_64", true));
         let Choice::Rustup(chosen, _) = choose(&machine, &pins()) else {
             panic!("not rustup's")
         };
-        assert_eq!(chosen.name, "nightly-x86_64");
+        assert_eq!(chosen.name, "nightly-2026-01-02-x86_64");
+    }
+
+    /// No document and no source names a compiler's version: they would differ some day.
+    #[test]
+    fn versions_are_named_in_one_place() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let pins = Pins::read(&root).unwrap();
+        let (llvm, nightly) = (&pins.llvm, &pins.nightly);
+        let versions = [
+            format!("llvm-{llvm}"),
+            format!("LLVM {llvm}"),
+            nightly.clone(),
+        ];
+        let mut files = crate::lint::sources(&root).unwrap();
+        for folder in [&root, &root.join("docs")] {
+            let entries = fs::read_dir(folder).unwrap().flatten();
+            let texts = entries.map(|entry| entry.path());
+            files.extend(texts.filter(|path| path.extension().is_some_and(|end| end == "md")));
+        }
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            let named = versions.iter().find(|version| text.contains(*version));
+            assert_eq!(named, None, "{}", file.display());
+        }
     }
 
     #[test]
