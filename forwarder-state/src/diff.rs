@@ -5,6 +5,7 @@
 //! protects is removed last. A hook finds its device's row when it is attached, and the row is
 //! removed after the hook.
 
+mod applied;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};

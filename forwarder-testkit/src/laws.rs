@@ -13,93 +13,26 @@ use forwarder_state::desired_state::{
 use forwarder_state::diff::{Change, diff};
 use proptest::prelude::*;
 
-/// What the kernel would hold after an operation.
+/// Applies an operation, which must fit what the kernel holds.
 pub fn apply(kernel: &mut Observed, op: &Change) {
-    let tables = &mut kernel.tables;
-    match op.clone() {
-        Change::Settings {
-            route_generation,
-            xdp_tcp,
-            route_mtu,
-            others,
-            lists6,
-        } => {
-            tables.route_generation = route_generation;
-            tables.xdp_tcp = xdp_tcp;
-            tables.route_mtu = route_mtu;
-            tables.others = others;
-            tables.lists6 = lists6;
-        }
-        Change::DefragLoopback(index) => tables.defrag_loopback = index,
-        Change::PutDevice(index, row) => _ = tables.devices.insert(index, row),
-        Change::DropDevice(index) => _ = tables.devices.remove(&index),
-        Change::PutEndpoint {
-            key,
-            slot,
-            endpoint,
-        } => {
-            tables.endpoints.insert(key, endpoint);
-            kernel.endpoint_slots.insert(key, slot);
-        }
+    match *op {
         Change::DropEndpoint { key, slot } => {
-            tables.endpoints.remove(&key);
-            assert_eq!(kernel.endpoint_slots.remove(&key), Some(slot));
+            assert_eq!(kernel.endpoint_slots.get(&key), Some(&slot));
         }
         Change::PutNetwork {
             bridge,
-            row,
             default_endpoint,
+            ..
         } => {
-            assert_eq!(
-                kernel.endpoint_slots.get(&EndpointKey::Floor(bridge)),
-                Some(&default_endpoint)
-            );
-            tables.networks.insert(bridge, row);
-        }
-        Change::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
-        Change::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
-        Change::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
-        Change::PutLocal(range) => _ = tables.locals.insert(range),
-        Change::DropLocal(range) => _ = tables.locals.remove(&range),
-        Change::PutSource(key, source) => _ = tables.sources.insert(key, source),
-        Change::DropSource(key) => _ = tables.sources.remove(&key),
-        Change::PutPublished { key, slot, target } => {
-            tables.published.insert(key, target);
-            kernel.mapping_slots.insert(key, slot);
+            let key = EndpointKey::Floor(bridge);
+            assert_eq!(kernel.endpoint_slots.get(&key), Some(&default_endpoint));
         }
         Change::DropPublished { key, slot } => {
-            tables.published.remove(&key);
-            assert_eq!(kernel.mapping_slots.remove(&key), Some(slot));
+            assert_eq!(kernel.mapping_slots.get(&key), Some(&slot));
         }
-        Change::PutSeenAs(key, port) => _ = tables.seen_as.insert(key, port),
-        Change::DropSeenAs(key) => _ = tables.seen_as.remove(&key),
-        Change::PutTrusted(key) => _ = tables.trusted.insert(key),
-        Change::DropTrusted(key) => _ = tables.trusted.remove(&key),
-        Change::PutLink(key) => _ = tables.links.insert(key),
-        Change::DropLink(key) => _ = tables.links.remove(&key),
-        Change::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
-        Change::DropIngress(key) => _ = tables.ingress.remove(&key),
-        Change::PutIpv6(key, row) => _ = tables.ipv6.insert(key, row),
-        Change::DropIpv6(key) => _ = tables.ipv6.remove(&key),
-        Change::PutAllowed(key, word) => _ = tables.allowed.insert(key, word),
-        Change::DropAllowed(key) => _ = tables.allowed.remove(&key),
-        Change::Policy(policy) => tables.policy = policy,
-        Change::PutPort(veth, peer_veth) => _ = tables.ports.insert(veth, peer_veth),
-        Change::DropPort(veth) => _ = tables.ports.remove(&veth),
-        Change::Attach { ifindex, hook, xdp } => {
-            tables.hooks.insert((ifindex, hook));
-            if let Some(kind) = xdp {
-                tables.xdp.insert(ifindex, kind);
-            }
-        }
-        Change::Detach { ifindex, hook } => {
-            tables.hooks.remove(&(ifindex, hook));
-            tables.xdp.remove(&ifindex);
-        }
-        Change::AttachSocket(hook) => _ = tables.sockets.insert(hook),
-        Change::DetachSocket(hook) => _ = tables.sockets.remove(&hook),
-        Change::SeverSockets => {}
+        _ => {}
     }
+    kernel.apply(op);
 }
 
 /// What must hold after every single operation on the way from `before` to `after`.
@@ -205,6 +138,7 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                 route_mtu: generation % 2 * 1300,
                 others: generation % 3,
                 lists6: generation % 2 == 0,
+                defrag_loopback: generation % 3,
                 ..DesiredState::default()
             };
             let sockets = SocketHook::ALL.into_iter().take(uplinks as usize * 4);
