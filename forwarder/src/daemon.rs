@@ -47,20 +47,23 @@ const LISTING: Duration = Duration::from_secs(10);
 /// How often an agent that is not ready tries to apply what protects before it gives up.
 const ATTEMPTS: u32 = 3;
 
+/// The largest number of updates, or of shims' events, that are handled before a sync.
+const BATCH: usize = 1024;
+
 /// Everything the loop handles.
 enum Event {
-    /// A source sends an update.
-    Update(Update),
+    /// Sources have sent updates.
+    Updates(Vec<Update>),
     /// The command line sends a query.
     Query(Query),
     /// The administrator has changed the overrides.
     Overrides(Overrides),
-    /// A shim has sent a request or has gone.
-    ShimEvent(ShimEvent),
+    /// Shims have sent requests or have gone. Requests come in bursts: one sync answers all.
+    ShimEvents(Vec<ShimEvent>),
     /// A service of the host has bound a port.
     Bound,
     /// It is time to tell the programs that the agent is alive, and to try again what failed.
-    Heartbeat,
+    Housekeeping,
     /// It is time to compare the kernel with the desired state.
     Resync,
     /// The agent is asked to stop. What is armed stays in place and works without an agent.
@@ -86,99 +89,154 @@ pub async fn run(config: Config) -> Result<()> {
     }
 }
 
-async fn follow(mut config: Config, stop: &Stop) -> Result<()> {
+/// Handles events, one after the other. Whatever changes the host state is followed by one
+/// sync.
+async fn follow(config: Config, stop: &Stop) -> Result<()> {
     // This comes before the devices are listed, so that the list contains the defragmentation
     // loopback.
     let reassembles = reassemble(&config).await;
-    let mut sources = Sources::start(&config)?;
-    let mut host_state = HostState::default();
-    let mut agent: Option<Agent> = None;
-    let since = Instant::now();
-    let mut shims = Shims::new(since);
-    let mut ready = false;
-    let mut attempts = 0;
+    let mut daemon = Daemon::new(config, reassembles)?;
     loop {
-        let mut event = sources.next(stop).await;
-        let mut changed = false;
-        while let Event::Update(update) = event {
-            changed |= host_state.apply(update);
-            event = sources
-                .next_update()
-                .map_or(Event::Heartbeat, Event::Update);
-        }
-        match event {
-            Event::Update(_) => {}
-            Event::Query(Query { verb, reply }) => {
-                let answer = agent.as_mut().map(|agent| agent.answer(&host_state, verb));
-                // The receiver may have gone: then nobody waits for the answer.
-                let _ = reply.send(answer.unwrap_or_default());
-            }
-            Event::Overrides(rules) => {
-                config.rules = rules;
-                changed = true;
-            }
-            Event::ShimEvent(event) => {
-                // Requests come in bursts: one sync answers all of them.
-                let events = std::iter::successors(Some(event), |_| sources.next_shim_event());
-                for event in events {
-                    changed |= shims.handle(event, &mut host_state, Instant::now());
-                }
-            }
-            Event::Bound => {
-                if let Some(agent) = &mut agent {
-                    agent.ask_flows()?;
-                }
-            }
-            Event::Heartbeat => {
-                // A sync on every heartbeat ends the wait of a first start for Docker's lists at
-                // its limit.
-                changed |= agent.as_ref().is_some_and(|agent| !agent.is_armed());
-                changed |= shims.review(&mut host_state, Instant::now());
-                changed |= host_state.apply(watch::reverse_path::read(&host_state));
-                if let Some(agent) = &mut agent {
-                    changed |= agent.housekeeping(&host_state)?;
-                }
-            }
-            Event::Resync => changed = true,
+        let is_due = match daemon.sources.next(stop).await {
+            Event::Updates(updates) => daemon.apply(updates),
+            Event::Query(query) => daemon.answer(query),
+            Event::Overrides(rules) => daemon.replace_overrides(rules),
+            Event::ShimEvents(events) => daemon.handle_shims(events),
+            Event::Bound => daemon.ask_flows()?,
+            Event::Housekeeping => daemon.housekeeping()?,
+            Event::Resync => true,
             Event::Stop => return Ok(()),
             Event::Broken(error) => return Err(error),
+        };
+        if is_due {
+            daemon.sync(stop).await?;
         }
-        if changed {
-            shims.decide(&mut host_state, Instant::now());
+    }
+}
+
+/// What the loop works on. The methods that handle an event return whether a sync is due.
+struct Daemon {
+    config: Config,
+    sources: Sources,
+    host_state: HostState,
+    shims: Shims,
+    /// None until the host's own devices are known.
+    agent: Option<Agent>,
+    reassembles: bool,
+    since: Instant,
+    ready: bool,
+    attempts: u32,
+}
+
+impl Daemon {
+    fn new(config: Config, reassembles: bool) -> Result<Self> {
+        let sources = Sources::start(&config)?;
+        let since = Instant::now();
+        Ok(Self {
+            config,
+            sources,
+            host_state: HostState::default(),
+            shims: Shims::new(since),
+            agent: None,
+            reassembles,
+            since,
+            ready: false,
+            attempts: 0,
+        })
+    }
+
+    fn apply(&mut self, updates: Vec<Update>) -> bool {
+        let applied = updates
+            .into_iter()
+            .map(|update| self.host_state.apply(update));
+        applied.fold(false, |changed, one| changed | one)
+    }
+
+    fn answer(&mut self, Query { verb, reply }: Query) -> bool {
+        let agent = self.agent.as_mut();
+        let answer = agent.map(|agent| agent.answer(&self.host_state, verb));
+        // The receiver may have gone: then nobody waits for the answer.
+        let _ = reply.send(answer.unwrap_or_default());
+        false
+    }
+
+    fn replace_overrides(&mut self, rules: Overrides) -> bool {
+        self.config.rules = rules;
+        true
+    }
+
+    fn handle_shims(&mut self, events: Vec<ShimEvent>) -> bool {
+        let now = Instant::now();
+        let handled = events
+            .into_iter()
+            .map(|event| self.shims.handle(event, &mut self.host_state, now));
+        handled.fold(false, |changed, one| changed | one)
+    }
+
+    fn ask_flows(&mut self) -> Result<bool> {
+        if let Some(agent) = &mut self.agent {
+            agent.ask_flows()?;
         }
-        if !changed || !host_state.is_host_known() {
-            continue;
+        Ok(false)
+    }
+
+    fn housekeeping(&mut self) -> Result<bool> {
+        let mut changed = self.shims.review(&mut self.host_state, Instant::now());
+        changed |= self.read_reverse_paths();
+        if let Some(agent) = &mut self.agent {
+            // An agent that is not armed syncs every time: this ends the wait of a first start for
+            // Docker's lists at its limit.
+            changed |= agent.housekeeping(&self.host_state)? | !agent.is_armed();
         }
-        if agent.is_none() {
-            host_state.apply(watch::reverse_path::read(&host_state));
-            agent = Some(Agent::start(&config, &host_state, reassembles, stop)?);
-            sources.hear_programs(&config)?;
+        Ok(changed)
+    }
+
+    fn read_reverse_paths(&mut self) -> bool {
+        let update = watch::reverse_path::read(&self.host_state);
+        self.host_state.apply(update)
+    }
+
+    /// Brings the kernel to the desired state, and answers the shims that wait for it. The first
+    /// time it starts the agent.
+    async fn sync(&mut self, stop: &Stop) -> Result<()> {
+        self.shims.decide(&mut self.host_state, Instant::now());
+        if !self.host_state.is_host_known() {
+            return Ok(());
+        }
+        self.read_reverse_paths();
+        if self.agent.is_none() {
+            let agent = Agent::start(&self.config, &self.host_state, self.reassembles, stop)?;
+            self.agent = Some(agent);
+            self.sources.hear_programs(&self.config)?;
             // Updates that arrived in the meantime may complete the host state.
-            while let Some(update) = sources.next_update() {
-                host_state.apply(update);
-            }
+            let updates = self.sources.arrived();
+            self.apply(updates);
         }
-        let Some(agent) = &mut agent else { continue };
-        if !agent.is_armed() && is_listing(&host_state, since) {
-            continue;
+        let Some(agent) = &mut self.agent else {
+            return Ok(());
+        };
+        if !agent.is_armed() && is_listing(&self.host_state, self.since) {
+            return Ok(());
         }
-        agent.sync(&host_state, &config, stop).await?;
+        agent.sync(&self.host_state, &self.config, stop).await?;
         if stop.is_asked() {
             return Ok(());
         }
         agent.arm()?;
-        shims.synced(|port| agent.holds(&host_state, port));
-        if ready {
-            continue;
+        self.shims
+            .synced(|port| agent.holds(&self.host_state, port));
+        if self.ready {
+            return Ok(());
         }
         if let Some(why) = agent.unprotected() {
-            attempts += 1;
-            ensure!(attempts < ATTEMPTS, "cannot become ready: {why}");
-        } else if host_state.is_complete() {
-            announce_ipv6(&host_state);
-            announce(&host_state, agent.tables())?;
-            ready = true;
+            self.attempts += 1;
+            ensure!(self.attempts < ATTEMPTS, "cannot become ready: {why}");
+        } else if self.host_state.is_complete() {
+            announce_ipv6(&self.host_state);
+            announce(&self.host_state, agent.tables())?;
+            self.ready = true;
         }
+        Ok(())
     }
 }
 
@@ -279,28 +337,28 @@ impl Sources {
         Ok(())
     }
 
+    /// Waits for the next event. Updates and shims' events come with all others of their kind that
+    /// have arrived.
     async fn next(&mut self, stop: &Stop) -> Event {
+        let (mut updates, mut shim_events) = (Vec::new(), Vec::new());
         tokio::select! {
-            Some(update) = self.updates.recv() => Event::Update(update),
+            1.. = self.updates.recv_many(&mut updates, BATCH) => Event::Updates(updates),
             Some(query) = self.queries.recv() => Event::Query(query),
             Some(rules) = self.rules.recv() => Event::Overrides(rules),
-            Some(event) = self.shim_events.recv() => Event::ShimEvent(event),
+            1.. = self.shim_events.recv_many(&mut shim_events, BATCH) => {
+                Event::ShimEvents(shim_events)
+            }
             Some(()) = self.binds.recv() => Event::Bound,
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
-            _ = self.housekeeping.tick() => Event::Heartbeat,
+            _ = self.housekeeping.tick() => Event::Housekeeping,
             _ = self.resync.tick() => Event::Resync,
             () = stop.asked() => Event::Stop,
         }
     }
 
-    /// Returns a shim's request that has already arrived.
-    fn next_shim_event(&mut self) -> Option<ShimEvent> {
-        self.shim_events.try_recv().ok()
-    }
-
-    /// Returns an update that has already arrived.
-    fn next_update(&mut self) -> Option<Update> {
-        self.updates.try_recv().ok()
+    /// Returns the updates that have already arrived.
+    fn arrived(&mut self) -> Vec<Update> {
+        std::iter::from_fn(|| self.updates.try_recv().ok()).collect()
     }
 }
 
