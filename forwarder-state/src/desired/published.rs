@@ -52,8 +52,9 @@ pub(super) fn add_published(
                     continue;
                 };
                 let list = policy.rules.ingress(Some(container), &binding.host());
-                let target = target(key, address, binding.container_port, lists.id(&list));
-                tables.published.entry(key).or_insert(target);
+                let list = lists.id(&list);
+                let published = tables.published.entry(key);
+                published.or_insert_with(|| target(key, address, binding.container_port, list));
             }
         }
         for (network, endpoint) in &container.endpoints {
