@@ -171,13 +171,13 @@ pub fn diff<F: Family>(observed: &Observed<F>, desired: &DesiredState<F>) -> Vec
     Pass::ORDER.iter().flat_map(|step| step(&pass)).collect()
 }
 
-/// What one call compares, with the slot of each endpoint and mapping.
+/// What one call compares, with the slots of endpoints and mappings that have none yet.
 struct Pass<'a, F: Family> {
     observed: &'a Observed<F>,
     now: &'a DesiredState<F>,
     desired: &'a DesiredState<F>,
-    endpoint_slots: BTreeMap<EndpointKey<F>, u32>,
-    mapping_slots: BTreeMap<PortKey<F>, u32>,
+    new_endpoints: BTreeMap<EndpointKey<F>, u32>,
+    new_mappings: BTreeMap<PortKey<F>, u32>,
 }
 
 /// The changes of one table that belong in one place of the order.
@@ -244,23 +244,41 @@ impl<'a, F: Family> Pass<'a, F> {
             observed,
             now: &observed.tables,
             desired,
-            endpoint_slots: assigned(&observed.endpoint_slots, endpoints),
-            mapping_slots: assigned(&observed.mapping_slots, mappings),
+            new_endpoints: assigned(&observed.endpoint_slots, endpoints),
+            new_mappings: assigned(&observed.mapping_slots, mappings),
         }
+    }
+
+    /// Returns the slot of an endpoint that is desired.
+    fn endpoint_slot(&self, key: EndpointKey<F>) -> u32 {
+        let slot = self.observed.endpoint_slots.get(&key);
+        *slot.unwrap_or_else(|| &self.new_endpoints[&key])
+    }
+
+    /// Returns the slot of a mapping that is desired.
+    fn mapping_slot(&self, key: PortKey<F>) -> u32 {
+        let slot = self.observed.mapping_slots.get(&key);
+        *slot.unwrap_or_else(|| &self.new_mappings[&key])
     }
 }
 
-/// Returns the slot of each owner: a slot in use keeps its owner, and a new owner gets the lowest
-/// slot that was free when the pass began, so that no slot changes its owner within a pass. Slot 0
-/// has no owner.
+/// Assigns slots to the owners that have none: a slot in use keeps its owner, and a new owner gets
+/// the lowest slot that was free when the pass began, so that no slot changes its owner within a
+/// pass. Slot 0 has no owner.
 fn assigned<K: Ord + Copy>(
     observed: &BTreeMap<K, u32>,
     owners: impl Iterator<Item = K>,
 ) -> BTreeMap<K, u32> {
+    let mut slots = BTreeMap::new();
+    let mut new = owners
+        .filter(|owner| !observed.contains_key(owner))
+        .peekable();
+    if new.peek().is_none() {
+        return slots;
+    }
     let taken: BTreeSet<u32> = observed.values().copied().collect();
     let mut free = (1..).filter(|slot| !taken.contains(slot));
-    let mut slots = observed.clone();
-    for owner in owners {
+    for owner in new {
         slots
             .entry(owner)
             .or_insert_with(|| free.next().unwrap_or_default());

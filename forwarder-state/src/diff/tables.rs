@@ -94,7 +94,7 @@ impl<F: Family> Pass<'_, F> {
         let put = |(bridge, row)| Change::PutNetwork {
             bridge,
             row,
-            default_endpoint: self.endpoint_slots[&EndpointKey::Floor(bridge)],
+            default_endpoint: self.endpoint_slot(EndpointKey::Floor(bridge)),
         };
         changed(&self.now.networks, &self.desired.networks)
             .map(put)
@@ -156,7 +156,7 @@ impl<F: Family> Pass<'_, F> {
         let changed = changed(&self.now.endpoints, &self.desired.endpoints);
         let put = |(key, endpoint)| Change::PutEndpoint {
             key,
-            slot: self.endpoint_slots[&key],
+            slot: self.endpoint_slot(key),
             endpoint,
         };
         changed.filter(|(key, _)| is_meant(key)).map(put).collect()
@@ -203,7 +203,7 @@ impl<F: Family> Pass<'_, F> {
     pub(super) fn put_published(&self) -> Vec<Change<F>> {
         let put = |(key, target)| Change::PutPublished {
             key,
-            slot: self.mapping_slots[&key],
+            slot: self.mapping_slot(key),
             target,
         };
         changed(&self.now.published, &self.desired.published)
@@ -220,12 +220,9 @@ impl<F: Family> Pass<'_, F> {
             let slot = *self.observed.mapping_slots.get(&key)?;
             Some(Change::DropPublished { key, slot })
         };
-        self.now
-            .published
-            .iter()
-            .filter(leads_elsewhere)
-            .filter_map(drop)
-            .collect()
+        let differs = self.now.published != self.desired.published;
+        let rows = self.now.published.iter().filter(|_| differs);
+        rows.filter(leads_elsewhere).filter_map(drop).collect()
     }
 
     pub(super) fn put_seen_as(&self) -> Vec<Change<F>> {
@@ -344,7 +341,8 @@ impl<F: Family> Pass<'_, F> {
             let new = self.desired.published.get(key);
             new.is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
         };
-        let stays = self.now.published.iter().all(leads_there);
+        let (now, desired) = (&self.now.published, &self.desired.published);
+        let stays = now == desired || now.iter().all(leads_there);
         (!stays)
             .then_some(Change::SeverSockets)
             .into_iter()
@@ -371,12 +369,15 @@ fn interim(generation: u32) -> u32 {
     (!generation).max(1)
 }
 
-/// Returns the keys of `now` that `desired` lacks.
-fn gone<K: Ord + Copy, A, B>(
-    now: &BTreeMap<K, A>,
-    desired: &BTreeMap<K, B>,
+/// Returns the keys of `now` that `desired` lacks. Most tables are equal, which a comparison of the
+/// whole shows much sooner than one of each row.
+fn gone<K: Ord + Copy, V: PartialEq>(
+    now: &BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
 ) -> impl Iterator<Item = K> {
-    now.keys().filter(|key| !desired.contains_key(key)).copied()
+    let differs = now != desired;
+    let keys = now.keys().filter(move |_| differs);
+    keys.filter(|key| !desired.contains_key(key)).copied()
 }
 
 /// Returns the rows of `desired` that `now` lacks or has with another value.
@@ -384,9 +385,9 @@ fn changed<K: Ord + Copy, V: PartialEq + Copy>(
     now: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
 ) -> impl Iterator<Item = (K, V)> {
-    desired
-        .iter()
-        .filter(|(key, value)| now.get(key) != Some(value))
+    let differs = now != desired;
+    let rows = desired.iter().filter(move |_| differs);
+    rows.filter(|(key, value)| now.get(key) != Some(value))
         .map(|(&k, &v)| (k, v))
 }
 
