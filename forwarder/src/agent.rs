@@ -20,7 +20,9 @@ use forwarder_common::abi::{PortKey, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
 use forwarder_state::address::WireAddress as _;
 use forwarder_state::desired::{Policy, desired, port_key, port_key6};
-use forwarder_state::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, Key6, SocketHook};
+use forwarder_state::desired_state::{
+    DEFRAG_LOOPBACK, DesiredState, Hook, Key6, Observed, SocketHook,
+};
 use forwarder_state::diff::{Change, diff};
 use forwarder_state::host_state::{HostPort, HostState};
 use serde_json::Value;
@@ -33,6 +35,18 @@ fn is_given_back(host_state: &HostState, op: &Change) -> bool {
     };
     let mut given_back = host_state.unbound.iter().filter_map(port_key);
     given_back.any(|port| port == *key)
+}
+
+/// Returns the names of the devices that programs are to be attached to.
+fn names(host_state: &HostState, ops: &[Change]) -> BTreeMap<u32, String> {
+    let name = |op: &Change| {
+        let Change::Attach { ifindex, .. } = *op else {
+            return None;
+        };
+        let link = host_state.links.get(&ifindex)?;
+        Some((ifindex, link.name.clone()))
+    };
+    ops.iter().filter_map(name).collect()
 }
 
 /// The routing data that flows cache. When it changes, flows look up their routes again.
@@ -116,6 +130,12 @@ pub(crate) struct Agent {
     since: Instant,
     /// What the kernel should hold, as of the last sync.
     tables: DesiredState,
+    /// What the kernel holds: what was read last, with all changes since. None if it must be read.
+    held: Option<Observed>,
+    /// Whether `held` must be compared with the kernel.
+    is_doubted: bool,
+    /// Whether devices have changed since `held` was up to date.
+    devices_changed: bool,
     uplinks: Vec<Choice>,
     /// Uplinks whose driver refused XDP, and why.
     refused: BTreeMap<u32, String>,
@@ -203,6 +223,9 @@ impl Agent {
             exhaustion,
             since: Instant::now(),
             tables: DesiredState::default(),
+            held: None,
+            is_doubted: false,
+            devices_changed: false,
             uplinks: Vec::new(),
             refused: BTreeMap::new(),
             sockets,
@@ -235,7 +258,52 @@ impl Agent {
     pub(crate) fn ask_flows(&mut self) -> Result<()> {
         self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
         self.tables.policy = self.policy_generation;
+        if let Some(held) = &mut self.held {
+            held.tables.policy = self.policy_generation;
+        }
         self.datapath.ask_flows(self.policy_generation)
+    }
+
+    /// Makes the next sync compare everything that the agent has applied with what the kernel holds.
+    pub(crate) fn doubt(&mut self) {
+        self.is_doubted = true;
+    }
+
+    /// Makes the next sync read again what the kernel removes with a device.
+    pub(crate) fn devices_changed(&mut self) {
+        self.devices_changed = true;
+    }
+
+    /// Returns what the kernel holds. Nobody but the agent writes most of it, so it is read only at
+    /// the start, after an error, and when it is doubted.
+    fn observe(&mut self) -> Result<Observed> {
+        let devices_changed = std::mem::take(&mut self.devices_changed);
+        let is_doubted = std::mem::take(&mut self.is_doubted);
+        let held = match self.held.take() {
+            Some(mut held) if !is_doubted => {
+                if devices_changed {
+                    self.datapath.observe_devices(&mut held)?;
+                }
+                return Ok(held);
+            }
+            held => held,
+        };
+        let check_links = self.links_checked.elapsed() >= LINK_CHECK;
+        if check_links {
+            self.links_checked = Instant::now();
+        }
+        let observed = self.datapath.observe(check_links)?;
+        if let Some(held) = held {
+            let lost = diff(&observed, &held.tables);
+            if !lost.is_empty() {
+                tracing::info!(
+                    differences = lost.len(),
+                    "somebody has changed what the agent applied: applying it again"
+                );
+                tracing::debug!("the differences: {lost:?}");
+            }
+        }
+        Ok(observed)
     }
 
     /// Whether the programs enforce their verdicts.
@@ -327,11 +395,7 @@ impl Agent {
             self.routing = Some(routing);
         }
         self.limit_host_addresses(&mut tables);
-        let check_links = self.links_checked.elapsed() >= LINK_CHECK;
-        if check_links {
-            self.links_checked = Instant::now();
-        }
-        let observed = self.datapath.observe(check_links)?;
+        let mut observed = self.observe()?;
         // After a port is published, a flow that holds a port on the host checks once whether the
         // port is still its own, and ends otherwise: see `pipeline::access`. The generation never
         // returns to an earlier value, because an idle flow may still carry that value.
@@ -355,15 +419,11 @@ impl Agent {
         }
         self.tables = tables;
         self.handle_others(host_state);
-        let names = host_state
-            .links
-            .values()
-            .map(|link| (link.index, link.name.clone()))
-            .collect();
         self.failures.clear();
         self.unpublished.clear();
         self.unguarded = None;
         let ops = diff(&observed, &self.tables);
+        let names = names(host_state, &ops);
         let mut last_heartbeat = Instant::now();
         for op in ops
             .into_iter()
@@ -378,10 +438,15 @@ impl Agent {
                 last_heartbeat = Instant::now();
             }
             match self.datapath.apply(&op, &names).await {
-                Ok(()) => tracing::debug!("{op:?}"),
+                Ok(()) => {
+                    tracing::debug!("{op:?}");
+                    observed.apply(&op);
+                }
                 Err(error) => self.failed(&op, &error),
             }
         }
+        // A change that has failed may be half done.
+        self.held = self.failures.is_empty().then_some(observed);
         Ok(())
     }
 

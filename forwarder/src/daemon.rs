@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The event loop: one event enum, one loop.
 //!
-//! Updates change the host state. After a change the agent syncs: it observes what the kernel
-//! holds, derives what the kernel should hold, and applies the difference. Crash recovery, drift
-//! and the steady state take this one path. Nothing is removed before every source has sent a full
-//! list, and nothing is removed because Docker is away.
+//! Updates change the host state. After a change the agent syncs: it derives what the kernel should
+//! hold, compares it with what the kernel holds, and applies the difference. Crash recovery, drift
+//! and the steady state take this one path. Between syncs nobody but the agent writes the tables,
+//! so the agent remembers what it has applied. It reads everything at its start, after an error, and
+//! every few seconds. Nothing is removed before every source has sent a full list, and nothing is
+//! removed because Docker is away.
 //!
 //! An agent's first start loads all programs, fills the maps and attaches the programs, which let
 //! every packet pass as before. Then one write arms all of them. If Docker answers, the agent arms
@@ -17,14 +19,6 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use forwarder_state::desired_state::DesiredState;
-use forwarder_state::host_state::{HostState, Update};
-use forwarder_state::overrides::Overrides;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval};
-
 use crate::agent::{Agent, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
@@ -34,6 +28,13 @@ use crate::shims::Shims;
 use crate::stop::Stop;
 use crate::watch;
 use crate::watch::shim::ShimEvent;
+use anyhow::{Context, Result, ensure};
+use forwarder_state::desired_state::DesiredState;
+use forwarder_state::host_state::{HostState, Update};
+use forwarder_state::overrides::Overrides;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// The interval at which the agent tells the programs that it is alive. They trust it for five
 /// times as long.
@@ -89,8 +90,8 @@ pub async fn run(config: Config) -> Result<()> {
     }
 }
 
-/// Handles events, one after the other. Whatever changes the host state is followed by one
-/// sync.
+/// Handles events, one after the other. Whatever changes the host state or doubts the kernel's is
+/// followed by one sync.
 async fn follow(config: Config, stop: &Stop) -> Result<()> {
     // This comes before the devices are listed, so that the list contains the defragmentation
     // loopback.
@@ -104,7 +105,7 @@ async fn follow(config: Config, stop: &Stop) -> Result<()> {
             Event::ShimEvents(events) => daemon.handle_shims(events),
             Event::Bound => daemon.ask_flows()?,
             Event::Housekeeping => daemon.housekeeping()?,
-            Event::Resync => true,
+            Event::Resync => daemon.doubt(),
             Event::Stop => return Ok(()),
             Event::Broken(error) => return Err(error),
         };
@@ -146,10 +147,16 @@ impl Daemon {
     }
 
     fn apply(&mut self, updates: Vec<Update>) -> bool {
-        let applied = updates
-            .into_iter()
-            .map(|update| self.host_state.apply(update));
-        applied.fold(false, |changed, one| changed | one)
+        let mut changed = false;
+        for update in updates {
+            if let Some(agent) = &mut self.agent
+                && update.is_of_devices()
+            {
+                agent.devices_changed();
+            }
+            changed |= self.host_state.apply(update);
+        }
+        changed
     }
 
     fn answer(&mut self, Query { verb, reply }: Query) -> bool {
@@ -189,6 +196,13 @@ impl Daemon {
             changed |= agent.housekeeping(&self.host_state)? | !agent.is_armed();
         }
         Ok(changed)
+    }
+
+    fn doubt(&mut self) -> bool {
+        if let Some(agent) = &mut self.agent {
+            agent.doubt();
+        }
+        true
     }
 
     fn read_reverse_paths(&mut self) -> bool {

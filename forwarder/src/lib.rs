@@ -3,9 +3,10 @@
 //!
 //! The programs decide about packets by themselves, with or without an agent. They cannot know
 //! which networks, containers and published ports exist, and which devices they should be attached
-//! to. The agent tells them. The agent keeps no record of its own actions: each pass observes what
-//! the kernel holds, derives what it should hold, and applies the difference. A first start, a
-//! crash, drift and the steady state take this one path.
+//! to. The agent tells them. Each pass derives what the kernel should hold, compares that with what
+//! it holds, and applies the difference. A first start, a crash, drift and the steady state take
+//! this one path. The agent stores no record of its own actions: it reads everything at its start,
+//! after an error and every few seconds, and in between remembers what it has applied since.
 //!
 //! # Where to begin
 //!

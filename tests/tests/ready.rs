@@ -6,10 +6,15 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use forwarder_common::abi::{LAYOUT, name};
 use harness::{Docker, Finished, Host, Lab, Peer, eventually};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
+/// Within which the agent compares everything.
+const COMPARED: Duration = Duration::from_secs(15);
+/// What its log says if it finds a difference.
+const CHANGED: &str = "somebody has changed what the agent applied";
 /// The published port.
 const PUBLISHED: &str = "198.18.1.1:8080";
 
@@ -211,10 +216,9 @@ fn status_shows_what_is_attached() -> Result<()> {
     let index = line
         .and_then(|line| line.split(':').next())
         .context("no uplink")?;
-    let pin = host.bpffs_dir().join(format!(
-        "v{}/links/{index}-outside_in",
-        forwarder_common::abi::LAYOUT
-    ));
+    let pin = host
+        .bpffs_dir()
+        .join(format!("v{LAYOUT}/links/{index}-outside_in"));
     let pin = pin.to_str().context("no UTF-8")?;
     host.cmd(&["bpftool", "link", "detach", "pinned", pin])?;
     let left = shown(&host, uplink)?;
@@ -225,4 +229,41 @@ fn status_shows_what_is_attached() -> Result<()> {
     let _agent = host.agent().start()?;
     ensure!(shown(&host, uplink)?.contains(&"outside_in".to_owned()));
     lab.lan().peer(&["get", PUBLISHED]).map(drop)
+}
+
+/// What somebody else removes from the kernel is back after the agent's next comparison of
+/// everything, whether it is a row or a program.
+#[test]
+fn foreign_changes_are_undone() -> Result<()> {
+    let (lab, host) = site("ready-undone")?;
+    let agent = host.agent().start()?;
+    let get = || lab.lan().peer(&["get", PUBLISHED, "--timeout=1000"]);
+    get()?;
+    let pins = host.bpffs_dir().join(format!("v{LAYOUT}"));
+    let map = pins.join("maps").join(name::PUBLISHED);
+    let map = map.to_str().context("no UTF-8")?;
+    // Any address, 8080, TCP.
+    let key = "key hex 00 00 00 00 1f 90 06 00".split(' ');
+    let delete: Vec<_> = ["bpftool", "map", "delete", "pinned", map]
+        .into_iter()
+        .chain(key)
+        .collect();
+    host.cmd(&delete)?;
+    ensure!(get().is_err(), "the row is still there");
+    let uplink = host.uplink();
+    let index = host.ip(&format!("-o link show dev {uplink}"))?;
+    let index = index.split(':').next().context("no uplink")?;
+    let pin = pins.join(format!("links/{index}-outside_out"));
+    let pin = pin.to_str().context("no UTF-8")?;
+    host.cmd(&["bpftool", "link", "detach", "pinned", pin])?;
+    eventually(COMPARED, get)?;
+    let is_back = || {
+        let there = shown(&host, uplink)?;
+        let program = "outside_out".to_owned();
+        ensure!(there.contains(&program), "{there:?}");
+        Ok(())
+    };
+    eventually(COMPARED, is_back)?;
+    ensure!(agent.log().contains(CHANGED), "the log does not say so");
+    Ok(())
 }

@@ -2,12 +2,11 @@
 //! Updates: what the sources send and the host state applies.
 use std::collections::BTreeMap;
 
-use crate::others::Others;
-
 use super::model::{
     Address, Bound, Container, ContainerId, HostPort, Link, NetnsId, Network, NetworkId, Routing,
     ShimId,
 };
+use crate::others::Others;
 
 /// One update. A full list replaces everything known of its kind; every other update concerns one
 /// object.
@@ -64,6 +63,15 @@ pub enum Update {
     Others(Box<Others>),
     /// The kernel had to drop notifications; full lists follow.
     Overrun,
+}
+
+impl Update {
+    /// Whether devices have come, changed or gone. With a device the kernel removes the programs on
+    /// it and the redirects to it.
+    #[must_use]
+    pub const fn is_of_devices(&self) -> bool {
+        matches!(self, Self::Links(_) | Self::Link(_) | Self::LinkGone(_))
+    }
 }
 
 /// All objects of one kind that a daemon has.

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use crate::sys::netns::netns_cookie;
 use crate::sys::sock_diag::SockDiag;
 use anyhow::{Context, Result, ensure};
+use aya::maps::MapError;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{PortKey, PortRange, Settings, map_sizes};
@@ -188,6 +189,17 @@ impl Datapath {
         Ok(observed)
     }
 
+    /// Reads again what the kernel itself removes with a device: the programs on it, as far as their
+    /// pins say, and the redirects to it.
+    ///
+    /// # Errors
+    /// The kernel's state cannot be read.
+    pub fn observe_devices(&mut self, observed: &mut Observed) -> Result<()> {
+        observed.tables.ports = self.maps.read_ports()?;
+        observed.tables.hooks = self.hooks.observe(false)?;
+        Ok(())
+    }
+
     /// Applies one change. `names` are the devices' names by index.
     ///
     /// # Errors
@@ -266,7 +278,8 @@ impl Datapath {
             }
             Change::DropPort(veth) => {
                 self.peer_veths.forget(veth);
-                maps.xdp_devmap.remove(veth)?;
+                // The kernel removes the entry with its device.
+                missing_is_fine(maps.xdp_devmap.remove(veth))?;
             }
             Change::Attach { ifindex, hook, xdp } => {
                 let device = names.get(&ifindex).context("the device has gone")?;
@@ -351,6 +364,18 @@ impl Datapath {
             ..settings
         })?;
         events::tidy(&self.hooks.pins.maps())
+    }
+}
+
+/// Treats an entry that is already gone as removed.
+fn missing_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        removed => removed,
     }
 }
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reads all rows of the tables from the maps, and writes those that are more than one entry.
 
+use std::collections::BTreeMap;
+
+use super::maps::{Maps, Wire};
+use super::neighbours;
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
 use forwarder_common::abi::{
@@ -10,9 +14,6 @@ use forwarder_common::family::{Be32, V4};
 use forwarder_state::desired_state::{
     DesiredState, EndpointKey, NetworkRow, Observed, PeerVeth, Target,
 };
-
-use super::maps::{Maps, Wire};
-use super::neighbours;
 
 impl Maps {
     /// Reads all tables: everything but the programs' attachments.
@@ -46,10 +47,14 @@ impl Maps {
             let (index, Wire(device)) = entry?;
             tables.devices.insert(index, device);
         }
-        for veth in self.xdp_devmap.keys() {
-            tables.ports.insert(veth?, nobody());
-        }
+        tables.ports = self.read_ports()?;
         Ok(())
+    }
+
+    /// Reads the veths to which XDP may redirect.
+    pub(super) fn read_ports(&self) -> Result<BTreeMap<u32, PeerVeth>> {
+        let veths = self.xdp_devmap.keys();
+        veths.map(|veth| Ok((veth?, nobody()))).collect()
     }
 
     fn read_networks(&self, observed: &mut Observed) -> Result<()> {
