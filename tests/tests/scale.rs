@@ -29,6 +29,16 @@ const REVOKE: Duration = Duration::from_millis(250);
 const GROWTH: f64 = 1.3;
 /// Bytes that the agent may have resident.
 const RESIDENT: u64 = 40 << 20;
+/// CPU time that the agent may take for one change on a full host.
+const CHANGE: Duration = Duration::from_millis(5);
+/// Flow records of a large host.
+const FLOWS: u32 = 1 << 20;
+/// What the agent's log says if it finds something else in the kernel than it has applied.
+const CHANGED: &str = "somebody has changed what the agent applied";
+/// Between two changes.
+const APART: Duration = Duration::from_millis(30);
+/// How often the agent compares everything by itself.
+const RESYNC: Duration = Duration::from_secs(10);
 /// Between two looks at the map.
 const LOOK: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_secs(5);
@@ -342,5 +352,91 @@ fn container_churn_leaves_nothing() -> Result<()> {
     let revoke = most(latencies(&ends, &went, 1)?, "from its end to its port's");
     ensure!(publish <= PUBLISH, "published after {publish:?}");
     ensure!(revoke <= REVOKE, "revoked after {revoke:?}");
-    is_as_before(&host, &agent, &empty)
+    is_as_before(&host, &agent, &empty)?;
+    sleep(RESYNC + LOOK);
+    ensure!(!agent.log().contains(CHANGED), "the agent loses count");
+    Ok(())
+}
+
+/// CPU time that all threads of a process have taken.
+fn cpu_time(agent: &Agent) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+        // A thread may end meanwhile.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else {
+            continue;
+        };
+        let running = text.split(' ').next().context("an empty schedstat")?;
+        total += Duration::from_nanos(running.parse()?);
+    }
+    Ok(total)
+}
+
+/// How much CPU time the agent takes for each of `times` changes, beside what it takes anyway.
+fn cost(agent: &Agent, times: u32, mut change: impl FnMut(u32) -> Result<()>) -> Result<Duration> {
+    let (at, before) = (Instant::now(), cpu_time(agent)?);
+    sleep(2 * RESYNC);
+    let idle = (cpu_time(agent)? - before).as_secs_f64() / at.elapsed().as_secs_f64();
+    let (at, before) = (Instant::now(), cpu_time(agent)?);
+    for number in 0..times {
+        change(number)?;
+        // So that the agent handles each by itself.
+        sleep(APART);
+    }
+    let taken = (cpu_time(agent)? - before).as_secs_f64();
+    let anyway = idle * at.elapsed().as_secs_f64();
+    println!("  {times} changes: {taken:.3} s of CPU time, of which {anyway:.3} s anyway");
+    Ok(Duration::from_secs_f64(
+        (taken - anyway).max(0.0) / f64::from(times),
+    ))
+}
+
+/// A change costs the agent little CPU time, however large the flow table is and however many ports
+/// are published.
+#[test]
+fn change_costs_little_cpu_time() -> Result<()> {
+    let lab = Lab::new("cost")?;
+    let host = lab.host(Docker::replace())?;
+    let agent = host.agent().arg(format!("--flows={FLOWS}")).start()?;
+    host.ip("link add many0 type veth peer name many1")?;
+    host.ip("link set many0 up")?;
+    let address = |number: u32| {
+        host.ip(&format!("address add 198.18.9.{}/32 dev many0", number + 1))
+            .map(drop)
+    };
+    let no_address = |number: u32| {
+        host.ip(&format!("address del 198.18.9.{}/32 dev many0", number + 1))
+            .map(drop)
+    };
+    let container = |number: u32| {
+        let (name, port) = (format!("c{number}"), format!("-p{}:80", 30_000 + number));
+        host.docker(&["run", "-d", "--name", &name, &port, IMAGE, "/peer", "wait"])
+            .map(drop)
+    };
+    let costs = |what: &str| -> Result<Duration> {
+        println!("{what}:");
+        let added = cost(&agent, 100, address)?;
+        let removed = cost(&agent, 100, no_address)?;
+        let started = cost(&agent, 10, container)?;
+        for number in 0..10 {
+            host.docker(&["rm", "-f", &format!("c{number}")])?;
+        }
+        println!("  an address: {added:?}, one less: {removed:?}, a container: {started:?}");
+        Ok(added.max(removed))
+    };
+    let few = costs("no ports")?;
+    let range = format!("-p{FIRST}-{}:1-1000", FIRST + 999);
+    host.docker(&["run", "-d", "--name=many", &range, IMAGE, "/peer", "wait"])?;
+    let map = published(&host)?;
+    eventually(SOON, || {
+        let ports = map.keys().count();
+        ensure!(ports == 1000, "{ports} ports are in the map");
+        Ok(())
+    })?;
+    let many = costs("1,000 ports")?;
+    // Everything has been compared meanwhile.
+    ensure!(!agent.log().contains(CHANGED), "the agent loses count");
+    ensure!(few <= CHANGE, "a change takes {few:?} of CPU time");
+    ensure!(many <= CHANGE, "with 1,000 ports a change takes {many:?}");
+    Ok(())
 }
