@@ -116,6 +116,13 @@ impl Be128 {
         bytemuck::cast(self)
     }
 
+    /// From four words in wire order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: Wide) -> Self {
+        Self(words)
+    }
+
     /// The four words as they lie in memory, for kernel structures.
     #[inline(always)]
     #[must_use]

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Socket redirection: which sockets of the host connect to a container instead of the host's
-//! published port (local access), and which ports a socket may bind.
+//! published port (local access), which ports a socket may bind, and which packets find no socket.
 //!
 //! No packet is rewritten: the socket is connected to the container once, and its original
 //! destination is remembered, so that `getpeername` and `recvmsg` can return it. A socket of one
 //! family may reach peers of the other one (IPv4 as `::ffff:…`). Hence a [`Peer`] has the same form
 //! for both families, and published ports are looked up in one [`Family`].
 
-use crate::abi::{Peer, PortKey, Published, Settings};
-use crate::family::{Address, Be32, Family, Wide};
+use crate::abi::{Peer, PortKey, PortKey6, Published, Settings};
+use crate::family::{Address, Be32, Be128, Family, V4, Wide};
 use crate::nat;
 use crate::wire::proto;
 
@@ -106,5 +106,51 @@ fn may_get_ipv4(bound: Wide) -> bool {
     match Be32::narrow(bound) {
         Some(addr) => !addr.is_loopback(),
         None => bound == Wide::default(),
+    }
+}
+
+/// The index of the loopback device, in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// A packet for which the kernel looks up a socket of the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    /// The packet's source address.
+    pub remote: Wide,
+    /// The packet's destination.
+    pub local: Peer,
+}
+
+/// Whether a packet may find a socket of the host. A packet to a published port may not if it
+/// arrived on a device without an entry: no hook there has checked the port's list of clients
+/// before docker-proxy gets the packet.
+///
+/// Everything else finds its socket, and so does what the host sends to itself: by loopback, or by
+/// IPv6 to an address of such a device, in which case source and destination are the same.
+#[inline(always)]
+pub fn may_be_served(
+    ingress_ifindex: u32,
+    lookup: impl FnOnce() -> Lookup,
+    has_entry: impl Fn(u32) -> bool,
+    is_published: impl Fn(&PortKey<V4>) -> bool,
+    is_published6: impl Fn(&PortKey6) -> bool,
+) -> bool {
+    if ingress_ifindex <= LOOPBACK_IFINDEX || has_entry(ingress_ifindex) {
+        return true;
+    }
+    let Lookup { remote, local } = lookup();
+    if remote == local.addr {
+        return true;
+    }
+    let Peer { addr, port, proto } = local;
+    match Be32::narrow(addr) {
+        Some(addr) => {
+            let key = |addr| PortKey { addr, port, proto };
+            !is_published(&key(addr)) && !is_published(&key(Be32::ANY))
+        }
+        None => {
+            let key = |addr| PortKey6 { addr, port, proto };
+            !is_published6(&key(Be128::from_words(addr))) && !is_published6(&key(Be128::ANY))
+        }
     }
 }

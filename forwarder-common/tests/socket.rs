@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where a socket of the host's is pointed: what it asks for decides, and nothing else.
+//! Where a socket of the host's is pointed: what it asks for decides, and nothing else. Which packets
+//! find a socket.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use forwarder_common::abi::{Peer, PortKey, PortRange, Published, Settings};
-use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
-use forwarder_common::socket::{self, Bind, LOOPBACK6};
+use forwarder_common::abi::{Peer, PortKey, PortKey6, PortRange, Published, Settings};
+use forwarder_common::family::{Address as _, Be16, Be32, Be128, V4, Wide};
+use forwarder_common::socket::{self, Bind, LOOPBACK6, Lookup};
 use forwarder_common::wire::proto;
 use proptest::prelude::*;
 
@@ -226,5 +227,74 @@ proptest! {
         let ports = ports(&[Be32::ANY]);
         let asked = Peer { proto, ..peer(OWN.widen(), 8080) };
         prop_assert_eq!(target(&ports, &asked).is_some(), proto == 6);
+    }
+}
+
+/// Device 2 has an entry; 8080/tcp is published at the host's own address and at every IPv6 one,
+/// 8081/tcp at every IPv4 one and at fd00::1.
+fn is_served(ingress_ifindex: u32, remote: Wide, local: Wide, port: u16) -> bool {
+    let v6 = |text| Be128::from_words(wide(text));
+    let v4 = [(OWN, 8080), (Be32::ANY, 8081)];
+    let v6 = [(Be128::ANY, 8080), (v6("fd00::1"), 8081)];
+    socket::may_be_served(
+        ingress_ifindex,
+        || Lookup {
+            remote,
+            local: peer(local, port),
+        },
+        |ifindex| ifindex == 2,
+        |key| {
+            v4.iter().any(|&(addr, port)| {
+                *key == PortKey {
+                    addr,
+                    port: Be16::new(port),
+                    proto: 6,
+                }
+            })
+        },
+        |key| {
+            v6.iter().any(|&(addr, port)| {
+                *key == PortKey6 {
+                    addr,
+                    port: Be16::new(port),
+                    proto: 6,
+                }
+            })
+        },
+    )
+}
+
+#[test]
+fn unseen_device_finds_no_published_port() {
+    let client = Be32::from_octets([198, 18, 9, 2]).widen();
+    let other = Be32::from_octets([198, 18, 9, 1]).widen();
+    let (client6, own6, other6) = (wide("fd00:9::2"), wide("fd00::1"), wide("fd00::2"));
+    let closed = [
+        (client, OWN.widen(), 8080),
+        (client, OWN.widen(), 8081),
+        (client, other, 8081),
+        (client6, own6, 8080),
+        (client6, other6, 8080),
+        (client6, own6, 8081),
+    ];
+    let open = [
+        (client, other, 8080),
+        (client, OWN.widen(), 9000),
+        (client6, other6, 8081),
+        (client6, own6, 9000),
+        // The host itself, by an address of such a device.
+        (other, other, 8081),
+        (own6, own6, 8080),
+    ];
+    for (remote, local, port) in closed {
+        assert!(!is_served(3, remote, local, port), "{local:?} {port}");
+    }
+    for (remote, local, port) in open {
+        assert!(is_served(3, remote, local, port), "{local:?} {port}");
+    }
+    for (remote, local, port) in closed.into_iter().chain(open) {
+        for ifindex in [0, 1, 2] {
+            assert!(is_served(ifindex, remote, local, port));
+        }
     }
 }

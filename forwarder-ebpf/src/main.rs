@@ -6,8 +6,9 @@
 //! `forwarder_common` decides what happens to a packet, and is tested on a host; this crate
 //! contains only what needs a kernel.
 //!
-//! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` the programs
-//!   for the host's own sockets, `flow_operations.rs` the programs that the command line runs.
+//! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` and
+//!   `sk_lookup.rs` the programs for the host's own sockets, `flow_operations.rs` the programs that
+//!   the command line runs.
 //! - `kernel.rs` implements the traits of [`environment`](forwarder_common::environment), through which the packet
 //!   logic reaches maps, clock, routes and sockets. `maps.rs` declares the maps.
 //! - `subprograms.rs` and `steps.rs` contain the global functions that
@@ -44,6 +45,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod output;
 #[cfg(target_arch = "bpf")]
+mod sk_lookup;
+#[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod steps;
@@ -56,8 +59,8 @@ mod xdp;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
-    use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+    use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, xdp};
+    use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext};
     use forwarder_common::hooks;
     use forwarder_common::meta::Side;
     use forwarder_common::policy::ipv6::Hook;
@@ -203,6 +206,12 @@ mod programs {
     #[cgroup_sock_addr(getpeername6)]
     pub fn getpeername6(ctx: SockAddrContext) -> i32 {
         tell6(&ctx)
+    }
+
+    /// The kernel looks up the socket that gets a packet: a listening one, or an unconnected one.
+    #[sk_lookup]
+    pub fn socket_lookup(ctx: SkLookupContext) -> u32 {
+        crate::sk_lookup::run(&ctx)
     }
 }
 

@@ -90,10 +90,13 @@ impl Hook {
     }
 }
 
-/// A program's attachment point on the root cgroup, in the order of attachment: programs that
-/// report an address come before programs that change it.
+/// The attachment point of a program about the host's sockets, in the order of attachment: on the
+/// network namespace, then on the root cgroup, where programs that report an address come before
+/// programs that change it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SocketHook {
+    /// The kernel looks up the socket that gets a packet.
+    SkLookup,
     /// An IPv4 socket receives a datagram: reports the sender.
     Recvmsg4,
     /// An IPv6 socket receives a datagram: reports the sender.
@@ -116,7 +119,8 @@ pub enum SocketHook {
 
 impl SocketHook {
     /// Every such hook, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
+        Self::SkLookup,
         Self::Recvmsg4,
         Self::Recvmsg6,
         Self::Getpeername4,
@@ -132,6 +136,7 @@ impl SocketHook {
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
+            Self::SkLookup => "socket_lookup",
             Self::Connect4 => "connect4",
             Self::Connect6 => "connect6",
             Self::Sendmsg4 => "sendmsg4",
@@ -142,6 +147,13 @@ impl SocketHook {
             Self::Bind4 => "bind4",
             Self::Bind6 => "bind6",
         }
+    }
+
+    /// Whether the program is attached to the root cgroup. Such programs improve convenience; the
+    /// other one protects.
+    #[must_use]
+    pub const fn is_on_cgroup(self) -> bool {
+        !matches!(self, Self::SkLookup)
     }
 
     /// Returns the hook whose program has this name.
@@ -290,7 +302,7 @@ pub struct DesiredState<F: Family = V4> {
     pub ipv6: BTreeMap<Key6, Row6>,
     /// Programs by device index and attachment point.
     pub hooks: BTreeSet<(u32, Hook)>,
-    /// Programs on the root cgroup.
+    /// Programs about the host's sockets.
     pub sockets: BTreeSet<SocketHook>,
     /// How the XDP programs in `hooks` run, by device index.
     pub xdp: BTreeMap<u32, XdpKind>,

@@ -10,13 +10,12 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey};
-use forwarder_common::family::{Family, V4};
-
 use crate::desired_state::{
     DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
     Target, XdpKind,
 };
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey};
+use forwarder_common::family::{Family, V4};
 
 /// One change of the kernel's state. Applying it twice has the same effect as applying it once.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -126,6 +125,9 @@ impl<F: Family> Change<F> {
     /// a change is not ready. What only delivers or improves speed can come later.
     #[must_use]
     pub const fn protects(&self) -> bool {
+        if let Self::AttachSocket(hook) | Self::DetachSocket(hook) = *self {
+            return !hook.is_on_cgroup();
+        }
         !matches!(
             self,
             Self::PutPublished { .. }
@@ -139,8 +141,6 @@ impl<F: Family> Change<F> {
                     hook: Hook::Uplink,
                     ..
                 }
-                | Self::AttachSocket(_)
-                | Self::DetachSocket(_)
                 | Self::SeverSockets
         )
     }

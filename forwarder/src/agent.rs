@@ -87,9 +87,9 @@ pub(crate) async fn reassemble(config: &Config) -> bool {
     }
 }
 
-/// Passes every program that this host may need through the verifier. The device programs are
-/// required. The XDP and socket programs are optional, because they only improve speed or
-/// convenience.
+/// Passes every program that this host may need through the verifier. The XDP program and those on
+/// the root cgroup are optional, because they only improve speed or convenience. All others are
+/// required.
 fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
     let optional = |loaded: Result<()>| {
         if let Err(error) = loaded {
@@ -104,10 +104,13 @@ fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
             _ => datapath.load(hook)?,
         }
     }
-    if cgroup_root().is_some() {
-        for hook in SocketHook::ALL {
-            ensure!(!stop.is_asked(), "asked to stop");
-            optional(datapath.load_socket(hook));
+    let has_cgroup = cgroup_root().is_some();
+    for hook in SocketHook::ALL {
+        ensure!(!stop.is_asked(), "asked to stop");
+        match hook {
+            SocketHook::SkLookup => datapath.load_socket(hook)?,
+            _ if has_cgroup => optional(datapath.load_socket(hook)),
+            _ => {}
         }
     }
     Ok(())
@@ -213,7 +216,7 @@ impl Agent {
         }
         let sockets = match cgroup_root() {
             Some(_) => SocketHook::ALL.into(),
-            None => BTreeSet::new(),
+            None => [SocketHook::SkLookup].into(),
         };
         // An earlier agent may have cached routes that changed while no agent watched them.
         let observed = datapath.observe(true)?.tables;
@@ -570,7 +573,9 @@ impl Agent {
             let why = format!("the driver refuses XDP: {error:#}");
             tracing::warn!("device {ifindex}: {why}");
             self.refused.insert(ifindex, why);
-        } else if let Change::AttachSocket(hook) = *op {
+        } else if let Change::AttachSocket(hook) = *op
+            && hook.is_on_cgroup()
+        {
             tracing::warn!("cannot attach {}: {error:#}", hook.program());
             self.sockets.remove(&hook);
         } else {

@@ -23,7 +23,7 @@ pub struct Pinned {
     pub maps: BTreeMap<String, u64>,
     /// Ids of links.
     pub links: BTreeMap<String, u64>,
-    /// Ids of the links on the root cgroup.
+    /// Ids of the links of programs about the host's sockets.
     pub sockets: BTreeMap<String, u64>,
     /// The id of the defragmentation link; its program never changes.
     pub defrag: BTreeMap<String, u64>,

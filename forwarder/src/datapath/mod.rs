@@ -133,7 +133,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the program.
     pub fn load_socket(&mut self, hook: SocketHook) -> Result<()> {
-        self.hooks.sock_addr(hook).map(drop)
+        self.hooks.load_socket(hook)
     }
 
     /// Replaces the programs of an earlier agent by this object's. Its flows and its traffic
@@ -435,7 +435,7 @@ pub fn conflict(bpffs_dir: &Path, flows: u32) -> Result<()> {
 }
 
 /// Returns the verifier's message for each program that it refuses. It uses maps of its own, which
-/// are dropped again. Socket programs are omitted, because an agent works without them.
+/// are dropped again. Programs on the root cgroup are omitted, because an agent works without them.
 #[must_use]
 pub fn refused() -> Vec<String> {
     let ebpf = EbpfLoader::new()
@@ -446,8 +446,10 @@ pub fn refused() -> Vec<String> {
         Ok(hooks) => hooks,
         Err(error) => return vec![format!("{error:#}")],
     };
-    let judge = |hook| hooks.load(hook).err().map(|error| format!("{error:#}"));
-    Hook::ALL.into_iter().filter_map(judge).collect()
+    let mut judged: Vec<_> = Hook::ALL.map(|hook| hooks.load(hook)).into();
+    judged.push(hooks.load_socket(SocketHook::SkLookup));
+    let refused = judged.into_iter().filter_map(Result::err);
+    refused.map(|error| format!("{error:#}")).collect()
 }
 
 /// Whether there is any of the forwarder's state to remove from the kernel.

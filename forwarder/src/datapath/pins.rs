@@ -7,11 +7,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::trusted;
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
 use forwarder_state::desired_state::{Hook, SocketHook};
-
-use crate::trusted;
 
 /// The pins of this layout.
 #[derive(Clone, Debug)]
@@ -69,7 +68,7 @@ impl Pins {
         self.root.join("links")
     }
 
-    /// Returns the directory of the links on the root cgroup.
+    /// Returns the directory of the links of programs about the host's sockets.
     fn socket_links(&self) -> PathBuf {
         self.root.join("sockets")
     }

@@ -2,11 +2,10 @@
 //! Simulation: runs a loaded program on a packet once in the kernel, outside of any device
 //! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are really created.
 
+use super::Datapath;
 use anyhow::{Context, Result};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
 use forwarder_state::desired_state::{Hook, SocketHook};
-
-use super::Datapath;
 
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -143,7 +142,11 @@ impl Datapath {
     /// # Errors
     /// As [`Self::verified`].
     pub fn verified_socket(&mut self, hook: SocketHook) -> Result<(u32, u32)> {
-        let info = self.hooks.sock_addr(hook)?.info()?;
+        let info = if hook.is_on_cgroup() {
+            self.hooks.sock_addr(hook)?.info()?
+        } else {
+            self.hooks.sk_lookup()?.info()?
+        };
         let walked = info
             .verified_instruction_count()
             .context("the kernel does not say")?;

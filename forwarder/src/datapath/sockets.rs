@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The socket programs on the root cgroup: attached by pinned links beside other agents' programs,
-//! and replaced without a gap.
+//! The programs about the host's sockets, on the root cgroup and on our network namespace: attached
+//! by pinned links beside other agents' programs, and replaced without a gap.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::path::Path;
 
 use super::hooks::{Hooks, once};
 use crate::sys::cgroup::cgroup_root;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup};
 use forwarder_state::desired_state::SocketHook;
 
 impl Hooks {
@@ -23,6 +24,8 @@ impl Hooks {
     pub(super) fn adopt_sockets(&mut self) -> Result<()> {
         for hook in self.observe_sockets()? {
             if let Err(error) = self.attach_socket(hook) {
+                // The earlier program goes on if it protects.
+                ensure!(hook.is_on_cgroup(), error);
                 tracing::debug!("{}: {error:#}", hook.program());
                 self.detach_socket(hook)?;
             }
@@ -30,17 +33,24 @@ impl Hooks {
         Ok(())
     }
 
-    /// Attaches a program to the root cgroup. An earlier program of ours is detached afterwards.
-    /// For a moment both programs run, and the second finds the first one's work done. (aya cannot
-    /// update such a link.)
+    /// Attaches a program. An earlier program of ours is detached afterwards. For a moment both
+    /// programs run, and the second finds the first one's work done. (aya cannot update such a
+    /// link.)
     pub(super) fn attach_socket(&mut self, hook: SocketHook) -> Result<()> {
-        let root = cgroup_root().context("no cgroup v2 hierarchy is mounted")?;
-        let cgroup =
-            File::open(&root).with_context(|| format!("cannot open {}", root.display()))?;
-        let program = self.sock_addr(hook)?;
-        // Links never exclude other programs, whatever the mode (`BPF_F_ALLOW_MULTI` is implied).
-        let id = program.attach(cgroup, CgroupAttachMode::default())?;
-        let link = FdLink::try_from(program.take_link(id)?)?;
+        let link = if hook.is_on_cgroup() {
+            let root = cgroup_root().context("no cgroup v2 hierarchy is mounted")?;
+            let cgroup = open(&root)?;
+            let program = self.sock_addr(hook)?;
+            // Links never exclude other programs, whatever the mode (`BPF_F_ALLOW_MULTI` is
+            // implied).
+            let id = program.attach(cgroup, CgroupAttachMode::default())?;
+            FdLink::try_from(program.take_link(id)?)?
+        } else {
+            let namespace = open(Path::new("/proc/self/ns/net"))?;
+            let program = self.sk_lookup()?;
+            let id = program.attach(namespace)?;
+            FdLink::from(program.take_link(id)?)
+        };
         let place = self.pins.socket(hook);
         let draft = self.pins.socket_draft(hook);
         missing_is_fine(fs::remove_file(&draft))?;
@@ -54,6 +64,23 @@ impl Hooks {
         missing_is_fine(fs::remove_file(self.pins.socket(hook)))
     }
 
+    /// Passes a program through the verifier.
+    pub(super) fn load_socket(&mut self, hook: SocketHook) -> Result<()> {
+        if hook.is_on_cgroup() {
+            self.sock_addr(hook).map(drop)
+        } else {
+            self.sk_lookup().map(drop)
+        }
+    }
+
+    pub(super) fn sk_lookup(&mut self) -> Result<&mut SkLookup> {
+        let name = SocketHook::SkLookup.program();
+        let program = self.ebpf.program_mut(name).context("not in the object")?;
+        let program: &mut SkLookup = program.try_into()?;
+        once(&mut self.judged, name, || program.load())?;
+        Ok(program)
+    }
+
     pub(super) fn sock_addr(&mut self, hook: SocketHook) -> Result<&mut CgroupSockAddr> {
         let name = hook.program();
         let program = self.ebpf.program_mut(name).context("not in the object")?;
@@ -61,6 +88,10 @@ impl Hooks {
         once(&mut self.judged, name, || program.load())?;
         Ok(program)
     }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
 fn missing_is_fine(done: std::io::Result<()>) -> Result<()> {

@@ -183,7 +183,8 @@ pub struct Status {
     pub armed: bool,
     /// Changes that the agent could not apply to the kernel and tries again.
     pub failures: Vec<String>,
-    /// The programs on the root cgroup, which redirect sockets to containers.
+    /// The programs about the host's sockets, which redirect them to containers and keep packets
+    /// from them that no hook has checked.
     pub sockets: Vec<String>,
     /// Packets by [`Path::label`](forwarder_common::reason::Path::label).
     pub packets: BTreeMap<String, u64>,

@@ -65,6 +65,7 @@ fn verify(program: &mut Program) -> Result<u32> {
         Program::SchedClassifier(program) => program.load()?,
         Program::Xdp(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
+        Program::SkLookup(program) => program.load()?,
         other => bail!("a program of an unexpected kind: {:?}", other.prog_type()),
     }
     Ok(program.info()?.verified_instruction_count().unwrap_or(0))

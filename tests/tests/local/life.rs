@@ -6,9 +6,13 @@ use std::thread;
 use anyhow::{Context as _, Result, ensure};
 use harness::{Docker, Lab, Peer, Scene, eventually};
 
-use crate::{SOON, WEB, connects, reaches, refused};
+use crate::SOON;
+use crate::WEB;
+use crate::connects;
+use crate::reaches;
+use crate::refused;
 
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "bind4",
     "bind6",
     "connect4",
@@ -18,6 +22,7 @@ const PROGRAMS: [&str; 9] = [
     "recvmsg4",
     "recvmsg6",
     "sendmsg4",
+    "socket_lookup",
 ];
 
 /// Socket programs go on without an agent and are replaced without a gap.
@@ -142,7 +147,10 @@ fn missing_cgroup_v2_is_logged_once() -> Result<()> {
         ensure!(seen.starts_with("198.18.1.2:"), "{seen}");
         Ok(())
     })?;
-    assert_eq!(host.json("status")?["sockets"], serde_json::json!([]));
+    assert_eq!(
+        host.json("status")?["sockets"],
+        serde_json::json!(["socket_lookup"])
+    );
     assert_eq!(
         agent.log().matches("cgroup v2").count(),
         1,
