@@ -23,3 +23,4 @@ pub mod diff;
 pub mod host_state;
 pub mod others;
 pub mod overrides;
+pub mod own_rules;

@@ -5,10 +5,10 @@
 pub mod netfilter;
 mod netlink;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-pub use netfilter::{Firewall, Rule, Ruleset};
+pub use netfilter::{Firewall, OurTable, Rule, Ruleset};
 pub use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
 
 /// The configuration of all other software.
@@ -27,8 +27,10 @@ pub struct Others {
     pub drops: Vec<(String, String)>,
     /// Whether other software has any netfilter rules: only then may connections be tracked.
     pub tracks: bool,
-    /// Whether our rule is in place that exempts our packets from connection tracking.
-    pub untracked: bool,
+    /// Those of our own tables that are in place; none if the rules could not be read.
+    pub ours: Option<BTreeSet<OurTable>>,
+    /// How often our own tables had been written before the rules were read.
+    pub writes: u64,
 }
 
 /// What other software does to a device's traffic, in words; none if it does nothing.
@@ -166,7 +168,8 @@ impl Others {
                 )
             }));
         }
-        if self.tracks && !self.untracked {
+        let ours = self.ours.as_ref();
+        if self.tracks && ours.is_some_and(|ours| !ours.contains(&OurTable::Untracked)) {
             lines.push((
                 "the kernel's connection tracking may translate packets that the fast path passes \
                  to the kernel"

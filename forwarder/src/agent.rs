@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Attach, Config, XdpMode};
 use crate::control::Verb;
 use crate::daemon::HEARTBEAT;
-use crate::datapath::{self, Datapath, Setup, untracked};
+use crate::datapath::{self, Datapath, Setup, netfilter};
 use crate::exhaustion::{self, Exhaustion};
 use crate::report;
 use crate::stop::Stop;
@@ -25,6 +25,8 @@ use forwarder_state::desired_state::{
 };
 use forwarder_state::diff::{Change, diff};
 use forwarder_state::host_state::{HostPort, HostState};
+use forwarder_state::others::OurTable;
+use forwarder_state::own_rules::Rules;
 use serde_json::Value;
 
 /// Whether a change removes a port that a shim has released. This is known even while Docker does
@@ -83,6 +85,23 @@ pub(crate) async fn reassemble(config: &Config) -> bool {
                  reassemble them: {error:#}"
             );
             false
+        }
+    }
+}
+
+/// Returns what happens without a table of ours.
+const fn without(table: OurTable) -> &'static str {
+    match table {
+        OurTable::Untracked => {
+            "connection tracking may translate packets that the fast path passes to the kernel, \
+             because other software has netfilter rules"
+        }
+        OurTable::Forwarded => {
+            "networks that are made while no agent runs will reach each other until one runs"
+        }
+        OurTable::Bridged => {
+            "containers that are started while no agent runs on a network with icc=false will \
+             reach each other until one runs"
         }
     }
 }
@@ -157,6 +176,8 @@ pub(crate) struct Agent {
     crowded: bool,
     /// Changes that failed in the last sync. The next heartbeat tries them again.
     failures: Vec<Failure>,
+    /// Devices to which a program that protects could not be attached in the last sync.
+    unhooked: BTreeSet<u32>,
     /// When the agent last asked the kernel whether the pinned links are still attached.
     links_checked: Instant,
     /// Whether the programs enforce their verdicts: not before the first sync is complete.
@@ -169,8 +190,12 @@ pub(crate) struct Agent {
     exhaustion: Exhaustion,
     /// The messages about other software's configuration that are already in the log.
     logged: BTreeSet<String>,
-    /// Why our notrack rule could not be added.
-    untracked_error: Option<String>,
+    /// Our own netfilter rules, as of the last sync.
+    rules: Rules,
+    /// Our own tables as they were last written.
+    written: BTreeMap<OurTable, String>,
+    /// Why our own tables could not be written.
+    unwritten: BTreeMap<OurTable, String>,
 }
 
 impl Agent {
@@ -239,12 +264,15 @@ impl Agent {
             lists: None,
             crowded: false,
             failures: Vec::new(),
+            unhooked: BTreeSet::new(),
             links_checked: Instant::now(),
             armed,
             unpublished: BTreeMap::new(),
             unguarded: None,
             logged: BTreeSet::new(),
-            untracked_error: None,
+            rules: Rules::default(),
+            written: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
         })
     }
 
@@ -321,11 +349,12 @@ impl Agent {
     }
 
     /// Makes the programs enforce their verdicts, once everything that protects is in place.
-    pub(crate) fn arm(&mut self) -> Result<()> {
+    pub(crate) fn arm(&mut self, host_state: &HostState) -> Result<()> {
         if !self.armed && self.unprotected().is_none() {
             self.datapath.housekeeping()?;
             self.datapath.arm()?;
             self.armed = true;
+            self.write_rules(host_state);
         }
         Ok(())
     }
@@ -421,8 +450,10 @@ impl Agent {
             tables.lists6 |= observed.tables.lists6;
         }
         self.tables = tables;
-        self.handle_others(host_state);
+        self.log_others(host_state);
+        let hooked_before = Rules::of(&observed.tables, |_| true);
         self.failures.clear();
+        self.unhooked.clear();
         self.unpublished.clear();
         self.unguarded = None;
         let ops = diff(&observed, &self.tables);
@@ -448,34 +479,65 @@ impl Agent {
                 Err(error) => self.failed(&op, &error),
             }
         }
+        if stop.is_asked() {
+            return Ok(());
+        }
+        self.rules = Rules::of(&self.tables, |index| !self.unhooked.contains(&index));
+        if !host_state.is_complete() {
+            // What an earlier agent has hooked stays hooked.
+            self.rules.extend(&hooked_before);
+        }
+        // Connections are tracked only if other software has rules.
+        self.rules.untracked = host_state.others.tracks;
+        if self.armed {
+            self.write_rules(host_state);
+        }
         // A change that has failed may be half done.
         self.held = self.failures.is_empty().then_some(observed);
         Ok(())
     }
 
-    /// Logs what other software has configured since the last message. Adds the notrack rule for
-    /// packets that the fast path passes to the kernel while other software has connection-tracking
-    /// rules.
-    fn handle_others(&mut self, host_state: &HostState) {
+    /// Brings our own tables of netfilter to what they should be. A table that cannot be written is
+    /// logged, once for each cause, and tried again in the next sync.
+    fn write_rules(&mut self, host_state: &HostState) {
+        for table in OurTable::ALL {
+            // That nft is missing is logged at the start.
+            if table != OurTable::Untracked && !netfilter::has_nft() {
+                continue;
+            }
+            let content = self.rules.content(table);
+            // What was read before the last write says nothing about it. The kernel reports each
+            // write, so the rules are read again.
+            let read = host_state.others.ours.as_ref();
+            let current = read.filter(|_| host_state.others.writes == netfilter::writes());
+            let is_there = current.is_none_or(|ours| ours.contains(&table) == content.is_some());
+            if self.written.get(&table) == content.as_ref() && is_there {
+                continue;
+            }
+            match netfilter::put(table, content.as_deref()) {
+                Ok(()) => {
+                    self.unwritten.remove(&table);
+                    self.written.remove(&table);
+                    self.written.extend(content.map(|content| (table, content)));
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if self.unwritten.get(&table) != Some(&why) {
+                        tracing::warn!("{}: {why}", without(table));
+                    }
+                    self.unwritten.insert(table, why);
+                }
+            }
+        }
+    }
+
+    /// Logs what other software has configured since the last message.
+    fn log_others(&mut self, host_state: &HostState) {
         let lines = report::others(host_state);
         for line in lines.iter().filter(|line| !self.logged.contains(*line)) {
             tracing::warn!("{line}");
         }
         self.logged = lines.into_iter().collect();
-        if host_state.others.tracks && !host_state.others.untracked {
-            let failed = untracked::add().err().map(|error| format!("{error:#}"));
-            if let Some(why) = &failed
-                && self.untracked_error.as_ref() != Some(why)
-            {
-                tracing::warn!(
-                    "connection tracking may translate packets that the fast path passes to the \
-                     kernel, because other software has netfilter rules: {why}"
-                );
-            }
-            self.untracked_error = failed;
-        } else if !host_state.others.tracks && host_state.others.untracked {
-            untracked::remove();
-        }
     }
 
     /// Omits host addresses that exceed the map's capacity. Packets to these addresses still reach
@@ -580,6 +642,11 @@ impl Agent {
             self.sockets.remove(&hook);
         } else {
             tracing::warn!("{op:?}: {error:#}");
+        }
+        if let Change::Attach { ifindex, .. } = *op
+            && op.protects()
+        {
+            self.unhooked.insert(ifindex);
         }
         // A device that has been deleted needs no protection.
         let gone = op.device().is_some_and(|index| !datapath::is_device(index));

@@ -236,7 +236,7 @@ impl Daemon {
         if stop.is_asked() {
             return Ok(());
         }
-        agent.arm()?;
+        agent.arm(&self.host_state)?;
         self.shims
             .synced(|port| agent.holds(&self.host_state, port));
         if self.ready {

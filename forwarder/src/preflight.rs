@@ -15,7 +15,7 @@ use crate::datapath;
 use crate::trusted;
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::PortRange;
-use forwarder_state::others::{Firewall, Others, Reach, netfilter};
+use forwarder_state::others::{Firewall, Others, OurTable, Reach, netfilter};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +98,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     let mut probe = Probe::take(config);
     if probe.lacks.is_empty() {
         probe.refused = datapath::refused();
+        probe.refused_tables = datapath::netfilter::refused();
     }
     judge(&probe, config)
 }
@@ -160,6 +161,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.extend(programs(probe));
     findings.extend(comfort(probe));
     findings.push(fragments(probe));
+    findings.extend(away(probe));
     findings.extend(sockets(probe));
     findings.extend(reserved_ports(probe, config));
     findings.extend(uplinks(probe, config));
@@ -195,7 +197,7 @@ fn others(probe: &Probe) -> Vec<Finding> {
     let seen = Others {
         rules: netfilter::foreign(&probe.firewall),
         drops: drops(&probe.firewall),
-        untracked: true,
+        ours: Some(OurTable::ALL.into()),
         ..probe.others.clone()
     };
     let name = |index: u32| {
@@ -357,6 +359,23 @@ fn fragments(probe: &Probe) -> Finding {
             "use a kernel from 6.6 on with CONFIG_NETFILTER_BPF_LINK, or datagrams that fit the MTU",
         )
     }
+}
+
+/// Returns findings about what Docker makes while no agent runs: our own rules keep it apart.
+fn away(probe: &Probe) -> Vec<Finding> {
+    const OPEN: &str = "so networks that are made while no agent runs reach each other, and so do \
+                        containers that are started then on a network with icc=false";
+    if !probe.nft {
+        let what = format!("nft is not installed, {OPEN}");
+        return vec![Finding::warn(what, "install nftables")];
+    }
+    let refused = probe.refused_tables.iter().map(|why| {
+        Finding::warn(
+            format!("the kernel refuses a table of the agent's own rules ({why}), {OPEN}"),
+            "use a kernel with nf_tables for the families inet and bridge",
+        )
+    });
+    refused.collect()
 }
 
 /// Returns findings about the host's own processes and published ports.

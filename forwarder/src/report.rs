@@ -20,7 +20,7 @@ use forwarder_common::wire::proto;
 use forwarder_state::desired::{applying_policies, reach};
 use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
 use forwarder_state::host_state::{Family, HostState};
-use forwarder_state::others::Others;
+use forwarder_state::others::{Others, OurTable};
 
 pub use events::{EventRow, event};
 pub use filter::{Filter, state_named};
@@ -206,7 +206,7 @@ pub fn others(host_state: &HostState) -> Vec<String> {
     // A missing notrack rule is not worth a message here, because the agent adds it.
     let others = Others {
         policies: applying_policies(host_state).cloned().collect(),
-        untracked: true,
+        ours: Some(OurTable::ALL.into()),
         ..host_state.others.clone()
     };
     let lines = others.lines(&reach(host_state), name).into_iter();

@@ -7,8 +7,34 @@ use std::net::Ipv4Addr;
 
 use super::{Range, Reach, overlap};
 
-/// The name of our own nftables table and chain, and the comment of our rule.
+/// The name of our own nftables tables, and the comment of our rules.
 pub const TABLE: &str = "forwarder";
+
+/// One of our own tables, each in an address family of its own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum OurTable {
+    /// Exempts what the fast path passes to the kernel from connection tracking.
+    Untracked,
+    /// Keeps devices apart that no agent has seen.
+    Forwarded,
+    /// Keeps ports of bridges apart that no agent has seen.
+    Bridged,
+}
+
+impl OurTable {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Untracked, Self::Forwarded, Self::Bridged];
+
+    /// Returns nft's name of its family.
+    #[must_use]
+    pub const fn family(self) -> &'static str {
+        match self {
+            Self::Untracked => "ip",
+            Self::Forwarded => "inet",
+            Self::Bridged => "bridge",
+        }
+    }
+}
 
 /// The rules of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,26 +169,41 @@ pub fn is_shown_by_iptables(firewall: &Firewall) -> bool {
 pub fn is_used(firewall: &Firewall) -> bool {
     firewall.rulesets.iter().any(|Ruleset { tool, text }| {
         let tables = text.lines().filter(|line| match *tool {
-            "nft" => line.starts_with("table ") && *line != format!("table ip {TABLE} {{"),
+            "nft" => line.starts_with("table ") && our_table(line).is_none(),
             _ => line.starts_with("-A ") && !line.contains(TABLE),
         });
         tables.count() > 0
     })
 }
 
-/// Whether our rule is among them.
+/// Returns those of our tables whose rule is among them; none if nft does not show its rules.
 #[must_use]
-pub fn has_ours(firewall: &Firewall) -> bool {
-    firewall.rulesets.iter().any(|Ruleset { tool, text }| {
-        text.lines().any(|line| match *tool {
-            "nft" => {
-                line.trim_start().starts_with("meta mark")
-                    && line.contains("notrack")
-                    && line.contains(TABLE)
+pub fn ours(firewall: &Firewall) -> Option<BTreeSet<OurTable>> {
+    if firewall.unread.iter().any(|program| program == "nft") {
+        return None;
+    }
+    let mut ours = BTreeSet::new();
+    for Ruleset { tool, text } in &firewall.rulesets {
+        let mut table = None;
+        for line in text.lines() {
+            if *tool != "nft" {
+                if line.starts_with("-A PREROUTING") && line.contains(TABLE) {
+                    ours.insert(OurTable::Untracked);
+                }
+            } else if line.starts_with("table ") {
+                table = our_table(line);
+            } else if line.ends_with(&format!("comment \"{TABLE}\"")) {
+                ours.extend(table);
             }
-            _ => line.starts_with("-A PREROUTING") && line.contains(TABLE),
-        })
-    })
+        }
+    }
+    Some(ours)
+}
+
+/// Returns the table of ours that begins with this line of nft.
+fn our_table(line: &str) -> Option<OurTable> {
+    let mut all = OurTable::ALL.into_iter();
+    all.find(|table| line == format!("table {} {TABLE} {{", table.family()))
 }
 
 /// Whether a chain is one of Docker's, which other functions check. `DOCKER-USER` belongs to the
@@ -437,8 +478,36 @@ mod tests {
         assert_eq!(matching("iptables-nft", text), []);
         let nft = "table ip forwarder {\n\tchain untracked {\n\t\ttype filter hook prerouting priority raw;\n\
                    \t\tmeta mark & 0xc0000000 == 0xc0000000 notrack comment \"forwarder\"\n\t}\n}\n\
+                   table inet forwarder {\n\tchain forward {\n\t\ttype filter hook forward priority raw;\n\
+                   \t\tip saddr 172.17.0.0/16 drop comment \"forwarder\"\n\t}\n}\n\
                    table inet f {\n\tchain input {\n\t\ttype filter hook input priority 0; policy drop;\n\
                    \t\tip saddr 1.2.3.4 drop\n\t}\n}\n";
         assert_eq!(matching("nft", nft), []);
+    }
+
+    #[test]
+    fn own_tables_are_told_from_others() {
+        let firewall = |text: &str| Firewall {
+            rulesets: vec![Ruleset {
+                tool: "nft",
+                text: text.to_owned(),
+            }],
+            unread: Vec::new(),
+        };
+        let rule = "\tchain forward {\n\t\tdrop comment \"forwarder\"\n\t}\n}\n";
+        let own = firewall(&format!("table inet forwarder {{\n{rule}"));
+        assert_eq!(ours(&own), Some([OurTable::Forwarded].into()));
+        assert!(!is_used(&own));
+        let emptied = firewall("table bridge forwarder {\n}\n");
+        assert_eq!(ours(&emptied), Some(BTreeSet::new()));
+        assert!(!is_used(&emptied));
+        let theirs = firewall(&format!("table inet theirs {{\n{rule}"));
+        assert_eq!(ours(&theirs), Some(BTreeSet::new()));
+        assert!(is_used(&theirs));
+        let unread = Firewall {
+            unread: vec!["nft".to_owned()],
+            ..own
+        };
+        assert_eq!(ours(&unread), None);
     }
 }

@@ -8,11 +8,10 @@
 
 use std::collections::BTreeSet;
 
-use forwarder_state::others::netfilter::{
-    Firewall, Ruleset, is_dockers_rule, is_shown_by_iptables, uncounted,
-};
-
 use super::Finding;
+use forwarder_state::others::netfilter::{
+    Firewall, Ruleset, TABLE, is_dockers_rule, is_shown_by_iptables, uncounted,
+};
 
 /// How to stop dockerd from creating rules.
 const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
@@ -164,7 +163,7 @@ fn nft(text: &str, iptables_read: bool) -> Summary {
             _ => {}
         }
         let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
-        if chain.is_empty() || shown || !["ip", "inet"].contains(&family) {
+        if chain.is_empty() || shown || table == TABLE || !["ip", "inet"].contains(&family) {
             continue;
         }
         let here = format!("{family} {table} {chain}");

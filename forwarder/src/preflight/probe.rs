@@ -69,6 +69,10 @@ pub(super) struct Probe {
     pub(super) others: Others,
     /// Whether a program is installed that can add the notrack rule.
     pub(super) untracks: bool,
+    /// Whether nft is installed.
+    pub(super) nft: bool,
+    /// Why the kernel refuses our own tables; empty if it was not asked.
+    pub(super) refused_tables: Vec<String>,
     /// Names of devices by index.
     pub(super) names: BTreeMap<u32, String>,
     /// The configuration of dockerd.
@@ -140,7 +144,9 @@ impl Probe {
             reassembles: datapath::can_reassemble(),
             firewall: firewall(),
             others: watch::others::read_kernel(),
-            untracks: datapath::untracked::is_possible(),
+            untracks: datapath::netfilter::can_untrack(),
+            nft: datapath::netfilter::has_nft(),
+            refused_tables: Vec::new(),
             names: names.clone(),
             dockerd: Setup::take(),
             proxies: proxies(),

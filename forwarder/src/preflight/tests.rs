@@ -31,6 +31,8 @@ fn good() -> Probe {
         firewall: rules_of("iptables-nft", rules),
         others: Others::default(),
         untracks: true,
+        nft: true,
+        refused_tables: Vec::new(),
         names: BTreeMap::new(),
         dockerd: Some(setup(Proxy::Shim)),
         proxies: 0,
@@ -57,6 +59,32 @@ fn rules_of(tool: &'static str, text: &str) -> Firewall {
         }],
         unread: Vec::new(),
     }
+}
+
+/// What keeps apart what is made while no agent runs needs nft, and a kernel that takes the tables.
+#[test]
+fn missing_tables_of_ours_are_reported() {
+    let told = |probe: &Probe| {
+        let lines = lines(Level::Warn, probe, &Config::default());
+        let about = lines.into_iter();
+        about
+            .filter(|line| line.contains("while no agent runs"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(&good()), Vec::<String>::new());
+    let without = Probe {
+        nft: false,
+        ..good()
+    };
+    let [line] = &told(&without)[..] else {
+        panic!("one line");
+    };
+    assert!(line.ends_with(": install nftables"), "{line}");
+    let refused = Probe {
+        refused_tables: vec!["nft: no such family".into()],
+        ..good()
+    };
+    assert!(told(&refused)[0].contains("(nft: no such family)"));
 }
 
 #[test]

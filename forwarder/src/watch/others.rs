@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::datapath;
 use crate::preflight;
 use crate::sys::netlink::{dump, protocols, subscribe};
 use anyhow::{Context, Result};
@@ -148,12 +149,14 @@ pub(crate) fn read_kernel() -> Others {
 
 /// Reads everything.
 fn read() -> Others {
+    let writes = datapath::netfilter::writes();
     let firewall = preflight::read_firewall();
     Others {
         rules: others::netfilter::foreign(&firewall),
         drops: preflight::drops(&firewall),
         tracks: others::netfilter::is_used(&firewall),
-        untracked: others::netfilter::has_ours(&firewall),
+        ours: others::netfilter::ours(&firewall),
+        writes,
         ..read_kernel()
     }
 }
