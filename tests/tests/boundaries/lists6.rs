@@ -11,14 +11,16 @@ use harness::attack::{Attacker, BRIDGE_GROUP, Packet6, Watch};
 use harness::{Container, Docker, Packet, Peer, Space, eventually, serve};
 use rustix::process::Signal;
 
+use crate::SETTLED;
+use crate::SOON;
+use crate::end;
 use crate::ipv6::{HOST, LAN, Site, ip, ipv6, link_local};
-use crate::{SETTLED, SOON, end};
 
 /// Another client of the LAN's.
 const OTHER: &str = "fd00:18::3";
 
 /// Docker without rules, and its own docker-proxy.
-fn with_proxies() -> Docker {
+pub(super) fn with_proxies() -> Docker {
     Docker::stock()
         .arg("--iptables=false")
         .arg("--ip6tables=false")

@@ -2,6 +2,7 @@
 //! What a hostile container, a hostile machine of the LAN and a user of the host try, and get nothing by:
 //! the rows of `docs/boundaries.md`.
 
+mod away;
 mod claims;
 mod host;
 mod inward;
