@@ -57,4 +57,5 @@ pub mod reason;
 pub mod socket;
 pub mod steps;
 pub mod subprograms;
+pub mod tracking;
 pub mod wire;

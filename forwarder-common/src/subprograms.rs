@@ -8,13 +8,13 @@
 
 use crate::abi::{End, FlowRef, FlowState};
 use crate::clock::Ticks;
-use crate::conntrack::verdict::{PreCheck, Transition, Verdict};
 use crate::context::PacketContext;
 use crate::environment::{FlowTable, FragmentState, Output, Routes, SkbOutput};
 use crate::event::EventKind;
 use crate::family::Family;
 use crate::meta::{Meta, Side};
 use crate::reason::Reason;
+use crate::tracking::verdict::{PreCheck, Transition, Verdict};
 use crate::wire::frame::Frame;
 use crate::wire::header::Ip;
 use crate::wire::parse::Packet;
@@ -47,14 +47,14 @@ macro_rules! for_each_subprogram {
                 flow_state: $crate::abi::FlowState,
                 numbers: u64,
                 facts: u64
-            ) -> $crate::conntrack::verdict::PreCheck = conntrack::window::prepare;
+            ) -> $crate::tracking::verdict::PreCheck = conntrack::window::prepare;
             /// The second half of window tracking, with a segment in two words.
             fn settle(
                 index: u32,
-                transition: $crate::conntrack::verdict::Transition,
+                transition: $crate::tracking::verdict::Transition,
                 numbers: u64,
                 facts: u64
-            ) -> $crate::conntrack::verdict::Verdict = conntrack::window::settle;
+            ) -> $crate::tracking::verdict::Verdict = conntrack::window::settle;
             /// The next state of an SCTP association and its timeout, with states as numbers.
             fn follow(state: u8, chunk: u8, reply: bool, trusted: bool)
                 -> (u8, $crate::clock::Ticks) = conntrack::sctp::follow_by_number;

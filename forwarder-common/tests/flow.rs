@@ -4,9 +4,9 @@
 
 use forwarder_common::abi::{ORIGINAL, REPLY};
 use forwarder_common::clock;
-use forwarder_common::conntrack::tcp::State;
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::reason::Reason;
+use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::proto;
 use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip};
 use forwarder_testkit::model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};

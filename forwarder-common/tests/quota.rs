@@ -4,12 +4,12 @@
 use forwarder_common::abi::{FlowState, ORIGINAL, REPLY};
 use forwarder_common::clock::seconds;
 use forwarder_common::conntrack::quota::{self, ANSWERS};
-use forwarder_common::conntrack::tcp::State;
 use forwarder_common::conntrack::{flow, timeouts};
 use forwarder_common::event::EventKind;
 use forwarder_common::family::{Be16, Be32};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
+use forwarder_common::tracking::tcp::State;
 use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH, far_mac,

@@ -2,9 +2,9 @@
 //! TCP tracking: nf_conntrack's table, row by row where it matters, and connections' whole lives.
 
 use forwarder_common::clock;
-use forwarder_common::conntrack::tcp::{Opening, State, Step, opening, reopens, step};
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::reason::Reason;
+use forwarder_common::tracking::tcp::{Opening, State, Step, opening, reopens, step};
 use forwarder_common::wire::tcp::{Kind, URG, kind};
 use forwarder_testkit::model::Host;
 use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec};

@@ -3,8 +3,8 @@
 //! seconds, and the clock that they are counted in.
 
 use forwarder_common::clock::{reached, seconds, ticks, to_seconds};
-use forwarder_common::conntrack::tcp::State;
 use forwarder_common::conntrack::timeouts::{self, tcp};
+use forwarder_common::tracking::tcp::State;
 
 #[test]
 fn tcp_timeouts_match_conntrack() {

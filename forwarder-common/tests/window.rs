@@ -4,11 +4,11 @@
 mod windows;
 
 use forwarder_common::clock::Ticks;
-use forwarder_common::conntrack::segment::{NO_SCALE, UNREAD};
-use forwarder_common::conntrack::tcp::State;
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::conntrack::window_scale::offered;
 use forwarder_common::reason::{Path, Reason};
+use forwarder_common::tracking::segment::{NO_SCALE, UNREAD};
+use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::{Packet, parse};
 use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec, seal_header};

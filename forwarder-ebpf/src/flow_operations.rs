@@ -3,7 +3,7 @@
 //! space cannot delete a flow itself, because that takes a compare-and-swap on a map element.
 
 use crate::kernel::Kernel;
-use crate::tc::frame;
+use crate::skb::frame;
 use aya_ebpf::programs::TcContext;
 use forwarder_common::abi::FlowRef;
 use forwarder_common::conntrack::flow_operation::{self, Ending};

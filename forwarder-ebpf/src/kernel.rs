@@ -35,7 +35,6 @@ use forwarder_common::abi::{
 };
 use forwarder_common::attempt::Attempt;
 use forwarder_common::clock::{self, Ticks};
-use forwarder_common::conntrack::verdict::before;
 use forwarder_common::environment::{
     Configuration, FlowIndex, FlowRecords, FragmentState, PortAffinities, Quotas, Route, Routes,
     Runtime, Sockets, UnassuredRing, WayBack,
@@ -44,6 +43,7 @@ use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
 use forwarder_common::policy::ipv6::Host6;
 use forwarder_common::reason::Reason;
+use forwarder_common::tracking::verdict::before;
 use forwarder_common::wire::proto;
 use forwarder_common::wire::series::FragmentSeries;
 

@@ -4,7 +4,7 @@
 use core::mem::zeroed;
 
 use crate::kernel::Kernel;
-use crate::tc::set_kind;
+use crate::skb::set_kind;
 use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_redir_neigh};
 use aya_ebpf::helpers::{
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,

@@ -7,7 +7,7 @@ use core::ptr;
 
 use crate::kernel::Kernel;
 use crate::maps::{PASSING, Passing};
-use crate::tc::{frame, meta, set_kind};
+use crate::skb::{frame, meta, set_kind};
 use aya_ebpf::bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,

@@ -3,6 +3,7 @@
 
 use crate::kernel::{Kernel, count};
 use crate::maps::PASSING;
+use crate::skb::{frame, meta};
 use crate::steps;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_skb_vlan_pop;
@@ -11,11 +12,9 @@ use forwarder_common::context::HookInput;
 use forwarder_common::environment::Configuration as _;
 use forwarder_common::family::{Family, V4};
 use forwarder_common::hooks;
-use forwarder_common::mark;
-use forwarder_common::meta::{Meta, Side};
+use forwarder_common::meta::Side;
 use forwarder_common::policy::ipv6;
 use forwarder_common::reason::{Path, Reason};
-use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::Packet;
 
 /// Offset of the network header behind an Ethernet header.
@@ -264,22 +263,6 @@ pub extern "C" fn tc_ipv6_lists(skb: *mut __sk_buff, l3: u32) -> u32 {
     ipv6::ask_lists(&Kernel { ctx }, &meta) as u32
 }
 
-#[inline(always)]
-pub fn meta(ctx: &TcContext, l3: u8) -> Meta {
-    let skb = ctx.skb.skb;
-    // SAFETY: fields of the context, only read.
-    unsafe {
-        Meta {
-            ifindex: (*skb).ifindex,
-            ingress_ifindex: (*skb).ingress_ifindex,
-            l3,
-            segment: (*skb).gso_size,
-            mark: (*skb).mark,
-            hash: (*skb).hash,
-        }
-    }
-}
-
 /// Makes the headers linear if they are not: a frame counts as truncated only if that fails.
 #[inline(always)]
 fn pull<const L3: usize>(ctx: &TcContext) {
@@ -292,20 +275,4 @@ fn pull<const L3: usize>(ctx: &TcContext) {
     if linear < HEADERS || icmp {
         let _ = ctx.pull_data(if len < QUOTE { len } else { QUOTE });
     }
-}
-
-/// Sets the forwarder's bits of the mark.
-#[inline(always)]
-pub fn set_kind(ctx: &TcContext, kind: u32) {
-    // SAFETY: a field of the context.
-    let mark = unsafe { (*ctx.skb.skb).mark };
-    ctx.set_mark(mark::with(mark, kind));
-}
-
-/// The frame's linear part.
-#[inline(always)]
-pub fn frame(ctx: &TcContext) -> Frame<'_> {
-    // SAFETY: the context's own bounds; every helper that moves packet data is called before or
-    // after the frame is used.
-    unsafe { Frame::from_raw(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }

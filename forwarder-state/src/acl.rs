@@ -12,8 +12,8 @@ use forwarder_common::family::{Be32, Be128};
 use ipnet::IpNet;
 
 use crate::address::WireAddress;
-use crate::desired::generation;
 use crate::desired_state::DesiredState;
+use crate::generation::generation;
 use crate::host_state::Ingress;
 
 /// The maximum number of ranges in all lists of both address families. It is half of the map's

@@ -20,6 +20,7 @@ use crate::address::WireAddress;
 use crate::desired_state::{
     DEFRAG_LOOPBACK, DesiredState, EndpointKey, Hook, NetworkRow, PeerVeth, SocketHook, XdpKind,
 };
+use crate::generation::generation;
 use crate::host_state::{
     Container, Family, GatewayMode, HostState, Link, LinkLayer, Network, NetworkOptions,
 };
@@ -580,15 +581,4 @@ fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
             tables.ports.insert(veth, peer_veth);
         }
     }
-}
-
-/// Returns a number that distinguishes one generation of an endpoint or a mapping from all others;
-/// never 0. It is FNV-1a over the names, which for endpoints include Docker's random id.
-pub(crate) fn generation<'a>(names: impl IntoIterator<Item = &'a str>) -> u32 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in names.into_iter().flat_map(|name| name.bytes().chain([0])) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    let folded = (hash ^ (hash >> 32)) as u32;
-    folded.max(1)
 }

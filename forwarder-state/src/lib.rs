@@ -20,6 +20,7 @@ pub mod address;
 pub mod desired;
 pub mod desired_state;
 pub mod diff;
+mod generation;
 pub mod host_state;
 pub mod others;
 pub mod overrides;

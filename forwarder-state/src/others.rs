@@ -4,6 +4,7 @@
 
 pub mod netfilter;
 mod netlink;
+pub mod summary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -3,14 +3,13 @@
 //! `[network.NAME]` and `[port."8080/tcp"]`. They override Docker's options and labels.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::str::FromStr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::host_state::{
-    Container, GatewayMode, HostPort, Ingress, Network, NetworkOptions, Proto,
+    Container, GatewayMode, HostPort, Ingress, Network, NetworkOptions, PortName,
 };
 
 /// All overrides.
@@ -59,40 +58,6 @@ pub struct PortRules {
     ingress_allow: Option<Vec<IpNet>>,
     #[serde(deserialize_with = "ranges")]
     ingress_deny: Option<Vec<IpNet>>,
-}
-
-/// A published port as a file or a label names it: `[ADDRESS:]PORT[/PROTO]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortName {
-    /// The host's address; none for the port at any address.
-    pub host_ip: Option<IpAddr>,
-    /// The host's port (host byte order).
-    pub port: u16,
-    /// The protocol.
-    pub proto: Proto,
-}
-
-impl FromStr for PortName {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let wrong = || format!("{name} is not a published port: write [ADDRESS:]PORT[/tcp|udp]");
-        let (at, proto) = name.split_once('/').unwrap_or((name, "tcp"));
-        let proto = proto.parse().map_err(|()| wrong())?;
-        if let Ok(port) = at.parse() {
-            return Ok(Self {
-                host_ip: None,
-                port,
-                proto,
-            });
-        }
-        let at: SocketAddr = at.parse().map_err(|_| wrong())?;
-        Ok(Self {
-            host_ip: Some(at.ip()),
-            port: at.port(),
-            proto,
-        })
-    }
 }
 
 impl<'de> Deserialize<'de> for PortName {
@@ -203,6 +168,7 @@ pub fn range(text: &str) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host_state::Proto;
 
     fn port(name: &str) -> Result<PortName, String> {
         name.parse()

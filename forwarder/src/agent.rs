@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Attach, Config, XdpMode};
 use crate::control::Verb;
-use crate::daemon::HEARTBEAT;
-use crate::datapath::{self, Datapath, Setup, netfilter};
+use crate::datapath::{self, Datapath, Setup};
 use crate::exhaustion::{self, Exhaustion};
 use crate::report;
 use crate::stop::Stop;
 use crate::sys::cgroup::cgroup_root;
+use crate::sys::netfilter;
 use crate::uplinks::{self, Choice};
 use anyhow::{Result, ensure};
 use forwarder_common::abi::{PortKey, capacity, device, network};
@@ -28,6 +28,10 @@ use forwarder_state::host_state::{HostPort, HostState};
 use forwarder_state::others::OurTable;
 use forwarder_state::own_rules::Rules;
 use serde_json::Value;
+
+/// The interval at which the agent tells the programs that it is alive. They trust it for five
+/// times as long.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Whether a change removes a port that a shim has released. This is known even while Docker does
 /// not answer.

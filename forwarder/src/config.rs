@@ -12,7 +12,8 @@ use clap::builder::BoolishValueParser;
 use forwarder_common::abi::{PortRange, capacity};
 use forwarder_common::conntrack::quota::RATE_MAX;
 use forwarder_protocol::place;
-use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortName, PortRules};
+use forwarder_state::host_state::PortName;
+use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortRules};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// The file that is read when none is named. It may be missing.

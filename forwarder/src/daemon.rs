@@ -19,7 +19,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use crate::agent::{Agent, reassemble};
+use crate::agent::{Agent, HEARTBEAT, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
 use crate::datapath::Binds;
@@ -36,9 +36,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// The interval at which the agent tells the programs that it is alive. They trust it for five
-/// times as long.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The interval at which the agent compares the kernel with the desired state even without an
 /// update.
 const RESYNC: Duration = Duration::from_secs(10);

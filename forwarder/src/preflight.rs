@@ -12,10 +12,12 @@ use std::path::Path;
 
 use crate::config::{Attach, Config};
 use crate::datapath;
+use crate::sys;
 use crate::trusted;
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::PortRange;
-use forwarder_state::others::{Firewall, Others, OurTable, Reach, netfilter};
+use forwarder_state::others::summary::drops;
+use forwarder_state::others::{Others, OurTable, Reach, netfilter};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +100,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     let mut probe = Probe::take(config);
     if probe.lacks.is_empty() {
         probe.refused = datapath::refused();
-        probe.refused_tables = datapath::netfilter::refused();
+        probe.refused_tables = sys::netfilter::refused();
     }
     judge(&probe, config)
 }
@@ -223,17 +225,6 @@ fn others(probe: &Probe) -> Vec<Finding> {
 
 /// The default address pools of dockerd.
 const POOLS: [([u8; 4], u8); 2] = [([172, 16, 0, 0], 12), ([192, 168, 0, 0], 16)];
-
-/// Reads the netfilter rules, as far as they can be read.
-pub(crate) fn read_firewall() -> Firewall {
-    probe::firewall()
-}
-
-/// Returns chains that drop packets that the fast path passes to the kernel, and the command that
-/// ends this.
-pub(crate) fn drops(firewall: &Firewall) -> Vec<(String, String)> {
-    firewall::drops(firewall)
-}
 
 fn privileges(probe: &Probe) -> Finding {
     let all = "run as root (or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN)";

@@ -4,6 +4,8 @@
 
 pub(crate) mod cgroup;
 mod ethtool;
+pub(crate) mod firewall;
+pub(crate) mod netfilter;
 pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod process;

@@ -15,15 +15,15 @@ use crate::abi::{
 };
 use crate::attempt::Attempt;
 use crate::clock::{Ticks, reached};
-use crate::conntrack::segment::Segment;
-use crate::conntrack::tcp::State;
-use crate::conntrack::verdict::Verdict;
 use crate::conntrack::{quota, sctp, timeouts, window};
 use crate::environment::FlowTable;
 use crate::event::EventKind;
 use crate::family::{Address, Family};
 use crate::reason::Reason;
 use crate::subprograms::Tracking;
+use crate::tracking::segment::Segment;
+use crate::tracking::tcp::State;
+use crate::tracking::verdict::Verdict;
 use crate::wire::parse::Packet;
 use crate::wire::{checksum, proto, tcp};
 

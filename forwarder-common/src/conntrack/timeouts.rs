@@ -5,7 +5,7 @@
 //! that a connection lives as long with the forwarder as with iptables.
 
 use crate::clock::{Ticks, seconds};
-use crate::conntrack::tcp::State;
+use crate::tracking::tcp::State;
 
 /// How long a TCP flow in `state` lives without a packet (`tcp_timeouts`).
 #[inline(always)]

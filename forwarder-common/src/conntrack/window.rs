@@ -31,14 +31,14 @@ mod inside;
 use self::inside::{Check, at_least_one, begin, inside, introduce};
 use crate::abi::{FlowState, TcpTracking, last, noted, side_flag};
 use crate::clock::Ticks;
-use crate::conntrack::segment::{NO_SCALE, Segment, UNREAD};
-use crate::conntrack::tcp::{State, Step};
 use crate::conntrack::timeouts;
-use crate::conntrack::verdict::{PreCheck, Transition, Verdict, before};
 use crate::environment::FlowRecords;
 use crate::family::Family;
 use crate::reason::Reason;
 use crate::subprograms::Tracking;
+use crate::tracking::segment::{NO_SCALE, Segment, UNREAD};
+use crate::tracking::tcp::{State, Step};
+use crate::tracking::verdict::{PreCheck, Transition, Verdict, before};
 use crate::wire::tcp::{self, ACK, Kind, RST, SYN};
 
 /// Tracks a TCP segment of the flow at `index` with this flow state: updates the windows and
@@ -141,7 +141,7 @@ fn transition(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) -
     let kind = tcp::kind(segment.flags);
     let mut from = State::from_u8(flow_state.state());
     let over = matches!(from, State::TimeWait | State::Close);
-    let mut to = match super::tcp::step_of(from, kind, reply) {
+    let mut to = match crate::tracking::tcp::step_of(from, kind, reply) {
         // Another CPU has seen the end of the connection: the next SYN creates a new flow.
         Step::To(State::SynSent) if over => State::None,
         Step::To(to) => to,

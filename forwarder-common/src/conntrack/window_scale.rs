@@ -4,9 +4,9 @@
 use core::hint::black_box;
 
 use crate::attempt::Attempt;
-use crate::conntrack::segment::{NO_SCALE, UNREAD};
 use crate::environment::Runtime;
 use crate::family::Family;
+use crate::tracking::segment::{NO_SCALE, UNREAD};
 use crate::wire::frame::Frame;
 use crate::wire::parse::Packet;
 

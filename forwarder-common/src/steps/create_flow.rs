@@ -4,8 +4,7 @@
 use super::route::source;
 use crate::abi::{End, Network, Published, Tuple, device, network};
 use crate::conntrack::flow::{self, Hit, Plan};
-use crate::conntrack::tcp::Opening;
-use crate::conntrack::{quota, sctp, tcp as tcp_state};
+use crate::conntrack::{quota, sctp};
 use crate::context::PacketContext;
 use crate::environment::Route;
 use crate::family::{Address, Family};
@@ -16,6 +15,8 @@ use crate::policy::access::{DirectAccess, is_welcome};
 use crate::policy::owner::{self, Destination};
 use crate::reason::Reason;
 use crate::subprograms::Steps;
+use crate::tracking::tcp as tcp_state;
+use crate::tracking::tcp::Opening;
 use crate::wire::header::Ip;
 use crate::wire::parse::Class;
 use crate::wire::proto;

@@ -5,8 +5,6 @@
 use crate::abi::{Endpoint, Flow, ORIGINAL, REPLY};
 use crate::clock::{Ticks, reached};
 use crate::conntrack::flow::{self, Hit};
-use crate::conntrack::segment::NO_SCALE;
-use crate::conntrack::tcp::{State, reopens};
 use crate::conntrack::window_scale;
 use crate::context::PacketContext;
 use crate::environment::Runtime;
@@ -17,6 +15,8 @@ use crate::policy::access::{self, Standing};
 use crate::reason::Reason;
 use crate::steps::steer::Way;
 use crate::subprograms::{Forwarding, Steps};
+use crate::tracking::segment::NO_SCALE;
+use crate::tracking::tcp::{State, reopens};
 use crate::wire::header::Ip;
 use crate::wire::parse::Class;
 use crate::wire::rewrite::Edit;

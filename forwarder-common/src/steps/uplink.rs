@@ -2,12 +2,12 @@
 //! Forwards packets of established flows at XDP, into containers only.
 
 use crate::conntrack::flow;
-use crate::conntrack::segment::NO_SCALE;
 use crate::context::PacketContext;
 use crate::environment::Devmap;
 use crate::reason::Reason;
 use crate::steps::steer::Way;
 use crate::subprograms::Forwarding;
+use crate::tracking::segment::NO_SCALE;
 use crate::wire::header::Ip;
 use crate::wire::parse::Class;
 use crate::wire::{proto, tcp};

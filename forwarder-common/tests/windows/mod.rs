@@ -3,12 +3,12 @@
 //! documentation (I to IV), in numbers that never wrap.
 
 use forwarder_common::abi::FlowState;
-use forwarder_common::conntrack::segment::{NO_SCALE, Segment};
-use forwarder_common::conntrack::tcp::{State, Step, step};
-use forwarder_common::conntrack::verdict::Verdict;
 use forwarder_common::conntrack::window::follow;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
+use forwarder_common::tracking::segment::{NO_SCALE, Segment};
+use forwarder_common::tracking::tcp::{State, Step, step};
+use forwarder_common::tracking::verdict::Verdict;
 use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::tcp::{ACK, FIN, Kind, RST, SYN, kind};
 use proptest::prelude::*;

@@ -2,14 +2,14 @@
 //! The types of the host state: networks, containers, devices, addresses. Plain data.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 use std::sync::Arc;
 
 pub use forwarder_protocol::{HostPort, Proto};
 use ipnet::IpNet;
 
 use super::terms::{Ingress, NetworkOptions};
-use crate::overrides::PortName;
 
 /// An Ethernet address, in wire order.
 pub type Mac = [u8; 6];
@@ -375,4 +375,38 @@ pub struct Address {
     /// `IFA_F_SECONDARY`: for IPv4 an address after the first of its range, for IPv6 a temporary
     /// address.
     pub secondary: bool,
+}
+
+/// A published port as a file or a label names it: `[ADDRESS:]PORT[/PROTO]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortName {
+    /// The host's address; none for the port at any address.
+    pub host_ip: Option<IpAddr>,
+    /// The host's port (host byte order).
+    pub port: u16,
+    /// The protocol.
+    pub proto: Proto,
+}
+
+impl FromStr for PortName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let wrong = || format!("{name} is not a published port: write [ADDRESS:]PORT[/tcp|udp]");
+        let (at, proto) = name.split_once('/').unwrap_or((name, "tcp"));
+        let proto = proto.parse().map_err(|()| wrong())?;
+        if let Ok(port) = at.parse() {
+            return Ok(Self {
+                host_ip: None,
+                port,
+                proto,
+            });
+        }
+        let at: SocketAddr = at.parse().map_err(|_| wrong())?;
+        Ok(Self {
+            host_ip: Some(at.ip()),
+            port: at.port(),
+            proto,
+        })
+    }
 }

@@ -13,7 +13,6 @@ use forwarder_common::attempt::Attempt;
 use forwarder_common::call_steps;
 use forwarder_common::call_subprograms;
 use forwarder_common::clock::Ticks;
-use forwarder_common::conntrack::verdict::before;
 use forwarder_common::context::PacketContext;
 use forwarder_common::environment::{
     Configuration, Devmap, FlowIndex, FlowRecords, FragmentState, Output, PortAffinities, Quotas,
@@ -28,6 +27,7 @@ use forwarder_common::meta::{Meta, Side};
 use forwarder_common::reason::Reason;
 use forwarder_common::steps::fragments;
 use forwarder_common::subprograms::{Steps, Subprograms};
+use forwarder_common::tracking::verdict::before;
 use forwarder_common::wire::crc;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::Packet;

@@ -11,7 +11,6 @@ mod hooks;
 mod ipv6;
 mod maps;
 mod neighbours;
-pub mod netfilter;
 mod peer_veths;
 mod pins;
 mod rows;
@@ -395,7 +394,7 @@ const FAR_ENDS: &str = "far-ends";
 /// Removes all of the forwarder's state from the kernel: programs, maps, pins, filters, and changes
 /// inside containers. Works without an agent, and if nothing is there.
 pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
-    netfilter::remove();
+    crate::sys::netfilter::remove();
     hooks::remove_filters(&state_dir.join(CLSACT)).await?;
     pins::remove_all(bpffs_dir)?;
     defrag_loopback::remove().await?;

@@ -5,19 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::dockerd::Setup;
 use crate::config::Config;
 use crate::datapath;
 use crate::sys;
-use crate::sys::process::{named, program};
+use crate::sys::process::named;
 use crate::trusted;
 use crate::watch;
 use forwarder_state::desired::is_named_as_dockers;
 use forwarder_state::host_state::Update;
-use forwarder_state::others::{Firewall, Others, Ruleset};
+use forwarder_state::others::{Firewall, Others};
 use procfs::process::Process;
 use rustix::fs::FsWord;
 use rustix::thread::CapabilitySet;
@@ -142,10 +141,10 @@ impl Probe {
             local_ports: local_ports(&read("/proc/sys/net/ipv4/ip_local_port_range")),
             undrawn_ports: port_list(&read("/proc/sys/net/ipv4/ip_local_reserved_ports")),
             reassembles: datapath::can_reassemble(),
-            firewall: firewall(),
+            firewall: sys::firewall::read(),
             others: watch::others::read_kernel(),
-            untracks: datapath::netfilter::can_untrack(),
-            nft: datapath::netfilter::has_nft(),
+            untracks: sys::netfilter::can_untrack(),
+            nft: sys::netfilter::has_nft(),
             refused_tables: Vec::new(),
             names: names.clone(),
             dockerd: Setup::take(),
@@ -247,38 +246,6 @@ fn names() -> BTreeMap<u32, String> {
     let all = all.iter().flat_map(|list| list.iter());
     all.map(|device| (device.index(), device.name().to_string_lossy().into_owned()))
         .collect()
-}
-
-/// Reads the rules with every installed program: both variants of iptables may have some.
-pub(super) fn firewall() -> Firewall {
-    let mut firewall = Firewall::default();
-    let mut save = |name: &str, arguments: &[&str], tool| {
-        let Some(path) = program(name) else {
-            return false;
-        };
-        match output(&path, arguments) {
-            Some(text) => firewall.rulesets.push(Ruleset { tool, text }),
-            None => firewall.unread.push(name.to_owned()),
-        }
-        true
-    };
-    let legacy = save("iptables-legacy-save", &[], "iptables-legacy");
-    let nft = save("iptables-nft-save", &[], "iptables-nft");
-    if !legacy && !nft {
-        save("iptables-save", &[], "iptables");
-    }
-    save("nft", &["list", "ruleset"], "nft");
-    firewall
-}
-
-fn output(program: &Path, arguments: &[&str]) -> Option<String> {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null());
-    let done = command.output().ok().filter(|done| done.status.success())?;
-    Some(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 /// Returns the number of docker-proxy processes for IPv4. For IPv6 they are allowed: our own shim

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tests of the judgement, on constructed hosts.
 
+use forwarder_state::others::Firewall;
 use std::collections::BTreeSet;
 
 use super::dockerd::{Proxy, Setup};

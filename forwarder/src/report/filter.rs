@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{ASSURED, Ends, FlowRow, REPLIED, UNREPLIED};
-use forwarder_common::conntrack::tcp::State;
+use forwarder_common::tracking::tcp::State;
 use ipnet::IpNet;
 
 /// Conditions on flows. A condition that is not set always holds.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::datapath;
-use crate::preflight;
+use crate::sys;
 use crate::sys::netlink::{dump, protocols, subscribe};
 use anyhow::{Context, Result};
 use forwarder_state::host_state::Update;
+use forwarder_state::others::summary::drops;
 use forwarder_state::others::{self, Others, Shaping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -149,11 +149,11 @@ pub(crate) fn read_kernel() -> Others {
 
 /// Reads everything.
 fn read() -> Others {
-    let writes = datapath::netfilter::writes();
-    let firewall = preflight::read_firewall();
+    let writes = sys::netfilter::writes();
+    let firewall = sys::firewall::read();
     Others {
         rules: others::netfilter::foreign(&firewall),
-        drops: preflight::drops(&firewall),
+        drops: drops(&firewall),
         tracks: others::netfilter::is_used(&firewall),
         ours: others::netfilter::ours(&firewall),
         writes,

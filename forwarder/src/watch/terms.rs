@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use forwarder_state::host_state::PortName;
 use forwarder_state::host_state::{Ingress, NetworkOptions};
-use forwarder_state::overrides::{PortName, range};
+use forwarder_state::overrides::range;
 use ipnet::IpNet;
 
 use super::inspect::{is_true, read};

@@ -2,11 +2,11 @@
 //! Checks whether a segment is inside of its connection's windows, and updates the windows.
 
 use crate::abi::{TcpTracking, last, side_flag};
-use crate::conntrack::segment::{NO_SCALE, Segment, UNREAD};
-use crate::conntrack::tcp::State;
-use crate::conntrack::verdict::{after, before};
 use crate::environment::FlowRecords;
 use crate::family::Family;
+use crate::tracking::segment::{NO_SCALE, Segment, UNREAD};
+use crate::tracking::tcp::State;
+use crate::tracking::verdict::{after, before};
 use crate::wire::tcp::{ACK, Kind, RST, SYN};
 
 /// The least tolerance for a late acknowledgement (`MAXACKWINCONST`).

@@ -2,8 +2,8 @@
 //! What TCP tracking decides about a segment, in words that cross a function's border.
 
 use crate::clock::Ticks;
-use crate::conntrack::tcp::State;
 use crate::reason::Reason;
+use crate::tracking::tcp::State;
 
 /// The verdict on a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +50,7 @@ pub const fn before(a: u32, b: u32) -> bool {
 }
 
 #[inline(always)]
-pub(super) const fn after(a: u32, b: u32) -> bool {
+pub(crate) const fn after(a: u32, b: u32) -> bool {
     before(b, a)
 }
 
@@ -88,24 +88,24 @@ impl Transition {
 
     /// Whether the windows need not be checked.
     #[inline(always)]
-    pub(super) const fn is_inside(self) -> bool {
+    pub(crate) const fn is_inside(self) -> bool {
         self.0 & INSIDE != 0
     }
 
     /// Whether the connection has only seen its first SYN.
     #[inline(always)]
-    pub(super) const fn is_opening(self) -> bool {
+    pub(crate) const fn is_opening(self) -> bool {
         self.0 & OPENING != 0
     }
 
     /// The state after the segment.
     #[inline(always)]
-    pub(super) const fn to(self) -> State {
+    pub(crate) const fn to(self) -> State {
         State::from_u8((self.0 >> 8) as u8)
     }
 }
 
-/// The result of [`prepare`](super::window::prepare).
+/// The result of [`prepare`](crate::conntrack::window::prepare).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PreCheck {
     /// The verdict is already clear: [`Verdict::Ignore`] or [`Verdict::Refuse`].

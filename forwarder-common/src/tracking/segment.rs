@@ -28,7 +28,7 @@ pub struct Segment {
     pub payload: u32,
     /// FIN, SYN, RST and ACK.
     pub flags: u8,
-    /// The result of [`window_scale::offered`](super::window_scale::offered).
+    /// The result of [`window_scale::offered`](crate::conntrack::window_scale::offered).
     pub scale: u8,
     /// Whether the segment goes in the reply direction.
     pub reply: bool,
@@ -79,24 +79,24 @@ impl Segment {
 
     /// Sequence number plus everything that counts in it: payload, SYN, FIN.
     #[inline(always)]
-    pub(super) const fn end(&self) -> u32 {
+    pub(crate) const fn end(&self) -> u32 {
         let counts = self.payload + self.has(SYN) as u32 + self.has(FIN) as u32;
         self.seq.wrapping_add(counts)
     }
 
     #[inline(always)]
-    pub(super) const fn has(&self, flag: u8) -> bool {
+    pub(crate) const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
 
     #[inline(always)]
-    pub(super) fn is(&self, kind: Kind) -> bool {
+    pub(crate) fn is(&self, kind: Kind) -> bool {
         tcp::kind(self.flags) as u8 == kind as u8
     }
 
     /// The index of the side that sent the segment, and that of the other side.
     #[inline(always)]
-    pub(super) const fn sides(&self) -> (usize, usize) {
+    pub(crate) const fn sides(&self) -> (usize, usize) {
         (self.reply as usize, !self.reply as usize)
     }
 }

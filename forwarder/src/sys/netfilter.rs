@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::process::program;
+use super::process::program;
 use anyhow::{Context, Result, bail, ensure};
 use forwarder_common::mark::OURS_ALONE;
 use forwarder_state::others::netfilter::{OurTable, TABLE};
@@ -15,19 +15,19 @@ use forwarder_state::own_rules::{Apart, Rules};
 
 /// Whether nft is installed, which all tables need but *untracked*: iptables serves there too.
 #[must_use]
-pub fn has_nft() -> bool {
+pub(crate) fn has_nft() -> bool {
     program("nft").is_some()
 }
 
 /// Whether a program is installed that can add a rule that exempts from connection tracking.
 #[must_use]
-pub fn can_untrack() -> bool {
+pub(crate) fn can_untrack() -> bool {
     has_nft() || program("iptables").is_some()
 }
 
 /// Returns why the kernel would refuse the tables that need nft, one line each. Changes nothing.
 #[must_use]
-pub fn refused() -> Vec<String> {
+pub(crate) fn refused() -> Vec<String> {
     let rules = Rules {
         apart: Some(Apart {
             subnets6: [(Ipv6Addr::LOCALHOST, 128)].into(),
@@ -52,7 +52,7 @@ static WRITES: AtomicU64 = AtomicU64::new(0);
 /// Returns how often this process has written or removed a table. Whoever reads the rules takes the
 /// number first: if it has changed since, the rules may be older than the last write.
 #[must_use]
-pub fn writes() -> u64 {
+pub(crate) fn writes() -> u64 {
     WRITES.load(Ordering::SeqCst)
 }
 
@@ -60,7 +60,7 @@ pub fn writes() -> u64 {
 ///
 /// # Errors
 /// No program for that is installed, or it refuses.
-pub fn put(table: OurTable, content: Option<&str>) -> Result<()> {
+pub(crate) fn put(table: OurTable, content: Option<&str>) -> Result<()> {
     WRITES.fetch_add(1, Ordering::SeqCst);
     if let Some(nft) = program("nft") {
         return feed(&nft, &["-f", "-"], &script(table, content));
@@ -79,7 +79,7 @@ pub fn put(table: OurTable, content: Option<&str>) -> Result<()> {
 }
 
 /// Removes all of our tables.
-pub fn remove() {
+pub(crate) fn remove() {
     for table in OurTable::ALL {
         let _ = put(table, None);
     }
