@@ -15,6 +15,7 @@ use crate::maps::{
     PUBLISHED6, QUOTAS, REASONS, SEEN_AS, SERIES, SETTINGS, SUBNETS, SUBNETS6, TRUSTED,
     UNASSURED_RING, WATCH,
 };
+use crate::report::{Fault, fault};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
@@ -216,7 +217,9 @@ impl<C: EbpfContext> FlowIndex<V4> for Kernel<C> {
 
     #[inline(always)]
     fn remove(&self, tuple: &Tuple<V4>) {
-        let _ = FLOW_INDEX.remove(tuple);
+        if let Err(errno) = FLOW_INDEX.remove(tuple) {
+            fault(Fault::Remove, errno.into());
+        }
     }
 }
 
@@ -267,6 +270,8 @@ impl<C: EbpfContext> FlowRecords<V4> for Kernel<C> {
     fn give_free(&self, index: u32) {
         if FREE.push(index, 0).is_ok() {
             self.count_used(u64::MAX);
+        } else {
+            fault(Fault::GiveFree, index.into());
         }
     }
 

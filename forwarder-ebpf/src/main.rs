@@ -14,7 +14,7 @@
 //! - `subprograms.rs` and `steps.rs` contain the global functions that
 //!   [`subprograms`](forwarder_common::subprograms) lists: the verifier proves each of them once, by
 //!   itself, and not on every path that leads to a call. `output.rs` sends packets on.
-//! - `atomic.rs` contains BPF's atomic instructions.
+//! - `report.rs` tells the agent about faults, `atomic.rs` contains BPF's atomic instructions.
 //!
 //! The programs compile for `bpfel-unknown-none` only (`cargo xtask build`). On a host this crate
 //! is a `main` that says so, so that the whole workspace can be checked at once.
@@ -44,6 +44,8 @@ mod kernel;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod output;
+#[cfg(target_arch = "bpf")]
+mod report;
 #[cfg(target_arch = "bpf")]
 mod sk_lookup;
 #[cfg(target_arch = "bpf")]

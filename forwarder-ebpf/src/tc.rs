@@ -3,6 +3,7 @@
 
 use crate::kernel::{Kernel, count};
 use crate::maps::PASSING;
+use crate::report::{Fault, fault};
 use crate::skb::{frame, meta};
 use crate::steps;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -273,6 +274,8 @@ fn pull<const L3: usize>(ctx: &TcContext) {
     }
     let icmp = frame(ctx).read::<u8>(L3 + 9) == Some(V4::ICMP);
     if linear < HEADERS || icmp {
-        let _ = ctx.pull_data(if len < QUOTE { len } else { QUOTE });
+        if let Err(errno) = ctx.pull_data(if len < QUOTE { len } else { QUOTE }) {
+            fault(Fault::Pull, errno.into());
+        }
     }
 }

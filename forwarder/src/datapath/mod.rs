@@ -10,6 +10,7 @@ mod flow_operations;
 mod hooks;
 mod ipv6;
 mod maps;
+mod messages;
 mod neighbours;
 mod peer_veths;
 mod pins;
@@ -45,6 +46,7 @@ use hooks::Hooks;
 
 pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
+use messages::Messages;
 use peer_veths::PeerVeths;
 use pins::Pins;
 use rows::{allowed_key, ingress_key, source_key, subnet_key};
@@ -81,6 +83,7 @@ pub struct Datapath {
     maps: Maps,
     hooks: Hooks,
     peer_veths: PeerVeths,
+    messages: Messages,
 }
 
 impl Datapath {
@@ -97,7 +100,8 @@ impl Datapath {
         let pins = Pins::below(&setup.bpffs_dir);
         pins.make()?;
         let dir = pins.maps();
-        let ebpf = load(&dir, setup.flows)?;
+        let mut ebpf = load(&dir, setup.flows)?;
+        let messages = Messages::of(&mut ebpf)?;
         let mut maps = Maps::open(&dir)?;
         maps.fill(setup.flows)?;
         let settings = maps.settings()?;
@@ -115,6 +119,7 @@ impl Datapath {
             maps,
             hooks,
             peer_veths,
+            messages,
         })
     }
 
@@ -354,8 +359,9 @@ impl Datapath {
         self.maps.opened()
     }
 
-    /// Tells the programs that the agent is alive.
+    /// Tells the programs that the agent is alive, and logs their messages.
     pub fn housekeeping(&mut self) -> Result<()> {
+        self.messages.flush();
         let settings = self.maps.settings()?;
         self.maps.set_settings(Settings {
             heartbeat: now(),
@@ -381,6 +387,7 @@ fn missing_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
 /// Loads the object with the maps that are pinned in `dir`, and creates those that are missing.
 fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
+    messages::set_up(&mut loader);
     for (map, size) in map_sizes(flows) {
         loader.map_pin_path(map, dir.join(map));
         loader.map_max_entries(map, size);
@@ -437,9 +444,9 @@ pub fn conflict(bpffs_dir: &Path, flows: u32) -> Result<()> {
 /// are dropped again. Programs on the root cgroup are omitted, because an agent works without them.
 #[must_use]
 pub fn refused() -> Vec<String> {
-    let ebpf = EbpfLoader::new()
-        .load(OBJECT)
-        .context("the kernel refuses the maps");
+    let mut loader = EbpfLoader::new();
+    messages::set_up(&mut loader);
+    let ebpf = loader.load(OBJECT).context("the kernel refuses the maps");
     let pins = Pins::below(Path::new("/nowhere"));
     let mut hooks = match ebpf.and_then(|ebpf| Hooks::new(ebpf, pins, None)) {
         Ok(hooks) => hooks,
