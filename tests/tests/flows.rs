@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Array, Map, MapData};
-use forwarder_common::abi::{LAYOUT, name};
+use aya::maps::{Array, HashMap, Map, MapData};
+use forwarder_common::abi::{FlowRef, LAYOUT, Tuple, name};
+use forwarder_common::family::V4;
 use harness::{Craft, Host, Peer, Process, Scene, eventually, serve};
 use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
@@ -217,13 +218,13 @@ fn event(
 
 /// Until when the programs believe that somebody watches.
 fn lease(host: &Host) -> Result<u64> {
-    let path: PathBuf = host
-        .bpffs_dir()
-        .join(format!("v{LAYOUT}/maps"))
-        .join(name::WATCH);
-    let map = Map::from_map_data(MapData::from_pin(path)?)?;
-    let map: Array<MapData, u64> = map.try_into()?;
+    let map: Array<MapData, u64> = pinned(host, name::WATCH)?.try_into()?;
     Ok(map.get(&0, 0)?)
+}
+
+fn pinned(host: &Host, name: &str) -> Result<Map> {
+    let path: PathBuf = host.bpffs_dir().join(format!("v{LAYOUT}/maps")).join(name);
+    Ok(Map::from_map_data(MapData::from_pin(path)?)?)
 }
 
 fn clock() -> u64 {
@@ -397,6 +398,42 @@ fn events_missed_by_a_watcher_are_counted() -> Result<()> {
     assert!(lost >= 8_000, "nobody listened: {lost} lost");
     assert!(seen >= 14_000, "the ring has room for them: {seen} seen");
     Ok(())
+}
+
+/// The programs report what should not be, and the agent logs it: here a flow whose keys are gone.
+/// It ends when new flows make the sweep come by, because its container has gone.
+#[test]
+fn fault_of_a_program_is_logged() -> Result<()> {
+    type Key = [u8; size_of::<Tuple<V4>>()];
+    type Row = [u8; size_of::<FlowRef>()];
+    const FAULT: &str = "a key of an ending flow was not in the index (-2)";
+
+    let scene = with("fault", &["--flows=1024"])?;
+    scene.run("other", &["-p", "8090:90/udp"], &Peer::idle())?;
+    scene.lan().peer(&["get", "198.18.1.1:8080"])?;
+    let mut index: HashMap<MapData, Key, Row> =
+        pinned(&scene.host, name::FLOW_INDEX)?.try_into()?;
+    for key in index.keys().collect::<Result<Vec<_>, _>>()? {
+        index.remove(&key)?;
+    }
+    assert!(!scene.agent.log().contains(FAULT));
+
+    scene.host.docker(&["rm", "-f", "web"])?;
+    let macs = [
+        scene.host.mac(scene.host.uplink())?,
+        scene.lan().mac(&scene.host.lan_device())?,
+    ];
+    let from = (Ipv4Addr::new(198, 18, 1, 77), 0);
+    let craft = Craft::new(macs, from, (scene.host.address(), 8090));
+    let frames: Vec<_> = (1_000..2_000)
+        .map(|port| craft.from_port(port).udp(b"x"))
+        .collect();
+    scene.lan().send_frames(&scene.host.lan_device(), &frames)?;
+    eventually(SOON, || {
+        let log = scene.agent.log();
+        ensure!(log.contains(FAULT), "{log}");
+        Ok(())
+    })
 }
 
 /// Waits until so many flows were seen or lost, and says how many of each; nothing else happens.
