@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The address family as a type parameter, and integers in wire order.
 
-use bytemuck::{Pod, Zeroable};
 use core::fmt::Debug;
 use core::hash::Hash;
+
+use bytemuck::{Pod, Zeroable};
 
 /// A 16-bit integer in wire order: a port, an ICMP identifier, a checksum.
 #[repr(transparent)]

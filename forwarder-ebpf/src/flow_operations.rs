@@ -2,11 +2,12 @@
 //! Flow operations: programs on no hook, which the command line runs (`BPF_PROG_TEST_RUN`). User
 //! space cannot delete a flow itself, because that takes a compare-and-swap on a map element.
 
-use crate::kernel::Kernel;
-use crate::skb::frame;
 use aya_ebpf::programs::TcContext;
 use forwarder_common::abi::FlowRef;
 use forwarder_common::conntrack::flow_operation::{self, Ending};
+
+use crate::kernel::Kernel;
+use crate::skb::frame;
 
 /// Records that one run inspects: about a tenth of a millisecond, because packets may have to wait
 /// for it.

@@ -7,15 +7,6 @@ use core::ffi::c_void;
 use core::mem::zeroed;
 use core::ptr;
 
-use crate::atomic;
-use crate::maps::{
-    AFFINITIES, ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS,
-    ENDPOINTS6, EVENTS, FLOW_CACHE, FLOW_INDEX, FLOWS, FREE, HOST_ADDRESSES, HOST_ADDRESSES6,
-    INGRESS, INGRESS6, LINKS, LOST, MAPPINGS, MASQ_ADDRESSES, NETWORKS, OWNERS6, PUBLISHED,
-    PUBLISHED6, QUOTAS, REASONS, SEEN_AS, SERIES, SETTINGS, SUBNETS, SUBNETS6, TRUSTED,
-    UNASSURED_RING, WATCH,
-};
-use crate::report::{Fault, fault};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
@@ -47,6 +38,16 @@ use forwarder_common::reason::Reason;
 use forwarder_common::tracking::verdict::before;
 use forwarder_common::wire::proto;
 use forwarder_common::wire::series::FragmentSeries;
+
+use crate::atomic;
+use crate::maps::{
+    AFFINITIES, ALLOWED_SOURCES, ALLOWED6, BOUND, CURSORS, DEVICES, ENDPOINT_SLOTS, ENDPOINTS,
+    ENDPOINTS6, EVENTS, FLOW_CACHE, FLOW_INDEX, FLOWS, FREE, HOST_ADDRESSES, HOST_ADDRESSES6,
+    INGRESS, INGRESS6, LINKS, LOST, MAPPINGS, MASQ_ADDRESSES, NETWORKS, OWNERS6, PUBLISHED,
+    PUBLISHED6, QUOTAS, REASONS, SEEN_AS, SERIES, SETTINGS, SUBNETS, SUBNETS6, TRUSTED,
+    UNASSURED_RING, WATCH,
+};
+use crate::report::{Fault, fault};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

@@ -3,8 +3,6 @@
 
 use core::mem::zeroed;
 
-use crate::kernel::Kernel;
-use crate::skb::set_kind;
 use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_redir_neigh};
 use aya_ebpf::helpers::{
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
@@ -17,6 +15,9 @@ use forwarder_common::subprograms::Subprograms as _;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::proto;
 use forwarder_common::wire::rewrite::{self, Edit};
+
+use crate::kernel::Kernel;
+use crate::skb::set_kind;
 
 const AF_INET: u32 = 2;
 const PACKET_HOST: u32 = 0;

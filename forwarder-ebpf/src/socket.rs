@@ -9,8 +9,6 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use crate::kernel::Kernel;
-use crate::maps::{BINDS, BOUND, SETTINGS, SOCKETS};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{
@@ -24,6 +22,9 @@ use forwarder_common::environment::Configuration as _;
 use forwarder_common::family::{Address as _, Be16, Be32, V4, Wide};
 use forwarder_common::socket::{self, Bind};
 use forwarder_common::wire::proto;
+
+use crate::kernel::Kernel;
+use crate::maps::{BINDS, BOUND, SETTINGS, SOCKETS};
 
 /// The call proceeds.
 const PROCEED: i32 = 1;

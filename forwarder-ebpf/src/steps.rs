@@ -5,9 +5,6 @@
 use core::hint::black_box;
 use core::ptr;
 
-use crate::kernel::Kernel;
-use crate::maps::{PASSING, Passing};
-use crate::skb::{frame, meta, set_kind};
 use aya_ebpf::bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
@@ -26,6 +23,10 @@ use forwarder_common::wire::checksum;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::header::Ip as _;
 use forwarder_common::wire::parse::Packet;
+
+use crate::kernel::Kernel;
+use crate::maps::{PASSING, Passing};
+use crate::skb::{frame, meta, set_kind};
 
 type TcPacketContext<'a> = PacketContext<'a, V4, Kernel<TcContext>>;
 

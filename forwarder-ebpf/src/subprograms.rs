@@ -5,11 +5,12 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use crate::kernel::Kernel;
 use aya_ebpf::EbpfContext;
 use forwarder_common::family::V4;
 use forwarder_common::for_each_subprogram;
 use forwarder_common::subprograms::{Subprograms, Word};
+
+use crate::kernel::Kernel;
 
 /// Stands for a program's context: these functions access maps only.
 struct Nowhere;

@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! Runs tcx and clsact programs: from the context through the pipeline to the verdict.
 
-use crate::kernel::{Kernel, count};
-use crate::maps::PASSING;
-use crate::report::{Fault, fault};
-use crate::skb::{frame, meta};
-use crate::steps;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_skb_vlan_pop;
 use aya_ebpf::programs::TcContext;
@@ -17,6 +12,12 @@ use forwarder_common::meta::Side;
 use forwarder_common::policy::ipv6;
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::wire::parse::Packet;
+
+use crate::kernel::{Kernel, count};
+use crate::maps::PASSING;
+use crate::report::{Fault, fault};
+use crate::skb::{frame, meta};
+use crate::steps;
 
 /// Offset of the network header behind an Ethernet header.
 pub const ETHERNET: usize = 14;

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! Runs the XDP program: forwards packets of established flows before a socket buffer exists.
 
-use crate::kernel::{Kernel, count};
-use crate::maps::XDP_DEVMAP;
-use crate::tc::ETHERNET;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
 use forwarder_common::context::HookInput;
@@ -14,6 +11,10 @@ use forwarder_common::meta::Meta;
 use forwarder_common::subprograms::Subprograms as _;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::rewrite::{self, Edit};
+
+use crate::kernel::{Kernel, count};
+use crate::maps::XDP_DEVMAP;
+use crate::tc::ETHERNET;
 
 const ETHERTYPE: usize = 12;
 

@@ -29,10 +29,11 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use forwarder_protocol::shim::{Binding, ShimReply, ShimRequest};
+
 use agent::Agent;
 use args::Args;
 use dockerd::Dockerd;
-use forwarder_protocol::shim::{Binding, ShimReply, ShimRequest};
 use reserve::Reservation;
 use signals::{Signals, Woken};
 

@@ -11,13 +11,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use forwarder_protocol::Proto;
 use nix::libc::{self, sock_filter, sock_fprog};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind, listen,
     setsockopt, shutdown, socket, sockopt,
 };
-
-use forwarder_protocol::Proto;
 
 use crate::args::Args;
 use crate::dockerd::Listener;

@@ -10,12 +10,13 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey};
+use forwarder_common::family::{Family, V4};
+
 use crate::desired_state::{
     DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
     Target, XdpKind,
 };
-use forwarder_common::abi::{Device, Endpoint, LinkKey, PortKey, ServerKey, TrustKey};
-use forwarder_common::family::{Family, V4};
 
 /// One change of the kernel's state. Applying it twice has the same effect as applying it once.
 #[derive(Clone, PartialEq, Eq, Debug)]

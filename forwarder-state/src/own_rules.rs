@@ -17,10 +17,11 @@ use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::desired_state::{DesiredState, Key6, Row6};
-use crate::others::netfilter::{OurTable, TABLE};
 use forwarder_common::abi::{device, network};
 use forwarder_common::mark::OURS_ALONE;
+
+use crate::desired_state::{DesiredState, Key6, Row6};
+use crate::others::netfilter::{OurTable, TABLE};
 
 /// Our rules as they should be.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -6,15 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::config::{Attach, Config, XdpMode};
-use crate::control::Verb;
-use crate::datapath::{self, Datapath, Setup};
-use crate::exhaustion::{self, Exhaustion};
-use crate::report;
-use crate::stop::Stop;
-use crate::sys::cgroup::cgroup_root;
-use crate::sys::netfilter;
-use crate::uplinks::{self, Choice};
 use anyhow::{Result, ensure};
 use forwarder_common::abi::{PortKey, capacity, device, network};
 use forwarder_common::family::{Be32, V4};
@@ -28,6 +19,16 @@ use forwarder_state::host_state::{HostPort, HostState};
 use forwarder_state::others::OurTable;
 use forwarder_state::own_rules::Rules;
 use serde_json::Value;
+
+use crate::config::{Attach, Config, XdpMode};
+use crate::control::Verb;
+use crate::datapath::{self, Datapath, Setup};
+use crate::exhaustion::{self, Exhaustion};
+use crate::report;
+use crate::stop::Stop;
+use crate::sys::cgroup::cgroup_root;
+use crate::sys::netfilter;
+use crate::uplinks::{self, Choice};
 
 /// The interval at which the agent tells the programs that it is alive. They trust it for five
 /// times as long.

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::trusted;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
@@ -15,6 +14,8 @@ use forwarder_protocol::place;
 use forwarder_state::host_state::PortName;
 use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortRules};
 use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::trusted;
 
 /// The file that is read when none is named. It may be missing.
 pub const FILE: &str = "/etc/forwarder/forwarder.toml";

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::watch::claim;
-use crate::watch::lines::Lines;
-use crate::watch::shim::{self, ShimEvent};
 use anyhow::{Context, Result, anyhow, bail};
 use forwarder_protocol::line;
 use forwarder_protocol::query::{self, Answer};
+
+use crate::watch::claim;
+use crate::watch::lines::Lines;
+use crate::watch::shim::{self, ShimEvent};
 
 pub use forwarder_protocol::place::socket;
 pub use forwarder_protocol::query::Verb;

@@ -19,6 +19,14 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, ensure};
+use forwarder_state::desired_state::DesiredState;
+use forwarder_state::host_state::{HostState, Update};
+use forwarder_state::overrides::Overrides;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
 use crate::agent::{Agent, HEARTBEAT, reassemble};
 use crate::config::Config;
 use crate::control::{self, Query};
@@ -28,13 +36,6 @@ use crate::shims::Shims;
 use crate::stop::Stop;
 use crate::watch;
 use crate::watch::shim::ShimEvent;
-use anyhow::{Context, Result, ensure};
-use forwarder_state::desired_state::DesiredState;
-use forwarder_state::host_state::{HostState, Update};
-use forwarder_state::overrides::Overrides;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// The interval at which the agent compares the kernel with the desired state even without an
 /// update.

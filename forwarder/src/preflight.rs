@@ -10,10 +10,6 @@ mod tests;
 
 use std::path::Path;
 
-use crate::config::{Attach, Config};
-use crate::datapath;
-use crate::sys;
-use crate::trusted;
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::PortRange;
 use forwarder_state::others::summary::drops;
@@ -21,6 +17,10 @@ use forwarder_state::others::{Others, OurTable, Reach, netfilter};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Attach, Config};
+use crate::datapath;
+use crate::sys;
+use crate::trusted;
 use probe::{Bpffs, Docker, Probe};
 
 /// The oldest kernel with everything that is needed.

@@ -10,7 +10,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use crate::datapath::{FlowSnapshot, MapFill};
 use forwarder_common::abi::{FlowState, Tuple};
 use forwarder_common::clock::{Ticks, reached, to_seconds};
 use forwarder_common::family::{Be32, V4};
@@ -21,6 +20,8 @@ use forwarder_state::desired::{applying_policies, reach};
 use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
 use forwarder_state::host_state::{Family, HostState};
 use forwarder_state::others::{Others, OurTable};
+
+use crate::datapath::{FlowSnapshot, MapFill};
 
 pub use events::{EventRow, event};
 pub use filter::{Filter, state_named};

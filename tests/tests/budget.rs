@@ -12,13 +12,14 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
-use fixtures::{Ground, Loaded};
 use forwarder_common::abi::{Flow, LAYOUT, capacity};
 use forwarder_common::family::V4;
 use forwarder_state::desired_state::{Hook, SocketHook};
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
 };
+
+use fixtures::{Ground, Loaded};
 
 /// What may be added unseen.
 const GROWTH: f64 = 1.10;

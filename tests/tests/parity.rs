@@ -13,10 +13,6 @@ use std::collections::BTreeMap;
 use std::env;
 
 use anyhow::{Result, ensure};
-use fixtures::host_state::{disturb, host_state};
-use fixtures::raw::{state_of, told_of};
-use fixtures::traffic::{Case, Traffic};
-use fixtures::{Ground, Loaded, code};
 use forwarder::datapath::{Fate, now};
 use forwarder_common::abi::{FlowRef, Tuple};
 use forwarder_common::family::V4;
@@ -25,6 +21,11 @@ use forwarder_common::wire::parse::{Packet, parse};
 use forwarder_common::wire::proto;
 use forwarder_testkit::model::{Dice, Outcome};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+
+use fixtures::host_state::{disturb, host_state};
+use fixtures::raw::{state_of, told_of};
+use fixtures::traffic::{Case, Traffic};
+use fixtures::{Ground, Loaded, code};
 
 /// Packets in all.
 const CASES: usize = 100_000;

@@ -8,7 +8,6 @@ mod fixtures;
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result, ensure};
-use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{View, now};
 use forwarder_common::abi::REPLY;
 use forwarder_common::family::Be32;
@@ -20,6 +19,8 @@ use forwarder_testkit::model::host::{
     far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Hook, Host};
+
+use fixtures::{Ground, Loaded, routes};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;

@@ -8,7 +8,6 @@ mod fixtures;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use fixtures::{Ground, Loaded, routes};
 use forwarder::datapath::{Fate, View, now};
 use forwarder_common::abi::capacity;
 use forwarder_common::mark;
@@ -18,6 +17,8 @@ use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Hook, Host};
+
+use fixtures::{Ground, Loaded, routes};
 
 const DROP: i32 = 2;
 const REDIRECT: i32 = 7;

@@ -11,9 +11,8 @@ use forwarder_common::tracking::tcp::{State, Step, step};
 use forwarder_common::tracking::verdict::Verdict;
 use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::tcp::{ACK, FIN, Kind, RST, SYN, kind};
-use proptest::prelude::*;
-
 use forwarder_testkit::model::Host;
+use proptest::prelude::*;
 
 /// One direction. Numbers are distances from where the test's numbers begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

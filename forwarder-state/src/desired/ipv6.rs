@@ -4,6 +4,12 @@
 
 use std::net::IpAddr;
 
+use forwarder_common::abi::{
+    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
+    capacity,
+};
+use forwarder_common::family::Be128;
+
 use super::published::place;
 use super::{Policy, container_sources, subnets};
 use crate::acl::AclTable;
@@ -12,11 +18,6 @@ use crate::desired_state::{DesiredState, Key6, Row6};
 use crate::host_state::{
     Container, Family, HostPort, HostState, Ingress, Link, Network, NetworkOptions,
 };
-use forwarder_common::abi::{
-    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
-    capacity,
-};
-use forwarder_common::family::Be128;
 
 /// Whether a network has IPv6.
 pub(super) fn is_in(network: &Network) -> bool {

@@ -4,6 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::wire::proto;
+
 use super::{Policy, generation};
 use crate::acl::AclTable;
 use crate::address::WireAddress;
@@ -11,9 +15,6 @@ use crate::desired_state::{DesiredState, Target};
 use crate::host_state::{
     Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, NetworkOptions, Proto,
 };
-use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
-use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::wire::proto;
 
 /// Adds the published ports: ports that shims have bound; ports that Docker lists for running
 /// containers without a shim, whose target is the container's gateway endpoint; and, where a

@@ -3,8 +3,6 @@
 
 use std::cell::Cell;
 
-use super::frames::sum;
-use super::{Host, Target};
 use forwarder_common::abi::{
     AllowedKey, Device, Endpoint, Flow, FlowRef, FlowState, IngressKey, LinkKey, Network, Pending,
     PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
@@ -33,6 +31,9 @@ use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::rewrite::{self, Edit};
 use forwarder_common::wire::series::FragmentSeries;
+
+use super::frames::sum;
+use super::{Host, Target};
 
 /// The value of the longest prefix that contains `addr`.
 fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32) -> Option<V> {

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Fills the model's tables as an agent would: devices, networks, containers, ports, routes.
 
-use super::frames::{Spec, ip};
-use super::{Arrival, Carried, Hook, Host, Outcome};
 use forwarder_common::abi::{
     Device, Endpoint, Network, PortKey, Published, ServerKey, device, network,
 };
 use forwarder_common::environment::Route;
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::reason::Path;
+
+use super::frames::{Spec, ip};
+use super::{Arrival, Carried, Hook, Host, Outcome};
 
 /// The devices of most tests: an uplink, a second one, a VPN without Ethernet, two networks.
 pub const UPLINK: u32 = 2;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model's IPv6: tables, rules at a hook, and packets in plain bytes.
 
-use super::host::{APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac};
-use super::{Arrival, Hook, Host};
 use bytemuck::Pod;
 use forwarder_common::abi::{
     AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
@@ -13,6 +11,9 @@ use forwarder_common::family::Be128;
 use forwarder_common::meta::Meta;
 use forwarder_common::policy::ipv6::{self, Host6};
 use forwarder_common::reason::Reason;
+
+use super::host::{APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac};
+use super::{Arrival, Hook, Host};
 
 /// `fd00:N::M`.
 pub const fn net(n: u8, m: u8) -> Be128 {

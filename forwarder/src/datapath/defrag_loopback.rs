@@ -10,15 +10,16 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use super::defrag;
-use super::pins::Pins;
-use crate::sys::netlink::Route;
 use anyhow::{Context, Result, bail};
 use forwarder_state::desired_state::DEFRAG_LOOPBACK;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
+
+use super::defrag;
+use super::pins::Pins;
+use crate::sys::netlink::Route;
 
 /// The maximum length of a datagram.
 const MTU: u32 = 65_535;

@@ -11,9 +11,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use super::coarse;
-use super::maps::{self, FlowSnapshot, pinned};
-use super::pins::Pins;
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use forwarder_common::abi::{FlowState, ORIGINAL, REPLY, name};
@@ -22,6 +19,10 @@ use forwarder_common::event::EventKind;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
+
+use super::coarse;
+use super::maps::{self, FlowSnapshot, pinned};
+use super::pins::Pins;
 
 /// How long the programs write events after a watcher's last renewal.
 const LEASE: Duration = Duration::from_secs(5);

@@ -4,12 +4,13 @@
 
 use std::path::Path;
 
-use super::maps::{FlowSnapshot, Maps};
-use super::pins::Pins;
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use forwarder_common::conntrack::flow_operation::Ending;
+
+use super::maps::{FlowSnapshot, Maps};
+use super::pins::Pins;
 
 /// The names of the programs in the object.
 const END: &str = "end_flow";

@@ -8,9 +8,6 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::pins::{self, Pins};
-use crate::sys::qdisc;
-use crate::trusted;
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -22,6 +19,10 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
 use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
+
+use super::pins::{self, Pins};
+use crate::sys::qdisc;
+use crate::trusted;
 
 /// The priority of our clsact filters: after everybody who chose a priority.
 const PRIORITY: u16 = 0xc000;

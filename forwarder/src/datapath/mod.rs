@@ -23,8 +23,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::sys::netns::netns_cookie;
-use crate::sys::sock_diag::SockDiag;
 use anyhow::{Context, Result, ensure};
 use aya::maps::MapError;
 use aya::util::KernelVersion;
@@ -37,6 +35,9 @@ use forwarder_common::socket;
 use forwarder_state::desired_state::{Hook, Observed, SocketHook};
 use forwarder_state::diff::Change;
 use rustix::io::Errno;
+
+use crate::sys::netns::netns_cookie;
+use crate::sys::sock_diag::SockDiag;
 
 pub use binds::Binds;
 pub use defrag_loopback::{can_reassemble, make_defrag_loopback};

@@ -7,12 +7,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::pins;
-use crate::sys::netns;
-use crate::trusted;
 use anyhow::{Context, Result};
 use forwarder_state::desired_state::PeerVeth;
 use serde::{Deserialize, Serialize};
+
+use super::pins;
+use crate::sys::netns;
+use crate::trusted;
 
 /// What is recorded of a peer to restore it.
 #[derive(Serialize, Deserialize)]

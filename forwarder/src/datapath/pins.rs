@@ -7,10 +7,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::trusted;
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
 use forwarder_state::desired_state::{Hook, SocketHook};
+
+use crate::trusted;
 
 /// The pins of this layout.
 #[derive(Clone, Debug)]

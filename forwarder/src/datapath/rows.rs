@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::maps::{Maps, Wire};
-use super::neighbours;
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
 use forwarder_common::abi::{
@@ -14,6 +12,9 @@ use forwarder_common::family::{Be32, V4};
 use forwarder_state::desired_state::{
     DesiredState, EndpointKey, NetworkRow, Observed, PeerVeth, Target,
 };
+
+use super::maps::{Maps, Wire};
+use super::neighbours;
 
 impl Maps {
     /// Reads all tables: everything but the programs' attachments.

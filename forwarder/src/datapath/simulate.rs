@@ -2,10 +2,11 @@
 //! Simulation: runs a loaded program on a packet once in the kernel, outside of any device
 //! (`BPF_PROG_TEST_RUN`). Redirects are decided but not performed; flows are really created.
 
-use super::Datapath;
 use anyhow::{Context, Result};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
 use forwarder_state::desired_state::{Hook, SocketHook};
+
+use super::Datapath;
 
 /// How a packet arrives at a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

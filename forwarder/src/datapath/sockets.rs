@@ -7,12 +7,13 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::hooks::{Hooks, once};
-use crate::sys::cgroup::cgroup_root;
 use anyhow::{Context, Result, ensure};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup};
 use forwarder_state::desired_state::SocketHook;
+
+use super::hooks::{Hooks, once};
+use crate::sys::cgroup::cgroup_root;
 
 impl Hooks {
     /// Returns the socket programs that are attached, whoever attached them.

@@ -4,15 +4,16 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::hooks::attached;
-use super::maps::{FlowSnapshot, Maps};
-use super::pins::Pins;
-use crate::trusted;
 use anyhow::Result;
 use forwarder_common::abi::name;
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, SocketHook};
+
+use super::hooks::attached;
+use super::maps::{FlowSnapshot, Maps};
+use super::pins::Pins;
+use crate::trusted;
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

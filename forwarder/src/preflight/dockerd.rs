@@ -11,10 +11,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Finding;
-use crate::sys::process::named;
 use forwarder_protocol::place::{SHIM, STATE_DIR, STATE_DIR_VARIABLE};
 use serde_json::Value;
+
+use super::Finding;
+use crate::sys::process::named;
 
 /// Docker's configuration file, unless dockerd is told otherwise.
 const FILE: &str = "/etc/docker/daemon.json";

@@ -6,9 +6,10 @@
 //! time, and a forward policy of drop would lose the packets that the fast path passes to the
 //! kernel.
 
-use super::Finding;
 use forwarder_state::others::netfilter::{Firewall, Ruleset, is_shown_by_iptables};
 use forwarder_state::others::summary::{Summary, summary};
+
+use super::Finding;
 
 /// How to stop dockerd from creating rules.
 const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \

@@ -7,13 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::dockerd::Setup;
-use crate::config::Config;
-use crate::datapath;
-use crate::sys;
-use crate::sys::process::named;
-use crate::trusted;
-use crate::watch;
 use forwarder_state::desired::is_named_as_dockers;
 use forwarder_state::host_state::Update;
 use forwarder_state::others::{Firewall, Others};
@@ -23,6 +16,14 @@ use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tracing::subscriber::NoSubscriber;
+
+use super::dockerd::Setup;
+use crate::config::Config;
+use crate::datapath;
+use crate::sys;
+use crate::sys::process::named;
+use crate::trusted;
+use crate::watch;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: FsWord = 0xcafe_4a11;

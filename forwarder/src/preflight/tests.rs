@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tests of the judgement, on constructed hosts.
 
-use forwarder_state::others::Firewall;
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+
+use forwarder_state::others::Firewall;
+use forwarder_state::others::{Others, Ruleset};
 
 use super::dockerd::{Proxy, Setup};
 use super::*;
-use forwarder_state::others::{Others, Ruleset};
-use std::collections::BTreeMap;
 
 /// Returns a host without any problem.
 fn good() -> Probe {

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use super::{FlowRow, flow_row};
-use crate::datapath::FlowEvent;
 use forwarder_common::clock::{Ticks, reached};
 use forwarder_common::event::EventKind;
 use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::proto;
 use serde::{Deserialize, Serialize};
+
+use super::{FlowRow, flow_row};
+use crate::datapath::FlowEvent;
 
 /// An event of a flow.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

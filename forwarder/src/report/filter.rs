@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{ASSURED, Ends, FlowRow, REPLIED, UNREPLIED};
 use forwarder_common::tracking::tcp::State;
 use ipnet::IpNet;
+
+use super::{ASSURED, Ends, FlowRow, REPLIED, UNREPLIED};
 
 /// Conditions on flows. A condition that is not set always holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::process::program;
 use forwarder_state::others::{Firewall, Ruleset};
+
+use super::process::program;
 
 /// Reads the rules with every installed program: both variants of iptables may have some.
 pub(crate) fn read() -> Firewall {

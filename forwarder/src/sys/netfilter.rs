@@ -7,11 +7,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::process::program;
 use anyhow::{Context, Result, bail, ensure};
 use forwarder_common::mark::OURS_ALONE;
 use forwarder_state::others::netfilter::{OurTable, TABLE};
 use forwarder_state::own_rules::{Apart, Rules};
+
+use super::process::program;
 
 /// Whether nft is installed, which all tables need but *untracked*: iptables serves there too.
 #[must_use]

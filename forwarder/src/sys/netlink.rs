@@ -13,6 +13,7 @@ use rtnetlink::packet_core::{
     NetlinkPayload, NetlinkSerializable,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
+
 pub(crate) use rtnetlink::sys::protocols;
 use rtnetlink::sys::{Socket, SocketAddr};
 use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};

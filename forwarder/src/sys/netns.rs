@@ -8,8 +8,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use super::ethtool::Ethtool;
-use super::netlink::Route;
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use nix::sys::socket::getsockopt;
@@ -22,6 +20,9 @@ use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rustix::fs::FsWord;
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::ethtool::Ethtool;
+use super::netlink::Route;
 
 sockopt_impl!(
     /// `SO_NETNS_COOKIE`, since Linux 5.14.

@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use super::netlink::{Requests, protocols};
 use anyhow::{Context, Result};
 use forwarder_common::abi::{Peer, SocketKey};
 use forwarder_common::family::{Address as _, Be16, Be32, Be128};
@@ -12,6 +11,8 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_packet_sock_diag::{AF_INET, AF_INET6, SockDiagDestroy, SockDiagMessage};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use rustix::io::Errno;
+
+use super::netlink::{Requests, protocols};
 
 /// A connected socket of this network namespace.
 pub(crate) struct Connected {

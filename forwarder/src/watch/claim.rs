@@ -11,8 +11,6 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use super::shim::Binding;
-use crate::sys::netns::netns_cookie_of;
 use forwarder_state::host_state::Proto;
 use nix::sys::socket::sockopt::BindToDevice;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname, getsockopt};
@@ -22,6 +20,9 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, ipproto};
 use rustix::process::geteuid;
+
+use super::shim::Binding;
+use crate::sys::netns::netns_cookie_of;
 
 /// `CAP_NET_ADMIN` in a set of capabilities.
 const NET_ADMIN: u64 = 1 << 12;

@@ -7,9 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use super::bounded::Unfinished;
-use super::{dial, inspect};
-use crate::sys::netns::{self, Namespaces};
 use anyhow::{Context, Result, bail, ensure};
 use bollard::Docker;
 use bollard::models::{EventMessage, EventMessageTypeEnum};
@@ -20,6 +17,10 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::bounded::Unfinished;
+use super::{dial, inspect};
+use crate::sys::netns::{self, Namespaces};
 
 /// The interval at which everything is read again, for changes without an event.
 const RESYNC: Duration = Duration::from_secs(30);

@@ -2,9 +2,6 @@
 //! Devices, addresses and routes of our network namespace, from the kernel's netlink notifications.
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::routes::Routes;
-use crate::sys::netlink::Notices;
-use crate::sys::netns::Namespaces;
 use anyhow::{Context, Result};
 use forwarder_state::host_state::{Address, Link, LinkLayer, Mac, Peer, Update};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -19,6 +16,10 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
+
+use super::routes::Routes;
+use crate::sys::netlink::Notices;
+use crate::sys::netns::Namespaces;
 
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,

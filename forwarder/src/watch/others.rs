@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::sys;
-use crate::sys::netlink::{dump, protocols, subscribe};
 use anyhow::{Context, Result};
 use forwarder_state::host_state::Update;
 use forwarder_state::others::summary::drops;
@@ -21,6 +19,9 @@ use rustix::net::{RecvFlags, recv};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
+
+use crate::sys;
+use crate::sys::netlink::{dump, protocols, subscribe};
 
 /// Multicast groups: `RTNLGRP_TC` and `RTNLGRP_IPV4_RULE`, `NFNLGRP_NFTABLES`, `XFRMNLGRP_POLICY`.
 const ROUTE_GROUPS: u32 = 1 << 3 | 1 << 7;

@@ -5,11 +5,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::claim;
-use super::lines::Lines;
 use anyhow::{Context, Result};
 use forwarder_protocol::line;
 use forwarder_state::host_state::ShimId;
+
+use super::claim;
+use super::lines::Lines;
 
 pub use forwarder_protocol::shim::{Binding, ShimReply, ShimRequest};
 use tokio::io::AsyncWriteExt;

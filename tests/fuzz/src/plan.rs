@@ -2,10 +2,9 @@
 //! The laws of the agent's plans (`forwarder_state::diff`) between states that the bytes choose.
 
 use forwarder_state::diff::diff;
+use forwarder_testkit::laws::{apply, check, holding, tables};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-
-use forwarder_testkit::laws::{apply, check, holding, tables};
 
 /// Runs the target.
 ///
