@@ -51,15 +51,17 @@ pub fn container_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packe
 /// veth has no hook.
 #[inline(always)]
 pub fn bridge_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
-    match mark::kind(at.meta.mark) {
-        mark::HOST => {
-            at.tables.mark(mark::NONE);
-            Reason::Admitted
+    let side = match mark::kind(at.meta.mark) {
+        mark::NONE => Side::Bridge,
+        mark::BACK => Side::Back,
+        kind => {
+            if kind == mark::HOST {
+                at.tables.mark(mark::NONE);
+            }
+            return Reason::Admitted;
         }
-        mark::NONE => ingress(at, Side::Bridge, packet),
-        mark::BACK => ingress(at, Side::Back, packet),
-        _ => Reason::Admitted,
-    }
+    };
+    ingress(at, side, packet)
 }
 
 /// The ingress hooks, for every packet that no earlier hook has finished. As long as the agent is

@@ -274,7 +274,7 @@ impl Datapath {
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
             Change::PutAllowed(key, word) => {
-                maps.allowed_sources.insert(&allowed_key(key), word, 0)?
+                maps.allowed_sources.insert(&allowed_key(key), word, 0)?;
             }
             Change::DropAllowed(key) => maps.allowed_sources.remove(&allowed_key(key))?,
             Change::PutPort(veth, ref peer_veth) => {
