@@ -39,7 +39,7 @@ pub enum Route<F: Family> {
 
 /// The kernel's route back to a source (reverse path).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WayBack {
+pub enum ReversePath {
     /// The route leads to this device.
     Device(u32),
     /// There is no route, or the address cannot be a sender's.
@@ -170,7 +170,7 @@ pub trait Routes<F: Family> {
     /// The kernel's route for a packet with this tuple that arrived on `ifindex`.
     fn route(&self, ifindex: u32, tuple: &Tuple<F>) -> Route<F>;
     /// The kernel's route back to the source of a packet with this tuple.
-    fn way_back(&self, tuple: &Tuple<F>) -> WayBack;
+    fn reverse_path(&self, tuple: &Tuple<F>) -> ReversePath;
     /// Whether a device exists.
     fn exists(&self, ifindex: u32) -> bool;
 }

@@ -60,7 +60,7 @@ pub struct Event<F: Family> {
     /// The record's index.
     pub index: Cell<u32>,
     /// The number of an [`EventKind`].
-    pub news: Cell<u32>,
+    pub kind: Cell<u32>,
     /// When the event happened.
     pub at: Cell<Ticks>,
     /// When the flow was created.
@@ -82,12 +82,12 @@ impl<F: Family> Event<F> {
         flow: &Flow<F>,
         index: u32,
         flow_state: FlowState,
-        news: EventKind,
+        kind: EventKind,
         at: Ticks,
     ) {
         self.flow_state.set(flow_state.0);
         self.index.set(index);
-        self.news.set(news as u32);
+        self.kind.set(kind as u32);
         self.at.set(at);
         for dir in [ORIGINAL, REPLY] {
             self.packets[dir].set(flow.packets[dir].get());

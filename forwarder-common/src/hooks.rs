@@ -38,13 +38,13 @@ pub use crate::steps::fragments::defrag_out;
 /// whose other end is a container.
 #[inline(always)]
 pub fn outside_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
-    ingress(at, Side::Outside, packet)
+    ingress::<true, F, T>(at, Side::Outside, packet)
 }
 
 /// tcx ingress of a container's veth, at the host's end.
 #[inline(always)]
 pub fn container_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
-    ingress(at, Side::Veth, packet)
+    ingress::<false, F, T>(at, Side::Veth, packet)
 }
 
 /// tcx ingress of a bridge: packets that the veth hooks passed up, and packets of containers whose
@@ -53,7 +53,7 @@ pub fn container_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packe
 pub fn bridge_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
     let side = match mark::kind(at.meta.mark) {
         mark::NONE => Side::Bridge,
-        mark::BACK => Side::Back,
+        mark::DEFRAGMENTED => Side::Defragmented,
         kind => {
             if kind == mark::HOST {
                 at.tables.mark(mark::NONE);
@@ -61,15 +61,19 @@ pub fn bridge_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F
             return Reason::Admitted;
         }
     };
-    ingress(at, side, packet)
+    ingress::<false, F, T>(at, side, packet)
 }
 
 /// The ingress hooks, for every packet that no earlier hook has finished. As long as the agent is
 /// not armed, a packet passes whatever the verdict.
 #[inline(always)]
-fn ingress<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, side: Side, packet: &mut Packet<F>) -> Reason {
+fn ingress<const OUTSIDE: bool, F: Ip, T: Steps<F>>(
+    at: HookInput<'_, T>,
+    side: Side,
+    packet: &mut Packet<F>,
+) -> Reason {
     let tables = at.tables;
-    let judged = judge(at, side, packet);
+    let judged = judge::<OUTSIDE, F, T>(at, side, packet);
     if judged.path() as u8 == Path::Fast as u8 || tables.is_armed() {
         judged
     } else {
@@ -79,15 +83,18 @@ fn ingress<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, side: Side, packet: &mut Pa
 
 /// Parses a packet, reassembles its datagram if it is a fragment, and forwards it.
 #[inline(always)]
-fn judge<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, side: Side, packet: &mut Packet<F>) -> Reason {
+fn judge<const OUTSIDE: bool, F: Ip, T: Steps<F>>(
+    at: HookInput<'_, T>,
+    side: Side,
+    packet: &mut Packet<F>,
+) -> Reason {
     let tables = at.tables;
     tables.enter(side);
     let read = at.parse(packet);
-    let outside = side as u8 == Side::Outside as u8;
     if let Err(reason) = read
         && packet.class as u8 != Class::Unreadable as u8
     {
-        return if outside {
+        return if OUTSIDE {
             reason
         } else {
             Reason::InvalidHeader
@@ -102,13 +109,13 @@ fn judge<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, side: Side, packet: &mut Pack
     let mut context = at.context(side, packet);
     // The transport header is invalid. The kernel forwards the packet by its network header alone,
     // so the network header decides here too.
-    if outside && let Err(reason) = read {
+    if OUTSIDE && let Err(reason) = read {
         return match tables.create_flow(&mut context) {
             Some(judged) if judged.path() as u8 == Path::Drop as u8 => judged,
             _ => reason,
         };
     }
-    forward::or_create(&mut context)
+    forward::or_create::<OUTSIDE, F, T>(&mut context)
 }
 
 /// XDP on an uplink: forwards packets of established flows only. `None`: the packet goes on to the

@@ -33,23 +33,23 @@ pub const DONE: u32 = 0xb000_0000;
 /// Passed to the kernel as a packet of a flow: the hash names the flow.
 pub const FLOW: u32 = 0xc000_0000;
 /// A later fragment of a datagram: the mark of the first fragment decides.
-pub const PIECE: u32 = 0xd000_0000;
+pub const FRAGMENT: u32 = 0xd000_0000;
 /// A fragment of a reassembled datagram, on its way back to the hook where it first arrived.
-pub const BACK: u32 = 0xe000_0000;
+pub const DEFRAGMENTED: u32 = 0xe000_0000;
 /// A fragment on its way to the defragmentation loopback: the hash holds what its placeholder
 /// destination does not.
 pub const DEFRAG_LOOPBACK: u32 = 0xf000_0000;
 /// Leaves its network without translation: the outgoing device's hook passes it.
 pub const LEAVES: u32 = 0x8000_0000;
-/// The bits that [`FLOW`], [`PIECE`], [`BACK`] and [`DEFRAG_LOOPBACK`] have in common and no other
+/// The bits that [`FLOW`], [`FRAGMENT`], [`DEFRAGMENTED`] and [`DEFRAG_LOOPBACK`] have in common and no other
 /// kind has. Only the forwarder translates these packets, partly before the kernel path and partly
 /// after it.
-pub const OURS_ALONE: u32 = 0xc000_0000;
+pub const UNTRACKED_BITS: u32 = 0xc000_0000;
 
 /// Hash: the packet goes in the reply direction.
 const REPLY: u32 = 0x8000_0000;
 /// Hash: the packet's datagram arrived in fragments.
-const APART: u32 = 0x4000_0000;
+const FRAGMENTED: u32 = 0x4000_0000;
 /// Hash: the flow's index.
 const INDEX: u32 = 0x3fff_ffff;
 /// Hash of a fragment on the defragmentation loopback: the low byte holds part of its destination.
@@ -72,14 +72,14 @@ pub const fn kind(mark: u32) -> u32 {
 /// The hash of a flow's packet that is passed to the kernel.
 #[inline(always)]
 #[must_use]
-pub const fn encode_hash(index: u32, dir: Direction, apart: bool) -> u32 {
-    index & INDEX | if dir == 0 { 0 } else { REPLY } | if apart { APART } else { 0 }
+pub const fn encode_hash(index: u32, dir: Direction, fragmented: bool) -> u32 {
+    index & INDEX | if dir == 0 { 0 } else { REPLY } | if fragmented { FRAGMENTED } else { 0 }
 }
 
 /// Whether a packet that was passed to the kernel arrived in fragments.
 #[inline(always)]
-pub(super) const fn was_apart(hash: u32) -> bool {
-    hash & APART != 0
+pub(super) const fn was_fragmented(hash: u32) -> bool {
+    hash & FRAGMENTED != 0
 }
 
 /// The index of the flow of a packet that was passed to the kernel, and the packet's direction.

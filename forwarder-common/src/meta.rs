@@ -47,5 +47,5 @@ pub enum Side {
     Bridge,
     /// The bridge, for fragments of a container's datagram that return from the defragmentation
     /// loopback. The container's veth checked them when they first arrived.
-    Back,
+    Defragmented,
 }

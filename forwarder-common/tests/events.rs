@@ -39,7 +39,7 @@ fn balanced(host: &Host) {
     let mut open = HashSet::new();
     for event in told(host) {
         let name = (event.index.get(), FlowState(event.flow_state.get()).id());
-        if event.news.get() == EventKind::Begins as u32 {
+        if event.kind.get() == EventKind::Begins as u32 {
             assert!(open.insert(name), "begins twice: {event:?}");
         } else {
             assert!(open.remove(&name), "ends without having begun: {event:?}");
@@ -63,7 +63,7 @@ fn flow_emits_begin_and_end_with_counters() {
     let [begin] = &told(&host)[..] else {
         panic!("{:?}", told(&host))
     };
-    assert_eq!(begin.news.get(), EventKind::Begins as u32);
+    assert_eq!(begin.kind.get(), EventKind::Begins as u32);
     assert_eq!(
         begin.tuples.each_ref().map(Cell::get),
         [query(1).tuple, answer(1).tuple]
@@ -79,7 +79,7 @@ fn flow_emits_begin_and_end_with_counters() {
     let [_, end] = &told(&host)[..] else {
         panic!("{:?}", told(&host))
     };
-    assert_eq!(end.news.get(), EventKind::Over as u32);
+    assert_eq!(end.kind.get(), EventKind::Over as u32);
     assert_eq!(end.tuples, begin.tuples);
     assert_eq!(
         (&end.packets, &end.bytes),
@@ -105,7 +105,7 @@ fn evicted_flow_emits_its_eviction() {
     }
     let evicted: Vec<_> = told(&host)
         .into_iter()
-        .filter(|event| event.news.get() == EventKind::Evicted as u32)
+        .filter(|event| event.kind.get() == EventKind::Evicted as u32)
         .map(|event| event.tuples[0].get().sport.get())
         .collect();
     assert_eq!(evicted, [1000, 1001, 1002, 1003]);
@@ -135,7 +135,7 @@ fn deletion_ends_both_keys_once() {
     assert_eq!(host.index.borrow().len(), 2);
     assert!(host.flow_of(&query(2).tuple).is_some());
     assert_eq!(
-        told(&host).last().unwrap().news.get(),
+        told(&host).last().unwrap().kind.get(),
         EventKind::Deleted as u32
     );
     balanced(&host);
@@ -178,7 +178,7 @@ fn losing_cpu_emits_the_end_of_its_flow() {
         balanced(&host);
         undone += told(&host)
             .iter()
-            .filter(|event| event.news.get() == EventKind::Undone as u32)
+            .filter(|event| event.kind.get() == EventKind::Undone as u32)
             .count();
     }
     assert!(undone > 0, "the race was never met");

@@ -3,7 +3,7 @@
 //! container may hold.
 
 use forwarder_common::abi::network;
-use forwarder_common::conntrack::quota::PIECES;
+use forwarder_common::conntrack::quota::FRAGMENT_BYTES;
 use forwarder_common::conntrack::timeouts::REASSEMBLY;
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
@@ -96,7 +96,7 @@ fn defrag_loopback(host: &Host, packet: &[u8]) -> (Outcome, Vec<u8>) {
         (
             Some(Reason::Whole),
             Some(Target::Ingress(UPLINK)),
-            mark::BACK
+            mark::DEFRAGMENTED
         )
     );
     assert_eq!(found, packet);
@@ -148,7 +148,13 @@ fn ack_of_a_fragmented_segment_passes() {
     assert_eq!(outward(early.clone()), Some(Reason::TcpWindow));
     let whole = asks(ACK).payload(24).packet();
     for is_fragment in cut(&whole, 24, 7) {
-        let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &is_fragment);
+        let (outcome, _) = at(
+            &host,
+            Hook::OutsideIn,
+            UPLINK,
+            mark::DEFRAGMENTED,
+            &is_fragment,
+        );
         assert_eq!(outcome.reason, through);
     }
     assert_eq!(outward(early), through);
@@ -164,7 +170,7 @@ fn fragment_without_its_series_is_dropped() {
     let host = host();
     let back = |nth, of| {
         let packet = bytes(&is_fragment(request(), nth, of));
-        at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet)
+        at(&host, Hook::OutsideIn, UPLINK, mark::DEFRAGMENTED, &packet)
             .0
             .reason
     };
@@ -181,14 +187,14 @@ fn fragment_without_its_series_is_dropped() {
     assert_eq!(back(0, 3), Some(Reason::Forwarded));
     let other = Spec::udp((REMOTE, 40_000), (HOST, 8080));
     let packet = bytes(&is_fragment(other, 1, 3));
-    let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
+    let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::DEFRAGMENTED, &packet);
     assert_eq!(outcome.reason, Some(Reason::Fragment));
     // Of another datagram, likewise.
     assert_eq!(back(0, 3), Some(Reason::Forwarded));
     let mut packet = bytes(&is_fragment(request(), 1, 3));
     packet[5] ^= 1;
     seal_header(&mut packet);
-    let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::BACK, &packet);
+    let (outcome, _) = at(&host, Hook::OutsideIn, UPLINK, mark::DEFRAGMENTED, &packet);
     assert_eq!(outcome.reason, Some(Reason::Fragment));
 }
 
@@ -226,7 +232,7 @@ fn outbound_first_fragment_carries_the_flow_mark() {
     );
     assert_eq!(
         (tail.reason, tail.mark),
-        (Some(Reason::Reassembled), mark::PIECE)
+        (Some(Reason::Reassembled), mark::FRAGMENT)
     );
     for nth in 0..2 {
         let is_fragment = bytes(&is_fragment(query(), nth, 2));
@@ -234,7 +240,7 @@ fn outbound_first_fragment_carries_the_flow_mark() {
         assert_eq!(out.reason, Some(Reason::Completed));
         assert_eq!(packet[12..16], HOST.octets());
         // Without the first one's mark nothing leaves.
-        let (out, packet) = host.to_outside(BRIDGE, mark::PIECE, &is_fragment);
+        let (out, packet) = host.to_outside(BRIDGE, mark::FRAGMENT, &is_fragment);
         assert_eq!(out.reason, Some(Reason::Untranslated));
         assert_eq!(packet, is_fragment);
     }
@@ -290,11 +296,11 @@ fn fragment_quota_bounds_and_is_given_back() {
             .unwrap()
     };
     let until_refused = |host: &Host| {
-        let sent = (0..PIECES).take_while(|_| send(host) == Reason::Reassembled);
+        let sent = (0..FRAGMENT_BYTES).take_while(|_| send(host) == Reason::Reassembled);
         sent.count() as u32
     };
     let cost = tail.len() as u32 * 2 + 768;
-    assert_eq!(until_refused(&host), PIECES / cost);
+    assert_eq!(until_refused(&host), FRAGMENT_BYTES / cost);
     assert_eq!(send(&host), Reason::FragmentQuota);
     // Its neighbour has its own.
     let other = bytes(&is_fragment(Spec::udp((WEB, 1), (REMOTE, 53)), 1, 3));
@@ -303,15 +309,18 @@ fn fragment_quota_bounds_and_is_given_back() {
     // In time all of it comes back, half in half of the time.
     host.wait(REASSEMBLY / 2);
     let half = until_refused(&host);
-    assert!(half.abs_diff(PIECES / cost / 2) <= 2, "{half}");
+    assert!(half.abs_diff(FRAGMENT_BYTES / cost / 2) <= 2, "{half}");
     host.wait(REASSEMBLY);
-    assert_eq!(until_refused(&host), PIECES / cost);
+    assert_eq!(until_refused(&host), FRAGMENT_BYTES / cost);
     // What leaves whole is given back at once.
     host.wait(REASSEMBLY);
     let head = bytes(&is_fragment(query(), 0, 2));
     let (outcome, _) = at(&host, Hook::ContainerIn, APP_VETH, 0, &head);
     assert_eq!(outcome.reason, Some(Reason::Reassembled));
-    assert_eq!(until_refused(&host), (PIECES - cost_of(&head)) / cost);
+    assert_eq!(
+        until_refused(&host),
+        (FRAGMENT_BYTES - cost_of(&head)) / cost
+    );
     let (out, _) = host.to_outside(BRIDGE, outcome, &head);
     assert_eq!(out.reason, Some(Reason::Completed));
     assert!(until_refused(&host) > 0);
@@ -353,13 +362,13 @@ fn every_kept_fragment_is_charged() {
         let mut host = self::host();
         host.wait(REASSEMBLY);
         host.networks.get_mut(&BRIDGE).unwrap().flags |= flags;
-        let kept =
-            (0..PIECES).take_while(|_| sends(&host, mac, dst) != Some(Reason::FragmentQuota));
-        let most = PIECES / 768;
+        let kept = (0..FRAGMENT_BYTES)
+            .take_while(|_| sends(&host, mac, dst) != Some(Reason::FragmentQuota));
+        let most = FRAGMENT_BYTES / 768;
         assert!((kept.count() as u32) < most, "{what}");
     }
     // What a bridge only switches is nobody's to keep.
-    for _ in 0..PIECES / 768 {
+    for _ in 0..FRAGMENT_BYTES / 768 {
         assert_eq!(sends(&host, far_mac(WEB_VETH), WEB), Some(Reason::Bridged));
     }
 }

@@ -142,7 +142,7 @@ fn whole_packet_is_read() {
     assert_eq!(packet.tuple, tcp().tuple);
     assert_eq!((packet.class, packet.flags), (Class::Flow, SYN));
     assert_eq!((packet.l4, packet.headers, packet.hops), (28, 48, 64));
-    assert!(packet.options && !packet.tail && !packet.answer);
+    assert!(packet.options && !packet.later_fragment && !packet.answer);
 
     // PSH, ECE and CWR are nobody's business.
     let push = Spec {
@@ -178,12 +178,12 @@ fn whole_packet_is_read() {
 fn fragments_are_known_by_offset_and_flag() {
     let head = read(&mut udp().fragment(0x2000).packet()).unwrap();
     assert_eq!(
-        (head.class, head.tail, head.tuple),
+        (head.class, head.later_fragment, head.tuple),
         (Class::Fragment, false, udp().tuple)
     );
     for word in [0x2001, 0x0001, 0x1fff] {
         let tail = read(&mut udp().fragment(word).packet()).unwrap();
-        assert_eq!((tail.class, tail.tail), (Class::Fragment, true));
+        assert_eq!((tail.class, tail.later_fragment), (Class::Fragment, true));
         assert_eq!(tail.tuple.dport.get(), 0, "a tail has no ports");
         assert_eq!(tail.tuple.proto, proto::UDP);
     }

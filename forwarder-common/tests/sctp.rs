@@ -310,7 +310,7 @@ fn fragments_pass_only_with_unchanged_ports() {
     let back = |host: &Host, is_fragment: &[u8]| {
         let arrival = Arrival {
             ifindex: UPLINK,
-            mark: mark::BACK,
+            mark: mark::DEFRAGMENTED,
             ..Arrival::default()
         };
         host.raw(Hook::OutsideIn, is_fragment, arrival)

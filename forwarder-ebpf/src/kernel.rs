@@ -28,8 +28,8 @@ use forwarder_common::abi::{
 use forwarder_common::attempt::Attempt;
 use forwarder_common::clock::{self, Ticks};
 use forwarder_common::environment::{
-    Configuration, FlowIndex, FlowRecords, FragmentState, PortAffinities, Quotas, Route, Routes,
-    Runtime, Sockets, UnassuredRing, WayBack,
+    Configuration, FlowIndex, FlowRecords, FragmentState, PortAffinities, Quotas, ReversePath,
+    Route, Routes, Runtime, Sockets, UnassuredRing,
 };
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, Be128, V4};
@@ -448,7 +448,7 @@ impl<C: EbpfContext> Routes<V4> for Kernel<C> {
     }
 
     #[inline(always)]
-    fn way_back(&self, tuple: &Tuple<V4>) -> WayBack {
+    fn reverse_path(&self, tuple: &Tuple<V4>) -> ReversePath {
         // SAFETY: plain integers, for which zero is a value.
         let mut params: bpf_fib_lookup = unsafe { zeroed() };
         params.family = AF_INET;
@@ -460,13 +460,13 @@ impl<C: EbpfContext> Routes<V4> for Kernel<C> {
             outcome = self.look_up(&mut params, 0);
         }
         if outcome == 0 || outcome == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
-            WayBack::Device(params.ifindex)
+            ReversePath::Device(params.ifindex)
         } else if outcome >= BPF_FIB_LKUP_RET_BLACKHOLE as i64
             && outcome <= BPF_FIB_LKUP_RET_NOT_FWDED as i64
         {
-            WayBack::None
+            ReversePath::None
         } else {
-            WayBack::Unknown
+            ReversePath::Unknown
         }
     }
 

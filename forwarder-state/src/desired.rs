@@ -453,7 +453,7 @@ fn add_network(
     };
     tables
         .endpoints
-        .insert(EndpointKey::Floor(bridge.index), default_endpoint);
+        .insert(EndpointKey::Default(bridge.index), default_endpoint);
     for (id, at) in &network.endpoints {
         let Some(address) = at.ipv4 else { continue };
         let veth = host_state

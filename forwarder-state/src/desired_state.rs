@@ -178,7 +178,7 @@ pub enum EndpointKey<F: Family = V4> {
     /// A container's address.
     Address(F::Addr),
     /// A network's default endpoint, by its bridge's device index.
-    Floor(u32),
+    Default(u32),
 }
 
 /// A network's row, apart from slot numbers.

@@ -238,7 +238,7 @@ impl<'a, F: Family> Pass<'a, F> {
     ];
 
     fn new(observed: &'a Observed<F>, desired: &'a DesiredState<F>) -> Self {
-        let default_endpoints = desired.networks.keys().copied().map(EndpointKey::Floor);
+        let default_endpoints = desired.networks.keys().copied().map(EndpointKey::Default);
         let endpoints = desired.endpoints.keys().copied().chain(default_endpoints);
         let mappings = desired.published.keys().copied();
         Self {

@@ -18,7 +18,7 @@ use std::fmt::{Display, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use forwarder_common::abi::{device, network};
-use forwarder_common::mark::OURS_ALONE;
+use forwarder_common::mark::UNTRACKED_BITS;
 
 use crate::desired_state::{DesiredState, Key6, Row6};
 use crate::others::netfilter::{OurTable, TABLE};
@@ -173,7 +173,7 @@ fn elements<T: Display>(all: impl IntoIterator<Item = T>) -> String {
 fn untracked() -> String {
     format!(
         " chain untracked {{\n  type filter hook prerouting priority -300; policy accept;\n  \
-         meta mark & {OURS_ALONE:#x} == {OURS_ALONE:#x} notrack comment \"{TABLE}\"\n }}\n"
+         meta mark & {UNTRACKED_BITS:#x} == {UNTRACKED_BITS:#x} notrack comment \"{TABLE}\"\n }}\n"
     )
 }
 

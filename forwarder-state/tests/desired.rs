@@ -342,7 +342,7 @@ fn new_endpoint_has_a_new_generation() {
         before.published[port], after.published[port],
         "the same way is the same mapping; its flows end by their endpoint"
     );
-    let default_endpoint = EndpointKey::Floor(BRIDGE);
+    let default_endpoint = EndpointKey::Default(BRIDGE);
     assert_ne!(
         before.endpoints[&default_endpoint].generation,
         after.endpoints[&default_endpoint].generation,

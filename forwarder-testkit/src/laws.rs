@@ -24,7 +24,7 @@ pub fn apply(kernel: &mut Observed, op: &Change) {
             default_endpoint,
             ..
         } => {
-            let key = EndpointKey::Floor(bridge);
+            let key = EndpointKey::Default(bridge);
             assert_eq!(kernel.endpoint_slots.get(&key), Some(&default_endpoint));
         }
         Change::DropPublished { key, slot } => {
@@ -45,7 +45,7 @@ pub fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
         );
     }
     for bridge in tables.networks.keys() {
-        let default_endpoint = EndpointKey::Floor(*bridge);
+        let default_endpoint = EndpointKey::Default(*bridge);
         assert!(
             tables.endpoints.contains_key(&default_endpoint),
             "a network without its floor"
@@ -102,7 +102,7 @@ pub fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
     }
     // What was begun by a network's own endpoint ends once those whom it stood in for are there.
     for (key, default_endpoint) in &after.endpoints {
-        let EndpointKey::Floor(bridge) = *key else {
+        let EndpointKey::Default(bridge) = *key else {
             continue;
         };
         if tables.endpoints.get(key) == Some(default_endpoint)
@@ -205,7 +205,7 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                 };
                 tables
                     .endpoints
-                    .insert(EndpointKey::Floor(bridge), default_endpoint);
+                    .insert(EndpointKey::Default(bridge), default_endpoint);
                 for (host, (generation, hooked, port)) in containers {
                     let addr = Be32::new(bridge << 16 | u32::from(host));
                     let veth = bridge * 1000 + u32::from(host);

@@ -210,7 +210,7 @@ pub struct Quota {
     pub answers: Cell<u64>,
     /// Token bucket of bytes in incomplete datagrams: when it was last filled, and its level,
     /// counted from 0.
-    pub pieces: Cell<u64>,
+    pub fragments: Cell<u64>,
     /// How many places of the ring of unassured flows belong to flows that the endpoint opened.
     pub places: Cell<u64>,
 }

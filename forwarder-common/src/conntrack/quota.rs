@@ -212,11 +212,11 @@ const fn filled(bucket: u64, rate: u32, now: Ticks) -> u64 {
 /// How many bytes of memory an endpoint may hold in incomplete datagrams: an eighth of the kernel's
 /// limit for all of them (`net.ipv4.ipfrag_high_thresh`). Tokens return with time, whether or not
 /// the kernel has forgotten the datagrams yet, so an endpoint may hold twice as much at worst.
-pub const PIECES: u32 = 512 << 10;
+pub const FRAGMENT_BYTES: u32 = 512 << 10;
 
 /// Tokens that return per tick: all of them return in the time after which the kernel forgets a
 /// datagram.
-const PIECES_BACK: u32 = PIECES / timeouts::REASSEMBLY + 1;
+const FRAGMENT_BYTES_BACK: u32 = FRAGMENT_BYTES / timeouts::REASSEMBLY + 1;
 
 /// The kernel's memory for a fragment of this length: a buffer of up to twice the length, and its
 /// metadata (`skb->truesize`).
@@ -227,50 +227,58 @@ const fn held_for(octets: u16) -> u32 {
 
 /// Charges a fragment that is to be reassembled; returns whether the endpoint may send it.
 #[inline(always)]
-pub fn charge_piece<F: Family, T: FlowTable<F>>(tables: &T, slot: u32, octets: u16) -> bool {
+pub fn charge_fragment<F: Family, T: FlowTable<F>>(tables: &T, slot: u32, octets: u16) -> bool {
     let Some(quota) = tables.quota(slot) else {
         return false;
     };
     let now = tables.now();
-    let before = quota.pieces.get();
-    let level = pieces_at(before, now);
+    let before = quota.fragments.get();
+    let level = fragment_bytes_at(before, now);
     let cost = held_for(octets);
     // If another CPU wins the swap, this fragment is not charged, which does no harm.
     if cost <= level {
-        tables.swap(&quota.pieces, before, pieces(now, level - cost));
+        tables.swap(&quota.fragments, before, fragment_word(now, level - cost));
     }
     cost <= level
 }
 
 /// Credits the charge of a fragment whose datagram is complete.
 #[inline(always)]
-pub fn return_piece<F: Family, T: FlowTable<F>>(tables: &T, slot: u32, octets: u16) {
+pub fn credit_fragment<F: Family, T: FlowTable<F>>(tables: &T, slot: u32, octets: u16) {
     let Some(quota) = tables.quota(slot) else {
         return;
     };
     let now = tables.now();
-    let before = quota.pieces.get();
-    let level = pieces_at(before, now) + held_for(octets);
-    let level = if level < PIECES { level } else { PIECES };
-    tables.swap(&quota.pieces, before, pieces(now, level));
+    let before = quota.fragments.get();
+    let level = fragment_bytes_at(before, now) + held_for(octets);
+    let level = if level < FRAGMENT_BYTES {
+        level
+    } else {
+        FRAGMENT_BYTES
+    };
+    tables.swap(&quota.fragments, before, fragment_word(now, level));
 }
 
 #[inline(always)]
-const fn pieces(now: Ticks, level: u32) -> u64 {
+const fn fragment_word(now: Ticks, level: u32) -> u64 {
     (now as u64) << 32 | level as u64
 }
 
 /// The level of the bucket of fragments at `now`.
 #[inline(always)]
-const fn pieces_at(word: u64, now: Ticks) -> u32 {
+const fn fragment_bytes_at(word: u64, now: Ticks) -> u32 {
     let since = now.wrapping_sub(owner(word));
     // Another CPU read its clock a little later than this one.
     if since.wrapping_neg() < timeouts::REASSEMBLY {
         return word as u32;
     }
     if since >= timeouts::REASSEMBLY {
-        return PIECES;
+        return FRAGMENT_BYTES;
     }
-    let level = word as u32 + since * PIECES_BACK;
-    if level < PIECES { level } else { PIECES }
+    let level = word as u32 + since * FRAGMENT_BYTES_BACK;
+    if level < FRAGMENT_BYTES {
+        level
+    } else {
+        FRAGMENT_BYTES
+    }
 }

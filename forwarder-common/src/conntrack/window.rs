@@ -64,14 +64,14 @@ pub fn follow<F: Family, T: Tracking<F>>(
         } else {
             State::CloseWait
         };
-        PreCheck::Leads(Transition::new(from, to, false))
+        PreCheck::Transition(Transition::new(from, to, false))
     } else {
         let [numbers, facts] = segment.pack();
         tables.prepare(index, flow_state, numbers, facts)
     };
     match prepared {
         PreCheck::Decided(verdict) => verdict,
-        PreCheck::Leads(transition) => {
+        PreCheck::Transition(transition) => {
             let [numbers, facts] = segment.pack();
             tables.settle(index, transition, numbers, facts)
         }
@@ -186,7 +186,7 @@ fn transition(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) -
             to = State::Established;
         }
         State::Close if kind == Kind::Rst => match reset(windows, from, flow_state, segment) {
-            Reset::Exact => return PreCheck::Leads(Transition::new(from, to, true)),
+            Reset::Exact => return PreCheck::Transition(Transition::new(from, to, true)),
             Reset::Closes => {}
             Reset::Stays => to = from,
             Reset::Stray => return PreCheck::Decided(Verdict::Refuse(Reason::TcpWindow)),
@@ -200,12 +200,12 @@ fn transition(windows: &TcpTracking, flow_state: FlowState, segment: &Segment) -
         && let Some(check) = introduce(windows, from, segment)
     {
         return match check {
-            Check::Inside => PreCheck::Leads(Transition::new(from, to, true)),
+            Check::Inside => PreCheck::Transition(Transition::new(from, to, true)),
             Check::Ignore => PreCheck::Decided(Verdict::Ignore),
             Check::Outside => PreCheck::Decided(Verdict::Refuse(Reason::TcpWindow)),
         };
     }
-    PreCheck::Leads(Transition::new(from, to, false))
+    PreCheck::Transition(Transition::new(from, to, false))
 }
 
 /// How long the flow lives from now on.

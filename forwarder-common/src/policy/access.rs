@@ -68,10 +68,10 @@ impl<F: Family, T: FlowTable<F>> PacketContext<'_, F, T> {
         };
         let open = every || routed && control;
         // Of whose port only a part has come, no list can be asked (RFC 1858).
-        let told = packet.tail || packet.named || !has_ports(packet.tuple.proto);
+        let told = packet.later_fragment || packet.first_fragment || !has_ports(packet.tuple.proto);
         match packet.class {
             Class::Flow if open || known => DirectAccess::Flow { mapping, policy },
-            Class::Fragment if told && (open || known || packet.tail) => {
+            Class::Fragment if told && (open || known || packet.later_fragment) => {
                 DirectAccess::Unnamed { policy }
             }
             Class::Other | Class::Portless | Class::IcmpError | Class::Unreadable if open => {
@@ -96,16 +96,16 @@ impl<F: Family, T: FlowTable<F>> PacketContext<'_, F, T> {
     /// lists of clients or the published ports changed, or after a service of the host bound a
     /// port.
     #[inline(always)]
-    pub(crate) fn standing(&self, flow: &Flow<F>) -> Standing {
+    pub(crate) fn access(&self, flow: &Flow<F>) -> Access {
         let generation = self.tables.settings().policy;
         if flow.policy.get() == generation {
-            return Standing::LetIn;
+            return Access::Allowed;
         }
-        let standing = ask_again(self.tables, flow);
-        if standing as u8 == Standing::LetIn as u8 {
+        let access = ask_again(self.tables, flow);
+        if access as u8 == Access::Allowed as u8 {
             flow.policy.set(generation);
         }
-        standing
+        access
     }
 
     /// Whether a packet in the reply direction may be for a socket of the host that was opened
@@ -123,7 +123,7 @@ impl<F: Family, T: FlowTable<F>> PacketContext<'_, F, T> {
             }
             _ => false,
         };
-        asks && hit.dir == REPLY && !packet.tail
+        asks && hit.dir == REPLY && !packet.later_fragment
     }
 }
 
@@ -136,19 +136,19 @@ const fn has_ports(number: u32) -> bool {
 /// What becomes of a flow after the rules have changed.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Standing {
+pub(crate) enum Access {
     /// The flow continues.
-    LetIn,
+    Allowed,
     /// The flow's packets are refused.
-    KeptOut,
+    Denied,
     /// The flow's port on the host is by now published for another container, or bound by a service
     /// of the host.
-    Outdated,
+    PortTaken,
 }
 
 /// Checks the lists of clients and the published ports again for a flow.
 #[inline(never)]
-fn ask_again<F: Family, T: FlowTable<F>>(tables: &T, flow: &Flow<F>) -> Standing {
+fn ask_again<F: Family, T: FlowTable<F>>(tables: &T, flow: &Flow<F>) -> Access {
     let server = flow.next_hops[ORIGINAL].slot();
     let client = flow.next_hops[REPLY].slot();
     let tuple = flow.tuples[ORIGINAL].get();
@@ -163,14 +163,14 @@ fn ask_again<F: Family, T: FlowTable<F>>(tables: &T, flow: &Flow<F>) -> Standing
             }
         };
         if is_outdated {
-            return Standing::Outdated;
+            return Access::PortTaken;
         }
     }
     if matches!(server, OUTSIDE | HOST) || client == HOST {
-        return Standing::LetIn;
+        return Access::Allowed;
     }
     let Some(server) = tables.endpoint(server) else {
-        return Standing::KeptOut;
+        return Access::Denied;
     };
     let from = match tables.endpoint(client) {
         Some(endpoint) if client != OUTSIDE => endpoint.bridge,
@@ -181,9 +181,9 @@ fn ask_again<F: Family, T: FlowTable<F>>(tables: &T, flow: &Flow<F>) -> Standing
         None => 0,
     };
     if is_welcome(tables, &tuple, policy, from, server.bridge) {
-        Standing::LetIn
+        Access::Allowed
     } else {
-        Standing::KeptOut
+        Access::Denied
     }
 }
 
@@ -289,5 +289,5 @@ pub(crate) fn is_linked<F: Family, T: Configuration<F>>(tables: &T, packet: &Pac
             proto: tuple.proto as u16,
         })
     };
-    !packet.tail && (opens(tuple) || opens(&tuple.reversed()))
+    !packet.later_fragment && (opens(tuple) || opens(&tuple.reversed()))
 }

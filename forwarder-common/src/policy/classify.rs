@@ -5,7 +5,7 @@
 use crate::abi::{AllowedKey, Device, Network, allowed, device, network};
 use crate::conntrack::flow;
 use crate::context::PacketContext;
-use crate::environment::{Configuration, Route, Routes, SkbOutput, WayBack};
+use crate::environment::{Configuration, ReversePath, Route, Routes, SkbOutput};
 use crate::family::{Address, Family, V4};
 use crate::mark;
 use crate::meta::Side;
@@ -47,7 +47,7 @@ pub(crate) fn is_allowed<F: Family, T: Configuration<F>>(
     let word = |device| tables.allowed(AllowedKey { device, source });
     let of_network = word(bridge);
     match side {
-        Side::Back => of_network != 0,
+        Side::Defragmented => of_network != 0,
         Side::Veth => of_network == allowed::EACH || of_network != 0 && word(ifindex) != 0,
         _ => of_network == allowed::EACH,
     }
@@ -61,7 +61,7 @@ pub(crate) fn is_behind<F: Family, T: Configuration<F>>(
     ifindex: u32,
     endpoint: &crate::abi::Endpoint<F>,
 ) -> bool {
-    if side as u8 == Side::Back as u8 {
+    if side as u8 == Side::Defragmented as u8 {
         return endpoint.bridge == ifindex;
     }
     if endpoint.ifindex != 0 {
@@ -180,7 +180,7 @@ impl<F: Family, T: Tracking<F> + Routes<F> + SkbOutput<F>> PacketContext<'_, F, 
             return Some(Reason::SpoofedNeighbour);
         }
         let unroutable = dst.is_unroutable();
-        let client = !packet.tail
+        let client = !packet.later_fragment
             && packet.tuple.proto == proto::UDP
             && packet.tuple.sport.get() == DHCP[1]
             && packet.tuple.dport.get() == DHCP[0];
@@ -190,7 +190,7 @@ impl<F: Family, T: Tracking<F> + Routes<F> + SkbOutput<F>> PacketContext<'_, F, 
         {
             return Some(reason);
         }
-        let server = !packet.tail
+        let server = !packet.later_fragment
             && packet.tuple.proto == proto::UDP
             && packet.tuple.sport.get() == DHCP[0]
             && packet.tuple.dport.get() == DHCP[1];
@@ -209,8 +209,8 @@ impl<F: Family, T: Tracking<F> + Routes<F> + SkbOutput<F>> PacketContext<'_, F, 
         }
         let internal = network.flags & network::INTERNAL != 0;
         if tables.is_local(dst) {
-            let published = packet.apart
-                || !packet.tail
+            let published = packet.unassembled
+                || !packet.later_fragment
                     && nat::published(tables, dst, packet.tuple.dport, packet.tuple.proto)
                         .is_some();
             if published && !internal {
@@ -308,10 +308,10 @@ impl<F: Family, T: Tracking<F> + Routes<F> + SkbOutput<F>> PacketContext<'_, F, 
         if !strict && flags & device::flag::REVERSE_LOOSE == 0 {
             return true;
         }
-        match tables.way_back(&self.packet.tuple) {
-            WayBack::Device(ifindex) => !strict || ifindex == self.meta.ifindex,
-            WayBack::None => false,
-            WayBack::Unknown => tables.endpoint_slot(src).is_none(),
+        match tables.reverse_path(&self.packet.tuple) {
+            ReversePath::Device(ifindex) => !strict || ifindex == self.meta.ifindex,
+            ReversePath::None => false,
+            ReversePath::Unknown => tables.endpoint_slot(src).is_none(),
         }
     }
 }

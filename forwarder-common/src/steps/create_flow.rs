@@ -51,7 +51,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         }
         let refusal = match self.side {
             Side::Outside => self.create_inbound(),
-            Side::Veth | Side::Bridge | Side::Back => match self.leaving() {
+            Side::Veth | Side::Bridge | Side::Defragmented => match self.leaving() {
                 None => Err(Reason::NoEndpoint),
                 Some((client, Bound::DirectAccess(bridge, network))) => {
                     self.create_direct(Some(&client), bridge, &network, [0; 6])
@@ -120,7 +120,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             // A fragment of a flow or to a published port: without defragmentation by the
             // forwarder, the host must not reassemble it for itself.
             Class::Fragment
-                if !packet.tail
+                if !packet.later_fragment
                     && self.tables.settings().defrag_loopback == 0
                     && self.is_translated() =>
             {
@@ -360,7 +360,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     /// Whether the packet may open a flow.
     #[inline(always)]
     fn may_open(&self) -> bool {
-        if self.packet.tail {
+        if self.packet.later_fragment {
             false
         } else if self.packet.tuple.proto == proto::TCP {
             match tcp_state::opening(self.packet.flags) {

@@ -25,10 +25,10 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         let packet = self.packet;
         let old = &packet.tuple;
         let of_a_flow = self.meta.kind() == mark::FLOW;
-        if (!of_a_flow || mark::was_apart(self.meta.hash))
+        if (!of_a_flow || mark::was_fragmented(self.meta.hash))
             && let Some(slot) = self.tables.endpoint_slot(old.src)
         {
-            quota::return_piece(self.tables, slot, packet.len);
+            quota::credit_fragment(self.tables, slot, packet.len);
         }
         if !of_a_flow {
             return None;
@@ -40,7 +40,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             && before.src == old.src
             && after.src == old.dst
             && before.proto == old.proto
-            && (packet.tail || before.sport == old.sport && after.sport == old.dport);
+            && (packet.later_fragment || before.sport == old.sport && after.sport == old.dport);
         if !fits {
             // An answer of the host to a marked packet inherits the mark; its source is not a
             // container's.
@@ -54,7 +54,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         if self.is_inseparable(flow) {
             return Some(Reason::Fragment);
         }
-        if after.dst == old.src && (packet.tail || after.dport == old.sport) {
+        if after.dst == old.src && (packet.later_fragment || after.dport == old.sport) {
             self.tables.mark(mark::NONE);
             return Some(Reason::Admitted);
         }
@@ -64,7 +64,11 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         {
             return Some(Reason::Unprotected);
         }
-        let sport = if packet.tail { old.sport } else { after.dport };
+        let sport = if packet.later_fragment {
+            old.sport
+        } else {
+            after.dport
+        };
         let edit = Edit {
             src: after.dst,
             sport,

@@ -10,10 +10,9 @@ use crate::context::PacketContext;
 use crate::environment::Runtime;
 use crate::family::{Address, Family};
 use crate::mark;
-use crate::meta::Side;
-use crate::policy::access::{self, Standing};
+use crate::policy::access::{self, Access};
 use crate::reason::Reason;
-use crate::steps::steer::Way;
+use crate::steps::steer::Target;
 use crate::subprograms::{Forwarding, Steps};
 use crate::tracking::segment::NO_SCALE;
 use crate::tracking::tcp::{State, reopens};
@@ -25,7 +24,9 @@ use crate::wire::{checksum, proto, tcp};
 /// Forwards a packet that belongs to a flow. A packet without a flow first creates one, if it
 /// may, and is then forwarded along it; so is a packet that loses the race to create the flow.
 #[inline(always)]
-pub(crate) fn or_create<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T>) -> Reason {
+pub(crate) fn or_create<const OUTSIDE: bool, F: Ip, T: Steps<F>>(
+    context: &mut PacketContext<'_, F, T>,
+) -> Reason {
     let tables = context.tables;
     let forwarded = match context.packet.class {
         Class::Flow | Class::Portless => tables.forward_established(context),
@@ -35,18 +36,17 @@ pub(crate) fn or_create<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T
     if let Some(reason) = forwarded {
         return reason;
     }
-    let outside = context.side as u8 == Side::Outside as u8;
-    if !outside && let Some(reason) = tables.classify(context) {
+    if !OUTSIDE && let Some(reason) = tables.classify(context) {
         return reason;
     }
     if let Some(reason) = tables.create_flow(context) {
         let portless = proto::is_portless(context.packet.tuple.proto, F::ICMP as u32);
-        if outside && portless && reason as u8 == Reason::ToHost as u8 {
+        if OUTSIDE && portless && reason as u8 == Reason::ToHost as u8 {
             let _ = tables.record_for_host(context);
         }
         return reason;
     }
-    if outside && let Some(reason) = tables.verify_source(context) {
+    if OUTSIDE && let Some(reason) = tables.verify_source(context) {
         return reason;
     }
     tables
@@ -72,7 +72,7 @@ impl<'a, F: Ip, T: Forwarding<F>> PacketContext<'a, F, T> {
         let hit = flow::find(self.tables, &self.packet.tuple)?;
         let over = !flow::is_current(self.tables, hit.flow, now)
             || self.packet.tuple.proto == proto::TCP
-                && !self.packet.tail
+                && !self.packet.later_fragment
                 && reopens(State::from_u8(hit.flow_state.state()), self.packet.flags)
             || self.may_be_for_socket(&hit, now) && access::is_of_socket(self.tables, hit.flow);
         if over {
@@ -145,10 +145,10 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         if !self.comes_from(&hit) {
             return Some(Reason::SpoofedSource);
         }
-        match self.standing(hit.flow) {
-            Standing::LetIn => {}
-            Standing::KeptOut => return Some(Reason::Policy),
-            Standing::Outdated => {
+        match self.access(hit.flow) {
+            Access::Allowed => {}
+            Access::Denied => return Some(Reason::Policy),
+            Access::PortTaken => {
                 flow::end(self.tables, &hit);
                 return None;
             }
@@ -157,18 +157,18 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             return Some(Reason::Fragment);
         }
         let mut way = self.steer(&hit, now);
-        if let Way::Refuse(reason) = way {
+        if let Target::Refuse(reason) = way {
             return Some(reason);
         }
         if let Some(reason) = self.others_need_kernel(&way) {
-            way = Way::Kernel(reason);
+            way = Target::Kernel(reason);
         }
         // A bridge learns the sender's port from the source MAC address of every frame it receives.
-        if matches!(way, Way::Kernel(_)) && !self.sends_as_itself() {
+        if matches!(way, Target::Kernel(_)) && !self.sends_as_itself() {
             return Some(Reason::SpoofedNeighbour);
         }
         // The first fragment of a TCP segment has been tracked for all of the segment's fragments.
-        let silent = self.packet.tail && self.packet.tuple.proto == proto::TCP;
+        let silent = self.packet.later_fragment && self.packet.tuple.proto == proto::TCP;
         if !silent && let Err(reason) = self.track(&hit, now) {
             return Some(reason);
         }
@@ -179,14 +179,14 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             return Some(Reason::FlowGone);
         }
         Some(match way {
-            Way::Peer(endpoint) => self.deliver(translation, endpoint),
-            Way::Neighbour(ifindex, next_hop) => {
+            Target::Peer(endpoint) => self.deliver(translation, endpoint),
+            Target::Neighbour(ifindex, next_hop) => {
                 self.tables.edit(&mut self.frame, &translation);
                 self.tables.to_neighbour(ifindex, next_hop);
                 Reason::Forwarded
             }
-            Way::Kernel(reason) => self.pass_to_kernel(&hit, translation, reason),
-            Way::Refuse(reason) => reason,
+            Target::Kernel(reason) => self.pass_to_kernel(&hit, translation, reason),
+            Target::Refuse(reason) => reason,
         })
     }
 
@@ -241,7 +241,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         }
         // A packet to the host itself passes no further hook of the forwarder.
         if reason as u8 != Reason::HostFlow as u8 {
-            let hash = mark::encode_hash(hit.index, hit.dir, self.packet.apart);
+            let hash = mark::encode_hash(hit.index, hit.dir, self.packet.unassembled);
             self.tables.mark(mark::FLOW);
             self.tables.hash(hash);
         }

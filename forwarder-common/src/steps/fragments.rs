@@ -45,7 +45,7 @@ pub fn handle_fragment<F: Ip, T: Steps<F>>(
     if let Some(reason) = identify(tables, meta.mark, packet) {
         return Some(reason);
     }
-    if !packet.apart {
+    if !packet.unassembled {
         return None;
     }
     PacketContext {
@@ -62,18 +62,18 @@ pub fn handle_fragment<F: Ip, T: Steps<F>>(
 /// verdict on a fragment that does not belong to the current series.
 #[inline(always)]
 fn identify<F: Ip, T: Steps<F>>(tables: &T, mark: u32, packet: &mut Packet<F>) -> Option<Reason> {
-    if mark::kind(mark) != mark::BACK {
-        packet.apart = tables.settings().defrag_loopback != 0;
-        if packet.apart && packet.named {
+    if mark::kind(mark) != mark::DEFRAGMENTED {
+        packet.unassembled = tables.settings().defrag_loopback != 0;
+        if packet.unassembled && packet.first_fragment {
             packet.class = Class::of(packet.tuple.proto, F::ICMP);
         }
         return None;
     }
     tables.mark(mark::NONE);
-    if packet.named {
+    if packet.first_fragment {
         packet.class = Class::of(packet.tuple.proto, F::ICMP);
     }
-    if !packet.tail {
+    if !packet.later_fragment {
         tables.set_series(FragmentSeries::behind(packet));
         return None;
     }
@@ -114,7 +114,7 @@ pub fn defrag_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<
     };
     packet.len = header.len;
     if let Some(slot) = tables.endpoint_slot(header.src) {
-        quota::return_piece(tables, slot, header.len);
+        quota::credit_fragment(tables, slot, header.len);
     }
     // The kernel's stack has checked the packet where it left; where it returns, only the device
     // checks the MAC address.
@@ -126,7 +126,7 @@ pub fn defrag_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<
         header.dst.decode_placeholder(rest),
         false,
     );
-    tables.mark(mark::BACK);
+    tables.mark(mark::DEFRAGMENTED);
     tables.to_ingress(meta.ingress_ifindex);
     Reason::Whole
 }
@@ -145,7 +145,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                 return Some(self.defrag_loopback());
             }
             let ifindex = self.meta.ifindex;
-            if !self.packet.tail
+            if !self.packet.later_fragment
                 || !matches!(
                     destination(self.tables, ifindex, &self.packet.tuple),
                     Destination::Network(_)
@@ -164,7 +164,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                 Ok(_) => true,
                 Err(reason) => self.is_kept(reason),
             };
-            if is_kept && !quota::charge_piece(self.tables, self.charged(src), self.packet.len) {
+            if is_kept && !quota::charge_fragment(self.tables, self.charged(src), self.packet.len) {
                 return Some(Reason::FragmentQuota);
             }
             let takes_detour = match verdict {
@@ -177,13 +177,13 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             if takes_detour {
                 return Some(self.defrag_loopback());
             }
-            if !self.packet.tail {
+            if !self.packet.later_fragment {
                 return None;
             }
         }
         // A later fragment needs no more than this mark: the whole datagram inherits the mark of
         // the first one.
-        self.tables.mark(mark::PIECE);
+        self.tables.mark(mark::FRAGMENT);
         Some(Reason::Reassembled)
     }
 

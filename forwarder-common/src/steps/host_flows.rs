@@ -7,7 +7,7 @@ use crate::conntrack::flow::{self, Hit, Plan};
 use crate::context::PacketContext;
 use crate::family::Address;
 use crate::nat::Owner;
-use crate::policy::access::Standing;
+use crate::policy::access::Access;
 use crate::reason::Reason;
 use crate::subprograms::Steps;
 use crate::wire::header::Ip;
@@ -52,7 +52,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                     }
                     // The container's flow came first and is no longer valid: the port belongs to a
                     // service of the host.
-                    if self.standing(holder.flow) as u8 == Standing::Outdated as u8 {
+                    if self.access(holder.flow) as u8 == Access::PortTaken as u8 {
                         flow::end(self.tables, &holder);
                         return None;
                     }

@@ -12,7 +12,7 @@ use crate::meta::Side;
 use crate::nat;
 use crate::policy::owner::{Destination, destination};
 use crate::reason::Reason;
-use crate::steps::steer::Way;
+use crate::steps::steer::Target;
 use crate::subprograms::Steps;
 use crate::wire::header::Ip;
 use crate::wire::icmp::{self, Outer, Quote};
@@ -57,14 +57,14 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         let mut way = self.steer(&hit, now);
         // Traffic shaping is meant for large or frequent packets, so ICMP errors bypass it.
         if let Some(Reason::Ipsec) = self.others_need_kernel(&way) {
-            way = Way::Kernel(Reason::Ipsec);
+            way = Target::Kernel(Reason::Ipsec);
         }
         let hop = match way {
-            Way::Peer(_) | Way::Neighbour(..) => true,
+            Target::Peer(_) | Target::Neighbour(..) => true,
             // An error whose source is not translated can take the kernel path: only its
             // destination changes.
-            Way::Kernel(_) if src == from => false,
-            Way::Kernel(_) | Way::Refuse(_) => return Some(Reason::IcmpStray),
+            Target::Kernel(_) if src == from => false,
+            Target::Kernel(_) | Target::Refuse(_) => return Some(Reason::IcmpStray),
         };
         let outer = Outer {
             src,
@@ -73,22 +73,22 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         };
         icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
         let forwarded = match way {
-            Way::Peer(endpoint) => {
+            Target::Peer(endpoint) => {
                 let _ = self.frame.write(0, endpoint.macs);
                 self.tables.to_peer(endpoint.ifindex);
                 Reason::IcmpError
             }
-            Way::Neighbour(ifindex, next_hop) => {
+            Target::Neighbour(ifindex, next_hop) => {
                 self.tables.to_neighbour(ifindex, next_hop);
                 Reason::IcmpError
             }
-            Way::Kernel(reason) => {
+            Target::Kernel(reason) => {
                 self.tables.mark(mark::FLOW);
                 self.tables
                     .hash(mark::encode_hash(hit.index, hit.dir, false));
                 reason
             }
-            Way::Refuse(_) => return None,
+            Target::Refuse(_) => return None,
         };
         // This step comes last because the verifier walks through everything behind it twice.
         self.finish(&quote, &sent);

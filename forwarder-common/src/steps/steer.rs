@@ -15,7 +15,7 @@ use crate::wire::parse::Class;
 use crate::wire::proto;
 
 /// Where a packet of a flow is sent: to a container, to a next hop, to the kernel, or nowhere.
-pub(crate) enum Way<'a, F: Family> {
+pub(crate) enum Target<'a, F: Family> {
     /// Into a container.
     Peer(&'a Endpoint<F>),
     /// Out of a device to a next hop.
@@ -30,23 +30,25 @@ impl<'a, F: Family, T: FlowTable<F> + Routes<F>> PacketContext<'a, F, T> {
     /// Chooses where a flow's packet is sent: directly if the fast path can finish it, else through
     /// the kernel.
     #[inline(always)]
-    pub(crate) fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Way<'a, F> {
+    pub(crate) fn steer(&self, hit: &Hit<'a, F>, now: Ticks) -> Target<'a, F> {
         let towards = &hit.flow.next_hops[hit.dir & 1];
         let slot = towards.slot();
         if slot == HOST {
-            return Way::Kernel(Reason::HostFlow);
+            return Target::Kernel(Reason::HostFlow);
         }
         if slot != OUTSIDE {
             let Some(endpoint) = self.tables.endpoint(slot) else {
-                return Way::Refuse(Reason::NoEndpoint);
+                return Target::Refuse(Reason::NoEndpoint);
             };
             if endpoint.ifindex == 0 {
-                return Way::Kernel(Reason::NotHooked);
+                return Target::Kernel(Reason::NotHooked);
             }
             return match self.kernel_needed(endpoint.mtu) {
-                None => Way::Peer(endpoint),
-                Some(_) if !self.tables.exists(endpoint.ifindex) => Way::Refuse(Reason::TargetGone),
-                Some(reason) => Way::Kernel(reason),
+                None => Target::Peer(endpoint),
+                Some(_) if !self.tables.exists(endpoint.ifindex) => {
+                    Target::Refuse(Reason::TargetGone)
+                }
+                Some(reason) => Target::Kernel(reason),
             };
         }
         let settings = self.tables.settings();
@@ -55,27 +57,27 @@ impl<'a, F: Family, T: FlowTable<F> + Routes<F>> PacketContext<'a, F, T> {
             match route::renew(self.tables, hit.flow, hit.dir, settings.route_generation) {
                 None => {}
                 Some(reason) if reason.path() as u8 == Path::Drop as u8 => {
-                    return Way::Refuse(reason);
+                    return Target::Refuse(reason);
                 }
-                Some(reason) => return Way::Kernel(reason),
+                Some(reason) => return Target::Kernel(reason),
             }
         }
         let mtu = towards.mtu.get() as u32;
         if mtu == 0 {
-            return Way::Kernel(Reason::NoEthernet);
+            return Target::Kernel(Reason::NoEthernet);
         }
         match self.kernel_needed(mtu) {
-            None => Way::Neighbour(hit.flow.ifindex.get(), hit.flow.next_hop.get()),
-            Some(reason) => Way::Kernel(reason),
+            None => Target::Neighbour(hit.flow.ifindex.get(), hit.flow.next_hop.get()),
+            Some(reason) => Target::Kernel(reason),
         }
     }
 
     /// Why a packet that the fast path could finish has to take the kernel path: IPsec policies, or
     /// traffic control that somebody else has set up on one of the devices.
     #[inline(always)]
-    pub(crate) fn others_need_kernel(&self, way: &Way<'a, F>) -> Option<Reason> {
+    pub(crate) fn others_need_kernel(&self, way: &Target<'a, F>) -> Option<Reason> {
         let others = self.tables.settings().others;
-        if others == 0 || matches!(way, Way::Kernel(_) | Way::Refuse(_)) {
+        if others == 0 || matches!(way, Target::Kernel(_) | Target::Refuse(_)) {
             return None;
         }
         if others & others::IPSEC != 0 {
@@ -87,7 +89,7 @@ impl<'a, F: Family, T: FlowTable<F> + Routes<F>> PacketContext<'a, F, T> {
                 .is_some_and(|device| device.flags & flag != 0)
         };
         let out = match way {
-            Way::Peer(endpoint) => shaped(endpoint.ifindex, device::flag::SHAPED_OUT),
+            Target::Peer(endpoint) => shaped(endpoint.ifindex, device::flag::SHAPED_OUT),
             _ => false,
         };
         let is_shaped = out || shaped(self.meta.ifindex, device::flag::SHAPED_IN);
@@ -109,7 +111,7 @@ impl<'a, F: Family, T: FlowTable<F> + Routes<F>> PacketContext<'a, F, T> {
         };
         if packet.hops <= 1 {
             Some(Reason::HopLimit)
-        } else if packet.apart {
+        } else if packet.unassembled {
             Some(Reason::Reassembled)
         } else if packet.options {
             Some(Reason::Options)

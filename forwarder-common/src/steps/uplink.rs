@@ -5,7 +5,7 @@ use crate::conntrack::flow;
 use crate::context::PacketContext;
 use crate::environment::Devmap;
 use crate::reason::Reason;
-use crate::steps::steer::Way;
+use crate::steps::steer::Target;
 use crate::subprograms::Forwarding;
 use crate::tracking::segment::NO_SCALE;
 use crate::wire::header::Ip;
@@ -39,7 +39,7 @@ impl<F: Ip, T: Forwarding<F> + Devmap> PacketContext<'_, F, T> {
             return None;
         }
         let way = self.steer(&hit, now);
-        let Way::Peer(endpoint) = way else {
+        let Target::Peer(endpoint) = way else {
             return None;
         };
         if self.others_need_kernel(&way).is_some() || !tables.takes_frames(endpoint.ifindex) {

@@ -111,7 +111,7 @@ pub enum PreCheck {
     /// The verdict is already clear: [`Verdict::Ignore`] or [`Verdict::Refuse`].
     Decided(Verdict),
     /// The transition that the segment causes if it is inside of its windows.
-    Leads(Transition),
+    Transition(Transition),
 }
 
 impl PreCheck {
@@ -122,7 +122,7 @@ impl PreCheck {
     pub const fn pack(self) -> u64 {
         match self {
             Self::Decided(verdict) => verdict.pack(),
-            Self::Leads(transition) => transition.0,
+            Self::Transition(transition) => transition.0,
         }
     }
 
@@ -133,6 +133,6 @@ impl PreCheck {
         if word & 3 != 0 {
             return Self::Decided(Verdict::unpack(word));
         }
-        Self::Leads(Transition(word))
+        Self::Transition(Transition(word))
     }
 }

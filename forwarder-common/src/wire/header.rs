@@ -26,7 +26,7 @@ pub struct Header<F: Family> {
     /// Whether the packet is a fragment.
     pub fragment: bool,
     /// Whether it is a later fragment, which has no transport header.
-    pub tail: bool,
+    pub later_fragment: bool,
     /// The identification field: which datagram a fragment belongs to.
     pub id: Be16,
     /// The fragment offset, in bytes.

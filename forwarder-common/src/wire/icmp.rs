@@ -44,7 +44,7 @@ pub fn quoted_at<F: Family>(packet: &Packet<F>) -> usize {
 pub fn quote<F: Ip>(frame: &Frame<'_>, packet: &Packet<F>) -> Option<Quote<F>> {
     let l3 = quoted_at(packet);
     let header = F::header(frame, l3).ok()?;
-    if header.tail || header.len == 0 {
+    if header.later_fragment || header.len == 0 {
         return None;
     }
     let l4 = header.l4;

@@ -56,7 +56,7 @@ impl Ip for V4 {
             hops: header.ttl,
             options: octets != 20,
             fragment: fragment & IPV4_FRAGMENT != 0,
-            tail: fragment & IPV4_OFFSET != 0,
+            later_fragment: fragment & IPV4_OFFSET != 0,
             id: header.id,
             offset: (fragment & IPV4_OFFSET) << 3,
             more: fragment & IPV4_MORE != 0,

@@ -81,13 +81,13 @@ pub struct Packet<F: Family> {
     /// Whether there are IP options.
     pub options: bool,
     /// Whether it is a later fragment, which has no transport header.
-    pub tail: bool,
+    pub later_fragment: bool,
     /// Whether it is a fragment.
     pub is_fragment: bool,
     /// Whether it is a first fragment with a complete transport header, and so has a flow's tuple.
-    pub named: bool,
+    pub first_fragment: bool,
     /// Whether it is a fragment that was not reassembled yet: set by the pipeline.
-    pub apart: bool,
+    pub unassembled: bool,
     /// Whether it is a fragment and more fragments follow.
     pub more: bool,
     /// The identification field: which datagram a fragment belongs to.
@@ -195,20 +195,20 @@ pub fn parse<F: Ip>(frame: &Frame<'_>, l3: usize, packet: &mut Packet<F>) -> Res
     packet.size = header.len;
     packet.hops = header.hops;
     packet.options = header.options;
-    packet.tail = header.tail;
+    packet.later_fragment = header.later_fragment;
     packet.is_fragment = header.fragment;
     packet.more = header.more;
     packet.id = header.id;
     packet.offset = header.offset;
-    packet.apart = false;
+    packet.unassembled = false;
     packet.tuple.sport = Be16::new(0);
     packet.tuple.dport = Be16::new(0);
     packet.headers = ip;
     packet.flags = 0;
     packet.answer = false;
-    packet.named = false;
+    packet.first_fragment = false;
     packet.class = Class::Other;
-    if header.tail {
+    if header.later_fragment {
         packet.class = Class::Fragment;
         return Ok(());
     }
@@ -216,7 +216,7 @@ pub fn parse<F: Ip>(frame: &Frame<'_>, l3: usize, packet: &mut Packet<F>) -> Res
     if header.fragment {
         // An incomplete transport header is no error here: the kernel reassembles the datagram
         // first.
-        packet.named = read.is_ok() && packet.class.has_tuple();
+        packet.first_fragment = read.is_ok() && packet.class.has_tuple();
         packet.class = Class::Fragment;
         return Ok(());
     }

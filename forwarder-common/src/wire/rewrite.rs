@@ -55,7 +55,7 @@ impl<F: Family> Edit<F> {
             sport: packet.tuple.sport,
             dport: packet.tuple.dport,
             answer: packet.answer,
-            transport: !packet.tail,
+            transport: !packet.later_fragment,
             address_delta: 0,
             port_delta: 0,
             hop: false,

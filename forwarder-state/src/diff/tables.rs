@@ -94,7 +94,7 @@ impl<F: Family> Pass<'_, F> {
         let put = |(bridge, row)| Change::PutNetwork {
             bridge,
             row,
-            default_endpoint: self.endpoint_slot(EndpointKey::Floor(bridge)),
+            default_endpoint: self.endpoint_slot(EndpointKey::Default(bridge)),
         };
         changed(&self.now.networks, &self.desired.networks)
             .map(put)
@@ -137,7 +137,7 @@ impl<F: Family> Pass<'_, F> {
     }
 
     pub(super) fn put_default_endpoints(&self) -> Vec<Change<F>> {
-        self.changed_endpoints(|key| matches!(key, EndpointKey::Floor(_)))
+        self.changed_endpoints(|key| matches!(key, EndpointKey::Default(_)))
     }
 
     pub(super) fn put_endpoints(&self) -> Vec<Change<F>> {
@@ -149,7 +149,7 @@ impl<F: Family> Pass<'_, F> {
     }
 
     pub(super) fn drop_default_endpoints(&self) -> Vec<Change<F>> {
-        self.gone_endpoints(|key| matches!(key, EndpointKey::Floor(_)))
+        self.gone_endpoints(|key| matches!(key, EndpointKey::Default(_)))
     }
 
     fn changed_endpoints(&self, is_meant: impl Fn(&EndpointKey<F>) -> bool) -> Vec<Change<F>> {

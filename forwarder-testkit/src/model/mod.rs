@@ -2,7 +2,7 @@
 //! A host in plain memory: the tables, the clock and the ways out of a hook that the packet logic
 //! needs, under a test's control. A parity test compares it with the programs in the kernel.
 
-mod door;
+mod environment;
 pub mod frames;
 pub mod host;
 pub mod ipv6;
@@ -366,7 +366,7 @@ impl Host {
         };
         let side = match hook {
             Hook::ContainerIn => Side::Veth,
-            Hook::BridgeIn if mark::kind(mark) == mark::BACK => Side::Back,
+            Hook::BridgeIn if mark::kind(mark) == mark::DEFRAGMENTED => Side::Defragmented,
             Hook::BridgeIn => Side::Bridge,
             _ => Side::Outside,
         };

@@ -125,7 +125,7 @@ impl Events {
                 expires: event.expires.get(),
             };
             return Some(FlowEvent {
-                news: EventKind::from_u32(event.news.get()),
+                news: EventKind::from_u32(event.kind.get()),
                 at: event.at.get(),
                 flow,
             });

@@ -80,7 +80,7 @@ impl Maps {
                 policy,
             };
             tables.networks.insert(bridge, row);
-            let key = EndpointKey::Floor(bridge);
+            let key = EndpointKey::Default(bridge);
             endpoint_slots.insert(key, default_endpoint);
             let endpoint = self.endpoints.get(&default_endpoint, 0)?.0;
             tables.endpoints.insert(key, endpoint);

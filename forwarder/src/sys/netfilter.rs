@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use forwarder_common::mark::OURS_ALONE;
+use forwarder_common::mark::UNTRACKED_BITS;
 use forwarder_state::others::netfilter::{OurTable, TABLE};
 use forwarder_state::own_rules::{Apart, Rules};
 
@@ -130,7 +130,7 @@ fn iptables_rule(iptables: &Path, verb: &str) -> Result<()> {
         "mark",
         "--mark",
     ]);
-    command.arg(format!("{OURS_ALONE:#x}/{OURS_ALONE:#x}"));
+    command.arg(format!("{UNTRACKED_BITS:#x}/{UNTRACKED_BITS:#x}"));
     command.args(["-m", "comment", "--comment", TABLE, "-j", "NOTRACK"]);
     let done = command
         .stdin(Stdio::null())

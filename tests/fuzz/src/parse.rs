@@ -26,7 +26,7 @@ pub fn run(octets: &[u8]) {
     // What is yet to be cut may be longer than the field can say, which is zero then.
     let uncut = packet.len == 0 && packet.class == Class::Flow && packet.tuple.proto == proto::TCP;
     assert!(uncut || usize::from(packet.len) >= l4 - l3);
-    assert!(!packet.tail || packet.class == Class::Fragment);
+    assert!(!packet.later_fragment || packet.class == Class::Fragment);
     if packet.class != Class::Flow {
         return;
     }

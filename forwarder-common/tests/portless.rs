@@ -330,7 +330,7 @@ fn portless_fragments_pass_both_ways() {
     for is_fragment in cut(&answer, 48, 7) {
         let arrival = Arrival {
             ifindex: UPLINK,
-            mark: mark::BACK,
+            mark: mark::DEFRAGMENTED,
             ..Arrival::default()
         };
         let (outcome, packet) = host.raw(Hook::OutsideIn, &is_fragment, arrival);

@@ -14,7 +14,7 @@ use forwarder_common::clock::Ticks;
 use forwarder_common::context::PacketContext;
 use forwarder_common::environment::{
     Configuration, Devmap, FlowIndex, FlowRecords, FragmentState, Output, PortAffinities, Quotas,
-    Route, Routes, Runtime, SkbOutput, Sockets, UnassuredRing, WayBack,
+    ReversePath, Route, Routes, Runtime, SkbOutput, Sockets, UnassuredRing,
 };
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, V4};
@@ -295,10 +295,10 @@ impl Routes<V4> for Host {
         }
     }
 
-    fn way_back(&self, tuple: &Tuple<V4>) -> WayBack {
+    fn reverse_path(&self, tuple: &Tuple<V4>) -> ReversePath {
         match self.route(0, &tuple.reversed()) {
-            Route::Forward { ifindex, .. } => WayBack::Device(ifindex),
-            Route::Kernel => WayBack::None,
+            Route::Forward { ifindex, .. } => ReversePath::Device(ifindex),
+            Route::Kernel => ReversePath::None,
         }
     }
 
