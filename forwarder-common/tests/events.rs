@@ -26,7 +26,7 @@ fn answer(port: u16) -> Spec {
 }
 
 fn told(host: &Host) -> Vec<Event<V4>> {
-    host.told.borrow().clone()
+    host.emitted.borrow().clone()
 }
 
 /// The flow that a query made.

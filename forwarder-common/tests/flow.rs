@@ -222,12 +222,12 @@ fn flow_ends_with_its_container_or_mapping() {
             Reason::ToHost,
         ),
     ];
-    for (name, deed, then) in change {
+    for (name, action, then) in change {
         let mut host = Host::usual(FLOWS);
         host.by_uplink(&request);
         let (record, old) = host.flow_of(&request.tuple).unwrap();
         let record: *const _ = record;
-        deed(&mut host);
+        action(&mut host);
         assert_eq!(host.by_uplink(&again).0.reason, Some(then), "{name}");
         if let Some((flow, new)) = host.flow_of(&request.tuple) {
             assert!(
@@ -298,7 +298,7 @@ enum Deed {
 }
 
 fn deeds() -> impl Strategy<Value = Vec<Deed>> {
-    let deed = prop_oneof![
+    let action = prop_oneof![
         8 => (0..40_u16).prop_map(Deed::Query),
         8 => (0..40_u16).prop_map(Deed::Answer),
         8 => (0..20_u16, 0..32_u8).prop_map(|(port, flags)| Deed::Request(port, flags)),
@@ -307,7 +307,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         1 => Just(Deed::Restart),
         1 => Just(Deed::Republish),
     ];
-    prop::collection::vec(deed, 1..150)
+    prop::collection::vec(action, 1..150)
 }
 
 proptest! {
@@ -318,8 +318,8 @@ proptest! {
     #[test]
     fn tables_stay_whole(deeds in deeds()) {
         let mut host = Host::usual(FLOWS);
-        for deed in deeds {
-            match deed {
+        for action in deeds {
+            match action {
                 Deed::Query(port) => drop(host.by_veth(APP_VETH, &query(port))),
                 Deed::Answer(port) => {
                     let before = host.flow_of(&answer(port).tuple).map(|(flow, _)| {

@@ -19,7 +19,7 @@ use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
 };
 
-use fixtures::{Ground, Loaded};
+use fixtures::{Fixtures, Loaded};
 
 /// What may be added unseen.
 const GROWTH: f64 = 1.10;
@@ -65,7 +65,7 @@ fn compare(section: &str, now: &Numbers) -> Result<()> {
 
 #[test]
 fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
-    let fixtures = Ground::new("budget")?;
+    let fixtures = Fixtures::new("budget")?;
     let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
     fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, capacity::FLOWS)?;

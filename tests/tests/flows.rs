@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
-/// A lease, the agent's beat, and some patience.
+/// A lease, the agent's heartbeat, and some patience.
 const SWITCHED_OFF: Duration = Duration::from_secs(10);
 /// A reset flow lives for ten seconds.
 const RESET: Duration = Duration::from_secs(15);

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The twin test: the same random packets over the same random tables, through the packet brain on
+//! The parity test: the same random packets over the same random tables, through the packet brain on
 //! the host and through the kernel's programs, give the same bytes, verdict, mark and reason, and
 //! leave the same flows behind and have told the same of them.
 //!
 //! `TWIN_CASES` says how many packets, `TWIN_SEED` where the generator starts: a failure prints the
 //! seed of its sequence.
 
-#[expect(dead_code, reason = "the twin needs less of the ground than there is")]
+#[expect(
+    dead_code,
+    reason = "the parity test needs less of the fixtures than there is"
+)]
 mod fixtures;
 
 use std::collections::BTreeMap;
 use std::env;
 
 use anyhow::{Result, ensure};
-use forwarder::datapath::{Fate, now};
+use forwarder::datapath::{Simulated, now};
 use forwarder_common::abi::{FlowRef, Tuple};
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
@@ -25,7 +28,7 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use fixtures::host_state::{disturb, host_state};
 use fixtures::raw::{state_of, told_of};
 use fixtures::traffic::{Case, Traffic};
-use fixtures::{Ground, Loaded, code};
+use fixtures::{Fixtures, Loaded, code};
 
 /// Packets in all.
 const CASES: usize = 100_000;
@@ -43,7 +46,7 @@ fn from_env(name: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn host_and_kernel_agree() -> Result<()> {
-    let fixtures = Ground::new("twin")?;
+    let fixtures = Fixtures::new("parity")?;
     let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
     fixtures.space().enter(|| {
         // Which piece of a datagram comes next is known to one CPU.
@@ -96,7 +99,7 @@ impl Twins {
                 self.kernel.mirror(&host)?;
             }
             let case = traffic.next(&host);
-            let fate = self.kernel.run(case.hook, &case.frame, case.arrival)?;
+            let simulated = self.kernel.run(case.hook, &case.frame, case.arrival)?;
             host.clock.set(now());
             host.drawn.set(self.random_for(&case));
             let mut after = case.frame.clone();
@@ -114,13 +117,13 @@ impl Twins {
                 }
             };
             let same = counted
-                && fate.code == code(case.hook, &outcome)
-                && fate.frame == after
-                && fate.mark == outcome.mark;
+                && simulated.code == code(case.hook, &outcome)
+                && simulated.frame == after
+                && simulated.mark == outcome.mark;
             ensure!(
                 same,
                 "packet {number}: {}",
-                self.difference(&case, &outcome, &after, &fate, &counts)?
+                self.difference(&case, &outcome, &after, &simulated, &counts)?
             );
             traffic.learn(&case, &outcome, &after);
         }
@@ -183,7 +186,7 @@ impl Twins {
         case: &Case,
         outcome: &Outcome,
         after: &[u8],
-        fate: &Fate,
+        simulated: &Simulated,
         counts: &[u64],
     ) -> Result<String> {
         let counted = self.kernel.raw.counts()?;
@@ -201,9 +204,9 @@ impl Twins {
             hex(&case.frame),
             code(case.hook, outcome),
             hex(after),
-            fate.code,
-            fate.mark,
-            hex(&fate.frame),
+            simulated.code,
+            simulated.mark,
+            hex(&simulated.frame),
         ))
     }
 

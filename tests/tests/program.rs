@@ -2,7 +2,10 @@
 //! The loaded programs, one packet at a time (`BPF_PROG_TEST_RUN`): what goes in, what comes out,
 //! the verdict, the mark and the reason, written out by hand.
 
-#[expect(dead_code, reason = "the table needs less of the ground than there is")]
+#[expect(
+    dead_code,
+    reason = "the table needs less of the fixtures than there is"
+)]
 mod fixtures;
 
 use std::net::UdpSocket;
@@ -20,7 +23,7 @@ use forwarder_testkit::model::host::{
 };
 use forwarder_testkit::model::{Arrival, Hook, Host};
 
-use fixtures::{Ground, Loaded, routes};
+use fixtures::{Fixtures, Loaded, routes};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;
@@ -55,7 +58,7 @@ const HAIRPIN: Place = (Hook::BridgeOut, BRIDGE, BRIDGE);
 const SWITCHED: Place = (Hook::ContainerOut, APP_VETH, WEB_VETH);
 
 /// What is expected: verdict, reason (none where XDP leaves a packet alone), and mark.
-type Fate = (i32, Option<Reason>, Mark);
+type Expected = (i32, Option<Reason>, Mark);
 
 /// What comes out.
 enum Out {
@@ -76,21 +79,21 @@ fn tcp(src: (Be32, u16), dst: (Be32, u16), flags: u8) -> Spec {
     Spec::tcp(src, dst, flags)
 }
 
-const fn forwarded(mark: Mark) -> Fate {
+const fn forwarded(mark: Mark) -> Expected {
     (REDIRECT, Some(Reason::Forwarded), mark)
 }
 
-const fn passed(reason: Reason, mark: Mark) -> Fate {
+const fn passed(reason: Reason, mark: Mark) -> Expected {
     (PASS, Some(reason), mark)
 }
 
-const fn dropped(reason: Reason) -> Fate {
+const fn dropped(reason: Reason) -> Expected {
     (DROP, Some(reason), NONE)
 }
 
 /// The table: each row finds the flows that those above it made.
 #[rustfmt::skip]
-fn table() -> Vec<(&'static str, Place, Mark, Spec, Fate, Out)> {
+fn table() -> Vec<(&'static str, Place, Mark, Spec, Expected, Out)> {
     let c = (CLIENT, 40_000);
     let (host, web, app) = ((HOST, 8080), (WEB, 80), (APP, 5000));
     let (dns, own, gateway) = ((REMOTE, 53), (HOST, 5000), (GATEWAY, 5000));
@@ -192,13 +195,13 @@ fn frame(spec: &Spec, (hook, ifindex, _): Place) -> Vec<u8> {
     frame
 }
 
-/// Runs a test in the ground's namespace, over the usual world.
+/// Runs a test in the fixtures' namespace, over the usual world.
 fn on_fixtures(
     label: &str,
     flows: u32,
     test: impl FnOnce(&mut Loaded, &mut Host, &View) -> Result<()> + Send,
 ) -> Result<()> {
-    let fixtures = Ground::new(label)?;
+    let fixtures = Fixtures::new(label)?;
     let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
     fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, flows)?;
@@ -229,7 +232,7 @@ fn packets_are_forwarded_as_in_the_table() -> Result<()> {
                 hash,
                 segment: 0,
             };
-            let fate = kernel.run(hook, &input, arrival).context(name)?;
+            let simulated = kernel.run(hook, &input, arrival).context(name)?;
             let after = view.reasons()?;
             let counted: Vec<_> = after
                 .iter()
@@ -238,7 +241,7 @@ fn packets_are_forwarded_as_in_the_table() -> Result<()> {
                 .map(|(&(reason, _), _)| reason)
                 .collect();
             assert_eq!(counted, Vec::from_iter(reason), "{name}: reason");
-            assert_eq!(fate.code, code, "{name}: verdict");
+            assert_eq!(simulated.code, code, "{name}: verdict");
             let expected = match out {
                 Same => input,
                 Like(spec) => frame(&spec, place),
@@ -248,11 +251,15 @@ fn packets_are_forwarded_as_in_the_table() -> Result<()> {
                     bytes
                 }
             };
-            assert_eq!(fate.frame, expected, "{name}: frame");
+            assert_eq!(simulated.frame, expected, "{name}: frame");
             match marked {
-                Is(mark) => assert_eq!(fate.mark, mark, "{name}: mark"),
+                Is(mark) => assert_eq!(simulated.mark, mark, "{name}: mark"),
                 Flow => {
-                    ensure!(fate.mark == mark::FLOW, "{name}: mark {:#x}", fate.mark);
+                    ensure!(
+                        simulated.mark == mark::FLOW,
+                        "{name}: mark {:#x}",
+                        simulated.mark
+                    );
                     flow = if hash == 0 {
                         let led = kernel.raw.encode_hash(&spec.tuple);
                         led.with_context(|| format!("{name}: no flow"))?
@@ -293,8 +300,8 @@ fn malformed_frames_pass_unchanged() -> Result<()> {
                 ifindex: UPLINK,
                 ..Arrival::default()
             };
-            let fate = kernel.run(Hook::OutsideIn, input, arrival)?;
-            assert_eq!((fate.code, &fate.frame), (PASS, input));
+            let simulated = kernel.run(Hook::OutsideIn, input, arrival)?;
+            assert_eq!((simulated.code, &simulated.frame), (PASS, input));
         }
         assert_eq!(count(view)? - before, frames.len() as u64);
         Ok(())

@@ -2,13 +2,16 @@
 //! The loaded programs under pressure: a flood that is answered evicts nobody who proved that he is
 //! there, a container that may open no more is told so, and nearly all ports are there to be used.
 
-#[expect(dead_code, reason = "the bounds need less of the ground than there is")]
+#[expect(
+    dead_code,
+    reason = "the bounds need less of the fixtures than there is"
+)]
 mod fixtures;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use forwarder::datapath::{Fate, View, now};
+use forwarder::datapath::{Simulated, View, now};
 use forwarder_common::abi::capacity;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
@@ -18,7 +21,7 @@ use forwarder_testkit::model::host::{
 };
 use forwarder_testkit::model::{Arrival, Hook, Host};
 
-use fixtures::{Ground, Loaded, routes};
+use fixtures::{Fixtures, Loaded, routes};
 
 const DROP: i32 = 2;
 const REDIRECT: i32 = 7;
@@ -30,14 +33,14 @@ const STANDING: u16 = 1_000;
 /// Flows of each of two containers towards one destination, of 64,512 ports.
 const CROWD: u16 = 30_500;
 
-/// Runs a test in the ground's namespace, over the usual world with these bounds.
+/// Runs a test in the fixtures' namespace, over the usual world with these bounds.
 fn on_fixtures(
     label: &str,
     flows: u32,
     bounds: (u32, u32),
     test: impl FnOnce(&mut Loaded, &View) -> Result<()> + Send,
 ) -> Result<()> {
-    let fixtures = Ground::new(label)?;
+    let fixtures = Fixtures::new(label)?;
     let (bpffs, netns) = (fixtures.bpffs(), fixtures.space().path().to_owned());
     fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, flows)?;
@@ -59,12 +62,12 @@ fn on(ifindex: u32) -> Arrival {
     }
 }
 
-fn by_uplink(kernel: &mut Loaded, spec: &Spec) -> Result<Fate> {
+fn by_uplink(kernel: &mut Loaded, spec: &Spec) -> Result<Simulated> {
     let frame = spec.clone().between(mac(UPLINK), far_mac(UPLINK)).build();
     kernel.run(Hook::OutsideIn, &frame, on(UPLINK))
 }
 
-fn by_veth(kernel: &mut Loaded, veth: u32, spec: &Spec) -> Result<Fate> {
+fn by_veth(kernel: &mut Loaded, veth: u32, spec: &Spec) -> Result<Simulated> {
     let frame = spec.clone().between(mac(BRIDGE), far_mac(veth)).build();
     kernel.run(Hook::ContainerIn, &frame, on(veth))
 }
@@ -154,10 +157,17 @@ fn million_answered_syns_evict_no_connection() -> Result<()> {
 fn one_destination_gets_61000_random_ports() -> Result<()> {
     on_fixtures("ports", capacity::FLOWS, (0, 0), |kernel, view| {
         let mut outer = |veth, addr, port| -> Result<u16> {
-            let fate = by_veth(kernel, veth, &Spec::udp((addr, port), (REMOTE, 53)))?;
-            ensure!(fate.code == REDIRECT, "port {port}: {}", fate.code);
-            ensure!(fate.frame[26..30] == HOST.octets());
-            Ok(u16::from_be_bytes([fate.frame[34], fate.frame[35]]))
+            let simulated = by_veth(kernel, veth, &Spec::udp((addr, port), (REMOTE, 53)))?;
+            ensure!(
+                simulated.code == REDIRECT,
+                "port {port}: {}",
+                simulated.code
+            );
+            ensure!(simulated.frame[26..30] == HOST.octets());
+            Ok(u16::from_be_bytes([
+                simulated.frame[34],
+                simulated.frame[35],
+            ]))
         };
         let own = 20_000..20_000 + CROWD;
         let mut taken = BTreeSet::new();
@@ -191,11 +201,11 @@ fn one_destination_gets_61000_random_ports() -> Result<()> {
 }
 
 /// Checks the answer to a packet of the container behind a veth.
-fn told(fate: &Fate, veth: u32, spec: &Spec, quoted: usize) -> Result<()> {
-    let (link, answer) = fate.frame.split_at(14);
+fn told(simulated: &Simulated, veth: u32, spec: &Spec, quoted: usize) -> Result<()> {
+    let (link, answer) = simulated.frame.split_at(14);
     ensure!(
-        fate.code == REDIRECT && fate.mark == mark::DONE,
-        "{fate:x?}"
+        simulated.code == REDIRECT && simulated.mark == mark::DONE,
+        "{simulated:x?}"
     );
     ensure!(link == [&far_mac(veth)[..], &mac(BRIDGE), &[8, 0]].concat());
     ensure!(answer[12..16] == GATEWAY.octets() && answer[16..20] == spec.tuple.src.octets());
@@ -221,8 +231,8 @@ fn container_at_its_quota_gets_an_icmp_error() -> Result<()> {
             (Spec::ping(APP, REMOTE, 4), 28),
         ];
         for (spec, quoted) in &refused {
-            let fate = by_veth(kernel, APP_VETH, spec)?;
-            told(&fate, APP_VETH, spec, *quoted).with_context(|| format!("{spec:?}"))?;
+            let simulated = by_veth(kernel, APP_VETH, spec)?;
+            told(&simulated, APP_VETH, spec, *quoted).with_context(|| format!("{spec:?}"))?;
         }
         ensure!(count(view, Reason::FlowQuota)? == refused.len() as u64);
         // The rest goes on.

@@ -154,10 +154,10 @@ impl FlowRecords<V4> for Host {
     }
 
     fn flow_state(&self, flow: &Flow<V4>) -> FlowState {
-        let deed = {
-            let mut meddler = self.meddler.borrow_mut();
-            match &mut *meddler {
-                Some((0, _)) => meddler.take().map(|(_, deed)| deed),
+        let action = {
+            let mut interference = self.interference.borrow_mut();
+            match &mut *interference {
+                Some((0, _)) => interference.take().map(|(_, action)| action),
                 Some((looks, _)) => {
                     *looks -= 1;
                     None
@@ -165,11 +165,11 @@ impl FlowRecords<V4> for Host {
                 None => None,
             }
         };
-        if let Some(deed) = deed {
+        if let Some(action) = action {
             let (mark, hash, target) = (self.mark.get(), self.hash.get(), self.target.get());
-            self.meddling.set(true);
-            deed(self);
-            self.meddling.set(false);
+            self.interfering.set(true);
+            action(self);
+            self.interfering.set(false);
             self.mark.set(mark);
             self.hash.set(hash);
             self.target.set(target);
@@ -214,7 +214,7 @@ impl FlowRecords<V4> for Host {
     fn emit(&self, flow: &Flow<V4>, index: u32, flow_state: FlowState, news: EventKind) {
         let event = Event::default();
         event.fill(flow, index, flow_state, news, self.clock.get());
-        self.told.borrow_mut().push(event);
+        self.emitted.borrow_mut().push(event);
     }
 }
 

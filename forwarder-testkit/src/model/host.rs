@@ -106,7 +106,7 @@ impl Host {
         };
         self.devices.insert(ifindex, device);
         self.nics.insert(ifindex, mac);
-        let default_endpoint = self.seat(Endpoint {
+        let default_endpoint = self.insert_endpoint(Endpoint {
             bridge: ifindex,
             mtu: 1500,
             ..Endpoint::default()
@@ -139,7 +139,7 @@ impl Host {
             macs,
             generation: 0,
         };
-        let slot = self.seat(endpoint);
+        let slot = self.insert_endpoint(endpoint);
         self.endpoint_slots.insert(addr, slot);
         if veth != 0 {
             let device = Device {
@@ -156,7 +156,7 @@ impl Host {
         slot
     }
 
-    fn seat(&mut self, endpoint: Endpoint<V4>) -> u32 {
+    fn insert_endpoint(&mut self, endpoint: Endpoint<V4>) -> u32 {
         let unused = |endpoint: &Endpoint<_>| endpoint.generation == 0;
         // Slot 0 is outside.
         let slot = 1 + self.endpoints[1..].iter().position(unused).unwrap();

@@ -150,7 +150,7 @@ pub struct Host {
     pub flows: Vec<Flow<V4>>,
     pub free: RefCell<VecDeque<u32>>,
     /// The events that were emitted.
-    pub told: RefCell<Vec<Event<V4>>>,
+    pub emitted: RefCell<Vec<Event<V4>>>,
     /// The next result of `random`, once, instead of the generator's number: the kernel may have
     /// tried this port and have had to give it up, and then trying it again would not help.
     pub drawn: Cell<Option<u32>>,
@@ -167,8 +167,8 @@ pub struct Host {
     /// The length of the frame that is being processed.
     length: Cell<u32>,
     target: Cell<Option<Target>>,
-    meddler: RefCell<Option<(u32, Meddler)>>,
-    meddling: Cell<bool>,
+    interference: RefCell<Option<(u32, Meddler)>>,
+    interfering: Cell<bool>,
 }
 
 /// Whether a frame is for a bridge's group address.
@@ -221,7 +221,7 @@ impl Host {
             index: RefCell::default(),
             flows: (0..flows).map(|_| empty_flow()).collect(),
             free: RefCell::new((0..flows).collect()),
-            told: RefCell::default(),
+            emitted: RefCell::default(),
             drawn: Cell::default(),
             answer: RefCell::default(),
             ring: RefCell::new(vec![Pending::default(); ring as usize]),
@@ -234,8 +234,8 @@ impl Host {
             hash: Cell::default(),
             length: Cell::default(),
             target: Cell::default(),
-            meddler: RefCell::default(),
-            meddling: Cell::default(),
+            interference: RefCell::default(),
+            interfering: Cell::default(),
         }
     }
 
@@ -245,10 +245,10 @@ impl Host {
         self.settings.heartbeat = self.clock.get();
     }
 
-    /// Runs `deed` when packets read a flow state for the `nth` time from now on, counted from 0:
+    /// Runs `action` when packets read a flow state for the `nth` time from now on, counted from 0:
     /// what another CPU might do at that moment.
-    pub fn meddle(&self, nth: u32, deed: impl FnOnce(&Self) + 'static) {
-        *self.meddler.borrow_mut() = Some((nth, Box::new(deed)));
+    pub fn meddle(&self, nth: u32, action: impl FnOnce(&Self) + 'static) {
+        *self.interference.borrow_mut() = Some((nth, Box::new(action)));
     }
 
     /// Runs a hook on a frame, which the hook may change.
@@ -395,7 +395,7 @@ impl Host {
     /// Checks what must hold between two packets: every key names a live record with this tuple,
     /// every live record has both of its keys, and no free record is free twice.
     pub fn check(&self) {
-        if self.meddling.get() {
+        if self.interfering.get() {
             // A packet is still being processed.
             return;
         }

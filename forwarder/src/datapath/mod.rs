@@ -52,7 +52,7 @@ use peer_veths::PeerVeths;
 use pins::Pins;
 use rows::{allowed_key, ingress_key, source_key, subnet_key};
 
-pub use simulate::{Arrival, Fate};
+pub use simulate::{Arrival, Simulated};
 pub use view::{MapFill, View};
 
 /// The BPF object that `cargo xtask build` compiled; empty in a build without it.

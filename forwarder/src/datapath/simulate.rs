@@ -25,7 +25,7 @@ pub struct Arrival {
 
 /// The result of a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fate {
+pub struct Simulated {
     /// The program's verdict: `TC_ACT_*` as an `i32`, or `XDP_*`.
     pub code: i32,
     /// The frame afterwards.
@@ -74,7 +74,7 @@ impl Datapath {
         arrival: Arrival,
         repeat: u32,
         carrier: Option<&SchedClassifier>,
-    ) -> Result<Fate> {
+    ) -> Result<Simulated> {
         let mut out = vec![0; frame.len() + 64];
         let mut context = Vec::new();
         let mut put = |size: usize, offset: usize, value: u32| {
@@ -113,7 +113,7 @@ impl Datapath {
             Some(&[a, b, c, d]) if hook != Hook::Uplink => u32::from_ne_bytes([a, b, c, d]),
             _ => arrival.mark,
         };
-        Ok(Fate {
+        Ok(Simulated {
             code: run.return_value as i32,
             frame: out,
             mark,
