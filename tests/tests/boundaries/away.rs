@@ -205,7 +205,7 @@ fn others_bridges_are_open(lab: &Lab, host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The same by IPv6: by global addresses, by link-local ones, and behind priority tags.
+/// The same by IPv6: by global addresses and by link-local ones.
 #[test]
 fn newcomers_keep_icc_false_for_ipv6() -> Result<()> {
     let site = Site::new("away-newcomers6", Docker::replace())?;
