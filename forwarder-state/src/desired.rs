@@ -118,7 +118,7 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
         tables.defrag_loopback = link.index;
         tables.hooks.insert((link.index, Hook::DefragOut));
     }
-    tables.locals = locals(host_state);
+    tables.host_addresses = locals(host_state);
     add_others(&mut tables, host_state);
     ipv6::add_locals(&mut tables, host_state);
     published::add_published(&mut tables, host_state, policy, &terms, &mut lists);
@@ -506,7 +506,7 @@ fn add_outside(tables: &mut DesiredState, host_state: &HostState, policy: &Polic
     }
     for (address, prefix_len, source) in sources(host_state, link.index) {
         tables
-            .sources
+            .masq_addresses
             .entry((link.index, address, prefix_len))
             .or_insert(source);
     }
@@ -578,7 +578,7 @@ fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
                 pid: container.pid,
                 index: peer.index,
             };
-            tables.ports.insert(veth, peer_veth);
+            tables.xdp_devmap.insert(veth, peer_veth);
         }
     }
 }

@@ -274,9 +274,9 @@ pub struct DesiredState<F: Family = V4> {
     /// Subnets, as address and prefix length, to their bridge's index.
     pub subnets: BTreeMap<(F::Addr, u8), u32>,
     /// The host's own addresses, as address and prefix length.
-    pub locals: BTreeSet<(F::Addr, u8)>,
+    pub host_addresses: BTreeSet<(F::Addr, u8)>,
     /// Masquerade addresses by device index and the next hop's subnet.
-    pub sources: BTreeMap<(u32, F::Addr, u8), F::Addr>,
+    pub masq_addresses: BTreeMap<(u32, F::Addr, u8), F::Addr>,
     /// Endpoints.
     pub endpoints: BTreeMap<EndpointKey<F>, Endpoint<F>>,
     /// Published ports; where a network allows direct access, also the containers' own addresses.
@@ -307,7 +307,7 @@ pub struct DesiredState<F: Family = V4> {
     /// How the XDP programs in `hooks` run, by device index.
     pub xdp: BTreeMap<u32, XdpKind>,
     /// Veths to which XDP may redirect, by index.
-    pub ports: BTreeMap<u32, PeerVeth>,
+    pub xdp_devmap: BTreeMap<u32, PeerVeth>,
 }
 
 /// What the kernel holds, with the slot of each endpoint and mapping.

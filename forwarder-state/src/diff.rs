@@ -51,10 +51,10 @@ pub enum Change<F: Family = V4> {
     DropNetwork(u32),
     PutSubnet((F::Addr, u8), u32),
     DropSubnet((F::Addr, u8)),
-    PutLocal((F::Addr, u8)),
-    DropLocal((F::Addr, u8)),
-    PutSource((u32, F::Addr, u8), F::Addr),
-    DropSource((u32, F::Addr, u8)),
+    PutHostAddress((F::Addr, u8)),
+    DropHostAddress((F::Addr, u8)),
+    PutMasqAddress((u32, F::Addr, u8), F::Addr),
+    DropMasqAddress((u32, F::Addr, u8)),
     PutPublished {
         key: PortKey<F>,
         slot: u32,
@@ -79,8 +79,8 @@ pub enum Change<F: Family = V4> {
     Policy(u32),
     /// The index of the defragmentation loopback.
     DefragLoopback(u32),
-    PutPort(u32, PeerVeth),
-    DropPort(u32),
+    PutDevmap(u32, PeerVeth),
+    DropDevmap(u32),
     Attach {
         ifindex: u32,
         hook: Hook,
@@ -107,8 +107,8 @@ impl<F: Family> Change<F> {
                 | Self::DropEndpoint { .. }
                 | Self::DropNetwork(_)
                 | Self::DropSubnet(_)
-                | Self::DropLocal(_)
-                | Self::DropSource(_)
+                | Self::DropHostAddress(_)
+                | Self::DropMasqAddress(_)
                 | Self::DropPublished { .. }
                 | Self::DropSeenAs(_)
                 | Self::DropTrusted(_)
@@ -116,7 +116,7 @@ impl<F: Family> Change<F> {
                 | Self::DropIngress(_)
                 | Self::DropIpv6(_)
                 | Self::DropAllowed(_)
-                | Self::DropPort(_)
+                | Self::DropDevmap(_)
                 | Self::Detach { .. }
                 | Self::DetachSocket(_)
         )
@@ -136,8 +136,8 @@ impl<F: Family> Change<F> {
                 | Self::DropSeenAs(_)
                 | Self::PutTrusted(_)
                 | Self::PutLink(_)
-                | Self::PutPort(..)
-                | Self::DropPort(_)
+                | Self::PutDevmap(..)
+                | Self::DropDevmap(_)
                 | Self::Attach {
                     hook: Hook::Uplink,
                     ..
@@ -155,8 +155,8 @@ impl<F: Family> Change<F> {
             | Self::PutNetwork { bridge: index, .. }
             | Self::DropNetwork(index)
             | Self::PutSubnet(_, index)
-            | Self::PutPort(index, _)
-            | Self::DropPort(index)
+            | Self::PutDevmap(index, _)
+            | Self::DropDevmap(index)
             | Self::Attach { ifindex: index, .. }
             | Self::Detach { ifindex: index, .. } => Some(index),
             Self::PutEndpoint { endpoint, .. } => Some(endpoint.bridge),

@@ -253,7 +253,7 @@ fn masquerade_address_is_as_inet_select_addr() {
             address(UPLINK, "198.18.7.1", 24),
         ],
     );
-    let sources = derive(&host_state).sources;
+    let sources = derive(&host_state).masq_addresses;
     let of = |net: &str, len| {
         sources
             .get(&(UPLINK, Be32::from_std(ip(net)), len))
@@ -285,7 +285,7 @@ fn masquerade_follows_the_peer_range() {
     };
     let own = address(UPLINK, "198.18.1.1", 24);
     host_state.addresses.insert(UPLINK, vec![own, by_peer]);
-    let sources = derive(&host_state).sources;
+    let sources = derive(&host_state).masq_addresses;
     let of = |net: &str| sources.get(&(UPLINK, Be32::from_std(ip(net)), 32)).copied();
     assert_eq!(of("203.0.113.2"), Some(Be32::from_std(ip("192.0.2.7"))));
     assert_eq!(of("192.0.2.7"), None);
@@ -295,7 +295,7 @@ fn masquerade_follows_the_peer_range() {
 fn device_without_address_borrows_one() {
     let mut host_state = host_state();
     host_state.links.insert(7, link(7, "eth1", "", None));
-    let sources = derive(&host_state).sources;
+    let sources = derive(&host_state).masq_addresses;
     assert_eq!(
         sources.get(&(7, Be32::default(), 0)),
         Some(&Be32::from_std(ip("198.18.1.1")))
@@ -632,7 +632,7 @@ fn other_drivers_and_missing_bridges_are_ignored() {
 
 #[test]
 fn loopback_range_is_never_local_on_devices() {
-    let locals = derive(&host_state()).locals;
+    let locals = derive(&host_state()).host_addresses;
     let has = |address| locals.contains(&(Be32::from_std(ip(address)), 32));
     assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
@@ -650,9 +650,9 @@ fn xdp_follows_the_policy() {
     };
     let tables = desired(&host_state, &policy, 1);
     assert!(tables.hooks.contains(&(UPLINK, Hook::Uplink)));
-    assert_eq!(tables.ports[&VETH].index, 4, "the far end is prepared");
+    assert_eq!(tables.xdp_devmap[&VETH].index, 4, "the far end is prepared");
     assert!(
-        derive(&host_state).ports.is_empty(),
+        derive(&host_state).xdp_devmap.is_empty(),
         "and left alone where no XDP runs"
     );
 }
@@ -685,7 +685,7 @@ fn locally_routed_addresses_are_local() {
     host_state.routing.locals = std::sync::Arc::new([range].into());
     assert!(
         derive(&host_state)
-            .locals
+            .host_addresses
             .contains(&(Be32::from_std(range.0), 24))
     );
 }

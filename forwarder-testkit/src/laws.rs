@@ -152,9 +152,9 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                 tables.devices.insert(index + 2, row);
                 tables.hooks.insert((index + 2, Hook::OutsideIn));
                 tables
-                    .sources
+                    .masq_addresses
                     .insert((index + 2, Be32::default(), 0), Be32::new(index + 1));
-                tables.locals.insert((Be32::new(index + 1), 32));
+                tables.host_addresses.insert((Be32::new(index + 1), 32));
                 if xdp {
                     tables.hooks.insert((index + 2, Hook::Uplink));
                     tables.xdp.insert(index + 2, XdpKind::Native);
@@ -239,7 +239,7 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                             pid: 1,
                             index: 2,
                         };
-                        tables.ports.insert(veth, peer_veth);
+                        tables.xdp_devmap.insert(veth, peer_veth);
                     }
                     if let Some(port) = port {
                         let key = PortKey {

@@ -74,7 +74,7 @@ impl Routing {
         let mtu = |index: &u32| host_state.links.get(index).map_or(0, |link| link.mtu);
         Self {
             generation: host_state.route_generation,
-            sources: tables.sources.clone(),
+            sources: tables.masq_addresses.clone(),
             devices: outside.map(|(index, _)| (*index, mtu(index))).collect(),
         }
     }
@@ -548,11 +548,11 @@ impl Agent {
     /// Omits host addresses that exceed the map's capacity. Packets to these addresses still reach
     /// the host by the kernel's routes, but they do not reach published ports.
     fn limit_host_addresses(&mut self, tables: &mut DesiredState) {
-        let all = tables.locals.len();
-        while tables.locals.len() > capacity::HOST_ADDRESSES as usize {
-            tables.locals.pop_last();
+        let all = tables.host_addresses.len();
+        while tables.host_addresses.len() > capacity::HOST_ADDRESSES as usize {
+            tables.host_addresses.pop_last();
         }
-        let crowded = tables.locals.len() < all;
+        let crowded = tables.host_addresses.len() < all;
         if crowded && !self.crowded {
             let room = capacity::HOST_ADDRESSES;
             tracing::warn!(

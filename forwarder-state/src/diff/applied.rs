@@ -45,10 +45,10 @@ impl<F: Family> Observed<F> {
             Change::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
             Change::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
             Change::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
-            Change::PutLocal(range) => _ = tables.locals.insert(range),
-            Change::DropLocal(range) => _ = tables.locals.remove(&range),
-            Change::PutSource(key, source) => _ = tables.sources.insert(key, source),
-            Change::DropSource(key) => _ = tables.sources.remove(&key),
+            Change::PutHostAddress(range) => _ = tables.host_addresses.insert(range),
+            Change::DropHostAddress(range) => _ = tables.host_addresses.remove(&range),
+            Change::PutMasqAddress(key, source) => _ = tables.masq_addresses.insert(key, source),
+            Change::DropMasqAddress(key) => _ = tables.masq_addresses.remove(&key),
             Change::PutPublished { key, slot, target } => {
                 tables.published.insert(key, target);
                 self.mapping_slots.insert(key, slot);
@@ -69,10 +69,10 @@ impl<F: Family> Observed<F> {
             Change::DropIpv6(key) => _ = tables.ipv6.remove(&key),
             Change::PutAllowed(key, word) => _ = tables.allowed.insert(key, word),
             Change::DropAllowed(key) => _ = tables.allowed.remove(&key),
-            Change::PutPort(veth, ref peer_veth) => {
-                tables.ports.insert(veth, peer_veth.clone());
+            Change::PutDevmap(veth, ref peer_veth) => {
+                tables.xdp_devmap.insert(veth, peer_veth.clone());
             }
-            Change::DropPort(veth) => _ = tables.ports.remove(&veth),
+            Change::DropDevmap(veth) => _ = tables.xdp_devmap.remove(&veth),
             Change::Attach { ifindex, hook, xdp } => {
                 tables.hooks.insert((ifindex, hook));
                 tables.xdp.extend(xdp.map(|kind| (ifindex, kind)));

@@ -174,27 +174,27 @@ impl<F: Family> Pass<'_, F> {
     // The host's own addresses, and the masquerade addresses.
 
     pub(super) fn put_locals(&self) -> Vec<Change<F>> {
-        new(&self.now.locals, &self.desired.locals)
-            .map(Change::PutLocal)
+        new(&self.now.host_addresses, &self.desired.host_addresses)
+            .map(Change::PutHostAddress)
             .collect()
     }
 
     pub(super) fn drop_locals(&self) -> Vec<Change<F>> {
-        new(&self.desired.locals, &self.now.locals)
-            .map(Change::DropLocal)
+        new(&self.desired.host_addresses, &self.now.host_addresses)
+            .map(Change::DropHostAddress)
             .collect()
     }
 
     pub(super) fn put_sources(&self) -> Vec<Change<F>> {
-        let changed = changed(&self.now.sources, &self.desired.sources);
+        let changed = changed(&self.now.masq_addresses, &self.desired.masq_addresses);
         changed
-            .map(|(key, source)| Change::PutSource(key, source))
+            .map(|(key, source)| Change::PutMasqAddress(key, source))
             .collect()
     }
 
     pub(super) fn drop_sources(&self) -> Vec<Change<F>> {
-        gone(&self.now.sources, &self.desired.sources)
-            .map(Change::DropSource)
+        gone(&self.now.masq_addresses, &self.desired.masq_addresses)
+            .map(Change::DropMasqAddress)
             .collect()
     }
 
@@ -352,14 +352,19 @@ impl<F: Family> Pass<'_, F> {
     // Veths to which XDP may redirect.
 
     pub(super) fn put_ports(&self) -> Vec<Change<F>> {
-        let is_new = |(veth, _): &(&u32, _)| !self.now.ports.contains_key(veth);
-        let put = |(&veth, peer_veth): (_, &PeerVeth)| Change::PutPort(veth, peer_veth.clone());
-        self.desired.ports.iter().filter(is_new).map(put).collect()
+        let is_new = |(veth, _): &(&u32, _)| !self.now.xdp_devmap.contains_key(veth);
+        let put = |(&veth, peer_veth): (_, &PeerVeth)| Change::PutDevmap(veth, peer_veth.clone());
+        self.desired
+            .xdp_devmap
+            .iter()
+            .filter(is_new)
+            .map(put)
+            .collect()
     }
 
     pub(super) fn drop_ports(&self) -> Vec<Change<F>> {
-        gone(&self.now.ports, &self.desired.ports)
-            .map(Change::DropPort)
+        gone(&self.now.xdp_devmap, &self.desired.xdp_devmap)
+            .map(Change::DropDevmap)
             .collect()
     }
 }

@@ -200,7 +200,7 @@ impl Datapath {
     /// # Errors
     /// The kernel's state cannot be read.
     pub fn observe_devices(&mut self, observed: &mut Observed) -> Result<()> {
-        observed.tables.ports = self.maps.read_ports()?;
+        observed.tables.xdp_devmap = self.maps.read_devmap()?;
         observed.tables.hooks = self.hooks.observe(false)?;
         Ok(())
     }
@@ -251,13 +251,15 @@ impl Datapath {
                 maps.subnets.insert(&subnet_key(subnet), bridge, 0)?;
             }
             Change::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
-            Change::PutLocal(range) => maps.host_addresses.insert(&subnet_key(range), 1, 0)?,
-            Change::DropLocal(range) => maps.host_addresses.remove(&subnet_key(range))?,
-            Change::PutSource(key, source) => {
+            Change::PutHostAddress(range) => {
+                maps.host_addresses.insert(&subnet_key(range), 1, 0)?
+            }
+            Change::DropHostAddress(range) => maps.host_addresses.remove(&subnet_key(range))?,
+            Change::PutMasqAddress(key, source) => {
                 maps.masq_addresses
                     .insert(&source_key(key), Wire(source), 0)?;
             }
-            Change::DropSource(key) => maps.masq_addresses.remove(&source_key(key))?,
+            Change::DropMasqAddress(key) => maps.masq_addresses.remove(&source_key(key))?,
             Change::PutPublished { key, slot, target } => maps.put_published(key, slot, target)?,
             Change::DropPublished { key, slot } => {
                 maps.published.remove(&Wire(key))?;
@@ -277,11 +279,11 @@ impl Datapath {
                 maps.allowed_sources.insert(&allowed_key(key), word, 0)?;
             }
             Change::DropAllowed(key) => maps.allowed_sources.remove(&allowed_key(key))?,
-            Change::PutPort(veth, ref peer_veth) => {
+            Change::PutDevmap(veth, ref peer_veth) => {
                 self.peer_veths.prepare(veth, peer_veth).await?;
                 maps.xdp_devmap.insert(veth, veth, None, 0)?;
             }
-            Change::DropPort(veth) => {
+            Change::DropDevmap(veth) => {
                 self.peer_veths.forget(veth);
                 // The kernel removes the entry with its device.
                 missing_is_fine(maps.xdp_devmap.remove(veth))?;

@@ -48,12 +48,12 @@ impl Maps {
             let (index, Wire(device)) = entry?;
             tables.devices.insert(index, device);
         }
-        tables.ports = self.read_ports()?;
+        tables.xdp_devmap = self.read_devmap()?;
         Ok(())
     }
 
     /// Reads the veths to which XDP may redirect.
-    pub(super) fn read_ports(&self) -> Result<BTreeMap<u32, PeerVeth>> {
+    pub(super) fn read_devmap(&self) -> Result<BTreeMap<u32, PeerVeth>> {
         let veths = self.xdp_devmap.keys();
         veths.map(|veth| Ok((veth?, nobody()))).collect()
     }
@@ -107,13 +107,15 @@ impl Maps {
     fn read_addresses(&self, tables: &mut DesiredState) -> Result<()> {
         for key in self.host_addresses.keys() {
             let key = key?;
-            tables.locals.insert((key.data().0, key.prefix_len() as u8));
+            tables
+                .host_addresses
+                .insert((key.data().0, key.prefix_len() as u8));
         }
         for entry in &self.masq_addresses {
             let (key, Wire(source)) = entry?;
             let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
             tables
-                .sources
+                .masq_addresses
                 .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
         }
         Ok(())
