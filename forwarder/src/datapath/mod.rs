@@ -252,7 +252,7 @@ impl Datapath {
             }
             Change::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
             Change::PutHostAddress(range) => {
-                maps.host_addresses.insert(&subnet_key(range), 1, 0)?
+                maps.host_addresses.insert(&subnet_key(range), 1, 0)?;
             }
             Change::DropHostAddress(range) => maps.host_addresses.remove(&subnet_key(range))?,
             Change::PutMasqAddress(key, source) => {
