@@ -15,7 +15,7 @@
 //!
 //! **Who can forge them.** A process on the host can set a mark (`SO_MARK`) but gains nothing: an
 //! egress hook reads a mark only from packets that arrived on a device
-//! ([`Meta::kind`](super::Meta)), which a process's own packets did not. A hash that somebody else
+//! (`Meta::kind`), which a process's own packets did not. A hash that somebody else
 //! has changed leads to a flow whose tuple does not match; the packet is then treated as unmarked.
 
 use crate::abi::Direction;

@@ -60,7 +60,7 @@ pub struct Published6 {
     pub bridges: [u32; 2],
 }
 
-/// Key of the lists of IPv6 clients: as [`IngressKey`].
+/// Key of the lists of IPv6 clients: as [`IngressKey`](super::IngressKey).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct IngressKey6 {
@@ -70,8 +70,8 @@ pub struct IngressKey6 {
     pub client: Be128,
 }
 
-/// Key of the IPv6 sources that containers may use besides their own: as [`AllowedKey`], without
-/// [`allowed::ROUTES`].
+/// Key of the IPv6 sources that containers may use besides their own: as [`AllowedKey`](super::AllowedKey), without
+/// [`allowed::ROUTES`](super::allowed::ROUTES).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct AllowedKey6 {
