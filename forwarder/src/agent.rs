@@ -456,7 +456,9 @@ impl Agent {
         }
         self.tables = tables;
         self.log_others(host_state);
-        let hooked_before = Rules::of(&observed.tables, |_| true);
+        // What an earlier agent has hooked stays hooked until the host state is complete.
+        let hooked_before =
+            (!host_state.is_complete()).then(|| Rules::of(&observed.tables, |_| true));
         self.failures.clear();
         self.unhooked.clear();
         self.unpublished.clear();
@@ -488,9 +490,8 @@ impl Agent {
             return Ok(());
         }
         self.rules = Rules::of(&self.tables, |index| !self.unhooked.contains(&index));
-        if !host_state.is_complete() {
-            // What an earlier agent has hooked stays hooked.
-            self.rules.extend(&hooked_before);
+        if let Some(before) = &hooked_before {
+            self.rules.extend(before);
         }
         // Connections are tracked only if other software has rules.
         self.rules.untracked = host_state.others.tracks;
