@@ -10,8 +10,8 @@ use crate::wire::parse::{Packet, parse};
 
 /// A packet at one of the forwarder's hooks: the arguments of every step.
 ///
-/// A hook calls the larger steps ([`Steps`](crate::subprograms::Steps)) itself; a step does not call another one, because BPF
-/// has 512 bytes of stack for a whole call chain.
+/// A hook calls the larger steps ([`Steps`](crate::subprograms::Steps)) itself; a step does not call
+/// another one, because BPF has 512 bytes of stack for a whole call chain.
 pub struct PacketContext<'a, F: Family, T> {
     /// The packet's bytes.
     pub frame: Frame<'a>,

@@ -25,8 +25,8 @@
 //!   reading the payload.
 //! - **Interface.** [`environment`] has the traits through which this crate reaches maps, clock,
 //!   routes and sockets; the kernel side implements them with maps and helpers, the tests with plain
-//!   memory. [`context`] is the packet at a hook, [`tracking`] has TCP's states and the words about a segment.
-//!   [`subprograms`] lists what is a global function in the kernel.
+//!   memory. [`context`] is the packet at a hook, [`tracking`] has TCP's states and the words about a
+//!   segment. [`subprograms`] lists what is a global function in the kernel.
 //! - **Algorithms.** [`conntrack`] implements a flow's life, TCP and SCTP tracking, timeouts and
 //!   quotas; [`nat`] chooses the port of a translation; [`policy`] decides who may send what to
 //!   whom; [`socket`] redirects the host's own sockets to containers.

@@ -41,8 +41,8 @@ pub const DEFRAGMENTED: u32 = 0xe000_0000;
 pub const DEFRAG_LOOPBACK: u32 = 0xf000_0000;
 /// Leaves its network without translation: the outgoing device's hook passes it.
 pub const LEAVES: u32 = 0x8000_0000;
-/// The bits that [`FLOW`], [`FRAGMENT`], [`DEFRAGMENTED`] and [`DEFRAG_LOOPBACK`] have in common and no other
-/// kind has. Only the forwarder translates these packets, partly before the kernel path and partly
+/// The bits that [`FLOW`], [`FRAGMENT`], [`DEFRAGMENTED`] and [`DEFRAG_LOOPBACK`] have in common and
+/// no other kind has. Only the forwarder translates these packets, partly before the kernel path and partly
 /// after it.
 pub const UNTRACKED_BITS: u32 = 0xc000_0000;
 

@@ -23,8 +23,8 @@ use forwarder_common::wire::series::FragmentSeries;
 #[repr(transparent)]
 pub struct Record(pub Flow<V4>);
 
-// SAFETY: all CPUs share the elements of a map; `forwarder_common::conntrack::flow` says what makes that safe
-// for a flow.
+// SAFETY: all CPUs share the elements of a map; `forwarder_common::conntrack::flow` says what makes
+// that safe for a flow.
 unsafe impl Sync for Record {}
 
 /// A quota as an element of a map.

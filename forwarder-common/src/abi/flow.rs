@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Flow records and what belongs to them: tuples, the flow index, the ring of unassured flows, quotas.
+//! Flow records and what belongs to them: tuples, the flow index, the ring of unassured flows,
+//! quotas.
 
 use core::cell::Cell;
 
@@ -196,8 +197,8 @@ pub struct Cursors {
     pub used: u64,
 }
 
-/// What an endpoint uses of its limits: see [`quota`](crate::conntrack::quota). Each word but the last has two
-/// halves, of which the low one counts from 2^31 unless stated otherwise. For the outside only the
+/// What an endpoint uses of its limits: see [`quota`](crate::conntrack::quota). Each word but the
+/// last has two halves, of which the low one counts from 2^31 unless stated otherwise. For the outside only the
 /// last word is used.
 #[repr(C)]
 #[derive(Debug, Default)]

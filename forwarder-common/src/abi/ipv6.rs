@@ -70,8 +70,8 @@ pub struct IngressKey6 {
     pub client: Be128,
 }
 
-/// Key of the IPv6 sources that containers may use besides their own: as [`AllowedKey`](super::AllowedKey), without
-/// [`allowed::ROUTES`](super::allowed::ROUTES).
+/// Key of the IPv6 sources that containers may use besides their own: as
+/// [`AllowedKey`](super::AllowedKey), without [`allowed::ROUTES`](super::allowed::ROUTES).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct AllowedKey6 {

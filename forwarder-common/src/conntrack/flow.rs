@@ -107,7 +107,8 @@ fn is_same<F: Family, T: FlowTable<F>>(tables: &T, towards: &NextHop) -> bool {
 }
 
 /// Updates the flow's state, windows, timeout and counters by a packet. `len` is the packet's
-/// length from the network header on, `scale` the result of [`window_scale::offered`](super::window_scale::offered) for it.
+/// length from the network header on, `scale` the result of
+/// [`window_scale::offered`](super::window_scale::offered) for it.
 ///
 /// # Errors
 /// The reason why the packet does not fit; nothing has changed then.
