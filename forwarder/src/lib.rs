@@ -10,7 +10,7 @@
 //!
 //! # Where to begin
 //!
-//! Begin with [`daemon`]: one event enum, one loop. A pass itself is in `agent.rs`.
+//! Begin with [`daemon`]: one event enum, one loop. A sync is in `agent/sync.rs`.
 //!
 //! # From updates to the kernel
 //!

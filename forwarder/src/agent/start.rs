@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The agent's start: load every program and take over the state of an earlier agent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
+use forwarder_state::host_state::HostState;
+use forwarder_state::own_rules::Rules;
+
+use super::Agent;
+use crate::config::{Attach, Config, XdpMode};
+use crate::datapath::{self, Datapath, Setup};
+use crate::exhaustion::Exhaustion;
+use crate::stop::Stop;
+use crate::sys::cgroup::cgroup_root;
+
+/// Sets up the kernel's defragmentation; returns whether it is available.
+pub(crate) async fn reassemble(config: &Config) -> bool {
+    match datapath::make_defrag_loopback(&config.bpffs_dir).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(
+                "fragments that need translation are dropped, because the kernel does not \
+                 reassemble them: {error:#}"
+            );
+            false
+        }
+    }
+}
+
+impl Agent {
+    /// Loads every program and takes over the state of an earlier agent. If this fails, that state
+    /// continues to work.
+    ///
+    /// # Errors
+    /// The kernel refuses something that protects, or the agent is asked to stop.
+    pub(crate) fn start(
+        config: &Config,
+        host_state: &HostState,
+        reassembles: bool,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let setup = Setup {
+            bpffs_dir: config.bpffs_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            flows: config.flows,
+            flow_quota: config.flow_quota,
+            flow_rate: config.flow_rate,
+            tcp_loose: config.tcp_loose,
+            reserved_ports: config.reserved_ports,
+            clsact: match config.attach {
+                Attach::Tcx => false,
+                Attach::Clsact => true,
+                Attach::Auto => !datapath::has_tcx(),
+            },
+        };
+        let name_of = |index: u32| host_state.links.get(&index).map(|link| link.name.clone());
+        let mut datapath = Datapath::open(&setup)?;
+        load(&mut datapath, config.xdp, stop)?;
+        datapath.adopt(name_of)?;
+        let armed = datapath.is_armed()?;
+        if armed {
+            // The socket programs redirect the sockets of this network namespace.
+            datapath.arm()?;
+        }
+        datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
+        datapath.housekeeping()?;
+        // Complete what an earlier agent did not finish.
+        if let Err(error) = datapath.sever_sockets() {
+            tracing::warn!("{error:#}");
+        }
+        let sockets = match cgroup_root() {
+            Some(_) => SocketHook::ALL.into(),
+            None => [SocketHook::SkLookup].into(),
+        };
+        // An earlier agent may have cached routes that changed while no agent watched them.
+        let observed = datapath.observe(true)?.tables;
+        let exhaustion = Exhaustion::since(datapath.exhausted()?);
+        Ok(Self {
+            datapath,
+            exhaustion,
+            since: Instant::now(),
+            tables: DesiredState::default(),
+            held: None,
+            is_doubted: false,
+            devices_changed: false,
+            uplinks: Vec::new(),
+            refused: BTreeMap::new(),
+            sockets,
+            reassembles,
+            route_generation: observed.route_generation,
+            routing: None,
+            policy_generation: observed.policy,
+            lists: None,
+            crowded: false,
+            failures: Vec::new(),
+            unhooked: BTreeSet::new(),
+            links_checked: Instant::now(),
+            armed,
+            unpublished: BTreeMap::new(),
+            unguarded: None,
+            logged: BTreeSet::new(),
+            rules: Rules::default(),
+            written: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
+        })
+    }
+}
+
+/// Passes every program that this host may need through the verifier. The XDP program and those on
+/// the root cgroup are optional, because they only improve speed or convenience. All others are
+/// required.
+fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
+    let optional = |loaded: Result<()>| {
+        if let Err(error) = loaded {
+            tracing::warn!("{error:#}");
+        }
+    };
+    for hook in Hook::ALL {
+        ensure!(!stop.is_asked(), "asked to stop");
+        match hook {
+            Hook::Uplink if xdp == XdpMode::Off => {}
+            Hook::Uplink => optional(datapath.load(hook)),
+            _ => datapath.load(hook)?,
+        }
+    }
+    let has_cgroup = cgroup_root().is_some();
+    for hook in SocketHook::ALL {
+        ensure!(!stop.is_asked(), "asked to stop");
+        match hook {
+            SocketHook::SkLookup => datapath.load_socket(hook)?,
+            _ if has_cgroup => optional(datapath.load_socket(hook)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
