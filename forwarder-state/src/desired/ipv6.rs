@@ -10,8 +10,10 @@ use forwarder_common::abi::{
 };
 use forwarder_common::family::Be128;
 
+use super::Policy;
+use super::allowed_sources::container_sources;
+use super::networks::subnets;
 use super::published::place;
-use super::{Policy, container_sources, subnets};
 use crate::acl::AclTable;
 use crate::address::WireAddress as _;
 use crate::desired_state::{DesiredState, Key6, Row6};

@@ -8,10 +8,11 @@ use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::wire::proto;
 
-use super::{Policy, generation};
+use super::Policy;
 use crate::acl::AclTable;
 use crate::address::WireAddress;
 use crate::desired_state::{DesiredState, Target};
+use crate::generation::generation;
 use crate::host_state::{
     Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, NetworkOptions, Proto,
 };

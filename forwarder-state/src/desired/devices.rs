@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Devices: of which kind each is, and which programs it gets.
+
+use forwarder_common::abi::{Device, device, others};
+use forwarder_common::family::Be32;
+
+use super::Policy;
+use super::addresses::sources;
+use super::ipsec::applying_policies;
+use crate::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, PeerVeth};
+use crate::host_state::{Container, HostState, Link, LinkLayer, Network, NetworkOptions};
+
+/// Whether packets enter and leave the host through this device at the network layer. Excluded are:
+/// a port of a bridge or a bond, loopback, swarm's overlay devices, and devices with a name that
+/// Docker gives to its bridges. An IFB is excluded as well: it returns packets to the device they
+/// came from, and our programs there complete them. A device that is down carries nothing; one of
+/// Docker's veths is down until it has its bridge.
+#[must_use]
+pub fn is_outside(host_state: &HostState, link: &Link) -> bool {
+    let master_routes = |index| {
+        host_state
+            .links
+            .get(&index)
+            .is_some_and(|master| master.kind == "vrf")
+    };
+    link.up
+        && link.name != DEFRAG_LOOPBACK
+        && link.kind != "ifb"
+        && link.master.is_none_or(master_routes)
+        && matches!(link.layer, LinkLayer::Ethernet | LinkLayer::Raw)
+        && !link.name.starts_with("ov-")
+        && !link.name.starts_with("vx-")
+        && !may_be_dockers(host_state, link)
+}
+
+/// Whether other software may forward through this device although it is not an outside device:
+/// loopback, IP over a link layer that Docker does not use, swarm's devices, our defragmentation
+/// loopback.
+pub(super) fn is_others(host_state: &HostState, link: &Link) -> bool {
+    link.up && link.master.is_none() && !may_be_dockers(host_state, link)
+}
+
+/// Whether packets forwarded through this device are untrusted until Docker lists it. Docker may be
+/// away or about to list it. Such a device has a name of Docker's, or it is a bridge of any name
+/// whose ports are all veths.
+fn may_be_dockers(host_state: &HostState, link: &Link) -> bool {
+    let is_port = |port: &&Link| port.master == Some(link.index);
+    let mut ports = host_state.links.values().filter(is_port);
+    is_named_as_dockers(&link.name)
+        || link.kind == "bridge"
+            && !host_state.seen.networks
+            && ports.all(|port| port.kind == "veth")
+}
+
+/// Whether Docker has created a bridge's port for a container whose endpoint it may not have listed
+/// yet. A container cannot change the name of the host's end.
+fn is_containers(port: &Link) -> bool {
+    let is_random = |rest: &str| rest.len() == 7 && rest.bytes().all(|b| b.is_ascii_hexdigit());
+    port.kind == "veth" && port.name.strip_prefix("veth").is_some_and(is_random)
+}
+
+/// Whether a bridge has a name that Docker gives. Docker may be away or about to list the bridge,
+/// so what it forwards is untrusted until then.
+#[must_use]
+pub fn is_named_as_dockers(name: &str) -> bool {
+    let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    matches!(name, "docker0" | "docker_gwbridge") || name.strip_prefix("br-").is_some_and(is_id)
+}
+
+pub(super) fn row(kind: u32, bridge: u32, station: &Link) -> Device {
+    Device {
+        kind,
+        bridge,
+        mac: station.mac.unwrap_or_default(),
+        ethernet: 1,
+        ..Device::default()
+    }
+}
+
+/// Returns the device row of a bridge's port: a container's veth with the hardware address of the
+/// endpoint behind it, unless any address is allowed.
+pub(super) fn port(
+    tables: &DesiredState,
+    host_state: &HostState,
+    (network, terms): (&Network, &NetworkOptions),
+    link: &Link,
+    bridge: &Link,
+) -> Device {
+    let id = host_state
+        .veths
+        .iter()
+        .find(|&(_, &veth)| veth == link.index);
+    let kind = if id.is_some() {
+        device::NAMED_VETH
+    } else if is_containers(link) {
+        device::VETH
+    } else {
+        device::PORT
+    };
+    let endpoint = id.and_then(|(id, _)| network.endpoints.get(id));
+    let station = endpoint.and_then(|at| at.mac).filter(|_| !terms.any_mac);
+    let has_more = !terms.allowed_sources.is_empty()
+        || tables
+            .allowed
+            .range((link.index, Be32::default(), 0)..)
+            .next()
+            .is_some_and(|((device, ..), _)| *device == link.index);
+    Device {
+        station: station.unwrap_or_default(),
+        flags: if has_more {
+            device::flag::VIRTUAL_ROUTER
+        } else {
+            0
+        },
+        ..row(kind, bridge.index, bridge)
+    }
+}
+
+pub(super) fn add_outside(
+    tables: &mut DesiredState,
+    host_state: &HostState,
+    policy: &Policy,
+    link: &Link,
+) {
+    let ethernet = link.layer == LinkLayer::Ethernet;
+    let mac = link.mac.filter(|_| ethernet).unwrap_or_default();
+    let device = Device {
+        kind: device::OUTSIDE,
+        bridge: 0,
+        mac,
+        ethernet: u16::from(ethernet),
+        flags: match host_state.reverse_paths.get(&link.index) {
+            Some(1) => device::flag::REVERSE_STRICT,
+            Some(2) => device::flag::REVERSE_LOOSE,
+            _ => 0,
+        },
+        ..Device::default()
+    };
+    tables.devices.insert(link.index, device);
+    let hooks = if ethernet {
+        [Hook::OutsideIn, Hook::OutsideOut]
+    } else {
+        [Hook::OutsideInRaw, Hook::OutsideOutRaw]
+    };
+    tables.hooks.extend(hooks.map(|hook| (link.index, hook)));
+    if let Some(&kind) = policy.xdp.get(&link.index) {
+        tables.hooks.insert((link.index, Hook::Uplink));
+        tables.xdp.insert(link.index, kind);
+    }
+    for (address, prefix_len, source) in sources(host_state, link.index) {
+        tables
+            .masq_addresses
+            .entry((link.index, address, prefix_len))
+            .or_insert(source);
+    }
+}
+
+/// Adds the peers of the veths of running containers: XDP may redirect into them.
+pub(super) fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
+    let running = |container: &&Container| container.running && container.pid != 0;
+    for container in host_state.containers.values().filter(running) {
+        for endpoint in container.endpoints.values() {
+            let Some(&veth) = host_state.veths.get(&endpoint.id) else {
+                continue;
+            };
+            let peer = host_state
+                .links
+                .get(&veth)
+                .and_then(|link| link.peer.as_ref());
+            let Some(peer) = peer else { continue };
+            let peer_veth = PeerVeth {
+                sandbox_key: container.sandbox_key.clone(),
+                pid: container.pid,
+                index: peer.index,
+            };
+            tables.xdp_devmap.insert(veth, peer_veth);
+        }
+    }
+}
+
+/// Marks devices on which the kernel's path must apply other software's configuration. What shapes
+/// a bridge also shapes all veths behind it.
+pub(super) fn add_others(tables: &mut DesiredState, host_state: &HostState) {
+    let flags = |index: u32| {
+        let shaping = host_state.others.shaped.get(&index);
+        let inward = shaping.is_some_and(|shaping| shaping.inward.is_some());
+        let outward = shaping.is_some_and(|shaping| shaping.outward.is_some());
+        u32::from(inward) * device::flag::SHAPED_IN + u32::from(outward) * device::flag::SHAPED_OUT
+    };
+    for (&index, row) in &mut tables.devices {
+        let mut shaped = flags(index);
+        if matches!(row.kind, device::VETH | device::NAMED_VETH) {
+            shaped |= flags(row.bridge);
+        }
+        if shaped != 0 {
+            row.flags |= shaped;
+            tables.others |= others::SHAPED;
+        }
+    }
+    if applying_policies(host_state).next().is_some() {
+        tables.others |= others::IPSEC;
+    }
+}
