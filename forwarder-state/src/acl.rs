@@ -117,8 +117,12 @@ impl AclTable {
         if self.by_id.is_empty() {
             return 0;
         }
-        let networks = tables.networks.iter().map(|(key, row)| (key, row.policy));
-        let ports = tables.published.iter().map(|(key, to)| (key, to.policy));
+        let networks = tables
+            .v4
+            .networks
+            .iter()
+            .map(|(key, row)| (key, row.policy));
+        let ports = tables.v4.published.iter().map(|(key, to)| (key, to.policy));
         let networks = networks.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
         let ports = ports.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
         let closed = &self.closed;

@@ -74,7 +74,7 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
             source: terms.host_ipv4.map(Be32::from_std).unwrap_or_default(),
             policy: lists.id(&terms.ingress),
         };
-        tables.networks.insert(index, network_row);
+        tables.v4.networks.insert(index, network_row);
         add_trusted(&mut tables, host_state, terms, index);
         add_network(&mut tables, host_state, network, bridge);
         ipv6::add_network(&mut tables, host_state, network, bridge);
@@ -120,13 +120,13 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
         tables.defrag_loopback = link.index;
         tables.hooks.insert((link.index, Hook::DefragOut));
     }
-    tables.host_addresses = locals(host_state);
+    tables.v4.host_addresses = locals(host_state);
     add_others(&mut tables, host_state);
     ipv6::add_locals(&mut tables, host_state);
     published::add_published(&mut tables, host_state, policy, &terms, &mut lists);
     ipv6::add_published(&mut tables, host_state, policy, &mut lists);
     tables.closed_lists = lists.settle();
-    (tables.ingress, tables.policy) = (lists.rows(), lists.generation(&tables));
+    (tables.v4.ingress, tables.policy) = (lists.rows(), lists.generation(&tables));
     ipv6::add_lists(&mut tables, &lists);
     add_protected(&mut tables, host_state);
     if !tables.xdp.is_empty() {

@@ -2,13 +2,17 @@
 //! What the kernel holds or should hold, as plain data: the common types of `desired`, `diff` and
 //! `datapath`.
 
+mod family;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{
-    AllowedKey6, Device, Endpoint, Endpoint6, HostAddressKey6, IngressKey6, LinkKey, OwnerKey6,
-    PortKey, PortKey6, Published6, ServerKey, TrustKey,
+    AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
+    TrustKey,
 };
-use forwarder_common::family::{Be16, Be128, Family, V4};
+use forwarder_common::family::{Be128, V4};
+
+pub use self::family::{EndpointKey, FamilyTables, NetworkRow, Slots, Target};
 
 /// The name of the defragmentation loopback device.
 pub const DEFRAG_LOOPBACK: &str = "forwarder0";
@@ -172,42 +176,6 @@ pub enum XdpKind {
     Generic,
 }
 
-/// The key of an endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum EndpointKey<F: Family = V4> {
-    /// A container's address.
-    Address(F::Addr),
-    /// A network's default endpoint, by its bridge's device index.
-    Default(u32),
-}
-
-/// A network's row, apart from slot numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct NetworkRow<F: Family = V4> {
-    /// Bits of [`forwarder_common::abi::network`].
-    pub flags: u32,
-    /// The bridge's own address.
-    pub gateway: F::Addr,
-    /// The source address that masquerade uses instead of the outgoing device's address; 0.0.0.0
-    /// for none.
-    pub source: F::Addr,
-    /// The access list of its containers; 0 for all clients.
-    pub policy: u32,
-}
-
-/// The target of a published port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Target<F: Family = V4> {
-    /// The container's address.
-    pub addr: F::Addr,
-    /// The container's port.
-    pub port: Be16,
-    /// The access list of the port; 0 for all clients.
-    pub policy: u32,
-    /// Distinguishes this mapping from all earlier mappings in its slot; never 0.
-    pub generation: u32,
-}
-
 /// A veth to which XDP may redirect once its peer accepts frames.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PeerVeth {
@@ -250,10 +218,9 @@ pub enum Row6 {
     Published(Published6),
 }
 
-/// All tables and hooks. Those of one address family are its parameter's; devices, programs and
-/// settings are common to all families.
+/// All tables and hooks: those that are common to all address families, and each family's own.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct DesiredState<F: Family = V4> {
+pub struct DesiredState {
     /// Increases with every change of routes, addresses or devices.
     pub route_generation: u32,
     /// Whether XDP may forward TCP.
@@ -269,36 +236,15 @@ pub struct DesiredState<F: Family = V4> {
     pub defrag_loopback: u32,
     /// Devices by index.
     pub devices: BTreeMap<u32, Device>,
-    /// Networks by their bridge's index.
-    pub networks: BTreeMap<u32, NetworkRow<F>>,
-    /// Subnets, as address and prefix length, to their bridge's index.
-    pub subnets: BTreeMap<(F::Addr, u8), u32>,
-    /// The host's own addresses, as address and prefix length.
-    pub host_addresses: BTreeSet<(F::Addr, u8)>,
-    /// Masquerade addresses by device index and the next hop's subnet.
-    pub masq_addresses: BTreeMap<(u32, F::Addr, u8), F::Addr>,
-    /// Endpoints.
-    pub endpoints: BTreeMap<EndpointKey<F>, Endpoint<F>>,
-    /// Published ports; where a network allows direct access, also the containers' own addresses.
-    pub published: BTreeMap<PortKey<F>, Target<F>>,
-    /// Host ports that replace the source ports of containers that publish a port under another
-    /// number.
-    pub seen_as: BTreeMap<ServerKey<F>, u32>,
     /// The devices that networks trust.
     pub trusted: BTreeSet<TrustKey>,
-    /// The ports that links open.
-    pub links: BTreeSet<LinkKey<F>>,
-    /// The ranges of the access lists, by list, address and prefix length
-    /// ([`ingress`](forwarder_common::abi::ingress)).
-    pub ingress: BTreeMap<(u32, F::Addr, u8), u32>,
     /// The number of access lists without room in the map: they admit no client.
     pub closed_lists: usize,
-    /// Sources that containers may use besides their own, by device, address and prefix length
-    /// ([`allowed`](forwarder_common::abi::allowed)).
-    pub allowed: BTreeMap<(u32, F::Addr, u8), u32>,
     /// Changes whenever an access list or its assignment changes; 0 when there are no lists.
     pub policy: u32,
-    /// The IPv6 tables.
+    /// The tables of IPv4.
+    pub v4: FamilyTables<V4>,
+    /// The tables by which IPv6 is guarded: it is not forwarded.
     pub ipv6: BTreeMap<Key6, Row6>,
     /// Programs by device index and attachment point.
     pub hooks: BTreeSet<(u32, Hook)>,
@@ -310,13 +256,11 @@ pub struct DesiredState<F: Family = V4> {
     pub xdp_devmap: BTreeMap<u32, PeerVeth>,
 }
 
-/// What the kernel holds, with the slot of each endpoint and mapping.
+/// What the kernel holds, with the slots of each family's endpoints and mappings.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Observed<F: Family = V4> {
-    /// The tables themselves. Of `ports` only the keys are known.
-    pub tables: DesiredState<F>,
-    /// The slots of endpoints.
-    pub endpoint_slots: BTreeMap<EndpointKey<F>, u32>,
-    /// The slots of mappings.
-    pub mapping_slots: BTreeMap<PortKey<F>, u32>,
+pub struct Observed {
+    /// The tables themselves. Of `xdp_devmap` only the keys are known.
+    pub tables: DesiredState,
+    /// The slots of IPv4.
+    pub v4: Slots<V4>,
 }

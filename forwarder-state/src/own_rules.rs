@@ -52,7 +52,7 @@ impl Rules {
     pub fn of(tables: &DesiredState, is_hooked: impl Fn(u32) -> bool) -> Self {
         let mut rules = Self::default();
         let is_apart = |bridge: &u32| {
-            let row = tables.networks.get(bridge);
+            let row = tables.v4.networks.get(bridge);
             row.is_some_and(|row| row.flags & network::ICC_DISABLED != 0)
         };
         let mut apart = Apart::default();
@@ -71,7 +71,7 @@ impl Rules {
                 }
             }
         }
-        for (&(address, len), bridge) in &tables.subnets {
+        for (&(address, len), bridge) in &tables.v4.subnets {
             if is_apart(bridge) {
                 apart.subnets.insert((address.octets().into(), len));
             }
@@ -209,9 +209,9 @@ mod tests {
                 flags,
                 ..NetworkRow::default()
             };
-            tables.networks.insert(bridge, row);
+            tables.v4.networks.insert(bridge, row);
             let subnet = Be32::from_octets([172, 16 + bridge as u8, 0, 0]);
-            tables.subnets.insert((subnet, 16), bridge);
+            tables.v4.subnets.insert((subnet, 16), bridge);
         }
         tables
     }
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn bridges_are_open_where_containers_may_talk() {
         let mut tables = tables();
-        tables.networks.remove(&3);
+        tables.v4.networks.remove(&3);
         let rules = Rules::of(&tables, |_| true);
         assert_eq!(rules.apart, None);
         assert_eq!(rules.content(OurTable::Bridged), None);

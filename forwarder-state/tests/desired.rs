@@ -7,7 +7,7 @@ use forwarder_common::abi::{
     AllowedKey6, LinkKey, PortKey6, Published6, ServerKey, TrustKey, allowed, device, ingress,
     network,
 };
-use forwarder_common::family::{Be16, Be32, Be128};
+use forwarder_common::family::{Be16, Be32, Be128, V4};
 use forwarder_state::address::WireAddress as _;
 use forwarder_state::desired::{Policy, desired, is_outside};
 use forwarder_state::desired_state::{
@@ -125,7 +125,7 @@ fn derive(host_state: &HostState) -> DesiredState {
     desired(host_state, &Policy::default(), 1)
 }
 
-fn at(text: &str) -> EndpointKey {
+fn at(text: &str) -> EndpointKey<V4> {
     EndpointKey::Address(Be32::from_std(ip(text)))
 }
 
@@ -253,7 +253,7 @@ fn masquerade_address_is_as_inet_select_addr() {
             address(UPLINK, "198.18.7.1", 24),
         ],
     );
-    let sources = derive(&host_state).masq_addresses;
+    let sources = derive(&host_state).v4.masq_addresses;
     let of = |net: &str, len| {
         sources
             .get(&(UPLINK, Be32::from_std(ip(net)), len))
@@ -285,7 +285,7 @@ fn masquerade_follows_the_peer_range() {
     };
     let own = address(UPLINK, "198.18.1.1", 24);
     host_state.addresses.insert(UPLINK, vec![own, by_peer]);
-    let sources = derive(&host_state).masq_addresses;
+    let sources = derive(&host_state).v4.masq_addresses;
     let of = |net: &str| sources.get(&(UPLINK, Be32::from_std(ip(net)), 32)).copied();
     assert_eq!(of("203.0.113.2"), Some(Be32::from_std(ip("192.0.2.7"))));
     assert_eq!(of("192.0.2.7"), None);
@@ -295,7 +295,7 @@ fn masquerade_follows_the_peer_range() {
 fn device_without_address_borrows_one() {
     let mut host_state = host_state();
     host_state.links.insert(7, link(7, "eth1", "", None));
-    let sources = derive(&host_state).masq_addresses;
+    let sources = derive(&host_state).v4.masq_addresses;
     assert_eq!(
         sources.get(&(7, Be32::default(), 0)),
         Some(&Be32::from_std(ip("198.18.1.1")))
@@ -306,7 +306,7 @@ fn device_without_address_borrows_one() {
 #[test]
 fn container_is_reached_by_its_known_veth() {
     let mut host_state = host_state();
-    let endpoint = derive(&host_state).endpoints[&at("172.17.0.2")];
+    let endpoint = derive(&host_state).v4.endpoints[&at("172.17.0.2")];
     assert_eq!(endpoint.ifindex, VETH);
     assert_eq!(&endpoint.macs[..6], &[2, 0x42, 172, 17, 0, 2]);
     host_state.veths.clear();
@@ -316,7 +316,7 @@ fn container_is_reached_by_its_known_veth() {
         "anybody's so far"
     );
     assert_eq!(
-        derive(&host_state).endpoints[&at("172.17.0.2")].ifindex,
+        derive(&host_state).v4.endpoints[&at("172.17.0.2")].ifindex,
         0,
         "only the bridge reaches it"
     );
@@ -334,18 +334,18 @@ fn new_endpoint_has_a_new_generation() {
     let after = derive(&host_state);
     let key = at("172.17.0.2");
     assert_ne!(
-        before.endpoints[&key].generation,
-        after.endpoints[&key].generation
+        before.v4.endpoints[&key].generation,
+        after.v4.endpoints[&key].generation
     );
-    let port = before.published.keys().next().unwrap();
+    let port = before.v4.published.keys().next().unwrap();
     assert_eq!(
-        before.published[port], after.published[port],
+        before.v4.published[port], after.v4.published[port],
         "the same way is the same mapping; its flows end by their endpoint"
     );
     let default_endpoint = EndpointKey::Default(BRIDGE);
     assert_ne!(
-        before.endpoints[&default_endpoint].generation,
-        after.endpoints[&default_endpoint].generation,
+        before.v4.endpoints[&default_endpoint].generation,
+        after.v4.endpoints[&default_endpoint].generation,
         "flows made before anybody was known are nobody's"
     );
 }
@@ -353,9 +353,9 @@ fn new_endpoint_has_a_new_generation() {
 #[test]
 fn only_running_containers_publish() {
     let mut host_state = host_state();
-    assert_eq!(derive(&host_state).published.len(), 1);
+    assert_eq!(derive(&host_state).v4.published.len(), 1);
     host_state.containers.get_mut(&"c1".into()).unwrap().running = false;
-    assert_eq!(derive(&host_state).published.len(), 0);
+    assert_eq!(derive(&host_state).v4.published.len(), 0);
 }
 
 /// Each protocol with ports is published under its number.
@@ -367,7 +367,7 @@ fn protocols_are_published_by_their_number() {
             container.ports[0].proto = proto;
         }
         let tables = derive(&host_state);
-        let numbers: Vec<u16> = tables.published.keys().map(|key| key.proto).collect();
+        let numbers: Vec<u16> = tables.v4.published.keys().map(|key| key.proto).collect();
         assert_eq!(numbers, [number]);
     }
 }
@@ -376,7 +376,7 @@ fn protocols_are_published_by_their_number() {
 #[test]
 fn shim_binding_precedes_dockers_list() {
     let mut host_state = host_state();
-    let listed = derive(&host_state).published;
+    let listed = derive(&host_state).v4.published;
     let port = host_state.containers[&"c1".into()].ports[0].host();
     let bound = Bound {
         shim: ShimId(1),
@@ -385,7 +385,7 @@ fn shim_binding_precedes_dockers_list() {
         orphan: false,
     };
     host_state.apply(Update::Bound(port, bound));
-    assert_eq!(derive(&host_state).published, listed, "the same mapping");
+    assert_eq!(derive(&host_state).v4.published, listed, "the same mapping");
     let container_ip = IpAddr::V4(ip("172.17.0.9"));
     host_state.apply(Update::Bound(
         port,
@@ -394,19 +394,19 @@ fn shim_binding_precedes_dockers_list() {
             ..bound
         },
     ));
-    let (key, moved) = derive(&host_state).published.pop_first().unwrap();
+    let (key, moved) = derive(&host_state).v4.published.pop_first().unwrap();
     assert_eq!(moved.addr, Be32::from_std(ip("172.17.0.9")));
     assert_ne!(moved.generation, listed[&key].generation);
     host_state.apply(Update::ShimGone(ShimId(1)));
     assert_eq!(
-        derive(&host_state).published,
+        derive(&host_state).v4.published,
         listed,
         "Docker's word counts again"
     );
     host_state.apply(Update::Bound(port, bound));
     host_state.apply(Update::Unbound(ShimId(1)));
     assert!(
-        derive(&host_state).published.is_empty(),
+        derive(&host_state).v4.published.is_empty(),
         "in no list any more"
     );
 }
@@ -414,10 +414,10 @@ fn shim_binding_precedes_dockers_list() {
 #[test]
 fn network_options_become_flags() {
     let mut host_state = host_state();
-    let flags = |host_state: &HostState| derive(host_state).networks[&BRIDGE].flags;
+    let flags = |host_state: &HostState| derive(host_state).v4.networks[&BRIDGE].flags;
     assert_eq!(flags(&host_state), network::MASQUERADE);
     assert_eq!(
-        derive(&host_state).networks[&BRIDGE].gateway,
+        derive(&host_state).v4.networks[&BRIDGE].gateway,
         Be32::from_std(ip("172.17.0.1"))
     );
     let docker0 = host_state.networks.get_mut(&"n1".into()).unwrap();
@@ -435,7 +435,7 @@ fn terms(host_state: &mut HostState) -> &mut NetworkOptions {
 
 /// The published keys, as address and port.
 fn published(tables: &DesiredState) -> Vec<(Be32, u16)> {
-    let keys = tables.published.keys();
+    let keys = tables.v4.published.keys();
     keys.map(|key| (key.addr, key.port.get())).collect()
 }
 
@@ -448,7 +448,7 @@ fn gateway_mode_sets_how_containers_are_reached() {
     let mut derive_as = |mode| {
         terms(&mut host_state).mode = mode;
         let tables = derive(&host_state);
-        (tables.networks[&BRIDGE].flags, published(&tables))
+        (tables.v4.networks[&BRIDGE].flags, published(&tables))
     };
     assert_eq!(
         derive_as(GatewayMode::Nat),
@@ -507,7 +507,7 @@ fn container_is_seen_by_one_published_port() {
             direct_routing: true,
             ..Policy::default()
         };
-        let rows = desired(&host_state, &policy, 1).seen_as;
+        let rows = desired(&host_state, &policy, 1).v4.seen_as;
         let row = |(key, port): (ServerKey<_>, u32)| {
             assert_eq!(
                 (key.addr, key.proto),
@@ -553,7 +553,7 @@ fn allowed_direct_routing_reaches_ports() {
         ..Policy::default()
     };
     let tables = desired(&host_state, &policy, 1);
-    assert_ne!(tables.networks[&BRIDGE].flags & network::DIRECT, 0);
+    assert_ne!(tables.v4.networks[&BRIDGE].flags & network::DIRECT, 0);
     assert_eq!(published(&tables).len(), 2);
 }
 
@@ -561,11 +561,11 @@ fn allowed_direct_routing_reaches_ports() {
 fn network_keeps_its_requested_source() {
     let mut host_state = host_state();
     assert_eq!(
-        derive(&host_state).networks[&BRIDGE].source,
+        derive(&host_state).v4.networks[&BRIDGE].source,
         Be32::default()
     );
     terms(&mut host_state).host_ipv4 = Some(ip("198.18.1.9"));
-    let source = derive(&host_state).networks[&BRIDGE].source;
+    let source = derive(&host_state).v4.networks[&BRIDGE].source;
     assert_eq!(source, Be32::from_std(ip("198.18.1.9")));
 }
 
@@ -580,14 +580,14 @@ fn client_list_number_changes_with_the_list() {
     };
     host_state.containers.get_mut(&"c1".into()).unwrap().ingress = list("198.18.0.0/15");
     let first = derive(&host_state);
-    let of_port = first.published.values().next().unwrap().policy;
+    let of_port = first.v4.published.values().next().unwrap().policy;
     assert_ne!(of_port, 0);
-    assert_eq!(first.networks[&BRIDGE].policy, 0);
+    assert_eq!(first.v4.networks[&BRIDGE].policy, 0);
     terms(&mut host_state).ingress = list("198.19.0.0/16");
     let second = derive(&host_state);
     assert!(second.policy != first.policy && first.policy != 0);
-    let of_network = second.networks[&BRIDGE].policy;
-    let lists: Vec<_> = second.ingress.keys().map(|(list, ..)| *list).collect();
+    let of_network = second.v4.networks[&BRIDGE].policy;
+    let lists: Vec<_> = second.v4.ingress.keys().map(|(list, ..)| *list).collect();
     assert!(lists.contains(&of_port) && lists.contains(&of_network));
 }
 
@@ -603,7 +603,7 @@ fn links_open_exposed_ports_without_icc() {
     let parent = host_state.containers.get_mut(&"c1".into()).unwrap();
     parent.links.insert("db".into());
     assert!(
-        derive(&host_state).links.is_empty(),
+        derive(&host_state).v4.links.is_empty(),
         "they reach each other"
     );
     terms(&mut host_state).icc = false;
@@ -613,9 +613,9 @@ fn links_open_exposed_ports_without_icc() {
         port: Be16::new(5432),
         proto: 6,
     };
-    assert_eq!(derive(&host_state).links, [open].into());
+    assert_eq!(derive(&host_state).v4.links, [open].into());
     host_state.containers.get_mut(&"c2".into()).unwrap().running = false;
-    assert!(derive(&host_state).links.is_empty());
+    assert!(derive(&host_state).v4.links.is_empty());
 }
 
 /// Networks of other drivers and without their bridges are left alone.
@@ -625,14 +625,14 @@ fn other_drivers_and_missing_bridges_are_ignored() {
     let mut overlay = host_state.networks[&"n1".into()].clone();
     (overlay.id, overlay.driver) = ("n2".into(), "overlay".into());
     host_state.networks.insert("n2".into(), overlay);
-    assert_eq!(derive(&host_state).networks.len(), 1);
+    assert_eq!(derive(&host_state).v4.networks.len(), 1);
     host_state.networks.get_mut(&"n1".into()).unwrap().bridge = Some("br-none".into());
-    assert_eq!(derive(&host_state).networks.len(), 0);
+    assert_eq!(derive(&host_state).v4.networks.len(), 0);
 }
 
 #[test]
 fn loopback_range_is_never_local_on_devices() {
-    let locals = derive(&host_state()).host_addresses;
+    let locals = derive(&host_state()).v4.host_addresses;
     let has = |address| locals.contains(&(Be32::from_std(ip(address)), 32));
     assert!(has("198.18.1.1") && has("172.17.0.1") && !has("127.0.0.1"));
 }
@@ -685,6 +685,7 @@ fn locally_routed_addresses_are_local() {
     host_state.routing.locals = std::sync::Arc::new([range].into());
     assert!(
         derive(&host_state)
+            .v4
             .host_addresses
             .contains(&(Be32::from_std(range.0), 24))
     );
@@ -746,7 +747,7 @@ fn ipv6_ports_have_the_same_lists() {
     terms(&mut host_state).ingress = list.clone();
     let tables = derive(&host_state);
     assert_eq!(published6(&tables), Some(open));
-    let id = tables.networks[&BRIDGE].policy;
+    let id = tables.v4.networks[&BRIDGE].policy;
     let expected = [(0, ingress::DENY), (32, ingress::ALLOW)];
     let expected = expected.map(|(len, word)| (len, Row6::Index(word)));
     assert!(tables.lists6);

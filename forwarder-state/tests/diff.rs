@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use forwarder_state::diff::{Change, diff};
+use forwarder_state::diff::{Change, FamilyChange, diff};
 use forwarder_testkit::laws::{apply, check, holding, tables};
 use proptest::prelude::*;
 
@@ -44,11 +44,14 @@ proptest! {
         let kernel = holding(&before);
         let ops = diff(&kernel, &after);
         let severed = ops.iter().position(|op| *op == Change::SeverSockets);
-        let stays = before.published.iter().all(|(key, old)| {
-            after.published.get(key).is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
+        let stays = before.v4.published.iter().all(|(key, old)| {
+            after.v4.published.get(key).is_some_and(|new| (new.addr, new.port) == (old.addr, old.port))
         });
         prop_assert_eq!(severed.is_none(), stays);
-        let changes = |op: &Change| matches!(op, Change::PutPublished { .. } | Change::DropPublished { .. });
+        let changes = |op: &Change| matches!(
+            op,
+            Change::V4(FamilyChange::PutPublished { .. } | FamilyChange::DropPublished { .. })
+        );
         if let (Some(severed), Some(last)) = (severed, ops.iter().rposition(changes)) {
             prop_assert!(last < severed, "severed while ports still lead there");
         }
@@ -62,12 +65,13 @@ proptest! {
             apply(&mut later, &op);
         }
         let stayed: BTreeMap<_, _> = kernel
-            .endpoint_slots
+            .v4
+            .endpoints
             .iter()
-            .filter(|(key, _)| after.endpoints.contains_key(key))
+            .filter(|(key, _)| after.v4.endpoints.contains_key(key))
             .collect();
         for (key, slot) in stayed {
-            prop_assert_eq!(later.endpoint_slots.get(key), Some(slot));
+            prop_assert_eq!(later.v4.endpoints.get(key), Some(slot));
         }
     }
 }

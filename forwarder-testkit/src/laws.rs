@@ -10,25 +10,25 @@ use forwarder_state::desired_state::{
     DesiredState, EndpointKey, Hook, Key6, NetworkRow, Observed, PeerVeth, Row6, SocketHook,
     Target, XdpKind,
 };
-use forwarder_state::diff::{Change, diff};
+use forwarder_state::diff::{Change, FamilyChange, diff};
 use proptest::prelude::*;
 
 /// Applies an operation, which must fit what the kernel holds.
 pub fn apply(kernel: &mut Observed, op: &Change) {
     match *op {
-        Change::DropEndpoint { key, slot } => {
-            assert_eq!(kernel.endpoint_slots.get(&key), Some(&slot));
+        Change::V4(FamilyChange::DropEndpoint { key, slot }) => {
+            assert_eq!(kernel.v4.endpoints.get(&key), Some(&slot));
         }
-        Change::PutNetwork {
+        Change::V4(FamilyChange::PutNetwork {
             bridge,
             default_endpoint,
             ..
-        } => {
+        }) => {
             let key = EndpointKey::Default(bridge);
-            assert_eq!(kernel.endpoint_slots.get(&key), Some(&default_endpoint));
+            assert_eq!(kernel.v4.endpoints.get(&key), Some(&default_endpoint));
         }
-        Change::DropPublished { key, slot } => {
-            assert_eq!(kernel.mapping_slots.get(&key), Some(&slot));
+        Change::V4(FamilyChange::DropPublished { key, slot }) => {
+            assert_eq!(kernel.v4.mappings.get(&key), Some(&slot));
         }
         _ => {}
     }
@@ -44,42 +44,46 @@ pub fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
             "{hook:?} without its device's row"
         );
     }
-    for bridge in tables.networks.keys() {
+    for bridge in tables.v4.networks.keys() {
         let default_endpoint = EndpointKey::Default(*bridge);
         assert!(
-            tables.endpoints.contains_key(&default_endpoint),
+            tables.v4.endpoints.contains_key(&default_endpoint),
             "a network without its floor"
         );
     }
-    for (key, target) in &tables.published {
-        let ends = [before.published.get(key), after.published.get(key)];
+    for (key, target) in &tables.v4.published {
+        let ends = [before.v4.published.get(key), after.v4.published.get(key)];
         assert!(
             ends.contains(&Some(target)),
             "a port leads where nobody sent it"
         );
     }
-    let networks = tables.networks.values().map(|row| row.policy);
-    for list in networks.chain(tables.published.values().map(|to| to.policy)) {
-        let listed = tables.ingress.keys().any(|(id, ..)| *id == list);
+    let networks = tables.v4.networks.values().map(|row| row.policy);
+    for list in networks.chain(tables.v4.published.values().map(|to| to.policy)) {
+        let listed = tables.v4.ingress.keys().any(|(id, ..)| *id == list);
         assert!(list == 0 || listed, "sent to a list that is not there");
     }
     if tables.policy == after.policy && before.policy != after.policy {
-        for (key, row) in &after.networks {
-            assert_eq!(tables.networks.get(key), Some(row), "asked again too early");
-        }
-        for (key, target) in &after.published {
+        for (key, row) in &after.v4.networks {
             assert_eq!(
-                tables.published.get(key),
+                tables.v4.networks.get(key),
+                Some(row),
+                "asked again too early"
+            );
+        }
+        for (key, target) in &after.v4.published {
+            assert_eq!(
+                tables.v4.published.get(key),
                 Some(target),
                 "asked again too early"
             );
         }
     }
     // A container is never delivered to before its protection stands.
-    for (key, endpoint) in &tables.endpoints {
-        if matches!(key, EndpointKey::Address(_)) && !before.endpoints.contains_key(key) {
+    for (key, endpoint) in &tables.v4.endpoints {
+        if matches!(key, EndpointKey::Address(_)) && !before.v4.endpoints.contains_key(key) {
             assert!(
-                tables.networks.contains_key(&endpoint.bridge),
+                tables.v4.networks.contains_key(&endpoint.bridge),
                 "an endpoint before its network"
             );
             let hook = (endpoint.bridge, Hook::BridgeOut);
@@ -95,28 +99,28 @@ pub fn check(now: &Observed, before: &DesiredState, after: &DesiredState) {
         if named && before.devices.get(index) != Some(device) {
             let behind = |endpoint: &Endpoint<V4>| endpoint.ifindex == *index;
             assert!(
-                tables.endpoints.values().any(behind),
+                tables.v4.endpoints.values().any(behind),
                 "veth {index} has a name before its endpoint is there"
             );
         }
     }
     // What was begun by a network's own endpoint ends once those whom it stood in for are there.
-    for (key, default_endpoint) in &after.endpoints {
+    for (key, default_endpoint) in &after.v4.endpoints {
         let EndpointKey::Default(bridge) = *key else {
             continue;
         };
-        if tables.endpoints.get(key) == Some(default_endpoint)
-            && before.endpoints.get(key) != Some(default_endpoint)
+        if tables.v4.endpoints.get(key) == Some(default_endpoint)
+            && before.v4.endpoints.get(key) != Some(default_endpoint)
         {
-            for (key, endpoint) in &after.endpoints {
+            for (key, endpoint) in &after.v4.endpoints {
                 assert!(
-                    endpoint.bridge != bridge || tables.endpoints.contains_key(key),
+                    endpoint.bridge != bridge || tables.v4.endpoints.contains_key(key),
                     "the floor of {bridge} is renamed before {key:?} is there"
                 );
             }
         }
     }
-    let mut slots: Vec<_> = now.endpoint_slots.values().collect();
+    let mut slots: Vec<_> = now.v4.endpoints.values().collect();
     let count = slots.len();
     slots.sort_unstable();
     slots.dedup();
@@ -152,9 +156,10 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                 tables.devices.insert(index + 2, row);
                 tables.hooks.insert((index + 2, Hook::OutsideIn));
                 tables
+                    .v4
                     .masq_addresses
                     .insert((index + 2, Be32::default(), 0), Be32::new(index + 1));
-                tables.host_addresses.insert((Be32::new(index + 1), 32));
+                tables.v4.host_addresses.insert((Be32::new(index + 1), 32));
                 if xdp {
                     tables.hooks.insert((index + 2, Hook::Uplink));
                     tables.xdp.insert(index + 2, XdpKind::Native);
@@ -169,7 +174,7 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                 tables.devices.insert(bridge, row);
                 tables.hooks.insert((bridge, Hook::BridgeIn));
                 tables.hooks.insert((bridge, Hook::BridgeOut));
-                tables.networks.insert(
+                tables.v4.networks.insert(
                     bridge,
                     NetworkRow {
                         flags,
@@ -181,21 +186,24 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                 if flags & 1 != 0 {
                     let ifindex = 2;
                     tables.trusted.insert(TrustKey { bridge, ifindex });
-                    tables.links.insert(LinkKey {
+                    tables.v4.links.insert(LinkKey {
                         parent: Be32::new(bridge),
                         ..LinkKey::default()
                     });
                 }
                 if flags & 4 != 0 {
                     let range = (bridge, Be32::new(flags << 24), 8);
-                    tables.allowed.insert(range, flags & 2);
+                    tables.v4.allowed.insert(range, flags & 2);
                 }
                 if flags & 6 != 0 {
                     let range = (flags & 6, Be32::default(), 0);
-                    tables.ingress.insert(range, 1);
+                    tables.v4.ingress.insert(range, 1);
                     tables.policy += flags + bridge;
                 }
-                tables.subnets.insert((Be32::new(bridge << 16), 16), bridge);
+                tables
+                    .v4
+                    .subnets
+                    .insert((Be32::new(bridge << 16), 16), bridge);
                 let subnet = Key6::Subnet(Be128::link_local([bridge as u8; 6]), 64);
                 tables.ipv6.insert(subnet, Row6::Index(flags));
                 let default_endpoint = Endpoint {
@@ -204,6 +212,7 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                     ..Endpoint::default()
                 };
                 tables
+                    .v4
                     .endpoints
                     .insert(EndpointKey::Default(bridge), default_endpoint);
                 for (host, (generation, hooked, port)) in containers {
@@ -218,6 +227,7 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                         ..Endpoint::default()
                     };
                     tables
+                        .v4
                         .endpoints
                         .insert(EndpointKey::Address(addr), endpoint);
                     let addr6 = Be128::link_local([host; 6]);
@@ -253,14 +263,14 @@ pub fn tables() -> impl Strategy<Value = DesiredState> {
                             policy: flags & 6,
                             generation,
                         };
-                        tables.published.insert(key, target);
+                        tables.v4.published.insert(key, target);
                         let server = ServerKey {
                             at: key.addr,
                             addr,
                             port: target.port,
                             proto: key.proto,
                         };
-                        tables.seen_as.insert(server, u32::from(port));
+                        tables.v4.seen_as.insert(server, u32::from(port));
                     }
                 }
             }

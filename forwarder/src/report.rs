@@ -40,6 +40,7 @@ pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
         })
         .collect::<BTreeMap<_, _>>();
     let mut rows = tables
+        .v4
         .published
         .iter()
         .map(|(key, target)| {
@@ -82,7 +83,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
                 icc: network.terms.icc,
                 masquerade: network.terms.masquerade,
                 endpoints: network.endpoints.len(),
-                programmed: bridge.is_some_and(|index| tables.networks.contains_key(&index)),
+                programmed: bridge.is_some_and(|index| tables.v4.networks.contains_key(&index)),
             })
         })
         .collect::<Vec<_>>();

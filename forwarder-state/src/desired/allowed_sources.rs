@@ -21,7 +21,7 @@ pub(super) fn add_allowed(
     (network, terms): (&Network, &NetworkOptions),
     bridge: u32,
 ) {
-    let allowed = &mut tables.allowed;
+    let allowed = &mut tables.v4.allowed;
     let route = |allowed: &mut BTreeMap<_, _>, (addr, len): (Be32, u8)| {
         // A range that contains all addresses says nothing about the device.
         if len != 0 {

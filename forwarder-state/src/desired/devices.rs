@@ -101,6 +101,7 @@ pub(super) fn port(
     let station = endpoint.and_then(|at| at.mac).filter(|_| !terms.any_mac);
     let has_more = !terms.allowed_sources.is_empty()
         || tables
+            .v4
             .allowed
             .range((link.index, Be32::default(), 0)..)
             .next()
@@ -149,6 +150,7 @@ pub(super) fn add_outside(
     }
     for (address, prefix_len, source) in sources(host_state, link.index) {
         tables
+            .v4
             .masq_addresses
             .entry((link.index, address, prefix_len))
             .or_insert(source);

@@ -41,7 +41,10 @@ pub(super) fn add_protected(tables: &mut DesiredState, host_state: &HostState) {
         let (dst, len) = policy.dst;
         let range = Be32::range(dst.into(), len);
         let key = range.map(|(dst, len)| (others::PROTECTED, dst, len));
-        tables.ingress.extend(key.map(|key| (key, ingress::ALLOW)));
+        tables
+            .v4
+            .ingress
+            .extend(key.map(|key| (key, ingress::ALLOW)));
     }
 }
 

@@ -169,6 +169,7 @@ pub(super) fn add_published(
         };
         let of_network = |bridge| {
             tables
+                .v4
                 .networks
                 .get(bridge)
                 .is_some_and(|row| row.policy != 0)

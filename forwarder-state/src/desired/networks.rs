@@ -59,7 +59,7 @@ pub(super) fn add_network(
     bridge: &Link,
 ) {
     let subnets = subnets(network).map(|subnet| (subnet, bridge.index));
-    tables.subnets.extend(subnets);
+    tables.v4.subnets.extend(subnets);
     // The network's default endpoint stands in for containers that are not known yet. Its
     // generation changes whenever a container comes or goes, so that flows created under the
     // default endpoint do not pass to the next container.
@@ -71,6 +71,7 @@ pub(super) fn add_network(
         ..Endpoint::default()
     };
     tables
+        .v4
         .endpoints
         .insert(EndpointKey::Default(bridge.index), default_endpoint);
     for (id, at) in &network.endpoints {
@@ -92,6 +93,7 @@ pub(super) fn add_network(
             macs,
         };
         tables
+            .v4
             .endpoints
             .insert(EndpointKey::Address(Be32::from_std(address)), endpoint);
     }

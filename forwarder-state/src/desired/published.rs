@@ -43,7 +43,7 @@ pub(super) fn add_published(
         let labels = endpoint.and_then(|(_, container)| host_state.containers.get(container));
         let list = policy.rules.ingress(labels, port);
         let target = target(key, address, bound.container_port, lists.id(&list));
-        tables.published.insert(key, target);
+        tables.v4.published.insert(key, target);
     }
     for container in host_state.containers.values().filter(|c| c.running) {
         if let Some((network, address)) = host_state.gateway_of(container)
@@ -55,7 +55,7 @@ pub(super) fn add_published(
                 };
                 let list = policy.rules.ingress(Some(container), &binding.host());
                 let list = lists.id(&list);
-                let published = tables.published.entry(key);
+                let published = tables.v4.published.entry(key);
                 published.or_insert_with(|| target(key, address, binding.container_port, list));
             }
         }
@@ -77,7 +77,7 @@ pub(super) fn add_published(
                 if let Some(key) = port_key(&own) {
                     let list = straight_ingress(container, policy, (proto, port));
                     let target = target(key, address, port, lists.id(&list));
-                    tables.published.insert(key, target);
+                    tables.v4.published.insert(key, target);
                 }
             }
         }
@@ -90,7 +90,7 @@ pub(super) fn add_published(
 /// lowest. A port without room in the map is translated as any other.
 fn add_seen_as(tables: &mut DesiredState) {
     let mut seen = BTreeMap::<ServerKey<V4>, u16>::new();
-    for (key, target) in &tables.published {
+    for (key, target) in &tables.v4.published {
         // A directly reached port has no host port that stands for it.
         if key.addr == target.addr {
             continue;
@@ -111,13 +111,13 @@ fn add_seen_as(tables: &mut DesiredState) {
         .into_iter()
         .filter(|(server, port)| *port != server.port.get())
         .map(|(server, port)| (server, u32::from(port)));
-    tables.seen_as = others.take(capacity::SEEN_AS as usize).collect();
+    tables.v4.seen_as = others.take(capacity::SEEN_AS as usize).collect();
 }
 
 /// Returns a port's target. The same target is the same mapping, whichever source reports it first.
 /// A new container at the same address has another endpoint generation, which flows also record.
 #[must_use]
-fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target {
+fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target<V4> {
     let name = format!("{key:?} {address}:{port}");
     Target {
         addr: Be32::from_std(address),
@@ -159,7 +159,7 @@ pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, netwo
                 continue;
             };
             for &(proto, port) in &child.exposed {
-                tables.links.insert(LinkKey {
+                tables.v4.links.insert(LinkKey {
                     parent: Be32::from_std(parent),
                     child: Be32::from_std(to),
                     port: Be16::new(port),

@@ -3,15 +3,16 @@
 
 use forwarder_common::family::Family;
 
-use super::Change;
-use crate::desired_state::Observed;
+use super::{Change, FamilyChange};
+use crate::desired_state::{FamilyTables, Observed, Slots};
 
-impl<F: Family> Observed<F> {
+impl Observed {
     /// Applies a change that the kernel has accepted, so that the next plan can begin here without
     /// reading everything again.
-    pub fn apply(&mut self, change: &Change<F>) {
+    pub fn apply(&mut self, change: &Change) {
         let tables = &mut self.tables;
         match *change {
+            Change::V4(change) => tables.v4.apply(&mut self.v4, change),
             Change::Settings {
                 route_generation,
                 xdp_tcp,
@@ -29,46 +30,10 @@ impl<F: Family> Observed<F> {
             Change::DefragLoopback(index) => tables.defrag_loopback = index,
             Change::PutDevice(index, row) => _ = tables.devices.insert(index, row),
             Change::DropDevice(index) => _ = tables.devices.remove(&index),
-            Change::PutEndpoint {
-                key,
-                slot,
-                endpoint,
-            } => {
-                tables.endpoints.insert(key, endpoint);
-                self.endpoint_slots.insert(key, slot);
-            }
-            Change::DropEndpoint { key, .. } => {
-                tables.endpoints.remove(&key);
-                self.endpoint_slots.remove(&key);
-            }
-            Change::PutNetwork { bridge, row, .. } => _ = tables.networks.insert(bridge, row),
-            Change::DropNetwork(bridge) => _ = tables.networks.remove(&bridge),
-            Change::PutSubnet(subnet, bridge) => _ = tables.subnets.insert(subnet, bridge),
-            Change::DropSubnet(subnet) => _ = tables.subnets.remove(&subnet),
-            Change::PutHostAddress(range) => _ = tables.host_addresses.insert(range),
-            Change::DropHostAddress(range) => _ = tables.host_addresses.remove(&range),
-            Change::PutMasqAddress(key, source) => _ = tables.masq_addresses.insert(key, source),
-            Change::DropMasqAddress(key) => _ = tables.masq_addresses.remove(&key),
-            Change::PutPublished { key, slot, target } => {
-                tables.published.insert(key, target);
-                self.mapping_slots.insert(key, slot);
-            }
-            Change::DropPublished { key, .. } => {
-                tables.published.remove(&key);
-                self.mapping_slots.remove(&key);
-            }
-            Change::PutSeenAs(key, port) => _ = tables.seen_as.insert(key, port),
-            Change::DropSeenAs(key) => _ = tables.seen_as.remove(&key),
             Change::PutTrusted(key) => _ = tables.trusted.insert(key),
             Change::DropTrusted(key) => _ = tables.trusted.remove(&key),
-            Change::PutLink(key) => _ = tables.links.insert(key),
-            Change::DropLink(key) => _ = tables.links.remove(&key),
-            Change::PutIngress(key, word) => _ = tables.ingress.insert(key, word),
-            Change::DropIngress(key) => _ = tables.ingress.remove(&key),
             Change::PutIpv6(key, row) => _ = tables.ipv6.insert(key, row),
             Change::DropIpv6(key) => _ = tables.ipv6.remove(&key),
-            Change::PutAllowed(key, word) => _ = tables.allowed.insert(key, word),
-            Change::DropAllowed(key) => _ = tables.allowed.remove(&key),
             Change::PutDevmap(veth, ref peer_veth) => {
                 tables.xdp_devmap.insert(veth, peer_veth.clone());
             }
@@ -84,6 +49,51 @@ impl<F: Family> Observed<F> {
             Change::AttachSocket(hook) => _ = tables.sockets.insert(hook),
             Change::DetachSocket(hook) => _ = tables.sockets.remove(&hook),
             Change::SeverSockets => {}
+        }
+    }
+}
+
+impl<F: Family> FamilyTables<F> {
+    fn apply(&mut self, slots: &mut Slots<F>, change: FamilyChange<F>) {
+        match change {
+            FamilyChange::PutEndpoint {
+                key,
+                slot,
+                endpoint,
+            } => {
+                self.endpoints.insert(key, endpoint);
+                slots.endpoints.insert(key, slot);
+            }
+            FamilyChange::DropEndpoint { key, .. } => {
+                self.endpoints.remove(&key);
+                slots.endpoints.remove(&key);
+            }
+            FamilyChange::PutNetwork { bridge, row, .. } => _ = self.networks.insert(bridge, row),
+            FamilyChange::DropNetwork(bridge) => _ = self.networks.remove(&bridge),
+            FamilyChange::PutSubnet(subnet, bridge) => _ = self.subnets.insert(subnet, bridge),
+            FamilyChange::DropSubnet(subnet) => _ = self.subnets.remove(&subnet),
+            FamilyChange::PutHostAddress(range) => _ = self.host_addresses.insert(range),
+            FamilyChange::DropHostAddress(range) => _ = self.host_addresses.remove(&range),
+            FamilyChange::PutMasqAddress(key, source) => {
+                _ = self.masq_addresses.insert(key, source);
+            }
+            FamilyChange::DropMasqAddress(key) => _ = self.masq_addresses.remove(&key),
+            FamilyChange::PutPublished { key, slot, target } => {
+                self.published.insert(key, target);
+                slots.mappings.insert(key, slot);
+            }
+            FamilyChange::DropPublished { key, .. } => {
+                self.published.remove(&key);
+                slots.mappings.remove(&key);
+            }
+            FamilyChange::PutSeenAs(key, port) => _ = self.seen_as.insert(key, port),
+            FamilyChange::DropSeenAs(key) => _ = self.seen_as.remove(&key),
+            FamilyChange::PutLink(key) => _ = self.links.insert(key),
+            FamilyChange::DropLink(key) => _ = self.links.remove(&key),
+            FamilyChange::PutIngress(key, word) => _ = self.ingress.insert(key, word),
+            FamilyChange::DropIngress(key) => _ = self.ingress.remove(&key),
+            FamilyChange::PutAllowed(key, word) => _ = self.allowed.insert(key, word),
+            FamilyChange::DropAllowed(key) => _ = self.allowed.remove(&key),
         }
     }
 }

@@ -59,7 +59,7 @@ impl Agent {
         let key =
             port_key(port).ok_or_else(|| format!("{port} is not an IPv4 port of TCP or UDP"))?;
         let wanted = host_state.bound.get(port).map(|bound| bound.container_ip);
-        let target = self.tables.published.get(&key).map(|target| target.addr);
+        let target = self.tables.v4.published.get(&key).map(|target| target.addr);
         match (wanted, self.unpublished.get(&key)) {
             (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
             (Some(IpAddr::V4(wanted)), None) if target == Some(Be32::from_std(wanted)) => Ok(()),
@@ -77,7 +77,7 @@ impl Agent {
             .endpoint_at(address)
             .map(|(id, _)| &host_state.networks[id]);
         let bridge = network.and_then(|network| host_state.bridge(network));
-        let row = bridge.and_then(|link| self.tables.networks.get(&link.index));
+        let row = bridge.and_then(|link| self.tables.v4.networks.get(&link.index));
         row.is_some_and(|row| row.flags & network::ROUTED != 0)
     }
 }

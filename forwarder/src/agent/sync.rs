@@ -11,7 +11,7 @@ use forwarder_state::desired::{Policy, desired, port_key};
 use forwarder_state::desired_state::{
     DEFRAG_LOOPBACK, DesiredState, Hook, Key6, Observed, SocketHook,
 };
-use forwarder_state::diff::{Change, diff};
+use forwarder_state::diff::{Change, FamilyChange, diff};
 use forwarder_state::host_state::HostState;
 use forwarder_state::own_rules::Rules;
 
@@ -42,7 +42,7 @@ impl Routing {
         let mtu = |index: &u32| host_state.links.get(index).map_or(0, |link| link.mtu);
         Self {
             generation: host_state.route_generation,
-            sources: tables.masq_addresses.clone(),
+            sources: tables.v4.masq_addresses.clone(),
             devices: outside.map(|(index, _)| (*index, mtu(index))).collect(),
         }
     }
@@ -116,8 +116,8 @@ impl Agent {
         // After a port is published, a flow that holds a port on the host checks once whether the
         // port is still its own, and ends otherwise: see `pipeline::access`. The generation never
         // returns to an earlier value, because an idle flow may still carry that value.
-        let is_new = |(key, target)| observed.tables.published.get(key) != Some(target);
-        if tables.published.iter().any(is_new) || self.lists != Some(tables.policy) {
+        let is_new = |(key, target)| observed.tables.v4.published.get(key) != Some(target);
+        if tables.v4.published.iter().any(is_new) || self.lists != Some(tables.policy) {
             self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
             self.lists = Some(tables.policy);
         }
@@ -236,11 +236,11 @@ impl Agent {
     /// Omits host addresses that exceed the map's capacity. Packets to these addresses still reach
     /// the host by the kernel's routes, but they do not reach published ports.
     fn limit_host_addresses(&mut self, tables: &mut DesiredState) {
-        let all = tables.host_addresses.len();
-        while tables.host_addresses.len() > capacity::HOST_ADDRESSES as usize {
-            tables.host_addresses.pop_last();
+        let all = tables.v4.host_addresses.len();
+        while tables.v4.host_addresses.len() > capacity::HOST_ADDRESSES as usize {
+            tables.v4.host_addresses.pop_last();
         }
-        let crowded = tables.host_addresses.len() < all;
+        let crowded = tables.v4.host_addresses.len() < all;
         if crowded && !self.crowded {
             let room = capacity::HOST_ADDRESSES;
             tracing::warn!(
@@ -253,7 +253,7 @@ impl Agent {
     }
 
     fn failed(&mut self, op: &Change, error: &anyhow::Error) {
-        if let Change::PutPublished { key, .. } = *op {
+        if let Change::V4(FamilyChange::PutPublished { key, .. }) = *op {
             self.unpublished.insert(key, format!("{error:#}"));
         }
         if matches!(
@@ -296,7 +296,7 @@ impl Agent {
 /// Whether a change removes a port that a shim has released. This is known even while Docker does
 /// not answer.
 fn is_given_back(host_state: &HostState, op: &Change) -> bool {
-    let Change::DropPublished { key, .. } = op else {
+    let Change::V4(FamilyChange::DropPublished { key, .. }) = op else {
         return false;
     };
     let mut given_back = host_state.unbound.iter().filter_map(port_key);

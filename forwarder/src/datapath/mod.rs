@@ -50,7 +50,6 @@ use maps::{Maps, Wire};
 use messages::Messages;
 use peer_veths::PeerVeths;
 use pins::Pins;
-use rows::{allowed_key, ingress_key, source_key, subnet_key};
 
 pub use simulate::{Arrival, Simulated};
 pub use view::{MapFill, View};
@@ -235,50 +234,11 @@ impl Datapath {
             }
             Change::PutDevice(index, device) => maps.devices.insert(index, Wire(device), 0)?,
             Change::DropDevice(index) => maps.devices.remove(&index)?,
-            Change::PutEndpoint {
-                key,
-                slot,
-                endpoint,
-            } => maps.put_endpoint(key, slot, endpoint).await?,
-            Change::DropEndpoint { key, slot } => maps.drop_endpoint(key, slot).await?,
-            Change::PutNetwork {
-                bridge,
-                row,
-                default_endpoint,
-            } => maps.put_network(bridge, row, default_endpoint)?,
-            Change::DropNetwork(bridge) => maps.networks.remove(&bridge)?,
-            Change::PutSubnet(subnet, bridge) => {
-                maps.subnets.insert(&subnet_key(subnet), bridge, 0)?;
-            }
-            Change::DropSubnet(subnet) => maps.subnets.remove(&subnet_key(subnet))?,
-            Change::PutHostAddress(range) => {
-                maps.host_addresses.insert(&subnet_key(range), 1, 0)?;
-            }
-            Change::DropHostAddress(range) => maps.host_addresses.remove(&subnet_key(range))?,
-            Change::PutMasqAddress(key, source) => {
-                maps.masq_addresses
-                    .insert(&source_key(key), Wire(source), 0)?;
-            }
-            Change::DropMasqAddress(key) => maps.masq_addresses.remove(&source_key(key))?,
-            Change::PutPublished { key, slot, target } => maps.put_published(key, slot, target)?,
-            Change::DropPublished { key, slot } => {
-                maps.published.remove(&Wire(key))?;
-                maps.mappings.set(slot, 0, 0)?;
-            }
-            Change::PutSeenAs(key, port) => maps.seen_as.insert(Wire(key), port, 0)?,
-            Change::DropSeenAs(key) => maps.seen_as.remove(&Wire(key))?,
             Change::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
             Change::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
-            Change::PutLink(key) => maps.links.insert(Wire(key), 1, 0)?,
-            Change::DropLink(key) => maps.links.remove(&Wire(key))?,
-            Change::PutIngress(key, word) => maps.ingress.insert(&ingress_key(key), word, 0)?,
-            Change::DropIngress(key) => maps.ingress.remove(&ingress_key(key))?,
+            Change::V4(change) => maps.apply(change).await?,
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
-            Change::PutAllowed(key, word) => {
-                maps.allowed_sources.insert(&allowed_key(key), word, 0)?;
-            }
-            Change::DropAllowed(key) => maps.allowed_sources.remove(&allowed_key(key))?,
             Change::PutDevmap(veth, ref peer_veth) => {
                 self.peer_veths.prepare(veth, peer_veth).await?;
                 maps.xdp_devmap.insert(veth, veth, None, 0)?;

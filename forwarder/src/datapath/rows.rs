@@ -12,6 +12,7 @@ use forwarder_common::family::{Be32, V4};
 use forwarder_state::desired_state::{
     DesiredState, EndpointKey, NetworkRow, Observed, PeerVeth, Target,
 };
+use forwarder_state::diff::FamilyChange;
 
 use super::maps::{Maps, Wire};
 use super::neighbours;
@@ -59,11 +60,7 @@ impl Maps {
     }
 
     fn read_networks(&self, observed: &mut Observed) -> Result<()> {
-        let Observed {
-            tables,
-            endpoint_slots,
-            ..
-        } = observed;
+        let Observed { tables, v4 } = observed;
         for entry in &self.networks {
             let (bridge, Wire(network)) = entry?;
             let Network {
@@ -79,16 +76,16 @@ impl Maps {
                 source,
                 policy,
             };
-            tables.networks.insert(bridge, row);
+            tables.v4.networks.insert(bridge, row);
             let key = EndpointKey::Default(bridge);
-            endpoint_slots.insert(key, default_endpoint);
+            v4.endpoints.insert(key, default_endpoint);
             let endpoint = self.endpoints.get(&default_endpoint, 0)?.0;
-            tables.endpoints.insert(key, endpoint);
+            tables.v4.endpoints.insert(key, endpoint);
         }
         for entry in &self.subnets {
             let (key, bridge) = entry?;
             let subnet = (key.data().0, key.prefix_len() as u8);
-            tables.subnets.insert(subnet, bridge);
+            tables.v4.subnets.insert(subnet, bridge);
         }
         Ok(())
     }
@@ -97,9 +94,9 @@ impl Maps {
         for entry in &self.endpoint_slots {
             let (Wire(address), slot) = entry?;
             let key = EndpointKey::Address(address);
-            observed.endpoint_slots.insert(key, slot);
+            observed.v4.endpoints.insert(key, slot);
             let endpoint = self.endpoints.get(&slot, 0)?.0;
-            observed.tables.endpoints.insert(key, endpoint);
+            observed.tables.v4.endpoints.insert(key, endpoint);
         }
         Ok(())
     }
@@ -108,6 +105,7 @@ impl Maps {
         for key in self.host_addresses.keys() {
             let key = key?;
             tables
+                .v4
                 .host_addresses
                 .insert((key.data().0, key.prefix_len() as u8));
         }
@@ -115,6 +113,7 @@ impl Maps {
             let (key, Wire(source)) = entry?;
             let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
             tables
+                .v4
                 .masq_addresses
                 .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
         }
@@ -124,7 +123,7 @@ impl Maps {
     fn read_published(&self, observed: &mut Observed) -> Result<()> {
         for entry in &self.published {
             let (Wire(key), Wire(published)) = entry?;
-            observed.mapping_slots.insert(key, published.mapping);
+            observed.v4.mappings.insert(key, published.mapping);
             let generation = self.mappings.get(&published.mapping, 0)?;
             let Published {
                 addr, port, policy, ..
@@ -135,11 +134,11 @@ impl Maps {
                 policy,
                 generation,
             };
-            observed.tables.published.insert(key, target);
+            observed.tables.v4.published.insert(key, target);
         }
         for entry in &self.seen_as {
             let (Wire(key), port) = entry?;
-            observed.tables.seen_as.insert(key, port);
+            observed.tables.v4.seen_as.insert(key, port);
         }
         Ok(())
     }
@@ -149,12 +148,13 @@ impl Maps {
             tables.trusted.insert(key?.0);
         }
         for key in self.links.keys() {
-            tables.links.insert(key?.0);
+            tables.v4.links.insert(key?.0);
         }
         for entry in &self.ingress {
             let (key, word) = entry?;
             let Wire(IngressKey { list, client }) = key.data();
             tables
+                .v4
                 .ingress
                 .insert((list, client, (key.prefix_len() - 32) as u8), word);
         }
@@ -162,6 +162,7 @@ impl Maps {
             let (key, word) = entry?;
             let Wire(AllowedKey { device, source }) = key.data();
             tables
+                .v4
                 .allowed
                 .insert((device, source, (key.prefix_len() - 32) as u8), word);
         }
@@ -177,10 +178,66 @@ impl Maps {
         self.set_settings(change(settings))
     }
 
+    /// Applies a change of the IPv4 tables.
+    ///
+    /// # Errors
+    /// The kernel refuses it. A repetition completes whatever was half done.
+    pub(super) async fn apply(&mut self, change: FamilyChange<V4>) -> Result<()> {
+        match change {
+            FamilyChange::PutEndpoint {
+                key,
+                slot,
+                endpoint,
+            } => self.put_endpoint(key, slot, endpoint).await?,
+            FamilyChange::DropEndpoint { key, slot } => self.drop_endpoint(key, slot).await?,
+            FamilyChange::PutNetwork {
+                bridge,
+                row,
+                default_endpoint,
+            } => self.put_network(bridge, row, default_endpoint)?,
+            FamilyChange::DropNetwork(bridge) => self.networks.remove(&bridge)?,
+            FamilyChange::PutSubnet(subnet, bridge) => {
+                self.subnets.insert(&subnet_key(subnet), bridge, 0)?;
+            }
+            FamilyChange::DropSubnet(subnet) => self.subnets.remove(&subnet_key(subnet))?,
+            FamilyChange::PutHostAddress(range) => {
+                self.host_addresses.insert(&subnet_key(range), 1, 0)?;
+            }
+            FamilyChange::DropHostAddress(range) => {
+                self.host_addresses.remove(&subnet_key(range))?;
+            }
+            FamilyChange::PutMasqAddress(key, source) => {
+                self.masq_addresses
+                    .insert(&source_key(key), Wire(source), 0)?;
+            }
+            FamilyChange::DropMasqAddress(key) => self.masq_addresses.remove(&source_key(key))?,
+            FamilyChange::PutPublished { key, slot, target } => {
+                self.put_published(key, slot, target)?;
+            }
+            FamilyChange::DropPublished { key, slot } => {
+                self.published.remove(&Wire(key))?;
+                self.mappings.set(slot, 0, 0)?;
+            }
+            FamilyChange::PutSeenAs(key, port) => self.seen_as.insert(Wire(key), port, 0)?,
+            FamilyChange::DropSeenAs(key) => self.seen_as.remove(&Wire(key))?,
+            FamilyChange::PutLink(key) => self.links.insert(Wire(key), 1, 0)?,
+            FamilyChange::DropLink(key) => self.links.remove(&Wire(key))?,
+            FamilyChange::PutIngress(key, word) => {
+                self.ingress.insert(&ingress_key(key), word, 0)?;
+            }
+            FamilyChange::DropIngress(key) => self.ingress.remove(&ingress_key(key))?,
+            FamilyChange::PutAllowed(key, word) => {
+                self.allowed_sources.insert(&allowed_key(key), word, 0)?;
+            }
+            FamilyChange::DropAllowed(key) => self.allowed_sources.remove(&allowed_key(key))?,
+        }
+        Ok(())
+    }
+
     /// Writes an endpoint, and then the address that leads to it.
     pub(super) async fn put_endpoint(
         &mut self,
-        key: EndpointKey,
+        key: EndpointKey<V4>,
         slot: u32,
         endpoint: Endpoint<V4>,
     ) -> Result<()> {
@@ -196,7 +253,7 @@ impl Maps {
     }
 
     /// Removes the address that leads to an endpoint, and then the endpoint.
-    pub(super) async fn drop_endpoint(&mut self, key: EndpointKey, slot: u32) -> Result<()> {
+    pub(super) async fn drop_endpoint(&mut self, key: EndpointKey<V4>, slot: u32) -> Result<()> {
         let Wire(before) = self.endpoints.get(&slot, 0)?;
         if let EndpointKey::Address(address) = key {
             self.endpoint_slots.remove(&Wire(address))?;
@@ -213,7 +270,7 @@ impl Maps {
     pub(super) fn put_network(
         &mut self,
         bridge: u32,
-        row: NetworkRow,
+        row: NetworkRow<V4>,
         default_endpoint: u32,
     ) -> Result<()> {
         let NetworkRow {
@@ -237,7 +294,7 @@ impl Maps {
         &mut self,
         key: PortKey<V4>,
         slot: u32,
-        target: Target,
+        target: Target<V4>,
     ) -> Result<()> {
         let Target {
             addr,
@@ -257,24 +314,22 @@ impl Maps {
     }
 }
 
-pub(super) fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
+fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
     Key::new(u32::from(len), Wire(address))
 }
 
-pub(super) fn source_key(
-    (ifindex, next_hop, len): (u32, Be32, u8),
-) -> Key<Wire<MasqueradeKey<V4>>> {
+fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<MasqueradeKey<V4>>> {
     Key::new(
         32 + u32::from(len),
         Wire(MasqueradeKey { ifindex, next_hop }),
     )
 }
 
-pub(super) fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
+fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
     Key::new(32 + u32::from(len), Wire(IngressKey { list, client }))
 }
 
-pub(super) fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4>>> {
+fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4>>> {
     Key::new(32 + u32::from(len), Wire(AllowedKey { device, source }))
 }
 

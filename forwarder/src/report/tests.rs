@@ -64,7 +64,7 @@ fn host_state() -> HostState {
 
 fn tables() -> DesiredState {
     let mut tables = DesiredState::default();
-    tables.networks.insert(3, Programmed::default());
+    tables.v4.networks.insert(3, Programmed::default());
     tables.hooks = [
         (4, Hook::ContainerIn),
         (4, Hook::ContainerOut),
@@ -82,7 +82,7 @@ fn tables() -> DesiredState {
         policy: 0,
         generation: 1,
     };
-    tables.published.insert(key, target);
+    tables.v4.published.insert(key, target);
     tables
 }
 

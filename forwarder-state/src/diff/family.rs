@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The changes of one address family's tables.
+
+use forwarder_common::abi::{Endpoint, LinkKey, PortKey, ServerKey};
+use forwarder_common::family::Family;
+
+use crate::desired_state::{EndpointKey, NetworkRow, Target};
+
+/// One change of a family's tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(
+    missing_docs,
+    reason = "each variant is a table's row, and `desired_state` documents the rows"
+)]
+pub enum FamilyChange<F: Family> {
+    PutEndpoint {
+        key: EndpointKey<F>,
+        slot: u32,
+        endpoint: Endpoint<F>,
+    },
+    DropEndpoint {
+        key: EndpointKey<F>,
+        slot: u32,
+    },
+    PutNetwork {
+        bridge: u32,
+        row: NetworkRow<F>,
+        default_endpoint: u32,
+    },
+    DropNetwork(u32),
+    PutSubnet((F::Addr, u8), u32),
+    DropSubnet((F::Addr, u8)),
+    PutHostAddress((F::Addr, u8)),
+    DropHostAddress((F::Addr, u8)),
+    PutMasqAddress((u32, F::Addr, u8), F::Addr),
+    DropMasqAddress((u32, F::Addr, u8)),
+    PutPublished {
+        key: PortKey<F>,
+        slot: u32,
+        target: Target<F>,
+    },
+    DropPublished {
+        key: PortKey<F>,
+        slot: u32,
+    },
+    PutSeenAs(ServerKey<F>, u32),
+    DropSeenAs(ServerKey<F>),
+    PutLink(LinkKey<F>),
+    DropLink(LinkKey<F>),
+    PutIngress((u32, F::Addr, u8), u32),
+    DropIngress((u32, F::Addr, u8)),
+    PutAllowed((u32, F::Addr, u8), u32),
+    DropAllowed((u32, F::Addr, u8)),
+}
+
+impl<F: Family> FamilyChange<F> {
+    /// As [`Change::adds`](super::Change::adds).
+    #[must_use]
+    pub const fn adds(&self) -> bool {
+        !matches!(
+            self,
+            Self::DropEndpoint { .. }
+                | Self::DropNetwork(_)
+                | Self::DropSubnet(_)
+                | Self::DropHostAddress(_)
+                | Self::DropMasqAddress(_)
+                | Self::DropPublished { .. }
+                | Self::DropSeenAs(_)
+                | Self::DropLink(_)
+                | Self::DropIngress(_)
+                | Self::DropAllowed(_)
+        )
+    }
+
+    /// As [`Change::protects`](super::Change::protects).
+    #[must_use]
+    pub const fn protects(&self) -> bool {
+        !matches!(
+            self,
+            Self::PutPublished { .. }
+                | Self::PutSeenAs(..)
+                | Self::DropSeenAs(_)
+                | Self::PutLink(_)
+        )
+    }
+
+    /// As [`Change::device`](super::Change::device).
+    #[must_use]
+    pub const fn device(&self) -> Option<u32> {
+        match *self {
+            Self::PutNetwork { bridge: index, .. }
+            | Self::DropNetwork(index)
+            | Self::PutSubnet(_, index) => Some(index),
+            Self::PutEndpoint { endpoint, .. } => Some(endpoint.bridge),
+            _ => None,
+        }
+    }
+}
