@@ -8,11 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forwarder_common::abi::{capacity, ingress};
-use forwarder_common::family::{Be32, Be128};
+use forwarder_common::family::{Be32, Be128, Family};
 use ipnet::IpNet;
 
 use crate::address::WireAddress;
-use crate::desired_state::DesiredState;
+use crate::desired_state::{DesiredState, FamilyTables};
 use crate::generation::generation;
 use crate::host_state::Ingress;
 
@@ -117,17 +117,19 @@ impl AclTable {
         if self.by_id.is_empty() {
             return 0;
         }
-        let networks = tables
-            .v4
-            .networks
-            .iter()
-            .map(|(key, row)| (key, row.policy));
-        let ports = tables.v4.published.iter().map(|(key, to)| (key, to.policy));
-        let networks = networks.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
-        let ports = ports.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
+        let v4 = uses(&tables.v4);
         let closed = &self.closed;
-        generation([format!("{networks:?} {ports:?} {closed:?}").as_str()])
+        generation([format!("{v4} {closed:?}").as_str()])
     }
+}
+
+/// Describes which networks and ports of a family use which list.
+fn uses<F: Family>(tables: &FamilyTables<F>) -> String {
+    let networks = tables.networks.iter().map(|(key, row)| (key, row.policy));
+    let ports = tables.published.iter().map(|(key, to)| (key, to.policy));
+    let networks = networks.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
+    let ports = ports.filter(|(_, list)| *list != 0).collect::<Vec<_>>();
+    format!("{networks:?} {ports:?}")
 }
 
 fn entries(list: &Ingress) -> Entries {

@@ -23,6 +23,10 @@ pub trait WireAddress: Copy + Ord + Debug + Default {
     #[must_use]
     fn of(address: IpAddr) -> Option<Self>;
 
+    /// Returns the address as the standard library has it.
+    #[must_use]
+    fn ip(self) -> IpAddr;
+
     /// Returns the first `len` bits; all others are zero.
     #[must_use]
     fn prefix(self, len: u8) -> Self;
@@ -57,6 +61,10 @@ impl WireAddress for Be32 {
         }
     }
 
+    fn ip(self) -> IpAddr {
+        self.octets().into()
+    }
+
     fn prefix(self, len: u8) -> Self {
         let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
         Self::new(self.get() & mask)
@@ -78,6 +86,10 @@ impl WireAddress for Be128 {
         }
     }
 
+    fn ip(self) -> IpAddr {
+        self.octets().into()
+    }
+
     fn prefix(self, len: u8) -> Self {
         let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
         Self::from_octets((u128::from_be_bytes(self.octets()) & mask).to_be_bytes())
@@ -87,6 +99,16 @@ impl WireAddress for Be128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn address_survives_both_conversions() {
+        for text in ["198.18.1.2", "2001:db8::9"] {
+            let ip: IpAddr = text.parse().unwrap();
+            let back = (Be32::of(ip).map(Be32::ip), Be128::of(ip).map(Be128::ip));
+            let of_family = (ip.is_ipv4().then_some(ip), ip.is_ipv6().then_some(ip));
+            assert_eq!(back, of_family);
+        }
+    }
 
     #[test]
     fn range_has_no_host_bits() {

@@ -11,22 +11,15 @@ mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forwarder_common::abi::device;
-use forwarder_common::family::Be32;
+use forwarder_common::abi::{Device, device};
+use forwarder_common::family::{Family, V4};
 
-use self::addresses::locals;
-use self::allowed_sources::add_allowed;
-use self::devices::{add_others, add_outside, add_peer_veths, is_others, port, row};
+use self::devices::add_devices;
 pub use self::devices::{is_named_as_dockers, is_outside};
-use self::ipsec::add_protected;
 pub use self::ipsec::{applying_policies, reach};
-pub use self::ipv6::port_key6;
-use self::networks::{add_network, add_trusted, flags};
-pub use self::published::port_key;
-use crate::acl::AclTable;
-use crate::address::WireAddress as _;
-use crate::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, NetworkRow, SocketHook, XdpKind};
-use crate::host_state::{Family, HostState, Link, Network};
+use crate::acl::{AclTable, Listed};
+use crate::desired_state::{DesiredState, FamilyTables, SocketHook, XdpKind};
+use crate::host_state::{self, HostState, Link, Network, NetworkId, NetworkOptions};
 use crate::overrides::Overrides;
 
 /// The configuration's part in the desired state.
@@ -50,102 +43,114 @@ pub struct Policy {
 /// Derives all tables and hooks.
 #[must_use]
 pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -> DesiredState {
+    let bridged = Bridged::of(host_state, policy);
+    let mut lists = AclTable::default();
     let mut tables = DesiredState {
         route_generation,
         xdp_tcp: policy.xdp_tcp,
         route_mtu: host_state.routing.mtu,
         sockets: policy.sockets.clone(),
+        v4: family_tables(&bridged, &mut lists),
         ..DesiredState::default()
     };
-    let bridges = bridges(host_state);
-    let terms: BTreeMap<_, _> = bridges
-        .values()
-        .map(|(network, _)| (&network.id, policy.rules.terms(network)))
-        .collect();
-    let mut lists = AclTable::default();
-    for (&index, &(network, bridge)) in &bridges {
-        let terms = &terms[&network.id];
-        let network_row = NetworkRow {
-            flags: flags(network, terms, policy),
-            gateway: host_state
-                .gateway(network, Family::V4)
-                .and_then(Be32::of)
-                .unwrap_or_default(),
-            source: terms.host_ipv4.map(Be32::from_std).unwrap_or_default(),
-            policy: lists.id(&terms.ingress),
-        };
-        tables.v4.networks.insert(index, network_row);
-        add_trusted(&mut tables, host_state, terms, index);
-        add_network(&mut tables, host_state, network, bridge);
-        ipv6::add_network(&mut tables, host_state, network, bridge);
-        add_allowed(&mut tables, host_state, policy, (network, terms), index);
-        ipv6::add_allowed(&mut tables, host_state, policy, (network, terms), index);
-        if !terms.icc {
-            published::add_links(&mut tables, host_state, network);
-        }
-        tables
-            .devices
-            .insert(index, row(device::BRIDGE, index, bridge));
-        tables
-            .hooks
-            .extend([(index, Hook::BridgeIn), (index, Hook::BridgeOut)]);
-    }
-    for link in host_state.links.values() {
-        match link.master.and_then(|master| bridges.get(&master)) {
-            Some(&(network, bridge)) => {
-                let terms = &terms[&network.id];
-                let row = port(&tables, host_state, (network, terms), link, bridge);
-                tables.devices.insert(link.index, row);
-                tables.hooks.extend([
-                    (link.index, Hook::ContainerIn),
-                    (link.index, Hook::ContainerOut),
-                ]);
-            }
-            None if is_outside(host_state, link) && !bridges.contains_key(&link.index) => {
-                add_outside(&mut tables, host_state, policy, link);
-            }
-            None if is_others(host_state, link) && !bridges.contains_key(&link.index) => {
-                tables
-                    .devices
-                    .insert(link.index, row(device::OTHER, 0, link));
-            }
-            _ => {}
-        }
-    }
-    let defrag_loopback = host_state
-        .links
-        .values()
-        .find(|link| link.name == DEFRAG_LOOPBACK);
-    if let Some(link) = defrag_loopback.filter(|link| policy.reassembles && link.up) {
-        tables.defrag_loopback = link.index;
-        tables.hooks.insert((link.index, Hook::DefragOut));
-    }
-    tables.v4.host_addresses = locals(host_state);
-    add_others(&mut tables, host_state);
-    ipv6::add_locals(&mut tables, host_state);
-    published::add_published(&mut tables, host_state, policy, &terms, &mut lists);
-    ipv6::add_published(&mut tables, host_state, policy, &mut lists);
+    add_devices(&mut tables, &bridged);
+    ipv6::add_tables(&mut tables, &bridged, &mut lists);
     tables.closed_lists = lists.settle();
-    (tables.v4.ingress, tables.policy) = (lists.rows(), lists.generation(&tables));
+    tables.policy = lists.generation(&tables);
+    complete_family(&mut tables.v4, host_state, &tables.devices, &lists);
     ipv6::add_lists(&mut tables, &lists);
-    add_protected(&mut tables, host_state);
-    if !tables.xdp.is_empty() {
-        add_peer_veths(&mut tables, host_state);
-    }
     tables
 }
 
-/// Returns Docker's bridge networks whose bridge exists, by the bridge's index.
-fn bridges(host_state: &HostState) -> BTreeMap<u32, (&Network, &Link)> {
-    let of_networks = host_state
-        .networks
-        .values()
-        .filter(|network| network.driver == "bridge");
-    of_networks
-        .filter_map(|network| {
-            host_state
-                .bridge(network)
-                .map(|link| (link.index, (network, link)))
-        })
-        .collect()
+/// An address family whose tables are derived.
+pub(crate) trait HostFamily: Family<Addr: Listed> {
+    /// The family as the host state names it.
+    const FAMILY: host_state::Family;
+}
+
+impl HostFamily for V4 {
+    const FAMILY: host_state::Family = host_state::Family::V4;
+}
+
+/// Derives the tables of a family, apart from what follows from the devices and from all access
+/// lists.
+fn family_tables<F: HostFamily>(bridged: &Bridged<'_>, lists: &mut AclTable) -> FamilyTables<F> {
+    let mut tables = FamilyTables::default();
+    for network in bridged.networks.values() {
+        networks::add_network(&mut tables, bridged, network, lists);
+        allowed_sources::add_allowed(&mut tables, bridged, network);
+        if !network.terms.icc {
+            published::add_links(&mut tables, bridged.host_state, network.network);
+        }
+    }
+    tables.host_addresses = addresses::host_addresses::<F>(bridged.host_state);
+    published::add_published(&mut tables, bridged, lists);
+    tables
+}
+
+/// Adds to the tables of a family what follows from the devices and from all access lists.
+fn complete_family<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    host_state: &HostState,
+    devices: &BTreeMap<u32, Device>,
+    lists: &AclTable,
+) {
+    let outside = devices
+        .iter()
+        .filter(|(_, row)| row.kind == device::OUTSIDE);
+    for (&index, _) in outside {
+        addresses::add_masq_addresses(tables, host_state, index);
+    }
+    tables.ingress = lists.rows();
+    ipsec::add_protected(tables, host_state);
+}
+
+/// Docker's bridge networks whose bridge exists, and what they are derived from.
+struct Bridged<'a> {
+    host_state: &'a HostState,
+    policy: &'a Policy,
+    /// By the bridge's index.
+    networks: BTreeMap<u32, BridgedNetwork<'a>>,
+    /// The bridges' indexes.
+    indexes: BTreeMap<&'a NetworkId, u32>,
+}
+
+/// A network with its bridge, and its options as the administrator overrides them.
+struct BridgedNetwork<'a> {
+    network: &'a Network,
+    bridge: &'a Link,
+    terms: NetworkOptions,
+}
+
+impl<'a> Bridged<'a> {
+    fn of(host_state: &'a HostState, policy: &'a Policy) -> Self {
+        let all = host_state.networks.values();
+        let networks = all
+            .filter(|network| network.driver == "bridge")
+            .filter_map(|network| {
+                let bridge = host_state.bridge(network)?;
+                let terms = policy.rules.terms(network);
+                let of_bridge = BridgedNetwork {
+                    network,
+                    bridge,
+                    terms,
+                };
+                Some((bridge.index, of_bridge))
+            });
+        let networks: BTreeMap<_, _> = networks.collect();
+        let index = |(&index, of): (&u32, &BridgedNetwork<'a>)| (&of.network.id, index);
+        let indexes = networks.iter().map(index).collect();
+        Self {
+            host_state,
+            policy,
+            networks,
+            indexes,
+        }
+    }
+
+    /// Returns the options of a network.
+    fn terms(&self, id: &NetworkId) -> Option<&NetworkOptions> {
+        let network = self.networks.get(self.indexes.get(id)?)?;
+        Some(&network.terms)
+    }
 }

@@ -2,6 +2,7 @@
 //! What the kernel holds or should hold, as plain data: the common types of `desired`, `diff` and
 //! `datapath`.
 
+mod families;
 mod family;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use forwarder_common::abi::{
 };
 use forwarder_common::family::{Be128, V4};
 
+pub use self::families::MasqAddresses;
 pub use self::family::{EndpointKey, FamilyTables, NetworkRow, Slots, Target};
 
 /// The name of the defragmentation loopback device.

@@ -12,6 +12,7 @@ mod tables;
 
 use forwarder_common::abi::{Device, TrustKey};
 use forwarder_common::family::V4;
+use forwarder_protocol::HostPort;
 
 pub use self::family::FamilyChange;
 use self::family_tables::{FamilyPass, Stage};
@@ -93,6 +94,24 @@ impl Change {
             }
             | Self::SeverSockets => false,
             _ => true,
+        }
+    }
+
+    /// Returns the port that the change publishes.
+    #[must_use]
+    pub fn publishes(&self) -> Option<HostPort> {
+        match self {
+            Self::V4(change) => change.publishes(),
+            _ => None,
+        }
+    }
+
+    /// Returns the published port that the change removes.
+    #[must_use]
+    pub fn withdraws(&self) -> Option<HostPort> {
+        match self {
+            Self::V4(change) => change.withdraws(),
+            _ => None,
         }
     }
 

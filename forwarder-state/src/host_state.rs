@@ -8,7 +8,7 @@ mod tests;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use crate::others::Others;
 
@@ -177,19 +177,23 @@ impl HostState {
         self.links.values().find(|link| link.name == name)
     }
 
-    /// Returns the address that a container's published ports lead to, and its network: its gateway
-    /// endpoint, or if it has none (a service of swarm), its endpoint on `docker_gwbridge`, which
-    /// only the network lists.
-    pub fn gateway_of<'a>(&'a self, container: &'a Container) -> Option<(&'a NetworkId, Ipv4Addr)> {
-        let listed = container.gateway_endpoint(Family::V4, &self.networks);
+    /// Returns the address of a family that a container's published ports lead to, and its network:
+    /// its gateway endpoint, or if it has none (a service of swarm), its endpoint on
+    /// `docker_gwbridge`, which only the network lists.
+    pub fn gateway_of<'a>(
+        &'a self,
+        container: &'a Container,
+        family: Family,
+    ) -> Option<(&'a NetworkId, IpAddr)> {
+        let listed = container.gateway_endpoint(family, &self.networks);
         let of_swarm = || {
             let bridge = self.networks.values().find(|n| n.name == GWBRIDGE)?;
             let mut seats = bridge.endpoints.values();
             let at = seats.find(|at| at.container == container.id)?;
-            Some((&bridge.id, at.ipv4?))
+            Some((&bridge.id, at.address(family)?))
         };
         match listed {
-            Some((id, endpoint)) => Some((id, endpoint.ipv4?)),
+            Some((id, endpoint)) => Some((id, endpoint.address(family)?)),
             None => of_swarm(),
         }
     }

@@ -25,3 +25,4 @@ pub mod host_state;
 pub mod others;
 pub mod overrides;
 pub mod own_rules;
+pub mod port_key;

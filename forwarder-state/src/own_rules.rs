@@ -52,8 +52,8 @@ impl Rules {
     pub fn of(tables: &DesiredState, is_hooked: impl Fn(u32) -> bool) -> Self {
         let mut rules = Self::default();
         let is_apart = |bridge: &u32| {
-            let row = tables.v4.networks.get(bridge);
-            row.is_some_and(|row| row.flags & network::ICC_DISABLED != 0)
+            let flags = tables.network_flags(*bridge);
+            flags.is_some_and(|flags| flags & network::ICC_DISABLED != 0)
         };
         let mut apart = Apart::default();
         for (&index, row) in tables

@@ -12,10 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use forwarder_common::abi::PortKey;
-use forwarder_common::family::V4;
 use forwarder_state::desired_state::{DesiredState, Observed, SocketHook};
-use forwarder_state::host_state::HostState;
+use forwarder_state::host_state::{HostPort, HostState};
 use forwarder_state::others::OurTable;
 use forwarder_state::own_rules::Rules;
 
@@ -74,7 +72,7 @@ pub(crate) struct Agent {
     /// Whether the programs enforce their verdicts: not before the first sync is complete.
     armed: bool,
     /// Published ports that the kernel refused in the last sync, and why.
-    unpublished: BTreeMap<PortKey<V4>, String>,
+    unpublished: BTreeMap<HostPort, String>,
     /// Why the kernel does not hold all access lists of ports on IPv6 addresses.
     unguarded: Option<String>,
     /// Exhausted resources that the log does not mention yet.

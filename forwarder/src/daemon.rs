@@ -284,8 +284,8 @@ fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
     writeln!(
         out,
         "ready: {} networks, {} published ports, {} devices, Docker {}",
-        tables.v4.networks.len(),
-        tables.v4.published.len(),
+        tables.networks(),
+        tables.published(),
         tables.devices.len(),
         plain::line(host_state.docker.as_deref().unwrap_or("away")),
     )

@@ -2,57 +2,56 @@
 //! The host's own addresses, and those that masquerade uses.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use forwarder_common::family::Be32;
+use forwarder_common::family::Address;
 
-use crate::address::WireAddress as _;
+use super::HostFamily;
+use crate::address::WireAddress;
+use crate::desired_state::FamilyTables;
 use crate::host_state::HostState;
 
 /// Returns the host's own addresses as the kernel routes them: addresses of devices, and local
 /// ranges without a device address. Loopback addresses never appear on a wire.
-pub(super) fn locals(host_state: &HostState) -> BTreeSet<(Be32, u8)> {
+pub(super) fn host_addresses<F: HostFamily>(host_state: &HostState) -> BTreeSet<(F::Addr, u8)> {
     let all = host_state.addresses.values().flatten();
-    let addresses = all.filter_map(|address| match address.address {
-        IpAddr::V4(v4) if !v4.is_loopback() => Some((Be32::from_std(v4), 32)),
-        _ => None,
-    });
+    let own = all.filter_map(|address| F::Addr::of(address.address));
+    let own = own.filter(|own| !own.is_loopback());
     let routed = host_state.routing.locals.iter();
-    addresses
-        .chain(routed.filter_map(|&(to, len)| Be32::range(to.into(), len)))
+    own.map(|own| (own, F::Addr::BITS))
+        .chain(routed.filter_map(|&(to, len)| F::Addr::range(to.into(), len)))
         .collect()
 }
 
-/// Returns the masquerade addresses of a device by the next hop's subnet, as `inet_select_addr`
+/// Adds the masquerade addresses of a device by the next hop's subnet, as `inet_select_addr`
 /// chooses them: the primary address whose subnet (or whose peer's subnet) contains the next hop,
 /// else the device's first address, else the first address of any device.
-pub(super) fn sources(host_state: &HostState, index: u32) -> Vec<(Be32, u8, Be32)> {
-    let primary = |device: &u32| {
-        let own = host_state.addresses.get(device).into_iter().flatten();
-        own.filter(|address| !address.secondary && address.scope == 0)
-            .filter_map(|address| match address.address {
-                IpAddr::V4(v4) if !v4.is_loopback() => {
-                    let range = match address.peer {
-                        Some(IpAddr::V4(peer)) => peer,
-                        _ => v4,
-                    };
-                    Some((v4, range, address.prefix_len.min(32)))
-                }
-                _ => None,
-            })
-            .collect::<Vec<_>>()
-    };
-    let own = primary(&index);
+pub(super) fn add_masq_addresses<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    host_state: &HostState,
+    index: u32,
+) {
+    let own = primary::<F::Addr>(host_state, index);
     let first = own.first().copied().or_else(|| {
-        host_state
-            .addresses
-            .keys()
-            .find_map(|other| primary(other).first().copied())
+        let mut others = host_state.addresses.keys();
+        others.find_map(|&other| primary::<F::Addr>(host_state, other).first().copied())
     });
-    let by_subnet = own
-        .iter()
-        .map(|&(v4, range, len)| (Be32::from_std(range).prefix(len), len, Be32::from_std(v4)));
-    by_subnet
-        .chain(first.map(|(v4, ..)| (Be32::default(), 0, Be32::from_std(v4))))
+    let by_subnet = own.iter().map(|&(own, range)| (range, own));
+    let sources = by_subnet.chain(first.map(|(own, _)| ((F::Addr::default(), 0), own)));
+    for ((address, len), source) in sources {
+        let key = (index, address, len);
+        tables.masq_addresses.entry(key).or_insert(source);
+    }
+}
+
+/// Returns the primary addresses of a device, each with its subnet or its peer's.
+fn primary<A: Address + WireAddress>(host_state: &HostState, device: u32) -> Vec<(A, (A, u8))> {
+    let all = host_state.addresses.get(&device).into_iter().flatten();
+    all.filter(|address| !address.secondary && address.scope == 0)
+        .filter_map(|address| {
+            let own = A::of(address.address).filter(|own| !own.is_loopback())?;
+            let range = |at| A::range(at, address.prefix_len);
+            let of_peer = address.peer.and_then(range);
+            Some((own, of_peer.or_else(|| range(address.address))?))
+        })
         .collect()
 }

@@ -4,36 +4,38 @@
 use std::collections::BTreeMap;
 
 use forwarder_common::abi::{allowed, capacity};
-use forwarder_common::family::Be32;
 use ipnet::IpNet;
 
-use super::Policy;
+use super::{Bridged, BridgedNetwork, HostFamily};
 use crate::address::WireAddress as _;
-use crate::desired_state::DesiredState;
-use crate::host_state::{HostState, Network, NetworkOptions};
+use crate::desired_state::FamilyTables;
 
 /// Adds the sources that a network's containers may use besides their own: for the whole network,
 /// or for one container.
-pub(super) fn add_allowed(
-    tables: &mut DesiredState,
-    host_state: &HostState,
-    policy: &Policy,
-    (network, terms): (&Network, &NetworkOptions),
-    bridge: u32,
+pub(super) fn add_allowed<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    bridged: &Bridged<'_>,
+    network: &BridgedNetwork<'_>,
 ) {
-    let allowed = &mut tables.v4.allowed;
-    let route = |allowed: &mut BTreeMap<_, _>, (addr, len): (Be32, u8)| {
+    let bridge = network.bridge.index;
+    let allowed = &mut tables.allowed;
+    let route = |allowed: &mut BTreeMap<_, _>, (addr, len): (F::Addr, u8)| {
         // A range that contains all addresses says nothing about the device.
         if len != 0 {
             allowed.insert((allowed::ROUTES, addr, len), bridge);
         }
     };
-    for range in terms.allowed_sources.iter().filter_map(Be32::of_net) {
+    for range in network
+        .terms
+        .allowed_sources
+        .iter()
+        .filter_map(F::Addr::of_net)
+    {
         allowed.insert((bridge, range.0, range.1), allowed::EACH);
         route(allowed, range);
     }
-    for (veth, net, each) in container_sources(host_state, policy, (network, terms)) {
-        let Some(range) = Be32::of_net(net) else {
+    for (veth, net, each) in container_sources(bridged, network) {
+        let Some(range) = F::Addr::of_net(net) else {
             continue;
         };
         // A source for which there is no room is not allowed.
@@ -51,10 +53,13 @@ pub(super) fn add_allowed(
 /// of the container's veth, the range, and whether the network allows the range to each of its
 /// containers.
 pub(super) fn container_sources<'a>(
-    host_state: &'a HostState,
-    policy: &'a Policy,
-    (network, terms): (&'a Network, &'a NetworkOptions),
+    bridged: &'a Bridged<'_>,
+    of_bridge: &'a BridgedNetwork<'_>,
 ) -> impl Iterator<Item = (u32, &'a IpNet, bool)> {
+    let Bridged {
+        host_state, policy, ..
+    } = *bridged;
+    let BridgedNetwork { network, terms, .. } = of_bridge;
     let known = network.endpoints.iter().filter_map(|(id, at)| {
         let container = host_state.containers.get(&at.container)?;
         Some((*host_state.veths.get(id)?, container))

@@ -1,14 +1,61 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Devices: of which kind each is, and which programs it gets.
 
-use forwarder_common::abi::{Device, device, others};
-use forwarder_common::family::Be32;
+use forwarder_common::abi::{Device, TrustKey, device, others};
 
-use super::Policy;
-use super::addresses::sources;
 use super::ipsec::applying_policies;
+use super::{Bridged, BridgedNetwork, Policy};
 use crate::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, PeerVeth};
-use crate::host_state::{Container, HostState, Link, LinkLayer, Network, NetworkOptions};
+use crate::host_state::{Container, HostState, Link, LinkLayer, NetworkOptions};
+
+/// Adds all devices with their programs.
+pub(super) fn add_devices(tables: &mut DesiredState, bridged: &Bridged<'_>) {
+    let Bridged {
+        host_state,
+        policy,
+        networks,
+        ..
+    } = bridged;
+    for (&index, network) in networks {
+        add_trusted(tables, host_state, &network.terms, index);
+        let row = row(device::BRIDGE, index, network.bridge);
+        tables.devices.insert(index, row);
+        let hooks = [Hook::BridgeIn, Hook::BridgeOut];
+        tables.hooks.extend(hooks.map(|hook| (index, hook)));
+    }
+    for link in host_state.links.values() {
+        match link.master.and_then(|master| networks.get(&master)) {
+            Some(network) => {
+                let row = port(tables, host_state, network, link);
+                tables.devices.insert(link.index, row);
+                let hooks = [Hook::ContainerIn, Hook::ContainerOut];
+                tables.hooks.extend(hooks.map(|hook| (link.index, hook)));
+            }
+            None if is_outside(host_state, link) && !networks.contains_key(&link.index) => {
+                add_outside(tables, host_state, policy, link);
+            }
+            None if is_others(host_state, link) && !networks.contains_key(&link.index) => {
+                let row = row(device::OTHER, 0, link);
+                tables.devices.insert(link.index, row);
+            }
+            _ => {}
+        }
+    }
+    add_defrag_loopback(tables, host_state, policy);
+    add_others(tables, host_state);
+    if !tables.xdp.is_empty() {
+        add_peer_veths(tables, host_state);
+    }
+}
+
+fn add_defrag_loopback(tables: &mut DesiredState, host_state: &HostState, policy: &Policy) {
+    let mut links = host_state.links.values();
+    let defrag_loopback = links.find(|link| link.name == DEFRAG_LOOPBACK);
+    if let Some(link) = defrag_loopback.filter(|link| policy.reassembles && link.up) {
+        tables.defrag_loopback = link.index;
+        tables.hooks.insert((link.index, Hook::DefragOut));
+    }
+}
 
 /// Whether packets enter and leave the host through this device at the network layer. Excluded are:
 /// a port of a bridge or a bond, loopback, swarm's overlay devices, and devices with a name that
@@ -36,7 +83,7 @@ pub fn is_outside(host_state: &HostState, link: &Link) -> bool {
 /// Whether other software may forward through this device although it is not an outside device:
 /// loopback, IP over a link layer that Docker does not use, swarm's devices, our defragmentation
 /// loopback.
-pub(super) fn is_others(host_state: &HostState, link: &Link) -> bool {
+fn is_others(host_state: &HostState, link: &Link) -> bool {
     link.up && link.master.is_none() && !may_be_dockers(host_state, link)
 }
 
@@ -67,7 +114,7 @@ pub fn is_named_as_dockers(name: &str) -> bool {
     matches!(name, "docker0" | "docker_gwbridge") || name.strip_prefix("br-").is_some_and(is_id)
 }
 
-pub(super) fn row(kind: u32, bridge: u32, station: &Link) -> Device {
+fn row(kind: u32, bridge: u32, station: &Link) -> Device {
     Device {
         kind,
         bridge,
@@ -79,13 +126,17 @@ pub(super) fn row(kind: u32, bridge: u32, station: &Link) -> Device {
 
 /// Returns the device row of a bridge's port: a container's veth with the hardware address of the
 /// endpoint behind it, unless any address is allowed.
-pub(super) fn port(
+fn port(
     tables: &DesiredState,
     host_state: &HostState,
-    (network, terms): (&Network, &NetworkOptions),
+    of_port: &BridgedNetwork<'_>,
     link: &Link,
-    bridge: &Link,
 ) -> Device {
+    let BridgedNetwork {
+        network,
+        bridge,
+        terms,
+    } = of_port;
     let id = host_state
         .veths
         .iter()
@@ -99,13 +150,7 @@ pub(super) fn port(
     };
     let endpoint = id.and_then(|(id, _)| network.endpoints.get(id));
     let station = endpoint.and_then(|at| at.mac).filter(|_| !terms.any_mac);
-    let has_more = !terms.allowed_sources.is_empty()
-        || tables
-            .v4
-            .allowed
-            .range((link.index, Be32::default(), 0)..)
-            .next()
-            .is_some_and(|((device, ..), _)| *device == link.index);
+    let has_more = !terms.allowed_sources.is_empty() || tables.v4.allows_sources(link.index);
     Device {
         station: station.unwrap_or_default(),
         flags: if has_more {
@@ -117,12 +162,7 @@ pub(super) fn port(
     }
 }
 
-pub(super) fn add_outside(
-    tables: &mut DesiredState,
-    host_state: &HostState,
-    policy: &Policy,
-    link: &Link,
-) {
+fn add_outside(tables: &mut DesiredState, host_state: &HostState, policy: &Policy, link: &Link) {
     let ethernet = link.layer == LinkLayer::Ethernet;
     let mac = link.mac.filter(|_| ethernet).unwrap_or_default();
     let device = Device {
@@ -148,17 +188,25 @@ pub(super) fn add_outside(
         tables.hooks.insert((link.index, Hook::Uplink));
         tables.xdp.insert(link.index, kind);
     }
-    for (address, prefix_len, source) in sources(host_state, link.index) {
-        tables
-            .v4
-            .masq_addresses
-            .entry((link.index, address, prefix_len))
-            .or_insert(source);
+}
+
+fn add_trusted(
+    tables: &mut DesiredState,
+    host_state: &HostState,
+    terms: &NetworkOptions,
+    bridge: u32,
+) {
+    for name in &terms.trusted {
+        let device = host_state.links.values().find(|link| link.name == *name);
+        tables.trusted.extend(device.map(|link| TrustKey {
+            bridge,
+            ifindex: link.index,
+        }));
     }
 }
 
 /// Adds the peers of the veths of running containers: XDP may redirect into them.
-pub(super) fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
+fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
     let running = |container: &&Container| container.running && container.pid != 0;
     for container in host_state.containers.values().filter(running) {
         for endpoint in container.endpoints.values() {
@@ -182,7 +230,7 @@ pub(super) fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) 
 
 /// Marks devices on which the kernel's path must apply other software's configuration. What shapes
 /// a bridge also shapes all veths behind it.
-pub(super) fn add_others(tables: &mut DesiredState, host_state: &HostState) {
+fn add_others(tables: &mut DesiredState, host_state: &HostState) {
     let flags = |index: u32| {
         let shaping = host_state.others.shaped.get(&index);
         let inward = shaping.is_some_and(|shaping| shaping.inward.is_some());

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use forwarder_common::abi::{ingress, others};
-use forwarder_common::family::Be32;
 
+use super::HostFamily;
 use crate::address::WireAddress as _;
-use crate::desired_state::DesiredState;
+use crate::desired_state::FamilyTables;
 use crate::host_state::HostState;
 use crate::others::{Direction, IpsecPolicy, Reach, overlap};
 
@@ -35,16 +35,13 @@ fn is_of_the_host(host_state: &HostState, policy: &IpsecPolicy) -> bool {
 
 /// Adds the destinations to which masqueraded packets must not go without the protection that an
 /// IPsec policy demands.
-pub(super) fn add_protected(tables: &mut DesiredState, host_state: &HostState) {
+pub(super) fn add_protected<F: HostFamily>(tables: &mut FamilyTables<F>, host_state: &HostState) {
     for policy in applying_policies(host_state).filter(|policy| is_of_the_host(host_state, policy))
     {
         let (dst, len) = policy.dst;
-        let range = Be32::range(dst.into(), len);
+        let range = F::Addr::range(dst.into(), len);
         let key = range.map(|(dst, len)| (others::PROTECTED, dst, len));
-        tables
-            .v4
-            .ingress
-            .extend(key.map(|key| (key, ingress::ALLOW)));
+        tables.ingress.extend(key.map(|key| (key, ingress::ALLOW)));
     }
 }
 

@@ -5,21 +5,18 @@
 use std::net::IpAddr;
 
 use forwarder_common::abi::{
-    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6, allowed,
-    capacity,
+    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, Published6, allowed, capacity,
 };
 use forwarder_common::family::Be128;
 
-use super::Policy;
 use super::allowed_sources::container_sources;
 use super::networks::subnets;
-use super::published::place;
+use super::{Bridged, BridgedNetwork, Policy};
 use crate::acl::AclTable;
 use crate::address::WireAddress as _;
 use crate::desired_state::{DesiredState, Key6, Row6};
-use crate::host_state::{
-    Container, Family, HostPort, HostState, Ingress, Link, Network, NetworkOptions,
-};
+use crate::host_state::{Container, Family, HostState, Ingress, Link, Network};
+use crate::port_key::port_key6;
 
 /// Whether a network has IPv6.
 pub(super) fn is_in(network: &Network) -> bool {
@@ -29,9 +26,19 @@ pub(super) fn is_in(network: &Network) -> bool {
         .any(|subnet| subnet.address.is_ipv6())
 }
 
+/// Adds all tables but the access lists.
+pub(super) fn add_tables(tables: &mut DesiredState, bridged: &Bridged<'_>, lists: &mut AclTable) {
+    for network in bridged.networks.values() {
+        add_network(tables, bridged.host_state, network.network, network.bridge);
+        add_allowed(tables, bridged, network);
+    }
+    add_locals(tables, bridged.host_state);
+    add_published(tables, bridged.host_state, bridged.policy, lists);
+}
+
 /// Adds the host's own addresses; link-local addresses are per device. Loopback addresses never
 /// appear on a wire.
-pub(super) fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
+fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
     for address in host_state.addresses.values().flatten() {
         let IpAddr::V6(own) = address.address else {
             continue;
@@ -51,7 +58,7 @@ pub(super) fn add_locals(tables: &mut DesiredState, host_state: &HostState) {
 
 /// Adds a network's subnets and its containers' addresses, including the link-local address that
 /// follows from a container's MAC address.
-pub(super) fn add_network(
+fn add_network(
     tables: &mut DesiredState,
     host_state: &HostState,
     network: &Network,
@@ -92,16 +99,11 @@ pub(super) fn add_network(
 
 /// Adds the sources that a network's containers may use besides their own: for the whole network,
 /// or for one container.
-pub(super) fn add_allowed(
-    tables: &mut DesiredState,
-    host_state: &HostState,
-    policy: &Policy,
-    (network, terms): (&Network, &NetworkOptions),
-    bridge: u32,
-) {
-    if !is_in(network) {
+fn add_allowed(tables: &mut DesiredState, bridged: &Bridged<'_>, of_bridge: &BridgedNetwork<'_>) {
+    if !is_in(of_bridge.network) {
         return;
     }
+    let bridge = of_bridge.bridge.index;
     let rows = &mut tables.ipv6;
     let all = rows.keys().filter(|key| matches!(key, Key6::Allowed(..)));
     let mut room = (capacity::ALLOWED_SOURCES as usize).saturating_sub(all.count());
@@ -109,11 +111,16 @@ pub(super) fn add_allowed(
         let key = Key6::Allowed(AllowedKey6 { device, source }, len);
         rows.insert(key, Row6::Index(word));
     };
-    for range in terms.allowed_sources.iter().filter_map(Be128::of_net) {
+    for range in of_bridge
+        .terms
+        .allowed_sources
+        .iter()
+        .filter_map(Be128::of_net)
+    {
         room = room.saturating_sub(1);
         allow(bridge, range, allowed::EACH);
     }
-    for (veth, net, each) in container_sources(host_state, policy, (network, terms)) {
+    for (veth, net, each) in container_sources(bridged, of_bridge) {
         let Some(range) = Be128::of_net(net) else {
             continue;
         };
@@ -132,7 +139,7 @@ pub(super) fn add_allowed(
 
 /// Adds the clients of ports published on the host's IPv6 addresses, from Docker's list of running
 /// containers. A port that Docker does not list yet admits no client.
-pub(super) fn add_published(
+fn add_published(
     tables: &mut DesiredState,
     host_state: &HostState,
     policy: &Policy,
@@ -182,7 +189,9 @@ pub(super) fn add_published(
 /// Returns the bridges through which docker-proxy may reach a container: that of its IPv4 gateway,
 /// to which Docker up to 27 sends both families, and that of its IPv6 gateway.
 fn bridges_of(host_state: &HostState, container: &Container) -> [u32; 2] {
-    let by_ipv4 = host_state.gateway_of(container).map(|(id, _)| id);
+    let by_ipv4 = host_state
+        .gateway_of(container, Family::V4)
+        .map(|(id, _)| id);
     let by_ipv6 = container.gateway_endpoint(Family::V6, &host_state.networks);
     let by_ipv6 = by_ipv6.map(|(id, _)| id).filter(|&id| by_ipv4 != Some(id));
     [by_ipv4, by_ipv6].map(|id| {
@@ -202,11 +211,4 @@ pub(super) fn add_lists(tables: &mut DesiredState, lists: &AclTable) {
         (key, Row6::Index(word))
     });
     tables.ipv6.extend(rows);
-}
-
-/// Returns the key of a port that is published on an IPv6 address.
-#[must_use]
-pub fn port_key6(host: &HostPort) -> Option<PortKey6> {
-    let (addr, port, proto) = place(host)?;
-    Some(PortKey6 { addr, port, proto })
 }

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Networks, their subnets and their endpoints.
 
-use forwarder_common::abi::{Endpoint, TrustKey, network};
-use forwarder_common::family::{Be32, V4};
+use std::net::IpAddr;
 
-use super::{Policy, ipv6};
+use forwarder_common::abi::{Endpoint, network};
+
+use super::{Bridged, BridgedNetwork, HostFamily, Policy, ipv6};
+use crate::acl::AclTable;
 use crate::address::WireAddress;
-use crate::desired_state::{DesiredState, EndpointKey};
+use crate::desired_state::{EndpointKey, FamilyTables, NetworkRow};
 use crate::generation::generation;
 use crate::host_state::{GatewayMode, HostState, Link, Network, NetworkOptions};
 
 /// Returns the flags of a network.
-pub(super) fn flags(network: &Network, terms: &NetworkOptions, policy: &Policy) -> u32 {
+fn flags(network: &Network, terms: &NetworkOptions, policy: &Policy) -> u32 {
     let isolated = terms.mode == GatewayMode::Isolated;
     let routed = terms.mode == GatewayMode::Routed;
     let unprotected = terms.mode == GatewayMode::NatUnprotected;
@@ -31,38 +33,47 @@ pub(super) fn flags(network: &Network, terms: &NetworkOptions, policy: &Policy) 
     .sum()
 }
 
-pub(super) fn add_trusted(
-    tables: &mut DesiredState,
-    host_state: &HostState,
-    terms: &NetworkOptions,
-    bridge: u32,
-) {
-    for name in &terms.trusted {
-        let device = host_state.links.values().find(|link| link.name == *name);
-        tables.trusted.extend(device.map(|link| TrustKey {
-            bridge,
-            ifindex: link.index,
-        }));
-    }
-}
-
 /// Returns a network's subnets of one family.
 pub(super) fn subnets<A: WireAddress>(network: &Network) -> impl Iterator<Item = (A, u8)> {
     let all = network.subnets.iter();
     all.filter_map(|subnet| A::range(subnet.address, subnet.prefix_len))
 }
 
-pub(super) fn add_network(
-    tables: &mut DesiredState,
-    host_state: &HostState,
+/// Adds a network, its subnets, its default endpoint and its containers' endpoints.
+pub(super) fn add_network<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    bridged: &Bridged<'_>,
+    of_bridge: &BridgedNetwork<'_>,
+    lists: &mut AclTable,
+) {
+    let BridgedNetwork {
+        network,
+        bridge,
+        terms,
+    } = of_bridge;
+    let gateway = bridged.host_state.gateway(network, F::FAMILY);
+    let source = terms.host_ipv4.map(IpAddr::V4);
+    let row = NetworkRow {
+        flags: flags(network, terms, bridged.policy),
+        gateway: gateway.and_then(F::Addr::of).unwrap_or_default(),
+        source: source.and_then(F::Addr::of).unwrap_or_default(),
+        policy: lists.id(&terms.ingress),
+    };
+    tables.networks.insert(bridge.index, row);
+    let subnets = subnets(network).map(|subnet| (subnet, bridge.index));
+    tables.subnets.extend(subnets);
+    add_default_endpoint(tables, network, bridge);
+    add_endpoints(tables, bridged.host_state, network, bridge);
+}
+
+/// Adds the network's default endpoint. It stands in for containers that are not known yet. Its
+/// generation changes whenever a container comes or goes, so that flows created under the default
+/// endpoint do not pass to the next container.
+fn add_default_endpoint<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
     network: &Network,
     bridge: &Link,
 ) {
-    let subnets = subnets(network).map(|subnet| (subnet, bridge.index));
-    tables.v4.subnets.extend(subnets);
-    // The network's default endpoint stands in for containers that are not known yet. Its
-    // generation changes whenever a container comes or goes, so that flows created under the
-    // default endpoint do not pass to the next container.
     let names = network.endpoints.keys().map(|id| id.0.as_str());
     let default_endpoint = Endpoint {
         generation: generation(std::iter::once(network.id.0.as_str()).chain(names)),
@@ -70,12 +81,20 @@ pub(super) fn add_network(
         mtu: bridge.mtu,
         ..Endpoint::default()
     };
-    tables
-        .v4
-        .endpoints
-        .insert(EndpointKey::Default(bridge.index), default_endpoint);
+    let key = EndpointKey::Default(bridge.index);
+    tables.endpoints.insert(key, default_endpoint);
+}
+
+fn add_endpoints<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    host_state: &HostState,
+    network: &Network,
+    bridge: &Link,
+) {
     for (id, at) in &network.endpoints {
-        let Some(address) = at.ipv4 else { continue };
+        let Some(addr) = at.address(F::FAMILY).and_then(F::Addr::of) else {
+            continue;
+        };
         let veth = host_state
             .veths
             .get(id)
@@ -84,17 +103,15 @@ pub(super) fn add_network(
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&at.mac.unwrap_or_default());
         macs[6..].copy_from_slice(&bridge.mac.unwrap_or_default());
-        let endpoint: Endpoint<V4> = Endpoint {
+        let endpoint = Endpoint {
             generation: generation([id.0.as_str()]),
             ifindex: veth.map_or(0, |link| link.index),
             bridge: bridge.index,
             mtu: veth.map_or(bridge.mtu, |link| link.mtu),
-            addr: Be32::from_std(address),
+            addr,
             macs,
         };
-        tables
-            .v4
-            .endpoints
-            .insert(EndpointKey::Address(Be32::from_std(address)), endpoint);
+        let key = EndpointKey::Address(addr);
+        tables.endpoints.insert(key, endpoint);
     }
 }

@@ -2,38 +2,38 @@
 //! Published ports and links: which clients may reach which port, and what its target is.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 
 use forwarder_common::abi::{LinkKey, PortKey, ServerKey, capacity};
-use forwarder_common::family::{Be16, Be32, V4};
-use forwarder_common::wire::proto;
+use forwarder_common::family::Be16;
 
-use super::Policy;
+use super::{Bridged, HostFamily, Policy};
 use crate::acl::AclTable;
-use crate::address::WireAddress;
-use crate::desired_state::{DesiredState, Target};
+use crate::address::WireAddress as _;
+use crate::desired_state::{FamilyTables, Target};
 use crate::generation::generation;
 use crate::host_state::{
-    Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, NetworkOptions, Proto,
+    Container, GatewayMode, HostPort, HostState, Ingress, Network, NetworkId, Proto,
 };
+use crate::port_key::{number, port_key};
 
 /// Adds the published ports: ports that shims have bound; ports that Docker lists for running
 /// containers without a shim, whose target is the container's gateway endpoint; and, where a
 /// network allows direct access, the containers' own addresses. A routed network has no ports of
 /// the host.
-pub(super) fn add_published(
-    tables: &mut DesiredState,
-    host_state: &HostState,
-    policy: &Policy,
-    terms: &BTreeMap<&NetworkId, NetworkOptions>,
+pub(super) fn add_published<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    bridged: &Bridged<'_>,
     lists: &mut AclTable,
 ) {
+    let Bridged {
+        host_state, policy, ..
+    } = *bridged;
     let is_routed = |id: &NetworkId| {
-        let terms = terms.get(id);
+        let terms = bridged.terms(id);
         terms.is_some_and(|terms| terms.mode == GatewayMode::Routed)
     };
     for (port, bound) in &host_state.bound {
-        let (Some(key), IpAddr::V4(address)) = (port_key(port), bound.container_ip) else {
+        let (Some(key), Some(address)) = (port_key(port), F::Addr::of(bound.container_ip)) else {
             continue;
         };
         let endpoint = host_state.endpoint_at(bound.container_ip);
@@ -43,10 +43,11 @@ pub(super) fn add_published(
         let labels = endpoint.and_then(|(_, container)| host_state.containers.get(container));
         let list = policy.rules.ingress(labels, port);
         let target = target(key, address, bound.container_port, lists.id(&list));
-        tables.v4.published.insert(key, target);
+        tables.published.insert(key, target);
     }
     for container in host_state.containers.values().filter(|c| c.running) {
-        if let Some((network, address)) = host_state.gateway_of(container)
+        if let Some((network, address)) = host_state.gateway_of(container, F::FAMILY)
+            && let Some(address) = F::Addr::of(address)
             && !is_routed(network)
         {
             for binding in &container.ports {
@@ -55,12 +56,13 @@ pub(super) fn add_published(
                 };
                 let list = policy.rules.ingress(Some(container), &binding.host());
                 let list = lists.id(&list);
-                let published = tables.v4.published.entry(key);
+                let published = tables.published.entry(key);
                 published.or_insert_with(|| target(key, address, binding.container_port, list));
             }
         }
         for (network, endpoint) in &container.endpoints {
-            let (Some(address), Some(terms)) = (endpoint.ipv4, terms.get(network)) else {
+            let (Some(ip), Some(terms)) = (endpoint.address(F::FAMILY), bridged.terms(network))
+            else {
                 continue;
             };
             let straight = matches!(
@@ -69,15 +71,11 @@ pub(super) fn add_published(
             ) || policy.direct_routing
                 || !terms.trusted.is_empty();
             for &(proto, port) in container.published.iter().filter(|_| straight) {
-                let own = HostPort {
-                    proto,
-                    ip: address.into(),
-                    port,
-                };
-                if let Some(key) = port_key(&own) {
+                let own = HostPort { proto, ip, port };
+                if let Some(key) = port_key::<F>(&own) {
                     let list = straight_ingress(container, policy, (proto, port));
-                    let target = target(key, address, port, lists.id(&list));
-                    tables.v4.published.insert(key, target);
+                    let target = target(key, key.addr, port, lists.id(&list));
+                    tables.published.insert(key, target);
                 }
             }
         }
@@ -88,9 +86,9 @@ pub(super) fn add_published(
 /// Adds the host port that replaces a container's source port when the container opens a flow from
 /// a port that it publishes: the host port with the same number, which needs no row, else the
 /// lowest. A port without room in the map is translated as any other.
-fn add_seen_as(tables: &mut DesiredState) {
-    let mut seen = BTreeMap::<ServerKey<V4>, u16>::new();
-    for (key, target) in &tables.v4.published {
+fn add_seen_as<F: HostFamily>(tables: &mut FamilyTables<F>) {
+    let mut seen = BTreeMap::<ServerKey<F>, u16>::new();
+    for (key, target) in &tables.published {
         // A directly reached port has no host port that stands for it.
         if key.addr == target.addr {
             continue;
@@ -111,16 +109,16 @@ fn add_seen_as(tables: &mut DesiredState) {
         .into_iter()
         .filter(|(server, port)| *port != server.port.get())
         .map(|(server, port)| (server, u32::from(port)));
-    tables.v4.seen_as = others.take(capacity::SEEN_AS as usize).collect();
+    tables.seen_as = others.take(capacity::SEEN_AS as usize).collect();
 }
 
 /// Returns a port's target. The same target is the same mapping, whichever source reports it first.
 /// A new container at the same address has another endpoint generation, which flows also record.
 #[must_use]
-fn target(key: PortKey<V4>, address: Ipv4Addr, port: u16, policy: u32) -> Target<V4> {
-    let name = format!("{key:?} {address}:{port}");
+fn target<F: HostFamily>(key: PortKey<F>, addr: F::Addr, port: u16, policy: u32) -> Target<F> {
+    let name = format!("{key:?} {}:{port}", addr.ip());
     Target {
-        addr: Be32::from_std(address),
+        addr,
         port: Be16::new(port),
         policy,
         generation: generation([name.as_str()]),
@@ -146,47 +144,33 @@ fn straight_ingress(
 
 /// Adds what links open between containers of a network without inter-container communication: the
 /// child's exposed ports, to the parent. As with Docker, this is for the default bridge only.
-pub(super) fn add_links(tables: &mut DesiredState, host_state: &HostState, network: &Network) {
+pub(super) fn add_links<F: HostFamily>(
+    tables: &mut FamilyTables<F>,
+    host_state: &HostState,
+    network: &Network,
+) {
     if network.bridge.as_deref() != Some("docker0") {
         return;
     }
-    let address = |container: &Container| container.endpoints.get(&network.id)?.ipv4;
+    let address = |container: &Container| {
+        let endpoint = container.endpoints.get(&network.id)?;
+        endpoint.address(F::FAMILY).and_then(F::Addr::of)
+    };
     let running = || host_state.containers.values().filter(|c| c.running);
     for parent in running() {
         let children = running().filter(|child| parent.links.contains(&child.name));
         for child in children {
-            let (Some(parent), Some(to)) = (address(parent), address(child)) else {
+            let (Some(parent), Some(addr)) = (address(parent), address(child)) else {
                 continue;
             };
             for &(proto, port) in &child.exposed {
-                tables.v4.links.insert(LinkKey {
-                    parent: Be32::from_std(parent),
-                    child: Be32::from_std(to),
+                tables.links.insert(LinkKey {
+                    parent,
+                    child: addr,
                     port: Be16::new(port),
                     proto: number(proto),
                 });
             }
         }
-    }
-}
-
-/// Returns the datapath's key of a published port if its address is IPv4.
-#[must_use]
-pub fn port_key(host: &HostPort) -> Option<PortKey<V4>> {
-    let (addr, port, proto) = place(host)?;
-    Some(PortKey { addr, port, proto })
-}
-
-/// Returns the parts of a port's key if its address is of the family.
-pub(super) fn place<A: WireAddress>(host: &HostPort) -> Option<(A, Be16, u16)> {
-    Some((A::of(host.ip)?, Be16::new(host.port), number(host.proto)))
-}
-
-/// Returns the number of a protocol whose ports the datapath translates.
-fn number(proto: Proto) -> u16 {
-    match proto {
-        Proto::Tcp => proto::TCP as u16,
-        Proto::Udp => proto::UDP as u16,
-        Proto::Sctp => proto::SCTP as u16,
     }
 }

@@ -70,6 +70,16 @@ pub struct FamilyTables<F: Family> {
     pub allowed: BTreeMap<(u32, F::Addr, u8), u32>,
 }
 
+impl<F: Family> FamilyTables<F> {
+    /// Whether a device has allowed sources of its own.
+    #[must_use]
+    pub fn allows_sources(&self, device: u32) -> bool {
+        let first = (device, F::Addr::default(), 0);
+        let mut from = self.allowed.range(first..);
+        from.next().is_some_and(|((of, ..), _)| *of == device)
+    }
+}
+
 /// The slots in which the kernel holds rows of a family.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Slots<F: Family> {

@@ -3,8 +3,11 @@
 
 use forwarder_common::abi::{Endpoint, LinkKey, PortKey, ServerKey};
 use forwarder_common::family::Family;
+use forwarder_protocol::HostPort;
 
+use crate::address::WireAddress;
 use crate::desired_state::{EndpointKey, NetworkRow, Target};
+use crate::port_key::host_port;
 
 /// One change of a family's tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +95,26 @@ impl<F: Family> FamilyChange<F> {
             | Self::DropNetwork(index)
             | Self::PutSubnet(_, index) => Some(index),
             Self::PutEndpoint { endpoint, .. } => Some(endpoint.bridge),
+            _ => None,
+        }
+    }
+}
+
+impl<F: Family<Addr: WireAddress>> FamilyChange<F> {
+    /// As [`Change::publishes`](super::Change::publishes).
+    #[must_use]
+    pub fn publishes(&self) -> Option<HostPort> {
+        match self {
+            Self::PutPublished { key, .. } => host_port(key),
+            _ => None,
+        }
+    }
+
+    /// As [`Change::withdraws`](super::Change::withdraws).
+    #[must_use]
+    pub fn withdraws(&self) -> Option<HostPort> {
+        match self {
+            Self::DropPublished { key, .. } => host_port(key),
             _ => None,
         }
     }

@@ -127,6 +127,16 @@ pub struct NetworkEndpoint {
     pub mac: Option<Mac>,
 }
 
+impl NetworkEndpoint {
+    /// Returns its address of a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.ipv4.map(IpAddr::V4),
+            Family::V6 => self.ipv6.map(IpAddr::V6),
+        }
+    }
+}
+
 /// A Docker network of any driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Network {
@@ -173,6 +183,16 @@ pub struct Endpoint {
     pub gateway_v6: Option<Ipv6Addr>,
     /// `--network …,gw-priority=N` (Docker 28 and later; otherwise 0).
     pub gateway_priority: i64,
+}
+
+impl Endpoint {
+    /// Returns its address of a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.ipv4.map(IpAddr::V4),
+            Family::V6 => self.ipv6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// One published port.

@@ -4,11 +4,9 @@
 use std::net::IpAddr;
 
 use forwarder_common::abi::network;
-use forwarder_common::family::Be32;
-use forwarder_state::address::WireAddress as _;
-use forwarder_state::desired::{port_key, port_key6};
 use forwarder_state::desired_state::{DesiredState, Key6};
 use forwarder_state::host_state::{HostPort, HostState};
+use forwarder_state::port_key::port_key6;
 use serde_json::Value;
 
 use super::Agent;
@@ -56,13 +54,11 @@ impl Agent {
                 None => Err(format!("{port} is no longer to be served by docker-proxy")),
             };
         }
-        let key =
-            port_key(port).ok_or_else(|| format!("{port} is not an IPv4 port of TCP or UDP"))?;
         let wanted = host_state.bound.get(port).map(|bound| bound.container_ip);
-        let target = self.tables.v4.published.get(&key).map(|target| target.addr);
-        match (wanted, self.unpublished.get(&key)) {
+        let target = self.tables.target(port);
+        match (wanted, self.unpublished.get(port)) {
             (_, Some(why)) => Err(format!("the kernel refuses the mapping of {port}: {why}")),
-            (Some(IpAddr::V4(wanted)), None) if target == Some(Be32::from_std(wanted)) => Ok(()),
+            (Some(wanted), None) if target == Some(wanted) => Ok(()),
             // A routed network publishes no ports of the host, so none is missing.
             (Some(wanted), None) if target.is_none() && self.is_routed(host_state, wanted) => {
                 Ok(())
@@ -77,7 +73,7 @@ impl Agent {
             .endpoint_at(address)
             .map(|(id, _)| &host_state.networks[id]);
         let bridge = network.and_then(|network| host_state.bridge(network));
-        let row = bridge.and_then(|link| self.tables.v4.networks.get(&link.index));
-        row.is_some_and(|row| row.flags & network::ROUTED != 0)
+        let flags = bridge.and_then(|link| self.tables.network_flags(link.index));
+        flags.is_some_and(|flags| flags & network::ROUTED != 0)
     }
 }

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use forwarder_common::abi::{capacity, device};
-use forwarder_common::family::Be32;
-use forwarder_state::desired::{Policy, desired, port_key};
+use forwarder_state::desired::{Policy, desired};
 use forwarder_state::desired_state::{
-    DEFRAG_LOOPBACK, DesiredState, Hook, Key6, Observed, SocketHook,
+    DEFRAG_LOOPBACK, DesiredState, Hook, Key6, MasqAddresses, Observed, SocketHook,
 };
-use forwarder_state::diff::{Change, FamilyChange, diff};
+use forwarder_state::diff::{Change, diff};
 use forwarder_state::host_state::HostState;
 use forwarder_state::own_rules::Rules;
 
@@ -28,7 +27,7 @@ const LINK_CHECK: Duration = Duration::from_secs(5);
 #[derive(PartialEq, Eq)]
 pub(super) struct Routing {
     generation: u32,
-    sources: BTreeMap<(u32, Be32, u8), Be32>,
+    sources: MasqAddresses,
     /// The MTU of every device that packets may leave through.
     devices: BTreeMap<u32, u32>,
 }
@@ -42,7 +41,7 @@ impl Routing {
         let mtu = |index: &u32| host_state.links.get(index).map_or(0, |link| link.mtu);
         Self {
             generation: host_state.route_generation,
-            sources: tables.v4.masq_addresses.clone(),
+            sources: tables.masq_addresses(),
             devices: outside.map(|(index, _)| (*index, mtu(index))).collect(),
         }
     }
@@ -116,8 +115,7 @@ impl Agent {
         // After a port is published, a flow that holds a port on the host checks once whether the
         // port is still its own, and ends otherwise: see `pipeline::access`. The generation never
         // returns to an earlier value, because an idle flow may still carry that value.
-        let is_new = |(key, target)| observed.tables.v4.published.get(key) != Some(target);
-        if tables.v4.published.iter().any(is_new) || self.lists != Some(tables.policy) {
+        if tables.publishes_more(&observed.tables) || self.lists != Some(tables.policy) {
             self.policy_generation = self.policy_generation.wrapping_add(1).max(1);
             self.lists = Some(tables.policy);
         }
@@ -236,12 +234,8 @@ impl Agent {
     /// Omits host addresses that exceed the map's capacity. Packets to these addresses still reach
     /// the host by the kernel's routes, but they do not reach published ports.
     fn limit_host_addresses(&mut self, tables: &mut DesiredState) {
-        let all = tables.v4.host_addresses.len();
-        while tables.v4.host_addresses.len() > capacity::HOST_ADDRESSES as usize {
-            tables.v4.host_addresses.pop_last();
-        }
-        let crowded = tables.v4.host_addresses.len() < all;
-        if crowded && !self.crowded {
+        let crowded = tables.limit_host_addresses();
+        if let Some(all) = crowded.filter(|_| !self.crowded) {
             let room = capacity::HOST_ADDRESSES;
             tracing::warn!(
                 "the host has {all} addresses and local ranges, but the kernel's map holds {room}: \
@@ -249,12 +243,12 @@ impl Agent {
                  local …) instead of single addresses"
             );
         }
-        self.crowded = crowded;
+        self.crowded = crowded.is_some();
     }
 
     fn failed(&mut self, op: &Change, error: &anyhow::Error) {
-        if let Change::V4(FamilyChange::PutPublished { key, .. }) = *op {
-            self.unpublished.insert(key, format!("{error:#}"));
+        if let Some(port) = op.publishes() {
+            self.unpublished.insert(port, format!("{error:#}"));
         }
         if matches!(
             op,
@@ -296,11 +290,8 @@ impl Agent {
 /// Whether a change removes a port that a shim has released. This is known even while Docker does
 /// not answer.
 fn is_given_back(host_state: &HostState, op: &Change) -> bool {
-    let Change::V4(FamilyChange::DropPublished { key, .. }) = op else {
-        return false;
-    };
-    let mut given_back = host_state.unbound.iter().filter_map(port_key);
-    given_back.any(|port| port == *key)
+    let port = op.withdraws();
+    port.is_some_and(|port| host_state.unbound.contains(&port))
 }
 
 /// Returns the names of the devices that programs are to be attached to.

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the agent asks of the tables of all families, in the standard library's types: the one place
+//! that chooses the family.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use forwarder_common::abi::capacity;
+use forwarder_common::family::Family;
+use forwarder_protocol::HostPort;
+
+use super::{DesiredState, FamilyTables};
+use crate::address::WireAddress;
+use crate::port_key::port_key;
+
+/// Masquerade addresses by device index and the next hop's subnet.
+pub type MasqAddresses = BTreeMap<(u32, IpAddr, u8), IpAddr>;
+
+impl DesiredState {
+    /// Returns the number of networks.
+    #[must_use]
+    pub fn networks(&self) -> usize {
+        self.v4.networks.len()
+    }
+
+    /// Returns the number of published ports.
+    #[must_use]
+    pub fn published(&self) -> usize {
+        self.v4.published.len()
+    }
+
+    /// Returns the flags of a bridge's network ([`network`](forwarder_common::abi::network)); none
+    /// if there is no such network.
+    #[must_use]
+    pub fn network_flags(&self, bridge: u32) -> Option<u32> {
+        self.v4.networks.get(&bridge).map(|row| row.flags)
+    }
+
+    /// Returns the container's address that a published port leads to.
+    #[must_use]
+    pub fn target(&self, port: &HostPort) -> Option<IpAddr> {
+        self.v4.target(port)
+    }
+
+    /// Whether a published port leads elsewhere than in `held`, or is not there.
+    #[must_use]
+    pub fn publishes_more(&self, held: &Self) -> bool {
+        self.v4.publishes_more(&held.v4)
+    }
+
+    /// Returns the masquerade addresses.
+    #[must_use]
+    pub fn masq_addresses(&self) -> MasqAddresses {
+        self.v4.masq_addresses().collect()
+    }
+
+    /// Omits host addresses that exceed a map's capacity. Returns how many there were if any are
+    /// omitted.
+    pub fn limit_host_addresses(&mut self) -> Option<usize> {
+        self.v4.limit_host_addresses()
+    }
+}
+
+impl<F: Family<Addr: WireAddress>> FamilyTables<F> {
+    fn target(&self, port: &HostPort) -> Option<IpAddr> {
+        let target = self.published.get(&port_key(port)?)?;
+        Some(target.addr.ip())
+    }
+
+    fn publishes_more(&self, held: &Self) -> bool {
+        let is_new = |(key, target)| held.published.get(key) != Some(target);
+        self.published.iter().any(is_new)
+    }
+
+    fn masq_addresses(&self) -> impl Iterator<Item = ((u32, IpAddr, u8), IpAddr)> {
+        let all = self.masq_addresses.iter();
+        all.map(|(&(device, next_hop, len), source)| ((device, next_hop.ip(), len), source.ip()))
+    }
+
+    fn limit_host_addresses(&mut self) -> Option<usize> {
+        let all = self.host_addresses.len();
+        while self.host_addresses.len() > capacity::HOST_ADDRESSES as usize {
+            self.host_addresses.pop_last();
+        }
+        (self.host_addresses.len() < all).then_some(all)
+    }
+}
