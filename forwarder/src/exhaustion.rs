@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Log messages about exhausted resources: flow records, ports, or a container's quota. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use forwarder_common::family::Be32;
 use forwarder_common::reason::Reason;
 use forwarder_state::host_state::HostState;
 
@@ -51,16 +50,11 @@ impl Exhaustion {
 
 /// Returns the container that created most of the live flows, from the number of flows of each
 /// address.
-pub(crate) fn holder(host_state: &HostState, opened: &[(Be32, u32)]) -> Option<String> {
+pub(crate) fn holder(host_state: &HostState, opened: &[(IpAddr, u32)]) -> Option<String> {
     let &(address, flows) = opened.iter().max_by_key(|(_, flows)| flows)?;
-    let address = Ipv4Addr::from(address.octets());
-    let mut endpoints = host_state
-        .networks
-        .values()
-        .flat_map(|network| network.endpoints.values());
-    let container = endpoints
-        .find(|endpoint| endpoint.ipv4 == Some(address))
-        .and_then(|endpoint| host_state.containers.get(&endpoint.container));
+    let container = host_state
+        .endpoint_at(address)
+        .and_then(|(_, container)| host_state.containers.get(container));
     let name = container.map_or("a container", |container| &container.name);
     (flows > 0).then(|| format!(" Most open flows: {name} ({address}), {flows}."))
 }
@@ -99,7 +93,7 @@ mod tests {
     #[test]
     fn container_with_most_flows_is_named() {
         let host_state = HostState::default();
-        let address = |last| Be32::from_octets([172, 17, 0, last]);
+        let address = |last| IpAddr::from([172, 17, 0, last]);
         let opened = [(address(2), 5), (address(3), 70), (address(4), 0)];
         assert_eq!(
             holder(&host_state, &opened).unwrap(),

@@ -8,16 +8,17 @@ mod rows;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use forwarder_common::abi::{FlowState, Tuple};
+use forwarder_common::abi::{FlowState, PortKey};
 use forwarder_common::clock::{Ticks, reached, to_seconds};
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::Family as AddressFamily;
 use forwarder_common::reason::Reason;
 use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::proto;
+use forwarder_state::address::WireAddress;
 use forwarder_state::desired::{applying_policies, reach};
-use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
+use forwarder_state::desired_state::{DesiredState, FamilyTables, Hook, SocketHook, Target};
 use forwarder_state::host_state::{Family, HostState};
 use forwarder_state::others::{Others, OurTable};
 
@@ -36,29 +37,35 @@ pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
         .flat_map(|network| network.endpoints.values())
         .filter_map(|endpoint| {
             let container = host_state.containers.get(&endpoint.container)?;
-            Some((endpoint.ipv4?, &container.name))
+            let addresses = [Family::V4, Family::V6].map(|family| endpoint.address(family));
+            Some((addresses, &container.name))
         })
+        .flat_map(|(addresses, name)| addresses.into_iter().flatten().map(move |at| (at, name)))
         .collect::<BTreeMap<_, _>>();
-    let mut rows = tables
-        .v4
-        .published
-        .iter()
-        .map(|(key, target)| {
-            let container = ipv4(target.addr);
-            PortRow {
-                proto: proto_name(u32::from(key.proto)),
-                host_ip: ipv4(key.addr).into(),
-                host_port: key.port.get(),
-                container: owners.get(&container).map(ToString::to_string),
-                container_ip: container.into(),
-                container_port: target.port.get(),
-            }
-        })
-        .collect::<Vec<_>>();
+    let mut rows = port_rows(&tables.v4, &owners);
     rows.sort_by(|a, b| {
         (a.host_port, &a.proto, a.host_ip).cmp(&(b.host_port, &b.proto, b.host_ip))
     });
     rows
+}
+
+/// Returns the published ports of a family. `owners` are the containers' names by address.
+fn port_rows<F: AddressFamily<Addr: WireAddress>>(
+    tables: &FamilyTables<F>,
+    owners: &BTreeMap<IpAddr, &String>,
+) -> Vec<PortRow> {
+    let row = |(key, target): (&PortKey<F>, &Target<F>)| {
+        let container = target.addr.ip();
+        PortRow {
+            proto: proto_name(u32::from(key.proto)),
+            host_ip: key.addr.ip(),
+            host_port: key.port.get(),
+            container: owners.get(&container).map(ToString::to_string),
+            container_ip: container,
+            container_port: target.port.get(),
+        }
+    };
+    tables.published.iter().map(row).collect()
 }
 
 /// Returns the bridge networks by name.
@@ -83,7 +90,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
                 icc: network.terms.icc,
                 masquerade: network.terms.masquerade,
                 endpoints: network.endpoints.len(),
-                programmed: bridge.is_some_and(|index| tables.v4.networks.contains_key(&index)),
+                programmed: bridge.is_some_and(|index| tables.network_flags(index).is_some()),
             })
         })
         .collect::<Vec<_>>();
@@ -115,7 +122,7 @@ pub fn endpoints(host_state: &HostState, tables: &DesiredState) -> Vec<EndpointR
                     |known| known.name.clone(),
                 ),
                 id: endpoint.container.0.clone(),
-                address: endpoint.ipv4,
+                address: endpoint.address(Family::V4),
                 mac: endpoint
                     .mac
                     .map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
@@ -155,10 +162,10 @@ pub fn flow_row(flow: &FlowSnapshot, now: Ticks) -> FlowRow {
         0
     };
     FlowRow {
-        proto: proto_name(flow.original.proto),
-        original: ends(&flow.original),
-        reply: ends(&flow.reply),
-        state: state(flow.original.proto, flow.flow_state).to_owned(),
+        proto: proto_name(flow.proto),
+        original: flow.original,
+        reply: flow.reply,
+        state: state(flow.proto, flow.flow_state).to_owned(),
         packets: flow.packets.iter().sum(),
         bytes: flow.bytes.iter().sum(),
         idle_s: to_seconds(idle),
@@ -287,15 +294,6 @@ pub fn status(
     }
 }
 
-fn ends(tuple: &Tuple<V4>) -> Ends {
-    Ends {
-        src: ipv4(tuple.src).into(),
-        sport: tuple.sport.get(),
-        dst: ipv4(tuple.dst).into(),
-        dport: tuple.dport.get(),
-    }
-}
-
 /// States of flows whose protocol has no states of its own.
 const ASSURED: &str = "ASSURED";
 const REPLIED: &str = "REPLIED";
@@ -321,8 +319,4 @@ fn proto_name(number: u32) -> String {
         proto::ICMP => "icmp".to_owned(),
         other => other.to_string(),
     }
-}
-
-fn ipv4(address: Be32) -> Ipv4Addr {
-    address.octets().into()
 }

@@ -9,6 +9,7 @@
 mod fixtures;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use forwarder::datapath::{Simulated, View, now};
@@ -90,11 +91,12 @@ fn million_answered_syns_evict_no_connection() -> Result<()> {
             by_veth(kernel, WEB_VETH, &answers(port, SYN | ACK))?;
             by_uplink(kernel, &asks(port, ACK))?;
         }
+        let client = IpAddr::from(CLIENT.octets());
         let standing = |view: &View| -> BTreeMap<u16, _> {
             let flows = view.flows(now()).into_iter();
-            let of_client = flows.filter(|flow| flow.original.src == CLIENT);
+            let of_client = flows.filter(|flow| flow.original.src == client);
             let known =
-                of_client.map(|flow| (flow.original.sport.get(), (flow.flow_state, flow.packets)));
+                of_client.map(|flow| (flow.original.sport, (flow.flow_state, flow.packets)));
             known.collect()
         };
         let before = standing(view);

@@ -6,14 +6,13 @@
 //! events together are all events. If a watcher was killed, the agent notices it and makes the
 //! programs stop counting.
 
-use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
-use forwarder_common::abi::{FlowState, ORIGINAL, REPLY, name};
+use forwarder_common::abi::name;
 use forwarder_common::clock::Ticks;
 use forwarder_common::event::EventKind;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -21,7 +20,8 @@ use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
 use super::coarse;
-use super::maps::{self, FlowSnapshot, pinned};
+use super::flows::FlowSnapshot;
+use super::maps::{self, pinned};
 use super::pins::Pins;
 
 /// How long the programs write events after a watcher's last renewal.
@@ -113,21 +113,10 @@ impl Events {
             let Some(event) = maps::event(&entry) else {
                 continue;
             };
-            let flow = FlowSnapshot {
-                original: event.tuples[ORIGINAL].get(),
-                reply: event.tuples[REPLY].get(),
-                index: event.index.get(),
-                flow_state: FlowState(event.flow_state.get()),
-                packets: event.packets.map(Cell::into_inner),
-                bytes: event.bytes.map(Cell::into_inner),
-                created: event.created.get(),
-                seen: event.seen.get(),
-                expires: event.expires.get(),
-            };
             return Some(FlowEvent {
                 news: EventKind::from_u32(event.kind.get()),
                 at: event.at.get(),
-                flow,
+                flow: FlowSnapshot::of_event(&event),
             });
         }
         None

@@ -9,7 +9,8 @@ use aya::Ebpf;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use forwarder_common::conntrack::flow_operation::Ending;
 
-use super::maps::{FlowSnapshot, Maps};
+use super::flows::FlowSnapshot;
+use super::maps::Maps;
 use super::pins::Pins;
 
 /// The names of the programs in the object.

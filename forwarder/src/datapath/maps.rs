@@ -5,20 +5,16 @@
     reason = "vouches that the ABI's structures are plain bytes"
 )]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::Pod;
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf};
 use forwarder_common::abi::{
-    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, FlowState, HOST,
-    HostAddressKey6, IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, NextHop, ORIGINAL,
-    OUTSIDE, OwnerKey6, Peer, PortKey, PortKey6, Published, Published6, Quota, REPLY, ServerKey,
-    Settings, SocketKey, TrustKey, Tuple, capacity, name,
+    AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6,
+    IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Peer, PortKey, PortKey6,
+    Published, Published6, Quota, ServerKey, Settings, SocketKey, TrustKey, Tuple, capacity, name,
 };
-use forwarder_common::clock::{Ticks, reached};
-use forwarder_common::conntrack::quota;
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be32, Be128, V4};
 use forwarder_common::reason::{self, Reason};
@@ -76,50 +72,12 @@ pub(super) struct Record([u64; size_of::<Flow<V4>>() / 8]);
 // SAFETY: it is an array of integers.
 unsafe impl Pod for Record {}
 
-/// A flow as it was when it was read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FlowSnapshot {
-    /// Addresses and ports of the originator's packets as they arrive.
-    pub original: Tuple<V4>,
-    /// Addresses and ports of the replies as they arrive.
-    pub reply: Tuple<V4>,
-    /// The record's index.
-    pub index: u32,
-    /// The flow's id and state.
-    pub flow_state: FlowState,
-    /// Packets by direction.
-    pub packets: [u64; 2],
-    /// Bytes by direction, network header included.
-    pub bytes: [u64; 2],
-    /// When the flow was created.
-    pub created: Ticks,
-    /// When the last packet arrived.
-    pub seen: Ticks,
-    /// When the flow expires unless a packet arrives.
-    pub expires: Ticks,
-}
-
 impl Record {
-    fn flow(self) -> Flow<V4> {
+    /// Returns the flow.
+    pub(super) fn flow(self) -> Flow<V4> {
         // SAFETY: `Flow` has the size of this array and a smaller alignment, no padding, and any
         // bytes are valid: integers in cells.
         unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) }
-    }
-}
-
-impl FlowSnapshot {
-    fn of(index: u32, flow: &Flow<V4>) -> Self {
-        Self {
-            index,
-            original: flow.tuples[ORIGINAL].get(),
-            reply: flow.tuples[REPLY].get(),
-            flow_state: FlowState(flow.flow_state.get()),
-            packets: [flow.packets[ORIGINAL].get(), flow.packets[REPLY].get()],
-            bytes: [flow.bytes[ORIGINAL].get(), flow.bytes[REPLY].get()],
-            created: flow.created.get(),
-            seen: flow.seen.get(),
-            expires: flow.expires.get(),
-        }
     }
 }
 
@@ -273,59 +231,9 @@ impl Maps {
         })
     }
 
-    /// Returns how many live flows each container created, by its address.
-    pub(super) fn opened(&self) -> Result<Vec<(Be32, u32)>> {
-        let mut opened = Vec::new();
-        for entry in &self.endpoint_slots {
-            let (Wire(address), slot) = entry?;
-            let life = self.endpoints.get(&slot, 0)?.0.generation;
-            let [held, ..] = self.quotas.get(&slot, 0)?;
-            let own = quota::owner(held) == life;
-            let count = if own { quota::count(held) } else { 0 };
-            opened.push((address, count.max(0) as u32));
-        }
-        Ok(opened)
-    }
-
     /// Returns the number of packets with a reason, over all CPUs.
     pub(super) fn count(&self, reason: Reason) -> Result<u64> {
         Ok(self.reasons.get(&(reason as u32), 0)?.iter().sum())
-    }
-
-    /// Whether the next packet would find the flow current, as
-    /// [`forwarder_common::conntrack::flow::is_current`] decides.
-    fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
-        let same = |towards: &NextHop| {
-            let endpoint = || self.endpoints.get(&towards.slot(), 0);
-            matches!(towards.slot(), OUTSIDE | HOST)
-                || endpoint().is_ok_and(|at| at.0.generation == towards.generation.get())
-        };
-        let slot = flow.mapping();
-        let mapped = || self.mappings.get(&slot, 0);
-        !reached(flow.expires.get(), now)
-            && (slot == 0 || mapped().is_ok_and(|life| life == flow.mapping_generation.get()))
-            && flow.next_hops.iter().all(same)
-    }
-
-    /// Returns live flows that have not expired and whose endpoints and mapping still exist, each
-    /// once. An iteration starts again if its key vanishes, so it may see a flow twice.
-    pub(super) fn snapshots(&self, now: Ticks) -> Vec<FlowSnapshot> {
-        let mut snapshots = BTreeMap::new();
-        for entry in &self.flow_index {
-            let Ok((Wire(tuple), Wire(reference))) = entry else {
-                continue;
-            };
-            let Ok(record) = self.flows.get(&reference.index, 0) else {
-                continue;
-            };
-            let flow = record.flow();
-            let flow_state = FlowState(flow.flow_state.get());
-            let live = flow_state.is_live() && flow_state.id() == reference.id;
-            if live && flow.tuples[ORIGINAL].get() == tuple && self.is_current(&flow, now) {
-                snapshots.insert(tuple, FlowSnapshot::of(reference.index, &flow));
-            }
-        }
-        snapshots.into_values().collect()
     }
 }
 

@@ -7,6 +7,7 @@ mod defrag;
 mod defrag_loopback;
 mod events;
 mod flow_operations;
+mod flows;
 mod hooks;
 mod ipv6;
 mod maps;
@@ -21,6 +22,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -29,7 +31,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use forwarder_common::abi::{PortKey, PortRange, Settings, map_sizes};
 use forwarder_common::clock::{Ticks, ticks};
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 use forwarder_common::socket;
 use forwarder_state::desired_state::{Hook, Observed, SocketHook};
@@ -43,9 +45,9 @@ pub use binds::Binds;
 pub use defrag_loopback::{can_reassemble, make_defrag_loopback};
 pub use events::{Events, FlowEvent};
 pub use flow_operations::FlowOperations;
+pub use flows::{Ends, FlowSnapshot};
 use hooks::Hooks;
 
-pub use maps::FlowSnapshot;
 use maps::{Maps, Wire};
 use messages::Messages;
 use peer_veths::PeerVeths;
@@ -318,7 +320,7 @@ impl Datapath {
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn opened(&self) -> Result<Vec<(Be32, u32)>> {
+    pub fn opened(&self) -> Result<Vec<(IpAddr, u32)>> {
         self.maps.opened()
     }
 

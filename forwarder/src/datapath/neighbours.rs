@@ -2,7 +2,7 @@
 //! The kernel's neighbour entries of containers: packets that wait for the owner of an address must
 //! not reach the next owner.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
@@ -19,7 +19,7 @@ use crate::sys::netlink::Route;
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) async fn forget(bridge: u32, address: Ipv4Addr) -> Result<()> {
+pub(super) async fn forget(bridge: u32, address: IpAddr) -> Result<()> {
     let route = Route::open()?;
     let Some(entry) = find(&route, bridge, address).await? else {
         return Ok(());
@@ -37,10 +37,14 @@ pub(super) async fn forget(bridge: u32, address: Ipv4Addr) -> Result<()> {
 /// `ENOENT`.
 const GONE: i32 = rustix::io::Errno::NOENT.raw_os_error();
 
-async fn find(route: &Route, bridge: u32, address: Ipv4Addr) -> Result<Option<NeighbourMessage>> {
+async fn find(route: &Route, bridge: u32, address: IpAddr) -> Result<Option<NeighbourMessage>> {
+    let family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
     let all = route.neighbours().get();
-    let mut dump = Box::pin(all.set_address_family(AddressFamily::Inet).execute());
-    let destination = NeighbourAttribute::Destination(NeighbourAddress::from(IpAddr::V4(address)));
+    let mut dump = Box::pin(all.set_address_family(family).execute());
+    let destination = NeighbourAttribute::Destination(NeighbourAddress::from(address));
     while let Some(entry) = dump.try_next().await.context("cannot list neighbours")? {
         if entry.header.ifindex == bridge && entry.attributes.contains(&destination) {
             return Ok(Some(entry));

@@ -9,6 +9,7 @@ use forwarder_common::abi::{
     AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, Published, Settings,
 };
 use forwarder_common::family::{Be32, V4};
+use forwarder_state::address::WireAddress as _;
 use forwarder_state::desired_state::{
     DesiredState, EndpointKey, NetworkRow, Observed, PeerVeth, Target,
 };
@@ -246,7 +247,7 @@ impl Maps {
         if let EndpointKey::Address(address) = key {
             self.endpoint_slots.insert(Wire(address), slot, 0)?;
             if before.generation != endpoint.generation {
-                neighbours::forget(endpoint.bridge, address.octets().into()).await?;
+                neighbours::forget(endpoint.bridge, address.ip()).await?;
             }
         }
         Ok(())
@@ -261,7 +262,7 @@ impl Maps {
         let empty = Endpoint::<V4>::default();
         self.endpoints.set(slot, Wire(empty), 0)?;
         if let EndpointKey::Address(address) = key {
-            neighbours::forget(before.bridge, address.octets().into()).await?;
+            neighbours::forget(before.bridge, address.ip()).await?;
         }
         Ok(())
     }

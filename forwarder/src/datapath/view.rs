@@ -10,8 +10,9 @@ use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, SocketHook};
 
+use super::flows::FlowSnapshot;
 use super::hooks::attached;
-use super::maps::{FlowSnapshot, Maps};
+use super::maps::Maps;
 use super::pins::Pins;
 use crate::trusted;
 

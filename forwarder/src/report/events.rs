@@ -64,7 +64,7 @@ fn millis(span: Duration) -> f64 {
 
 fn reason(event: &FlowEvent) -> &'static str {
     let FlowEvent { news, at, flow } = event;
-    let tcp = flow.original.proto == proto::TCP;
+    let tcp = flow.proto == proto::TCP;
     match news {
         EventKind::Evicted => "evicted",
         EventKind::Deleted => "deleted",
@@ -80,25 +80,28 @@ fn reason(event: &FlowEvent) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use forwarder_common::abi::FlowState;
-    use forwarder_common::abi::Tuple;
-    use forwarder_common::family::Be16;
 
     use super::*;
-    use crate::datapath::FlowSnapshot;
+    use crate::datapath::{Ends, FlowSnapshot};
 
     /// The number of ticks per second, approximately.
     const SECOND: Ticks = 60;
 
     fn told(news: EventKind, proto: u32, state: State, expires: Ticks) -> FlowEvent {
-        let tuple = Tuple {
-            sport: Be16::new(40_000),
-            proto,
-            ..Tuple::default()
+        let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let ends = |sport, dport| Ends {
+            src: nowhere,
+            sport,
+            dst: nowhere,
+            dport,
         };
         let flow = FlowSnapshot {
-            original: tuple,
-            reply: tuple.reversed(),
+            proto,
+            original: ends(40_000, 0),
+            reply: ends(0, 40_000),
             index: 5,
             flow_state: FlowState(9 | (state as u64) << 32),
             packets: [3, 2],

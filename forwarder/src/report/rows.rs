@@ -4,11 +4,12 @@
 //! Numbers are in host byte order, times in seconds.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::XdpMode;
+pub use crate::datapath::Ends;
 
 /// A published port in the datapath.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,26 +63,13 @@ pub struct EndpointRow {
     /// Its full id.
     pub id: String,
     /// Its IPv4 address.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// The hardware address of its device.
     pub mac: Option<String>,
     /// The host's end of its veth.
     pub veth: Option<String>,
     /// Whether our programs are attached to the veth.
     pub hooked: bool,
-}
-
-/// Addresses and ports of one direction of a flow, as its packets arrive.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Ends {
-    /// Source address.
-    pub src: IpAddr,
-    /// Source port, or the identifier of an ICMP request; for a reply the query's type, 0 for echo.
-    pub sport: u16,
-    /// Destination address.
-    pub dst: IpAddr,
-    /// Destination port, or the identifier of an ICMP reply; for a request its type, 0 for echo.
-    pub dport: u16,
 }
 
 /// A live flow.

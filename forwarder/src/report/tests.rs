@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports of a small host: one network, one container, one published port.
 
-use forwarder_common::abi::PortKey;
-use forwarder_common::family::Be16;
-use forwarder_state::desired_state::{NetworkRow as Programmed, Target};
+use forwarder_common::family::{Be16, Be32};
+use forwarder_state::desired_state::NetworkRow as Programmed;
 use forwarder_state::host_state::{Container, Link, Network, NetworkEndpoint};
 use serde_json::json;
 
 use super::*;
+use crate::datapath::Ends;
 
 fn be(octets: [u8; 4]) -> Be32 {
     Be32::from_octets(octets)
@@ -125,23 +125,16 @@ fn endpoints_say_whether_both_programs_are_there() {
 }
 
 fn snapshot(protocol: u32, flow_state: FlowState) -> FlowSnapshot {
-    let original = Tuple {
-        src: be([198, 18, 1, 2]),
-        dst: be([198, 18, 1, 1]),
-        sport: Be16::new(40000),
-        dport: Be16::new(8080),
-        proto: protocol,
-    };
-    let reply = Tuple {
-        src: be([172, 18, 0, 2]),
-        dst: be([198, 18, 1, 2]),
-        sport: Be16::new(80),
-        dport: Be16::new(40000),
-        proto: protocol,
+    let ends = |src: [u8; 4], sport, dst: [u8; 4], dport| Ends {
+        src: src.into(),
+        sport,
+        dst: dst.into(),
+        dport,
     };
     FlowSnapshot {
-        original,
-        reply,
+        proto: protocol,
+        original: ends([198, 18, 1, 2], 40000, [198, 18, 1, 1], 8080),
+        reply: ends([172, 18, 0, 2], 80, [198, 18, 1, 2], 40000),
         flow_state,
         index: 7,
         packets: [3, 2],

@@ -91,11 +91,7 @@ fn addresses(rows: &[EndpointRow], wanted: &str) -> Result<BTreeSet<IpAddr>> {
         "the ids of {} containers begin with {wanted}: give more characters of the id",
         ids.len()
     );
-    Ok(own
-        .iter()
-        .filter_map(|row| row.address)
-        .map(IpAddr::from)
-        .collect())
+    Ok(own.iter().filter_map(|row| row.address).collect())
 }
 
 /// Parses a range, or a single address.
