@@ -2,39 +2,18 @@
 //! Netfilter rules that would apply to forwarded packets, parsed from the text of `iptables-save`
 //! and `nft list ruleset`. The fast path applies none of them.
 
+mod iptables;
+mod nft;
+mod our_tables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use self::iptables::iptables;
+use self::nft::nft;
+use self::our_tables::our_table;
+pub use self::our_tables::{OurTable, TABLE, ours};
 use super::{Range, Reach, overlap};
-
-/// The name of our own nftables tables, and the comment of our rules.
-pub const TABLE: &str = "forwarder";
-
-/// One of our own tables, each in an address family of its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum OurTable {
-    /// Exempts what the fast path passes to the kernel from connection tracking.
-    Untracked,
-    /// Keeps devices apart that no agent has seen.
-    Forwarded,
-    /// Keeps ports of bridges apart that no agent has seen.
-    Bridged,
-}
-
-impl OurTable {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Untracked, Self::Forwarded, Self::Bridged];
-
-    /// Returns nft's name of its family.
-    #[must_use]
-    pub const fn family(self) -> &'static str {
-        match self {
-            Self::Untracked => "ip",
-            Self::Forwarded => "inet",
-            Self::Bridged => "bridge",
-        }
-    }
-}
 
 /// The rules of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,36 +155,6 @@ pub fn is_used(firewall: &Firewall) -> bool {
     })
 }
 
-/// Returns those of our tables whose rule is among them; none if nft does not show its rules.
-#[must_use]
-pub fn ours(firewall: &Firewall) -> Option<BTreeSet<OurTable>> {
-    if firewall.unread.iter().any(|program| program == "nft") {
-        return None;
-    }
-    let mut ours = BTreeSet::new();
-    for Ruleset { tool, text } in &firewall.rulesets {
-        let mut table = None;
-        for line in text.lines() {
-            if *tool != "nft" {
-                if line.starts_with("-A PREROUTING") && line.contains(TABLE) {
-                    ours.insert(OurTable::Untracked);
-                }
-            } else if line.starts_with("table ") {
-                table = our_table(line);
-            } else if line.ends_with(&format!("comment \"{TABLE}\"")) {
-                ours.extend(table);
-            }
-        }
-    }
-    Some(ours)
-}
-
-/// Returns the table of ours that begins with this line of nft.
-fn our_table(line: &str) -> Option<OurTable> {
-    let mut all = OurTable::ALL.into_iter();
-    all.find(|table| line == format!("table {} {TABLE} {{", table.family()))
-}
-
 /// Whether a chain is one of Docker's, which other functions check. `DOCKER-USER` belongs to the
 /// administrator.
 fn is_dockers(chain: &str) -> bool {
@@ -232,160 +181,6 @@ fn reached<'a>(
 fn range(text: &str) -> Option<Range> {
     let (address, len) = text.split_once('/').unwrap_or((text, "32"));
     Some((address.parse::<Ipv4Addr>().ok()?, len.parse().ok()?))
-}
-
-fn iptables(tool: &str, text: &str) -> Vec<Rule> {
-    let mut all = Vec::new();
-    // Chain names are unique within a table.
-    for table in text.split('*').skip(1) {
-        let name = table.lines().next().unwrap_or_default();
-        let rules: Vec<(&str, Vec<&str>, &str)> = table
-            .lines()
-            .filter_map(|line| {
-                let (chain, rule) = line.strip_prefix("-A ")?.split_once(' ')?;
-                Some((chain, rule.split(' ').collect(), rule))
-            })
-            .collect();
-        let target = |words: &[&'_ str]| {
-            let at = words.iter().position(|word| matches!(*word, "-j" | "-g"))?;
-            words.get(at + 1).map(|word| (*word).to_owned())
-        };
-        let mut jumps: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for (chain, words, _) in &rules {
-            let at = words.iter().position(|word| matches!(*word, "-j" | "-g"));
-            if let Some(next) = at.and_then(|at| words.get(at + 1)) {
-                jumps.entry(chain).or_default().insert(next);
-            }
-        }
-        let first = BTreeSet::from(["PREROUTING", "FORWARD", "POSTROUTING"]);
-        let on_the_way = reached(first, &jumps);
-        for (chain, words, rule) in &rules {
-            let Some(target) = target(words) else {
-                continue;
-            };
-            let effect = match target.as_str() {
-                "ACCEPT" | "RETURN" => continue,
-                "DROP" | "REJECT" | "TARPIT" => Effect::Drop,
-                "DNAT" | "REDIRECT" | "TPROXY" => Effect::Dnat,
-                "SNAT" | "MASQUERADE" | "NETMAP" => Effect::Snat,
-                "MARK" | "CONNMARK" => Effect::Mark,
-                chain if rules.iter().any(|(other, ..)| *other == chain) => continue,
-                chain if table.contains(&format!("\n:{chain} ")) => continue,
-                _ => Effect::Other,
-            };
-            let dockers = is_dockers_rule(name, chain, rule);
-            if !on_the_way.contains(chain) || is_dockers(chain) || dockers || rule.contains(TABLE) {
-                continue;
-            }
-            let value = |flag: &str| {
-                let at = words.iter().position(|word| *word == flag)?;
-                if at > 0 && words[at - 1] == "!" {
-                    return None;
-                }
-                words.get(at + 1).copied()
-            };
-            all.push(Rule {
-                text: format!("{tool} -t {name} -A {chain} {rule}"),
-                effect,
-                src: value("-s").and_then(range),
-                dst: value("-d").and_then(range),
-                inward: value("-i").map(str::to_owned),
-                outward: value("-o").map(str::to_owned),
-            });
-        }
-    }
-    all
-}
-
-/// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables.
-fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
-    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
-    const HOOKS: [&str; 5] = ["prerouting", "forward", "postrouting", "ingress", "egress"];
-    let mut all = Vec::new();
-    let (mut family, mut table, mut chain) = ("", "", "");
-    let mut rules: Vec<(&str, &str, &str, &str)> = Vec::new();
-    let mut first: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
-    let mut jumps: BTreeMap<(&str, &str), BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
-    for line in text.lines().map(str::trim) {
-        let words: Vec<_> = line.split_whitespace().collect();
-        match words[..] {
-            ["table", f, t, "{"] => (family, table, chain) = (f, t, ""),
-            ["chain", name, "{"] => chain = name,
-            ["}"] => chain = "",
-            _ if chain.is_empty() => {}
-            ["type", _, "hook", hook, ..] => {
-                if HOOKS.contains(&hook) {
-                    first.entry((family, table)).or_default().insert(chain);
-                }
-            }
-            _ => {
-                let next = words
-                    .windows(2)
-                    .find(|pair| matches!(pair[0], "jump" | "goto"));
-                if let Some(pair) = next {
-                    let of_table = jumps.entry((family, table)).or_default();
-                    of_table.entry(chain).or_default().insert(pair[1]);
-                }
-                rules.push((family, table, chain, line));
-            }
-        }
-    }
-    for (family, table, chain, line) in rules {
-        let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
-        let families = ["ip", "inet", "bridge", "netdev"].contains(&family);
-        if shown || !families || is_dockers(chain) || table.starts_with("docker-") || table == TABLE
-        {
-            continue;
-        }
-        let on_the_way = reached(
-            first.get(&(family, table)).cloned().unwrap_or_default(),
-            &jumps.get(&(family, table)).cloned().unwrap_or_default(),
-        );
-        if !on_the_way.contains(chain) {
-            continue;
-        }
-        let words: Vec<_> = line.split_whitespace().collect();
-        let has = |verb: &str| words.contains(&verb);
-        let effect = if has("drop") || has("reject") {
-            Effect::Drop
-        } else if has("dnat") || has("redirect") || has("tproxy") {
-            Effect::Dnat
-        } else if has("masquerade") || has("snat") {
-            Effect::Snat
-        } else if line.contains("mark set") {
-            Effect::Mark
-        } else if has("queue") || has("dup") || has("fwd") || has("synproxy") {
-            Effect::Other
-        } else {
-            continue;
-        };
-        let bare = |words: &[&str]| {
-            !words.is_empty() && uncounted(words).len() == 1 && effect == Effect::Drop
-        };
-        if bare(&words) {
-            // The chain's policy is checked elsewhere.
-            continue;
-        }
-        let value = |names: &[&str]| {
-            let at = words
-                .windows(names.len())
-                .position(|window| window == names)?;
-            words
-                .get(at + names.len())
-                .copied()
-                .filter(|word| !["!=", "{"].contains(word))
-        };
-        let name = |word: &str| word.trim_matches('"').to_owned();
-        all.push(Rule {
-            text: format!("nft {family} {table} {chain} {line}"),
-            effect,
-            src: value(&["ip", "saddr"]).and_then(range),
-            dst: value(&["ip", "daddr"]).and_then(range),
-            inward: value(&["iifname"]).or_else(|| value(&["iif"])).map(name),
-            outward: value(&["oifname"]).or_else(|| value(&["oif"])).map(name),
-        });
-    }
-    all
 }
 
 /// Returns a rule's words without its counter.

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The rules that `nft list ruleset` prints.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Effect, Rule, TABLE, is_dockers, range, reached, uncounted};
+
+/// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables.
+pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
+    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
+    const HOOKS: [&str; 5] = ["prerouting", "forward", "postrouting", "ingress", "egress"];
+    let mut all = Vec::new();
+    let (mut family, mut table, mut chain) = ("", "", "");
+    let mut rules: Vec<(&str, &str, &str, &str)> = Vec::new();
+    let mut first: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    let mut jumps: BTreeMap<(&str, &str), BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
+    for line in text.lines().map(str::trim) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["table", f, t, "{"] => (family, table, chain) = (f, t, ""),
+            ["chain", name, "{"] => chain = name,
+            ["}"] => chain = "",
+            _ if chain.is_empty() => {}
+            ["type", _, "hook", hook, ..] => {
+                if HOOKS.contains(&hook) {
+                    first.entry((family, table)).or_default().insert(chain);
+                }
+            }
+            _ => {
+                let next = words
+                    .windows(2)
+                    .find(|pair| matches!(pair[0], "jump" | "goto"));
+                if let Some(pair) = next {
+                    let of_table = jumps.entry((family, table)).or_default();
+                    of_table.entry(chain).or_default().insert(pair[1]);
+                }
+                rules.push((family, table, chain, line));
+            }
+        }
+    }
+    for (family, table, chain, line) in rules {
+        let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
+        let families = ["ip", "inet", "bridge", "netdev"].contains(&family);
+        if shown || !families || is_dockers(chain) || table.starts_with("docker-") || table == TABLE
+        {
+            continue;
+        }
+        let on_the_way = reached(
+            first.get(&(family, table)).cloned().unwrap_or_default(),
+            &jumps.get(&(family, table)).cloned().unwrap_or_default(),
+        );
+        if !on_the_way.contains(chain) {
+            continue;
+        }
+        let words: Vec<_> = line.split_whitespace().collect();
+        let has = |verb: &str| words.contains(&verb);
+        let effect = if has("drop") || has("reject") {
+            Effect::Drop
+        } else if has("dnat") || has("redirect") || has("tproxy") {
+            Effect::Dnat
+        } else if has("masquerade") || has("snat") {
+            Effect::Snat
+        } else if line.contains("mark set") {
+            Effect::Mark
+        } else if has("queue") || has("dup") || has("fwd") || has("synproxy") {
+            Effect::Other
+        } else {
+            continue;
+        };
+        let bare = |words: &[&str]| {
+            !words.is_empty() && uncounted(words).len() == 1 && effect == Effect::Drop
+        };
+        if bare(&words) {
+            // The chain's policy is checked elsewhere.
+            continue;
+        }
+        let value = |names: &[&str]| {
+            let at = words
+                .windows(names.len())
+                .position(|window| window == names)?;
+            words
+                .get(at + names.len())
+                .copied()
+                .filter(|word| !["!=", "{"].contains(word))
+        };
+        let name = |word: &str| word.trim_matches('"').to_owned();
+        all.push(Rule {
+            text: format!("nft {family} {table} {chain} {line}"),
+            effect,
+            src: value(&["ip", "saddr"]).and_then(range),
+            dst: value(&["ip", "daddr"]).and_then(range),
+            inward: value(&["iifname"]).or_else(|| value(&["iif"])).map(name),
+            outward: value(&["oifname"]).or_else(|| value(&["oif"])).map(name),
+        });
+    }
+    all
+}
