@@ -2,10 +2,14 @@
 //! The agent's configuration: a flag overrides the environment, which overrides the file, which
 //! overrides the default.
 
+mod file;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use forwarder_common::abi::{PortRange, capacity};
@@ -13,9 +17,10 @@ use forwarder_common::conntrack::quota::RATE_MAX;
 use forwarder_protocol::place;
 use forwarder_state::host_state::PortName;
 use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortRules};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
-use crate::trusted;
+pub use self::file::rules;
+use self::file::{read, reserved, within};
 
 /// The file that is read when none is named. It may be missing.
 pub const FILE: &str = "/etc/forwarder/forwarder.toml";
@@ -319,71 +324,6 @@ impl Settings {
     }
 }
 
-/// Reads the overrides of a file again.
-///
-/// # Errors
-/// As [`Settings::resolve`]. A file that no longer exists has no overrides.
-pub fn rules(file: &Path) -> Result<Overrides> {
-    let Settings {
-        network,
-        port,
-        container,
-        ..
-    } = match trusted::read(file)? {
-        Some(_) => read(Some(file))?,
-        None => Settings::default(),
-    };
-    Ok(Overrides {
-        networks: network,
-        ports: port,
-        containers: container,
-    })
-}
-
-fn read(file: Option<&Path>) -> Result<Settings> {
-    let path = file.unwrap_or(Path::new(FILE));
-    match trusted::read(path)? {
-        Some(text) => parse(&text).with_context(|| path.display().to_string()),
-        None if file.is_none() => Ok(Settings::default()),
-        None => bail!("cannot read {}: there is no such file", path.display()),
-    }
-}
-
-/// Parses a file's text. The error is one line that names the line and the key.
-fn parse(text: &str) -> Result<Settings> {
-    toml::from_str(text).map_err(|error| {
-        let message = error.message().replace('\n', " ");
-        let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
-            return anyhow!(message);
-        };
-        let number = before.lines().count().max(1) + usize::from(before.ends_with('\n'));
-        match key(text, number) {
-            Some(key) => anyhow!("line {number}: {key}: {message}"),
-            None => anyhow!("line {number}: {message}"),
-        }
-    })
-}
-
-/// Returns the key on the line with this number (from 1): the line's own key, or that of the list
-/// that the line continues.
-fn key(text: &str, number: usize) -> Option<&str> {
-    let lines = text.lines().take(number).collect::<Vec<_>>();
-    let mut keys = lines.iter().rev().filter_map(|line| line.split_once('='));
-    keys.next().map(|(key, _)| key.trim())
-}
-
-/// Deserializes a number of the file and checks its bounds.
-fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<u32>, D::Error> {
-    let number = u32::deserialize(from)?;
-    if (MIN..=MAX).contains(&number) {
-        return Ok(Some(number));
-    }
-    let bounds = format!("{number} is not in {MIN}..={MAX}");
-    Err(de::Error::custom(bounds))
-}
-
 /// Parses `FIRST-LAST`, or `off`.
 fn port_range(text: &str) -> Result<PortRange, String> {
     if matches!(text, "off" | "") {
@@ -395,205 +335,4 @@ fn port_range(text: &str) -> Result<PortRange, String> {
         .filter(|(first, last)| (RESERVED_MIN..=*last).contains(first))
         .map(|(first, last)| PortRange { first, last })
         .ok_or_else(|| format!("neither a range of ports from {RESERVED_MIN} on nor off"))
-}
-
-fn reserved<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PortRange>, D::Error> {
-    let text = String::deserialize(from)?;
-    port_range(&text).map(Some).map_err(de::Error::custom)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::{Args, Command, FromArgMatches};
-    use std::fs;
-
-    fn flags(arguments: &[&str]) -> Settings {
-        let command = Settings::augment_args(Command::new("forwarder").no_binary_name(true));
-        Settings::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
-    }
-
-    /// Writes a separate file for each test.
-    fn file(name: &str, text: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("forwarder-{name}-{}", std::process::id()));
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn refused(text: &str) -> String {
-        format!("{:#}", parse(text).unwrap_err())
-    }
-
-    /// A flag comes before a variable, a variable before the file and the file before the default.
-    #[test]
-    fn flag_precedes_variable_file_and_default() {
-        let path = file(
-            "order",
-            "docker = 'unix:///file'\nxdp = 'native'\nlog = 'warn'\nxdp-tcp = true\n",
-        );
-        let docker_host = |name: &str| (name == "DOCKER_HOST").then(|| "unix:///host".to_owned());
-        let resolve = |arguments: &[&str], host: bool| {
-            let variable = |name: &str| docker_host(name).filter(|_| host);
-            flags(arguments).resolve(Some(&path), variable).unwrap()
-        };
-        let by_flag = resolve(&["--docker", "unix:///flag", "--xdp-tcp=no"], true);
-        assert_eq!(by_flag.docker, "unix:///flag");
-        assert!(
-            !by_flag.xdp_tcp,
-            "a flag can switch off what the file switches on"
-        );
-        assert_eq!(resolve(&[], true).docker, "unix:///host");
-        let by_file = resolve(&["--log", "debug"], false);
-        assert_eq!(by_file.docker, "unix:///file");
-        assert_eq!((by_file.xdp, by_file.xdp_tcp), (XdpMode::Native, true));
-        assert_eq!(by_file.log, "debug");
-        assert_eq!(by_file.state_dir, Config::default().state_dir);
-        fs::remove_file(path).unwrap();
-    }
-
-    /// The quota is a share of the table unless it is set.
-    #[test]
-    fn default_quota_is_a_share_of_the_table() {
-        let quota = |arguments: &[&str]| {
-            let config = flags(arguments).resolve(None, |_| None);
-            config.unwrap().flow_quota
-        };
-        assert_eq!(quota(&[]), Config::default().flow_quota);
-        assert_eq!(quota(&["--flows=4096"]), 2048);
-        assert_eq!(quota(&["--flows=4096", "--flow-quota=0"]), 0);
-        assert_eq!(quota(&["--flow-quota=7"]), 7);
-    }
-
-    #[test]
-    fn reserved_ports_are_a_range_or_off() {
-        let range = |first, last| Ok(PortRange { first, last });
-        assert_eq!(port_range("61000-65095"), range(61_000, 65_095));
-        assert_eq!(port_range("1024-65535"), range(1024, 65_535));
-        assert_eq!(port_range("off"), range(0, 0));
-        for wrong in [
-            "61000",
-            "65095-61000",
-            "1023-2000",
-            "61000-65536",
-            "-",
-            "on",
-        ] {
-            assert!(port_range(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn empty_variable_is_ignored() {
-        let config = Settings::default().resolve(None, |_| Some(String::new()));
-        assert_eq!(config.unwrap().docker, Config::default().docker);
-    }
-
-    #[test]
-    fn named_file_must_exist() {
-        let missing = Settings::default().resolve(Some(Path::new("/nowhere/f.toml")), |_| None);
-        let error = format!("{:#}", missing.unwrap_err());
-        assert!(
-            error.starts_with("cannot read /nowhere/f.toml: "),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn file_accepts_every_key() {
-        let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
-            bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
-            flow-quota = 300\nflow-rate = 50\ntcp-loose = false\n\
-            reserved-ports = '40000-50000'\n\
-            allow-direct-routing = true\n\
-            log = 'trace'\n";
-        let settings = parse(text).unwrap();
-        let same = flags(&[
-            "--docker=unix:///d",
-            "--uplink=eth0",
-            "--uplink=eth1",
-            "--state-dir=/s",
-            "--bpffs-dir=/b",
-            "--xdp=off",
-            "--xdp-tcp",
-            "--flows=1024",
-            "--flow-quota=300",
-            "--flow-rate=50",
-            "--tcp-loose=no",
-            "--reserved-ports=40000-50000",
-            "--attach=clsact",
-            "--allow-direct-routing",
-            "--log=trace",
-        ]);
-        assert_eq!(settings, same);
-        let command = Settings::augment_args(Command::new("forwarder"));
-        for argument in command.get_arguments() {
-            let key = argument.get_long().unwrap();
-            assert!(text.contains(&format!("{key} = ")), "{key} is not tested");
-        }
-    }
-
-    #[test]
-    fn wrong_file_is_refused_with_line_and_key() {
-        for (text, parts) in [
-            ("\nxpd = 'off'\n", ["line 2: xpd", "unknown field"]),
-            (
-                "log = 'info'\nxdp = 'fast'\n",
-                ["line 2: xdp", "unknown variant `fast`"],
-            ),
-            (
-                "flows = 5\n",
-                ["line 1: flows", "5 is not in 1024..=16777216"],
-            ),
-            (
-                "flow-rate = 1000001\n",
-                ["line 1: flow-rate", "1000001 is not in 0..=1000000"],
-            ),
-            ("flows = 'many'\n", ["line 1: flows", "invalid type"]),
-            (
-                "uplink = [\n 'eth0',\n 3,\n]\n",
-                ["line 3: uplink", "expected a string"],
-            ),
-            ("xdp-tcp = 1\n", ["line 1: xdp-tcp", "expected a boolean"]),
-            ("log = 'a'\nlog = 'b'\n", ["line 2: log", "duplicate key"]),
-            ("log =\n", ["line 1: log", ""]),
-            (
-                "reserved-ports = '80-90'\n",
-                ["line 1: reserved-ports", "from 1024 on nor off"],
-            ),
-        ] {
-            let error = refused(text);
-            assert!(error.starts_with(parts[0]), "{error}");
-            assert!(error.contains(parts[1]), "{error}");
-            assert_eq!(error.lines().count(), 1, "{error}");
-        }
-    }
-
-    #[test]
-    fn help_names_the_defaults() {
-        let default = Config::default();
-        let mut command = Settings::augment_args(Command::new("forwarder").term_width(500));
-        let help = command.render_help().to_string();
-        for value in [
-            default.docker,
-            default.state_dir.display().to_string(),
-            default.bpffs_dir.display().to_string(),
-            "auto".into(),
-            default.xdp_tcp.to_string(),
-            default.flows.to_string(),
-            default.flow_rate.to_string(),
-            default.tcp_loose.to_string(),
-            format!(
-                "{}-{}",
-                default.reserved_ports.first, default.reserved_ports.last
-            ),
-            default.log,
-        ] {
-            let default = format!("[default: {value}]");
-            assert!(help.contains(&default), "{default} is not in {help}");
-        }
-        assert!(
-            help.contains(&format!("{FLOWS_MIN} to {FLOWS_MAX}")),
-            "{help}"
-        );
-    }
 }
