@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the agent asks of the tables of all families, in the standard library's types: the one place
-//! that chooses the family.
+//! What the agent asks of the tables of all families, in the standard library's types, so that its
+//! control loop names no family.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
