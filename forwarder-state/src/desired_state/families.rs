@@ -85,3 +85,48 @@ impl<F: Family<Addr: WireAddress>> FamilyTables<F> {
         (self.host_addresses.len() < all).then_some(all)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use forwarder_common::family::{Be16, Be32, V4};
+    use forwarder_protocol::Proto;
+
+    use super::*;
+    use crate::desired_state::Target;
+
+    /// A published port leads to its container, by its own address and protocol only.
+    #[test]
+    fn published_port_leads_to_its_container() {
+        let port = |ip: [u8; 4], proto| HostPort {
+            proto,
+            ip: ip.into(),
+            port: 8080,
+        };
+        let web = port([198, 18, 1, 1], Proto::Tcp);
+        let mut tables = DesiredState::default();
+        let target = Target {
+            addr: Be32::from_octets([172, 17, 0, 2]),
+            port: Be16::new(80),
+            ..Target::default()
+        };
+        let key = port_key::<V4>(&web).unwrap();
+        tables.v4.published.insert(key, target);
+        assert_eq!(tables.target(&web), Some([172, 17, 0, 2].into()));
+        assert_eq!(tables.target(&port([198, 18, 1, 2], Proto::Tcp)), None);
+        assert_eq!(tables.target(&port([198, 18, 1, 1], Proto::Udp)), None);
+        assert!(tables.publishes_more(&DesiredState::default()));
+        assert!(!DesiredState::default().publishes_more(&tables));
+        assert!(!tables.publishes_more(&tables));
+    }
+
+    #[test]
+    fn host_addresses_fit_into_the_map() {
+        let mut tables = DesiredState::default();
+        let room = capacity::HOST_ADDRESSES;
+        let all = (0..=room).map(|number| (Be32::new(number), 32));
+        tables.v4.host_addresses.extend(all);
+        assert_eq!(tables.limit_host_addresses(), Some(room as usize + 1));
+        assert_eq!(tables.v4.host_addresses.len(), room as usize);
+        assert_eq!(tables.limit_host_addresses(), None);
+    }
+}

@@ -119,3 +119,31 @@ impl<F: Family<Addr: WireAddress>> FamilyChange<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use forwarder_common::family::V4;
+    use forwarder_protocol::Proto;
+
+    use super::*;
+    use crate::port_key::port_key;
+
+    #[test]
+    fn change_names_the_port_it_publishes() {
+        let port = HostPort {
+            proto: Proto::Sctp,
+            ip: [198, 18, 1, 1].into(),
+            port: 5000,
+        };
+        let key = port_key::<V4>(&port).unwrap();
+        let target = Target::default();
+        let put = FamilyChange::PutPublished {
+            key,
+            slot: 1,
+            target,
+        };
+        let drop = FamilyChange::DropPublished { key, slot: 1 };
+        assert_eq!((put.publishes(), put.withdraws()), (Some(port), None));
+        assert_eq!((drop.publishes(), drop.withdraws()), (None, Some(port)));
+    }
+}
