@@ -71,7 +71,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             dst: sent.src,
             hop,
         };
-        icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
+        self.restore(&quote, &sent, &outer);
         let forwarded = match way {
             Target::Peer(endpoint) => {
                 let _ = self.frame.write(0, endpoint.macs);
@@ -147,9 +147,17 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             dst,
             hop: false,
         };
-        let whole = icmp::restore(&mut self.frame, self.packet, &quote, &sent, &outer);
+        let whole = self.restore(&quote, &sent, &outer);
         self.finish(&quote, &sent);
         whole.then_some(Reason::HostError)
+    }
+
+    /// Calls [`icmp::restore`] with a copy of the frame. A reference to the frame itself would put
+    /// the whole context on the stack.
+    #[inline(always)]
+    fn restore(&self, quote: &Quote<F>, sent: &Tuple<F>, outer: &Outer<F>) -> bool {
+        let mut frame = self.frame;
+        icmp::restore(&mut frame, self.packet, quote, sent, outer)
     }
 
     /// The step that a quote of SCTP needs after [`icmp::restore`]: see [`icmp::restore_crc`].
