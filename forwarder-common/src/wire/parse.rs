@@ -282,12 +282,12 @@ fn transport<F: Family>(
         packet.class = Class::Portless;
     }
     packet.headers += octets;
-    // A length that is too small, but not zero.
-    if header.len.wrapping_sub(1) < packet.headers - 1 {
-        return Err(Reason::Malformed);
-    }
     // Only TCP is aggregated beyond what the length field allows (BIG TCP).
-    if header.len == 0 && header.proto != proto::TCP {
+    if header.len == 0 {
+        if header.proto != proto::TCP {
+            return Err(Reason::Malformed);
+        }
+    } else if header.len < packet.headers {
         return Err(Reason::Malformed);
     }
     Ok(())
