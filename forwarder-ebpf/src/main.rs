@@ -9,8 +9,9 @@
 //! - `tc.rs` runs the tcx and clsact programs, `xdp.rs` the XDP program, `socket.rs` and
 //!   `sk_lookup.rs` the programs for the host's own sockets, `flow_operations.rs` the programs that
 //!   the command line runs.
-//! - `kernel.rs` implements the traits of [`environment`](forwarder_common::environment), through
-//!   which the packet logic reaches maps, clock, routes and sockets. `maps.rs` declares the maps.
+//! - `kernel.rs` and `kernel/` implement the traits of
+//!   [`environment`](forwarder_common::environment), through which the packet logic reaches maps,
+//!   clock, routes and sockets. `maps.rs` declares the maps.
 //! - `subprograms.rs` and `steps.rs` contain the global functions that
 //!   [`subprograms`](forwarder_common::subprograms) lists: the verifier proves each of them once, by
 //!   itself, and not on every path that leads to a call. `output.rs` sends packets on.
