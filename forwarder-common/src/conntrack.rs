@@ -4,7 +4,9 @@
 pub mod flow;
 pub mod flow_operation;
 pub mod quota;
+pub mod ring;
 pub mod sctp;
+pub mod sweep;
 pub mod timeouts;
 pub mod window;
 pub mod window_scale;

@@ -26,13 +26,13 @@ macro_rules! for_each_subprogram {
     ($with:ident) => {
         $with! {
             /// Collects some expired flows.
-            fn sweep_some() = conntrack::flow::sweep_some;
+            fn sweep_some() = conntrack::sweep::sweep_some;
             /// Charges a new flow to the endpoint that opens it; the reason if it may not open it.
             fn charge(originator: $crate::abi::End) -> Option<$crate::reason::Reason>
                 = conntrack::quota::charge;
             /// Takes a record for a flow of this originator's slot.
             fn take_record(originator: u32) -> Option<$crate::abi::FlowRef>
-                = conntrack::flow::take_record;
+                = conntrack::ring::take_record;
             /// Publishes a reserved record.
             fn publish(flow: $crate::abi::FlowRef) = conntrack::flow::publish;
             /// Ends the flow in a record, if its state is still this one; returns whether it did.

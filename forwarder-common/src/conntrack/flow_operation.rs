@@ -3,7 +3,8 @@
 //! collect expired flows without waiting for new flows to do it.
 
 use crate::abi::FlowRef;
-use crate::conntrack::flow::{Sweeper, retire};
+use crate::conntrack::flow::retire;
+use crate::conntrack::sweep::Sweeper;
 use crate::event::EventKind;
 use crate::family::Family;
 use crate::subprograms::Tracking;
