@@ -10,7 +10,7 @@ use crate::family::{Address, Family, V4};
 use crate::mark;
 use crate::meta::Side;
 use crate::nat;
-use crate::policy::{access, ipv6, owner};
+use crate::policy::{access, ipv6, owner, sender};
 use crate::reason::Reason;
 use crate::subprograms::Tracking;
 use crate::wire::frame::Frame;
@@ -296,7 +296,7 @@ impl<F: Family, T: Tracking<F> + Routes<F> + SkbOutput<F>> PacketContext<'_, F, 
     pub(crate) fn is_plausible(&self) -> bool {
         let tables = self.tables;
         let src = self.packet.tuple.src;
-        if src.is_unroutable() || src.is_reserved() || tables.is_local(src) {
+        if sender::is_martian(tables, src) {
             return false;
         }
         let flags = tables

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether a packet comes from where it may come from: from the device behind which the opposite end
-//! of its flow is, and from the container's own MAC address.
+//! Whether a packet comes from where it may come from: from an address that a sender can have, from
+//! the device behind which the opposite end of its flow is, and from the container's own MAC
+//! address.
 
 use crate::abi::{Endpoint, OUTSIDE, device};
 use crate::conntrack::flow::Hit;
@@ -9,6 +10,13 @@ use crate::environment::Configuration;
 use crate::family::{Address, Family};
 use crate::meta::Side;
 use crate::policy::classify;
+
+/// Whether an address is a martian source: reserved, or the host's own, so that no sender outside
+/// can have it.
+#[inline(always)]
+pub(crate) fn is_martian<F: Family, T: Configuration<F>>(tables: &T, addr: F::Addr) -> bool {
+    addr.is_unroutable() || addr.is_reserved() || addr.is_loopback() || tables.is_local(addr)
+}
 
 impl<F: Family, T: Configuration<F>> PacketContext<'_, F, T> {
     /// Whether the packet came from the device behind which the opposite end of its flow is.

@@ -11,6 +11,7 @@ use crate::mark;
 use crate::meta::Side;
 use crate::nat;
 use crate::policy::owner::{Destination, destination};
+use crate::policy::sender::is_martian;
 use crate::reason::Reason;
 use crate::steps::steer::Target;
 use crate::subprograms::Steps;
@@ -95,14 +96,10 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         Some(forwarded)
     }
 
-    /// Whether no router outside can have an address: it is the host's, a container's, or reserved.
+    /// Whether no router outside can have an address: it is a martian source, or a container's.
     #[inline(always)]
     fn is_nobodys(&self, addr: F::Addr) -> bool {
-        addr.is_unroutable()
-            || addr.is_reserved()
-            || addr.is_loopback()
-            || self.tables.is_local(addr)
-            || self.tables.endpoint_slot(addr).is_some()
+        is_martian(self.tables, addr) || self.tables.endpoint_slot(addr).is_some()
     }
 
     /// Translates the quote of an ICMP error that the host itself sends about a packet that was
