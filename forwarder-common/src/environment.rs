@@ -48,8 +48,8 @@ pub enum ReversePath {
     Unknown,
 }
 
-/// What the agent tells the programs.
-pub trait Configuration<F: Family> {
+/// What the agent tells the programs of every address family.
+pub trait BaseConfiguration {
     /// The agent's settings for all programs.
     fn settings(&self) -> Settings;
     /// Whether the agent has attached all programs and filled all maps. Only packets without a flow
@@ -60,6 +60,10 @@ pub trait Configuration<F: Family> {
     }
     /// A device by its index.
     fn device(&self, ifindex: u32) -> Option<Device>;
+}
+
+/// What the agent tells the programs of an address family.
+pub trait Configuration<F: Family>: BaseConfiguration {
     /// A network by its bridge.
     fn network(&self, bridge: u32) -> Option<Network<F>>;
     /// The bridge whose subnet `addr` is in.

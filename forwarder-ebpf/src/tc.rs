@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC}
 use aya_ebpf::helpers::bpf_skb_vlan_pop;
 use aya_ebpf::programs::TcContext;
 use forwarder_common::context::HookInput;
-use forwarder_common::environment::Configuration as _;
+use forwarder_common::environment::BaseConfiguration as _;
 use forwarder_common::family::{Family, V4};
 use forwarder_common::hooks;
 use forwarder_common::meta::Side;

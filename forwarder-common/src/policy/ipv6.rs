@@ -25,6 +25,7 @@ use crate::abi::{
     AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
     device, network,
 };
+use crate::environment::BaseConfiguration;
 use crate::family::Be128;
 use crate::mark;
 use crate::meta::Meta;
@@ -77,11 +78,7 @@ impl Hook {
 }
 
 /// The interface to configuration, packet and kernel routes that the IPv6 rules need.
-pub trait Host6 {
-    /// Whether the programs are armed.
-    fn is_armed(&self) -> bool;
-    /// A device by its index.
-    fn device(&self, ifindex: u32) -> Option<Device>;
+pub trait Host6: BaseConfiguration {
     /// The flags ([`network`]) of the network with this bridge.
     fn network_flags(&self, bridge: u32) -> Option<u32>;
     /// The list of clients of the network with this bridge, or 0 for all.

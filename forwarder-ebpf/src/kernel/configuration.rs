@@ -7,7 +7,7 @@ use forwarder_common::abi::{
     AllowedKey, Device, Endpoint, IngressKey, LinkKey, MasqueradeKey, Network, PortKey, Published,
     ServerKey, Settings, TrustKey,
 };
-use forwarder_common::environment::Configuration;
+use forwarder_common::environment::{BaseConfiguration, Configuration};
 use forwarder_common::family::{Be32, V4};
 
 use super::Kernel;
@@ -16,7 +16,7 @@ use crate::maps::{
     MASQ_ADDRESSES, NETWORKS, PUBLISHED, SEEN_AS, SETTINGS, SUBNETS, TRUSTED,
 };
 
-impl<C: EbpfContext> Configuration<V4> for Kernel<C> {
+impl<C: EbpfContext> BaseConfiguration for Kernel<C> {
     #[inline(always)]
     fn settings(&self) -> Settings {
         SETTINGS.get(0).copied().unwrap_or_default()
@@ -27,7 +27,9 @@ impl<C: EbpfContext> Configuration<V4> for Kernel<C> {
         // SAFETY: the element is copied at once; the agent replaces whole elements.
         unsafe { DEVICES.get(ifindex) }.copied()
     }
+}
 
+impl<C: EbpfContext> Configuration<V4> for Kernel<C> {
     #[inline(always)]
     fn network(&self, bridge: u32) -> Option<Network<V4>> {
         // SAFETY: as for `device`.

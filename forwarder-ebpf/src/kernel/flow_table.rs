@@ -11,7 +11,7 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use forwarder_common::abi::{Flow, FlowRef, FlowState, Pending, PortAffinity, Quota, Tuple};
 use forwarder_common::clock;
 use forwarder_common::environment::{
-    Configuration as _, FlowIndex, FlowRecords, FragmentState, PortAffinities, Quotas,
+    BaseConfiguration as _, FlowIndex, FlowRecords, FragmentState, PortAffinities, Quotas,
     UnassuredRing,
 };
 use forwarder_common::event::{Event, EventKind};

@@ -10,9 +10,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use forwarder_common::abi::{
-    AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
+    AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
 };
-use forwarder_common::environment::Configuration;
 use forwarder_common::family::Be128;
 use forwarder_common::policy::ipv6::Host6;
 
@@ -24,16 +23,6 @@ use crate::maps::{
 const AF_INET6: u8 = 10;
 
 impl Host6 for Kernel<TcContext> {
-    #[inline(always)]
-    fn is_armed(&self) -> bool {
-        self.settings().armed != 0
-    }
-
-    #[inline(always)]
-    fn device(&self, ifindex: u32) -> Option<Device> {
-        Configuration::device(self, ifindex)
-    }
-
     #[inline(always)]
     fn network_flags(&self, bridge: u32) -> Option<u32> {
         // SAFETY: the element is copied at once; the agent replaces whole elements.

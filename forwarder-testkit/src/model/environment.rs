@@ -13,8 +13,8 @@ use forwarder_common::call_subprograms;
 use forwarder_common::clock::Ticks;
 use forwarder_common::context::PacketContext;
 use forwarder_common::environment::{
-    Configuration, Devmap, FlowIndex, FlowRecords, FragmentState, Output, PortAffinities, Quotas,
-    ReversePath, Route, Routes, Runtime, SkbOutput, Sockets, UnassuredRing,
+    BaseConfiguration, Configuration, Devmap, FlowIndex, FlowRecords, FragmentState, Output,
+    PortAffinities, Quotas, ReversePath, Route, Routes, Runtime, SkbOutput, Sockets, UnassuredRing,
 };
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::{Be16, Be32, V4};
@@ -44,7 +44,7 @@ fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32)
         .map(|(_, value)| value)
 }
 
-impl Configuration<V4> for Host {
+impl BaseConfiguration for Host {
     fn settings(&self) -> Settings {
         self.settings
     }
@@ -52,7 +52,9 @@ impl Configuration<V4> for Host {
     fn device(&self, ifindex: u32) -> Option<Device> {
         self.devices.get(&ifindex).copied()
     }
+}
 
+impl Configuration<V4> for Host {
     fn network(&self, bridge: u32) -> Option<Network<V4>> {
         self.networks.get(&bridge).copied()
     }

@@ -4,9 +4,9 @@
 use bytemuck::Pod;
 use forwarder_common::abi::{
     AllowedKey6, Device, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
-    network,
+    Settings, network,
 };
-use forwarder_common::environment::Configuration as _;
+use forwarder_common::environment::BaseConfiguration;
 use forwarder_common::family::Be128;
 use forwarder_common::meta::Meta;
 use forwarder_common::policy::ipv6::{self, Host6};
@@ -115,15 +115,17 @@ struct OnFrame<'a> {
     bytes: &'a [u8],
 }
 
-impl Host6 for OnFrame<'_> {
-    fn is_armed(&self) -> bool {
-        self.host.settings().armed != 0
+impl BaseConfiguration for OnFrame<'_> {
+    fn settings(&self) -> Settings {
+        self.host.settings()
     }
 
     fn device(&self, ifindex: u32) -> Option<Device> {
         self.host.device(ifindex)
     }
+}
 
+impl Host6 for OnFrame<'_> {
     fn network_policy(&self, bridge: u32) -> u32 {
         let network = self.host.networks.get(&bridge);
         network.map_or(0, |network| network.policy)
