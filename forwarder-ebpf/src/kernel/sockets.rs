@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //! The host's own sockets.
 
-use core::mem::zeroed;
-
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::bpf_sock_tuple;
+use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ipv4Tuple;
 use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use forwarder_common::abi::Tuple;
 use forwarder_common::clock::Ticks;
 use forwarder_common::environment::Sockets;
-use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::family::{Be16, V4};
 use forwarder_common::wire::proto;
 
 use super::Kernel;
@@ -30,22 +28,23 @@ impl<C: EbpfContext> Sockets<V4> for Kernel<C> {
 
     #[inline(always)]
     fn socket(&self, tuple: &Tuple<V4>) -> bool {
-        // SAFETY: plain integers.
-        let mut name: bpf_sock_tuple = unsafe { zeroed() };
-        name.__bindgen_anon_1.ipv4.saddr = tuple.src.word();
-        name.__bindgen_anon_1.ipv4.daddr = tuple.dst.word();
-        name.__bindgen_anon_1.ipv4.sport = tuple.sport.word();
-        name.__bindgen_anon_1.ipv4.dport = tuple.dport.word();
-        let length = (2 * size_of::<Be32>() + 2 * size_of::<Be16>()) as u32;
-        // SAFETY: the context is this program's; a socket that is found is released.
+        // A whole `bpf_sock_tuple` has room for an IPv6 tuple, which would only take stack.
+        let mut name = Ipv4Tuple {
+            saddr: tuple.src.word(),
+            daddr: tuple.dst.word(),
+            sport: tuple.sport.word(),
+            dport: tuple.dport.word(),
+        };
+        let length = size_of::<Ipv4Tuple>() as u32;
+        let name = (&raw mut name).cast();
+        // SAFETY: the context is this program's, and the tuple is as long as stated; a socket that
+        // is found is released.
         unsafe {
             let socket = match tuple.proto {
                 proto::TCP => {
-                    bpf_skc_lookup_tcp(self.ctx.as_ptr(), &raw mut name, length, THIS_NAMESPACE, 0)
+                    bpf_skc_lookup_tcp(self.ctx.as_ptr(), name, length, THIS_NAMESPACE, 0)
                 }
-                proto::UDP => {
-                    bpf_sk_lookup_udp(self.ctx.as_ptr(), &raw mut name, length, THIS_NAMESPACE, 0)
-                }
+                proto::UDP => bpf_sk_lookup_udp(self.ctx.as_ptr(), name, length, THIS_NAMESPACE, 0),
                 _ => return false,
             };
             if socket.is_null() {
