@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask lint`: format, clippy and documentation, each without a warning, a licence in the
-//! first line of each source file, short names of tests, and [`layers`].
+//! first line of each source file, short names of tests, [`layers`], and [`dependencies`] that
+//! `deny.toml` allows.
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{layers, step::step, workspace::Workspace};
+use crate::{dependencies, layers, step::step, workspace::Workspace};
 
 /// A check that passes or fails as a whole.
 pub(crate) struct Check {
@@ -156,6 +157,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     licences(&workspace.root)?;
     test_names(&workspace.root)?;
     layers::check(&workspace.root)?;
+    dependencies::check(workspace)?;
     [FORMAT, CLIPPY, DOC]
         .iter()
         .try_for_each(|check| check.run(workspace))

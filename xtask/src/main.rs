@@ -10,14 +10,15 @@
 //! - [`mod@test`] runs every tier of tests and adds up their results ([`totals`]); [`vm`] is the
 //!   tier that boots other kernels ([`kernels`]).
 //! - [`differential`], [`mod@bench`], [`fuzz`] and [`mutants`] are the longer runs.
-//! - [`lint`] checks what needs no test: licences, names of tests, [`layers`], format, clippy,
-//!   documentation.
+//! - [`lint`] checks what needs no test: licences, names of tests, [`layers`], [`dependencies`],
+//!   format, clippy, documentation.
 //! - [`workspace`] asks cargo where things lie, [`apt`] installs Debian's packages, [`step`] shows
 //!   a long step, and [`beside`] runs one task on the CPU time that another one leaves.
 mod apt;
 mod bench;
 mod beside;
 mod build;
+mod dependencies;
 mod differential;
 mod fuzz;
 mod kernels;

@@ -15,7 +15,7 @@ use crate::{
     apt::{self, Need},
     beside::Beside,
     build::{self, TESTS},
-    fuzz, layers,
+    dependencies, fuzz, layers,
     lint::{self, CLIPPY, Check, DOC, FORMAT},
     mutants,
     totals::Totals,
@@ -155,6 +155,9 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
         });
         report.run("layers", || {
             layers::check(&workspace.root).map(|()| Totals::default())
+        });
+        report.run("dependencies", || {
+            dependencies::check(workspace).map(|()| Totals::default())
         });
         check(report, &FORMAT);
         check(report, &CLIPPY);
