@@ -165,3 +165,74 @@ pub(crate) fn host_triple(workspace: &Workspace) -> Result<String> {
         .map(str::to_owned)
         .context("cargo -vV names no host")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The agent's build script, compiled alone: a build of the agent would take minutes.
+    struct Script(PathBuf);
+
+    impl Script {
+        fn compile() -> Self {
+            let folder = std::env::temp_dir().join(format!("xtask-script-{}", std::process::id()));
+            fs::create_dir_all(&folder).unwrap();
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../forwarder/build.rs");
+            let compiled = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
+                .args(["--edition=2024", "-Cdebuginfo=0", "-o"])
+                .arg(folder.join("script"))
+                .arg(source)
+                .status();
+            assert!(compiled.unwrap().success());
+            Self(folder)
+        }
+
+        /// What it tells cargo of errors, in an environment with nothing but these variables and
+        /// cargo's own.
+        fn errors(&self, variables: &[(&str, &Path)]) -> Vec<String> {
+            let output = Command::new(self.0.join("script"))
+                .env_clear()
+                .env("CARGO_MANIFEST_DIR", self.0.join("forwarder"))
+                .env("OUT_DIR", &self.0)
+                .envs(variables.iter().copied())
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let lines = String::from_utf8(output.stdout).unwrap();
+            let errors = lines
+                .lines()
+                .filter_map(|line| line.strip_prefix("cargo::error="));
+            errors.map(str::to_owned).collect()
+        }
+    }
+
+    impl Drop for Script {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A plain `cargo build` without the BPF object fails with one line, which says what to run.
+    #[test]
+    fn build_without_the_object_says_what_to_run() {
+        let script = Script::compile();
+        let embedded = script.0.join("forwarder-ebpf.o");
+        let [error] = &script.errors(&[])[..] else {
+            panic!("not one line")
+        };
+        assert!(error.starts_with("no BPF object to embed ("), "{error}");
+        assert!(error.contains("run `cargo xtask build`"), "{error}");
+        assert!(!embedded.exists(), "an agent without programs");
+
+        // A named object must be there, whatever is allowed otherwise.
+        let skip = ("FORWARDER_SKIP_EBPF", Path::new("1"));
+        let named = script.0.join("named.o");
+        let object = ("FORWARDER_BPF_OBJECT", &*named);
+        assert_eq!(script.errors(&[skip, object]).len(), 1);
+        fs::write(&named, "programs").unwrap();
+        assert_eq!(script.errors(&[object]), [""; 0]);
+        assert_eq!(fs::read(&embedded).unwrap(), b"programs");
+        assert_eq!(script.errors(&[skip]), [""; 0]);
+        assert_eq!(fs::read(&embedded).unwrap(), b"");
+    }
+}
