@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's interfaces below both the datapath and the sources of updates: netlink, network
-//! namespaces, cgroups, processes. Knows nothing of containers and of BPF.
+//! namespaces, cgroups, processes, files. Knows nothing of containers and of BPF.
 
 pub(crate) mod cgroup;
 mod ethtool;
@@ -10,4 +10,5 @@ pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod qdisc;
+pub(crate) mod remove;
 pub(crate) mod sock_diag;

@@ -3,8 +3,6 @@
 //! was killed.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +13,7 @@ use crate::config::Config;
 use crate::control::{self, AskError, Verb};
 use crate::datapath;
 use crate::lock::{Lock, LockError};
+use crate::sys::remove;
 use crate::trusted;
 
 /// The maximum time an agent may take to stop.
@@ -63,10 +62,10 @@ pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
         .context("cannot start")?
         .block_on(datapath::remove_all(&config.bpffs_dir, &config.state_dir))?;
     for file in [socket.with_extension("new"), socket] {
-        missing_is_fine(fs::remove_file(&file), &file)?;
+        remove::file(&file)?;
     }
     for dir in dirs {
-        missing_is_fine(fs::remove_dir(dir), dir)?;
+        remove::dir(dir)?;
     }
     output::text("removed: all programs, maps, pins and files of the forwarder\n")
 }
@@ -92,14 +91,5 @@ fn stop(pid: Option<i32>) -> Result<Lock> {
             }
             Err(error) => return Err(error).context("the agent does not stop"),
         }
-    }
-}
-
-fn missing_is_fine(done: std::io::Result<()>, path: &Path) -> Result<()> {
-    match done {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
     }
 }

@@ -21,7 +21,7 @@ use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use super::pins::{self, Pins};
-use crate::sys::qdisc;
+use crate::sys::{qdisc, remove};
 use crate::trusted;
 
 /// The priority of our clsact filters: after everybody who chose a priority.
@@ -349,7 +349,7 @@ pub(super) async fn remove_filters(dir: &Path) -> Result<()> {
                 .with_context(|| format!("cannot remove the clsact qdisc of device {index}"))?;
         }
     }
-    pins::remove_tree(dir)
+    remove::tree(dir)
 }
 
 /// Returns the current name of a device, which may have been renamed.

@@ -248,7 +248,7 @@ impl Datapath {
             Change::DropDevmap(veth) => {
                 self.peer_veths.forget(veth);
                 // The kernel removes the entry with its device.
-                missing_is_fine(maps.xdp_devmap.remove(veth))?;
+                unless_absent(maps.xdp_devmap.remove(veth))?;
             }
             Change::Attach { ifindex, hook, xdp } => {
                 let device = names.get(&ifindex).context("the device has gone")?;
@@ -337,8 +337,8 @@ impl Datapath {
     }
 }
 
-/// Treats an entry that is already gone as removed.
-fn missing_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+/// Treats an entry of a map that is already gone as removed.
+fn unless_absent(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::SyscallError(error))
             if error.io_error.kind() == std::io::ErrorKind::NotFound =>

@@ -12,7 +12,7 @@ use forwarder_state::desired_state::PeerVeth;
 use serde::{Deserialize, Serialize};
 
 use super::pins;
-use crate::sys::netns;
+use crate::sys::{netns, remove};
 use crate::trusted;
 
 /// What is recorded of a peer to restore it.
@@ -79,5 +79,5 @@ pub(super) async fn restore_all(dir: &Path) -> Result<()> {
             let _ = netns::set_gro(namespace, before.index, false).await;
         }
     }
-    pins::remove_tree(dir)
+    remove::tree(dir)
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use forwarder_common::abi::LAYOUT;
 use forwarder_state::desired_state::{Hook, SocketHook};
 
+use crate::sys::remove;
 use crate::trusted;
 
 /// The pins of this layout.
@@ -179,17 +180,8 @@ pub(super) fn remove_all(bpffs_dir: &Path) -> Result<()> {
     // program keeps its maps.
     for layout in entries(bpffs_dir)? {
         for kind in ["links", "sockets", "maps"] {
-            remove_tree(&bpffs_dir.join(&layout).join(kind))?;
+            remove::tree(&bpffs_dir.join(&layout).join(kind))?;
         }
     }
-    remove_tree(bpffs_dir)
-}
-
-/// Removes a directory and its content. Does nothing if it does not exist.
-pub(super) fn remove_tree(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot remove {}", dir.display())),
-    }
+    remove::tree(bpffs_dir)
 }

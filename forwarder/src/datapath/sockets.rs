@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,7 @@ use forwarder_state::desired_state::SocketHook;
 
 use super::hooks::{Hooks, once};
 use crate::sys::cgroup::cgroup_root;
+use crate::sys::remove;
 
 impl Hooks {
     /// Returns the socket programs that are attached, whoever attached them.
@@ -54,7 +54,7 @@ impl Hooks {
         };
         let place = self.pins.socket(hook);
         let draft = self.pins.socket_draft(hook);
-        missing_is_fine(fs::remove_file(&draft))?;
+        remove::file(&draft)?;
         link.pin(&draft)?;
         // Replacing its pin detaches the old link.
         fs::rename(&draft, &place).with_context(|| format!("cannot pin {}", place.display()))
@@ -62,7 +62,7 @@ impl Hooks {
 
     /// Detaches a program.
     pub(super) fn detach_socket(&self, hook: SocketHook) -> Result<()> {
-        missing_is_fine(fs::remove_file(self.pins.socket(hook)))
+        remove::file(&self.pins.socket(hook))
     }
 
     /// Passes a program through the verifier.
@@ -93,11 +93,4 @@ impl Hooks {
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
-}
-
-fn missing_is_fine(done: std::io::Result<()>) -> Result<()> {
-    match done {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
 }
