@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask fuzz`: runs the fuzzers of `tests/fuzz`, built with coverage, under libFuzzer.
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    num::NonZero,
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread::available_parallelism,
+};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::{
@@ -42,6 +48,17 @@ enum Target {
     Plan,
 }
 
+impl Target {
+    /// Its name on the command line, and its binary's.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Parse => "parse",
+            Self::Pipeline => "pipeline",
+            Self::Plan => "plan",
+        }
+    }
+}
+
 const ALL: [Target; 3] = [Target::Parse, Target::Pipeline, Target::Plan];
 
 /// Runs the fuzzers. It is an error if one of them finds something, which is kept beside its
@@ -53,15 +70,26 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     each.try_for_each(|target| fuzzers.run(target, args.seconds))
 }
 
-/// Runs each fuzzer for this number of seconds, as part of every test run: one test per fuzzer.
+/// Runs each fuzzer for this number of seconds, one on each processor, as part of every test run:
+/// one test per fuzzer.
 pub(crate) fn run_some(workspace: &Workspace, seconds: u32) -> Result<Totals> {
     let fuzzers = Fuzzers::build(workspace)?;
     let mut totals = Totals::default();
-    for target in ALL {
-        match fuzzers.run(target, seconds) {
-            Ok(()) => totals.passed += 1,
-            Err(error) => {
-                eprintln!("xtask: {error:#}");
+    let at_once = available_parallelism().map_or(1, NonZero::get);
+    for targets in ALL.chunks(at_once) {
+        let start = |target: &Target| {
+            let mut fuzzer = fuzzers.command(*target, seconds)?;
+            fuzzer.stdout(Stdio::null()).stderr(Stdio::piped());
+            Ok(fuzzer.spawn()?)
+        };
+        let started = targets.iter().map(start).collect::<Result<Vec<_>>>()?;
+        for (target, fuzzer) in targets.iter().zip(started) {
+            let output = fuzzer.wait_with_output()?;
+            if output.status.success() {
+                totals.passed += 1;
+            } else {
+                let text = String::from_utf8_lossy(&output.stderr);
+                eprintln!("xtask: fuzz {}: {}\n{text}", target.name(), output.status);
                 totals.failed += 1;
             }
         }
@@ -97,8 +125,12 @@ impl Fuzzers {
     }
 
     fn run(&self, target: Target, seconds: u32) -> Result<()> {
-        let value = target.to_possible_value().context("no such fuzzer")?;
-        let name = value.get_name();
+        let fuzzer = self.command(target, seconds)?;
+        step(&format!("fuzz {}", target.name()), fuzzer)
+    }
+
+    fn command(&self, target: Target, seconds: u32) -> Result<Command> {
+        let name = target.name();
         let corpus = self.folder.join("corpus").join(name);
         fs::create_dir_all(&corpus)?;
         let program = self.folder.join(&self.triple).join("fuzz").join(name);
@@ -112,6 +144,6 @@ impl Fuzzers {
             .arg(format!("-artifact_prefix={}/found-", corpus.display()))
             .args(["-max_len=4096", "-len_control=20"])
             .args(["-verbosity=0", "-print_final_stats=1"]);
-        step(&format!("fuzz {name}"), fuzzer)
+        Ok(fuzzer)
     }
 }

@@ -75,10 +75,11 @@ impl Fault {
         Ok(text.replacen(&self.find, &self.replace, 1))
     }
 
-    /// Returns the test file with the name of the faulty module, if there is one.
-    fn own_test(&self) -> Option<&str> {
-        let module = self.file.components().nth(2)?;
-        Path::new(module.as_os_str()).file_stem()?.to_str()
+    /// Returns the names that a test file of the faulty module may have: the module's own, then
+    /// those of the modules around it.
+    fn modules(&self) -> impl Iterator<Item = &str> {
+        let names = self.file.iter().rev();
+        names.filter_map(|name| Path::new(name).file_stem()?.to_str())
     }
 }
 
@@ -93,7 +94,13 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         faults = rotated(&workspace.root, faults, few)?;
     }
     ensure!(!faults.is_empty(), "no fault has such a name");
-    let totals = hunt(workspace, args.suite, &faults)?;
+    check(&workspace.root, &faults)?;
+    let copy = Copy::make(workspace)?;
+    ensure!(
+        copy.passes(args.suite, None)?,
+        "the tests fail without any fault: see to that first"
+    );
+    let totals = hunt(&copy, args.suite, &faults)?;
     println!("{} noticed, {} not", totals.passed, totals.failed);
     Ok(if is_enough(totals) {
         ExitCode::SUCCESS
@@ -102,10 +109,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Plants some of the faults, in rotation: part of every test run.
+/// Plants some of the faults, in rotation: part of every test run, whose unit tests say that the
+/// tests pass without any fault.
 pub(crate) fn run_few(workspace: &Workspace, few: usize) -> Result<Totals> {
     let faults = rotated(&workspace.root, read(&workspace.root)?, few)?;
-    hunt(workspace, Suite::Unit, &faults)
+    check(&workspace.root, &faults)?;
+    hunt(&Copy::make(workspace)?, Suite::Unit, &faults)
 }
 
 const fn is_enough(totals: Totals) -> bool {
@@ -150,13 +159,7 @@ fn rotated(root: &Path, mut faults: Vec<Fault>, few: usize) -> Result<Vec<Fault>
 }
 
 /// Plants one fault after the other and prints which are noticed.
-fn hunt(workspace: &Workspace, suite: Suite, faults: &[Fault]) -> Result<Totals> {
-    check(&workspace.root, faults)?;
-    let copy = Copy::make(workspace)?;
-    ensure!(
-        copy.passes(suite, None)?,
-        "the tests fail without any fault: see to that first"
-    );
+fn hunt(copy: &Copy, suite: Suite, faults: &[Fault]) -> Result<Totals> {
     let mut totals = Totals::default();
     for fault in faults {
         let path = copy.root.join(&fault.file);
@@ -196,8 +199,8 @@ impl Copy {
     /// Whether a suite passes with a fault. The test file of the faulty module runs first.
     fn passes_with(&self, suite: Suite, fault: &Fault) -> Result<bool> {
         let own = fault
-            .own_test()
-            .filter(|test| self.root.join(format!("{LOGIC}/tests/{test}.rs")).exists());
+            .modules()
+            .find(|test| self.root.join(format!("{LOGIC}/tests/{test}.rs")).exists());
         let nearby = matches!(suite, Suite::Unit) && own.is_some();
         Ok((!nearby || self.passes(suite, own)?) && self.passes(suite, None)?)
     }
@@ -290,21 +293,20 @@ mod tests {
             replace: "b".into(),
         };
         assert_eq!(fault.planted("cat").unwrap(), "cbt");
-        assert_eq!(fault.own_test(), None);
+        assert_eq!(fault.modules().next(), Some("lib"));
         assert!(fault.planted("dog").is_err() && fault.planted("banana").is_err());
     }
 
     #[test]
     fn module_is_tested_by_its_namesake() {
-        for file in ["a/src/window.rs", "a/src/window/inside.rs"] {
-            let fault = Fault {
-                name: "none".into(),
-                file: file.into(),
-                find: String::new(),
-                replace: String::new(),
-            };
-            assert_eq!(fault.own_test(), Some("window"));
-        }
+        let fault = Fault {
+            name: "none".into(),
+            file: "a/src/conntrack/window/inside.rs".into(),
+            find: String::new(),
+            replace: String::new(),
+        };
+        let names: Vec<_> = fault.modules().collect();
+        assert_eq!(names[..3], ["inside", "window", "conntrack"]);
     }
 
     #[test]
