@@ -284,12 +284,12 @@ fn tiny_first_fragment_gets_past_no_list() {
             host.raw(Hook::OutsideIn, is_fragment, arrival).0.reason
         };
         let syn = Spec::tcp((CLIENT, 40_000), (WEB, 80), SYN).packet();
-        for octets in [8, 16] {
-            let first = cut(&syn, octets, 7).swap_remove(0);
-            assert_eq!(arrives(&first), Some(Reason::DirectRouting), "{octets}");
+        for length in [8, 16] {
+            let first = cut(&syn, length, 7).swap_remove(0);
+            assert_eq!(arrives(&first), Some(Reason::DirectRouting), "{length}");
             // What the frame has behind it looks like the rest of the header.
-            let padded = [&first[..], &syn[20 + octets..]].concat();
-            assert_eq!(arrives(&padded), Some(Reason::DirectRouting), "{octets}");
+            let padded = [&first[..], &syn[20 + length..]].concat();
+            assert_eq!(arrives(&padded), Some(Reason::DirectRouting), "{length}");
         }
         let udp = Spec::udp((CLIENT, 40_000), (WEB, 80)).payload(64).packet();
         let first = cut(&udp, 16, 7).swap_remove(0);

@@ -20,9 +20,9 @@ fn read(packet: &mut [u8]) -> Result<Packet<V4>, Reason> {
 }
 
 /// A packet with one byte replaced.
-fn with(spec: &Spec, at: usize, octet: u8) -> Vec<u8> {
+fn with(spec: &Spec, at: usize, byte: u8) -> Vec<u8> {
     let mut packet = spec.packet();
-    packet[at] = octet;
+    packet[at] = byte;
     packet
 }
 
@@ -92,8 +92,8 @@ fn damaged_header_is_left_to_the_kernel() {
                 (Hook::Uplink, None),
                 (Hook::OutsideIn, Some(Reason::Malformed)),
             ] {
-                let (told, frame) = run(hook, &damaged);
-                assert_eq!(told, reason, "octet {at}");
+                let (found, frame) = run(hook, &damaged);
+                assert_eq!(found, reason, "byte {at}");
                 assert_eq!(frame[14..], damaged);
             }
         }
@@ -273,9 +273,9 @@ proptest! {
 
     #[test]
     fn garbage_harms_nothing(
-        octets in prop::collection::vec(any::<u8>(), 0..160), mark in any::<u32>()
+        bytes in prop::collection::vec(any::<u8>(), 0..160), mark in any::<u32>()
     ) {
-        let mut frame = octets;
+        let mut frame = bytes;
         if frame.len() > 14 {
             frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
         }
@@ -291,9 +291,9 @@ proptest! {
         host.by_uplink(&udp());
         host.by_uplink(&tcp());
         let mut frame = spec.between(mac(UPLINK), far_mac(UPLINK)).build();
-        for (at, octet) in damage {
+        for (at, byte) in damage {
             let at = at.index(frame.len());
-            frame[at] = octet;
+            frame[at] = byte;
         }
         frame.truncate(keep.index(frame.len() + 1));
         through_all(&host, &frame, if tagged { 0xb000_0001 } else { 0 })?;

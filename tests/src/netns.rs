@@ -200,13 +200,13 @@ impl Space {
     /// There is no such device.
     pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
         let text = self.ip(&format!("-br link show dev {device}"))?;
-        let octets = text.split_whitespace().nth(2).map(|mac| {
+        let bytes = text.split_whitespace().nth(2).map(|mac| {
             mac.split(':')
-                .map(|octet| u8::from_str_radix(octet, 16))
+                .map(|byte| u8::from_str_radix(byte, 16))
                 .collect::<Result<Vec<_>, _>>()
         });
-        let octets = octets.with_context(|| format!("{device} has no hardware address"))??;
-        octets
+        let bytes = bytes.with_context(|| format!("{device} has no hardware address"))??;
+        bytes
             .try_into()
             .map_err(|_| anyhow!("{device} is no Ethernet device: {text}"))
     }

@@ -70,19 +70,19 @@ fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
     fixtures.space().enter(|| {
         let mut kernel = Loaded::open(&bpffs, &netns, capacity::FLOWS)?;
         let mut walked = Numbers::new();
-        let mut octets = Numbers::new();
+        let mut sizes = Numbers::new();
         for hook in Hook::ALL {
             let (verified, size) = kernel.datapath.verified(hook)?;
             walked.insert(hook.program().to_owned(), u64::from(verified));
-            octets.insert(hook.program().to_owned(), u64::from(size));
+            sizes.insert(hook.program().to_owned(), u64::from(size));
         }
         for hook in SocketHook::ALL {
             let (verified, size) = kernel.datapath.verified_socket(hook)?;
             walked.insert(hook.program().to_owned(), u64::from(verified));
-            octets.insert(hook.program().to_owned(), u64::from(size));
+            sizes.insert(hook.program().to_owned(), u64::from(size));
         }
         println!("verified instructions: {walked:?}");
-        println!("bytes after translation: {octets:?}");
+        println!("bytes after translation: {sizes:?}");
         let maps = memory(&bpffs.join(format!("v{LAYOUT}/maps")))?;
         let total: u64 = maps.values().sum();
         println!(
@@ -94,7 +94,7 @@ fn programs_stay_easy_to_verify_and_maps_small() -> Result<()> {
             "the maps take {total} bytes, more than {MEMORY}: {maps:?}"
         );
         compare("verified", &walked)?;
-        compare("translated", &octets)?;
+        compare("translated", &sizes)?;
         compare(
             "flow",
             &Numbers::from([("record".to_owned(), size_of::<Flow<V4>>() as u64)]),
@@ -111,7 +111,7 @@ fn memory(dir: &Path) -> Result<Numbers> {
         let map = map.fd()?;
         let fd = map.as_fd().as_raw_fd();
         let facts = fs::read_to_string(format!("/proc/thread-self/fdinfo/{fd}"))?;
-        let octets = facts
+        let size = facts
             .lines()
             .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
             .context("the kernel does not say what a map takes")?;
@@ -120,7 +120,7 @@ fn memory(dir: &Path) -> Result<Numbers> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        maps.insert(name, octets);
+        maps.insert(name, size);
     }
     Ok(maps)
 }

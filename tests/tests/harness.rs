@@ -284,18 +284,18 @@ fn killed_test_is_cleaned_up_by_the_next() -> Result<()> {
         .env(VICTIM, &file)
         .stdout(std::process::Stdio::null())
         .spawn()?;
-    let told = eventually(Duration::from_secs(30), || match victim.try_wait()? {
+    let reported = eventually(Duration::from_secs(30), || match victim.try_wait()? {
         Some(status) => Ok(Err(anyhow!("the victim ended by itself: {status}"))),
         None => Ok(Ok(
             fs::read_to_string(&file).context("the victim says nothing")?
         )),
     })
-    .and_then(|told| told);
+    .and_then(|reported| reported);
     victim.kill()?;
     victim.wait()?;
-    let told = told?;
+    let reported = reported?;
     fs::remove_file(&file)?;
-    let (name, container) = told.split_once(' ').context("a name and a container")?;
+    let (name, container) = reported.split_once(' ').context("a name and a container")?;
     ensure!(
         traces(name, container).is_err(),
         "the killed tester left nothing to sweep"

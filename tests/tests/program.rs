@@ -99,7 +99,7 @@ fn table() -> Vec<(&'static str, Place, Mark, Spec, Expected, Out)> {
     let (dns, own, gateway) = ((REMOTE, 53), (HOST, 5000), (GATEWAY, 5000));
     let unresolved = (ip(198, 19, 2, 2), 53);
     let router = ip(198, 19, 9, 9);
-    let quote = |spec: Spec, octets| Spec::error(TIME_EXCEEDED, router, HOST, &spec.packet(), octets);
+    let quote = |spec: Spec, length| Spec::error(TIME_EXCEEDED, router, HOST, &spec.packet(), length);
     vec![
         // UDP to a published port.
         ("a first packet to a published port, for XDP", XDP, NONE, udp(c, host), (XDP_PASS, None, NONE), Same),
@@ -280,9 +280,9 @@ fn malformed_frames_pass_unchanged() -> Result<()> {
         let mut frames: Vec<_> = (34..42)
             .map(|len| frame(&whole, OUTSIDE)[..len].to_vec())
             .collect();
-        for (at, octet) in [(14, 0x65), (14, 0x44), (14, 0x4f), (17, 19), (17, 27)] {
+        for (at, byte) in [(14, 0x65), (14, 0x44), (14, 0x4f), (17, 19), (17, 27)] {
             let mut frame = frame(&whole, OUTSIDE);
-            frame[at] = octet;
+            frame[at] = byte;
             frames.push(frame);
         }
         let count = |view: &View| -> Result<u64> {

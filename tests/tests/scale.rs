@@ -120,7 +120,7 @@ fn events(host: &Host, event: &str) -> Result<Process> {
 }
 
 /// When Docker said so of each container, by its number.
-fn told(events: &Process) -> BTreeMap<u16, SystemTime> {
+fn event_times(events: &Process) -> BTreeMap<u16, SystemTime> {
     let parse = |line: String| {
         let (name, nanoseconds) = line.split_once(' ')?;
         let at = UNIX_EPOCH + Duration::from_nanos(nanoseconds.parse().ok()?);
@@ -145,12 +145,12 @@ fn growth(of: &[Duration], edge: usize) -> f64 {
 
 /// From what Docker told of each container to what was seen of each port, of so many ports each.
 fn latencies(
-    told: &BTreeMap<u16, SystemTime>,
+    events: &BTreeMap<u16, SystemTime>,
     seen: &BTreeMap<u16, SystemTime>,
     ports: u16,
 ) -> Result<Vec<Duration>> {
     let of = |(port, at): (&u16, &SystemTime)| {
-        let event = told.get(&((port - FIRST) / ports));
+        let event = events.get(&((port - FIRST) / ports));
         let event = event.with_context(|| format!("no event for {port}"))?;
         // It may well be there before Docker says so.
         Ok(at.duration_since(*event).unwrap_or_default())
@@ -261,7 +261,7 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
     let own_growth = growth(&with, edge);
     println!("  grown {own_growth:.2}×, without {base_growth:.2}×");
 
-    let latencies = latencies(&told(&events), &watch.seen(), PORTS)?;
+    let latencies = latencies(&event_times(&events), &watch.seen(), PORTS)?;
     let most = most(latencies, "from Docker's event to the map");
     let memory = resident(&agent)?;
     println!("the agent has {:.1} MB resident", memory as f64 / 1e6);
@@ -345,7 +345,7 @@ fn container_churn_leaves_nothing() -> Result<()> {
         churned.and(gone).map(|()| life)
     })?;
     println!("{containers} containers, one after the other");
-    let (starts, ends) = (told(&starts), told(&ends));
+    let (starts, ends) = (event_times(&starts), event_times(&ends));
     let Life { came, went } = life;
     let counts = [&starts, &ends, &came, &went].map(BTreeMap::len);
     ensure!(counts == [usize::from(containers); 4], "{counts:?}");

@@ -34,7 +34,7 @@ struct DirectionState {
     seq: i64,
     ack: i64,
     win: i64,
-    octets: i64,
+    length: i64,
     scale: u8,
 }
 
@@ -100,7 +100,7 @@ impl Reference {
     fn judge(&mut self, segment: &DirectionState) -> Judgement {
         let kind = kind(segment.flags);
         let end = segment.seq
-            + segment.octets
+            + segment.length
             + i64::from(segment.flags & SYN != 0)
             + i64::from(segment.flags & FIN != 0);
         let (own, other) = (usize::from(segment.reply), usize::from(!segment.reply));
@@ -366,7 +366,7 @@ fn wire(number: i64) -> u32 {
 type Recipe = (bool, usize, usize, usize, usize, usize, usize);
 
 fn segment(reference: &Reference, recipe: Recipe) -> DirectionState {
-    let (reply, flags, seq, ack, win, octets, scale) = recipe;
+    let (reply, flags, seq, ack, win, length, scale) = recipe;
     let sent = reference.sides[usize::from(reply)];
     let peer = reference.sides[usize::from(!reply)];
     let flags = [
@@ -421,8 +421,8 @@ fn segment(reference: &Reference, recipe: Recipe) -> DirectionState {
         seq: seqs[seq % seqs.len()],
         ack: acks[ack % acks.len()],
         win: [4096, 4096, 0, 1, 65_535][win % 5],
-        octets: if flags & SYN == 0 {
-            [0, 0, 1, 100, 1460][octets % 5]
+        length: if flags & SYN == 0 {
+            [0, 0, 1, 100, 1460][length % 5]
         } else {
             0
         },
@@ -434,7 +434,7 @@ fn packet(segment: &DirectionState) -> Packet<V4> {
     let mut packet = Packet::<V4>::default();
     packet.tuple.proto = 6;
     packet.headers = 40;
-    packet.len = 40 + segment.octets as u16;
+    packet.len = 40 + segment.length as u16;
     packet.flags = segment.flags;
     packet.seq = wire(segment.seq);
     packet.ack = wire(segment.ack);

@@ -11,7 +11,7 @@ pub mod plan;
 macro_rules! target {
     ($run:path) => {
         #[cfg(fuzzing)]
-        libfuzzer_sys::fuzz_target!(|octets: &[u8]| $run(octets));
+        libfuzzer_sys::fuzz_target!(|bytes: &[u8]| $run(bytes));
 
         #[cfg(not(fuzzing))]
         fn main() -> std::io::Result<()> {

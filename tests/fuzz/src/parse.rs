@@ -14,13 +14,13 @@ const ETHERNET: usize = 14;
 ///
 /// # Panics
 /// When a promise does not hold.
-pub fn run(octets: &[u8]) {
-    let mut bytes = octets.to_vec();
+pub fn run(input: &[u8]) {
+    let mut bytes = input.to_vec();
     let mut packet = Packet::<V4>::default();
     if parse(&Frame::new(&mut bytes), ETHERNET, &mut packet).is_err() {
         return;
     }
-    assert_eq!(bytes, octets, "reading wrote");
+    assert_eq!(bytes, input, "reading wrote");
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     assert!(l3 == ETHERNET && l4 >= l3 + 20 && l4 <= l3 + 60);
     // What is yet to be cut may be longer than the field can say, which is zero then.
@@ -36,7 +36,7 @@ pub fn run(octets: &[u8]) {
     let whole =
         rewrite::headers(&mut frame, &edit, crc::shift) && rewrite::checksum(&mut frame, &edit);
     assert!(whole, "half a packet written");
-    assert_same(octets, &bytes, &packet);
+    assert_same(input, &bytes, &packet);
 }
 
 /// Both but for the two spellings of zero in one's complement.

@@ -179,11 +179,11 @@ fn lists_hold_for_tiny_first_fragments() -> Result<()> {
             continue;
         };
         let to = SocketAddrV4::new(address, 80);
-        for octets in [8, 16, 24] {
+        for length in [8, 16, 24] {
             for padded in [true, false] {
-                let what = format!("cut at {octets} to {to}, padded: {padded}");
+                let what = format!("cut at {length} to {to}, padded: {padded}");
                 let syn = Packet::tcp(end([198, 18, 1, 2], 4000), to, 2);
-                let pieces = tiny.packet(what, syn).cut(octets);
+                let pieces = tiny.packet(what, syn).cut(length);
                 for piece in &pieces {
                     let mut frame = raw.dress().ipv4(piece);
                     // What the padding says is the rest of a SYN's header.

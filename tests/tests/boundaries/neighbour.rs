@@ -20,11 +20,11 @@ fn thefts(raw: &Attacker, [gateway, sibling]: [Mac; 2]) -> Vec<(&'static str, Ve
     let (own, dress) = (raw.mac(), raw.dress());
     let all = dress.clone().to_all();
     let victim = dress.clone().to(sibling);
-    let told = (sibling, SIBLING);
+    let target = (sibling, SIBLING);
     vec![
         (
             "gateway's address, answer",
-            victim.arp(&Arp::answer(own, GATEWAY, told)),
+            victim.arp(&Arp::answer(own, GATEWAY, target)),
         ),
         (
             "gateway's address, announced",
@@ -69,7 +69,7 @@ fn thefts(raw: &Attacker, [gateway, sibling]: [Mac; 2]) -> Vec<(&'static str, Ve
             victim
                 .clone()
                 .priority(0)
-                .arp(&Arp::answer(own, GATEWAY, told)),
+                .arp(&Arp::answer(own, GATEWAY, target)),
         ),
     ]
 }
@@ -92,7 +92,7 @@ pub(super) fn learned(host: &Host, raw: &Attacker) -> Result<Vec<String>> {
 }
 
 fn text(mac: Mac) -> String {
-    mac.map(|octet| format!("{octet:02x}")).join(":")
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// ARP in the name of another ends at the veth.

@@ -73,14 +73,14 @@ fn foreign_rules_are_reported() -> Result<()> {
     scene
         .host
         .cmd(&["nft", "add", "chain", "inet", "theirs", "mine", chain])?;
-    let told = [
+    let expected = [
         "-A FORWARD -d 172.17.0.2/32 -p tcp",
         "--set-xmark 0x7",
         "fwmark 0x7",
         "the policy of inet theirs mine",
     ];
     let has = |text: &str| -> Result<()> {
-        for part in told {
+        for part in expected {
             ensure!(text.contains(part), "nothing of {part}: {text}");
         }
         for part in ["--dport 9", "tun7"] {

@@ -24,8 +24,8 @@ fn resolve(inside: &Space, name: &str) -> Result<String> {
         .recv(&mut answer)
         .context("Docker's resolver is silent")?;
     ensure!(answer[7] == 1, "{name} has no address");
-    let octets = answer[..length].last_chunk::<4>().context("no address")?;
-    Ok(std::net::Ipv4Addr::from(*octets).to_string())
+    let bytes = answer[..length].last_chunk::<4>().context("no address")?;
+    Ok(std::net::Ipv4Addr::from(*bytes).to_string())
 }
 
 /// Containers of one network reach each other by address and by name.

@@ -157,10 +157,10 @@ fn denial_ends_flows_within_a_second() -> Result<()> {
             println!("the last datagram came {late:?} after the file was changed");
             ensure!(late < IN_FORCE, "datagrams for {late:?}");
             ensure!(!denied.wait(SEEN)?.success(), "the stream went on");
-            let told = allowed.lines().len();
+            let before = allowed.lines().len();
             eventually(SOON, || {
                 ensure!(
-                    allowed.lines().len() > told,
+                    allowed.lines().len() > before,
                     "the others' stream stands still"
                 );
                 Ok(())

@@ -59,10 +59,12 @@ fn drawn_ports_differ_and_lead_to_their_own() -> Result<()> {
         let row = row.with_context(|| format!("{container} is not published: {rows:?}"))?;
         ensure!(row["host_ip"] == host_ip, "{row}");
         let port = row["host_port"].as_u64().context("a port")?;
-        let told = site.host.docker(&["port", "web", &container.to_string()])?;
+        let shown = site.host.docker(&["port", "web", &container.to_string()])?;
         ensure!(
-            told.lines().any(|line| line == format!("{host_ip}:{port}")),
-            "Docker says {told} of {row}"
+            shown
+                .lines()
+                .any(|line| line == format!("{host_ip}:{port}")),
+            "Docker says {shown} of {row}"
         );
         drawn.push(port);
         if container != 82 {
@@ -153,11 +155,11 @@ fn empty(map: &PathBuf) -> Result<usize> {
         serde_json::from_str(&bpftool(&["-j", "map", "dump", "pinned"], &[])?)?;
     for entry in &entries {
         let key = entry["key"].as_array().context("no raw key")?;
-        let octets: Vec<_> = key
+        let bytes: Vec<_> = key
             .iter()
-            .filter_map(|octet| Some(octet.as_str()?.trim_start_matches("0x").to_owned()))
+            .filter_map(|byte| Some(byte.as_str()?.trim_start_matches("0x").to_owned()))
             .collect();
-        bpftool(&["map", "delete", "pinned"], &octets)?;
+        bpftool(&["map", "delete", "pinned"], &bytes)?;
     }
     Ok(entries.len())
 }

@@ -56,10 +56,10 @@ fn outside_error_quotes_what_the_container_sent() -> Result<()> {
         let router = Ipv4Addr::new(198, 19, 7, 7);
         let packet = Packet::error(router, HOST, FRAGMENTATION_NEEDED, 900, &seen.bytes()[..28]);
         stage.send(Published, &packet)?;
-        let told = error(&stage, row, FRAGMENTATION_NEEDED)?;
-        assert_eq!((told.source(), told.hops()), (router, 63));
-        assert_eq!(told.transport()[6..8], 900_u16.to_be_bytes());
-        quotes(&told, sent)?;
+        let message = error(&stage, row, FRAGMENTATION_NEEDED)?;
+        assert_eq!((message.source(), message.hops()), (router, 63));
+        assert_eq!(message.transport()[6..8], 900_u16.to_be_bytes());
+        quotes(&message, sent)?;
     }
     ensure!(stage.scene.count("icmp-error")? >= 3);
     Ok(())
@@ -158,13 +158,16 @@ fn large_transfer_finds_the_path_mtu() -> Result<()> {
     stage.scene.lan().ip("link set far1 mtu 1200")?;
     let in_container = streams.space()?.capture("eth0")?;
     far.peer(&["fetch", "198.18.1.1:9000", "2000000"])?;
-    let told = in_container
+    let message = in_container
         .packets(false)?
         .into_iter()
         .find(|packet| packet.error_kind() == Some(FRAGMENTATION_NEEDED));
-    let told = told.context("the container was not told")?;
-    told.check()?;
-    assert_eq!(told.quoted().context("no quote")?.source(), streams.ip()?);
+    let message = message.context("the container was not told")?;
+    message.check()?;
+    assert_eq!(
+        message.quoted().context("no quote")?.source(),
+        streams.ip()?
+    );
     // The host's own device, too, by its own errors.
     stage.scene.host.ip("link set up0 mtu 1100")?;
     far.peer(&["fetch", "198.18.1.1:9000", "2000000"])?;

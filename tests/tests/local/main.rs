@@ -20,11 +20,11 @@ type Client<'a> = &'a dyn Fn(&[&str]) -> Result<String>;
 /// Every way to ask leads to a container that sees `gateway`, and the client sees what it asked.
 fn reaches(client: Client<'_>, to: &str, gateway: &str) -> Result<()> {
     connects(client, to, gateway)?;
-    let told = client(&["sendto", to, "hello"]).context("unconnected UDP")?;
-    let seen = told.strip_prefix(&format!("{to} {gateway}:"));
+    let output = client(&["sendto", to, "hello"]).context("unconnected UDP")?;
+    let seen = output.strip_prefix(&format!("{to} {gateway}:"));
     ensure!(
         seen.is_some_and(|seen| seen.ends_with(" hello")),
-        "asked {to}, answered by {told}"
+        "asked {to}, answered by {output}"
     );
     Ok(())
 }

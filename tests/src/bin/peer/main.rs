@@ -129,11 +129,11 @@ fn end_on_sigterm() -> Result<()> {
 
 fn unhex(text: &str) -> Result<Vec<u8>> {
     let digits: Vec<u8> = text.bytes().filter(|byte| !b" :".contains(byte)).collect();
-    let octet = |pair: &[u8]| {
+    let byte = |pair: &[u8]| {
         let pair = std::str::from_utf8(pair).context("not hex")?;
         u8::from_str_radix(pair, 16).with_context(|| format!("{pair:?} is not hex"))
     };
-    digits.chunks(2).map(octet).collect()
+    digits.chunks(2).map(byte).collect()
 }
 
 /// The options of all clients.

@@ -44,7 +44,7 @@ pub(crate) fn fetch(to: SocketAddr, bytes: u64, rate: u64, options: &Options) ->
     writeln!(stream, "SEND {bytes} {rate}")?;
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     loop {
         let length = stream
             .read(&mut buffer)
@@ -58,9 +58,9 @@ pub(crate) fn fetch(to: SocketAddr, bytes: u64, rate: u64, options: &Options) ->
             }
             received += 1;
         }
-        if told.elapsed() >= PROGRESS {
+        if reported.elapsed() >= PROGRESS {
             println!("at {received}");
-            told = Instant::now();
+            reported = Instant::now();
         }
     }
     anyhow::ensure!(
