@@ -5,8 +5,9 @@ use forwarder_common::family::Be16;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::checksum::{add, delta, fold, fold_wide, update, update_udp};
 use forwarder_testkit::model::Host;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip, left_by};
 use forwarder_testkit::model::host::{APP, APP_VETH, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::packet::sums_up;
 use proptest::prelude::*;
 
 fn total(words: &[u16]) -> u32 {
@@ -75,7 +76,7 @@ proptest! {
 
     #[test]
     fn translated_packets_have_valid_checksums(
-        proto in 0..3, sport in own_port(), remote in any::<u32>(), octets in 0..70_usize,
+        proto in 0..3, sport in own_port(), remote in any::<u32>(), length in 0..70_usize,
         hops in 1..=255_u8, options in any::<bool>(), dport in 1..=u16::MAX,
     ) {
         let host = Host::usual(64);
@@ -86,7 +87,7 @@ proptest! {
             _ => Spec::ping(APP, remote, sport),
         };
         let out = if options { out.options() } else { out };
-        let (went, packet) = host.by_veth(APP_VETH, &out.payload(octets).hops(hops));
+        let (went, packet) = host.by_veth(APP_VETH, &out.payload(length).hops(hops));
         prop_assert!(sums_up(&packet));
         // Handed on, it is completed on the way out.
         let packet = if went.reason == Some(Reason::Forwarded) { packet } else {
@@ -103,22 +104,22 @@ proptest! {
             1 => Spec::udp((remote, dport), (HOST, port)),
             _ => Spec::pong(remote, HOST, port),
         };
-        let (came, packet) = host.by_uplink(&back.payload(octets));
+        let (came, packet) = host.by_uplink(&back.payload(length));
         prop_assert_eq!(came.reason, Some(Reason::Forwarded));
         prop_assert!(sums_up(&packet));
         prop_assert_eq!(&packet[16..20], &APP.octets());
     }
 
     #[test]
-    fn hairpin_checksums_are_valid_both_ways(sport in own_port(), octets in 0..70_usize, udp in any::<bool>()) {
+    fn hairpin_checksums_are_valid_both_ways(sport in own_port(), length in 0..70_usize, udp in any::<bool>()) {
         let host = Host::usual(64);
         let make = |src, dst, flags| if udp { Spec::udp(src, dst) } else { Spec::tcp(src, dst, flags) };
-        let out = make((APP, sport), (HOST, 8080), SYN).payload(octets);
+        let out = make((APP, sport), (HOST, 8080), SYN).payload(length);
         let (went, packet) = host.by_veth(APP_VETH, &out);
         prop_assert_eq!(went.reason, Some(Reason::Forwarded));
         prop_assert!(sums_up(&packet));
         prop_assert_eq!(&packet[12..20], &[172, 17, 0, 1, 172, 17, 0, 2]);
-        let back = make((WEB, 80), (ip(172, 17, 0, 1), left_by(&packet)), SYN | ACK).payload(octets);
+        let back = make((WEB, 80), (ip(172, 17, 0, 1), left_by(&packet)), SYN | ACK).payload(length);
         let (came, packet) = host.by_veth(WEB_VETH, &back);
         prop_assert_eq!(came.reason, Some(Reason::Forwarded));
         prop_assert!(sums_up(&packet));

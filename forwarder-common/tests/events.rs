@@ -13,7 +13,8 @@ use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::V4;
 use forwarder_testkit::model::frames::{ACK, RST, SYN, Spec};
 use forwarder_testkit::model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB_VETH};
-use forwarder_testkit::model::{self, Dice, Host};
+use forwarder_testkit::model::{self, Host};
+use forwarder_testkit::rng::Rng;
 
 const FLOWS: u32 = 64;
 
@@ -25,7 +26,7 @@ fn answer(port: u16) -> Spec {
     Spec::udp((REMOTE, 53), (HOST, port))
 }
 
-fn told(host: &Host) -> Vec<Event<V4>> {
+fn emitted(host: &Host) -> Vec<Event<V4>> {
     host.emitted.borrow().clone()
 }
 
@@ -37,7 +38,7 @@ fn reference(host: &Host, port: u16) -> FlowRef {
 /// No flow has told its beginning and not its end, but those that live; none ends twice.
 fn balanced(host: &Host) {
     let mut open = HashSet::new();
-    for event in told(host) {
+    for event in emitted(host) {
         let name = (event.index.get(), FlowState(event.flow_state.get()).id());
         if event.kind.get() == EventKind::Begins as u32 {
             assert!(open.insert(name), "begins twice: {event:?}");
@@ -60,8 +61,8 @@ fn flow_emits_begin_and_end_with_counters() {
     let mut host = Host::usual(FLOWS);
     host.by_veth(APP_VETH, &query(1).payload(100));
     host.by_uplink(&answer(1).payload(300));
-    let [begin] = &told(&host)[..] else {
-        panic!("{:?}", told(&host))
+    let [begin] = &emitted(&host)[..] else {
+        panic!("{:?}", emitted(&host))
     };
     assert_eq!(begin.kind.get(), EventKind::Begins as u32);
     assert_eq!(
@@ -76,8 +77,8 @@ fn flow_emits_begin_and_end_with_counters() {
 
     host.wait(timeouts::UDP);
     host.by_uplink(&answer(1));
-    let [_, end] = &told(&host)[..] else {
-        panic!("{:?}", told(&host))
+    let [_, end] = &emitted(&host)[..] else {
+        panic!("{:?}", emitted(&host))
     };
     assert_eq!(end.kind.get(), EventKind::Over as u32);
     assert_eq!(end.tuples, begin.tuples);
@@ -103,7 +104,7 @@ fn evicted_flow_emits_its_eviction() {
     for port in 0..20 {
         host.by_veth(APP_VETH, &query(1000 + port));
     }
-    let evicted: Vec<_> = told(&host)
+    let evicted: Vec<_> = emitted(&host)
         .into_iter()
         .filter(|event| event.kind.get() == EventKind::Evicted as u32)
         .map(|event| event.tuples[0].get().sport.get())
@@ -135,7 +136,7 @@ fn deletion_ends_both_keys_once() {
     assert_eq!(host.index.borrow().len(), 2);
     assert!(host.flow_of(&query(2).tuple).is_some());
     assert_eq!(
-        told(&host).last().unwrap().kind.get(),
+        emitted(&host).last().unwrap().kind.get(),
         EventKind::Deleted as u32
     );
     balanced(&host);
@@ -171,12 +172,12 @@ fn losing_cpu_emits_the_end_of_its_flow() {
     let mut undone = 0;
     for look in 0..12 {
         let host = Host::usual(FLOWS);
-        host.meddle(look, |host| {
+        host.interfere(look, |host| {
             host.by_veth(APP_VETH, &query(1));
         });
         host.by_veth(APP_VETH, &query(1));
         balanced(&host);
-        undone += told(&host)
+        undone += emitted(&host)
             .iter()
             .filter(|event| event.kind.get() == EventKind::Undone as u32)
             .count();
@@ -188,12 +189,12 @@ fn losing_cpu_emits_the_end_of_its_flow() {
 #[cfg_attr(miri, ignore = "thousands of packets: too many for Miri")]
 fn every_begin_event_has_one_end_event() {
     for seed in 0..20 {
-        let mut dice = Dice::new(seed);
+        let mut rng = Rng::new(seed);
         let mut host = Host::usual(FLOWS);
         for step in 0..1_000 {
-            let port = 1 + dice.below(40) as u16;
-            let flags = dice.pick(&[SYN, ACK, RST]);
-            match dice.below(8) {
+            let port = 1 + rng.below(40) as u16;
+            let flags = rng.pick(&[SYN, ACK, RST]);
+            match rng.below(8) {
                 0..3 => drop(host.by_veth(APP_VETH, &query(port))),
                 3 => drop(host.by_uplink(&answer(port))),
                 4 => drop(host.by_uplink(&Spec::tcp((CLIENT, port), (HOST, 8080), flags))),
@@ -201,11 +202,11 @@ fn every_begin_event_has_one_end_event() {
                     let web = (model::host::WEB, 80);
                     drop(host.by_veth(WEB_VETH, &Spec::tcp(web, (CLIENT, port), SYN | ACK)));
                 }
-                6 => host.wait(dice.below(400) as u32),
+                6 => host.wait(rng.below(400) as u32),
                 _ => {
                     let flow = FlowRef {
-                        index: dice.below(FLOWS as usize) as u32,
-                        id: dice.below(3) as u32,
+                        index: rng.below(FLOWS as usize) as u32,
+                        id: rng.below(3) as u32,
                     };
                     flow_operation::end(&host, flow);
                 }

@@ -8,11 +8,12 @@ use forwarder_common::conntrack::timeouts::REASSEMBLY;
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, cut, ip, seal_header};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, cut, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Carried, Hook, Host, Outcome, Target};
+use forwarder_testkit::packet::seal_header;
 
 /// The device that pieces go round by.
 const DEFRAG_LOOPBACK: u32 = 90;

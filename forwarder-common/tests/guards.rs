@@ -5,12 +5,13 @@ use forwarder_common::abi::network;
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::{Path, Reason};
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip, left_by, sums_up};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, ip, left_by};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB,
     WEB_VETH, far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Carried, Hook, Host};
+use forwarder_testkit::packet::sums_up;
 
 fn request() -> Spec {
     Spec::udp((CLIENT, 40_000), (HOST, 8080))

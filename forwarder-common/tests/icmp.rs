@@ -2,11 +2,12 @@
 //! ICMP errors: the quoted packet is restored to what its sender sent, as far as it is quoted.
 
 use forwarder_common::reason::Reason;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip, sums_up};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, UNREACHABLE, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Hook, Host, Target};
+use forwarder_testkit::packet::sums_up;
 use proptest::prelude::*;
 
 const ROUTER: forwarder_common::family::Be32 = ip(198, 19, 200, 1);
@@ -34,12 +35,12 @@ fn router_error_quotes_the_containers_packet() {
         let host = Host::usual(64);
         let left = out(&host, &spec);
         let sent = spec.clone().hops(63).packet();
-        for octets in [28, 40, 100] {
-            let error = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, octets);
+        for length in [28, 40, 100] {
+            let error = Spec::error(TIME_EXCEEDED, ROUTER, HOST, &left, length);
             let (outcome, packet) = host.by_uplink(&error);
             assert_eq!(outcome.reason, Some(Reason::IcmpError));
             assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
-            assert!(sums_up(&packet), "{octets} of {spec:?}");
+            assert!(sums_up(&packet), "{length} of {spec:?}");
             assert_eq!(
                 packet[12..16],
                 ROUTER.octets(),
@@ -48,7 +49,7 @@ fn router_error_quotes_the_containers_packet() {
             assert_eq!(packet[16..20], APP.octets());
             assert_eq!(packet[8], 63, "one hop fewer");
             let quote = quoted(&packet);
-            assert_eq!(quote, &sent[..quote.len()], "{octets} of {spec:?}");
+            assert_eq!(quote, &sent[..quote.len()], "{length} of {spec:?}");
         }
     }
 }
@@ -88,9 +89,9 @@ fn error_without_a_flow_is_not_forwarded() {
     let left = out(&host, &Spec::udp((APP, 5000), (REMOTE, 53)));
     let reason = |spec: &Spec| host.by_uplink(spec).0.reason;
     // Too short for ports: the host's to look at, no container's.
-    for octets in [0, 8, 19, 20, 24, 27] {
-        let error = Spec::error(UNREACHABLE, ROUTER, HOST, &left, octets);
-        assert_eq!(reason(&error), Some(Reason::ToHost), "{octets} bytes");
+    for length in [0, 8, 19, 20, 24, 27] {
+        let error = Spec::error(UNREACHABLE, ROUTER, HOST, &left, length);
+        assert_eq!(reason(&error), Some(Reason::ToHost), "{length} bytes");
     }
     // A redirect must not cross a translation.
     assert_eq!(
@@ -147,7 +148,7 @@ fn damaged_error_is_not_forwarded() {
             let mut damaged = error.clone();
             damaged[at] ^= 0x10;
             let (reason, frame) = run(&damaged);
-            assert_eq!(reason, stray, "octet {at}");
+            assert_eq!(reason, stray, "byte {at}");
             assert_eq!(frame[14..], damaged);
         }
         // Cut short on its way.
@@ -211,7 +212,7 @@ proptest! {
     /// The quote in a translated error is the packet that the container sent.
     #[test]
     fn quote_restores_what_was_sent(
-        kind in 0..3, sport in 1..=u16::MAX, dport in 1..=u16::MAX, octets in 0..60_usize,
+        kind in 0..3, sport in 1..=u16::MAX, dport in 1..=u16::MAX, length in 0..60_usize,
         cut in 28..128_usize, taken in any::<bool>(), options in any::<bool>(),
     ) {
         let host = Host::usual(64);
@@ -224,7 +225,7 @@ proptest! {
             // Somebody else has the port: this one is translated to another.
             host.by_veth(WEB_VETH, &make(WEB));
         }
-        let spec = make(APP).payload(octets);
+        let spec = make(APP).payload(length);
         let spec = if options { spec.options() } else { spec };
         let (outcome, left) = host.by_veth(APP_VETH, &spec);
         let (hops, left) = if options {

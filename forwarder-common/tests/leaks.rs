@@ -10,7 +10,8 @@ use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, HOST, OTHER_BRIDGE, REMOTE, WEB, WEB_VETH,
     mac,
 };
-use forwarder_testkit::model::{self, Arrival, Dice, Hook, Host, Outcome, Target};
+use forwarder_testkit::model::{self, Arrival, Hook, Host, Outcome, Target};
+use forwarder_testkit::rng::Rng;
 use proptest::prelude::*;
 
 /// What left by outside devices.
@@ -18,8 +19,8 @@ use proptest::prelude::*;
 struct Wire(Vec<Vec<u8>>);
 
 fn address(packet: &[u8], at: usize) -> Option<Be32> {
-    let octets: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
-    Some(Be32::from_octets(octets))
+    let bytes: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
+    Some(Be32::from_octets(bytes))
 }
 
 /// Where the transport header begins.
@@ -108,26 +109,26 @@ fn carry_on(host: &Host, outcome: &Outcome, packet: Vec<u8>, bridge: Option<u32>
 }
 
 /// One of the packets that anybody might send, with anything wrong with it.
-fn send(dice: &mut Dice, host: &Host, wire: &mut Wire) {
-    let port = |dice: &mut Dice| dice.pick(&[80, 5000, 5001, 8080, 8081, 40_000]);
-    let inside = dice.pick(&[(WEB_VETH, WEB), (APP_VETH, APP), (FAR_VETH, FAR), (0, BARE)]);
-    let outward = !dice.once_in(3);
+fn send(rng: &mut Rng, host: &Host, wire: &mut Wire) {
+    let port = |rng: &mut Rng| rng.pick(&[80, 5000, 5001, 8080, 8081, 40_000]);
+    let inside = rng.pick(&[(WEB_VETH, WEB), (APP_VETH, APP), (FAR_VETH, FAR), (0, BARE)]);
+    let outward = !rng.once_in(3);
     let (src, dst) = if outward {
-        let src = if dice.once_in(8) { WEB } else { inside.1 };
+        let src = if rng.once_in(8) { WEB } else { inside.1 };
         (
             src,
-            dice.pick(&[REMOTE, CLIENT, HOST, WEB, FAR, ip(198, 18, 2, 9)]),
+            rng.pick(&[REMOTE, CLIENT, HOST, WEB, FAR, ip(198, 18, 2, 9)]),
         )
     } else {
         (
-            dice.pick(&[REMOTE, CLIENT]),
-            dice.pick(&[HOST, HOST, ip(198, 18, 2, 1), WEB]),
+            rng.pick(&[REMOTE, CLIENT]),
+            rng.pick(&[HOST, HOST, ip(198, 18, 2, 1), WEB]),
         )
     };
-    let (from, to) = ((src, port(dice)), (dst, port(dice)));
-    let mut spec = match dice.below(8) {
+    let (from, to) = ((src, port(rng)), (dst, port(rng)));
+    let mut spec = match rng.below(8) {
         0..3 => Spec::udp(from, to),
-        3..6 => Spec::tcp(from, to, dice.pick(&[SYN, ACK, SYN | ACK, FIN | ACK])),
+        3..6 => Spec::tcp(from, to, rng.pick(&[SYN, ACK, SYN | ACK, FIN | ACK])),
         6 => Spec::ping(src, dst, from.1),
         _ => {
             let inner = if outward {
@@ -140,27 +141,27 @@ fn send(dice: &mut Dice, host: &Host, wire: &mut Wire) {
                 src,
                 dst,
                 &inner.packet(),
-                dice.pick(&[20, 28, 36, 100]),
+                rng.pick(&[20, 28, 36, 100]),
             )
         }
     };
-    match dice.below(8) {
+    match rng.below(8) {
         0 => spec = spec.hops(1),
         1 => spec = spec.options(),
         2 => spec = spec.payload(1600),
-        3 => spec = spec.fragment(dice.pick(&[0x2000, 0x2001, 0x0001])),
+        3 => spec = spec.fragment(rng.pick(&[0x2000, 0x2001, 0x0001])),
         _ => {}
     }
     let mut packet = spec.packet();
-    match dice.below(8) {
+    match rng.below(8) {
         // Wrong or missing beyond the IP header, which the kernel's IP layer does not look at.
         0 => {
-            let len = l4(&packet) + dice.below(packet.len() - l4(&packet) + 1);
+            let len = l4(&packet) + rng.below(packet.len() - l4(&packet) + 1);
             packet.truncate(len);
             packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
         }
-        1 if packet.len() > 33 => packet[32] = dice.roll() as u8,
-        2 => packet[9] = dice.pick(&[1, 6, 17, 47, 132]),
+        1 if packet.len() > 33 => packet[32] = rng.wide() as u8,
+        2 => packet[9] = rng.pick(&[1, 6, 17, 47, 132]),
         _ => {}
     }
     if !outward {
@@ -195,14 +196,14 @@ fn send(dice: &mut Dice, host: &Host, wire: &mut Wire) {
 }
 
 /// What happens beside packets.
-fn disturb(dice: &mut Dice, host: &mut Host) {
-    match dice.below(4) {
+fn disturb(rng: &mut Rng, host: &mut Host) {
+    match rng.below(4) {
         0 => {
-            let slot = host.endpoint_slots[&dice.pick(&[WEB, APP, FAR])];
+            let slot = host.endpoint_slots[&rng.pick(&[WEB, APP, FAR])];
             host.endpoints[slot as usize].generation += 1;
         }
         1 => host.mappings.values_mut().for_each(|it| *it += 1),
-        2 => host.wait(dice.below(9_000) as u32),
+        2 => host.wait(rng.below(9_000) as u32),
         _ => host.settings.route_generation += 1,
     }
 }
@@ -215,14 +216,14 @@ proptest! {
     /// No packet of a container leaves untranslated.
     #[test]
     fn container_packets_never_leak(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
+        let mut rng = Rng::new(seed);
         let mut host = Host::usual(64);
         let mut wire = Wire::default();
         for _ in 0..200 {
-            if dice.once_in(30) {
-                disturb(&mut dice, &mut host);
+            if rng.once_in(30) {
+                disturb(&mut rng, &mut host);
             }
-            send(&mut dice, &host, &mut wire);
+            send(&mut rng, &host, &mut wire);
         }
         for packet in wire.0 {
             let src = address(&packet, 12).unwrap();

@@ -8,10 +8,11 @@ use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 use forwarder_testkit::model::Host;
-use forwarder_testkit::model::frames::{SYN, Spec, ip, sums_up};
+use forwarder_testkit::model::frames::{SYN, Spec, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH,
 };
+use forwarder_testkit::packet::sums_up;
 use proptest::prelude::*;
 
 const FLOWS: u32 = 1024;

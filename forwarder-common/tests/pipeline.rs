@@ -4,12 +4,13 @@
 use forwarder_common::family::Be32;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, left_by, sums_up};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, TIME_EXCEEDED, ip, left_by};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, FAR, FAR_VETH, GATEWAY, HOST, OTHER_BRIDGE, REMOTE,
     UPLINK, VPN, WEB, WEB_VETH, far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Hook, Host, Target};
+use forwarder_testkit::packet::sums_up;
 
 /// What is done to a packet.
 type How = fn(Spec) -> Spec;
@@ -68,8 +69,8 @@ fn outside_reaches_a_published_port() {
         assert_eq!(after, packet);
         // The host's own error about it shows what the client sent.
         let error = Spec::error(TIME_EXCEEDED, HOST, CLIENT, &packet, 548).packet();
-        let (told, error) = host.to_outside(0, 0, &error);
-        assert_eq!(told.reason, Some(Reason::HostError));
+        let (outcome, error) = host.to_outside(0, 0, &error);
+        assert_eq!(outcome.reason, Some(Reason::HostError));
         assert!(sums_up(&error));
         let sent = spec.packet();
         assert_eq!(error[28..], sent[..sent.len().min(548)]);
@@ -231,8 +232,8 @@ fn hairpin_errors_of_the_host_quote_the_original() {
         let (outcome, handed) = host.by_veth(veth, spec);
         assert_eq!(outcome.reason, Some(Reason::HopLimit), "{spec:?}");
         let error = Spec::error(TIME_EXCEEDED, GATEWAY, spec.tuple.src, &handed, 100);
-        let (told, packet) = host.to_bridge(bridge, 0, 0, &error.packet());
-        assert_eq!(told.reason, Some(Reason::HostError), "{spec:?}");
+        let (judged, packet) = host.to_bridge(bridge, 0, 0, &error.packet());
+        assert_eq!(judged.reason, Some(Reason::HostError), "{spec:?}");
         assert!(sums_up(&packet));
         assert_eq!(packet[28..], spec.packet());
         assert_eq!(
@@ -253,11 +254,11 @@ fn hairpin_errors_of_the_host_quote_the_original() {
     tells(WEB_VETH, BRIDGE, &answer(left_by(&seen)));
     // Neither what was sent as it is, nor what tells no flow.
     let lone = Spec::udp((APP, 9), (REMOTE, 53)).packet();
-    for octets in [100, 20] {
-        let error = Spec::error(TIME_EXCEEDED, GATEWAY, APP, &lone, octets).packet();
-        let (outcome, told) = host.to_bridge(BRIDGE, 0, 0, &error);
+    for length in [100, 20] {
+        let error = Spec::error(TIME_EXCEEDED, GATEWAY, APP, &lone, length).packet();
+        let (outcome, left) = host.to_bridge(BRIDGE, 0, 0, &error);
         assert_eq!(outcome.reason, Some(Reason::FromHost));
-        assert_eq!(told, error);
+        assert_eq!(left, error);
     }
 }
 
@@ -349,9 +350,9 @@ fn xdp_takes_known_flows_only() {
 fn packet_over_route_mtu_is_left_to_kernel() {
     let mut host = Host::usual(64);
     host.settings.route_mtu = 1400;
-    let asks = |octets| Spec::udp((APP, 5000), (REMOTE, 53)).payload(octets);
-    for (octets, reason) in [(1372, Reason::Forwarded), (1373, Reason::TooBig)] {
-        let (outcome, _) = host.by_veth(APP_VETH, &asks(octets));
-        assert_eq!(outcome.reason, Some(reason), "{octets}");
+    let asks = |length| Spec::udp((APP, 5000), (REMOTE, 53)).payload(length);
+    for (length, reason) in [(1372, Reason::Forwarded), (1373, Reason::TooBig)] {
+        let (outcome, _) = host.by_veth(APP_VETH, &asks(length));
+        assert_eq!(outcome.reason, Some(reason), "{length}");
     }
 }

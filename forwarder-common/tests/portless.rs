@@ -5,11 +5,12 @@ use forwarder_common::abi::network;
 use forwarder_common::conntrack::timeouts::{GENERIC, UDP_STREAM_AFTER};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_testkit::model::frames::{Spec, TIME_EXCEEDED, cut, sums_up};
+use forwarder_testkit::model::frames::{Spec, TIME_EXCEEDED, cut};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, mac,
 };
 use forwarder_testkit::model::{self, Arrival, Carried, Hook, Host, Target};
+use forwarder_testkit::packet::sums_up;
 
 const GRE: u32 = 47;
 const ESP: u32 = 50;
@@ -94,12 +95,12 @@ fn portless_flow_lives_ten_minutes() {
 fn refusal_is_answered_if_quote_is_complete() {
     let host = Host::usual(64);
     sent(&host, APP_VETH, &bare(GRE, APP, REMOTE));
-    for (octets, told) in [(3, false), (7, false), (8, true)] {
-        let spec = bare(GRE, WEB, REMOTE).payload(octets);
+    for (length, is_answered) in [(3, false), (7, false), (8, true)] {
+        let spec = bare(GRE, WEB, REMOTE).payload(length);
         let (outcome, packet) = host.by_veth(WEB_VETH, &spec);
         assert_eq!(outcome.reason, Some(Reason::PortsExhausted));
-        assert_eq!(outcome.target.is_some(), told, "{octets} bytes");
-        if told {
+        assert_eq!(outcome.target.is_some(), is_answered, "{length} bytes");
+        if is_answered {
             assert!(sums_up(&packet));
             assert_eq!(packet[20..22], [3, 13]);
         }
@@ -284,13 +285,13 @@ fn icmp_error_quotes_what_the_container_sent() {
     let host = Host::usual(64);
     let spec = bare(GRE, APP, REMOTE);
     let (_, left) = host.by_veth(APP_VETH, &spec);
-    for octets in [28, 60] {
-        let error = Spec::error(TIME_EXCEEDED, CLIENT, HOST, &left, octets);
+    for length in [28, 60] {
+        let error = Spec::error(TIME_EXCEEDED, CLIENT, HOST, &left, length);
         let (outcome, packet) = host.by_uplink(&error);
         assert_eq!(outcome.reason, Some(Reason::IcmpError));
         assert_eq!(outcome.target, Some(Target::Peer(APP_VETH)));
         assert!(sums_up(&packet));
-        assert_eq!(packet[28..], spec.clone().hops(63).packet()[..octets]);
+        assert_eq!(packet[28..], spec.clone().hops(63).packet()[..length]);
     }
 }
 

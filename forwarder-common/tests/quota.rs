@@ -3,18 +3,19 @@
 
 use forwarder_common::abi::{FlowState, ORIGINAL, REPLY};
 use forwarder_common::clock::seconds;
+use forwarder_common::conntrack::flow_operation::{self, Ending};
 use forwarder_common::conntrack::quota::{self, ANSWERS};
-use forwarder_common::conntrack::{flow, timeouts};
-use forwarder_common::event::EventKind;
+use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::{Be16, Be32};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use forwarder_common::tracking::tcp::State;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, sums_up};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BARE, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, WEB, WEB_VETH, far_mac,
 };
 use forwarder_testkit::model::{self, Arrival, Hook, Host, Outcome, Target};
+use forwarder_testkit::packet::sums_up;
 
 const FLOWS: u32 = 64;
 
@@ -45,6 +46,13 @@ fn by_web(host: &Host, spec: &Spec) -> Reason {
 fn held(host: &Host, addr: Be32) -> i32 {
     let word = host.quotas[host.endpoint_slots[&addr] as usize].held.get();
     if word == 0 { 0 } else { quota::count(word) }
+}
+
+/// Deletes a flow, as the command line does.
+fn delete(host: &Host, spec: &Spec) {
+    let reference = host.index.borrow()[&spec.tuple];
+    let ending = flow_operation::end(host, reference);
+    assert_eq!(ending, Ending::Ended, "{spec:?}");
 }
 
 /// A container at its quota keeps the flows that it has, and its neighbour gets all the flows that
@@ -280,6 +288,7 @@ fn forged_datagrams_get_half_of_the_table() {
     assert!(used as u32 <= LARGE / 2 + LARGE / 4 + 1, "{used}");
     let first = host.flow_of(&asks(1).tuple).unwrap().0;
     assert_eq!(first.packets[ORIGINAL].get(), 10, "who was there stays");
+    host.check();
 }
 
 #[test]
@@ -340,16 +349,7 @@ fn next_generation_starts_at_zero() {
     assert_eq!(by_app(&host, &query(14)), Reason::FlowQuota);
     // The old ones' ends are none of its own.
     for port in 1..=3 {
-        let tuple = query(port).tuple;
-        let reference = host.index.borrow()[&tuple];
-        let flow_state = FlowState(host.flows[reference.index as usize].flow_state.get());
-        assert!(flow::claim(
-            &host,
-            reference.index,
-            flow_state,
-            EventKind::Deleted
-        ));
-        host.free.borrow_mut().push_back(reference.index);
+        delete(&host, &query(port));
     }
     assert_eq!(held(&host, APP), 3);
     assert_eq!(by_app(&host, &query(14)), Reason::FlowQuota);
@@ -385,14 +385,7 @@ fn returning_generation_is_never_below_zero() {
         host.quotas[slot].held.set(word);
     }
     // A flow that it had before it went: not counted any more, and not given back either.
-    let reference = host.index.borrow()[&query(1).tuple];
-    let flow_state = FlowState(host.flows[reference.index as usize].flow_state.get());
-    assert!(flow::claim(
-        &host,
-        reference.index,
-        flow_state,
-        EventKind::Deleted
-    ));
+    delete(&host, &query(1));
     assert_eq!(held(&host, APP), 0);
 }
 
@@ -553,11 +546,11 @@ fn refusal_errors_are_rate_limited() {
         (outcome.reason, outcome.target),
         (Some(Reason::FlowQuota), None)
     );
-    let told = |host: &Host| host.by_veth(APP_VETH, &query(2)).0.target.is_some();
-    let answers = (0..2 * ANSWERS).filter(|_| told(&host)).count();
+    let is_answered = |host: &Host| host.by_veth(APP_VETH, &query(2)).0.target.is_some();
+    let answers = (0..2 * ANSWERS).filter(|_| is_answered(&host)).count();
     assert_eq!(answers, ANSWERS as usize);
     host.wait(1);
-    assert!(told(&host));
+    assert!(is_answered(&host));
     // From outside.
     let open = |port, flags| Spec::tcp((CLIENT, port), (HOST, 8080), flags);
     for port in 1..=FLOWS as u16 {

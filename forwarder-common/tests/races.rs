@@ -7,8 +7,9 @@ use forwarder_common::event::EventKind;
 use forwarder_common::family::V4;
 use forwarder_common::reason::{Path, Reason};
 use forwarder_testkit::model::Host;
-use forwarder_testkit::model::frames::{Spec, sums_up};
+use forwarder_testkit::model::frames::Spec;
 use forwarder_testkit::model::host::{APP, APP_VETH, CLIENT, HOST, REMOTE, WEB, WEB_VETH};
+use forwarder_testkit::packet::sums_up;
 
 const FLOWS: u32 = 64;
 
@@ -50,7 +51,7 @@ fn recycled_record_is_never_the_old_flow() {
             } else {
                 query(1).tuple
             };
-            host.meddle(look, move |host| recycle(host, tuple));
+            host.interfere(look, move |host| recycle(host, tuple));
             let (outcome, packet) = if inward {
                 host.by_uplink(&answer(1))
             } else {
@@ -82,7 +83,7 @@ fn recycled_record_is_never_the_old_flow() {
 fn racing_cpus_create_one_flow() {
     for look in 0..12 {
         let host = Host::usual(FLOWS);
-        host.meddle(look, |host| {
+        host.interfere(look, |host| {
             host.by_veth(APP_VETH, &query(1));
         });
         let (outcome, packet) = host.by_veth(APP_VETH, &query(1));

@@ -9,11 +9,13 @@ use forwarder_common::family::{Be16, Be32};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::crc::shift;
-use forwarder_testkit::model::frames::{Spec, TIME_EXCEEDED, crc32c, cut, ip, left_by, sums_up};
+use forwarder_testkit::checksum::crc32c;
+use forwarder_testkit::model::frames::{Spec, TIME_EXCEEDED, cut, ip, left_by};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, HOST, REMOTE, UPLINK, WEB, WEB_VETH,
 };
 use forwarder_testkit::model::{self, Arrival, Hook, Host, Target};
+use forwarder_testkit::packet::sums_up;
 use proptest::prelude::*;
 
 const SCTP: u16 = 132;
@@ -59,10 +61,10 @@ fn seen(spec: &Spec, src: (Be32, u16), dst: (Be32, u16)) -> Vec<u8> {
 
 #[test]
 fn reference_crc_matches_rfc_3720_vectors() {
-    let octets = |octets: &[u8]| crc32c(octets.iter().copied());
-    assert_eq!(octets(b"123456789"), 0xe306_9283);
-    assert_eq!(octets(&[0; 32]), 0x8a91_36aa);
-    assert_eq!(octets(&[0xff; 32]), 0x62a8_ab43);
+    let of = |bytes: &[u8]| crc32c(bytes.iter().copied());
+    assert_eq!(of(b"123456789"), 0xe306_9283);
+    assert_eq!(of(&[0; 32]), 0x8a91_36aa);
+    assert_eq!(of(&[0xff; 32]), 0x62a8_ab43);
     assert_eq!(crc32c(0..32), 0x46dd_794e);
     assert_eq!(crc32c((0..32).rev()), 0x113f_db5c);
 }
@@ -85,10 +87,10 @@ proptest! {
 
     /// A packet has the right checksum whatever its length is.
     #[test]
-    fn checksum_is_right_at_every_length(octets in 0_usize..1400, port: u16) {
+    fn checksum_is_right_at_every_length(length in 0_usize..1400, port: u16) {
         let host = host();
         let spec = Spec { tuple: Tuple { sport: Be16::new(port), ..request(INIT).tuple }, ..request(INIT) };
-        let (outcome, packet) = host.by_uplink(&spec.payload(octets));
+        let (outcome, packet) = host.by_uplink(&spec.payload(length));
         prop_assert_eq!(outcome.reason, Some(Reason::Forwarded));
         prop_assert!(sums_up(&packet) && packet[LENGTH..LENGTH + 4] != [0; 4]);
     }
@@ -207,21 +209,21 @@ fn error_quote_is_what_was_sent() {
     let (_, left) = host.by_veth(WEB_VETH, &spec);
     let sent = spec.clone().hops(63).packet();
     assert_ne!(left[20..22], sent[20..22]);
-    for octets in [28, 32, 36, 100] {
-        let error = Spec::error(TIME_EXCEEDED, router, HOST, &left, octets);
+    for length in [28, 32, 36, 100] {
+        let error = Spec::error(TIME_EXCEEDED, router, HOST, &left, length);
         let (outcome, packet) = host.by_uplink(&error);
         assert_eq!(outcome.reason, Some(Reason::IcmpError));
         assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
-        assert!(sums_up(&packet), "{octets} bytes");
+        assert!(sums_up(&packet), "{length} bytes");
         let quote = &packet[28..];
-        assert_eq!(quote, &sent[..quote.len()], "{octets} bytes");
+        assert_eq!(quote, &sent[..quote.len()], "{length} bytes");
     }
     // The host's own, about what it was handed.
     let asked = request(INIT).hops(1);
     let (_, handed) = host.by_uplink(&asked);
     let error = Spec::error(TIME_EXCEEDED, HOST, CLIENT, &handed, 548).packet();
-    let (told, error) = host.to_outside(0, 0, &error);
-    assert_eq!(told.reason, Some(Reason::HostError));
+    let (outcome, error) = host.to_outside(0, 0, &error);
+    assert_eq!(outcome.reason, Some(Reason::HostError));
     assert!(sums_up(&error));
     assert_eq!(error[28..], asked.packet());
 }

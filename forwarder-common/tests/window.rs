@@ -11,9 +11,10 @@ use forwarder_common::tracking::segment::{NO_SCALE, UNREAD};
 use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::frame::Frame;
 use forwarder_common::wire::parse::{Packet, parse};
-use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec, seal_header};
+use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec};
 use forwarder_testkit::model::host::{CLIENT, HOST, UPLINK, WEB, WEB_VETH};
 use forwarder_testkit::model::{Arrival, Hook, Host};
+use forwarder_testkit::packet::seal_header;
 
 const SYN_ACK: u8 = SYN | ACK;
 const FIN_ACK: u8 = FIN | ACK;
@@ -89,8 +90,8 @@ struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    fn octets(mut self, octets: usize) -> Self {
-        self.spec = self.spec.payload(octets);
+    fn bytes(mut self, length: usize) -> Self {
+        self.spec = self.spec.payload(length);
         self
     }
 
@@ -105,10 +106,10 @@ impl Segment<'_> {
     }
 
     /// From the client, with a length of zero in its header.
-    fn too_long(self, octets: usize, segment: u32) -> Reason {
+    fn too_long(self, length: usize, segment: u32) -> Reason {
         let host = &self.connection.0;
         let to = host.devices[&UPLINK].mac;
-        let mut frame = self.spec.payload(octets).between(to, [2; 6]).build();
+        let mut frame = self.spec.payload(length).between(to, [2; 6]).build();
         frame[16..18].fill(0);
         seal_header(&mut frame[14..]);
         let arrival = Arrival {
@@ -148,7 +149,7 @@ impl Segment<'_> {
 /// An open connection in which the server has sent 100 bytes and the client acknowledged them.
 fn talked() -> Connection {
     let connection = Connection::open();
-    connection.server(ACK, 1, 1).octets(100).passes();
+    connection.server(ACK, 1, 1).bytes(100).passes();
     connection.client(ACK, 1, 101).passes();
     connection
 }
@@ -160,7 +161,7 @@ fn exact_reset_closes() {
         // Exact, or right behind the data that it comes with.
         let seq = if exact { 101 } else { 151 };
         if !exact {
-            connection.server(ACK, 101, 1).octets(50).passes();
+            connection.server(ACK, 101, 1).bytes(50).passes();
         }
         connection.server(RST, seq, 0).passes();
         assert_eq!(connection.state(), State::Close);
@@ -223,13 +224,13 @@ fn syn_with_fitting_reset_ends_nothing() {
 #[test]
 fn data_outside_the_window_is_dropped() {
     let connection = talked();
-    for (seq, octets) in [(1 << 29, 1), (101 + 2 * 4096, 10), (9_000, 1_000)] {
-        connection.client(ACK, seq, 101).octets(octets).is_out();
-        connection.server(ACK, seq, 1).octets(octets).is_out();
+    for (seq, length) in [(1 << 29, 1), (101 + 2 * 4096, 10), (9_000, 1_000)] {
+        connection.client(ACK, seq, 101).bytes(length).is_out();
+        connection.server(ACK, seq, 1).bytes(length).is_out();
     }
     // What acknowledges data that was never sent.
     connection.client(ACK, 1, 102).is_out();
-    connection.server(ACK, 101, 2).octets(10).is_out();
+    connection.server(ACK, 101, 2).bytes(10).is_out();
     connection.server(FIN_ACK, 1 << 29, 1).is_out();
     assert_eq!(connection.state(), State::Established);
 }
@@ -237,10 +238,10 @@ fn data_outside_the_window_is_dropped() {
 #[test]
 fn retransmission_and_keepalive_pass() {
     let mut connection = talked();
-    connection.server(ACK, 1, 1).octets(100).passes();
+    connection.server(ACK, 1, 1).bytes(100).passes();
     // One byte before what is expected, empty or not, and its answer.
     connection.client(ACK, 0, 101).passes();
-    connection.client(ACK, 0, 101).octets(1).passes();
+    connection.client(ACK, 0, 101).bytes(1).passes();
     connection.server(ACK, 101, 1).passes();
     // Far behind: passes, but means nothing.
     for _ in 0..3 {
@@ -249,12 +250,12 @@ fn retransmission_and_keepalive_pass() {
             .end
             .get()
             .wrapping_sub(START);
-        connection.server(ACK, sent, 1).octets(4000).passes();
+        connection.server(ACK, sent, 1).bytes(4000).passes();
         connection.client(ACK, 1, sent + 4000).passes();
     }
     connection.0.wait(10);
     let left = connection.left();
-    connection.server(ACK, 1, 1).octets(10).passes();
+    connection.server(ACK, 1, 1).bytes(10).passes();
     assert_eq!(connection.left(), left);
 }
 
@@ -263,8 +264,8 @@ fn retransmission_and_keepalive_pass() {
 fn slight_window_overrun_and_its_ack_pass() {
     let connection = talked();
     let edge = 101 + 4096;
-    connection.server(ACK, 101, 1).octets(4096).passes();
-    connection.server(ACK, edge + 1, 1).octets(100).passes();
+    connection.server(ACK, 101, 1).bytes(4096).passes();
+    connection.server(ACK, edge + 1, 1).bytes(100).passes();
     connection.client(ACK, 1, edge + 101).passes();
 }
 
@@ -273,7 +274,7 @@ fn zero_window_probe_passes() {
     let connection = talked();
     connection.client(ACK, 1, 101).window(0).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
-    connection.server(ACK, 101, 1).octets(1).passes();
+    connection.server(ACK, 101, 1).bytes(1).passes();
     connection.client(ACK, 1, 101).window(0).passes();
     connection.client(ACK, 1, 102).passes();
     assert_eq!(connection.left(), timeouts::tcp(State::Established));
@@ -288,11 +289,11 @@ fn window_scaling_needs_both_sides() {
         let answer = connection.server(SYN_ACK, 0, 1);
         if both { answer.scale(2) } else { answer }.passes();
         connection.client(ACK, 1, 1).passes();
-        let data = connection.server(ACK, beyond, 1).octets(100);
+        let data = connection.server(ACK, beyond, 1).bytes(100);
         assert_eq!(data.reason() != Reason::TcpWindow, both);
-        let data = connection.client(ACK, 4 * 4096 - 100, 1).octets(100);
+        let data = connection.client(ACK, 4 * 4096 - 100, 1).bytes(100);
         assert_eq!(data.reason() != Reason::TcpWindow, both);
-        connection.client(ACK, 9 * 4096, 1).octets(100).is_out();
+        connection.client(ACK, 9 * 4096, 1).bytes(100).is_out();
     }
 }
 
@@ -300,7 +301,7 @@ fn window_scaling_needs_both_sides() {
 #[test]
 fn unacknowledged_data_shortens_the_timeout() {
     let connection = talked();
-    connection.server(ACK, 101, 1).octets(10).passes();
+    connection.server(ACK, 101, 1).bytes(10).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
     connection.client(ACK, 1, 111).passes();
     assert_eq!(connection.left(), timeouts::tcp(State::Established));
@@ -323,8 +324,8 @@ fn simultaneous_open_is_tracked() {
     assert_eq!(connection.state(), State::SynReceived);
     connection.server(ACK, 1, 1).passes();
     assert_eq!(connection.state(), State::Established);
-    connection.client(ACK, 1, 1).octets(10).passes();
-    connection.client(ACK, 1 << 29, 1).octets(10).is_out();
+    connection.client(ACK, 1, 1).bytes(10).passes();
+    connection.client(ACK, 1 << 29, 1).bytes(10).is_out();
 }
 
 #[test]
@@ -346,7 +347,7 @@ fn forged_answer_does_not_break_an_opening() {
     connection.server(SYN_ACK, 1 << 29, 7).is_out();
     connection.server(SYN_ACK, 0, 1).passes();
     connection.client(ACK, 1, 1).passes();
-    connection.server(ACK, 1, 1).octets(10).passes();
+    connection.server(ACK, 1, 1).bytes(10).passes();
     connection.client(ACK, 1, 11).passes();
     assert_eq!(connection.state(), State::Established);
 }
@@ -387,8 +388,8 @@ fn reopening_after_a_crash_is_tracked() {
     let (ours, theirs) = ((1 << 29) + 1, (1 << 30) + 1);
     connection.client(ACK, ours, theirs).passes();
     assert_eq!(connection.state(), State::Established);
-    connection.client(ACK, ours, theirs).octets(10).passes();
-    connection.client(ACK, 1, 101).octets(10).passes();
+    connection.client(ACK, ours, theirs).bytes(10).passes();
+    connection.client(ACK, 1, 101).bytes(10).passes();
     connection.server(RST, 101, 0).is_out();
 }
 
@@ -413,14 +414,14 @@ fn syn_in_time_wait_opens_new_windows() {
 #[test]
 fn picked_up_connection_is_always_in_window() {
     let connection = Connection::new();
-    connection.client(ACK, 1000, 9_000_000).octets(10).passes();
+    connection.client(ACK, 1000, 9_000_000).bytes(10).passes();
     assert_eq!(connection.left(), timeouts::TCP_UNACKNOWLEDGED);
-    connection.server(ACK, 9_000_000, 1010).octets(500).passes();
+    connection.server(ACK, 9_000_000, 1010).bytes(500).passes();
     connection
         .client(ACK, 70_000_000, 9_000_500)
-        .octets(10)
+        .bytes(10)
         .passes();
-    connection.server(ACK, 1, 1).octets(10).passes();
+    connection.server(ACK, 1, 1).bytes(10).passes();
     assert_eq!(connection.state(), State::Established);
 }
 
@@ -477,7 +478,7 @@ fn aggregated_segment_counts_wholly() {
     connection.client(ACK, 1, 1).passes();
     // As long as a header can say.
     let most = 0xffff - 40;
-    connection.client(ACK, 1, 1).octets(most).passes();
+    connection.client(ACK, 1, 1).bytes(most).passes();
     let after = 1 + most as u32;
     connection.server(ACK, 1, after).passes();
     assert_eq!(

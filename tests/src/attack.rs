@@ -18,15 +18,16 @@
 //! # }
 //! ```
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context as _, Result};
+use forwarder_testkit::packet::{Packet, proto};
+use forwarder_testkit::packet6::Packet6;
 
 use crate::capture::{Capture, Frame};
 use crate::image::peer_bin;
 use crate::netns::Space;
 use crate::process::Process;
-use crate::wire::{Packet, proto};
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -274,119 +275,14 @@ impl Arp {
         let body = frame.body(ethertype::ARP)?.get(..28)?;
         let end = |at: usize| {
             let mac = body[at..at + 6].try_into().ok()?;
-            let octets: [u8; 4] = body[at + 6..at + 10].try_into().ok()?;
-            Some((mac, Ipv4Addr::from(octets)))
+            let bytes: [u8; 4] = body[at + 6..at + 10].try_into().ok()?;
+            Some((mac, Ipv4Addr::from(bytes)))
         };
         Some(Self {
             operation: u16::from_be_bytes([body[6], body[7]]),
             sender: end(8)?,
             target: end(18)?,
         })
-    }
-}
-
-/// An IPv6 packet without extension headers.
-#[derive(Debug, Clone)]
-pub struct Packet6 {
-    /// The source.
-    pub from: Ipv6Addr,
-    /// The destination.
-    pub to: Ipv6Addr,
-    /// The next header's protocol number.
-    pub protocol: u8,
-    /// The bytes after the header, with a complete checksum.
-    pub transport: Vec<u8>,
-}
-
-/// ICMPv6's protocol number.
-const ICMPV6: u8 = 58;
-
-impl Packet6 {
-    /// Builds a UDP datagram.
-    #[must_use]
-    pub fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), payload: &[u8]) -> Self {
-        let length = (8 + payload.len()) as u16;
-        let words = [from.1, to.1, length, 0];
-        let mut transport: Vec<u8> = words.into_iter().flat_map(u16::to_be_bytes).collect();
-        transport.extend(payload);
-        Self::sealed(from.0, to.0, proto::UDP, transport, 6)
-    }
-
-    /// Builds a TCP segment without payload.
-    #[must_use]
-    pub fn tcp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), flags: u8) -> Self {
-        let mut transport = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
-        transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-        Self::sealed(from.0, to.0, proto::TCP, transport, 16)
-    }
-
-    /// Builds an ICMPv6 message: type, code, and the bytes after the checksum.
-    #[must_use]
-    pub fn icmp(from: Ipv6Addr, to: Ipv6Addr, kind: [u8; 2], body: &[u8]) -> Self {
-        let transport = [&kind, &[0, 0], body].concat();
-        Self::sealed(from, to, ICMPV6, transport, 2)
-    }
-
-    /// Asks who has an address (RFC 4861), with the sender's hardware address as option.
-    #[must_use]
-    pub fn solicit(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac) -> Self {
-        let body = [&[0; 4][..], &target.octets(), &[1, 1], &mac].concat();
-        Self::icmp(from, to, [135, 0], &body)
-    }
-
-    /// Says that an address is at a hardware address, overriding what is known.
-    #[must_use]
-    pub fn advertise(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac) -> Self {
-        let body = [&[0x60, 0, 0, 0][..], &target.octets(), &[2, 1], &mac].concat();
-        Self::icmp(from, to, [136, 0], &body)
-    }
-
-    /// Says that the sender is a router, for half an hour.
-    #[must_use]
-    pub fn router(from: Ipv6Addr, to: Ipv6Addr, mac: Mac) -> Self {
-        let head = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
-        Self::icmp(from, to, [134, 0], &[&head[..], &mac].concat())
-    }
-
-    /// Says that `destination` is reached through `target`.
-    #[must_use]
-    pub fn redirect(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, destination: Ipv6Addr) -> Self {
-        let body = [&[0; 4][..], &target.octets(), &destination.octets()].concat();
-        Self::icmp(from, to, [137, 0], &body)
-    }
-
-    fn sealed(
-        from: Ipv6Addr,
-        to: Ipv6Addr,
-        protocol: u8,
-        mut transport: Vec<u8>,
-        checksum_at: usize,
-    ) -> Self {
-        let length = (transport.len() as u32).to_be_bytes();
-        let pseudo = [
-            &from.octets()[..],
-            &to.octets(),
-            &length,
-            &[0, 0, 0, protocol],
-        ]
-        .concat();
-        let checksum = !crate::wire::sum(&[&pseudo, &transport]);
-        transport[checksum_at..checksum_at + 2].copy_from_slice(&checksum.to_be_bytes());
-        Self {
-            from,
-            to,
-            protocol,
-            transport,
-        }
-    }
-
-    /// Returns its bytes. The hop limit is 255, as Neighbor Discovery requires.
-    #[must_use]
-    pub fn bytes(&self) -> Vec<u8> {
-        let length = (self.transport.len() as u16).to_be_bytes();
-        let head = [0x60, 0, 0, 0, length[0], length[1], self.protocol, 255];
-        let ends = [self.from.octets(), self.to.octets()].concat();
-        [&head[..], &ends, &self.transport].concat()
     }
 }
 
@@ -397,25 +293,9 @@ pub fn broken(from: SocketAddrV4, to: SocketAddrV4) -> Vec<(&'static str, Packet
     let new = |protocol, transport: &[u8]| Packet::new(protocol, *from.ip(), *to.ip(), transport);
     let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
     let segment = |offset: u8| {
-        let rest = [
-            0,
-            0,
-            0,
-            1,
-            0,
-            0,
-            0,
-            0,
-            offset << 4,
-            2,
-            0xff,
-            0xff,
-            0,
-            0,
-            0,
-            0,
-        ];
-        [&ports[..], &rest].concat()
+        let numbers = [0, 0, 0, 1, 0, 0, 0, 0];
+        let rest = [offset << 4, 2, 0xff, 0xff, 0, 0, 0, 0];
+        [&ports[..], &numbers, &rest].concat()
     };
     let sctp = [&ports[..], &[0; 4]].concat();
     vec![
@@ -470,8 +350,8 @@ impl Frame {
     /// Returns its `EtherType` behind all tags, and the offset of its body.
     fn kind(&self) -> Option<(u16, usize)> {
         let word = |at: usize| {
-            let octets = self.bytes.get(at..at + 2)?;
-            Some(u16::from_be_bytes([octets[0], octets[1]]))
+            let bytes = self.bytes.get(at..at + 2)?;
+            Some(u16::from_be_bytes([bytes[0], bytes[1]]))
         };
         let mut at = 12;
         while matches!(word(at)?, ethertype::VLAN | ethertype::SERVICE_VLAN) {
@@ -503,8 +383,8 @@ impl Frame {
     /// its packets by it ([`Packet::numbered`]).
     #[must_use]
     pub fn number(&self) -> Option<u16> {
-        let octets = self.body(ethertype::IPV4)?.get(4..6)?;
-        Some(u16::from_be_bytes([octets[0], octets[1]]))
+        let bytes = self.body(ethertype::IPV4)?.get(4..6)?;
+        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 }
 
@@ -601,25 +481,6 @@ mod tests {
             let read = Packet::read(packet.bytes()).unwrap();
             assert_eq!(read.source(), Ipv4Addr::new(198, 18, 1, 1), "{what}");
             assert!(packet.bytes().len() < 48, "{what}");
-        }
-    }
-
-    #[test]
-    fn neighbour_discovery_checksums_are_finished() {
-        let [from, to]: [Ipv6Addr; 2] = [1, 2].map(|n| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n));
-        for packet in [
-            Packet6::solicit(from, to, to, [4; 6]),
-            Packet6::advertise(from, to, from, [4; 6]),
-            Packet6::router(from, to, [4; 6]),
-            Packet6::redirect(from, to, from, to),
-            Packet6::udp((from, 1), (to, 2), b"odd"),
-            Packet6::tcp((from, 1), (to, 2), 2),
-        ] {
-            let length = (packet.transport.len() as u32).to_be_bytes();
-            let tail = [&length[..], &[0, 0, 0, packet.protocol]].concat();
-            let pseudo = [&from.octets()[..], &to.octets(), &tail].concat();
-            let sum = crate::wire::sum(&[&pseudo, &packet.transport]);
-            assert_eq!(sum, 0xffff, "{packet:?}");
         }
     }
 }

@@ -10,12 +10,12 @@ use std::thread::{JoinHandle, spawn};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
+use forwarder_testkit::packet::Packet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::netns::Space;
 use crate::packet::PacketSocket;
 use crate::process::succeed;
-use crate::wire::Packet;
 
 /// The interval at which the reader checks whether the capture was dropped.
 const LOOK: Timespec = Timespec {
@@ -46,8 +46,8 @@ impl Frame {
     pub fn ipv4(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
         let ethertype = self.bytes.get(12..14)?;
         let address = |at: usize| {
-            let octets: [u8; 4] = self.bytes.get(at..at + 4)?.try_into().ok()?;
-            Some(Ipv4Addr::from(octets))
+            let bytes: [u8; 4] = self.bytes.get(at..at + 4)?.try_into().ok()?;
+            Some(Ipv4Addr::from(bytes))
         };
         if ethertype == [0x08, 0x00] {
             Some((address(26)?, address(30)?))
@@ -58,8 +58,8 @@ impl Frame {
 
     /// Whether the frame contains these bytes; they must not be empty.
     #[must_use]
-    pub fn carries(&self, octets: &[u8]) -> bool {
-        self.bytes.windows(octets.len()).any(|part| part == octets)
+    pub fn carries(&self, bytes: &[u8]) -> bool {
+        self.bytes.windows(bytes.len()).any(|part| part == bytes)
     }
 }
 
@@ -169,7 +169,7 @@ impl Capture {
     /// Returns the IPv4 packet of a frame that was captured here.
     pub(crate) fn packet(&self, frame: &Frame) -> Option<Packet> {
         if self.link_type == ETHERNET {
-            Packet::of(frame)
+            Packet::in_frame(&frame.bytes)
         } else {
             Packet::read(&frame.bytes)
         }

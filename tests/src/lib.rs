@@ -30,7 +30,7 @@
 //! - [`Host`] is a Docker host, [`Docker`] the options of its dockerd, [`Agent`] the forwarder on
 //!   it, [`Container`] a container on it. [`Scene`] sets up what most tests need of these.
 //! - [`Peer`] is the server and client that runs in containers and namespaces alike.
-//! - [`Packet`] and [`Craft`] build packets by hand; [`PacketSocket`], [`Capture`] and [`Flood`]
+//! - [`Packet`] and [`Packet6`] build packets by hand; [`PacketSocket`], [`Capture`] and [`Flood`]
 //!   send and capture them. [`attack`] has what a hostile container, neighbour or user would try.
 //! - [`Pinned`] is the forwarder's state in the kernel; [`eventually`] and [`holds`] wait for a
 //!   state instead of sleeping.
@@ -42,7 +42,6 @@ pub mod attack;
 mod capture;
 mod check;
 mod container;
-mod craft;
 mod dockerd;
 mod flood;
 mod host;
@@ -55,15 +54,16 @@ mod process;
 mod running;
 mod scene;
 mod teardown;
-pub mod wire;
+mod wire;
 
 pub use agent::{Agent, AgentBuilder, forwarder_bin};
 pub use capture::{Capture, Frame};
 pub use check::{eventually, holds, require_root, soaked};
 pub use container::{Container, Peer};
-pub use craft::Craft;
 pub use dockerd::{Docker, DockerCli, forwarder_proxy_bin};
 pub use flood::Flood;
+pub use forwarder_testkit::packet::{Packet, Segment};
+pub use forwarder_testkit::packet6::Packet6;
 pub use host::Host;
 pub use image::{IMAGE, peer_bin};
 pub use kernel::{Pinned, difference};
@@ -74,4 +74,4 @@ pub use process::{Finished, Process, finish};
 pub use running::Running;
 pub use scene::{Scene, serve};
 pub use teardown::sweep;
-pub use wire::Packet;
+pub use wire::is_private;

@@ -2,11 +2,11 @@
 //! One container that wants everything: it is stopped and told so, and its neighbour notices nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Container, Craft, Docker, Host, Lab, Peer, Space, eventually};
+use harness::{Container, Docker, Host, Lab, Packet, Peer, Space, eventually};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -129,10 +129,10 @@ fn quota_is_reported_and_spares_the_neighbour() -> Result<()> {
     );
     eventually(SOON, || {
         let log = agent.log();
-        let told = log.lines().any(|line| {
+        let is_logged = log.lines().any(|line| {
             line.contains("flow-quota") && line.contains("greedy") && line.contains("1500")
         });
-        ensure!(told, "the log does not say who it is: {log}");
+        ensure!(is_logged, "the log does not say who it is: {log}");
         Ok(())
     })?;
 
@@ -159,13 +159,11 @@ fn scan_slows_only_its_own_container() -> Result<()> {
         std::net::IpAddr::V4(address) => address,
         other => anyhow::bail!("{other}"),
     };
-    let craft = Craft::new(
-        [gateway, inside.mac("eth0")?],
-        (address, 0),
-        (lab_server(), 9),
-    );
+    let own = inside.mac("eth0")?;
+    let to = SocketAddrV4::new(lab_server(), 9);
+    let scan = |port| Packet::udp(SocketAddrV4::new(address, port), to, b"scan");
     let frames: Vec<_> = (10_000..20_000_u16)
-        .map(|port| craft.from_port(port).udp(b"scan"))
+        .map(|port| scan(port).frame(gateway, own))
         .collect();
     let start = Instant::now();
     inside.send_frames("eth0", &frames)?;

@@ -2,11 +2,11 @@
 //! dockerd is restarted, killed and reloaded, and firewalls are flushed, twenty times: what is published is
 //! served again at once, and what keeps strangers out of containers is never away.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Craft, Docker, Flood, Host, Lab, Peer, eventually};
+use harness::{Docker, Flood, Host, Lab, Packet, Peer, eventually};
 
 /// As long as a container may take to be started again, on a machine that others use as well.
 const CONVERGED: Duration = Duration::from_secs(20);
@@ -38,15 +38,14 @@ fn survives(label: &str, docker: Docker) -> Result<()> {
     eventually(CONVERGED, || is_published(&lab, &host))?;
 
     // Straight to the container, whose address a stranger may guess, and to whatever is next to it.
-    let macs = [host.mac("up0")?, lab.lan().mac("h1")?];
+    let macs = (host.mac("up0")?, lab.lan().mac("h1")?);
     let own: Ipv4Addr = web.ip()?.to_string().parse()?;
-    let straight = |to| Craft::new(macs, (LAN, 40_000), to).udp(STRANGE);
+    let direct = |port| {
+        let (from, to) = (SocketAddrV4::new(LAN, 40_000), SocketAddrV4::new(own, port));
+        Packet::udp(from, to, STRANGE).frame(macs.0, macs.1)
+    };
     let bridge = host.capture("docker0")?;
-    let flood = Flood::start(
-        lab.lan(),
-        "h1",
-        vec![straight((own, 80)), straight((own, 81))],
-    )?;
+    let flood = Flood::start(lab.lan(), "h1", vec![direct(80), direct(81)])?;
     for n in 0..TIMES {
         match n % 4 {
             0 => host.restart_docker()?,

@@ -2,12 +2,12 @@
 //! Devices of a host that is busy, changed fifty times: what was for a container reaches it again, and
 //! nobody else gets any of it meanwhile.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{
-    Capture, Container, Craft, Docker, Flood, Lab, Netns, Peer, Process, Scene, Space, eventually,
+    Capture, Container, Docker, Flood, Lab, Netns, Packet, Peer, Process, Scene, Space, eventually,
     serve,
 };
 use serde_json::Value;
@@ -63,11 +63,15 @@ impl Site {
             }
         }
         let (lan, inside) = (scene.lan(), web.space()?);
-        let macs = [scene.host.mac("up0")?, lan.mac("h1")?];
-        let inward = Craft::new(macs, (LAN, 40_000), (HOST, 8080)).udp(AIMED);
-        let macs = [scene.host.mac("docker0")?, inside.mac("eth0")?];
         let own: Ipv4Addr = web.ip()?.to_string().parse()?;
-        let outward = Craft::new(macs, (own, 5555), (LAN, 9)).udp(AIMED);
+        let aimed = |from: (_, u16), to: (_, u16)| {
+            let ends = [from, to].map(|end| SocketAddrV4::new(end.0, end.1));
+            Packet::udp(ends[0], ends[1], AIMED)
+        };
+        let inward = aimed((LAN, 40_000), (HOST, 8080));
+        let inward = inward.frame(scene.host.mac("up0")?, lan.mac("h1")?);
+        let outward = aimed((own, 5555), (LAN, 9));
+        let outward = outward.frame(scene.host.mac("docker0")?, inside.mac("eth0")?);
         Ok(Self {
             neighbours: neighbour.space()?.capture("eth0")?,
             lans: lan.capture("h1")?,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `forwarder flows`: listed by filters, ended, watched; with an agent and without one.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
 use forwarder_common::abi::{FlowRef, LAYOUT, Tuple, name};
 use forwarder_common::family::V4;
-use harness::{Craft, Host, Peer, Process, Scene, eventually, serve};
+use harness::{Host, Packet, Peer, Process, Scene, eventually, serve};
 use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
@@ -356,11 +356,22 @@ fn killed_watcher_is_replaced_by_another() -> Result<()> {
     Ok(())
 }
 
+/// Sends a datagram to a port of the host from each of a stranger's ports.
+fn send(scene: &Scene, to: u16, ports: std::ops::Range<u16>) -> Result<()> {
+    let (host, device) = (&scene.host, scene.host.lan_device());
+    let macs = (host.mac(host.uplink())?, scene.lan().mac(&device)?);
+    let to = SocketAddrV4::new(host.address(), to);
+    let from = |port| SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, 77), port);
+    let frames = ports.map(|port| Packet::udp(from(port), to, b"x").frame(macs.0, macs.1));
+    scene
+        .lan()
+        .send_frames(&device, &frames.collect::<Vec<_>>())
+}
+
 /// Makes as many flows as there are ports, by datagrams to where nobody listens.
-fn burst(scene: &Scene, craft: &Craft, ports: std::ops::Range<u16>) -> Result<()> {
+fn burst(scene: &Scene, to: u16, ports: std::ops::Range<u16>) -> Result<()> {
     let goal = keys(&scene.host)? + 2 * ports.len() as u64;
-    let frames: Vec<_> = ports.map(|port| craft.from_port(port).udp(b"x")).collect();
-    scene.lan().send_frames(&scene.host.lan_device(), &frames)?;
+    send(scene, to, ports)?;
     eventually(SOON, || {
         let keys = keys(&scene.host)?;
         ensure!(keys == goal, "{keys} keys instead of {goal}");
@@ -372,27 +383,21 @@ fn burst(scene: &Scene, craft: &Craft, ports: std::ops::Range<u16>) -> Result<()
 #[test]
 fn events_missed_by_a_watcher_are_counted() -> Result<()> {
     let scene = scene("watch-burst")?;
-    let macs = [
-        scene.host.mac(scene.host.uplink())?,
-        scene.lan().mac(&scene.host.lan_device())?,
-    ];
-    let from = (Ipv4Addr::new(198, 18, 1, 77), 0);
-    let craft = Craft::new(macs, from, (scene.host.address(), 8083));
     let mut watcher = watch(&scene.host, &["-o", "json"])?;
     // As many as fit into the ring: all of them are seen.
-    burst(&scene, &craft, 1_000..6_000)?;
+    burst(&scene, 8083, 1_000..6_000)?;
     assert_eq!(settled(&watcher, 5_000)?, (5_000, 0));
 
     watcher.signal(Signal::STOP)?;
     // More than fit, and then some when nobody could have listened for too long.
-    burst(&scene, &craft, 10_000..22_000)?;
+    burst(&scene, 8083, 10_000..22_000)?;
     eventually(SWITCHED_OFF, || {
         let (until, now) = (lease(&scene.host)?, clock());
         ensure!(until != 0, "it is only stopped");
         ensure!(until < now, "the lease is not over");
         Ok(())
     })?;
-    burst(&scene, &craft, 30_000..38_000)?;
+    burst(&scene, 8083, 30_000..38_000)?;
     watcher.signal(Signal::CONT)?;
     let (seen, lost) = settled(&watcher, 25_000)?;
     assert!(lost >= 8_000, "nobody listened: {lost} lost");
@@ -419,16 +424,7 @@ fn fault_of_a_program_is_logged() -> Result<()> {
     assert!(!scene.agent.log().contains(FAULT));
 
     scene.host.docker(&["rm", "-f", "web"])?;
-    let macs = [
-        scene.host.mac(scene.host.uplink())?,
-        scene.lan().mac(&scene.host.lan_device())?,
-    ];
-    let from = (Ipv4Addr::new(198, 18, 1, 77), 0);
-    let craft = Craft::new(macs, from, (scene.host.address(), 8090));
-    let frames: Vec<_> = (1_000..2_000)
-        .map(|port| craft.from_port(port).udp(b"x"))
-        .collect();
-    scene.lan().send_frames(&scene.host.lan_device(), &frames)?;
+    send(&scene, 8090, 1_000..2_000)?;
     eventually(SOON, || {
         let log = scene.agent.log();
         ensure!(log.contains(FAULT), "{log}");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The parity test: the same random packets over the same random tables, through the packet brain on
 //! the host and through the kernel's programs, give the same bytes, verdict, mark and reason, and
-//! leave the same flows behind and have told the same of them.
+//! leave the same flows behind and have emitted the same events.
 //!
 //! `TWIN_CASES` says how many packets, `TWIN_SEED` where the generator starts: a failure prints the
 //! seed of its sequence.
@@ -22,11 +22,12 @@ use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::parse::{Packet, parse};
 use forwarder_common::wire::proto;
-use forwarder_testkit::model::{Dice, Outcome};
+use forwarder_testkit::model::Outcome;
+use forwarder_testkit::rng::Rng;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use fixtures::host_state::{disturb, host_state};
-use fixtures::raw::{state_of, told_of};
+use fixtures::raw::{events_of, state_of};
 use fixtures::traffic::{Case, Traffic};
 use fixtures::{Fixtures, Loaded, code};
 
@@ -81,9 +82,9 @@ struct Twins {
 impl Twins {
     /// One world, and packets through it.
     fn sequence(&mut self, seed: u64) -> Result<()> {
-        let mut dice = Dice::new(seed);
-        let mut host = host_state(&mut dice, FLOWS);
-        let fresh = !dice.once_in(4);
+        let mut rng = Rng::new(seed);
+        let mut host = host_state(&mut rng, FLOWS);
+        let fresh = !rng.once_in(4);
         host.settings.heartbeat = if fresh {
             now()
         } else {
@@ -91,11 +92,11 @@ impl Twins {
         };
         self.kernel.raw.reset()?;
         self.kernel.mirror(&host)?;
-        let mut traffic = Traffic::new(dice.roll());
+        let mut traffic = Traffic::new(rng.wide());
         let mut counts = self.kernel.raw.counts()?;
         for number in 0..SEQUENCE {
-            if dice.once_in(40) {
-                disturb(&mut dice, &mut host);
+            if rng.once_in(40) {
+                disturb(&mut rng, &mut host);
                 self.kernel.mirror(&host)?;
             }
             let case = traffic.next(&host);
@@ -131,14 +132,14 @@ impl Twins {
             self.kernel.raw.counts()? == counts,
             "a packet was counted twice"
         );
-        let (here, there) = (told_of(&host), self.kernel.raw.told());
+        let (here, there) = (events_of(&host), self.kernel.raw.events());
         for (number, event) in here.iter().enumerate() {
             let other = there.get(number);
             ensure!(
                 other == Some(event),
                 "event {number}: on the host {}, in the kernel {}",
                 hex(event),
-                other.map_or("none".to_owned(), |octets| hex(octets)),
+                other.map_or("none".to_owned(), |bytes| hex(bytes)),
             );
         }
         ensure!(here.len() == there.len(), "the kernel tells more");
@@ -244,6 +245,6 @@ fn show(record: Option<&(FlowRef, Vec<u8>)>) -> String {
     })
 }
 
-fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

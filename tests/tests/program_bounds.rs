@@ -16,11 +16,12 @@ use forwarder::datapath::{Simulated, View, now};
 use forwarder_common::abi::capacity;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip, seal_header, sums_up};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, GATEWAY, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Hook, Host};
+use forwarder_testkit::packet::{seal_header, sums_up};
 
 use fixtures::{Fixtures, Loaded, routes};
 
@@ -203,7 +204,7 @@ fn one_destination_gets_61000_random_ports() -> Result<()> {
 }
 
 /// Checks the answer to a packet of the container behind a veth.
-fn told(simulated: &Simulated, veth: u32, spec: &Spec, quoted: usize) -> Result<()> {
+fn expect_error(simulated: &Simulated, veth: u32, spec: &Spec, quoted: usize) -> Result<()> {
     let (link, answer) = simulated.frame.split_at(14);
     ensure!(
         simulated.code == REDIRECT && simulated.mark == mark::DONE,
@@ -234,7 +235,8 @@ fn container_at_its_quota_gets_an_icmp_error() -> Result<()> {
         ];
         for (spec, quoted) in &refused {
             let simulated = by_veth(kernel, APP_VETH, spec)?;
-            told(&simulated, APP_VETH, spec, *quoted).with_context(|| format!("{spec:?}"))?;
+            expect_error(&simulated, APP_VETH, spec, *quoted)
+                .with_context(|| format!("{spec:?}"))?;
         }
         ensure!(count(view, Reason::FlowQuota)? == refused.len() as u64);
         // The rest goes on.

@@ -2,11 +2,11 @@
 //! An address, a port, a name that passes from one container to the next: no packet of an old flow
 //! reaches the new one.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use harness::{Craft, Docker, Flood, Host, Lab, Peer, eventually, holds};
+use harness::{Docker, Flood, Host, Lab, Packet, Peer, eventually, holds};
 
 const SOON: Duration = Duration::from_secs(5);
 /// What is promised is a second; a machine that others use as well gets more.
@@ -25,9 +25,18 @@ fn host(lab: &Lab) -> Result<Host> {
 }
 
 fn frames_to(lab: &Lab, host: &Host, flows: &[(u16, u16)]) -> Result<Vec<Vec<u8>>> {
-    let macs = [host.mac("up0")?, lab.lan().mac("h1")?];
-    let frame = |&(from, to): &(u16, u16)| Craft::new(macs, (LAN, from), (HOST, to)).udp(b"old");
+    let macs = (host.mac("up0")?, lab.lan().mac("h1")?);
+    let frame = |&(from, to): &(u16, u16)| datagram(from, to, b"old").frame(macs.0, macs.1);
     Ok(flows.iter().map(frame).collect())
+}
+
+/// From a port of the LAN's client to one of the host.
+fn datagram(from: u16, to: u16, payload: &[u8]) -> Packet {
+    Packet::udp(
+        SocketAddrV4::new(LAN, from),
+        SocketAddrV4::new(HOST, to),
+        payload,
+    )
 }
 
 /// What reached a server by UDP from the LAN.
@@ -118,12 +127,8 @@ fn packets_waiting_for_arp_reach_no_next_owner() -> Result<()> {
     host.sysctl(&format!("net/ipv4/neigh/{bridge}/mcast_solicit"), "100")?;
     old.space()?.ip("link set eth0 arp off")?;
     host.ip(&format!("neigh flush dev {bridge}"))?;
-    let macs = [host.mac("up0")?, lab.lan().mac("h1")?];
-    let with_options = Craft {
-        options: vec![1, 1, 1, 0],
-        ..Craft::new(macs, (LAN, 40_000), (HOST, 9000))
-    };
-    let waiting = with_options.udp(b"waiting");
+    let waiting = datagram(40_000, 9000, b"waiting").options(&[1, 1, 1, 0]);
+    let waiting = waiting.frame(host.mac("up0")?, lab.lan().mac("h1")?);
     lab.lan().send_frames("h1", &vec![waiting; 5])?;
     eventually(SOON, || {
         let entries = host.ip(&format!("neigh show dev {bridge}"))?;

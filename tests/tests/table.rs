@@ -3,11 +3,11 @@
 //! has to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Craft, Docker, Host, Lab, Peer, eventually};
+use harness::{Docker, Host, Lab, Packet, Peer, Segment, eventually};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -41,10 +41,12 @@ fn orphan(lab: &Lab) -> Result<Host> {
     Ok(host)
 }
 
-/// From a client of the LAN to the published port.
-fn craft(lab: &Lab, host: &Host, from: Ipv4Addr) -> Result<Craft> {
-    let macs = [host.mac(host.uplink())?, lab.lan().mac(&host.lan_device())?];
-    Ok(Craft::new(macs, (from, 0), (host.address(), 8080)))
+/// Sends packets from the LAN to the host.
+fn send(lab: &Lab, host: &Host, packets: impl Iterator<Item = Packet>) -> Result<()> {
+    let device = host.lan_device();
+    let (to, from) = (host.mac(host.uplink())?, lab.lan().mac(&device)?);
+    let frames: Vec<_> = packets.map(|packet| packet.frame(to, from)).collect();
+    lab.lan().send_frames(&device, &frames)
 }
 
 /// Ports of the stranger's flows of a protocol.
@@ -93,24 +95,18 @@ fn flood_evicts_no_assured_connection() -> Result<()> {
     let host = orphan(&lab)?;
     let mut held = lab.lan().spawn_peer(&["hold", "50", "198.18.1.1:8080"])?;
     held.line("open 50", SOON)?;
-    let mut craft = craft(&lab, &host, STRANGER)?;
     let connections = established(&host)?;
     assert_eq!(connections.len(), 50);
     let ports = 10_000..16_000_u16;
 
-    let syns: Vec<_> = ports
-        .clone()
-        .map(|port| craft.from_port(port).tcp(SYN, 1, b""))
-        .collect();
-    // Nobody answers: an answer that comes after its flow's end would open one outwards, as with
-    // nf_conntrack.
-    craft.to.set_port(8082);
-    let datagrams: Vec<_> = ports
-        .map(|port| craft.from_port(port).udp(b"flood"))
-        .collect();
-    for (proto, frames) in [("tcp", syns), ("udp", datagrams)] {
+    // Nobody answers datagrams: an answer that comes after its flow's end would open one outwards,
+    // as with nf_conntrack.
+    let to = |port| SocketAddrV4::new(host.address(), port);
+    let syn = |port| Packet::tcp(SocketAddrV4::new(STRANGER, port), to(8080), SYN);
+    let datagram = |port| Packet::udp(SocketAddrV4::new(STRANGER, port), to(8082), b"flood");
+    for (proto, packet) in [("tcp", &syn as &dyn Fn(u16) -> Packet), ("udp", &datagram)] {
         let before = reason(&host, "forwarded")?;
-        lab.lan().send_frames(&host.lan_device(), &frames)?;
+        send(&lab, &host, ports.clone().map(packet))?;
         eventually(SOON, || {
             let forwarded = reason(&host, "forwarded")? - before;
             ensure!(
@@ -165,7 +161,6 @@ fn expired_flow_is_hidden_and_its_record_reused() -> Result<()> {
         "refused: a reset flow"
     );
     // Assured connections that are reset: ten seconds, and nothing but the sweep collects them.
-    let craft = craft(&lab, &host, host.gateway())?;
     let clients = established(&host)?;
     assert_eq!(clients.len(), 300);
     // A reset has to say what the server acknowledged last.
@@ -174,11 +169,12 @@ fn expired_flow_is_hidden_and_its_record_reused() -> Result<()> {
         .iter()
         .filter_map(|packet| Some((packet.ends().1.port(), packet.numbers()?.2)))
         .collect();
-    let resets: Vec<_> = clients
-        .iter()
-        .map(|port| craft.from_port(*port).tcp(RST, acknowledged[port], b""))
-        .collect();
-    lab.lan().send_frames(&host.lan_device(), &resets)?;
+    let to = SocketAddrV4::new(host.address(), 8080);
+    let reset = |port: &u16| {
+        let segment = Segment::new(RST, (acknowledged[port], 0), b"");
+        Packet::segment(SocketAddrV4::new(host.gateway(), *port), to, &segment)
+    };
+    send(&lab, &host, clients.iter().map(reset))?;
     let closed = || -> Result<usize> {
         let all = host.json("flows")?;
         let closed = all
@@ -203,11 +199,8 @@ fn expired_flow_is_hidden_and_its_record_reused() -> Result<()> {
     );
 
     // Every new flow looks at two records.
-    let craft = self::craft(&lab, &host, STRANGER)?;
-    let datagrams: Vec<_> = (20_000..20_600_u16)
-        .map(|port| craft.from_port(port).udp(b"new"))
-        .collect();
-    lab.lan().send_frames(&host.lan_device(), &datagrams)?;
+    let new = |port| Packet::udp(SocketAddrV4::new(STRANGER, port), to, b"new");
+    send(&lab, &host, (20_000..20_600).map(new))?;
     eventually(SOON, || {
         let fill = fill(&host)?;
         ensure!(fill <= UNASSURED as u64, "{fill} records are in use");

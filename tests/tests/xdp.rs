@@ -2,16 +2,18 @@
 //! XDP on the uplink: known flows are redirected before there is a socket buffer, everything else
 //! passes to tcx and works as without.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Agent, Capture, Container, Craft, Docker, Host, Lab, Peer, Space, eventually, veth};
+use harness::{
+    Agent, Capture, Container, Docker, Host, Lab, Packet, Peer, Space, eventually, veth,
+};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
 /// The client whose flow is known.
-const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 18, 1, 2), 40_000);
+const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 1, 2), 40_000);
 
 /// A host with a server published as 8080 on a network with small packets, and a LAN that sends
 /// finished checksums, as a device delivers them.
@@ -40,15 +42,19 @@ impl Site {
 
     /// One datagram of the known client's and its answer.
     fn datagram(&self, payload: &str) -> Result<String> {
-        let from = format!("--bind={}:{}", CLIENT.0, CLIENT.1);
+        let from = format!("--bind={CLIENT}");
         self.lab
             .lan()
             .peer(&["udp", "198.18.1.1:8080", payload, &from])
     }
 
-    fn craft(&self) -> Result<Craft> {
-        let macs = [self.host.mac("up0")?, self.lab.lan().mac("h1")?];
-        Ok(Craft::new(macs, CLIENT, (self.host.address(), 8080)))
+    /// A datagram to the published port.
+    fn packet(&self, from: SocketAddrV4, payload: &[u8]) -> Packet {
+        Packet::udp(from, SocketAddrV4::new(self.host.address(), 8080), payload)
+    }
+
+    fn frame(&self, packet: &Packet) -> Result<Vec<u8>> {
+        Ok(packet.frame(self.host.mac("up0")?, self.lab.lan().mac("h1")?))
     }
 }
 
@@ -163,35 +169,22 @@ fn special_packets_pass_xdp_and_work() -> Result<()> {
     site.datagram("make the flow")?;
     let stack = site.host.capture("up0")?;
     let inside = site.web.space()?.capture("eth0")?;
-    let craft = site.craft()?;
-    let options = Craft {
-        options: vec![1, 1, 1, 0],
-        ..craft.clone()
-    };
-    let last_hop = Craft {
-        ttl: 1,
-        ..craft.clone()
-    };
-    let fragment = Craft {
-        fragment: 0x2000,
-        ..craft.clone()
-    };
-    let unknown = craft.from_port(40_001);
-    let large = [b'l'; 1420];
-    let cases: [(&str, Vec<u8>, bool); 6] = [
-        ("plain", craft.udp(b"plain"), true),
-        ("options", options.udp(b"options"), true),
-        ("unknown", unknown.udp(b"unknown"), true),
-        ("over the MTU of the container", craft.udp(&large), true),
-        ("TTL 1", last_hop.udp(b"hop"), false),
-        ("fragment", fragment.udp(b"fragment"), false),
+    let known = |payload: &[u8]| site.packet(CLIENT, payload);
+    let unknown = site.packet(SocketAddrV4::new(*CLIENT.ip(), 40_001), b"unknown");
+    let cases: [(&str, Packet, bool); 6] = [
+        ("plain", known(b"plain"), true),
+        ("options", known(b"options").options(&[1, 1, 1, 0]), true),
+        ("unknown", unknown, true),
+        ("over the MTU of the container", known(&[b'l'; 1420]), true),
+        ("TTL 1", known(b"hop").ttl(1), false),
+        ("fragment", known(b"fragment").fragment(0x2000), false),
     ];
-    for (what, frame, arrives) in cases {
+    for (what, packet, arrives) in cases {
         let before = (
             seen(&stack, "udp")?,
             inside.lines("dst net 172.16.0.0/12 and udp")?.len(),
         );
-        site.lab.lan().send_frame("h1", &frame)?;
+        site.lab.lan().send_frame("h1", &site.frame(&packet)?)?;
         let passed = usize::from(what != "plain");
         let after = || -> Result<_> {
             Ok((
@@ -217,18 +210,16 @@ fn special_packets_pass_xdp_and_work() -> Result<()> {
         assert!(after.1 - before.1 <= 2, "{what}");
     }
     // Broken, foreign, or for the host itself.
-    let macs = site.craft()?.macs;
-    let foreign = Craft {
-        macs: [[2, 0, 0, 0, 0, 9], macs[1]],
-        ..craft.clone()
-    };
-    let host_port = Craft::new(macs, CLIENT, (site.host.address(), 9));
+    let mut foreign = site.frame(&known(b"another station's"))?;
+    foreign[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    let host_port = SocketAddrV4::new(site.host.address(), 9);
+    let host_port = Packet::udp(CLIENT, host_port, b"the host's");
     let arrived = inside.lines("udp")?.len();
     let before = stack.frames()?.len();
     for frame in [
-        foreign.udp(b"another station's"),
-        host_port.udp(b"the host's"),
-        craft.udp(b"cut")[..30].to_vec(),
+        foreign,
+        site.frame(&host_port)?,
+        site.frame(&known(b"cut"))?[..30].to_vec(),
     ] {
         site.lab.lan().send_frame("h1", &frame)?;
     }

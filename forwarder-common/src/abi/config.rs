@@ -2,12 +2,14 @@
 //! What the agent tells the programs: settings, devices, networks, endpoints, published ports,
 //! links, lists.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::clock::Ticks;
 use crate::family::{Be16, Family};
 
 /// The agent's settings for all programs.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct Settings {
     /// Incremented whenever a route, an address or a device changes; never 0 once the agent has
     /// run.
@@ -53,7 +55,7 @@ pub struct Settings {
 
 /// An inclusive range of ports; empty if the first is 0.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct PortRange {
     /// The lowest port.
     pub first: u16,

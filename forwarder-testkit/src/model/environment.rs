@@ -32,8 +32,8 @@ use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::rewrite::{self, Edit};
 use forwarder_common::wire::series::FragmentSeries;
 
-use super::frames::sum;
 use super::{Host, Target};
+use crate::checksum::sum;
 
 /// The value of the longest prefix that contains `addr`.
 fn longest<V: Copy>(prefixes: impl Iterator<Item = ((Be32, u8), V)>, addr: Be32) -> Option<V> {
@@ -258,11 +258,17 @@ impl Quotas<V4> for Host {
 
 impl PortAffinities<V4> for Host {
     fn affinity(&self, place: u32) -> Option<PortAffinity<V4>> {
-        Some(self.hints.borrow().get(&place).copied().unwrap_or_default())
+        Some(
+            self.affinities
+                .borrow()
+                .get(&place)
+                .copied()
+                .unwrap_or_default(),
+        )
     }
 
     fn set_affinity(&self, place: u32, affinity: PortAffinity<V4>) {
-        self.hints.borrow_mut().insert(place, affinity);
+        self.affinities.borrow_mut().insert(place, affinity);
     }
 }
 
@@ -331,7 +337,7 @@ impl Runtime for Host {
 
     fn random(&self) -> u32 {
         let drawn = self.drawn.take();
-        drawn.unwrap_or_else(|| self.dice.borrow_mut().roll() as u32)
+        drawn.unwrap_or_else(|| self.rng.borrow_mut().word())
     }
 
     fn attempt<A: Attempt>(&self, times: u32, attempt: &mut A) {
@@ -397,8 +403,8 @@ impl Steps<V4> for Host {
     fn sum(&self, context: &PacketContext<'_, V4, Self>) -> u16 {
         let Packet { l3, l4, len, .. } = *context.packet;
         let (l4, end) = (usize::from(l4), usize::from(l3) + usize::from(len));
-        let octets: Option<Vec<u8>> = (l4..end).map(|at| context.frame.read(at)).collect();
-        octets.map_or(0, |octets| sum(&octets) as u16)
+        let bytes: Option<Vec<u8>> = (l4..end).map(|at| context.frame.read(at)).collect();
+        bytes.map_or(0, |bytes| sum(&[&bytes]))
     }
 
     fn length(&self) -> u32 {

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Builds frames field by field, and recomputes their checksums completely: the reference for the
-//! incremental updates.
+//! Describes the model's packets field by field, in the types of the packet logic.
+
+use std::net::SocketAddrV4;
 
 use forwarder_common::abi::Tuple;
 use forwarder_common::family::{Be16, Be32, V4};
 use forwarder_common::wire::proto;
+
+use crate::packet::{Chunk, Packet, Segment};
 
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -134,9 +137,9 @@ impl Spec {
         }
     }
 
-    /// An ICMP error that quotes the first `octets` bytes of a packet.
-    pub fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], octets: usize) -> Self {
-        let quoted = packet[..octets.min(packet.len())].to_vec();
+    /// An ICMP error that quotes the first `length` bytes of a packet.
+    pub fn error(kind: u8, src: Be32, dst: Be32, packet: &[u8], length: usize) -> Self {
+        let quoted = packet[..length.min(packet.len())].to_vec();
         Self {
             kind,
             payload: quoted,
@@ -185,15 +188,33 @@ impl Spec {
     }
 
     /// Sets the length of the payload.
-    pub fn payload(self, octets: usize) -> Self {
+    pub fn payload(self, length: usize) -> Self {
         Self {
-            payload: (0..octets).map(|n| (n * 7) as u8).collect(),
+            payload: (0..length).map(|n| (n * 7) as u8).collect(),
             ..self
         }
     }
 
     /// The packet from its network header on.
     pub fn packet(&self) -> Vec<u8> {
+        let packet = if self.fragment & 0x1fff == 0 {
+            self.first()
+        } else {
+            let Tuple {
+                src, dst, proto, ..
+            } = self.tuple;
+            let (from, to) = (src.octets().into(), dst.octets().into());
+            Packet::unsealed(proto as u8, from, to, &self.payload)
+        };
+        packet
+            .options(&self.options)
+            .ttl(self.hops)
+            .fragment(self.fragment)
+            .into_bytes()
+    }
+
+    /// A packet that is none, or the first, of a datagram's fragments.
+    fn first(&self) -> Packet {
         let Tuple {
             src,
             dst,
@@ -201,75 +222,34 @@ impl Spec {
             dport,
             proto,
         } = self.tuple;
-        let ports = [sport.get().to_be_bytes(), dport.get().to_be_bytes()].concat();
-        let tail = self.fragment & 0x1fff != 0;
-        let mut transport = match proto {
-            _ if tail => Vec::new(),
-            proto::TCP => {
-                let (seq, ack, window) = self.numbers;
-                let (seq, ack, window) =
-                    (seq.to_be_bytes(), ack.to_be_bytes(), window.to_be_bytes());
-                let words = 5 + self.tcp_options.len() as u8 / 4;
-                let middle = [words << 4, self.flags];
-                let end = [0; 4];
-                [
-                    &ports[..],
-                    &seq,
-                    &ack,
-                    &middle,
-                    &window,
-                    &end,
-                    &self.tcp_options,
-                ]
-                .concat()
-            }
-            proto::UDP => {
-                let len = (8 + self.payload.len()) as u16;
-                [&ports[..], &len.to_be_bytes(), &[0, 0]].concat()
-            }
+        let from = SocketAddrV4::new(src.octets().into(), sport.get());
+        let to = SocketAddrV4::new(dst.octets().into(), dport.get());
+        let packet = match proto {
+            proto::TCP => Packet::segment(from, to, &self.segment()),
+            proto::UDP => Packet::udp(from, to, &self.payload),
+            proto::SCTP => Packet::sctp(from, to, &Chunk::new(self.kind, &self.payload)),
             proto::ICMP => {
-                let id = if matches!(self.kind, ECHO_REPLY | 14 | 16 | 18) {
-                    dport
-                } else {
-                    sport
-                };
+                let is_reply = matches!(self.kind, ECHO_REPLY | 14 | 16 | 18);
+                let id = if is_reply { dport } else { sport };
                 let id = id.get().to_be_bytes();
-                vec![self.kind, 0, 0, 0, id[0], id[1], 0, 1]
+                let body = [&[id[0], id[1], 0, 1], &self.payload[..]].concat();
+                Packet::icmp(*from.ip(), *to.ip(), [self.kind, 0], &body)
             }
-            proto::SCTP => {
-                let len = (4 + self.payload.len() as u16).to_be_bytes();
-                let chunk = [self.kind, 0, len[0], len[1]];
-                [&ports[..], &[1, 2, 3, 4], &[0; 4], &chunk].concat()
-            }
-            _ => Vec::new(),
+            _ => Packet::new(proto as u8, *from.ip(), *to.ip(), &self.payload),
         };
-        transport.extend_from_slice(&self.payload);
-        let octets = 20 + self.options.len();
-        let len = ((octets + transport.len()) as u16).to_be_bytes();
-        let fragment = self.fragment.to_be_bytes();
-        let mut packet = vec![
-            0x40 | (octets / 4) as u8,
-            0,
-            len[0],
-            len[1],
-            0x12,
-            0x34,
-            fragment[0],
-            fragment[1],
-            self.hops,
-            proto as u8,
-            0,
-            0,
-        ];
-        packet.extend_from_slice(&src.octets());
-        packet.extend_from_slice(&dst.octets());
-        packet.extend_from_slice(&self.options);
-        seal_header(&mut packet);
-        packet.extend_from_slice(&transport);
-        if !(tail || self.unsummed && matches!(proto, proto::UDP | proto::SCTP)) {
-            seal(&mut packet);
+        match proto {
+            proto::UDP | proto::SCTP if self.unsummed => packet.unsummed(),
+            _ => packet,
         }
-        packet
+    }
+
+    fn segment(&self) -> Segment {
+        let (seq, ack, window) = self.numbers;
+        Segment {
+            window,
+            options: self.tcp_options.clone(),
+            ..Segment::new(self.flags, (seq, ack), &self.payload)
+        }
     }
 
     /// The frame, Ethernet header included.
@@ -289,121 +269,13 @@ pub fn left_by(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[at], packet[at + 1]])
 }
 
-/// Cuts a packet into fragments of `octets` bytes of payload, a multiple of eight, with this
+/// Cuts a packet into fragments of `length` bytes of payload, a multiple of eight, with this
 /// identification.
-pub fn cut(packet: &[u8], octets: usize, number: u16) -> Vec<Vec<u8>> {
-    let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
-    let chunks = payload.chunks(octets).enumerate();
-    let is_fragment = |(nth, chunk): (usize, &[u8])| {
-        let begin = nth * octets;
-        let more = begin + chunk.len() < payload.len();
-        let word = (begin / 8) as u16 | if more { 0x2000 } else { 0 };
-        let mut is_fragment = [header, chunk].concat();
-        let len = is_fragment.len() as u16;
-        is_fragment[2..4].copy_from_slice(&len.to_be_bytes());
-        is_fragment[4..6].copy_from_slice(&number.to_be_bytes());
-        is_fragment[6..8].copy_from_slice(&word.to_be_bytes());
-        is_fragment[10..12].fill(0);
-        let sum = finish(sum(&is_fragment[..header.len()]));
-        is_fragment[10..12].copy_from_slice(&sum.to_be_bytes());
-        is_fragment
-    };
-    chunks.map(is_fragment).collect()
-}
-
-/// The ones' complement sum of 16-bit words, folded.
-pub(super) fn sum(octets: &[u8]) -> u32 {
-    let words = octets
-        .chunks(2)
-        .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()));
-    let mut sum: u64 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u32
-}
-
-fn finish(sum: u32) -> u16 {
-    !((sum & 0xffff) + (sum >> 16)) as u16
-}
-
-/// The offset of the transport checksum, and what it covers besides the transport's own bytes.
-fn place(packet: &[u8]) -> Option<(usize, Vec<u8>)> {
-    let l4 = usize::from(packet[0] & 15) * 4;
-    let len = ((packet.len() - l4) as u16).to_be_bytes();
-    let pseudo = [&packet[12..20], &[0, packet[9]], &len].concat();
-    Some(match u32::from(packet[9]) {
-        proto::TCP => (l4 + 16, pseudo),
-        proto::UDP => (l4 + 6, pseudo),
-        proto::ICMP => (l4 + 2, Vec::new()),
-        _ => return None,
-    })
-}
-
-/// Writes the network header's checksum, if the header is complete.
-pub fn seal_header(packet: &mut [u8]) {
-    let octets = usize::from(packet[0] & 15) * 4;
-    if octets < 20 || packet.len() < octets {
-        return;
-    }
-    packet[10..12].fill(0);
-    let checksum = finish(sum(&packet[..octets]));
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-}
-
-/// A CRC32c, computed byte by byte.
-pub fn crc32c(octets: impl IntoIterator<Item = u8>) -> u32 {
-    !octets.into_iter().fold(!0, |crc, octet| {
-        (0..8).fold(crc ^ u32::from(octet), |crc, _| {
-            crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 }
-        })
-    })
-}
-
-/// An SCTP packet's checksum (RFC 9260 section 6.8), and its offset.
-fn sctp(packet: &[u8]) -> Option<(usize, [u8; 4])> {
-    let l4 = usize::from(packet[0] & 15) * 4;
-    let at = l4 + 8;
-    if u32::from(packet[9]) != proto::SCTP || packet.len() < at + 4 {
-        return None;
-    }
-    let octets = [&packet[l4..at], &[0; 4], &packet[at + 4..]].concat();
-    Some((at, crc32c(octets).to_le_bytes()))
-}
-
-/// Writes the transport checksum.
-pub fn seal(packet: &mut [u8]) {
-    if let Some((at, crc)) = sctp(packet) {
-        packet[at..at + 4].copy_from_slice(&crc);
-    }
-    let Some((at, pseudo)) = place(packet) else {
-        return;
-    };
-    packet[at..at + 2].fill(0);
-    let l4 = usize::from(packet[0] & 15) * 4;
-    let mut checksum = finish(sum(&[&pseudo, &packet[l4..]].concat()));
-    if checksum == 0 && u32::from(packet[9]) == proto::UDP {
-        checksum = 0xffff;
-    }
-    packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-}
-
-/// Whether every checksum of a packet is correct, by complete recomputation.
-pub fn sums_up(packet: &[u8]) -> bool {
-    let l4 = usize::from(packet[0] & 15) * 4;
-    if sum(&packet[..l4]) != 0xffff {
-        return false;
-    }
-    // A fragment's transport checksum covers bytes of other fragments.
-    if u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
-        return true;
-    }
-    if let Some((at, crc)) = sctp(packet) {
-        return packet[at..at + 4] == crc || packet[at..at + 4] == [0; 4];
-    }
-    let Some((at, pseudo)) = place(packet) else {
-        return true;
-    };
-    let unsummed = u32::from(packet[9]) == proto::UDP && packet[at..at + 2] == [0, 0];
-    unsummed || sum(&[&pseudo, &packet[l4..]].concat()) == 0xffff
+///
+/// # Panics
+/// If it is no whole packet.
+pub fn cut(packet: &[u8], length: usize, number: u16) -> Vec<Vec<u8>> {
+    let packet = Packet::read(packet).expect("a whole packet");
+    let pieces = packet.numbered(number).fragment(0).cut(length).into_iter();
+    pieces.map(Packet::into_bytes).collect()
 }

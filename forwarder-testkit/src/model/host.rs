@@ -276,15 +276,8 @@ impl Host {
         carried: impl Into<Carried>,
         packet: &[u8],
     ) -> (Outcome, Vec<u8>) {
-        let Carried(mark, hash) = carried.into();
-        let arrival = Arrival {
-            ifindex: UPLINK,
-            ingress_ifindex,
-            mark,
-            hash,
-            segment: 0,
-        };
-        self.raw(Hook::OutsideOut, packet, arrival)
+        let way = (Hook::OutsideOut, UPLINK);
+        self.sends(way, ingress_ifindex, carried.into(), packet)
     }
 
     /// Lets the kernel send a packet out on a bridge that arrived on `ingress_ifindex`.
@@ -295,15 +288,25 @@ impl Host {
         carried: impl Into<Carried>,
         packet: &[u8],
     ) -> (Outcome, Vec<u8>) {
-        let Carried(mark, hash) = carried.into();
+        let way = (Hook::BridgeOut, bridge);
+        self.sends(way, ingress_ifindex, carried.into(), packet)
+    }
+
+    fn sends(
+        &self,
+        (hook, ifindex): (Hook, u32),
+        ingress_ifindex: u32,
+        Carried(mark, hash): Carried,
+        packet: &[u8],
+    ) -> (Outcome, Vec<u8>) {
         let arrival = Arrival {
-            ifindex: bridge,
+            ifindex,
             ingress_ifindex,
             mark,
             hash,
             segment: 0,
         };
-        self.raw(Hook::BridgeOut, packet, arrival)
+        self.raw(hook, packet, arrival)
     }
 
     /// Runs a hook on a packet behind an Ethernet header; returns the packet without it.
@@ -311,7 +314,7 @@ impl Host {
         let mut frame = [&[0; 12][..], &[0x08, 0x00], packet].concat();
         frame[..6].copy_from_slice(&mac(arrival.ifindex));
         let outcome = self.run(hook, &mut frame, arrival);
-        self.check();
+        self.check_some();
         (outcome, frame.split_off(14))
     }
 
@@ -325,7 +328,7 @@ impl Host {
         let mut frame = spec.clone().between(to, from).build();
         let before = frame.clone();
         let outcome = self.run(hook, &mut frame, arrival);
-        self.check();
+        self.check_some();
         if let Some(answer) = self.answer.take() {
             frame = answer;
         } else if outcome

@@ -12,6 +12,8 @@ use forwarder_common::meta::Meta;
 use forwarder_common::policy::ipv6::{self, Host6};
 use forwarder_common::reason::Reason;
 
+use crate::packet6::Packet6;
+
 use super::host::{APP_VETH, BRIDGE, FAR_VETH, OTHER_BRIDGE, UPLINK, WEB_VETH, far_mac, mac};
 use super::{Arrival, Hook, Host};
 
@@ -202,11 +204,13 @@ pub fn frame(
     next: u8,
     body: &[u8],
 ) -> Vec<u8> {
-    let length = (body.len() as u16).to_be_bytes();
-    let head = [0x60, 0, 0, 0, length[0], length[1], next, 255];
-    let link = [&to[..], &from, &[0x86, 0xdd]].concat();
-    let ends = [src.octets(), dst.octets()].concat();
-    [&link[..], &head, &ends, body].concat()
+    let packet = Packet6 {
+        from: src.octets().into(),
+        to: dst.octets().into(),
+        protocol: next,
+        transport: body.to_vec(),
+    };
+    [&to[..], &from, &[0x86, 0xdd], &packet.bytes()].concat()
 }
 
 /// A neighbour discovery message: its type, target and link-layer address option.

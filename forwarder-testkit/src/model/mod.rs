@@ -31,6 +31,8 @@ use forwarder_common::wire::header::Ip as _;
 use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::series::FragmentSeries;
 
+use crate::rng::Rng;
+
 /// The hook of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hook {
@@ -100,8 +102,11 @@ impl From<Outcome> for Carried {
     }
 }
 
+/// The size of a table up to which every packet is followed by a check.
+const CHECKED: usize = 1024;
+
 /// What another CPU does while a packet is being processed.
-type Meddler = Box<dyn FnOnce(&Host)>;
+type Interference = Box<dyn FnOnce(&Host)>;
 
 /// The host.
 pub struct Host {
@@ -158,17 +163,19 @@ pub struct Host {
     pub answer: RefCell<Option<Vec<u8>>>,
     ring: RefCell<Vec<Pending>>,
     cursors: Cell<Cursors>,
-    hints: RefCell<HashMap<u32, PortAffinity<V4>>>,
+    affinities: RefCell<HashMap<u32, PortAffinity<V4>>>,
     cached_flow: RefCell<HashMap<u32, FlowRef>>,
     pub series: Cell<FragmentSeries<V4>>,
-    dice: RefCell<Dice>,
+    rng: RefCell<Rng>,
     mark: Cell<u32>,
     hash: Cell<u32>,
     /// The length of the frame that is being processed.
     length: Cell<u32>,
     target: Cell<Option<Target>>,
-    interference: RefCell<Option<(u32, Meddler)>>,
+    interference: RefCell<Option<(u32, Interference)>>,
     interfering: Cell<bool>,
+    /// Packets since the last check.
+    unchecked: Cell<usize>,
 }
 
 /// Whether a frame is for a bridge's group address.
@@ -226,16 +233,17 @@ impl Host {
             answer: RefCell::default(),
             ring: RefCell::new(vec![Pending::default(); ring as usize]),
             cursors: Cell::default(),
-            hints: RefCell::default(),
+            affinities: RefCell::default(),
             cached_flow: RefCell::default(),
             series: Cell::default(),
-            dice: RefCell::new(Dice::new(1)),
+            rng: RefCell::new(Rng::new(1)),
             mark: Cell::default(),
             hash: Cell::default(),
             length: Cell::default(),
             target: Cell::default(),
             interference: RefCell::default(),
             interfering: Cell::default(),
+            unchecked: Cell::default(),
         }
     }
 
@@ -247,7 +255,7 @@ impl Host {
 
     /// Runs `action` when packets read a flow state for the `nth` time from now on, counted from 0:
     /// what another CPU might do at that moment.
-    pub fn meddle(&self, nth: u32, action: impl FnOnce(&Self) + 'static) {
+    pub fn interfere(&self, nth: u32, action: impl FnOnce(&Self) + 'static) {
         *self.interference.borrow_mut() = Some((nth, Box::new(action)));
     }
 
@@ -392,6 +400,17 @@ impl Host {
         flow::find(self, tuple).map(|hit| (hit.flow, hit.flow_state))
     }
 
+    /// Checks after every packet; with a large table, where a check takes as long as hundreds of
+    /// packets, after each 64th.
+    fn check_some(&self) {
+        let unchecked = self.unchecked.get() + 1;
+        let is_due = self.flows.len() <= CHECKED || unchecked == 64;
+        if is_due {
+            self.check();
+        }
+        self.unchecked.set(if is_due { 0 } else { unchecked });
+    }
+
     /// Checks what must hold between two packets: every key names a live record with this tuple,
     /// every live record has both of its keys, and no free record is free twice.
     pub fn check(&self) {
@@ -480,39 +499,5 @@ fn empty_flow() -> Flow<V4> {
         policy: Cell::default(),
         uplink_mac: Cell::default(),
         windows: Default::default(),
-    }
-}
-
-/// A generator of random numbers (SplitMix64), reproducible by its seed.
-#[derive(Clone, Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// 64 random bits.
-    pub fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.roll() % bound as u64) as usize
-    }
-
-    /// True with a probability of one in `times`.
-    pub fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    /// One of several values.
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
     }
 }

@@ -48,9 +48,9 @@ const PORTS: [u16; 8] = [80, 8080, 8081, 1000, 300, 5000, 5001, 40_000];
 ///
 /// # Panics
 /// When a promise does not hold.
-pub fn run(octets: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let mut host = Host::usual(FLOWS);
-    let mut input = Unstructured::new(octets);
+    let mut input = Unstructured::new(bytes);
     while !input.is_empty() && step(&mut host, &mut input).is_ok() {}
 }
 
@@ -167,8 +167,8 @@ fn spec(input: &mut Unstructured<'_>) -> Result<Spec> {
             } else {
                 Spec::tcp(to, end(input)?, 0x10)
             };
-            let octets = input.int_in_range(0..=60)?;
-            Spec::error(UNREACHABLE, from.0, to.0, &quoted.packet(), octets)
+            let length = input.int_in_range(0..=60)?;
+            Spec::error(UNREACHABLE, from.0, to.0, &quoted.packet(), length)
         }
     };
     if input.ratio(1, 8)? {

@@ -6,8 +6,10 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::attack::{Attacker, BRIDGE_GROUP, Mac, Packet6, Watch, ethertype};
-use harness::{Agent, Container, Docker, Host, Lab, Peer, Space, eventually, holds, serve};
+use harness::attack::{Attacker, BRIDGE_GROUP, Mac, Watch, ethertype};
+use harness::{
+    Agent, Container, Docker, Host, Lab, Packet6, Peer, Space, eventually, holds, serve,
+};
 
 use crate::lists6::datagrams;
 use crate::neighbour::learned;

@@ -7,8 +7,8 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use harness::attack::{Attacker, BRIDGE_GROUP, Packet6, Watch};
-use harness::{Container, Docker, Packet, Peer, Space, eventually, serve};
+use harness::attack::{Attacker, BRIDGE_GROUP, Watch};
+use harness::{Container, Docker, Packet, Packet6, Peer, Space, eventually, serve};
 use rustix::process::Signal;
 
 use crate::SETTLED;

@@ -49,8 +49,8 @@ impl Mirror {
             let sent = numbers.packet(format!("mirror's {nth}"), packet(GRE, REMOTE, HOST));
             self.send(&sent)?;
             let mut buffer = [0; 128];
-            let octets = self.listens.recv(&mut buffer).context("not heard")?;
-            let came = Packet::read(&buffer[..octets]);
+            let length = self.listens.recv(&mut buffer).context("not heard")?;
+            let came = Packet::read(&buffer[..length]);
             ensure!(came.as_ref() == Some(&sent), "{came:?} instead of {sent:?}");
         }
         Ok(())

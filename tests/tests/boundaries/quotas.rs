@@ -3,11 +3,11 @@
 //! little, leaves a neighbour what it needs.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Container, Craft, Docker, Host, Lab, Peer, Space, eventually};
+use harness::{Container, Docker, Host, Lab, Packet, Peer, Space, eventually};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -69,11 +69,10 @@ fn frames(host: &Host, container: &Container, ports: std::ops::Range<u16>) -> Re
         std::net::IpAddr::V4(address) => address,
         other @ std::net::IpAddr::V6(_) => anyhow::bail!("{other}"),
     };
-    let macs = [host.mac("docker0")?, container.space()?.mac("eth0")?];
-    let craft = Craft::new(macs, (address, 0), (SERVER, 9));
-    Ok(ports
-        .map(|port| craft.from_port(port).udp(b"scan"))
-        .collect())
+    let (gateway, own) = (host.mac("docker0")?, container.space()?.mac("eth0")?);
+    let to = SocketAddrV4::new(SERVER, 9);
+    let scan = |port| Packet::udp(SocketAddrV4::new(address, port), to, b"scan");
+    Ok(ports.map(|port| scan(port).frame(gateway, own)).collect())
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use forwarder_testkit::packet::proto;
 use harness::attack::{BRIDGE_GROUP, BROADCAST, Watch, broken, ethertype};
-use harness::wire::proto;
 use harness::{Docker, Host, Lab, Packet, Peer, Scene, serve};
 
 use crate::{Numbered, attacker, counted, end};

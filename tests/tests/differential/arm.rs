@@ -9,12 +9,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Map, MapData, PerCpuArray};
 use forwarder_common::abi::{LAYOUT, name};
 use forwarder_common::reason::Reason;
-use harness::{Agent, Docker, Host, Lab, PacketSocket, Peer, Space, eventually};
+use harness::{Agent, Docker, Host, Lab, Packet, PacketSocket, Peer, Space, eventually};
 
-use crate::forge::{Head, ipv4, udp};
 use crate::place::{
-    At, CONTAINERS, GATEWAY, HOST, NARROW, NARROW_MTU, NEAR, NETS, PLACES, PUBLISHED, STRANGER,
-    UPLINK_MAC, mac_text,
+    At, CONTAINERS, End, GATEWAY, HOST, NARROW, NARROW_MTU, NEAR, NETS, PLACES, PUBLISHED,
+    STRANGER, UPLINK_MAC, mac_text, socket,
 };
 
 /// The ports of the markers.
@@ -30,6 +29,12 @@ pub(crate) struct Arrival {
     pub(crate) at: At,
     /// Its bytes.
     pub(crate) bytes: Vec<u8>,
+}
+
+/// A datagram of no trace, whose packets all have an identification.
+fn unnumbered(from: End, to: End, payload: &[u8]) -> Packet {
+    let datagram = Packet::udp(socket(from), socket(to), payload);
+    datagram.numbered(0).dont_fragment()
 }
 
 /// A host and the testers around it. Dropped in this order.
@@ -173,9 +178,7 @@ impl Arm {
     pub(crate) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
         self.host.ip(&format!("link set up0 mtu {mtu}"))?;
         let (from, to) = ((At::One.address(), PROBE), (GATEWAY, PROBE));
-        let transport = udp(from, to, &[0; 1400], true);
-        let packet = ipv4(&Head::plain(17, from.0, to.0), &transport);
-        let frame = [&At::One.host_mac()[..], &At::One.mac(), &[8, 0], &packet].concat();
+        let frame = unnumbered(from, to, &[0; 1400]).frame(At::One.host_mac(), At::One.mac());
         let expected = if mtu < 1400 { At::One } else { At::Lan };
         eventually(QUIET, || {
             self.send(At::One, &frame)?;
@@ -245,9 +248,8 @@ impl Arm {
     ) -> Result<Vec<u8>> {
         self.markers += 1;
         let payload = [&b"marker"[..], &self.markers.to_be_bytes()].concat();
-        let transport = udp((from.1, from.2), (to.1, to.2), &payload, true);
-        let packet = ipv4(&Head::plain(17, from.1, to.1), &transport);
-        let frame = [&from.0.host_mac()[..], &from.0.mac(), &[8, 0], &packet].concat();
+        let packet = unnumbered((from.1, from.2), (to.1, to.2), &payload);
+        let frame = packet.frame(from.0.host_mac(), from.0.mac());
         self.send(from.0, &frame)?;
         let begun = Instant::now();
         while begun.elapsed() < QUIET {

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use harness::wire::is_private;
+use harness::is_private;
 
 use crate::flow::{Flow, Name};
-use crate::forge::End;
 use crate::known::Difference;
-use crate::place::At;
+use crate::place::{At, End};
 use crate::play::Observation;
 use crate::shot::{Body, Damage, Shot};
 use crate::view::{address, quoted_ends};

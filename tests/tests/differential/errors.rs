@@ -3,8 +3,10 @@
 
 use std::net::Ipv4Addr;
 
-use crate::flow::{ICMP, Name, Stage, Towards, UDP};
-use crate::forge::Segment;
+use forwarder_testkit::packet::Segment;
+use forwarder_testkit::packet::proto::{ICMP, UDP};
+
+use crate::flow::{Name, Stage, Towards};
 use crate::place::{At, NEAR, STRANGER};
 use crate::shot::{Body, Damage, Draft, Quote, Shot};
 use crate::trace::{Step, Trace};
@@ -30,7 +32,7 @@ impl Trace {
     pub(crate) fn error(&mut self) -> Option<Step> {
         let flow = self.live(|_| true)?;
         let way = match self.flows[flow].answered {
-            true => self.rng.pick(&[Towards::Server, Towards::Opener]),
+            true => self.rng.pick(&[Towards::Server, Towards::Originator]),
             false => Towards::Server,
         };
         let kind = match self.rng.below(10) {
@@ -77,7 +79,7 @@ impl Trace {
     pub(crate) fn misdirected_error(&mut self) -> Option<Step> {
         let flow = self.live(|flow| flow.kind() == "out" || flow.kind() == "in")?;
         let way = match self.flows[flow].answered {
-            true => self.rng.pick(&[Towards::Server, Towards::Opener]),
+            true => self.rng.pick(&[Towards::Server, Towards::Originator]),
             false => Towards::Server,
         };
         let kind = self.rng.pick(&KINDS);
@@ -97,14 +99,14 @@ impl Trace {
         let at = own.receiver(way);
         let receiver = match way {
             Towards::Server => own.server.0,
-            Towards::Opener => own.opener.0,
+            Towards::Originator => own.originator.0,
         };
         let body = match own.proto {
             UDP => Body::Udp(self.payload(300), true),
-            ICMP => Body::Echo(way == Towards::Opener, 1, self.payload(300)),
+            ICMP => Body::Echo(way == Towards::Originator, 1, self.payload(300)),
             _ => Body::Tcp(Segment {
                 flags: 0x10,
-                seq: own.next[usize::from(way == Towards::Opener)],
+                seq: own.next[usize::from(way == Towards::Originator)],
                 ack: own.next[usize::from(way == Towards::Server)],
                 payload: self.payload(300),
                 ..Segment::default()
@@ -117,7 +119,11 @@ impl Trace {
         let from = if router { STRANGER } else { receiver };
         let mut shot = self.quoting(at, from, Some(flow), quoted, kind);
         let (back, by) = (
-            if way == Towards::Opener { " back" } else { "" },
+            if way == Towards::Originator {
+                " back"
+            } else {
+                ""
+            },
             if router { " by a router" } else { "" },
         );
         shot.label = format!("{}{back} {}{by}", own.kind(), kind.2);
@@ -135,7 +141,7 @@ impl Trace {
     ) -> Shot {
         let extended = kind.0[0] != 4 && kind.0[0] != 5 && kind.0[0] != 12 && self.rng.once_in(3);
         let echo_or_datagram = !matches!(packet.body, Body::Tcp(_));
-        let octets = match self.rng.below(3) {
+        let length = match self.rng.below(3) {
             0 => 8,
             // Cut inside of a header that has its checksum at its end.
             1 if !echo_or_datagram => 18,
@@ -147,7 +153,7 @@ impl Trace {
             kind: kind.0,
             word: kind.1,
             packet,
-            octets,
+            length,
             extended,
         };
         let ends = (Name::Fixed(from, 0), to);

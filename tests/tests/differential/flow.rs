@@ -3,14 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::forge::End;
-use crate::place::At;
-
-/// ICMP, TCP, UDP and SCTP.
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
-pub(crate) const SCTP: u8 = 132;
+use crate::place::{At, End};
 
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,15 +11,15 @@ pub(crate) enum Towards {
     /// To whom the originator asked.
     Server,
     /// Back.
-    Opener,
+    Originator,
 }
 
 impl Towards {
     /// The other way.
     pub(crate) fn back(self) -> Self {
         match self {
-            Self::Server => Self::Opener,
-            Self::Opener => Self::Server,
+            Self::Server => Self::Originator,
+            Self::Originator => Self::Server,
         }
     }
 }
@@ -64,9 +57,9 @@ pub(crate) struct Flow {
     /// Its protocol.
     pub(crate) proto: u8,
     /// Where its originator is.
-    pub(crate) opener_at: At,
+    pub(crate) originator_at: At,
     /// Its originator.
-    pub(crate) opener: End,
+    pub(crate) originator: End,
     /// Whom it asks; for echo, the port is 0.
     pub(crate) asked: End,
     /// Where its server is.
@@ -87,8 +80,8 @@ impl Flow {
     /// The source and destination of a packet as its sender writes it.
     pub(crate) fn sent(&self, way: Towards) -> Pair {
         match way {
-            Towards::Server => self.by_opener(way),
-            Towards::Opener => self.by_server(way),
+            Towards::Server => self.by_originator(way),
+            Towards::Originator => self.by_server(way),
         }
     }
 
@@ -96,15 +89,15 @@ impl Flow {
     pub(crate) fn received(&self, way: Towards) -> Pair {
         match way {
             Towards::Server => self.by_server(way),
-            Towards::Opener => self.by_opener(way),
+            Towards::Originator => self.by_originator(way),
         }
     }
 
-    fn by_opener(&self, way: Towards) -> Pair {
-        let (own, asked) = (fixed(self.opener), fixed(self.asked));
+    fn by_originator(&self, way: Towards) -> Pair {
+        let (own, asked) = (fixed(self.originator), fixed(self.asked));
         match way {
             Towards::Server => (own, asked),
-            Towards::Opener => (asked, own),
+            Towards::Originator => (asked, own),
         }
     }
 
@@ -112,15 +105,15 @@ impl Flow {
         let (own, client) = (fixed(self.server), Name::Seen(self.number));
         match way {
             Towards::Server => (client, own),
-            Towards::Opener => (own, client),
+            Towards::Originator => (own, client),
         }
     }
 
     /// Where a packet of this way is sent.
     pub(crate) fn sender(&self, way: Towards) -> At {
         match way {
-            Towards::Server => self.opener_at,
-            Towards::Opener => self.server_at,
+            Towards::Server => self.originator_at,
+            Towards::Originator => self.server_at,
         }
     }
 
@@ -131,7 +124,7 @@ impl Flow {
 
     /// What kind it is: out of a container, in to one, or from one to another.
     pub(crate) fn kind(&self) -> &'static str {
-        match (self.opener_at, self.server_at) {
+        match (self.originator_at, self.server_at) {
             (_, At::Lan) => "out",
             (At::Lan, _) => "in",
             (client, server) if client == server => "self",
@@ -142,7 +135,7 @@ impl Flow {
 
     /// Whether one of its ends is there.
     pub(crate) fn touches(&self, at: At) -> bool {
-        self.opener_at == at || self.server_at == at
+        self.originator_at == at || self.server_at == at
     }
 }
 

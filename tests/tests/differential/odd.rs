@@ -3,9 +3,11 @@
 
 use std::net::Ipv4Addr;
 
-use crate::flow::{Flow, Stage, TCP, Towards, UDP, fixed};
-use crate::forge::{End, Segment, icmp};
-use crate::place::{At, CONTAINERS, GATEWAY, HOST, NARROW, NEAR};
+use forwarder_testkit::packet::Segment;
+use forwarder_testkit::packet::proto::{ICMP, TCP, UDP};
+
+use crate::flow::{Flow, Stage, Towards, fixed};
+use crate::place::{At, CONTAINERS, End, GATEWAY, HOST, NARROW, NEAR};
 use crate::shot::{Body, Damage, Draft, Shot};
 use crate::trace::{Action, Step, Trace, flag};
 
@@ -34,7 +36,7 @@ impl Trace {
         let plain = |flow: &Flow| matches!(flow.stage, Stage::Plain | Stage::Open);
         if let Some(flow) = self.live(plain).filter(|_| !self.rng.once_in(3)) {
             let way = match self.flows[flow].answered {
-                true => self.rng.pick(&[Towards::Server, Towards::Opener]),
+                true => self.rng.pick(&[Towards::Server, Towards::Originator]),
                 false => Towards::Server,
             };
             let body = self.data(flow, way, 600);
@@ -99,12 +101,12 @@ impl Trace {
     /// A segment outside of its connection's window. Nothing more is sent of it.
     pub(crate) fn outside_window(&mut self) -> Option<Step> {
         let flow = self.live(|flow| flow.stage == Stage::Open)?;
-        let way = self.rng.pick(&[Towards::Server, Towards::Opener]);
+        let way = self.rng.pick(&[Towards::Server, Towards::Originator]);
         let (off, what) = self
             .rng
             .pick(&[(0xf000_0000_u32, "below"), (0x1000_0000, "above")]);
         let flags = self.rng.pick(&[flag::RST, flag::PSH | flag::ACK]);
-        let side = usize::from(way == Towards::Opener);
+        let side = usize::from(way == Towards::Originator);
         let own = &self.flows[flow];
         let segment = Segment {
             flags,
@@ -243,12 +245,12 @@ impl Trace {
     /// A protocol without ports that we know.
     pub(crate) fn other_protocol(&mut self) -> Step {
         let (at, from) = (self.rng.pick(&CONTAINERS), self.port());
-        let (proto, what, octets) = self.rng.pick(&[
+        let (proto, what, bytes) = self.rng.pick(&[
             (47_u8, "GRE", &[0, 0, 8, 0, 0x45, 0, 0, 0][..]),
             (50, "ESP", &[1, 2, 3, 4, 0, 0, 0, 1, 9, 9, 9, 9]),
             (253, "253", &[1, 2, 3]),
         ]);
-        let body = Body::Raw(proto, octets.to_vec());
+        let body = Body::Raw(proto, bytes.to_vec());
         let shot = self.lone(what, at, (at.address(), from), (NEAR, 0), body);
         Self::step("protocol", vec![vec![shot]])
     }
@@ -260,8 +262,12 @@ impl Trace {
             .rng
             .pick(&[(13, "timestamp"), (15, "information"), (17, "mask")]);
         let id = self.rng.word().to_be_bytes();
-        let body =
-            |kind, id: [u8; 4]| Body::Raw(1, icmp([kind, 0], [id[0], id[1], 0, 1], &[0; 12]));
+        let body = |kind, id: [u8; 4]| {
+            Body::Raw(
+                ICMP,
+                [&[kind, 0, 0, 0, id[0], id[1], 0, 1][..], &[0; 12]].concat(),
+            )
+        };
         let asked = self.lone(what, at, (at.address(), 0), (NEAR, 0), body(asks, id));
         let mut answer = |kind, what: &str| {
             let label = format!("{what} reply");
@@ -285,7 +291,7 @@ impl Trace {
             let flow = self.inward(UDP);
             (flow, 1450, "in over the network's MTU")
         };
-        let body = Body::Udp(self.rng.octets(size), true);
+        let body = Body::Udp(self.rng.bytes(size), true);
         let mut shot = self.packet(flow, Towards::Server, what, body);
         shot.draft.df = self.rng.once_in(2);
         self.flows[flow].over = true;
@@ -298,7 +304,7 @@ impl Trace {
         for df in [true, false] {
             let (at, port) = (self.rng.pick(&[At::One, At::Two]), self.port());
             let flow = self.outward(UDP, at, port, (GATEWAY, 53));
-            let body = Body::Udp(self.rng.octets(1400), true);
+            let body = Body::Udp(self.rng.bytes(1400), true);
             let mut shot = self.packet(flow, Towards::Server, "over the uplink's MTU", body);
             shot.draft.df = df;
             self.flows[flow].over = true;

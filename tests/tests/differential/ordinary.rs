@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of ordinary traffic: flows are opened, used, closed and reset.
 
-use crate::flow::{ICMP, Stage, TCP, Towards, UDP};
+use forwarder_testkit::packet::Segment;
+use forwarder_testkit::packet::proto::{ICMP, TCP, UDP};
+
+use crate::flow::{Stage, Towards};
 use crate::place::{At, CONTAINERS, GATEWAY, STRANGER};
 use crate::shot::{Body, Draft};
 use crate::trace::{Action, Step, Trace, flag};
@@ -15,7 +18,7 @@ impl Trace {
         let proto = self.rng.pick(&[UDP, UDP, ICMP]);
         let flow = self.any(proto);
         let mut volleys = Vec::new();
-        for way in [Towards::Server, Towards::Opener, Towards::Server] {
+        for way in [Towards::Server, Towards::Originator, Towards::Server] {
             let body = self.data(flow, way, MOST);
             volleys.push(vec![self.plain(flow, way, "datagram", body)]);
             if self.rng.once_in(3) {
@@ -29,7 +32,7 @@ impl Trace {
     pub(crate) fn handshake(&mut self, flow: usize, count: usize) -> Vec<Vec<crate::shot::Shot>> {
         let all = [
             (Towards::Server, flag::SYN, "SYN"),
-            (Towards::Opener, flag::SYN | flag::ACK, "SYN-ACK"),
+            (Towards::Originator, flag::SYN | flag::ACK, "SYN-ACK"),
             (Towards::Server, flag::ACK, "ACK"),
         ];
         let mut volleys = Vec::new();
@@ -69,12 +72,15 @@ impl Trace {
         let flow = self.any_outward(TCP);
         let mut volleys = Vec::new();
         let starts = self.flows[flow].next;
-        for way in [Towards::Server, Towards::Opener] {
+        for way in [Towards::Server, Towards::Originator] {
             let body = self.segment(flow, way, flag::SYN, Vec::new());
             volleys.push(vec![self.plain(flow, way, "SYN", body)]);
         }
         let after = self.flows[flow].next;
-        for (side, way) in [Towards::Server, Towards::Opener].into_iter().enumerate() {
+        for (side, way) in [Towards::Server, Towards::Originator]
+            .into_iter()
+            .enumerate()
+        {
             self.flows[flow].next[side] = starts[side];
             let body = self.segment(flow, way, flag::SYN | flag::ACK, Vec::new());
             volleys.push(vec![self.plain(flow, way, "SYN-ACK", body)]);
@@ -90,7 +96,7 @@ impl Trace {
         let flow = self.live(|flow| matches!(flow.stage, Stage::Plain | Stage::Open))?;
         let mut volleys = Vec::new();
         for _ in 0..=self.rng.below(3) {
-            let way = self.rng.pick(&[Towards::Server, Towards::Opener]);
+            let way = self.rng.pick(&[Towards::Server, Towards::Originator]);
             let mut volley = Vec::new();
             for _ in 0..=self.rng.below(4) {
                 let body = self.data(flow, way, MOST);
@@ -104,7 +110,7 @@ impl Trace {
     /// A connection is closed by one side, then by the other.
     pub(crate) fn close(&mut self) -> Option<Step> {
         let flow = self.live(|flow| flow.stage == Stage::Open)?;
-        let first = self.rng.pick(&[Towards::Server, Towards::Opener]);
+        let first = self.rng.pick(&[Towards::Server, Towards::Originator]);
         let mut volleys = Vec::new();
         for (way, flags, what) in [
             (first, flag::FIN | flag::ACK, "FIN"),
@@ -122,7 +128,7 @@ impl Trace {
     /// One side resets, with the sequence number that is expected.
     pub(crate) fn reset(&mut self) -> Option<Step> {
         let flow = self.live(|flow| flow.stage == Stage::Open)?;
-        let way = self.rng.pick(&[Towards::Server, Towards::Opener]);
+        let way = self.rng.pick(&[Towards::Server, Towards::Originator]);
         let flags = self.rng.pick(&[flag::RST, flag::RST | flag::ACK]);
         let body = self.segment(flow, way, flags, Vec::new());
         let reset = self.plain(flow, way, "RST", body);
@@ -154,7 +160,7 @@ impl Trace {
         }
         // The port that was drawn for one remote is for the next one, too.
         if proto != ICMP && self.rng.once_in(2) {
-            let (at, last) = (self.flows[flows[1]].opener_at, (GATEWAY, remote.1));
+            let (at, last) = (self.flows[flows[1]].originator_at, (GATEWAY, remote.1));
             let flow = self.outward(proto, at, port, last);
             let body = self.opening(flow);
             opening.push(vec![self.plain(
@@ -169,10 +175,10 @@ impl Trace {
         for flow in flows {
             let flags = flag::SYN | flag::ACK;
             let body = match proto {
-                TCP => self.segment(flow, Towards::Opener, flags, Vec::new()),
-                _ => self.data(flow, Towards::Opener, MOST),
+                TCP => self.segment(flow, Towards::Originator, flags, Vec::new()),
+                _ => self.data(flow, Towards::Originator, MOST),
             };
-            opening.push(vec![self.plain(flow, Towards::Opener, "clash", body)]);
+            opening.push(vec![self.plain(flow, Towards::Originator, "clash", body)]);
             self.flows[flow].over |= proto == TCP;
         }
         Self::step("clash", opening)
@@ -238,7 +244,7 @@ impl Trace {
             self.flows[flow].over = true;
         }
         let mut after = Vec::new();
-        for way in [Towards::Server, Towards::Opener] {
+        for way in [Towards::Server, Towards::Originator] {
             let body = self.data(established, way, MOST);
             after.push(self.plain(established, way, "beside many", body));
         }
@@ -256,7 +262,7 @@ impl Trace {
         ] {
             let body = match self.flows[flow].proto {
                 UDP => Body::Udp(self.payload(MOST), true),
-                _ => Body::Tcp(crate::forge::Segment {
+                _ => Body::Tcp(Segment {
                     flags: flag::SYN,
                     seq: self.rng.word(),
                     ..Default::default()

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of fragments: cut, shuffled, doubled, overlapping, and without their head.
 
-use crate::flow::{ICMP, Stage, Towards, UDP};
+use forwarder_testkit::packet::proto::{ICMP, UDP};
+
+use crate::flow::{Stage, Towards};
 use crate::shot::Pieces;
 use crate::trace::{Step, Trace};
 
@@ -11,7 +13,7 @@ impl Trace {
         let live = self.live(|flow| flow.stage == Stage::Plain);
         let (flow, way) = match live.filter(|_| !self.rng.once_in(3)) {
             Some(flow) if self.flows[flow].answered => {
-                (flow, self.rng.pick(&[Towards::Server, Towards::Opener]))
+                (flow, self.rng.pick(&[Towards::Server, Towards::Originator]))
             }
             Some(flow) => (flow, Towards::Server),
             None => {
@@ -20,10 +22,10 @@ impl Trace {
             }
         };
         let mut body = self.data(flow, way, 0);
-        let octets = self.rng.octets(900 + 8);
+        let bytes = self.rng.bytes(900 + 8);
         match &mut body {
             crate::shot::Body::Udp(payload, _) | crate::shot::Body::Echo(_, _, payload) => {
-                *payload = octets;
+                *payload = bytes;
             }
             _ => {}
         }

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where testers sit, and the addresses that both arms have in common.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// An address and a port.
+pub(crate) type End = (Ipv4Addr, u16);
+
+/// The same as a socket's address.
+pub(crate) fn socket(end: End) -> SocketAddrV4 {
+    SocketAddrV4::new(end.0, end.1)
+}
 
 /// A tester's place: the only device of its namespace that leads to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,5 +134,5 @@ impl At {
 
 /// A hardware address as tools write it.
 pub(crate) fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|octet| format!("{octet:02x}")).join(":")
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

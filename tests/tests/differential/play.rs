@@ -10,9 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::arm::Arm;
 use crate::compare::{compare, invariants};
 use crate::flow::Flow;
-use crate::forge::End;
 use crate::known::{Difference, Known};
-use crate::place::{At, HOST, PUBLISHED};
+use crate::place::{At, End, HOST, PUBLISHED};
 use crate::shot::{Body, Shot};
 use crate::trace::{Action, Step, Trace};
 use crate::view::{Came, Fields, Reader, gather, quoted_id};
@@ -94,12 +93,12 @@ impl<'a> Play<'a> {
         self.two_is_published = true;
         let mut trace = Trace::new(seed, true);
         let mut seen = [Seen::new(), Seen::new()];
-        let mut told = String::new();
+        let mut steps = String::new();
         for number in 0..STEPS {
             let step = trace.next_step();
-            let _ = writeln!(told, "{number:2} {}", describe(&step));
+            let _ = writeln!(steps, "{number:2} {}", describe(&step));
             self.step(&step, &mut trace, &mut seen)
-                .with_context(|| format!("seed {seed}, step {number}; the steps:\n{told}"))?;
+                .with_context(|| format!("seed {seed}, step {number}; the steps:\n{steps}"))?;
         }
         // What a step has left to be undone.
         while let Some(step) = trace.parting.take() {
@@ -170,7 +169,7 @@ impl<'a> Play<'a> {
                 None => true,
                 // Stock has drawn a port that is published, by chance: strangers have it, too.
                 Some((_, port)) => {
-                    port != flow.opener.1 && PUBLISHED.iter().any(|row| row.1 == port)
+                    port != flow.originator.1 && PUBLISHED.iter().any(|row| row.1 == port)
                 }
             });
         }
@@ -183,10 +182,10 @@ impl<'a> Play<'a> {
 fn is_chance(flows: &[Flow], flow: usize, seen: &[Seen; 2]) -> bool {
     let own = &flows[flow];
     let taken = |seen: &Seen| {
-        let wanted = seen[flow].map(|end| (end.0, own.opener.1));
+        let wanted = seen[flow].map(|end| (end.0, own.originator.1));
         flows.iter().any(|other| {
             let same = (other.proto, other.server) == (own.proto, own.server);
-            let drawn = other.opener.1 != own.opener.1;
+            let drawn = other.originator.1 != own.originator.1;
             other.number != flow
                 && (same || drawn)
                 && wanted.is_some()
@@ -211,8 +210,8 @@ fn act(arm: &mut Arm, action: Option<Action>) -> Result<()> {
 /// What a flow's server sees as its client, or would, if nothing had come.
 fn client(flow: &Flow, seen: &Seen) -> End {
     let expected = match flow.kind() {
-        "in" => flow.opener,
-        _ => (HOST, flow.opener.1),
+        "in" => flow.originator,
+        _ => (HOST, flow.originator.1),
     };
     seen[flow.number].unwrap_or(expected)
 }
@@ -247,7 +246,7 @@ fn observe(
             continue;
         };
         let own = &flows[flow];
-        let opens = !matches!(shot.draft.body, Body::Error(_)) && shot.at == own.opener_at;
+        let opens = !matches!(shot.draft.body, Body::Error(_)) && shot.at == own.originator_at;
         if opens && came.at == own.server_at && seen[flow].is_none() {
             let header = usize::from(packet[0] & 0xf) * 4;
             let at = header + if packet[9] == 1 { 4 } else { 0 };
@@ -275,7 +274,7 @@ fn observe(
             .iter()
             .filter_map(|shot| {
                 let flow = shot.flow?;
-                let own = flows[flow].opener;
+                let own = flows[flow].originator;
                 // A server that speaks first is seen by the port that publishes it: not a drawn one.
                 let publishes = |end: End| {
                     PUBLISHED

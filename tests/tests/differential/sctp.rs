@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Steps of SCTP: an association from its first chunk on, by a port that another container may use, too.
 
-use crate::flow::{SCTP, Towards};
-use crate::forge::Chunk;
+use forwarder_testkit::packet::Chunk;
+use forwarder_testkit::packet::proto::SCTP;
+
+use crate::flow::Towards;
 use crate::place::At;
 use crate::shot::{Body, Draft, Shot};
 use crate::trace::{Step, Trace};
@@ -10,11 +12,11 @@ use crate::trace::{Step, Trace};
 /// Who sends a chunk, of which type, and what it is called.
 const CHUNKS: [(Towards, u8, &str); 6] = [
     (Towards::Server, 1, "INIT"),
-    (Towards::Opener, 2, "INIT-ACK"),
+    (Towards::Originator, 2, "INIT-ACK"),
     (Towards::Server, 10, "COOKIE-ECHO"),
-    (Towards::Opener, 11, "COOKIE-ACK"),
+    (Towards::Originator, 11, "COOKIE-ACK"),
     (Towards::Server, 0, "DATA"),
-    (Towards::Opener, 0, "DATA"),
+    (Towards::Originator, 0, "DATA"),
 ];
 
 impl Trace {
@@ -46,12 +48,12 @@ impl Trace {
     fn chunk(&mut self, tags: [u32; 2], way: Towards, kind: u8) -> Chunk {
         let [own, other] = match way {
             Towards::Server => tags,
-            Towards::Opener => [tags[1], tags[0]],
+            Towards::Originator => [tags[1], tags[0]],
         };
         let count = 4 * self.rng.below(100);
         let mut content = match kind {
             11 => Vec::new(),
-            _ => self.rng.octets(16 + count),
+            _ => self.rng.bytes(16 + count),
         };
         if matches!(kind, 1 | 2) {
             content[..4].copy_from_slice(&own.to_be_bytes());

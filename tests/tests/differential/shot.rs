@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packet of the trace before either arm has named its ends, and the frames that it becomes.
 
-use crate::flow::{ICMP, Name, Pair, SCTP, TCP, UDP};
-use crate::forge::{self, Chunk, End, Head, Segment, cut, ipv4, piece};
-use crate::place::At;
+use forwarder_testkit::checksum::sum;
+use forwarder_testkit::packet::proto::{TCP, UDP};
+use forwarder_testkit::packet::{Chunk, Packet, Segment};
+
+use crate::flow::{Name, Pair};
+use crate::place::{At, End, socket};
 
 /// What a packet carries.
 #[derive(Clone, Debug)]
@@ -32,7 +35,7 @@ pub(crate) struct Quote {
     /// The packet.
     pub(crate) packet: Draft,
     /// How many bytes of its transport are quoted.
-    pub(crate) octets: usize,
+    pub(crate) length: usize,
     /// With extensions (RFC 4884), behind 128 bytes of quote.
     pub(crate) extended: bool,
 }
@@ -102,83 +105,86 @@ impl Draft {
     }
 
     /// The packets that it becomes, by what each flow's server sees as its client.
-    fn packets(&self, id: u16, seen: &dyn Fn(usize) -> End) -> Vec<Vec<u8>> {
+    fn packets(&self, id: u16, seen: &dyn Fn(usize) -> End) -> Vec<Packet> {
         let whole = self.whole(id, seen);
-        let octets = usize::from(whole[0] & 0xf) * 4;
+        let length = whole.transport().len();
+        // No fragment says that it must not be fragmented.
+        let piece = |range| whole.clone().fragment(0).piece(range);
         match &self.pieces {
             Pieces::Whole => vec![whole],
             Pieces::Cut(ends, order) => {
-                let pieces = cut(&whole, ends);
-                order.iter().map(|place| pieces[*place].clone()).collect()
+                let begins = [0].into_iter().chain(ends.iter().copied());
+                let ends = ends.iter().copied().chain([length]);
+                let ranges: Vec<_> = begins.zip(ends).collect();
+                let piece = |place: &usize| piece(ranges[*place].0..ranges[*place].1);
+                order.iter().map(piece).collect()
             }
-            Pieces::Overlap(at) => {
-                let (header, transport) = whole.split_at(octets);
-                vec![
-                    piece(header, transport, 0, *at),
-                    piece(header, transport, at - 8, transport.len()),
-                ]
-            }
+            Pieces::Overlap(at) => vec![piece(0..*at), piece(at - 8..length)],
         }
     }
 
-    fn whole(&self, id: u16, seen: &dyn Fn(usize) -> End) -> Vec<u8> {
+    fn whole(&self, id: u16, seen: &dyn Fn(usize) -> End) -> Packet {
         let end = |name| match name {
             Name::Fixed(address, port) => (address, port),
             Name::Seen(flow) => seen(flow),
         };
-        let (from, to) = (end(self.ends.0), end(self.ends.1));
-        let (proto, mut transport) = self.transport(id, from, to, seen);
-        if self.damage == Damage::Transport {
-            let at = match proto {
-                TCP => 16,
-                UDP => 6,
-                _ => 2,
-            };
-            transport[at] ^= 0x55;
-        }
-        let head = Head {
-            tos: self.tos,
-            id,
-            df: self.df,
-            ttl: self.ttl,
-            options: self.options.clone(),
-            ..Head::plain(proto, from.0, to.0)
+        let packet = self
+            .plain(id, end(self.ends.0), end(self.ends.1), seen)
+            .options(&self.options)
+            .tos(self.tos)
+            .numbered(id)
+            .ttl(self.ttl)
+            .fragment(u16::from(self.df) << 14);
+        let header = packet.bytes().len() - packet.transport().len();
+        let field = match (self.damage, packet.protocol()) {
+            (Damage::None, _) => return packet,
+            (Damage::Header, _) => 10,
+            (Damage::Transport, TCP) => header + 16,
+            (Damage::Transport, UDP) => header + 6,
+            (Damage::Transport, _) => header + 2,
         };
-        let mut packet = ipv4(&head, &transport);
-        if self.damage == Damage::Header {
-            packet[10] ^= 0x55;
-        }
-        packet
+        packet.damaged(field)
     }
 
-    fn transport(&self, id: u16, from: End, to: End, seen: &dyn Fn(usize) -> End) -> (u8, Vec<u8>) {
+    /// With the usual network header.
+    fn plain(&self, id: u16, from: End, to: End, seen: &dyn Fn(usize) -> End) -> Packet {
+        let (source, destination) = (socket(from), socket(to));
         match &self.body {
-            Body::Udp(payload, checked) => (UDP, forge::udp(from, to, payload, *checked)),
-            Body::Tcp(segment) => (TCP, forge::tcp(from, to, segment)),
-            Body::Sctp(chunk) => (SCTP, forge::sctp(from, to, chunk)),
+            Body::Udp(payload, true) => Packet::udp(source, destination, payload),
+            Body::Udp(payload, false) => Packet::udp(source, destination, payload).unsummed(),
+            Body::Tcp(segment) => Packet::segment(source, destination, segment),
+            Body::Sctp(chunk) => Packet::sctp(source, destination, chunk),
             Body::Echo(reply, number, payload) => {
                 let name = if *reply { to.1 } else { from.1 };
                 let (name, number) = (name.to_be_bytes(), number.to_be_bytes());
-                let word = [name[0], name[1], number[0], number[1]];
                 let kind = [if *reply { 0 } else { 8 }, 0];
-                (ICMP, forge::icmp(kind, word, payload))
+                Packet::icmp(from.0, to.0, kind, &[&name, &number, &payload[..]].concat())
             }
-            Body::Raw(proto, octets) => (*proto, octets.clone()),
+            Body::Raw(proto, bytes) => Packet::new(*proto, from.0, to.0, bytes),
             Body::Error(quote) => {
                 let whole = quote.packet.whole(id, seen);
-                let header = usize::from(whole[0] & 0xf) * 4;
-                let mut rest = whole[..whole.len().min(header + quote.octets)].to_vec();
-                let mut word = quote.word.to_be_bytes();
+                let header = whole.bytes().len() - whole.transport().len();
+                let length = whole.bytes().len().min(header + quote.length);
+                let mut rest = whole.bytes()[..length].to_vec();
+                let mut word = quote.word;
                 if quote.extended {
                     rest.resize(128, 0);
-                    rest.extend(forge::extension());
+                    rest.extend(extension());
                     // RFC 4884 section 4: the quote's length in words.
-                    word[1] = 128 / 4;
+                    word = word & !0xff_0000 | (128 / 4) << 16;
                 }
-                (ICMP, forge::icmp(quote.kind, word, &rest))
+                Packet::error(from.0, to.0, quote.kind, word, &rest)
             }
         }
     }
+}
+
+/// An ICMP extension structure of one MPLS label object, as RFC 4884 and RFC 4950 have it.
+fn extension() -> Vec<u8> {
+    let mut bytes = vec![0x20, 0, 0, 0, 0, 8, 1, 1, 0x12, 0x34, 0x51, 0x40];
+    let checksum = !sum(&[&bytes]);
+    bytes[2..4].copy_from_slice(&checksum.to_be_bytes());
+    bytes
 }
 
 /// A packet that is sent.
@@ -203,12 +209,11 @@ impl Shot {
     pub(crate) fn frames(&self, seen: &dyn Fn(usize) -> End) -> Vec<Vec<u8>> {
         let station = self.draft.station.map(At::mac);
         let station = station.unwrap_or_else(|| self.at.host_mac());
-        let header = [&station[..], &self.at.mac(), &[8, 0]].concat();
         let packets = self.draft.packets(self.tag, seen);
-        let frame = |packet: Vec<u8>| {
+        let frame = |packet: &Packet| {
             let trailer = vec![0xee; self.draft.trailer];
-            [&header[..], &packet, &trailer].concat()
+            [packet.frame(station, self.at.mac()), trailer].concat()
         };
-        packets.into_iter().map(frame).collect()
+        packets.iter().map(frame).collect()
     }
 }

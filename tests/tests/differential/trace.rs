@@ -3,10 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::flow::{Flow, ICMP, Stage, TCP, Towards, UDP};
-use crate::forge::{End, Segment};
-use crate::place::{At, CONTAINERS, FAR, HOST, NEAR, PUBLISHED};
-use crate::rng::Rng;
+use forwarder_testkit::packet::Segment;
+use forwarder_testkit::packet::proto::{ICMP, TCP, UDP};
+use forwarder_testkit::rng::Rng;
+
+use crate::flow::{Flow, Stage, Towards};
+use crate::place::{At, CONTAINERS, End, FAR, HOST, NEAR, PUBLISHED};
 use crate::shot::{Body, Draft, Shot};
 
 /// Flag bytes of TCP.
@@ -116,7 +118,11 @@ impl Trace {
     pub(crate) fn packet(&mut self, flow: usize, way: Towards, what: &str, body: Body) -> Shot {
         let own = &self.flows[flow];
         let (at, ends) = (own.sender(way), own.sent(way));
-        let back = if way == Towards::Opener { " back" } else { "" };
+        let back = if way == Towards::Originator {
+            " back"
+        } else {
+            ""
+        };
         let label = format!("{}{back} {what}", own.kind());
         self.shot(label, at, Some(flow), Draft::new(ends, body))
     }
@@ -159,8 +165,8 @@ impl Trace {
         self.flows.push(Flow {
             number,
             proto,
-            opener_at: from.0,
-            opener: from.1,
+            originator_at: from.0,
+            originator: from.1,
             asked,
             server_at: to.0,
             server: to.1,
@@ -228,12 +234,12 @@ impl Trace {
     /// The next packet of a flow in that way: its kind of data, in sequence. Sent or not, it counts.
     pub(crate) fn data(&mut self, flow: usize, way: Towards, most: usize) -> Body {
         let payload = self.payload(most);
-        if way == Towards::Opener {
+        if way == Towards::Originator {
             self.flows[flow].answered = true;
         }
         match self.flows[flow].proto {
             UDP => Body::Udp(payload, !self.rng.once_in(4)),
-            ICMP => Body::Echo(way == Towards::Opener, self.rng.word() as u16, payload),
+            ICMP => Body::Echo(way == Towards::Originator, self.rng.word() as u16, payload),
             _ => self.segment(flow, way, flag::PSH | flag::ACK, payload),
         }
     }
@@ -247,7 +253,7 @@ impl Trace {
         payload: Vec<u8>,
     ) -> Body {
         let own = &mut self.flows[flow];
-        let side = usize::from(way == Towards::Opener);
+        let side = usize::from(way == Towards::Originator);
         let (seq, ack) = (own.next[side], own.next[side ^ 1]);
         let counted = u32::from(flags & flag::SYN != 0) + u32::from(flags & flag::FIN != 0);
         own.next[side] = seq.wrapping_add(payload.len() as u32 + counted);
@@ -260,11 +266,9 @@ impl Trace {
                 .to_vec();
         }
         Body::Tcp(Segment {
-            flags,
-            seq,
-            ack,
             options,
             payload,
+            ..Segment::new(flags, (seq, ack), b"")
         })
     }
 
@@ -272,6 +276,6 @@ impl Trace {
     pub(crate) fn payload(&mut self, most: usize) -> Vec<u8> {
         let most = self.rng.pick(&[0, 1, 20, most]);
         let count = self.rng.below(most + 1);
-        self.rng.octets(count)
+        self.rng.bytes(count)
     }
 }

@@ -6,13 +6,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use harness::Packet;
-use harness::wire::sctp_checksum;
+use forwarder_testkit::checksum::sum;
+use forwarder_testkit::packet::proto::{ICMP, SCTP, TCP, UDP};
+use forwarder_testkit::packet::{Packet, is_transport_right};
 
 use crate::arm::Arrival;
-use crate::flow::{ICMP, SCTP, TCP, UDP};
-use crate::forge::{End, sum, transport_sum};
-use crate::place::At;
+use crate::place::{At, End};
 
 /// Fields by their names, in the order of the packet.
 pub(crate) type Fields = Vec<(String, String)>;
@@ -26,7 +25,7 @@ pub(crate) struct Came {
     /// The packet, pieced together if all is there.
     pub(crate) packet: Vec<u8>,
     /// Where each piece begins and how long its transport is; one for a packet in one.
-    pub(crate) pieces: Vec<(u16, usize)>,
+    pub(crate) pieces: Vec<(usize, usize)>,
 }
 
 /// Pieces fragments together, and takes everything else as it came.
@@ -36,8 +35,7 @@ pub(crate) fn gather(arrivals: Vec<Arrival>) -> Result<Vec<Came>> {
     for Arrival { at, bytes } in arrivals {
         let mac = bytes[6..12].try_into()?;
         let packet = Packet::read(&bytes[14..]).context("no IPv4 packet")?;
-        let word = u16::from_be_bytes([packet.bytes()[6], packet.bytes()[7]]);
-        let piece = ((word & 0x1fff) * 8, packet.transport().len());
+        let piece = (packet.offset(), packet.transport().len());
         let same = |(place, parts): &&mut (usize, Vec<Packet>)| {
             let (head, came): (&[u8], &Came) = (parts[0].bytes(), &all[*place]);
             let ours = packet.bytes();
@@ -76,8 +74,8 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// The identifier of an echo between these two.
-    fn identifier(&self, ends: (Ipv4Addr, Ipv4Addr), octets: &[u8]) -> String {
-        let port = u16::from_be_bytes([octets[0], octets[1]]);
+    fn identifier(&self, ends: (Ipv4Addr, Ipv4Addr), bytes: &[u8]) -> String {
+        let port = u16::from_be_bytes([bytes[0], bytes[1]]);
         let drawn = [ends.0, ends.1].map(|end| self.drawn.contains(&(end, port)));
         match drawn.contains(&true) {
             // Of no class.
@@ -87,8 +85,8 @@ impl Reader<'_> {
     }
 
     /// The port of the end that has this address.
-    fn port(&self, end: Ipv4Addr, octets: &[u8]) -> String {
-        let port = u16::from_be_bytes([octets[0], octets[1]]);
+    fn port(&self, end: Ipv4Addr, bytes: &[u8]) -> String {
+        let port = u16::from_be_bytes([bytes[0], bytes[1]]);
         if !self.drawn.contains(&(end, port)) {
             return port.to_string();
         }
@@ -126,19 +124,14 @@ impl Reader<'_> {
         put("src", address(&packet[12..16]).to_string());
         put("dst", address(&packet[16..20]).to_string());
         put("options", hex(&packet[20..header]));
-        let transport = &packet[header..];
-        let ends = (address(&packet[12..16]), address(&packet[16..20]));
-        self.transport(packet[9], ends, transport, &mut fields);
+        self.transport(packet, &mut fields);
         fields
     }
 
-    fn transport(
-        &self,
-        proto: u8,
-        ends: (Ipv4Addr, Ipv4Addr),
-        transport: &[u8],
-        fields: &mut Fields,
-    ) {
+    fn transport(&self, packet: &[u8], fields: &mut Fields) {
+        let (proto, transport) = (packet[9], &packet[usize::from(packet[0] & 0xf) * 4..]);
+        let ends = (address(&packet[12..16]), address(&packet[16..20]));
+        let checksum = right(is_transport_right(packet));
         let mut put = |name: &str, value: String| fields.push((name.to_owned(), value));
         let least = match proto {
             TCP => 20,
@@ -150,10 +143,9 @@ impl Reader<'_> {
             put("payload", hex(transport));
             return;
         }
-        let pseudo = || transport_sum(proto, ends.0, ends.1, transport) == 0xffff;
         if proto == ICMP {
             put("type", format!("{} {}", transport[0], transport[1]));
-            put("checksum", right(sum(&[transport]) == 0xffff));
+            put("checksum", checksum);
             if matches!(transport[0], 0 | 8 | 13..=18) {
                 put("sport", self.identifier(ends, &transport[4..6]));
                 put("payload", hex(&transport[6..]));
@@ -167,15 +159,11 @@ impl Reader<'_> {
         put("dport", self.port(ends.1, &transport[2..4]));
         if proto == UDP {
             let none = transport[6..8] == [0, 0];
-            put(
-                "checksum",
-                if none { "none".into() } else { right(pseudo()) },
-            );
+            put("checksum", if none { "none".into() } else { checksum });
             put("payload", hex(&transport[8..]));
         } else if proto == SCTP {
             put("tag", hex(&transport[4..8]));
-            let is = transport[8..12] == sctp_checksum(transport);
-            put("checksum", right(is));
+            put("checksum", checksum);
             put("payload", hex(&transport[12..]));
         } else {
             let options = usize::from(transport[12] >> 4) * 4;
@@ -183,7 +171,7 @@ impl Reader<'_> {
             put("ack", hex(&transport[8..12]));
             put("tcp flags", hex(&transport[12..14]));
             put("window", hex(&transport[14..16]));
-            put("checksum", right(pseudo()));
+            put("checksum", checksum);
             put("urgent", hex(&transport[18..20]));
             put(
                 "tcp options",
@@ -239,12 +227,10 @@ impl Reader<'_> {
             let whole = quoted.len() >= length && length > header;
             let value = if drawn && !whole {
                 "cut".to_owned()
+            } else if drawn && proto == UDP && *field == [0, 0] {
+                "none".to_owned()
             } else if drawn {
-                let transport = &quoted[header..length];
-                right(match proto {
-                    ICMP => sum(&[transport]) == 0xffff,
-                    _ => transport_sum(proto, ends.0, ends.1, transport) == 0xffff,
-                })
+                right(is_transport_right(&quoted[..length]))
             } else {
                 hex(field)
             };
@@ -253,9 +239,8 @@ impl Reader<'_> {
         }
         if proto == SCTP && rest.len() >= 12 {
             let whole = quoted.len() >= length && length > header;
-            let is = whole && transport[8..12] == sctp_checksum(&quoted[header..length]);
             let value = match (whole, drawn) {
-                (true, _) => right(is),
+                (true, _) => right(is_transport_right(&quoted[..length])),
                 (false, true) => "cut".to_owned(),
                 (false, false) => hex(&rest[8..12]),
             };
@@ -282,17 +267,17 @@ pub(crate) fn quoted_ends(packet: &[u8]) -> Option<[Ipv4Addr; 2]> {
 }
 
 /// An address of four bytes.
-pub(crate) fn address(octets: &[u8]) -> Ipv4Addr {
-    Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3])
+pub(crate) fn address(bytes: &[u8]) -> Ipv4Addr {
+    Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])
 }
 
 fn right(is: bool) -> String {
     if is { "right" } else { "wrong" }.to_owned()
 }
 
-fn hex(octets: &[u8]) -> String {
-    octets.iter().fold(String::new(), |mut text, octet| {
-        let _ = write!(text, "{octet:02x}");
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
         text
     })
 }
@@ -300,46 +285,35 @@ fn hex(octets: &[u8]) -> String {
 /// Fragments are gathered in any order, and a hole is seen.
 #[test]
 fn fragments_are_gathered_in_any_order() {
-    use crate::forge::{Head, cut, ipv4, udp};
-    let ends = (crate::place::NEAR, crate::place::HOST);
-    let datagram = udp((ends.0, 1), (ends.1, 2), &[7; 100], true);
-    let whole = ipv4(
-        &Head {
-            df: false,
-            ..Head::plain(UDP, ends.0, ends.1)
-        },
-        &datagram,
-    );
-    let mut pieces = cut(&whole, &[16, 64]);
-    pieces.rotate_left(1);
-    let arrive = |pieces: &[Vec<u8>]| {
+    use crate::place::{HOST, NEAR, socket};
+    let whole = Packet::udp(socket((NEAR, 1)), socket((HOST, 2)), &[7; 100]);
+    let pieces = [16..64, 64..108, 0..16].map(|range| whole.piece(range));
+    let arrive = |pieces: &[Packet]| {
         let arrivals = pieces.iter().map(|piece| Arrival {
             at: At::Lan,
-            bytes: [&[0; 12][..], &[8, 0], piece].concat(),
+            bytes: piece.frame([0; 6], [0; 6]),
         });
         gather(arrivals.collect()).unwrap()
     };
     let [came] = &arrive(&pieces)[..] else {
         panic!("not one")
     };
-    assert_eq!(came.packet, whole);
+    assert_eq!(came.packet, whole.bytes());
     assert_eq!(came.pieces, [(16, 48), (64, 44), (0, 16)]);
-    assert_ne!(arrive(&pieces[..2])[0].packet, whole);
+    assert_ne!(arrive(&pieces[..2])[0].packet, whole.bytes());
 }
 
 #[test]
 fn drawn_port_is_named_at_its_own_end_only() {
-    use crate::forge::{Head, ipv4, udp};
-    let (near, host) = (crate::place::NEAR, crate::place::HOST);
-    let transport = udp((host, 80), (near, 80), b"x", true);
+    use crate::place::{HOST, NEAR, socket};
     let came = Came {
         at: At::Lan,
         mac: [0; 6],
-        packet: ipv4(&Head::plain(UDP, host, near), &transport),
+        packet: Packet::udp(socket((HOST, 80)), socket((NEAR, 80)), b"x").into_bytes(),
         pieces: vec![],
     };
     let fields = Reader {
-        drawn: &[(host, 80)],
+        drawn: &[(HOST, 80)],
     }
     .fields(&came, true);
     let value = |name: &str| {

@@ -16,8 +16,8 @@ const UNKNOWN: [u8; 2] = [3, 2];
 const PROHIBITED: [u8; 2] = [3, 13];
 
 /// A packet of a row, as it is sent and as it has to arrive.
-fn pair(stage: &Stage, row: Row, protocol: u8, octets: usize, number: u16) -> [Packet; 2] {
-    let data = vec![b'0' + row as u8; octets];
+fn pair(stage: &Stage, row: Row, protocol: u8, length: usize, number: u16) -> [Packet; 2] {
+    let data = vec![b'0' + row as u8; length];
     let packet =
         |(from, to): (Ipv4Addr, Ipv4Addr)| Packet::new(protocol, from, to, &data).numbered(number);
     let addresses =
@@ -29,14 +29,14 @@ fn pair(stage: &Stage, row: Row, protocol: u8, octets: usize, number: u16) -> [P
 }
 
 /// Whether an error of a kind that quotes `about` came to a row's sender.
-fn told(stage: &Stage, row: Row, kind: [u8; 2], about: &Packet) -> Result<()> {
+fn expect_error(stage: &Stage, row: Row, kind: [u8; 2], about: &Packet) -> Result<()> {
     let came = stage.came(row, true)?;
-    let told = came.iter().any(|packet| {
+    let reported = came.iter().any(|packet| {
         let quoted = packet.quoted();
         packet.error_kind() == Some(kind)
             && quoted.is_some_and(|quoted| about.bytes().starts_with(quoted.bytes()))
     });
-    ensure!(told, "{row:?}: no error about {about:?}");
+    ensure!(reported, "{row:?}: no error about {about:?}");
     Ok(())
 }
 
@@ -46,10 +46,10 @@ fn portless_protocols_are_masqueraded() -> Result<()> {
     let stage = Stage::new("bare", None)?;
     let mut number = 0x6000;
     for protocol in PROTOCOLS {
-        for octets in [40, 4000] {
+        for length in [40, 4000] {
             for row in [Outgoing, OutgoingReply] {
                 number += 1;
-                let [sent, seen] = pair(&stage, row, protocol, octets, number);
+                let [sent, seen] = pair(&stage, row, protocol, length, number);
                 for piece in sent.cut(1480).iter().rev() {
                     stage.send(row, piece)?;
                 }
@@ -74,11 +74,13 @@ fn portless_error_quotes_what_the_container_sent() -> Result<()> {
     stage.send(Outgoing, &sent)?;
     // The LAN's kernel knows no such protocol.
     let quoted = sent.ttl(63);
-    eventually(SOON, || told(&stage, Outgoing, UNKNOWN, &quoted))?;
+    eventually(SOON, || expect_error(&stage, Outgoing, UNKNOWN, &quoted))?;
     let before = stage.scene.count("ports-exhausted")?;
     let [other, _] = pair(&stage, PublishedReply, 143, 40, 2);
     stage.send(PublishedReply, &other)?;
-    eventually(SOON, || told(&stage, PublishedReply, PROHIBITED, &other))?;
+    eventually(SOON, || {
+        expect_error(&stage, PublishedReply, PROHIBITED, &other)
+    })?;
     let counted = stage.scene.count("ports-exhausted")?;
     ensure!(counted == before + 1, "{before}, then {counted}");
     Ok(())

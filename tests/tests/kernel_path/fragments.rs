@@ -6,7 +6,8 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::{Packet, eventually, holds};
+use forwarder_testkit::rng::Rng;
+use harness::{Packet, Segment, eventually, holds};
 
 use crate::SOON;
 use crate::rows::{ALL, Hairpin, Outgoing, Published, Row, Stage};
@@ -19,25 +20,6 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// (`net.ipv4.ipfrag_max_dist`).
 const AT_ONCE: usize = 64;
 const ACK: u8 = 0x10;
-
-/// A generator of random numbers (SplitMix64) that a seed repeats.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) % bound as u64) as usize
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            items.swap(last, self.below(last + 1));
-        }
-    }
-}
 
 /// Numbers that no two datagrams of a test share.
 struct Numbers(u16);
@@ -92,7 +74,7 @@ fn fragments_in_any_order_give_their_datagram() -> Result<()> {
         carries(&stage, row, numbers.next(), 65_507, |_| {})?;
         for seed in 0..4 {
             carries(&stage, row, numbers.next(), 20_000, |pieces| {
-                Dice(seed).shuffle(pieces);
+                Rng::new(seed).shuffle(pieces);
             })?;
         }
     }
@@ -138,7 +120,7 @@ fn fragments_of_tcp_and_echoes_are_reassembled() -> Result<()> {
     };
     // Connections that are met in their middle.
     for row in [Published, Outgoing, Hairpin] {
-        let segment = |(from, to)| Packet::segment(from, to, ACK, (1, 1), &data);
+        let segment = |(from, to)| Packet::segment(from, to, &Segment::new(ACK, (1, 1), &data));
         check(row, segment(stage.asked(row)), segment(stage.given(row)))?;
     }
     for (row, kind) in [(Outgoing, 8), (Row::OutgoingReply, 0)] {

@@ -4,8 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::wire::proto;
-use harness::{Packet, eventually};
+use forwarder_testkit::packet::{Chunk, Packet, proto};
+use harness::eventually;
 
 use crate::SOON;
 use crate::rows::{Outgoing, OutgoingReply, PublishedReply, Row, Stage};
@@ -34,20 +34,20 @@ fn two_containers_use_one_sctp_source_port() -> Result<()> {
     let (from, to) = stage.asked(Outgoing);
     let (given, _) = stage.given(Outgoing);
     let (back, host) = stage.asked(OutgoingReply);
-    for octets in [16, 600, 1400] {
-        let content = vec![7; octets];
-        let sent = Packet::sctp(from, to, INIT, &content);
-        let seen = Packet::sctp(given, to, INIT, &content).ttl(63);
+    for length in [16, 600, 1400] {
+        let content = vec![7; length];
+        let sent = Packet::sctp(from, to, &Chunk::new(INIT, &content));
+        let seen = Packet::sctp(given, to, &Chunk::new(INIT, &content)).ttl(63);
         forward_established(&stage, Outgoing, &sent, &seen)?;
-        let sent = Packet::sctp(back, host, INIT_ACK, &content);
-        let seen = Packet::sctp(back, from, INIT_ACK, &content).ttl(63);
+        let sent = Packet::sctp(back, host, &Chunk::new(INIT_ACK, &content));
+        let seen = Packet::sctp(back, from, &Chunk::new(INIT_ACK, &content)).ttl(63);
         forward_established(&stage, OutgoingReply, &sent, &seen)?;
     }
 
     // The server's container by the same port, towards the same: it is given another one.
     let second = SocketAddrV4::new(*stage.asked(PublishedReply).0.ip(), from.port());
     let content = [9; 100];
-    let sent = Packet::sctp(second, to, INIT, &content);
+    let sent = Packet::sctp(second, to, &Chunk::new(INIT, &content));
     stage.send(PublishedReply, &sent)?;
     let outside = |packet: &Packet| {
         packet.protocol() == proto::SCTP
@@ -62,14 +62,14 @@ fn two_containers_use_one_sctp_source_port() -> Result<()> {
     ensure!(port != from.port(), "one port for both");
     let drawn = SocketAddrV4::new(*given.ip(), port);
     ensure!(
-        seen == Packet::sctp(drawn, to, INIT, &content).ttl(63),
+        seen == Packet::sctp(drawn, to, &Chunk::new(INIT, &content)).ttl(63),
         "{seen:?}"
     );
-    for octets in [0, 4, 1200] {
-        let content = vec![5; octets];
-        let answer = Packet::sctp(to, drawn, DATA, &content);
+    for length in [0, 4, 1200] {
+        let content = vec![5; length];
+        let answer = Packet::sctp(to, drawn, &Chunk::new(DATA, &content));
         stage.send(OutgoingReply, &answer)?;
-        let seen = Packet::sctp(to, second, DATA, &content).ttl(63);
+        let seen = Packet::sctp(to, second, &Chunk::new(DATA, &content)).ttl(63);
         eventually(SOON, || {
             let came = stage.came(PublishedReply, true)?;
             ensure!(came.contains(&seen), "no {seen:?}");
@@ -81,12 +81,12 @@ fn two_containers_use_one_sctp_source_port() -> Result<()> {
     let quoted = sent.ttl(63);
     eventually(SOON, || {
         let came = stage.came(PublishedReply, true)?;
-        let told = came.iter().any(|packet| {
+        let reported = came.iter().any(|packet| {
             let about = packet.quoted();
             packet.error_kind() == Some(UNKNOWN)
                 && about.is_some_and(|about| about.bytes() == quoted.bytes())
         });
-        ensure!(told, "no error about {quoted:?}");
+        ensure!(reported, "no error about {quoted:?}");
         Ok(())
     })?;
     stage.scene.count("protocol").and_then(|count| {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Capture, Packet, Peer, Process, Scene, Space, eventually, holds, serve};
+use harness::{Capture, Packet, Peer, Process, Scene, Segment, Space, eventually, holds, serve};
 
 use crate::SOON;
 
@@ -95,13 +95,18 @@ fn blind_reset_and_data_do_not_end_a_download() -> Result<()> {
     ] {
         for beside in beside(flags) {
             let seq = seq.wrapping_add(beside);
-            let packet = Packet::segment(CLIENT, PUBLISHED, flags, (seq, ack), payload);
+            let packet =
+                Packet::segment(CLIENT, PUBLISHED, &Segment::new(flags, (seq, ack), payload));
             lan.send_frame("h1", &packet.frame(to, from))?;
             forged.push(seq);
         }
     }
     // The reset just below what the server has acknowledged.
-    let packet = Packet::segment(CLIENT, PUBLISHED, RST, (seq.wrapping_sub(1), 0), b"");
+    let packet = Packet::segment(
+        CLIENT,
+        PUBLISHED,
+        &Segment::new(RST, (seq.wrapping_sub(1), 0), b""),
+    );
     lan.send_frame("h1", &packet.frame(to, from))?;
     eventually(SOON, || {
         let dropped = scene.count("tcp-window")?;
@@ -129,7 +134,7 @@ fn out_of_window_data_is_dropped_silently() -> Result<()> {
     for flags in [ACK | PSH, RST, RST | ACK, FIN | ACK] {
         for beside in beside(flags) {
             let seq = seq.wrapping_add(beside);
-            let packet = Packet::segment(SERVER, client, flags, (seq, ack), FORGED);
+            let packet = Packet::segment(SERVER, client, &Segment::new(flags, (seq, ack), FORGED));
             lan.send_frame("h1", &packet.frame(to, from))?;
             forged.push(seq);
         }

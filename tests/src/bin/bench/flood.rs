@@ -3,7 +3,7 @@
 
 use std::env;
 use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,21 +18,25 @@ use aya::programs::{
     Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs,
     TestRunOptions, Xdp,
 };
+use forwarder_testkit::packet::Packet;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
 
 use crate::arms::Route;
 use crate::cpu::Cpu;
-use crate::frame;
 
 /// The receiver's port, the same in a container and published.
 pub(crate) const PORT: u16 = 9000;
 /// The first of the sender's ports, and the maximum number of flows with the ports from it on.
 const FROM: u16 = 1 << 15;
 pub(crate) const MAX_FLOWS: u32 = 1 << 15;
+/// The length of the shortest frame on a wire, without its check sequence, and of the payload of a
+/// datagram in it.
+const LENGTH: usize = 60;
+const PAYLOAD: usize = LENGTH - 14 - 20 - 8;
 /// The number of words in the generator's parameters.
-const WORDS: usize = frame::LENGTH / 4 + 3;
+const WORDS: usize = LENGTH / 4 + 3;
 
 /// The variable with the path of the compiled programs; the default `OBJECT` is relative to this
 /// binary's folder.
@@ -142,7 +146,7 @@ impl Flood {
         let index = index.with_context(|| format!("no device {}", route.exit))?;
         // The program's `Load`: the frame, the device, the mask of the flows, the first turn.
         let mut load = [0; WORDS];
-        let frame = datagram(route);
+        let frame = datagram(route)?;
         for (word, bytes) in load.iter_mut().zip(frame.as_chunks().0) {
             *word = u32::from_ne_bytes(*bytes);
         }
@@ -161,7 +165,7 @@ impl Flood {
             .program("generator")
             .context("no program generator")?;
         let generator: &Xdp = generator.try_into()?;
-        let frame = datagram(route);
+        let frame = datagram(route)?;
         while !over.load(Ordering::Relaxed) {
             generator.test_run(TestRunOptions {
                 data_in: Some(&frame),
@@ -174,8 +178,15 @@ impl Flood {
     }
 }
 
-fn datagram(route: &Route) -> [u8; frame::LENGTH] {
-    frame::udp(route.macs, (route.source, FROM), (route.address, PORT))
+fn datagram(route: &Route) -> Result<[u8; LENGTH]> {
+    let source = SocketAddrV4::new(route.source, FROM);
+    let datagram = Packet::udp(
+        source,
+        SocketAddrV4::new(route.address, PORT),
+        &[0; PAYLOAD],
+    );
+    let [to, from] = route.macs;
+    Ok(datagram.frame(to, from).as_slice().try_into()?)
 }
 
 /// Returns the rate at which a count grows after the warm-up, in millions per second.
@@ -194,7 +205,7 @@ fn receive(count: &AtomicU64, over: &AtomicBool) -> Result<()> {
     Cpu::Reader.keep()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
-    let mut room = [[0; frame::LENGTH]; DATAGRAMS];
+    let mut room = [[0; LENGTH]; DATAGRAMS];
     let mut headers = MultiHeaders::<()>::preallocate(DATAGRAMS, None);
     while !over.load(Ordering::Relaxed) {
         let mut slices = room.each_mut().map(|room| [IoSliceMut::new(room)]);

@@ -4,7 +4,6 @@
 mod arms;
 mod cpu;
 mod flood;
-mod frame;
 mod parse;
 mod report;
 mod sample;

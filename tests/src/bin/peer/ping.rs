@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use forwarder_testkit::checksum::sum;
 use rustix::net::sockopt::{Timeout, set_ip_ttl, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, ipproto, recvfrom, sendto,
@@ -71,12 +72,7 @@ fn echo(kind: u8, id: u16, sequence: u16) -> Vec<u8> {
     packet.extend(sequence.to_be_bytes());
     packet.extend(b"the forwarder's tests");
     packet.push(0);
-    let sum = packet
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
-        .sum::<u32>();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    let checksum = !sum(&[&packet]);
     packet[2..4].copy_from_slice(&checksum.to_be_bytes());
     packet
 }
