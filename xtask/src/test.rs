@@ -178,6 +178,8 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
             "-p",
             "forwarder-proxy",
             "-p",
+            "forwarder-testkit",
+            "-p",
             "xtask",
         ]);
         cargo.args(filter);
