@@ -17,7 +17,7 @@ use crate::family::{Be32, Be128, V4};
 
 pub use config::{
     AllowedKey, Device, Endpoint, IngressKey, LinkKey, MasqueradeKey, Network, PortKey, PortRange,
-    Published, ServerKey, Settings, TrustKey, allowed, device, ingress, network, others,
+    Published, ServerKey, Settings, TrustKey, allowed, armed, device, ingress, network, others,
 };
 pub use flow::{
     Cursors, Flow, FlowRef, HOST, NextHop, OUTSIDE, Pending, PortAffinity, Quota, Tuple,
@@ -31,7 +31,7 @@ pub use socket::{Peer, SocketKey};
 pub use tracking::{DirectionState, TcpTracking, last, noted, side_flag};
 
 /// The layout of everything below. It changes whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Capacities that the object declares; the loader may override those of the flow tables.
 pub mod capacity {

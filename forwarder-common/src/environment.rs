@@ -10,7 +10,7 @@ use core::cell::Cell;
 
 use crate::abi::{
     AllowedKey, Device, Endpoint, Flow, FlowRef, FlowState, IngressKey, LinkKey, Network, Pending,
-    PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple,
+    PortAffinity, PortKey, Published, Quota, ServerKey, Settings, TrustKey, Tuple, armed,
 };
 use crate::attempt::Attempt;
 use crate::clock::Ticks;
@@ -56,7 +56,12 @@ pub trait BaseConfiguration {
     /// need the check: no flow exists before.
     #[inline(always)]
     fn is_armed(&self) -> bool {
-        self.settings().armed != 0
+        self.settings().armed != armed::NOT
+    }
+    /// Whether Docker's own rules of netfilter are in place.
+    #[inline(always)]
+    fn has_kernel_rules(&self) -> bool {
+        matches!(self.settings().armed, armed::ADOPT | armed::HANDOVER)
     }
     /// A device by its index.
     fn device(&self, ifindex: u32) -> Option<Device>;

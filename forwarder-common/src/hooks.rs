@@ -146,9 +146,12 @@ pub fn container_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Pack
 pub fn outside_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
     let tables = at.tables;
     let kind = at.meta.kind();
+    let is_kernels = kind == mark::LEAVES && tables.has_kernel_rules();
     if matches!(kind, mark::DONE | mark::LEAVES) {
         tables.mark(mark::NONE);
-        return Reason::Admitted;
+        if !is_kernels {
+            return Reason::Admitted;
+        }
     }
     if !tables.is_armed() {
         return Reason::Unarmed;
@@ -158,7 +161,10 @@ pub fn outside_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet
     }
     tables.enter(Side::Outside);
     let mut context = at.context(Side::Outside, packet);
-    if matches!(kind, mark::NONE | mark::HOST) {
+    if is_kernels {
+        let refused = tables.check_kernel_owned(&mut context);
+        refused.unwrap_or(Reason::Admitted)
+    } else if matches!(kind, mark::NONE | mark::HOST) {
         egress::unmarked(&mut context)
     } else {
         let translated = tables.snat_on_egress(&mut context);
@@ -175,7 +181,8 @@ pub fn bridge_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<
         return Reason::Unarmed;
     }
     let kind = at.meta.kind();
-    if kind == mark::ROUTED {
+    let has_rules = tables.has_kernel_rules();
+    if kind == mark::ROUTED || kind == mark::LEAVES && has_rules {
         tables.mark(mark::NONE);
         return Reason::Admitted;
     }
@@ -188,8 +195,8 @@ pub fn bridge_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<
         return translated.unwrap_or(Reason::Untranslated);
     }
     // The host may reach its own containers. A packet that the host forwards must have passed an
-    // ingress hook of the forwarder, which would have marked it.
-    if at.meta.ingress_ifindex != 0 {
+    // ingress hook of the forwarder, which would have marked it, unless the kernel has translated it.
+    if at.meta.ingress_ifindex != 0 && !has_rules {
         return Reason::DirectRouting;
     }
     if is_isolated(tables, at.meta.ifindex) {

@@ -97,6 +97,7 @@ reasons! {
     NoEthernet = Kernel "no-ethernet" "The incoming or outgoing device has no Ethernet header, or the next hop is IPv6: the kernel routes the packet.";
     HostFlow = Kernel "host-flow" "Of a flow of the host: translated because a container's flow had its port, or of a protocol without ports.";
     HostError = Kernel "host-error" "An ICMP error of the host about a flow: the packet that it quotes is translated back.";
+    KernelOwned = Kernel "kernel-owned" "Of a connection that the kernel tracks and translates: it was there before the forwarder, or cannot begin here.";
     Unarmed = Kernel "unarmed" "The agent's first start is not complete yet: every packet passes unchanged.";
 
     Completed = Again "completed" "The second half of the kernel path: the source is translated at egress.";

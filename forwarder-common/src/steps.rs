@@ -8,6 +8,7 @@ pub mod forward;
 pub mod fragments;
 mod host_flows;
 mod icmp_errors;
+mod kernel_owned;
 pub mod refuse;
 mod route;
 mod steer;

@@ -76,10 +76,14 @@ macro_rules! for_each_step {
             fn forward_icmp_error() -> Option<$crate::reason::Reason>;
             /// Checks a container's packet by its frame and its network header.
             fn classify() -> Option<$crate::reason::Reason>;
+            /// Leaves a packet without a flow to the kernel, if it is the kernel's.
+            fn kernel_owned(refused: bool) -> Option<$crate::reason::Reason>;
             /// Creates a flow for the packet. `None` if a flow exists now.
             fn create_flow() -> Option<$crate::reason::Reason>;
             /// Checks the source of a flow that a packet from outside has just created.
             fn verify_source() -> Option<$crate::reason::Reason>;
+            /// Checks a leaving packet that was left to the kernel: why it is dropped, if it is.
+            fn check_kernel_owned() -> Option<$crate::reason::Reason>;
             /// Translates the source of a packet that leaves the kernel path.
             fn snat_on_egress() -> Option<$crate::reason::Reason>;
             /// Gives a packet that the host itself sends a flow, if a container's flow needs that.

@@ -37,8 +37,7 @@ pub struct Settings {
     /// The smallest MTU that any route has of its own; 0 if none has. The kernel decides whether a
     /// larger packet is too big.
     pub route_mtu: u32,
-    /// 1 once all programs are attached and all maps filled. Before that, during an agent's first
-    /// start, every program passes every packet unchanged.
+    /// One of [`armed`]: whether the programs enforce their verdicts, and what is behind them.
     pub armed: u32,
     /// Kernel features set up by others that only the kernel path respects: bits of [`others`].
     pub others: u32,
@@ -92,6 +91,21 @@ pub struct Device {
     pub reserved: u16,
     /// Bits of [`device::flag`].
     pub flags: u32,
+}
+
+/// Values of [`Settings::armed`].
+pub mod armed {
+    /// Not all programs are attached or not all maps filled: every program passes every packet
+    /// unchanged.
+    pub const NOT: u32 = 0;
+    /// Nothing is behind the programs: Docker makes no rules of netfilter, and what the programs do
+    /// not translate must not leave.
+    pub const REPLACE: u32 = 1;
+    /// Docker's rules are behind the programs. A connection that the kernel tracks is the kernel's,
+    /// and so is what no flow can begin with.
+    pub const ADOPT: u32 = 2;
+    /// The same, while connections are taken over or handed back: no flow begins here.
+    pub const HANDOVER: u32 = 3;
 }
 
 /// Bits of [`Settings::others`].

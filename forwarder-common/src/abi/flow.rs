@@ -71,6 +71,14 @@ pub struct FlowRef {
     pub id: u32,
 }
 
+impl FlowRef {
+    /// Stands in the index for a connection that the kernel tracks. No record has this index.
+    pub const KERNEL: Self = Self {
+        index: u32::MAX,
+        id: 0,
+    };
+}
+
 /// Where the packets of one direction go. At most one of a flow's two next hops is outside; its
 /// device and gateway are stored in the flow.
 #[repr(C)]

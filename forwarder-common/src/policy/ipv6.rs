@@ -122,12 +122,21 @@ pub fn judge<T: Host6>(host: &T, hook: Hook, meta: &Meta) -> Reason {
     if !host.is_armed() {
         return Reason::Unarmed;
     }
-    match hook {
+    let reason = match hook {
         Hook::OutsideIn => outside_in(host, meta),
         Hook::OutsideOut => outside_out(host, meta),
         Hook::ContainerIn | Hook::BridgeIn => from_container(host, hook, meta),
         Hook::ContainerOut => container_out(host, meta),
         Hook::BridgeOut => bridge_out(host, meta),
+    };
+    // Docker's own rules decide what is forwarded, if they are in place.
+    match reason {
+        Reason::Ipv6Forward | Reason::DirectRouting | Reason::UnknownNetwork
+            if host.has_kernel_rules() =>
+        {
+            Reason::KernelOwned
+        }
+        reason => reason,
     }
 }
 

@@ -18,6 +18,9 @@ pub(crate) fn of_a_container<F: Family, T: Configuration<F> + Routes<F>>(
     meta: &Meta,
     src: F::Addr,
 ) -> Option<Reason> {
+    if tables.has_kernel_rules() {
+        return leaks(tables, src);
+    }
     if meta.ingress_ifindex != 0 {
         return match tables.device(meta.ingress_ifindex) {
             Some(device) if is_others(&device) => None,
@@ -38,6 +41,16 @@ pub(crate) fn of_a_container<F: Family, T: Configuration<F> + Routes<F>>(
     } else {
         Reason::FromHost
     })
+}
+
+/// The verdict on a leaving packet that the kernel should have translated: dropped, if it has not.
+#[inline(always)]
+fn leaks<F: Family, T: Configuration<F>>(tables: &T, src: F::Addr) -> Option<Reason> {
+    if tables.is_local(src) {
+        return None;
+    }
+    let network = tables.network(tables.subnet(src)?)?;
+    (network.flags & network::MASQUERADE != 0).then_some(Reason::Untranslated)
 }
 
 /// Whether a device is neither a bridge of Docker's nor a port of one.

@@ -12,6 +12,7 @@ use crate::family::{Address, Family};
 use crate::mark;
 use crate::policy::access::{self, Access};
 use crate::reason::Reason;
+use crate::steps::kernel_owned::is_untranslatable;
 use crate::steps::steer::Target;
 use crate::subprograms::{Forwarding, Steps};
 use crate::tracking::segment::NO_SCALE;
@@ -39,7 +40,14 @@ pub(crate) fn or_create<const OUTSIDE: bool, F: Ip, T: Steps<F>>(
     if !OUTSIDE && let Some(reason) = tables.classify(context) {
         return reason;
     }
+    let has_rules = tables.has_kernel_rules();
+    if has_rules && let Some(reason) = tables.kernel_owned(context, false) {
+        return reason;
+    }
     if let Some(reason) = tables.create_flow(context) {
+        if has_rules && is_untranslatable(reason) {
+            return tables.kernel_owned(context, true).unwrap_or(reason);
+        }
         let portless = proto::is_portless(context.packet.tuple.proto, F::ICMP as u32);
         if OUTSIDE && portless && reason as u8 == Reason::ToHost as u8 {
             let _ = tables.record_for_host(context);
