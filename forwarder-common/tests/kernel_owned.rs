@@ -15,6 +15,7 @@ use forwarder_testkit::model::host::{
 fn host() -> Host {
     let mut host = Host::usual(64);
     host.settings.armed = armed::ADOPT;
+    host.settings.tcp_strict = 1;
     host
 }
 
@@ -68,11 +69,11 @@ fn segment_without_flow_is_the_kernels() {
     let (outcome, _) = host.by_veth(APP_VETH, &outward);
     assert_eq!(outcome.reason, Some(Reason::KernelOwned));
     assert_eq!(outcome.mark, mark::LEAVES);
-    // With nothing behind the forwarder it is picked up.
+    // With nothing behind the forwarder it has nowhere to go.
     let mut alone = host;
     alone.settings.armed = armed::REPLACE;
     let (outcome, _) = alone.by_veth(APP_VETH, &outward);
-    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    assert_eq!(outcome.reason, Some(Reason::NoFlow));
 }
 
 #[test]

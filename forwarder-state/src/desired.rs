@@ -6,6 +6,7 @@ mod allowed_sources;
 mod devices;
 mod ipsec;
 mod ipv6;
+mod modes;
 mod networks;
 mod published;
 
@@ -38,6 +39,8 @@ pub struct Policy {
     pub reassembles: bool,
     /// The socket programs that this kernel accepts.
     pub sockets: BTreeSet<SocketHook>,
+    /// Whether Docker's own rules are kept.
+    pub keeps_rules: bool,
 }
 
 /// Derives all tables and hooks.
@@ -51,6 +54,7 @@ pub fn desired(host_state: &HostState, policy: &Policy, route_generation: u32) -
         route_mtu: host_state.routing.mtu,
         sockets: policy.sockets.clone(),
         v4: family_tables(&bridged, &mut lists),
+        left: bridged.left.clone(),
         ..DesiredState::default()
     };
     add_devices(&mut tables, &bridged);
@@ -113,6 +117,8 @@ struct Bridged<'a> {
     networks: BTreeMap<u32, BridgedNetwork<'a>>,
     /// The bridges' indexes.
     indexes: BTreeMap<&'a NetworkId, u32>,
+    /// The bridges of networks that are left to the kernel, and why.
+    left: BTreeMap<u32, String>,
 }
 
 /// A network with its bridge, and its options as the administrator overrides them.
@@ -137,7 +143,16 @@ impl<'a> Bridged<'a> {
                 };
                 Some((bridge.index, of_bridge))
             });
-        let networks: BTreeMap<_, _> = networks.collect();
+        let mut networks: BTreeMap<_, _> = networks.collect();
+        let why = |of: &BridgedNetwork<'_>| {
+            let why = modes::left_to_kernel(of.network, &of.terms, &host_state.others);
+            why.filter(|_| policy.keeps_rules)
+        };
+        let left = networks
+            .iter()
+            .filter_map(|(&index, of)| Some((index, why(of)?)))
+            .collect::<BTreeMap<_, _>>();
+        networks.retain(|index, _| !left.contains_key(index));
         let index = |(&index, of): (&u32, &BridgedNetwork<'a>)| (&of.network.id, index);
         let indexes = networks.iter().map(index).collect();
         Self {
@@ -145,7 +160,15 @@ impl<'a> Bridged<'a> {
             policy,
             networks,
             indexes,
+            left,
         }
+    }
+
+    /// Whether a network is left to the kernel.
+    fn is_left(&self, id: &NetworkId) -> bool {
+        let network = self.host_state.networks.get(id);
+        let bridge = network.and_then(|network| self.host_state.bridge(network));
+        bridge.is_some_and(|bridge| self.left.contains_key(&bridge.index))
     }
 
     /// Returns the options of a network.

@@ -240,6 +240,8 @@ pub struct DesiredState {
     pub devices: BTreeMap<u32, Device>,
     /// The devices that networks trust.
     pub trusted: BTreeSet<TrustKey>,
+    /// The bridges of networks that are left to the kernel, with the rule that decided.
+    pub left: BTreeMap<u32, String>,
     /// The number of access lists without room in the map: they admit no client.
     pub closed_lists: usize,
     /// Changes whenever an access list or its assignment changes; 0 when there are no lists.

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use crate::others::Others;
 
 pub use model::*;
-pub use terms::{GatewayMode, Ingress, NetworkOptions};
+pub use terms::{GatewayMode, Ingress, NetworkMode, NetworkOptions};
 pub use update::{Listing, Update};
 
 /// Swarm's bridge to the outside.
@@ -71,6 +71,8 @@ pub struct Seen {
     pub links: bool,
     /// [`Update::Addresses`].
     pub addresses: bool,
+    /// [`Update::Others`].
+    pub others: bool,
 }
 
 impl HostState {
@@ -81,13 +83,14 @@ impl HostState {
             containers,
             links,
             addresses,
+            ..
         } = self.seen;
         networks && containers && links && addresses
     }
 
-    /// Whether the host's own devices and addresses are known, which does not need Docker.
+    /// Whether the host's own devices, addresses and rules are known, which does not need Docker.
     pub fn is_host_known(&self) -> bool {
-        self.seen.links && self.seen.addresses
+        self.seen.links && self.seen.addresses && self.seen.others
     }
 
     /// Whether a running container publishes this port, as far as Docker has reported.
@@ -155,7 +158,10 @@ impl HostState {
                 self.bound.retain(|_, bound| bound.shim != shim);
                 self.bound.len() != before
             }
-            Update::Others(others) => replace(&mut self.others, *others),
+            Update::Others(others) => {
+                self.seen.others = true;
+                replace(&mut self.others, *others)
+            }
             Update::Overrun => {
                 self.overruns = self.overruns.wrapping_add(1);
                 true

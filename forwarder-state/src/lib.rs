@@ -17,6 +17,7 @@
 
 mod acl;
 pub mod address;
+pub mod connections;
 pub mod desired;
 pub mod desired_state;
 pub mod diff;

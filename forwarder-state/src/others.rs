@@ -2,6 +2,7 @@
 //! Other software's configuration that the fast path does not apply: queues and filters of devices,
 //! IPsec policies, netfilter rules, routing by marks. Pure: `watch::others` reads it.
 
+pub mod forward_chains;
 pub mod netfilter;
 mod netlink;
 pub mod summary;
@@ -9,6 +10,7 @@ pub mod summary;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+pub use forward_chains::ForwardChain;
 pub use netfilter::{Firewall, OurTable, Rule, Ruleset};
 pub use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
 
@@ -28,6 +30,10 @@ pub struct Others {
     pub drops: Vec<(String, String)>,
     /// Whether other software has any netfilter rules: only then may connections be tracked.
     pub tracks: bool,
+    /// Whether Docker's own rules are in place.
+    pub dockers: bool,
+    /// The chains that decide what is forwarded.
+    pub forward_chains: Vec<ForwardChain>,
     /// Those of our own tables that are in place; none if the rules could not be read.
     pub ours: Option<BTreeSet<OurTable>>,
     /// How often our own tables had been written before the rules were read.
@@ -137,7 +143,8 @@ impl Others {
                     .to_owned(),
             ));
         }
-        for (what, todo) in &self.drops {
+        // Where Docker's rules are kept, our rule comes first in each such chain.
+        for (what, todo) in self.drops.iter().filter(|_| !self.dockers) {
             lines.push((what.clone(), todo.clone()));
         }
         // A rule that drops everything is reported once, with the command that removes it.

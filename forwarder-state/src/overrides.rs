@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::host_state::{
-    Container, GatewayMode, HostPort, Ingress, Network, NetworkOptions, PortName,
+    Container, GatewayMode, HostPort, Ingress, Network, NetworkMode, NetworkOptions, PortName,
 };
 
 /// All overrides.
@@ -39,6 +39,7 @@ pub struct NetworkRules {
     #[serde(deserialize_with = "ranges")]
     allowed_sources: Option<Vec<IpNet>>,
     any_mac: Option<bool>,
+    mode: Option<NetworkMode>,
     other_frames: Option<bool>,
 }
 
@@ -88,6 +89,7 @@ impl Overrides {
         if let Some(sources) = &rules.allowed_sources {
             terms.allowed_sources.clone_from(sources);
         }
+        terms.network_mode = rules.mode.unwrap_or(terms.network_mode);
         terms.any_mac = rules.any_mac.unwrap_or(terms.any_mac);
         terms.other_frames = rules.other_frames.unwrap_or(terms.other_frames);
         terms

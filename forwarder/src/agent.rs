@@ -3,6 +3,7 @@
 //! desired state.
 
 mod answers;
+mod arm;
 mod messages;
 mod own_tables;
 mod start;
@@ -12,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use forwarder_common::abi::{Tuple, armed};
+use forwarder_common::family::V4;
 use forwarder_state::desired_state::{DesiredState, Observed, SocketHook};
 use forwarder_state::host_state::{HostPort, HostState};
 use forwarder_state::others::OurTable;
@@ -69,8 +72,10 @@ pub(crate) struct Agent {
     unhooked: BTreeSet<u32>,
     /// When the agent last asked the kernel whether the pinned links are still attached.
     links_checked: Instant,
-    /// Whether the programs enforce their verdicts: not before the first sync is complete.
-    armed: bool,
+    /// What the programs are armed for ([`armed`]): nothing before the first sync is complete.
+    armed: u32,
+    /// The tuples of connections that the kernel tracks and keeps until they end.
+    kernel_owned: BTreeSet<Tuple<V4>>,
     /// Published ports that the kernel refused in the last sync, and why.
     unpublished: BTreeMap<HostPort, String>,
     /// Why the kernel does not hold all access lists of ports on IPv6 addresses.
@@ -119,24 +124,13 @@ impl Agent {
 
     /// Whether the programs enforce their verdicts.
     pub(crate) fn is_armed(&self) -> bool {
-        self.armed
+        self.armed != armed::NOT
     }
 
     /// Returns a protecting change that the last sync could not apply.
     pub(crate) fn unprotected(&self) -> Option<&str> {
         let failure = self.failures.iter().find(|failure| failure.protects)?;
         Some(&failure.what)
-    }
-
-    /// Makes the programs enforce their verdicts, once everything that protects is in place.
-    pub(crate) fn arm(&mut self, host_state: &HostState) -> Result<()> {
-        if !self.armed && self.unprotected().is_none() {
-            self.datapath.housekeeping()?;
-            self.datapath.arm()?;
-            self.armed = true;
-            self.write_rules(host_state);
-        }
-        Ok(())
     }
 
     /// Returns what the kernel should hold, as of the last sync.

@@ -67,6 +67,19 @@ pub enum Attach {
     Clsact,
 }
 
+/// What becomes of Docker's own rules of netfilter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// They are kept where they are, else they are replaced
+    #[default]
+    Auto,
+    /// They are kept: the forwarder comes on top of them, and they are the way back
+    Adopt,
+    /// They are replaced: dockerd makes none
+    Replace,
+}
+
 /// The agent's configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -94,6 +107,8 @@ pub struct Config {
     pub tcp_loose: bool,
     /// Ports that only root may bind, reserved for the translation of containers' flows.
     pub reserved_ports: PortRange,
+    /// What becomes of Docker's own rules of netfilter.
+    pub mode: Mode,
     /// How the tc programs are attached.
     pub attach: Attach,
     /// Whether published ports can also be reached at the containers' own addresses, from
@@ -121,6 +136,7 @@ impl Default for Config {
             flow_rate: capacity::FLOW_RATE,
             tcp_loose: true,
             reserved_ports: RESERVED_PORTS,
+            mode: Mode::default(),
             attach: Attach::default(),
             allow_direct_routing: false,
             file: FILE.into(),
@@ -202,6 +218,11 @@ pub struct Settings {
     #[arg(value_parser = port_range)]
     #[serde(default, deserialize_with = "reserved")]
     reserved_ports: Option<PortRange>,
+    /// Keep Docker's own rules where they are, keep them, replace them [default: auto]
+    #[arg(long, global = true, env = "FORWARDER_MODE")]
+    #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
+    #[arg(value_name = "auto|adopt|replace")]
+    mode: Option<Mode>,
     /// Attach by tcx links where the kernel has them, by tcx, by clsact [default: auto]
     #[arg(long, global = true, env = "FORWARDER_ATTACH")]
     #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
@@ -266,6 +287,7 @@ impl Settings {
             flow_rate,
             tcp_loose,
             reserved_ports,
+            mode,
             attach,
             allow_direct_routing,
             log,
@@ -287,6 +309,7 @@ impl Settings {
             flow_rate: flow_rate.unwrap_or(default.flow_rate),
             tcp_loose: tcp_loose.unwrap_or(default.tcp_loose),
             reserved_ports: reserved_ports.unwrap_or(default.reserved_ports),
+            mode: mode.unwrap_or(default.mode),
             attach: attach.unwrap_or(default.attach),
             allow_direct_routing: allow_direct_routing.unwrap_or(default.allow_direct_routing),
             file: path,
@@ -313,6 +336,7 @@ impl Settings {
             flow_rate: self.flow_rate.or(lower.flow_rate),
             tcp_loose: self.tcp_loose.or(lower.tcp_loose),
             reserved_ports: self.reserved_ports.or(lower.reserved_ports),
+            mode: self.mode.or(lower.mode),
             attach: self.attach.or(lower.attach),
             allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),

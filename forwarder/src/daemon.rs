@@ -103,7 +103,7 @@ async fn follow(config: Config, stop: &Stop) -> Result<()> {
             Event::ShimEvents(events) => daemon.handle_shims(events),
             Event::Bound => daemon.ask_flows()?,
             Event::Housekeeping => daemon.housekeeping()?,
-            Event::Resync => daemon.doubt(),
+            Event::Resync => daemon.doubt()?,
             Event::Stop => return Ok(()),
             Event::Broken(error) => return Err(error),
         };
@@ -196,11 +196,12 @@ impl Daemon {
         Ok(changed)
     }
 
-    fn doubt(&mut self) -> bool {
+    fn doubt(&mut self) -> Result<bool> {
         if let Some(agent) = &mut self.agent {
             agent.doubt();
+            agent.forget_ended()?;
         }
-        true
+        Ok(true)
     }
 
     fn read_reverse_paths(&mut self) -> bool {
@@ -234,7 +235,7 @@ impl Daemon {
         if stop.is_asked() {
             return Ok(());
         }
-        agent.arm(&self.host_state)?;
+        agent.arm(&self.host_state, &self.config)?;
         self.shims
             .synced(|port| agent.holds(&self.host_state, port));
         if self.ready {

@@ -38,6 +38,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 mod exhaustion;
+mod hand_back;
 pub mod lock;
 pub mod plain;
 pub mod preflight;

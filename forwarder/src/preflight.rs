@@ -167,7 +167,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.extend(sockets(probe));
     findings.extend(reserved_ports(probe, config));
     findings.extend(uplinks(probe, config));
-    let mut rules = firewall::judge(&probe.firewall);
+    let mut rules = firewall::judge(&probe.firewall, config.mode);
     rules.extend(others(probe));
     if rules.is_empty() {
         rules.push(Finding::ok(
@@ -181,6 +181,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
         probe.dockerd.as_ref(),
         probe.proxies,
         &config.state_dir,
+        firewall::keeps_rules(&probe.firewall, config.mode),
     ));
     findings
 }

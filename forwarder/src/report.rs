@@ -10,6 +10,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use forwarder_common::abi::armed;
 use forwarder_common::abi::{FlowState, PortKey};
 use forwarder_common::clock::{Ticks, reached, to_seconds};
 use forwarder_common::family::Family as AddressFamily;
@@ -91,6 +92,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
                 masquerade: network.terms.masquerade,
                 endpoints: network.endpoints.len(),
                 programmed: bridge.is_some_and(|index| tables.network_flags(index).is_some()),
+                left: bridge.and_then(|index| tables.left.get(&index).cloned()),
             })
         })
         .collect::<Vec<_>>();
@@ -241,6 +243,16 @@ pub fn hooks(
     by_device
 }
 
+/// Returns the name of what the programs are armed for.
+const fn mode(armed: u32) -> &'static str {
+    match armed {
+        armed::NOT => "none",
+        armed::REPLACE => "replace",
+        armed::ADOPT => "adopt",
+        _ => "handover",
+    }
+}
+
 /// Returns the status, from the agent's answer and the pins. Without an agent, the `pinned` hooks
 /// count. `sockets` always count, because they are pinned in every attach mode.
 #[must_use]
@@ -250,7 +262,7 @@ pub fn status(
     sockets: impl IntoIterator<Item = SocketHook>,
     counters: &[(Reason, u64)],
     maps: &[MapFill],
-    armed: bool,
+    armed: u32,
 ) -> Status {
     let mut packets = BTreeMap::new();
     let mut reasons = BTreeMap::new();
@@ -282,7 +294,8 @@ pub fn status(
         uplinks,
         others,
         hooks,
-        armed,
+        armed: armed != armed::NOT,
+        mode: mode(armed).to_owned(),
         failures,
         sockets: sockets
             .into_iter()

@@ -3,6 +3,7 @@
 //! namespaces, cgroups, processes, files. Knows nothing of containers and of BPF.
 
 pub(crate) mod cgroup;
+pub(crate) mod conntrack;
 mod ethtool;
 pub(crate) mod firewall;
 pub(crate) mod netfilter;

@@ -84,9 +84,9 @@ impl Site {
     }
 }
 
-/// Enough for a few seconds.
-const BYTES: &str = "60000000";
-const RATE: &str = "12000000";
+/// Enough for twenty seconds: a busy machine must not be late for what happens meanwhile.
+const BYTES: &str = "80000000";
+const RATE: &str = "4000000";
 
 struct Held {
     inward: Process,

@@ -58,8 +58,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 fn host(workspace: &Workspace, args: &[OsString]) -> Result<ExitCode> {
     if !names_docker(args) && UnixStream::connect(DOCKER).is_err() {
         bail!(
-            "no Docker answers at {DOCKER}: start it with --iptables=false --ip6tables=false \
-             --userland-proxy=false, name another one (-- --docker unix://PATH), \
+            "no Docker answers at {DOCKER}: start it, name another one (-- --docker unix://PATH), \
              or see it on a Docker of its own: cargo xtask run --sandbox"
         );
     }

@@ -32,7 +32,8 @@ pub struct Settings {
     pub flow_rate: u32,
     /// The defragmentation loopback device; 0 if fragments are not reassembled.
     pub defrag_loopback: u32,
-    /// 1 if only a SYN opens a TCP flow (`nf_conntrack_tcp_loose=0`).
+    /// 1 if only a SYN opens a TCP flow (`nf_conntrack_tcp_loose=0`). Always 1 with Docker's rules
+    /// in place: a connection in mid-stream is the kernel's then.
     pub tcp_strict: u32,
     /// The smallest MTU that any route has of its own; 0 if none has. The kernel decides whether a
     /// larger packet is too big.

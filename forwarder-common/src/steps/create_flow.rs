@@ -2,7 +2,7 @@
 //! Creates flows: checks a packet that has no flow, and makes a flow for it if it may have one.
 
 use super::route::source;
-use crate::abi::{End, Network, Published, Tuple, armed, device, network};
+use crate::abi::{End, Network, Published, Tuple, device, network};
 use crate::conntrack::flow::{self, Hit, Plan};
 use crate::conntrack::{quota, sctp};
 use crate::context::PacketContext;
@@ -365,11 +365,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         } else if self.packet.tuple.proto == proto::TCP {
             match tcp_state::opening(self.packet.flags) {
                 Opening::Open => true,
-                // With Docker's rules in place, a connection in mid-stream is the kernel's.
-                Opening::PickUp => {
-                    let settings = self.tables.settings();
-                    settings.tcp_strict == 0 && settings.armed == armed::REPLACE
-                }
+                Opening::PickUp => self.tables.settings().tcp_strict == 0,
                 Opening::Refuse => false,
             }
         } else if self.packet.tuple.proto == proto::SCTP {

@@ -41,6 +41,12 @@ pub(super) fn add_devices(tables: &mut DesiredState, bridged: &Bridged<'_>) {
             _ => {}
         }
     }
+    // Nothing of a network that is left to the kernel is guarded; the kernel's rules keep it apart.
+    for &index in bridged.left.keys() {
+        if let Some(link) = host_state.links.get(&index) {
+            tables.devices.insert(index, row(device::OTHER, 0, link));
+        }
+    }
     add_defrag_loopback(tables, host_state, policy);
     add_others(tables, host_state);
     if !tables.xdp.is_empty() {

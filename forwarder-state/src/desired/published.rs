@@ -37,7 +37,7 @@ pub(super) fn add_published<F: HostFamily>(
             continue;
         };
         let endpoint = host_state.endpoint_at(bound.container_ip);
-        if endpoint.is_some_and(|(network, _)| is_routed(network)) {
+        if endpoint.is_some_and(|(network, _)| is_routed(network) || bridged.is_left(network)) {
             continue;
         }
         let labels = endpoint.and_then(|(_, container)| host_state.containers.get(container));
@@ -49,6 +49,7 @@ pub(super) fn add_published<F: HostFamily>(
         if let Some((network, address)) = host_state.gateway_of(container, F::FAMILY)
             && let Some(address) = F::Addr::of(address)
             && !is_routed(network)
+            && !bridged.is_left(network)
         {
             for binding in &container.ports {
                 let Some(key) = port_key(&binding.host()) else {

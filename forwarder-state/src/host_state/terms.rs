@@ -36,6 +36,32 @@ impl FromStr for GatewayMode {
     }
 }
 
+/// Who decides about a network's traffic, where Docker's rules are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// The forwarder, unless rules of others can match the network's traffic.
+    #[default]
+    Auto,
+    /// The forwarder, past the rules of others.
+    Own,
+    /// The kernel: the network is left untouched.
+    Off,
+}
+
+impl FromStr for NetworkMode {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Ok(match name {
+            "auto" => Self::Auto,
+            "own" => Self::Own,
+            "off" => Self::Off,
+            _ => return Err(()),
+        })
+    }
+}
+
 /// A client access list, matched against the client's address as it arrives. The most specific
 /// range decides; of two equal ranges, the denying one wins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +113,8 @@ pub struct NetworkOptions {
     pub allowed_sources: Vec<IpNet>,
     /// Whether its containers may use any hardware address.
     pub any_mac: bool,
+    /// Who decides about its traffic.
+    pub network_mode: NetworkMode,
     /// Whether its containers may send tagged frames and frames of any EtherType, and may be DHCP
     /// servers.
     pub other_frames: bool,
@@ -103,6 +131,7 @@ impl Default for NetworkOptions {
             ingress: Ingress::default(),
             allowed_sources: Vec::new(),
             any_mac: false,
+            network_mode: NetworkMode::Auto,
             other_frames: false,
         }
     }

@@ -143,6 +143,13 @@ pub fn is_shown_by_iptables(firewall: &Firewall) -> bool {
         .any(|rules| rules.tool == "iptables-nft" && !rules.text.contains("incompatible"))
 }
 
+/// Whether a table of nft is one of iptables' own.
+#[must_use]
+pub fn shown_table(family: &str, table: &str) -> bool {
+    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
+    family == "ip" && IPTABLES.contains(&table)
+}
+
 /// Whether other software has a rule or a table.
 #[must_use]
 pub fn is_used(firewall: &Firewall) -> bool {
@@ -211,8 +218,10 @@ pub fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
             .find(|three| three[0] == "!" && three[1] == flag);
         device.is_some_and(|three| three[2] == "docker0" || three[2].starts_with("br-"))
     };
+    // A container that reaches its own published port.
+    let is_hairpin = || after("-s").is_some_and(|own| after("-d") == Some(own));
     match (table, chain) {
-        ("nat", "POSTROUTING") => target == "MASQUERADE" && not_by("-o"),
+        ("nat", "POSTROUTING") => target == "MASQUERADE" && (not_by("-o") || is_hairpin()),
         ("raw", "PREROUTING") => target == "DROP" && not_by("-i"),
         _ => chain.starts_with("DOCKER") && target != "RETURN" && !target.starts_with("DOCKER"),
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::netfilter::{
-    Firewall, Ruleset, TABLE, is_dockers_rule, is_shown_by_iptables, uncounted,
+    Firewall, Ruleset, TABLE, is_dockers_rule, is_shown_by_iptables, shown_table, uncounted,
 };
 
 /// The summary of a ruleset.
@@ -30,6 +30,16 @@ pub fn summary(tool: &str, text: &str, iptables_nft: bool) -> Summary {
     } else {
         iptables(tool, text)
     }
+}
+
+/// Whether Docker's own rules are in place.
+#[must_use]
+pub fn has_dockers(firewall: &Firewall) -> bool {
+    let iptables_nft = is_shown_by_iptables(firewall);
+    firewall
+        .rulesets
+        .iter()
+        .any(|Ruleset { tool, text }| summary(tool, text, iptables_nft).docker.is_some())
 }
 
 /// Returns chains that drop packets that the fast path passes to the kernel and no rule has
@@ -94,7 +104,6 @@ fn iptables(tool: &str, text: &str) -> Summary {
 /// Parses the output of `nft list ruleset`. `iptables_read` says that iptables has already shown
 /// its own tables.
 fn nft(text: &str, iptables_read: bool) -> Summary {
-    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
     let mut summary = Summary::default();
     let (mut family, mut table, mut chain, mut forward) = ("", "", "", false);
     for line in text.lines().map(str::trim) {
@@ -105,7 +114,7 @@ fn nft(text: &str, iptables_read: bool) -> Summary {
             ["}"] => chain = "",
             _ => {}
         }
-        let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
+        let shown = iptables_read && shown_table(family, table);
         if chain.is_empty() || shown || table == TABLE || !["ip", "inet"].contains(&family) {
             continue;
         }

@@ -18,7 +18,10 @@ impl Agent {
     /// Answers a query of the command line from what the kernel holds.
     pub(crate) fn answer(&mut self, host_state: &HostState, verb: Verb) -> Value {
         let held = match self.datapath.observe(true) {
-            Ok(observed) => observed.tables,
+            Ok(observed) => DesiredState {
+                left: self.tables.left.clone(),
+                ..observed.tables
+            },
             Err(error) => {
                 tracing::warn!("cannot read what the kernel holds: {error:#}");
                 DesiredState::default()

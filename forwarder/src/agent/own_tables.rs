@@ -11,12 +11,19 @@ impl Agent {
     /// Brings our own tables of netfilter to what they should be. A table that cannot be written is
     /// logged, once for each cause, and tried again in the next sync.
     pub(super) fn write_rules(&mut self, host_state: &HostState) {
+        if self.keeps_rules() {
+            self.accept_handed_on(host_state);
+        }
         for table in OurTable::ALL {
             // That nft is missing is logged at the start.
             if table != OurTable::Untracked && !netfilter::has_nft() {
                 continue;
             }
-            let content = self.rules.content(table);
+            // Docker's own rules keep apart what no agent has seen.
+            let content = match table {
+                OurTable::Forwarded | OurTable::Bridged if self.keeps_rules() => None,
+                _ => self.rules.content(table),
+            };
             // What was read before the last write says nothing about it. The kernel reports each
             // write, so the rules are read again.
             let read = host_state.others.ours.as_ref();
@@ -38,6 +45,26 @@ impl Agent {
                     }
                     self.unwritten.insert(table, why);
                 }
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Puts our rule first in every chain that decides what is forwarded. A reload of other software
+    /// takes it away, or puts a rule before it.
+    fn accept_handed_on(&mut self, host_state: &HostState) {
+        if host_state.others.writes != netfilter::writes() {
+            return;
+        }
+        let chains = &host_state.others.forward_chains;
+        for chain in chains.iter().filter(|chain| !chain.begins_with_ours) {
+            if let Err(error) = netfilter::accept_in(chain) {
+                let name = &chain.name;
+                tracing::warn!(
+                    "what the fast path passes to the kernel may be dropped in the chain {name}: \
+                     {error:#}"
+                );
             }
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use forwarder_common::abi::armed;
 use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
 use forwarder_state::host_state::HostState;
 use forwarder_state::own_rules::Rules;
@@ -60,10 +61,10 @@ impl Agent {
         let mut datapath = Datapath::open(&setup)?;
         load(&mut datapath, config.xdp, stop)?;
         datapath.adopt(name_of)?;
-        let armed = datapath.is_armed()?;
-        if armed {
+        let armed = datapath.armed()?;
+        if armed != armed::NOT {
             // The socket programs redirect the sockets of this network namespace.
-            datapath.arm()?;
+            datapath.arm(armed)?;
         }
         datapath.settle_xdp(config.xdp == XdpMode::Generic)?;
         datapath.housekeeping()?;
@@ -77,6 +78,10 @@ impl Agent {
         };
         // An earlier agent may have cached routes that changed while no agent watched them.
         let observed = datapath.observe(true)?.tables;
+        let kernel_owned = match armed {
+            armed::ADOPT | armed::HANDOVER => datapath.kernel_owned().into_iter().collect(),
+            _ => BTreeSet::new(),
+        };
         let exhaustion = Exhaustion::since(datapath.exhausted()?);
         Ok(Self {
             datapath,
@@ -99,6 +104,7 @@ impl Agent {
             unhooked: BTreeSet::new(),
             links_checked: Instant::now(),
             armed,
+            kernel_owned,
             unpublished: BTreeMap::new(),
             unguarded: None,
             logged: BTreeSet::new(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use forwarder_common::abi::{capacity, device};
+use forwarder_common::abi::{armed, capacity, device};
 use forwarder_state::desired::{Policy, desired};
 use forwarder_state::desired_state::{
     DEFRAG_LOOPBACK, DesiredState, Hook, Key6, MasqAddresses, Observed, SocketHook,
@@ -14,7 +14,7 @@ use forwarder_state::diff::{Change, diff};
 use forwarder_state::host_state::HostState;
 use forwarder_state::own_rules::Rules;
 
-use super::{Agent, Failure, HEARTBEAT, reassemble};
+use super::{Agent, Failure, HEARTBEAT, arm, reassemble};
 use crate::config::Config;
 use crate::datapath;
 use crate::stop::Stop;
@@ -94,6 +94,7 @@ impl Agent {
             direct_routing: config.allow_direct_routing,
             rules: config.rules.clone(),
             sockets: self.sockets.clone(),
+            keeps_rules: arm::target(config.mode, host_state, self.armed) == armed::ADOPT,
             reassembles: self.reassembles(host_state, config).await,
         };
         let mut tables = desired(host_state, &policy, self.route_generation);
@@ -141,6 +142,7 @@ impl Agent {
         self.unhooked.clear();
         self.unpublished.clear();
         self.unguarded = None;
+        let changes_hands = self.begin_handover(&observed.tables, config)?;
         let ops = diff(&observed, &self.tables);
         let names = names(host_state, &ops);
         let mut last_heartbeat = Instant::now();
@@ -167,13 +169,16 @@ impl Agent {
         if stop.is_asked() {
             return Ok(());
         }
+        if changes_hands {
+            self.take_over(config)?;
+        }
         self.rules = Rules::of(&self.tables, |index| !self.unhooked.contains(&index));
         if let Some(before) = &hooked_before {
             self.rules.extend(before);
         }
         // Connections are tracked only if other software has rules.
         self.rules.untracked = host_state.others.tracks;
-        if self.armed {
+        if self.is_armed() {
             self.write_rules(host_state);
         }
         // A change that has failed may be half done.

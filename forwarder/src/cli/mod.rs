@@ -8,6 +8,8 @@ mod flows;
 mod networks;
 mod output;
 mod ports;
+mod release;
+mod removal;
 mod run;
 mod status;
 
@@ -58,7 +60,9 @@ enum Verb {
     Ports(output::Args),
     /// List, watch or end live flows; needs no agent
     Flows(flows::Args),
-    /// Remove all of the forwarder's state from the kernel; ends its flows
+    /// Hand all connections back to the kernel and Docker's rules, and remove the forwarder
+    Release,
+    /// Remove all of the forwarder's state from the kernel; ends its flows where Docker has no rules
     Cleanup(cleanup::Args),
     /// Report what this kernel, host and Docker offer, and what is missing
     Doctor(output::Args),
@@ -90,6 +94,7 @@ fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
         Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
         Verb::Ports(args) => ports::ports(&config, args.output)?,
         Verb::Flows(args) => flows::flows(&config, args)?,
+        Verb::Release => release::release(&config)?,
         Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
         Verb::Doctor(args) => return doctor::doctor(&config, args.output),
     }

@@ -19,6 +19,7 @@ impl Row for NetworkRow {
         "INTERNAL",
         "ENDPOINTS",
         "PROGRAMMED",
+        "LEFT TO THE KERNEL",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -32,6 +33,7 @@ impl Row for NetworkRow {
             yes(self.internal),
             self.endpoints.to_string(),
             yes(self.programmed),
+            or_dash(self.left.as_ref()),
         ]
     }
 }

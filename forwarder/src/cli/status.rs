@@ -33,7 +33,7 @@ pub(super) fn status(config: &Config, format: Format) -> Result<()> {
         view.sockets()?,
         &view.reasons()?,
         &view.maps()?,
-        view.is_armed()?,
+        view.armed()?,
     );
     match format {
         Format::Json => output::json(&status),
@@ -78,6 +78,12 @@ fn render(status: &Status) -> String {
         let unarmed = "not yet: everything passes until the first start is complete";
         head.push(vec!["armed".to_owned(), unarmed.to_owned()]);
     }
+    let rules = match status.mode.as_str() {
+        "adopt" => Some("kept: the way back is forwarder release"),
+        "handover" => Some("kept; connections change hands, so none begins on the fast path"),
+        _ => None,
+    };
+    head.extend(rules.map(|rules| vec!["Docker's rules".to_owned(), rules.to_owned()]));
     for failure in &status.failures {
         head.push(vec!["failing".to_owned(), failure.clone()]);
     }

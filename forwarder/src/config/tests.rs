@@ -102,6 +102,7 @@ fn named_file_must_exist() {
 fn file_accepts_every_key() {
     let text = "docker = 'unix:///d'\nuplink = ['eth0', 'eth1']\nstate-dir = '/s'\n\
         bpffs-dir = '/b'\nxdp = 'off'\nxdp-tcp = true\nflows = 1024\nattach = 'clsact'\n\
+        mode = 'adopt'\n\
         flow-quota = 300\nflow-rate = 50\ntcp-loose = false\n\
         reserved-ports = '40000-50000'\n\
         allow-direct-routing = true\n\
@@ -121,6 +122,7 @@ fn file_accepts_every_key() {
         "--tcp-loose=no",
         "--reserved-ports=40000-50000",
         "--attach=clsact",
+        "--mode=adopt",
         "--allow-direct-routing",
         "--log=trace",
     ]);

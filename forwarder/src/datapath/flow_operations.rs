@@ -7,9 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use forwarder_common::abi::FlowRef;
 use forwarder_common::conntrack::flow_operation::Ending;
 
-use super::flows::FlowSnapshot;
 use super::maps::Maps;
 use super::pins::Pins;
 
@@ -49,10 +49,10 @@ impl FlowOperations {
     ///
     /// # Errors
     /// The kernel does not run the program.
-    pub fn end(&mut self, flow: &FlowSnapshot) -> Result<bool> {
+    pub fn end(&mut self, flow: FlowRef) -> Result<bool> {
         let mut frame = [0; FRAME];
         frame[..4].copy_from_slice(&flow.index.to_ne_bytes());
-        frame[4..8].copy_from_slice(&flow.flow_state.id().to_ne_bytes());
+        frame[4..8].copy_from_slice(&flow.id.to_ne_bytes());
         for _ in 0..TRIES {
             let ending = self.run(END, &frame)?;
             if ending != Ending::Busy as u32 {

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use forwarder_common::abi::{Flow, FlowState, HOST, NextHop, ORIGINAL, OUTSIDE, REPLY, Tuple};
+use forwarder_common::abi::{
+    Flow, FlowRef, FlowState, HOST, NextHop, ORIGINAL, OUTSIDE, REPLY, Tuple,
+};
 use forwarder_common::clock::{Ticks, reached};
 use forwarder_common::conntrack::quota;
 use forwarder_common::event::Event;
-use forwarder_common::family::{Family, V4};
+use forwarder_common::family::{Be16, Family, V4};
 use forwarder_state::address::WireAddress;
+use forwarder_state::connections::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::maps::{Maps, Wire};
@@ -36,6 +39,16 @@ impl Ends {
             dst: tuple.dst.ip(),
             dport: tuple.dport.get(),
         }
+    }
+
+    fn tuple<F: Family<Addr: WireAddress>>(&self, proto: u32) -> Option<Tuple<F>> {
+        Some(Tuple {
+            src: F::Addr::of(self.src)?,
+            dst: F::Addr::of(self.dst)?,
+            sport: Be16::new(self.sport),
+            dport: Be16::new(self.dport),
+            proto,
+        })
     }
 }
 
@@ -79,6 +92,24 @@ impl FlowSnapshot {
             seen: flow.seen.get(),
             expires: flow.expires.get(),
         }
+    }
+
+    /// Returns what names the flow.
+    #[must_use]
+    pub fn reference(&self) -> FlowRef {
+        FlowRef {
+            index: self.index,
+            id: self.flow_state.id(),
+        }
+    }
+
+    /// Returns the flow as a connection of one family; none if it is of another.
+    #[must_use]
+    pub fn connection<F: Family<Addr: WireAddress>>(&self) -> Option<Connection<F>> {
+        Some(Connection {
+            original: self.original.tuple(self.proto)?,
+            reply: self.reply.tuple(self.proto)?,
+        })
     }
 
     /// Returns the flow that an event is about, as it was then.

@@ -10,6 +10,7 @@ mod flow_operations;
 mod flows;
 mod hooks;
 mod ipv6;
+mod kernel_owned;
 mod maps;
 mod messages;
 mod neighbours;
@@ -29,7 +30,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::MapError;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use forwarder_common::abi::{PortKey, PortRange, Settings, map_sizes};
+use forwarder_common::abi::{PortKey, PortRange, Settings, armed, map_sizes};
 use forwarder_common::clock::{Ticks, ticks};
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
@@ -86,6 +87,7 @@ pub struct Datapath {
     hooks: Hooks,
     peer_veths: PeerVeths,
     messages: Messages,
+    tcp_loose: bool,
 }
 
 impl Datapath {
@@ -110,7 +112,7 @@ impl Datapath {
         maps.set_settings(Settings {
             flow_quota: setup.flow_quota,
             flow_rate: setup.flow_rate,
-            tcp_strict: u32::from(!setup.tcp_loose),
+            tcp_strict: tcp_strict(setup.tcp_loose, settings.armed),
             reserved_ports: setup.reserved_ports,
             ..settings
         })?;
@@ -122,6 +124,7 @@ impl Datapath {
             hooks,
             peer_veths,
             messages,
+            tcp_loose: setup.tcp_loose,
         })
     }
 
@@ -152,23 +155,25 @@ impl Datapath {
         self.hooks.adopt_sockets()
     }
 
-    /// Whether the programs enforce their verdicts. Until an agent's first start is complete, they
+    /// Returns whether the programs enforce their verdicts, and what is behind them
+    /// ([`armed`]). Until an agent's first start is complete, they
     /// pass every packet unchanged.
     ///
     /// # Errors
     /// The settings cannot be read.
-    pub fn is_armed(&self) -> Result<bool> {
-        Ok(self.maps.settings()?.armed != 0)
+    pub fn armed(&self) -> Result<u32> {
+        Ok(self.maps.settings()?.armed)
     }
 
     /// Makes all programs enforce their verdicts, by one write.
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn arm(&mut self) -> Result<()> {
+    pub fn arm(&mut self, armed: u32) -> Result<()> {
         let settings = self.maps.settings()?;
         self.maps.set_settings(Settings {
-            armed: 1,
+            armed,
+            tcp_strict: tcp_strict(self.tcp_loose, armed),
             netns_cookie: netns_cookie()?,
             ..settings
         })
@@ -347,6 +352,12 @@ fn unless_absent(removed: Result<(), MapError>) -> Result<(), MapError> {
         }
         removed => removed,
     }
+}
+
+/// Returns whether only a SYN opens a TCP flow. With Docker's rules in place a connection in
+/// mid-stream is the kernel's, which may know it.
+fn tcp_strict(loose: bool, armed: u32) -> u32 {
+    u32::from(!loose || matches!(armed, armed::ADOPT | armed::HANDOVER))
 }
 
 /// Loads the object with the maps that are pinned in `dir`, and creates those that are missing.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
-use forwarder_common::abi::name;
+use forwarder_common::abi::{Settings, name};
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, SocketHook};
@@ -87,13 +87,23 @@ impl View {
         Ok(attached(&self.pins, &self.pins.hooks()?))
     }
 
-    /// Whether the programs enforce their verdicts; they do not before an agent's first start is
+    /// Returns whether the programs enforce their verdicts, and what is behind them
+    /// ([`armed`](forwarder_common::abi::armed)); they do not before an agent's first start is
     /// complete.
     ///
     /// # Errors
     /// The settings cannot be read.
-    pub fn is_armed(&self) -> Result<bool> {
-        Ok(self.maps.settings()?.armed != 0)
+    pub fn armed(&self) -> Result<u32> {
+        Ok(self.maps.settings()?.armed)
+    }
+
+    /// Changes what the programs are armed for, by one write.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn arm(&mut self, armed: u32) -> Result<()> {
+        self.maps
+            .change_settings(|settings| Settings { armed, ..settings })
     }
 
     /// Returns the attached socket programs.

@@ -145,7 +145,12 @@ fn advice() -> String {
 }
 
 /// Judges the configuration. `proxies` is the number of docker-proxy processes for IPv4.
-pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> Vec<Finding> {
+pub(super) fn judge(
+    setup: Option<&Setup>,
+    proxies: usize,
+    state_dir: &Path,
+    keeps_rules: bool,
+) -> Vec<Finding> {
     let Some(setup) = setup else {
         return vec![Finding::note(
             "no dockerd is configured on this host",
@@ -154,7 +159,7 @@ pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> 
     };
     let source = &setup.source;
     let mut findings = Vec::new();
-    if setup.rules {
+    if setup.rules && !keeps_rules {
         let what = format!("dockerd creates iptables rules ({source})");
         findings.push(Finding::warn(what, advice()));
     }
@@ -170,6 +175,10 @@ pub(super) fn judge(setup: Option<&Setup>, proxies: usize, state_dir: &Path) -> 
         Proxy::Off => Finding::ok(
             "dockerd starts no proxy for published ports: the agent learns of them \
                 from Docker's events",
+        ),
+        Proxy::Dockers if keeps_rules => Finding::ok(
+            "dockerd starts its own docker-proxy for published ports: it stays, and serves what the \
+             forwarder leaves to the kernel",
         ),
         Proxy::Dockers => Finding::warn(
             format!("dockerd starts its own docker-proxy for published ports ({source})"),

@@ -2,23 +2,40 @@
 //! The effect of netfilter rules on containers' traffic, from `iptables-save` and `nft list
 //! ruleset`, judged without changing them.
 //!
-//! No rules may apply after the fast path: Docker's rules would translate or drop packets a second
-//! time, and a forward policy of drop would lose the packets that the fast path passes to the
-//! kernel.
+//! Where the forwarder replaces Docker's rules, none may apply after the fast path: they would
+//! translate or drop packets a second time, and a forward policy of drop would lose the packets that
+//! the fast path passes to the kernel. Where Docker's rules are kept, the agent's own rules let those
+//! packets through.
 
 use forwarder_state::others::netfilter::{Firewall, Ruleset, is_shown_by_iptables};
-use forwarder_state::others::summary::{Summary, summary};
+use forwarder_state::others::summary::{Summary, has_dockers, summary};
 
 use super::Finding;
+use crate::config::Mode;
 
 /// How to stop dockerd from creating rules.
 const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
                        /etc/docker/daemon.json, restart docker, and remove the rules, which \
                        outlive the restart:";
 
+/// Whether Docker's own rules stay where they are.
+pub(super) fn keeps_rules(firewall: &Firewall, mode: Mode) -> bool {
+    match mode {
+        Mode::Adopt => true,
+        Mode::Replace => false,
+        Mode::Auto => has_dockers(firewall),
+    }
+}
+
 /// Judges the rules.
-pub(super) fn judge(firewall: &Firewall) -> Vec<Finding> {
+pub(super) fn judge(firewall: &Firewall, mode: Mode) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if keeps_rules(firewall, mode) {
+        findings.push(Finding::ok(
+            "Docker's own rules are kept: the forwarder comes on top of them",
+        ));
+        return findings;
+    }
     // The tables that iptables shows of nft need not be read again from nft. iptables does not show
     // tables that nft has changed in a way that iptables does not understand.
     let iptables_nft = is_shown_by_iptables(firewall);

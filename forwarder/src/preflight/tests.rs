@@ -9,6 +9,7 @@ use forwarder_state::others::{Others, Ruleset};
 
 use super::dockerd::{Proxy, Setup};
 use super::*;
+use crate::config::Mode;
 
 /// Returns a host without any problem.
 fn good() -> Probe {
@@ -121,9 +122,17 @@ fn lines(level: Level, probe: &Probe, config: &Config) -> Vec<String> {
     findings.map(|finding| finding.line()).collect()
 }
 
-/// Returns the only fatal finding of a host.
+/// Returns the settings of an agent that replaces Docker's rules.
+fn replacing() -> Config {
+    Config {
+        mode: Mode::Replace,
+        ..Config::default()
+    }
+}
+
+/// Returns the only fatal finding of a host whose agent replaces Docker's rules.
 fn fatal(probe: &Probe) -> String {
-    let mut all = lines(Level::Fatal, probe, &Config::default());
+    let mut all = lines(Level::Fatal, probe, &replacing());
     assert_eq!(all.len(), 1, "{all:?}");
     let line = all.remove(0);
     assert_eq!(line.lines().count(), 1, "{line}");
@@ -352,11 +361,11 @@ COMMIT
 ";
 
 #[test]
-fn docker_rules_are_refused() {
+fn docker_rules_are_refused_if_replaced() {
     let all = lines(
         Level::Fatal,
         &firewalled("iptables-legacy", STOCK),
-        &Config::default(),
+        &replacing(),
     );
     assert_eq!(all.len(), 1, "{all:?}");
     assert!(
@@ -371,10 +380,31 @@ fn docker_rules_are_refused() {
     let all = lines(
         Level::Warn,
         &firewalled("iptables-legacy", STOCK),
-        &Config::default(),
+        &replacing(),
     );
     let drops = |line: &String| line.ends_with(": iptables-legacy -t filter -P FORWARD ACCEPT");
     assert!(all.iter().any(drops), "{all:?}");
+}
+
+/// Docker's rules are kept unless the settings say otherwise.
+#[test]
+fn docker_rules_are_kept() {
+    let all = lines(
+        Level::Ok,
+        &firewalled("iptables-legacy", STOCK),
+        &Config::default(),
+    );
+    assert!(
+        all.iter()
+            .any(|line| line.starts_with("Docker's own rules are kept")),
+        "{all:?}"
+    );
+    let all = lines(
+        Level::Fatal,
+        &firewalled("iptables-legacy", STOCK),
+        &Config::default(),
+    );
+    assert!(all.is_empty(), "{all:?}");
 }
 
 #[test]

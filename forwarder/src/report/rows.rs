@@ -51,6 +51,9 @@ pub struct NetworkRow {
     pub endpoints: usize,
     /// Whether its row is in the kernel.
     pub programmed: bool,
+    /// Why the network is left to the kernel: the rule that decided; none if the forwarder decides
+    /// about its traffic.
+    pub left: Option<String>,
 }
 
 /// A container's endpoint on a bridge network.
@@ -169,6 +172,9 @@ pub struct Status {
     pub hooks: Hooks,
     /// Whether the programs enforce their verdicts: not before an agent's first start is complete.
     pub armed: bool,
+    /// What is behind the programs: `adopt` for Docker's own rules, `replace` for none, `handover`
+    /// while connections change hands, `none` before an agent's first start is complete.
+    pub mode: String,
     /// Changes that the agent could not apply to the kernel and tries again.
     pub failures: Vec<String>,
     /// The programs about the host's sockets, which redirect them to containers and keep packets

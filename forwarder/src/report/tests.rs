@@ -214,11 +214,11 @@ fn status_is_whole_with_or_without_an_agent() {
         [SocketHook::Connect4],
         &counters,
         &maps,
-        true,
+        armed::ADOPT,
     );
     assert_eq!(alive.failures, ["it fails"]);
     assert_eq!(alive.hooks, told.hooks);
-    let dead = status(None, pinned.clone(), [], &counters, &maps, true);
+    let dead = status(None, pinned.clone(), [], &counters, &maps, armed::ADOPT);
     assert_eq!((dead.agent, dead.docker, dead.hooks), (None, None, pinned));
     let value = serde_json::to_value(alive).unwrap();
     assert_eq!(

@@ -34,6 +34,7 @@ impl Stage {
             containers: true,
             links: true,
             addresses: true,
+            others: true,
         };
         host_state.apply(Update::Network(Box::new(network())));
         Self {

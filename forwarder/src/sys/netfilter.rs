@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use forwarder_common::mark::UNTRACKED_BITS;
+use forwarder_state::others::forward_chains::{ForwardChain, forward_chains};
 use forwarder_state::others::netfilter::{OurTable, TABLE};
 use forwarder_state::own_rules::{Apart, Rules};
 
+use super::firewall;
 use super::process::program;
 
 /// Whether nft is installed, which all tables need but *untracked*: iptables serves there too.
@@ -79,11 +81,100 @@ pub(crate) fn put(table: OurTable, content: Option<&str>) -> Result<()> {
     }
 }
 
-/// Removes all of our tables.
+/// Removes all of our tables and rules.
 pub(crate) fn remove() {
     for table in OurTable::ALL {
         let _ = put(table, None);
     }
+    let chains = forward_chains(&firewall::read());
+    for chain in chains.iter().filter(|chain| chain.has_ours) {
+        let _ = refuse_in(chain);
+    }
+}
+
+/// Makes a chain accept what the fast path hands on, before its other rules.
+///
+/// # Errors
+/// The program of the chain is not installed, or it refuses.
+pub(crate) fn accept_in(chain: &ForwardChain) -> Result<()> {
+    WRITES.fetch_add(1, Ordering::SeqCst);
+    let ForwardChain {
+        tool,
+        family,
+        table,
+        name,
+        has_ours,
+        ..
+    } = chain;
+    if *tool != "nft" {
+        let iptables = program(tool).with_context(|| format!("{tool} is not installed"))?;
+        if *has_ours {
+            run(&iptables, &accepting(name, "-D"))?;
+        }
+        return run(&iptables, &accepting(name, "-I"));
+    }
+    if *has_ours {
+        refuse_in(chain)?;
+    }
+    let nft = program("nft").context("nft is not installed")?;
+    let mark = format!("meta mark & {UNTRACKED_BITS:#x} == {UNTRACKED_BITS:#x}");
+    let rule = format!("insert rule {family} {table} {name} {mark} accept comment \"{TABLE}\"\n");
+    feed(&nft, &["-f", "-"], &rule)
+}
+
+/// Removes our rule from a chain.
+///
+/// # Errors
+/// The program of the chain is not installed, or it refuses.
+pub(crate) fn refuse_in(chain: &ForwardChain) -> Result<()> {
+    WRITES.fetch_add(1, Ordering::SeqCst);
+    let ForwardChain {
+        tool,
+        family,
+        table,
+        name,
+        ..
+    } = chain;
+    let path = program(tool).with_context(|| format!("{tool} is not installed"))?;
+    if *tool != "nft" {
+        return run(&path, &accepting(name, "-D"));
+    }
+    let listed = Command::new(&path)
+        .args(["-a", "list", "chain", family, table, name])
+        .output()
+        .context("cannot run nft")?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let ours = format!("comment \"{TABLE}\" # handle ");
+    let handles = listed.lines().filter_map(|line| line.split(&ours).nth(1));
+    let deletion = |handle| format!("delete rule {family} {table} {name} handle {handle}\n");
+    feed(
+        &path,
+        &["-f", "-"],
+        &handles.map(deletion).collect::<String>(),
+    )
+}
+
+/// Returns the arguments of iptables for the rule that accepts what the fast path hands on.
+fn accepting(chain: &str, verb: &str) -> Vec<String> {
+    let mark = format!("{UNTRACKED_BITS:#x}/{UNTRACKED_BITS:#x}");
+    let words = [
+        "-w",
+        "-t",
+        "filter",
+        verb,
+        chain,
+        "-m",
+        "mark",
+        "--mark",
+        &mark,
+        "-m",
+        "comment",
+        "--comment",
+        TABLE,
+        "-j",
+        "ACCEPT",
+    ];
+    words.map(str::to_owned).into()
 }
 
 /// Returns nft's script that replaces a table. The table is created first so that the deletion
@@ -119,8 +210,8 @@ fn feed(nft: &Path, arguments: &[&str], script: &str) -> Result<()> {
 }
 
 fn iptables_rule(iptables: &Path, verb: &str) -> Result<()> {
-    let mut command = Command::new(iptables);
-    command.args([
+    let mark = format!("{UNTRACKED_BITS:#x}/{UNTRACKED_BITS:#x}");
+    let words = [
         "-w",
         "-t",
         "raw",
@@ -129,10 +220,21 @@ fn iptables_rule(iptables: &Path, verb: &str) -> Result<()> {
         "-m",
         "mark",
         "--mark",
-    ]);
-    command.arg(format!("{UNTRACKED_BITS:#x}/{UNTRACKED_BITS:#x}"));
-    command.args(["-m", "comment", "--comment", TABLE, "-j", "NOTRACK"]);
+        &mark,
+        "-m",
+        "comment",
+        "--comment",
+        TABLE,
+        "-j",
+        "NOTRACK",
+    ];
+    run(iptables, &words.map(str::to_owned))
+}
+
+fn run(iptables: &Path, arguments: &[String]) -> Result<()> {
+    let mut command = Command::new(iptables);
     let done = command
+        .args(arguments)
         .stdin(Stdio::null())
         .output()
         .context("cannot run iptables")?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Other software's configuration: read at the start and whenever the kernel reports a change.
-//! Legacy iptables reports no changes: while it has tables, they are read every few seconds.
+//! Legacy iptables reports no changes: while it has tables, they are read about once in a second.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use forwarder_state::host_state::Update;
-use forwarder_state::others::summary::drops;
+use forwarder_state::others::forward_chains::forward_chains;
+use forwarder_state::others::summary::{drops, has_dockers};
 use forwarder_state::others::{self, Others, Shaping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -39,7 +40,7 @@ const IPV4: u8 = 2;
 /// The pause after a change, because changes come in bursts.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The interval at which configuration without notifications is read.
-const LOOK: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(800);
 
 /// Follows the configuration until `updates` is closed.
 pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
@@ -156,6 +157,8 @@ fn read() -> Others {
         rules: others::netfilter::foreign(&firewall),
         drops: drops(&firewall),
         tracks: others::netfilter::is_used(&firewall),
+        dockers: has_dockers(&firewall),
+        forward_chains: forward_chains(&firewall),
         ours: others::netfilter::ours(&firewall),
         writes,
         ..read_kernel()

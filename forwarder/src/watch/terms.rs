@@ -28,6 +28,8 @@ const ALLOWED_SOURCES: &str = "forwarder.allowed-sources";
 const ALLOWED_RANGES: usize = 64;
 /// Our label of a network.
 const ANY_MAC: &str = "forwarder.any-mac";
+/// Our label of a network: `auto`, `own` or `off`.
+const NETWORK_MODE: &str = "forwarder.mode";
 /// Our label of a network.
 const OTHER_FRAMES: &str = "forwarder.other-frames";
 
@@ -61,6 +63,11 @@ pub(super) fn of_network(options: &Texts, labels: &Texts) -> NetworkOptions {
         ingress: ingress(labels, ""),
         allowed_sources: allowed_sources(labels),
         any_mac: labels.get(ANY_MAC).is_some_and(|text| is_true(text)),
+        network_mode: labels
+            .get(NETWORK_MODE)
+            .map(String::as_str)
+            .and_then(read)
+            .unwrap_or_default(),
         other_frames: labels.get(OTHER_FRAMES).is_some_and(|text| is_true(text)),
     }
 }

@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Effect, Rule, TABLE, is_dockers, range, reached, uncounted};
+use super::{Effect, Rule, TABLE, is_dockers, range, reached, shown_table, uncounted};
 
 /// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables.
 pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
-    const IPTABLES: [&str; 5] = ["filter", "nat", "raw", "mangle", "security"];
     const HOOKS: [&str; 5] = ["prerouting", "forward", "postrouting", "ingress", "egress"];
     let mut all = Vec::new();
     let (mut family, mut table, mut chain) = ("", "", "");
@@ -39,7 +38,7 @@ pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
         }
     }
     for (family, table, chain, line) in rules {
-        let shown = iptables_read && family == "ip" && IPTABLES.contains(&table);
+        let shown = iptables_read && shown_table(family, table);
         let families = ["ip", "inet", "bridge", "netdev"].contains(&family);
         if shown || !families || is_dockers(chain) || table.starts_with("docker-") || table == TABLE
         {

@@ -28,7 +28,7 @@ pub(super) fn delete(config: &Config, args: &Args) -> Result<()> {
     let now = datapath::now();
     let mut ended = 0;
     for flow in view.flows(now) {
-        if filter.matches(&report::flow_row(&flow, now)) && flow_operations.end(&flow)? {
+        if filter.matches(&report::flow_row(&flow, now)) && flow_operations.end(flow.reference())? {
             ended += 1;
         }
     }

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel's connection tracking: its list of connections, and connections that are handed to it
+//! (ctnetlink, `ctnetlink_create_conntrack`).
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use forwarder_common::abi::Tuple;
+use forwarder_common::family::{Be16, Be32, V4};
+use forwarder_common::tracking::tcp::State;
+use forwarder_common::wire::proto;
+use forwarder_state::address::WireAddress as _;
+use forwarder_state::connections::Connection;
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
+    Status, TCPFlags, Tuple as TupleAttribute,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use rtnetlink::packet_core::{
+    DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Nla as _,
+};
+use rustix::io::Errno;
+
+use super::netlink::{Requests, protocols};
+
+/// Attributes that the library does not name: the translation of source and destination, and parts
+/// of them (`enum ctattr_type`, `ctattr_nat`, `ctattr_protonat`).
+const CTA_NAT_SRC: u16 = 6;
+const CTA_NAT_DST: u16 = 13;
+const CTA_NAT_V4_MINIP: u16 = 1;
+const CTA_NAT_V4_MAXIP: u16 = 2;
+const CTA_NAT_PROTO: u16 = 3;
+const CTA_PROTONAT_PORT_MIN: u16 = 1;
+const CTA_PROTONAT_PORT_MAX: u16 = 2;
+const NLA_F_NESTED: u16 = 1 << 15;
+/// Attributes of a query of ICMP (`enum ctattr_l4proto`).
+const CTA_PROTO_ICMP_ID: u16 = 4;
+const CTA_PROTO_ICMP_TYPE: u16 = 5;
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+/// Sequence numbers outside of the window are accepted (`IP_CT_TCP_FLAG_BE_LIBERAL`): the kernel has
+/// not seen the connection's windows.
+const BE_LIBERAL: u8 = 8;
+
+/// What connection tracking is told about a connection besides its addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// The state of a TCP connection.
+    pub(crate) tcp: State,
+    /// Whether both ends have sent something.
+    pub(crate) is_replied: bool,
+    /// Whether the connection may not be given up while the table is full.
+    pub(crate) is_assured: bool,
+    /// After how many seconds without a packet the connection ends.
+    pub(crate) timeout: u32,
+}
+
+/// A netlink socket for connection tracking in the network namespace of the thread.
+pub(crate) struct Conntrack(Requests);
+
+impl Conntrack {
+    pub(crate) fn open() -> Result<Self> {
+        let requests = Requests::open(protocols::NETLINK_NETFILTER);
+        Ok(Self(
+            requests.context("cannot ask the kernel for connections")?,
+        ))
+    }
+
+    /// Returns all IPv4 connections; none if the kernel does not track connections.
+    pub(crate) fn list(&self) -> Result<Vec<Connection<V4>>> {
+        let mut all = Vec::new();
+        let request = message(ConntrackMessage::Get(Vec::new()));
+        let listed = self.0.ask(request, NLM_F_DUMP, |answer: NetfilterMessage| {
+            if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
+                answer.inner
+            {
+                all.extend(parse(&attributes));
+            }
+        });
+        match listed {
+            // Without nf_conntrack_netlink nothing is listed.
+            Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(Vec::new()),
+            other => other.map(|()| all).context("cannot list connections"),
+        }
+    }
+
+    /// Makes the kernel track and translate a connection from now on. Does nothing if the kernel
+    /// tracks it already.
+    pub(crate) fn track(&self, connection: &Connection<V4>, terms: Terms) -> Result<()> {
+        let request = message(ConntrackMessage::New(attributes(connection, terms)));
+        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
+        match self.0.ask(request, flags, |_: NetfilterMessage| {}) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error).context("the kernel does not take over a connection"),
+        }
+    }
+}
+
+fn message(inner: ConntrackMessage) -> NetfilterMessage {
+    NetfilterMessage::new(
+        NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0),
+        inner,
+    )
+}
+
+/// Returns the connection in the kernel's attributes; none if it is of no kind that flows have.
+fn parse(attributes: &[ConntrackAttribute]) -> Option<Connection<V4>> {
+    let mut connection = (None, None);
+    for attribute in attributes {
+        match attribute {
+            ConntrackAttribute::CtaTupleOrig(parts) => connection.0 = tuple(parts),
+            ConntrackAttribute::CtaTupleReply(parts) => connection.1 = tuple(parts),
+            _ => {}
+        }
+    }
+    Some(Connection {
+        original: connection.0?,
+        reply: connection.1?,
+    })
+}
+
+fn tuple(parts: &[TupleAttribute]) -> Option<Tuple<V4>> {
+    let mut tuple = Tuple::default();
+    let mut query = (None, None);
+    for part in parts {
+        match part {
+            TupleAttribute::Ip(addresses) => {
+                for address in addresses {
+                    match address {
+                        IPTuple::SourceAddress(source) => tuple.src = Be32::of(*source)?,
+                        IPTuple::DestinationAddress(to) => tuple.dst = Be32::of(*to)?,
+                        _ => {}
+                    }
+                }
+            }
+            TupleAttribute::Proto(numbers) => {
+                for number in numbers {
+                    match number {
+                        ProtoTuple::Protocol(protocol) => tuple.proto = u8::from(*protocol).into(),
+                        ProtoTuple::SourcePort(port) => tuple.sport = Be16::new(*port),
+                        ProtoTuple::DestinationPort(port) => tuple.dport = Be16::new(*port),
+                        ProtoTuple::Other(other) => {
+                            let mut value = vec![0; other.value_len()];
+                            other.emit_value(&mut value);
+                            match (other.kind(), value.as_slice()) {
+                                (CTA_PROTO_ICMP_ID, &[high, low]) => {
+                                    query.0 = Some(u16::from_be_bytes([high, low]));
+                                }
+                                (CTA_PROTO_ICMP_TYPE, &[kind]) => query.1 = Some(kind),
+                                _ => {}
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    // A flow has a query's identifier in the place of the port on the side that asks.
+    match query {
+        (Some(id), Some(ECHO_REQUEST)) => tuple.sport = Be16::new(id),
+        (Some(id), Some(ECHO_REPLY)) => tuple.dport = Be16::new(id),
+        (None, None) => {}
+        _ => return None,
+    }
+    Some(tuple)
+}
+
+fn attributes(connection: &Connection<V4>, terms: Terms) -> Vec<ConntrackAttribute> {
+    let Connection { original, .. } = connection;
+    let mut status = Status::Confirmed;
+    status.set(Status::SeenReply, terms.is_replied);
+    status.set(Status::Assured, terms.is_assured);
+    let mut attributes = vec![
+        ConntrackAttribute::CtaTupleOrig(parts(original)),
+        // The kernel derives the translated reply from the translations below.
+        ConntrackAttribute::CtaTupleReply(parts(&original.reversed())),
+        ConntrackAttribute::CtaStatus(status),
+        ConntrackAttribute::CtaTimeout(terms.timeout),
+    ];
+    if original.proto == proto::TCP {
+        let flags = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL]);
+        let mut info = vec![ProtoInfoTCP::State(terms.tcp as u8)];
+        if let Ok(flags) = flags {
+            info.push(ProtoInfoTCP::OriginalFlags(flags.clone()));
+            info.push(ProtoInfoTCP::ReplyFlags(flags));
+        }
+        attributes.push(ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(info)]));
+    }
+    let translations = [
+        (CTA_NAT_SRC, connection.source()),
+        (CTA_NAT_DST, connection.destination()),
+    ];
+    for (kind, to) in translations {
+        attributes.extend(to.map(|to| ConntrackAttribute::Other(translation(kind, to))));
+    }
+    attributes
+}
+
+/// Builds the attributes of a tuple.
+fn parts(tuple: &Tuple<V4>) -> Vec<TupleAttribute> {
+    vec![
+        TupleAttribute::Ip(vec![
+            IPTuple::SourceAddress(IpAddr::from(tuple.src.octets())),
+            IPTuple::DestinationAddress(IpAddr::from(tuple.dst.octets())),
+        ]),
+        TupleAttribute::Proto(vec![
+            ProtoTuple::Protocol(Protocol::from(tuple.proto as u8)),
+            ProtoTuple::SourcePort(tuple.sport.get()),
+            ProtoTuple::DestinationPort(tuple.dport.get()),
+        ]),
+    ]
+}
+
+/// Builds the attribute of a translation to exactly one address and port.
+fn translation(kind: u16, (address, port): (Be32, u16)) -> DefaultNla {
+    let bounds =
+        |kinds: [u16; 2], value: &[u8]| kinds.map(|kind| DefaultNla::new(kind, value.to_vec()));
+    let ports = bounds(
+        [CTA_PROTONAT_PORT_MIN, CTA_PROTONAT_PORT_MAX],
+        &port.to_be_bytes(),
+    );
+    let [first, last] = bounds([CTA_NAT_V4_MINIP, CTA_NAT_V4_MAXIP], &address.octets());
+    let ports = DefaultNla::new(CTA_NAT_PROTO | NLA_F_NESTED, emit(&ports));
+    DefaultNla::new(kind | NLA_F_NESTED, emit(&[first, last, ports]))
+}
+
+fn emit(attributes: &[DefaultNla]) -> Vec<u8> {
+    let mut bytes = vec![0; attributes.buffer_len()];
+    attributes.emit(&mut bytes);
+    bytes
+}
