@@ -7,6 +7,7 @@ mod hold;
 mod local;
 mod occupy;
 mod ping;
+mod pulse;
 mod server;
 mod socket;
 mod stream;
@@ -39,6 +40,8 @@ Clients (addresses are numeric; each prints its result and ends with status 0, o
                                  what ends it: `end`, `timeout`, or the error's name
   hold N ADDR:PORT               opens N echo connections, prints `open N`; for each line on its
                                  standard input sends a byte on each and prints `alive K`
+  pulse N ADDR:PORT              steady traffic: N echo connections, new ones and datagrams; prints
+                                 `pulses`, and at a line on its standard input what was lost
   fetch ADDR:PORT BYTES          receives a stream and checks each byte (--rate BYTES/s); prints
                                  `at BYTES` on the way and `done BYTES` at the end
   ping ADDR                      ICMP echo (--count N); prints `reply from ADDR` or the ICMP error
@@ -92,6 +95,10 @@ fn run(args: Result<Args>) -> Result<()> {
         "hold" => {
             let number = args.parse("N")?;
             hold::hold(number, args.parse("ADDR:PORT")?, &args.options()?)
+        }
+        "pulse" => {
+            let number = args.parse("N")?;
+            pulse::pulse(number, args.parse("ADDR:PORT")?, &args.options()?)
         }
         "fetch" => {
             let to: SocketAddr = args.parse("ADDR:PORT")?;
