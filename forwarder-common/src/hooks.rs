@@ -146,6 +146,7 @@ pub fn container_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Pack
 pub fn outside_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
     let tables = at.tables;
     let kind = at.meta.kind();
+    // Over Docker's rules, the kernel has translated what leaves its network without a flow.
     let is_kernels = kind == mark::LEAVES && tables.has_kernel_rules();
     if matches!(kind, mark::DONE | mark::LEAVES) {
         tables.mark(mark::NONE);
@@ -161,10 +162,7 @@ pub fn outside_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet
     }
     tables.enter(Side::Outside);
     let mut context = at.context(Side::Outside, packet);
-    if is_kernels {
-        let refused = tables.check_kernel_owned(&mut context);
-        refused.unwrap_or(Reason::Admitted)
-    } else if matches!(kind, mark::NONE | mark::HOST) {
+    if is_kernels || matches!(kind, mark::NONE | mark::HOST) {
         egress::unmarked(&mut context)
     } else {
         let translated = tables.snat_on_egress(&mut context);

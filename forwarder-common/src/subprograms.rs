@@ -82,8 +82,6 @@ macro_rules! for_each_step {
             fn create_flow() -> Option<$crate::reason::Reason>;
             /// Checks the source of a flow that a packet from outside has just created.
             fn verify_source() -> Option<$crate::reason::Reason>;
-            /// Checks a leaving packet that was left to the kernel: why it is dropped, if it is.
-            fn check_kernel_owned() -> Option<$crate::reason::Reason>;
             /// Translates the source of a packet that leaves the kernel path.
             fn snat_on_egress() -> Option<$crate::reason::Reason>;
             /// Gives a packet that the host itself sends a flow, if a container's flow needs that.

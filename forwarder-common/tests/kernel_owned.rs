@@ -43,8 +43,9 @@ fn tracked_connection_passes_untouched() {
     // The kernel translates it, and it leaves.
     let translated = Spec::udp((HOST, 8080), (CLIENT, 40_000)).packet();
     let (outcome, packet) = host.to_outside(BRIDGE, mark::LEAVES, &translated);
-    let seen = (outcome.reason, outcome.mark, packet);
-    assert_eq!(seen, (Some(Reason::Admitted), mark::NONE, translated));
+    let seen = (outcome.mark, packet);
+    assert!(outcome.passes(), "{:?}", outcome.reason);
+    assert_eq!(seen, (mark::NONE, translated));
 }
 
 /// Whoever comes next with another tuple gets a flow.
@@ -115,7 +116,8 @@ fn untranslated_packet_does_not_leave() {
     }
 }
 
-/// The kernel does not know the forwarder's flows, and may give their ports to others.
+/// The kernel does not know the forwarder's flows, and may give their ports to others: such a
+/// connection gets another port, and its answers reach it.
 #[test]
 fn kernel_cannot_take_the_port_of_a_flow() {
     let host = host();
@@ -124,9 +126,41 @@ fn kernel_cannot_take_the_port_of_a_flow() {
         host.by_veth(APP_VETH, &opened).0.reason,
         Some(Reason::Forwarded)
     );
-    let same = Spec::tcp((HOST, 5000), (REMOTE, 443), ACK).packet();
-    let (outcome, _) = host.to_outside(BRIDGE, mark::LEAVES, &same);
-    assert_eq!(outcome.reason, Some(Reason::PortsExhausted));
+    let same = Spec::tcp((HOST, 5000), (REMOTE, 443), SYN).packet();
+    for mark in [mark::LEAVES, mark::NONE] {
+        let (outcome, packet) = host.to_outside(BRIDGE, mark, &same);
+        assert_eq!(outcome.reason, Some(Reason::HostFlow));
+        let port = u16::from_be_bytes([packet[20], packet[21]]);
+        assert_ne!(port, 5000);
+        let answer = Spec::tcp((REMOTE, 443), (HOST, port), SYN | ACK);
+        let (outcome, packet) = host.by_uplink(&answer);
+        assert_eq!(outcome.reason, Some(Reason::HostFlow));
+        assert_eq!(packet[22..24], 5000_u16.to_be_bytes());
+    }
+}
+
+/// A container's flow does not take the port of a connection that the kernel has translated.
+#[test]
+fn flow_avoids_ports_that_the_kernel_gave() {
+    let host = host();
+    for theirs in [
+        Spec::tcp((HOST, 5000), (REMOTE, 443), SYN),
+        Spec::udp((HOST, 5000), (REMOTE, 53)),
+    ] {
+        let (outcome, packet) = host.to_outside(OTHER_BRIDGE, mark::NONE, &theirs.packet());
+        assert_eq!(outcome.reason, Some(Reason::HostFlow));
+        assert_eq!(packet, theirs.packet());
+        let mut ours = theirs.clone();
+        ours.tuple.src = APP;
+        let (outcome, packet) = host.by_veth(APP_VETH, &ours);
+        assert_eq!(outcome.reason, Some(Reason::Forwarded));
+        assert_ne!(u16::from_be_bytes([packet[20], packet[21]]), 5000);
+    }
+    // The answer of a server is not the beginning of a connection.
+    let answer = Spec::tcp((HOST, 8081), (CLIENT, 40_000), SYN | ACK);
+    let (outcome, packet) = host.to_outside(OTHER_BRIDGE, mark::NONE, &answer.packet());
+    assert_eq!(outcome.reason, Some(Reason::FromHost));
+    assert_eq!(packet, answer.packet());
 }
 
 /// A flow does not take the port of a connection that the kernel tracks.

@@ -35,6 +35,13 @@ impl<F: Family> Connection<F> {
 }
 
 impl<F: Family<Addr: WireAddress>> Connection<F> {
+    /// Whether its tuples are taken for containers' flows: one end is a container, by the addresses
+    /// that each end itself uses, or the kernel translates it, whosever it is.
+    #[must_use]
+    pub fn is_of_concern(&self, tables: &FamilyTables<F>) -> bool {
+        self.source().is_some() || self.destination().is_some() || self.is_of_container(tables)
+    }
+
     /// Whether one end is a container, by the addresses that each end itself uses.
     #[must_use]
     pub fn is_of_container(&self, tables: &FamilyTables<F>) -> bool {
@@ -99,6 +106,11 @@ mod tests {
         );
         let hosts = tuple((HOST, 22), (REMOTE, 4000));
         assert!(inward.is_of_container(&tables) && outward.is_of_container(&tables));
-        assert!(!connection(hosts, hosts.reversed()).is_of_container(&tables));
+        assert!(!connection(hosts, hosts.reversed()).is_of_concern(&tables));
+        let guests = connection(
+            tuple(([192, 168, 122, 2], 5000), (REMOTE, 443)),
+            tuple((REMOTE, 443), (HOST, 5000)),
+        );
+        assert!(!guests.is_of_container(&tables) && guests.is_of_concern(&tables));
     }
 }

@@ -97,15 +97,18 @@ pub(crate) fn unread<F: Ip, T: Configuration<F> + Routes<F>>(
     owner::of_a_container(tables, meta, header.src).unwrap_or(reason)
 }
 
-/// The verdict on a leaving packet that no hook has marked: a container's is dropped; the host's own
-/// is translated where a container's flow needs that.
+/// The verdict on a leaving packet that no hook has translated: a container's is dropped; the host's
+/// own, and one that the kernel has given the host's address over Docker's rules, is translated where
+/// a container's flow needs that.
 #[inline(always)]
 pub(crate) fn unmarked<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T>) -> Reason {
     let (tables, meta) = (context.tables, context.meta);
     if let Some(reason) = owner::of_a_container(tables, meta, context.packet.tuple.src) {
         return reason;
     }
-    if meta.ingress_ifindex != 0 {
+    let is_hosts = meta.ingress_ifindex == 0
+        || tables.has_kernel_rules() && tables.is_local(context.packet.tuple.src);
+    if !is_hosts {
         return Reason::FromHost;
     }
     let translated = match context.packet.class {

@@ -13,6 +13,7 @@ use crate::subprograms::Steps;
 use crate::wire::header::Ip;
 use crate::wire::parse::Class;
 use crate::wire::rewrite::Edit;
+use crate::wire::{proto, tcp};
 
 impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     /// Translates a packet of the host whose answers would be taken for a container's flow: the
@@ -20,7 +21,9 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     /// other packets.
     ///
     /// A packet without ports cannot be translated. Then the container's flow ends, and the host
-    /// gets a flow of its own, which keeps a container from taking the tuple again.
+    /// gets a flow of its own, which keeps a container from taking the tuple again. So does a
+    /// connection that the kernel itself translates and that begins: its port is not a socket's, by
+    /// which containers' flows see that it is taken.
     #[inline(always)]
     pub fn translate_host_flow(&mut self) -> Option<Reason> {
         let now = self.tables.now();
@@ -34,6 +37,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             None => {
                 let answers = self.packet.tuple.reversed();
                 let holder = flow::find(self.tables, &answers);
+                let mut owner = Owner::Host;
                 if portless {
                     if self.packet.tuple.dst.is_unroutable() {
                         return None;
@@ -41,6 +45,15 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                     if let Some(holder) = holder {
                         flow::end(self.tables, &holder);
                     }
+                } else if holder.is_none() {
+                    if self.meta.ingress_ifindex == 0 || !self.begins() {
+                        return None;
+                    }
+                    // What the kernel has chosen stays.
+                    if self.tables.flow_ref(&answers).is_some() {
+                        return None;
+                    }
+                    owner = Owner::Remote;
                 } else {
                     let holder = holder?;
                     // In a flow without translation the packet is the originator's own.
@@ -66,7 +79,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                     uplink_mac: [0; 6],
                     policy: 0,
                 };
-                if let Err(reason) = self.make(&plan, answers, Owner::Host) {
+                if let Err(reason) = self.make(&plan, answers, owner) {
                     // The host's own packets without ports pass also without a record.
                     return if portless { None } else { Some(reason) };
                 }
@@ -85,6 +98,13 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         };
         self.tables.edit(&mut self.frame, &edit);
         Some(Reason::HostFlow)
+    }
+
+    /// Whether a packet may be the first of its connection.
+    #[inline(always)]
+    fn begins(&self) -> bool {
+        self.packet.tuple.proto != proto::TCP
+            || tcp::kind(self.packet.flags) as u8 == tcp::Kind::Syn as u8
     }
 
     /// Records a packet without ports that a remote sends to the host, and that belongs to no flow

@@ -2,14 +2,13 @@
 //! Leaves to the kernel what the kernel tracks and translates, while Docker's rules of netfilter are
 //! in place: connections that are older than the forwarder, and what no flow can begin with.
 //!
-//! Such a packet stays as it is. Where it leaves, the kernel must have translated it.
+//! Such a packet stays as it is. Where it leaves, the kernel must have translated it, to no port of a
+//! flow: [`egress::unmarked`](super::egress::unmarked).
 
 use crate::abi::{FlowRef, armed};
-use crate::conntrack::flow;
 use crate::context::PacketContext;
 use crate::mark;
 use crate::meta::Side;
-use crate::policy::owner;
 use crate::reason::Reason;
 use crate::subprograms::Steps;
 use crate::wire::header::Ip;
@@ -34,18 +33,6 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             self.tables.mark(mark::LEAVES);
         }
         Some(Reason::KernelOwned)
-    }
-
-    /// Why a leaving packet that was left to the kernel is dropped, if it is: the kernel has not
-    /// translated it, or has given it the address and port of a flow that the kernel does not know.
-    #[inline(always)]
-    pub fn check_kernel_owned(&self) -> Option<Reason> {
-        let (tables, tuple) = (self.tables, &self.packet.tuple);
-        if let Some(reason) = owner::of_a_container(tables, self.meta, tuple.src) {
-            return Some(reason);
-        }
-        let hit = flow::find(tables, &tuple.reversed())?;
-        flow::is_current(tables, hit.flow, tables.now()).then_some(Reason::PortsExhausted)
     }
 }
 

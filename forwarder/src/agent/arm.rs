@@ -102,15 +102,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Leaves to the kernel every connection of a container that it tracks.
+    /// Leaves to the kernel every connection that it tracks and that is a container's or translated.
     fn leave_connections(&mut self, config: &Config) -> Result<()> {
         let tracked = Conntrack::open()?.list()?;
-        let of_containers = tracked
+        let of_concern = tracked
             .into_iter()
-            .filter(|connection| connection.is_of_container(&self.tables.v4));
+            .filter(|connection| connection.is_of_concern(&self.tables.v4));
         // Only TCP shows by its segments that a connection is not new.
         let (segments, datagrams): (Vec<_>, Vec<_>) =
-            of_containers.partition(|connection| connection.original.proto == proto::TCP);
+            of_concern.partition(|connection| connection.original.proto == proto::TCP);
         let room = config.flows as usize / KERNEL_SHARE;
         let first = datagrams.into_iter().chain(segments).take(room);
         let tuples: Vec<_> = first
