@@ -91,7 +91,7 @@ impl Stand {
     ) -> Result<Self> {
         let docker = match arm {
             Arm::Bare => return Self::bare(lab, folder),
-            Arm::Stock => Docker::stock().arg("--userland-proxy=false"),
+            Arm::Stock | Arm::Adopt => Docker::stock().arg("--userland-proxy=false"),
             Arm::Ours | Arm::OursXdp | Arm::Against => Docker::replace(),
         };
         let host = lab.host(docker)?;
@@ -105,7 +105,9 @@ impl Stand {
         };
         let agent = match arm {
             Arm::Bare | Arm::Stock => None,
-            Arm::Ours | Arm::OursXdp | Arm::Against => Some(agent(arm, &host, binary.as_ref())?),
+            Arm::Ours | Arm::Adopt | Arm::OursXdp | Arm::Against => {
+                Some(agent(arm, &host, binary.as_ref())?)
+            }
         };
         let mut stand = Self::host(lab, arm, host, folder)?;
         (stand.agent, stand.binary) = (agent, binary);
@@ -211,7 +213,7 @@ impl Stand {
     /// The agent's or the device's counters cannot be read.
     pub(crate) fn paths(&self) -> Result<Option<Paths>> {
         match (self.arm, &self.host) {
-            (Arm::Ours | Arm::Against, Some(host)) => {
+            (Arm::Ours | Arm::Adopt | Arm::Against, Some(host)) => {
                 let status = match &self.binary {
                     Some(binary) => status_by(binary, host)?,
                     None => host.json("status")?,

@@ -139,10 +139,11 @@ impl<'args> Bench<'args> {
         let lan = Servers::start(lab.lan(), &folder.0.join("lan"))?;
         let mut stands = Vec::new();
         for arm in wanted(&args.arms, Arm::value_variants()) {
-            if arm == Arm::Against && args.against.is_none() && args.arms.is_empty() {
+            let by_name = arm == Arm::Against && args.against.is_none() || arm == Arm::Adopt;
+            if by_name && args.arms.is_empty() {
                 continue;
             }
-            if matches!(arm, Arm::Ours | Arm::OursXdp) {
+            if matches!(arm, Arm::Ours | Arm::Adopt | Arm::OursXdp) {
                 forwarder_bin()?;
             }
             let start = Instant::now();

@@ -90,8 +90,10 @@ impl Direction {
 pub(crate) enum Arm {
     /// Docker with its iptables rules, userland proxy off.
     Stock,
-    /// The forwarder over tcx.
+    /// The forwarder over tcx, in place of Docker's rules.
     Ours,
+    /// The forwarder over tcx, on top of Docker's rules.
+    Adopt,
     /// The forwarder with native XDP on its uplink.
     OursXdp,
     /// The older build of the forwarder, over tcx.
@@ -106,6 +108,7 @@ impl Arm {
         match self {
             Self::Stock => "stock",
             Self::Ours => "ours",
+            Self::Adopt => "adopt",
             Self::OursXdp => "ours, XDP",
             Self::Against => "against",
             Self::Bare => "bare veth",
@@ -117,7 +120,7 @@ impl Arm {
     pub(crate) fn does(self, work: Work, direction: Direction) -> bool {
         let udp = matches!(work, Work::UdpSocket | Work::Forwarding);
         match self {
-            Self::Stock | Self::Ours | Self::Against => true,
+            Self::Stock | Self::Ours | Self::Adopt | Self::Against => true,
             Self::OursXdp => udp && direction == Direction::In,
             Self::Bare => direction == Direction::In,
         }
