@@ -7,7 +7,7 @@ use forwarder_common::family::V4;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use forwarder_testkit::model::Host;
-use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE};
+use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB, WEB_VETH,
 };
@@ -192,6 +192,21 @@ fn translated_packet_reaches_its_container() {
     alone.settings.armed = armed::REPLACE;
     let (outcome, _) = alone.to_bridge(BRIDGE, UPLINK, mark::NONE, &translated);
     assert_eq!(outcome.reason, Some(Reason::DirectRouting));
+}
+
+/// A container that started while no agent runs answers by the kernel, which has translated what it
+/// answers.
+#[test]
+fn newcomer_is_the_kernels() {
+    let host = host();
+    let answer = Spec::udp((ip(172, 17, 0, 99), 53), (CLIENT, 40_000));
+    let (outcome, _) = host.by_bridge(BRIDGE, mark::NONE, &answer);
+    assert_eq!(outcome.reason, Some(Reason::KernelOwned));
+    assert_eq!(outcome.mark, mark::LEAVES);
+    let mut alone = host;
+    alone.settings.armed = armed::REPLACE;
+    let (outcome, _) = alone.by_bridge(BRIDGE, mark::NONE, &answer);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
 }
 
 /// While connections change hands no flow begins, and those that are there go on.

@@ -15,13 +15,15 @@ use crate::wire::header::Ip;
 
 impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     /// The verdict on a packet without a flow that is the kernel's: its tuple is that of a connection
-    /// which the kernel tracks, or it was refused a flow, or no flow begins now. `None` for all
-    /// others. The hooks behind this one let the packet pass.
+    /// which the kernel tracks, its sender is not known yet, it was refused a flow, or no flow begins
+    /// now. `None` for all others. The hooks behind this one let the packet pass.
     #[inline(always)]
     pub fn kernel_owned(&self, refused: bool) -> Option<Reason> {
         let is_kernels = match self.tables.settings().armed {
             armed::ADOPT => {
-                refused || self.tables.flow_ref(&self.packet.tuple) == Some(FlowRef::KERNEL)
+                refused
+                    || self.tables.flow_ref(&self.packet.tuple) == Some(FlowRef::KERNEL)
+                    || self.is_of_newcomer()
             }
             armed::HANDOVER => true,
             _ => false,
@@ -33,6 +35,14 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             self.tables.mark(mark::LEAVES);
         }
         Some(Reason::KernelOwned)
+    }
+
+    /// Whether the packet comes from a container that the agent does not know yet, as of one that
+    /// started while no agent runs. The kernel may already have translated a packet to it, to a port
+    /// that Docker has published.
+    #[inline(always)]
+    fn is_of_newcomer(&self) -> bool {
+        self.side != Side::Outside && self.tables.endpoint_slot(self.packet.tuple.src).is_none()
     }
 }
 
