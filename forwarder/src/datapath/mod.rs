@@ -6,6 +6,7 @@ mod binds;
 mod defrag;
 mod defrag_loopback;
 mod events;
+mod family_rows;
 mod flow_operations;
 mod flows;
 mod hooks;

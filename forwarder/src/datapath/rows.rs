@@ -1,22 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reads all rows of the tables from the maps, and writes those that are more than one entry.
+//! Reads all tables from the maps: what is common. The families' tables are read by
+//! `family_rows.rs`.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use aya::maps::lpm_trie::Key;
-use forwarder_common::abi::{
-    AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, Published, Settings,
-};
-use forwarder_common::family::{Be32, V4};
-use forwarder_state::address::WireAddress as _;
-use forwarder_state::desired_state::{
-    DesiredState, EndpointKey, NetworkRow, Observed, PeerVeth, Target,
-};
-use forwarder_state::diff::FamilyChange;
+use forwarder_common::abi::Settings;
+use forwarder_state::desired_state::{DesiredState, Observed, PeerVeth};
 
 use super::maps::{Maps, Wire};
-use super::neighbours;
 
 impl Maps {
     /// Reads all tables: everything but the programs' attachments.
@@ -51,6 +43,9 @@ impl Maps {
             tables.devices.insert(index, device);
         }
         tables.xdp_devmap = self.read_devmap()?;
+        for key in self.trusted.keys() {
+            tables.trusted.insert(key?.0);
+        }
         Ok(())
     }
 
@@ -58,116 +53,6 @@ impl Maps {
     pub(super) fn read_devmap(&self) -> Result<BTreeMap<u32, PeerVeth>> {
         let veths = self.xdp_devmap.keys();
         veths.map(|veth| Ok((veth?, nobody()))).collect()
-    }
-
-    fn read_networks(&self, observed: &mut Observed) -> Result<()> {
-        let Observed { tables, v4 } = observed;
-        for entry in &self.networks {
-            let (bridge, Wire(network)) = entry?;
-            let Network {
-                flags,
-                default_endpoint,
-                gateway,
-                source,
-                policy,
-            } = network;
-            let row = NetworkRow {
-                flags,
-                gateway,
-                source,
-                policy,
-            };
-            tables.v4.networks.insert(bridge, row);
-            let key = EndpointKey::Default(bridge);
-            v4.endpoints.insert(key, default_endpoint);
-            let endpoint = self.endpoints.get(&default_endpoint, 0)?.0;
-            tables.v4.endpoints.insert(key, endpoint);
-        }
-        for entry in &self.subnets {
-            let (key, bridge) = entry?;
-            let subnet = (key.data().0, key.prefix_len() as u8);
-            tables.v4.subnets.insert(subnet, bridge);
-        }
-        Ok(())
-    }
-
-    fn read_endpoints(&self, observed: &mut Observed) -> Result<()> {
-        for entry in &self.endpoint_slots {
-            let (Wire(address), slot) = entry?;
-            let key = EndpointKey::Address(address);
-            observed.v4.endpoints.insert(key, slot);
-            let endpoint = self.endpoints.get(&slot, 0)?.0;
-            observed.tables.v4.endpoints.insert(key, endpoint);
-        }
-        Ok(())
-    }
-
-    fn read_addresses(&self, tables: &mut DesiredState) -> Result<()> {
-        for key in self.host_addresses.keys() {
-            let key = key?;
-            tables
-                .v4
-                .host_addresses
-                .insert((key.data().0, key.prefix_len() as u8));
-        }
-        for entry in &self.masq_addresses {
-            let (key, Wire(source)) = entry?;
-            let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
-            tables
-                .v4
-                .masq_addresses
-                .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
-        }
-        Ok(())
-    }
-
-    fn read_published(&self, observed: &mut Observed) -> Result<()> {
-        for entry in &self.published {
-            let (Wire(key), Wire(published)) = entry?;
-            observed.v4.mappings.insert(key, published.mapping);
-            let generation = self.mappings.get(&published.mapping, 0)?;
-            let Published {
-                addr, port, policy, ..
-            } = published;
-            let target = Target {
-                addr,
-                port,
-                policy,
-                generation,
-            };
-            observed.tables.v4.published.insert(key, target);
-        }
-        for entry in &self.seen_as {
-            let (Wire(key), port) = entry?;
-            observed.tables.v4.seen_as.insert(key, port);
-        }
-        Ok(())
-    }
-
-    fn read_access(&self, tables: &mut DesiredState) -> Result<()> {
-        for key in self.trusted.keys() {
-            tables.trusted.insert(key?.0);
-        }
-        for key in self.links.keys() {
-            tables.v4.links.insert(key?.0);
-        }
-        for entry in &self.ingress {
-            let (key, word) = entry?;
-            let Wire(IngressKey { list, client }) = key.data();
-            tables
-                .v4
-                .ingress
-                .insert((list, client, (key.prefix_len() - 32) as u8), word);
-        }
-        for entry in &self.allowed_sources {
-            let (key, word) = entry?;
-            let Wire(AllowedKey { device, source }) = key.data();
-            tables
-                .v4
-                .allowed
-                .insert((device, source, (key.prefix_len() - 32) as u8), word);
-        }
-        Ok(())
     }
 
     /// Changes some of the settings; the others stay.
@@ -178,160 +63,6 @@ impl Maps {
         let settings = self.settings()?;
         self.set_settings(change(settings))
     }
-
-    /// Applies a change of the IPv4 tables.
-    ///
-    /// # Errors
-    /// The kernel refuses it. A repetition completes whatever was half done.
-    pub(super) async fn apply(&mut self, change: FamilyChange<V4>) -> Result<()> {
-        match change {
-            FamilyChange::PutEndpoint {
-                key,
-                slot,
-                endpoint,
-            } => self.put_endpoint(key, slot, endpoint).await?,
-            FamilyChange::DropEndpoint { key, slot } => self.drop_endpoint(key, slot).await?,
-            FamilyChange::PutNetwork {
-                bridge,
-                row,
-                default_endpoint,
-            } => self.put_network(bridge, row, default_endpoint)?,
-            FamilyChange::DropNetwork(bridge) => self.networks.remove(&bridge)?,
-            FamilyChange::PutSubnet(subnet, bridge) => {
-                self.subnets.insert(&subnet_key(subnet), bridge, 0)?;
-            }
-            FamilyChange::DropSubnet(subnet) => self.subnets.remove(&subnet_key(subnet))?,
-            FamilyChange::PutHostAddress(range) => {
-                self.host_addresses.insert(&subnet_key(range), 1, 0)?;
-            }
-            FamilyChange::DropHostAddress(range) => {
-                self.host_addresses.remove(&subnet_key(range))?;
-            }
-            FamilyChange::PutMasqAddress(key, source) => {
-                self.masq_addresses
-                    .insert(&source_key(key), Wire(source), 0)?;
-            }
-            FamilyChange::DropMasqAddress(key) => self.masq_addresses.remove(&source_key(key))?,
-            FamilyChange::PutPublished { key, slot, target } => {
-                self.put_published(key, slot, target)?;
-            }
-            FamilyChange::DropPublished { key, slot } => {
-                self.published.remove(&Wire(key))?;
-                self.mappings.set(slot, 0, 0)?;
-            }
-            FamilyChange::PutSeenAs(key, port) => self.seen_as.insert(Wire(key), port, 0)?,
-            FamilyChange::DropSeenAs(key) => self.seen_as.remove(&Wire(key))?,
-            FamilyChange::PutLink(key) => self.links.insert(Wire(key), 1, 0)?,
-            FamilyChange::DropLink(key) => self.links.remove(&Wire(key))?,
-            FamilyChange::PutIngress(key, word) => {
-                self.ingress.insert(&ingress_key(key), word, 0)?;
-            }
-            FamilyChange::DropIngress(key) => self.ingress.remove(&ingress_key(key))?,
-            FamilyChange::PutAllowed(key, word) => {
-                self.allowed_sources.insert(&allowed_key(key), word, 0)?;
-            }
-            FamilyChange::DropAllowed(key) => self.allowed_sources.remove(&allowed_key(key))?,
-        }
-        Ok(())
-    }
-
-    /// Writes an endpoint, and then the address that leads to it.
-    pub(super) async fn put_endpoint(
-        &mut self,
-        key: EndpointKey<V4>,
-        slot: u32,
-        endpoint: Endpoint<V4>,
-    ) -> Result<()> {
-        let Wire(before) = self.endpoints.get(&slot, 0)?;
-        self.endpoints.set(slot, Wire(endpoint), 0)?;
-        if let EndpointKey::Address(address) = key {
-            self.endpoint_slots.insert(Wire(address), slot, 0)?;
-            if before.generation != endpoint.generation {
-                neighbours::forget(endpoint.bridge, address.ip()).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes the address that leads to an endpoint, and then the endpoint.
-    pub(super) async fn drop_endpoint(&mut self, key: EndpointKey<V4>, slot: u32) -> Result<()> {
-        let Wire(before) = self.endpoints.get(&slot, 0)?;
-        if let EndpointKey::Address(address) = key {
-            self.endpoint_slots.remove(&Wire(address))?;
-        }
-        let empty = Endpoint::<V4>::default();
-        self.endpoints.set(slot, Wire(empty), 0)?;
-        if let EndpointKey::Address(address) = key {
-            neighbours::forget(before.bridge, address.ip()).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes a network.
-    pub(super) fn put_network(
-        &mut self,
-        bridge: u32,
-        row: NetworkRow<V4>,
-        default_endpoint: u32,
-    ) -> Result<()> {
-        let NetworkRow {
-            flags,
-            gateway,
-            source,
-            policy,
-        } = row;
-        let network = Network {
-            flags,
-            default_endpoint,
-            gateway,
-            source,
-            policy,
-        };
-        Ok(self.networks.insert(bridge, Wire(network), 0)?)
-    }
-
-    /// Writes a published port: first the generation of its mapping, then where it leads.
-    pub(super) fn put_published(
-        &mut self,
-        key: PortKey<V4>,
-        slot: u32,
-        target: Target<V4>,
-    ) -> Result<()> {
-        let Target {
-            addr,
-            port,
-            policy,
-            generation,
-        } = target;
-        self.mappings.set(slot, generation, 0)?;
-        let published = Published {
-            mapping: slot,
-            policy,
-            addr,
-            port,
-            reserved: 0,
-        };
-        Ok(self.published.insert(Wire(key), Wire(published), 0)?)
-    }
-}
-
-fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
-    Key::new(u32::from(len), Wire(address))
-}
-
-fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<MasqueradeKey<V4>>> {
-    Key::new(
-        32 + u32::from(len),
-        Wire(MasqueradeKey { ifindex, next_hop }),
-    )
-}
-
-fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
-    Key::new(32 + u32::from(len), Wire(IngressKey { list, client }))
-}
-
-fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4>>> {
-    Key::new(32 + u32::from(len), Wire(AllowedKey { device, source }))
 }
 
 /// Returns a placeholder for a peer of which only the veth is known.
