@@ -15,12 +15,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use forwarder_common::abi::{device, network};
 use forwarder_common::mark::UNTRACKED_BITS;
 
-use crate::desired_state::{DesiredState, Key6, Row6};
+use crate::desired_state::DesiredState;
 use crate::others::netfilter::{OurTable, TABLE};
 
 /// Our rules as they should be.
@@ -71,17 +71,10 @@ impl Rules {
                 }
             }
         }
-        for (&(address, len), bridge) in &tables.v4.subnets {
-            if is_apart(bridge) {
-                apart.subnets.insert((address.octets().into(), len));
-            }
-        }
-        for (key, row) in &tables.ipv6 {
-            if let Key6::Subnet(address, len) = key
-                && let Row6::Index(bridge) = row
-                && is_apart(bridge)
-            {
-                apart.subnets6.insert((address.octets().into(), *len));
+        for ((address, len), _) in tables.subnets().filter(|(_, bridge)| is_apart(bridge)) {
+            match address {
+                IpAddr::V4(address) => _ = apart.subnets.insert((address, len)),
+                IpAddr::V6(address) => _ = apart.subnets6.insert((address, len)),
             }
         }
         if !apart.subnets.is_empty() || !apart.subnets6.is_empty() {

@@ -8,18 +8,15 @@ mod rows;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
-use forwarder_common::abi::armed;
-use forwarder_common::abi::{FlowState, PortKey};
+use forwarder_common::abi::{FlowState, armed};
 use forwarder_common::clock::{Ticks, reached, to_seconds};
-use forwarder_common::family::Family as AddressFamily;
 use forwarder_common::reason::Reason;
 use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::proto;
-use forwarder_state::address::WireAddress;
 use forwarder_state::desired::{applying_policies, reach};
-use forwarder_state::desired_state::{DesiredState, FamilyTables, Hook, SocketHook, Target};
+use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
 use forwarder_state::host_state::{Family, HostState};
 use forwarder_state::others::{Others, OurTable};
 
@@ -43,30 +40,19 @@ pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
         })
         .flat_map(|(addresses, name)| addresses.into_iter().flatten().map(move |at| (at, name)))
         .collect::<BTreeMap<_, _>>();
-    let mut rows = port_rows(&tables.v4, &owners);
+    let row = |(proto, host, container): (u16, SocketAddr, SocketAddr)| PortRow {
+        proto: proto_name(u32::from(proto)),
+        host_ip: host.ip(),
+        host_port: host.port(),
+        container: owners.get(&container.ip()).map(ToString::to_string),
+        container_ip: container.ip(),
+        container_port: container.port(),
+    };
+    let mut rows = tables.published_ports().map(row).collect::<Vec<_>>();
     rows.sort_by(|a, b| {
         (a.host_port, &a.proto, a.host_ip).cmp(&(b.host_port, &b.proto, b.host_ip))
     });
     rows
-}
-
-/// Returns the published ports of a family. `owners` are the containers' names by address.
-fn port_rows<F: AddressFamily<Addr: WireAddress>>(
-    tables: &FamilyTables<F>,
-    owners: &BTreeMap<IpAddr, &String>,
-) -> Vec<PortRow> {
-    let row = |(key, target): (&PortKey<F>, &Target<F>)| {
-        let container = target.addr.ip();
-        PortRow {
-            proto: proto_name(u32::from(key.proto)),
-            host_ip: key.addr.ip(),
-            host_port: key.port.get(),
-            container: owners.get(&container).map(ToString::to_string),
-            container_ip: container,
-            container_port: target.port.get(),
-        }
-    };
-    tables.published.iter().map(row).collect()
 }
 
 /// Returns the bridge networks by name.

@@ -156,7 +156,7 @@ fn port(
     };
     let endpoint = id.and_then(|(id, _)| network.endpoints.get(id));
     let station = endpoint.and_then(|at| at.mac).filter(|_| !terms.any_mac);
-    let has_more = !terms.allowed_sources.is_empty() || tables.v4.allows_sources(link.index);
+    let has_more = !terms.allowed_sources.is_empty() || tables.allows_sources(link.index);
     Device {
         station: station.unwrap_or_default(),
         flags: if has_more {

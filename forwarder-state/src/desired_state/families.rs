@@ -3,13 +3,13 @@
 //! control loop names no family.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use forwarder_common::abi::capacity;
 use forwarder_common::family::Family;
 use forwarder_protocol::HostPort;
 
-use super::{DesiredState, FamilyTables};
+use super::{DesiredState, FamilyTables, Key6, Row6};
 use crate::address::WireAddress;
 use crate::port_key::port_key;
 
@@ -34,6 +34,29 @@ impl DesiredState {
     #[must_use]
     pub fn network_flags(&self, bridge: u32) -> Option<u32> {
         self.v4.networks.get(&bridge).map(|row| row.flags)
+    }
+
+    /// Returns the subnets, as address and prefix length, with the index of their bridge.
+    pub fn subnets(&self) -> impl Iterator<Item = ((IpAddr, u8), u32)> {
+        let guarded = self.ipv6.iter().filter_map(|row| match row {
+            (&Key6::Subnet(address, len), &Row6::Index(bridge)) => {
+                Some(((address.ip(), len), bridge))
+            }
+            _ => None,
+        });
+        self.v4.subnets().chain(guarded)
+    }
+
+    /// Whether a device has allowed sources of its own.
+    #[must_use]
+    pub fn allows_sources(&self, device: u32) -> bool {
+        self.v4.allows_sources(device)
+    }
+
+    /// Returns the published ports: the protocol's number, the address and port that a client
+    /// connects to, and the container's.
+    pub fn published_ports(&self) -> impl Iterator<Item = (u16, SocketAddr, SocketAddr)> {
+        self.v4.published_ports()
     }
 
     /// Returns the container's address that a published port leads to.
@@ -62,6 +85,19 @@ impl DesiredState {
 }
 
 impl<F: Family<Addr: WireAddress>> FamilyTables<F> {
+    fn subnets(&self) -> impl Iterator<Item = ((IpAddr, u8), u32)> {
+        let all = self.subnets.iter();
+        all.map(|(&(address, len), &bridge)| ((address.ip(), len), bridge))
+    }
+
+    fn published_ports(&self) -> impl Iterator<Item = (u16, SocketAddr, SocketAddr)> {
+        self.published.iter().map(|(key, target)| {
+            let host = SocketAddr::new(key.addr.ip(), key.port.get());
+            let container = SocketAddr::new(target.addr.ip(), target.port.get());
+            (key.proto, host, container)
+        })
+    }
+
     fn target(&self, port: &HostPort) -> Option<IpAddr> {
         let target = self.published.get(&port_key(port)?)?;
         Some(target.addr.ip())

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports of a small host: one network, one container, one published port.
 
+use forwarder_common::abi::PortKey;
 use forwarder_common::family::{Be16, Be32};
-use forwarder_state::desired_state::NetworkRow as Programmed;
+use forwarder_state::desired_state::{NetworkRow as Programmed, Target};
 use forwarder_state::host_state::{Container, Link, Network, NetworkEndpoint};
 use serde_json::json;
 
