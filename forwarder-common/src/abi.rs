@@ -13,7 +13,7 @@ mod maps;
 mod socket;
 mod tracking;
 
-use crate::family::{Be32, Be128, V4};
+use crate::family::{Addr, Be32, Be128, Family, V4};
 
 pub use config::{
     AllowedKey, Device, Endpoint, IngressKey, LinkKey, MasqueradeKey, Network, PortKey, PortRange,
@@ -26,7 +26,7 @@ pub use flow_state::{Direction, End, FlowState, ORIGINAL, REPLY};
 pub use ipv6::{
     AllowedKey6, Endpoint6, HostAddressKey6, IngressKey6, OwnerKey6, PortKey6, Published6,
 };
-pub use maps::{MAPS, NO_PREALLOC, map_sizes, name};
+pub use maps::{FamilyNames, MAPS, NO_PREALLOC, map_sizes, name};
 pub use socket::{Peer, SocketKey};
 pub use tracking::{DirectionState, TcpTracking, last, noted, side_flag};
 
@@ -88,51 +88,65 @@ pub mod capacity {
 }
 
 /// Calls the macro `$with` with the keys and values of the maps that the agent reads and writes, and
-/// the sum of their fields' sizes.
+/// the sum of their fields' sizes: those that are common, and those of an address family `F`.
 #[macro_export]
 macro_rules! for_each_plain {
     ($with:ident) => {
         $with! {
-            Be32 = 4;
-            Be128 = 16;
-            Tuple<V4> = 4 + 4 + 2 + 2 + 4;
-            FlowRef = 8;
-            Settings = 4 * 16 + 8;
-            Device = 4 + 4 + 6 + 2 + 6 + 2 + 4;
-            Network<V4> = 20;
-            Endpoint<V4> = 4 * 5 + 12;
-            PortKey<V4> = 8;
-            ServerKey<V4> = 12;
-            Published<V4> = 16;
-            TrustKey = 8;
-            LinkKey<V4> = 12;
-            IngressKey<V4> = 8;
-            AllowedKey<V4> = 8;
-            MasqueradeKey<V4> = 8;
-            Peer = 16 + 2 + 2;
-            SocketKey = 8 + 20 + 4;
-            HostAddressKey6 = 16 + 4;
-            OwnerKey6 = 16 + 4;
-            Endpoint6 = 16 + 6 + 2;
-            PortKey6 = 16 + 2 + 2;
-            Published6 = 4 * 3;
-            IngressKey6 = 4 + 16;
-            AllowedKey6 = 4 + 16;
+            common {
+                Be32 = 4;
+                Be128 = 16;
+                FlowRef = 8;
+                Settings = 4 * 16 + 8;
+                Device = 4 + 4 + 6 + 2 + 6 + 2 + 4;
+                TrustKey = 8;
+                Peer = 16 + 2 + 2;
+                SocketKey = 8 + 20 + 4;
+                HostAddressKey6 = 16 + 4;
+                OwnerKey6 = 16 + 4;
+                Endpoint6 = 16 + 6 + 2;
+                PortKey6 = 16 + 2 + 2;
+                Published6 = 4 * 3;
+                IngressKey6 = 4 + 16;
+                AllowedKey6 = 4 + 16;
+            }
+            family {
+                Tuple<F> = 2 * size_of::<Addr<F>>() + 2 + 2 + 4;
+                Network<F> = 4 + 4 + 2 * size_of::<Addr<F>>() + 4;
+                Endpoint<F> = 4 * 4 + size_of::<Addr<F>>() + 12;
+                PortKey<F> = size_of::<Addr<F>>() + 2 + 2;
+                ServerKey<F> = 2 * size_of::<Addr<F>>() + 2 + 2;
+                Published<F> = 4 + 4 + size_of::<Addr<F>>() + 2 + 2;
+                LinkKey<F> = 2 * size_of::<Addr<F>>() + 2 + 2;
+                IngressKey<F> = 4 + size_of::<Addr<F>>();
+                AllowedKey<F> = 4 + size_of::<Addr<F>>();
+                MasqueradeKey<F> = 4 + size_of::<Addr<F>>();
+            }
         }
     };
 }
 
 macro_rules! has_no_padding {
-    ($($type:ty = $size:expr;)+) => {
+    (
+        common { $($common:ty = $common_size:expr;)+ }
+        family { $($family:ty = $family_size:expr;)+ }
+    ) => {
         /// No padding: each structure is exactly as large as the sum of its fields, so the agent and
         /// the kernel may read it as plain bytes.
         const _: () = {
-            $(assert!(size_of::<$type>() == $size);)+
+            $(assert!(size_of::<$common>() == $common_size);)+
         };
+
+        /// Asserts the same of the structures of an address family.
+        pub const fn assert_no_padding<F: Family>() {
+            $(assert!(size_of::<$family>() == $family_size);)+
+        }
     };
 }
 
 for_each_plain!(has_no_padding);
+
+const _: () = assert_no_padding::<V4>();
 
 /// The same of what is shared in place, with cells.
 const _: () = {

@@ -270,6 +270,9 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     const ICMP: u8;
 }
 
+/// The address of a family, also where the family is a type alias.
+pub type Addr<F> = <F as Family>::Addr;
+
 /// IPv4 (RFC 791).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct V4;

@@ -12,20 +12,23 @@ use forwarder_common::abi::{
     SocketKey, TrustKey, Tuple, capacity,
 };
 use forwarder_common::clock::Ticks;
-use forwarder_common::family::{Be32, Be128, V4};
+use forwarder_common::family::{Addr, Be128, Family, V4};
 use forwarder_common::for_each_map;
 use forwarder_common::meta::Side;
 use forwarder_common::reason;
 use forwarder_common::wire::parse::Packet;
 use forwarder_common::wire::series::FragmentSeries;
 
+/// The address family that the programs forward.
+type F = V4;
+
 /// A flow as an element of a map.
 #[repr(transparent)]
-pub struct Record(pub Flow<V4>);
+pub struct Record<F: Family>(pub Flow<F>);
 
 // SAFETY: all CPUs share the elements of a map; `forwarder_common::conntrack::flow` says what makes
 // that safe for a flow.
-unsafe impl Sync for Record {}
+unsafe impl<F: Family> Sync for Record<F> {}
 
 /// A quota as an element of a map.
 #[repr(transparent)]
@@ -37,10 +40,11 @@ unsafe impl Sync for Shares {}
 
 macro_rules! declare {
     (
-        held { $($held:tt)+ }
+        common { $($common:tt)+ }
+        family { $($family:tt)+ }
         own { $($own:tt)+ }
     ) => {
-        declare! { @ $($held)+ $($own)+ }
+        declare! { @ $($common)+ $($family)+ $($own)+ }
     };
     (@ $(
         $(#[$doc:meta])+
@@ -74,7 +78,7 @@ for_each_map!(declare);
 #[repr(C)]
 pub struct Passing {
     /// The parsed packet.
-    pub packet: Packet<V4>,
+    pub packet: Packet<F>,
     /// On which side the hook is attached.
     pub side: Side,
     /// Offset of the network header.
@@ -89,4 +93,4 @@ pub static PASSING: PerCpuArray<Passing> = PerCpuArray::with_max_entries(1, 0);
 
 /// The datagram whose fragments return from the defragmentation loopback, on this CPU.
 #[map]
-pub static SERIES: PerCpuArray<FragmentSeries<V4>> = PerCpuArray::with_max_entries(1, 0);
+pub static SERIES: PerCpuArray<FragmentSeries<F>> = PerCpuArray::with_max_entries(1, 0);

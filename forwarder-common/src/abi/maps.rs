@@ -12,13 +12,14 @@ use crate::reason;
 /// before.
 pub const NO_PREALLOC: u32 = 1;
 
-/// Calls the macro `$with` with all maps. `held` are those that the agent opens, `own` those of the
-/// programs alone, or that a reader opens for itself. The size is that for a number of flows.
+/// Calls the macro `$with` with all maps. `common` and `family` are those that the agent opens, the
+/// latter once for each address family; `own` are those of the programs alone, or that a reader
+/// opens for itself. Types name the family `F`. The size is that for a number of flows.
 #[macro_export]
 macro_rules! for_each_map {
     ($with:ident) => {
         $with! {
-            held {
+            common {
                 /// What the agent tells all programs.
                 settings: SETTINGS = Array<Settings>(|_| 1, 0);
                 /// Packets per reason.
@@ -27,49 +28,8 @@ macro_rules! for_each_map {
                 devices: DEVICES = HashMap<u32, Device>(|_| capacity::DEVICES, 0);
                 /// By device index: the devices that XDP may redirect to.
                 xdp_devmap: XDP_DEVMAP = DevMapHash<>(|_| capacity::DEVICES, 0);
-                /// Docker networks by the bridge's device index.
-                networks: NETWORKS = HashMap<u32, Network<V4>>(|_| capacity::NETWORKS, 0);
-                /// Subnet to its bridge's device index.
-                subnets: SUBNETS = LpmTrie<Be32, u32>(|_| capacity::NETWORKS, NO_PREALLOC);
-                /// The host's own addresses.
-                host_addresses: HOST_ADDRESSES = LpmTrie<Be32, u32>
-                    (|_| capacity::HOST_ADDRESSES, NO_PREALLOC);
-                /// Masquerade address by device and next hop.
-                masq_addresses: MASQ_ADDRESSES = LpmTrie<MasqueradeKey<V4>, Be32>
-                    (|_| capacity::HOST_ADDRESSES, NO_PREALLOC);
-                /// Container address to endpoint slot.
-                endpoint_slots: ENDPOINT_SLOTS = HashMap<Be32, u32>
-                    (|_| capacity::ENDPOINTS, NO_PREALLOC);
-                /// Endpoints by slot.
-                endpoints: ENDPOINTS = Array<Endpoint<V4>>(|_| capacity::ENDPOINTS, 0);
-                /// Published ports by the address and port that a client connects to; for
-                /// containers that allow direct access, also by the container's own address and
-                /// port.
-                published: PUBLISHED = HashMap<PortKey<V4>, Published<V4>>
-                    (|_| capacity::PUBLISHED, NO_PREALLOC);
-                /// Container port to the host port under which it is published, if the two
-                /// numbers differ. Host order.
-                seen_as: SEEN_AS = HashMap<ServerKey<V4>, u32>(|_| capacity::SEEN_AS, NO_PREALLOC);
                 /// Devices from which a network's published ports may be reached directly.
                 trusted: TRUSTED = HashMap<TrustKey, u32>(|_| capacity::TRUSTED, 0);
-                /// Ports that links open between containers that otherwise may not reach each
-                /// other.
-                links: LINKS = HashMap<LinkKey<V4>, u32>(|_| capacity::LINKS, 0);
-                /// Clients by list, and whether they are allowed.
-                ingress: INGRESS = LpmTrie<IngressKey<V4>, u32>(|_| capacity::INGRESS, NO_PREALLOC);
-                /// Sources that containers may use besides their own addresses.
-                allowed_sources: ALLOWED_SOURCES = LpmTrie<AllowedKey<V4>, u32>
-                    (|_| capacity::ALLOWED_SOURCES, NO_PREALLOC);
-                /// The generation of a port mapping's slot.
-                mappings: MAPPINGS = Array<u32>(|_| capacity::PUBLISHED, 0);
-                /// Both tuples of each flow.
-                flow_index: FLOW_INDEX = HashMap<Tuple<V4>, FlowRef>(|flows| flows * 2, 0);
-                /// Flow records by index.
-                flows: FLOWS = Array<Record>(|flows| flows, 0);
-                /// Indexes of free records.
-                free: FREE = Queue<u32>(|flows| flows, 0);
-                /// What endpoints use of their limits, by slot.
-                quotas: QUOTAS = Array<Shares>(|_| capacity::ENDPOINTS, 0);
                 /// The original destination of sockets that were redirected to a container.
                 sockets: SOCKETS = LruHashMap<SocketKey, Peer>(|_| capacity::SOCKETS, 0);
                 /// The host's own IPv6 addresses.
@@ -93,6 +53,49 @@ macro_rules! for_each_map {
                 allowed6: ALLOWED6 = LpmTrie<AllowedKey6, u32>
                     (|_| capacity::ALLOWED_SOURCES, NO_PREALLOC);
             }
+            family {
+                /// Docker networks by the bridge's device index.
+                networks: NETWORKS = HashMap<u32, Network<F>>(|_| capacity::NETWORKS, 0);
+                /// Subnet to its bridge's device index.
+                subnets: SUBNETS = LpmTrie<Addr<F>, u32>(|_| capacity::NETWORKS, NO_PREALLOC);
+                /// The host's own addresses.
+                host_addresses: HOST_ADDRESSES = LpmTrie<Addr<F>, u32>
+                    (|_| capacity::HOST_ADDRESSES, NO_PREALLOC);
+                /// Masquerade address by device and next hop.
+                masq_addresses: MASQ_ADDRESSES = LpmTrie<MasqueradeKey<F>, Addr<F>>
+                    (|_| capacity::HOST_ADDRESSES, NO_PREALLOC);
+                /// Container address to endpoint slot.
+                endpoint_slots: ENDPOINT_SLOTS = HashMap<Addr<F>, u32>
+                    (|_| capacity::ENDPOINTS, NO_PREALLOC);
+                /// Endpoints by slot.
+                endpoints: ENDPOINTS = Array<Endpoint<F>>(|_| capacity::ENDPOINTS, 0);
+                /// Published ports by the address and port that a client connects to; for
+                /// containers that allow direct access, also by the container's own address and
+                /// port.
+                published: PUBLISHED = HashMap<PortKey<F>, Published<F>>
+                    (|_| capacity::PUBLISHED, NO_PREALLOC);
+                /// Container port to the host port under which it is published, if the two
+                /// numbers differ. Host order.
+                seen_as: SEEN_AS = HashMap<ServerKey<F>, u32>(|_| capacity::SEEN_AS, NO_PREALLOC);
+                /// Ports that links open between containers that otherwise may not reach each
+                /// other.
+                links: LINKS = HashMap<LinkKey<F>, u32>(|_| capacity::LINKS, 0);
+                /// Clients by list, and whether they are allowed.
+                ingress: INGRESS = LpmTrie<IngressKey<F>, u32>(|_| capacity::INGRESS, NO_PREALLOC);
+                /// Sources that containers may use besides their own addresses.
+                allowed_sources: ALLOWED_SOURCES = LpmTrie<AllowedKey<F>, u32>
+                    (|_| capacity::ALLOWED_SOURCES, NO_PREALLOC);
+                /// The generation of a port mapping's slot.
+                mappings: MAPPINGS = Array<u32>(|_| capacity::PUBLISHED, 0);
+                /// Both tuples of each flow.
+                flow_index: FLOW_INDEX = HashMap<Tuple<F>, FlowRef>(|flows| flows * 2, 0);
+                /// Flow records by index.
+                flows: FLOWS = Array<Record<F>>(|flows| flows, 0);
+                /// Indexes of free records.
+                free: FREE = Queue<u32>(|flows| flows, 0);
+                /// What endpoints use of their limits, by slot.
+                quotas: QUOTAS = Array<Shares>(|_| capacity::ENDPOINTS, 0);
+            }
             own {
                 /// The ring of unassured flows.
                 unassured_ring: UNASSURED_RING = Array<Pending>
@@ -100,7 +103,7 @@ macro_rules! for_each_map {
                 /// The cursors of the ring and of the sweep.
                 cursors: CURSORS = Array<Cursors>(|_| 1, 0);
                 /// The masquerade port that a source already has.
-                affinities: AFFINITIES = Array<PortAffinity<V4>>(|_| capacity::AFFINITIES, 0);
+                affinities: AFFINITIES = Array<PortAffinity<F>>(|_| capacity::AFFINITIES, 0);
                 /// Recently found flows, by the tuple's place.
                 flow_cache: FLOW_CACHE = Array<FlowRef>(|_| capacity::FLOW_CACHE, 0);
                 /// By UDP port, two ports per element: when a privileged process of the host last
@@ -122,12 +125,14 @@ macro_rules! for_each_map {
 
 macro_rules! declare {
     (
-        held { $($held:tt)+ }
+        common { $($common:tt)+ }
+        family { $($family:tt)+ }
         own { $($own:tt)+ }
     ) => {
-        declare! { @ $($held)+ $($own)+ }
+        declare! { @all $($common)+ $($family)+ $($own)+ }
+        declare! { @family $($family)+ }
     };
-    (@ $(
+    (@all $(
         $(#[$doc:meta])+
         $handle:ident: $name:ident = $kind:ident<$($type:ty),*>(|$flows:pat_param| $size:expr, $flags:expr);
     )+) => {
@@ -144,6 +149,22 @@ macro_rules! declare {
         #[must_use]
         pub const fn map_sizes(flows: u32) -> [(&'static str, u32); MAPS] {
             [$((name::$name, { let $flows = flows; $size })),+]
+        }
+    };
+    (@family $(
+        $(#[$doc:meta])+
+        $handle:ident: $name:ident = $kind:ident<$($type:ty),*>(|$flows:pat_param| $size:expr, $flags:expr);
+    )+) => {
+        /// The names of one family's maps, by handle.
+        pub struct FamilyNames {
+            $($(#[$doc])+ pub $handle: &'static str,)+
+        }
+
+        impl FamilyNames {
+            /// The names of IPv4's maps.
+            pub const V4: Self = Self {
+                $($handle: name::$name,)+
+            };
         }
     };
 }

@@ -14,12 +14,15 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use forwarder_common::abi::name;
 use forwarder_common::clock::Ticks;
-use forwarder_common::event::EventKind;
+use forwarder_common::event::{Event, EventKind};
+use forwarder_common::family::Family;
+use forwarder_state::address::WireAddress;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
 use super::coarse;
+use super::families::flow_event;
 use super::flows::FlowSnapshot;
 use super::maps::{self, pinned};
 use super::pins::Pins;
@@ -36,6 +39,16 @@ pub struct FlowEvent {
     pub at: Ticks,
     /// The flow at that time.
     pub flow: FlowSnapshot,
+}
+
+impl FlowEvent {
+    pub(super) fn of<F: Family<Addr: WireAddress>>(event: &Event<F>) -> Self {
+        Self {
+            news: EventKind::from_u32(event.kind.get()),
+            at: event.at.get(),
+            flow: FlowSnapshot::of_event(event),
+        }
+    }
 }
 
 /// The reading end of the ring, for the one watcher. When it is dropped, the programs stop writing
@@ -110,14 +123,9 @@ impl Events {
     /// Returns the next event, if there is one.
     pub fn read(&mut self) -> Option<FlowEvent> {
         while let Some(entry) = self.ring.get_mut().next() {
-            let Some(event) = maps::event(&entry) else {
-                continue;
-            };
-            return Some(FlowEvent {
-                news: EventKind::from_u32(event.kind.get()),
-                at: event.at.get(),
-                flow: FlowSnapshot::of_event(&event),
-            });
+            if let Some(event) = flow_event(&entry) {
+                return Some(event);
+            }
         }
         None
     }

@@ -4,19 +4,35 @@
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
 use forwarder_common::abi::{
-    AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, PortKey, Published,
+    AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, Peer, PortKey, Published,
 };
-use forwarder_common::family::{Be32, V4};
+use forwarder_common::socket;
 use forwarder_state::address::WireAddress as _;
-use forwarder_state::desired_state::{DesiredState, EndpointKey, NetworkRow, Observed, Target};
+use forwarder_state::desired_state::{EndpointKey, FamilyTables, NetworkRow, Slots, Target};
 use forwarder_state::diff::FamilyChange;
 
-use super::maps::{Maps, Wire};
+use super::families::MapFamily;
+use super::maps::{FamilyMaps, Plain, Wire};
 use super::neighbours;
 
-impl Maps {
-    pub(super) fn read_networks(&self, observed: &mut Observed) -> Result<()> {
-        let Observed { tables, v4 } = observed;
+impl<F: MapFamily> FamilyMaps<F> {
+    /// Reads all tables, and the slots of endpoints and mappings.
+    pub(super) fn read(&self, tables: &mut FamilyTables<F>, slots: &mut Slots<F>) -> Result<()> {
+        self.read_networks(tables, slots)?;
+        self.read_endpoints(tables, slots)?;
+        self.read_addresses(tables)?;
+        self.read_published(tables, slots)?;
+        self.read_access(tables)
+    }
+
+    /// Returns the container to which a socket that connects to `asked` is redirected. Any address
+    /// counts as the host's: the removal of one does not end connections that were made to it.
+    pub(super) fn socket_target(&self, asked: &Peer) -> Option<Peer> {
+        let published = |key: &PortKey<F>| self.published.get(&Wire(*key), 0).ok().map(|row| row.0);
+        socket::target(asked, |_| true, published)
+    }
+
+    fn read_networks(&self, tables: &mut FamilyTables<F>, slots: &mut Slots<F>) -> Result<()> {
         for entry in &self.networks {
             let (bridge, Wire(network)) = entry?;
             let Network {
@@ -32,36 +48,35 @@ impl Maps {
                 source,
                 policy,
             };
-            tables.v4.networks.insert(bridge, row);
+            tables.networks.insert(bridge, row);
             let key = EndpointKey::Default(bridge);
-            v4.endpoints.insert(key, default_endpoint);
+            slots.endpoints.insert(key, default_endpoint);
             let endpoint = self.endpoints.get(&default_endpoint, 0)?.0;
-            tables.v4.endpoints.insert(key, endpoint);
+            tables.endpoints.insert(key, endpoint);
         }
         for entry in &self.subnets {
             let (key, bridge) = entry?;
             let subnet = (key.data().0, key.prefix_len() as u8);
-            tables.v4.subnets.insert(subnet, bridge);
+            tables.subnets.insert(subnet, bridge);
         }
         Ok(())
     }
 
-    pub(super) fn read_endpoints(&self, observed: &mut Observed) -> Result<()> {
+    fn read_endpoints(&self, tables: &mut FamilyTables<F>, slots: &mut Slots<F>) -> Result<()> {
         for entry in &self.endpoint_slots {
             let (Wire(address), slot) = entry?;
             let key = EndpointKey::Address(address);
-            observed.v4.endpoints.insert(key, slot);
+            slots.endpoints.insert(key, slot);
             let endpoint = self.endpoints.get(&slot, 0)?.0;
-            observed.tables.v4.endpoints.insert(key, endpoint);
+            tables.endpoints.insert(key, endpoint);
         }
         Ok(())
     }
 
-    pub(super) fn read_addresses(&self, tables: &mut DesiredState) -> Result<()> {
+    fn read_addresses(&self, tables: &mut FamilyTables<F>) -> Result<()> {
         for key in self.host_addresses.keys() {
             let key = key?;
             tables
-                .v4
                 .host_addresses
                 .insert((key.data().0, key.prefix_len() as u8));
         }
@@ -69,17 +84,16 @@ impl Maps {
             let (key, Wire(source)) = entry?;
             let Wire(MasqueradeKey { ifindex, next_hop }) = key.data();
             tables
-                .v4
                 .masq_addresses
                 .insert((ifindex, next_hop, (key.prefix_len() - 32) as u8), source);
         }
         Ok(())
     }
 
-    pub(super) fn read_published(&self, observed: &mut Observed) -> Result<()> {
+    fn read_published(&self, tables: &mut FamilyTables<F>, slots: &mut Slots<F>) -> Result<()> {
         for entry in &self.published {
             let (Wire(key), Wire(published)) = entry?;
-            observed.v4.mappings.insert(key, published.mapping);
+            slots.mappings.insert(key, published.mapping);
             let generation = self.mappings.get(&published.mapping, 0)?;
             let Published {
                 addr, port, policy, ..
@@ -90,24 +104,23 @@ impl Maps {
                 policy,
                 generation,
             };
-            observed.tables.v4.published.insert(key, target);
+            tables.published.insert(key, target);
         }
         for entry in &self.seen_as {
             let (Wire(key), port) = entry?;
-            observed.tables.v4.seen_as.insert(key, port);
+            tables.seen_as.insert(key, port);
         }
         Ok(())
     }
 
-    pub(super) fn read_access(&self, tables: &mut DesiredState) -> Result<()> {
+    fn read_access(&self, tables: &mut FamilyTables<F>) -> Result<()> {
         for key in self.links.keys() {
-            tables.v4.links.insert(key?.0);
+            tables.links.insert(key?.0);
         }
         for entry in &self.ingress {
             let (key, word) = entry?;
             let Wire(IngressKey { list, client }) = key.data();
             tables
-                .v4
                 .ingress
                 .insert((list, client, (key.prefix_len() - 32) as u8), word);
         }
@@ -115,18 +128,17 @@ impl Maps {
             let (key, word) = entry?;
             let Wire(AllowedKey { device, source }) = key.data();
             tables
-                .v4
                 .allowed
                 .insert((device, source, (key.prefix_len() - 32) as u8), word);
         }
         Ok(())
     }
 
-    /// Applies a change of the IPv4 tables.
+    /// Applies a change of the tables.
     ///
     /// # Errors
     /// The kernel refuses it. A repetition completes whatever was half done.
-    pub(super) async fn apply(&mut self, change: FamilyChange<V4>) -> Result<()> {
+    pub(super) async fn apply(&mut self, change: FamilyChange<F>) -> Result<()> {
         match change {
             FamilyChange::PutEndpoint {
                 key,
@@ -181,9 +193,9 @@ impl Maps {
     /// Writes an endpoint, and then the address that leads to it.
     async fn put_endpoint(
         &mut self,
-        key: EndpointKey<V4>,
+        key: EndpointKey<F>,
         slot: u32,
-        endpoint: Endpoint<V4>,
+        endpoint: Endpoint<F>,
     ) -> Result<()> {
         let Wire(before) = self.endpoints.get(&slot, 0)?;
         self.endpoints.set(slot, Wire(endpoint), 0)?;
@@ -197,12 +209,12 @@ impl Maps {
     }
 
     /// Removes the address that leads to an endpoint, and then the endpoint.
-    async fn drop_endpoint(&mut self, key: EndpointKey<V4>, slot: u32) -> Result<()> {
+    async fn drop_endpoint(&mut self, key: EndpointKey<F>, slot: u32) -> Result<()> {
         let Wire(before) = self.endpoints.get(&slot, 0)?;
         if let EndpointKey::Address(address) = key {
             self.endpoint_slots.remove(&Wire(address))?;
         }
-        let empty = Endpoint::<V4>::default();
+        let empty = Endpoint::<F>::default();
         self.endpoints.set(slot, Wire(empty), 0)?;
         if let EndpointKey::Address(address) = key {
             neighbours::forget(before.bridge, address.ip()).await?;
@@ -214,7 +226,7 @@ impl Maps {
     fn put_network(
         &mut self,
         bridge: u32,
-        row: NetworkRow<V4>,
+        row: NetworkRow<F>,
         default_endpoint: u32,
     ) -> Result<()> {
         let NetworkRow {
@@ -234,7 +246,7 @@ impl Maps {
     }
 
     /// Writes a published port: first the generation of its mapping, then where it leads.
-    fn put_published(&mut self, key: PortKey<V4>, slot: u32, target: Target<V4>) -> Result<()> {
+    fn put_published(&mut self, key: PortKey<F>, slot: u32, target: Target<F>) -> Result<()> {
         let Target {
             addr,
             port,
@@ -253,21 +265,25 @@ impl Maps {
     }
 }
 
-fn subnet_key((address, len): (Be32, u8)) -> Key<Wire<Be32>> {
+fn subnet_key<A: Plain>((address, len): (A, u8)) -> Key<Wire<A>> {
     Key::new(u32::from(len), Wire(address))
 }
 
-fn source_key((ifindex, next_hop, len): (u32, Be32, u8)) -> Key<Wire<MasqueradeKey<V4>>> {
+fn source_key<F: MapFamily>(
+    (ifindex, next_hop, len): (u32, F::Addr, u8),
+) -> Key<Wire<MasqueradeKey<F>>> {
     Key::new(
         32 + u32::from(len),
         Wire(MasqueradeKey { ifindex, next_hop }),
     )
 }
 
-fn ingress_key((list, client, len): (u32, Be32, u8)) -> Key<Wire<IngressKey<V4>>> {
+fn ingress_key<F: MapFamily>((list, client, len): (u32, F::Addr, u8)) -> Key<Wire<IngressKey<F>>> {
     Key::new(32 + u32::from(len), Wire(IngressKey { list, client }))
 }
 
-fn allowed_key((device, source, len): (u32, Be32, u8)) -> Key<Wire<AllowedKey<V4>>> {
+fn allowed_key<F: MapFamily>(
+    (device, source, len): (u32, F::Addr, u8),
+) -> Key<Wire<AllowedKey<F>>> {
     Key::new(32 + u32::from(len), Wire(AllowedKey { device, source }))
 }

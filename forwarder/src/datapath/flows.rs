@@ -11,12 +11,13 @@ use forwarder_common::abi::{
 use forwarder_common::clock::{Ticks, reached};
 use forwarder_common::conntrack::quota;
 use forwarder_common::event::Event;
-use forwarder_common::family::{Be16, Family, V4};
+use forwarder_common::family::{Be16, Family};
 use forwarder_state::address::WireAddress;
 use forwarder_state::connections::Connection;
 use serde::{Deserialize, Serialize};
 
-use super::maps::{Maps, Wire};
+use super::families::MapFamily;
+use super::maps::{FamilyMaps, MapFill, Wire};
 
 /// Addresses and ports of one direction of a flow, as its packets arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -130,7 +131,7 @@ impl FlowSnapshot {
     }
 }
 
-impl Maps {
+impl<F: MapFamily> FamilyMaps<F> {
     /// Returns how many live flows each container created, by its address.
     pub(super) fn opened(&self) -> Result<Vec<(IpAddr, u32)>> {
         let mut opened = Vec::new();
@@ -145,9 +146,22 @@ impl Maps {
         Ok(opened)
     }
 
+    /// Returns how full the maps are, the flow records by the index, which has two keys for each
+    /// flow.
+    pub(super) fn fills(&self, flows: u32) -> Vec<MapFill> {
+        let mut fills = self.key_fills(flows);
+        let index = fills.iter().find(|map| map.name == F::NAMES.flow_index);
+        fills.push(MapFill {
+            name: F::NAMES.flows,
+            size: flows,
+            fill: index.map_or(0, |index| index.fill / 2),
+        });
+        fills
+    }
+
     /// Whether the next packet would find the flow current, as
     /// [`forwarder_common::conntrack::flow::is_current`] decides.
-    fn is_current(&self, flow: &Flow<V4>, now: Ticks) -> bool {
+    fn is_current(&self, flow: &Flow<F>, now: Ticks) -> bool {
         let same = |towards: &NextHop| {
             let endpoint = || self.endpoints.get(&towards.slot(), 0);
             matches!(towards.slot(), OUTSIDE | HOST)

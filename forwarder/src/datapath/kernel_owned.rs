@@ -5,9 +5,9 @@
 use anyhow::{Context, Result};
 use aya::maps::MapError;
 use forwarder_common::abi::{FlowRef, Tuple};
-use forwarder_common::family::V4;
 
 use super::Datapath;
+use super::families::MapFamily;
 use super::maps::Wire;
 use super::unless_absent;
 
@@ -20,8 +20,8 @@ impl Datapath {
     ///
     /// # Errors
     /// The index is full.
-    pub fn leave_to_kernel(&mut self, tuple: Tuple<V4>) -> Result<Option<FlowRef>> {
-        let index = &mut self.maps.flow_index;
+    pub fn leave_to_kernel<F: MapFamily>(&mut self, tuple: Tuple<F>) -> Result<Option<FlowRef>> {
+        let index = &mut F::of_mut(&mut self.maps).flow_index;
         match index.insert(Wire(tuple), Wire(FlowRef::KERNEL), NEW) {
             Ok(()) => Ok(None),
             Err(error) => match index.get(&Wire(tuple), 0) {
@@ -39,8 +39,8 @@ impl Datapath {
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn forget_kernel_owned(&mut self, tuple: Tuple<V4>) -> Result<(), MapError> {
-        let index = &mut self.maps.flow_index;
+    pub fn forget_kernel_owned<F: MapFamily>(&mut self, tuple: Tuple<F>) -> Result<(), MapError> {
+        let index = &mut F::of_mut(&mut self.maps).flow_index;
         match index.get(&Wire(tuple), 0) {
             Ok(Wire(FlowRef::KERNEL)) => unless_absent(index.remove(&Wire(tuple))),
             _ => Ok(()),
@@ -49,8 +49,8 @@ impl Datapath {
 
     /// Returns the tuples that stand for connections of the kernel, in any order.
     #[must_use]
-    pub fn kernel_owned(&self) -> Vec<Tuple<V4>> {
-        let entries = self.maps.flow_index.iter().flatten();
+    pub fn kernel_owned<F: MapFamily>(&self) -> Vec<Tuple<F>> {
+        let entries = F::of(&self.maps).flow_index.iter().flatten();
         let kernels = entries.filter(|(_, reference)| reference.0 == FlowRef::KERNEL);
         kernels.map(|(tuple, _)| tuple.0).collect()
     }

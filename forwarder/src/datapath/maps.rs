@@ -13,30 +13,45 @@ use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, 
 use forwarder_common::abi::{
     AllowedKey, AllowedKey6, Device, Endpoint, Endpoint6, Flow, FlowRef, HostAddressKey6,
     IngressKey, IngressKey6, LinkKey, MasqueradeKey, Network, OwnerKey6, Peer, PortKey, PortKey6,
-    Published, Published6, Quota, ServerKey, Settings, SocketKey, TrustKey, Tuple, capacity, name,
+    Published, Published6, Quota, ServerKey, Settings, SocketKey, TrustKey, Tuple,
+    assert_no_padding, capacity, name,
 };
 use forwarder_common::event::Event;
-use forwarder_common::family::{Be32, Be128, V4};
+use forwarder_common::family::{Addr, Be32, Be128, Family, V4};
 use forwarder_common::reason::{self, Reason};
 use forwarder_common::{for_each_map, for_each_plain};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::families::MapFamily;
+
+/// A structure that is plain bytes.
+///
+/// # Safety
+/// It has no padding, and any bytes are valid.
+pub unsafe trait Plain: Copy + 'static {}
 
 /// A structure of the ABI as a map's key or value.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Wire<T>(pub(super) T);
 
+// SAFETY: `Plain` says that it has no padding and any bytes are valid.
+unsafe impl<T: Plain> Pod for Wire<T> {}
+
 macro_rules! plain {
-    ($($type:ty = $size:expr;)+) => {
+    (
+        common { $($common:ty = $common_size:expr;)+ }
+        family { $($family:ty = $family_size:expr;)+ }
+    ) => {
         $(
             // SAFETY: `forwarder_common::abi` asserts that it has no padding, and it consists of
             // integers and arrays of integers.
-            unsafe impl Pod for Wire<$type> {}
-
-            impl Entry for $type {
-                type Bytes = Wire<$type>;
-            }
+            unsafe impl Plain for $common {}
+        )+
+        $(
+            // SAFETY: as above; `FamilyMaps::open` asserts it for each family.
+            unsafe impl<F: MapFamily> Plain for $family {}
         )+
     };
 }
@@ -49,6 +64,10 @@ pub(super) trait Entry {
     type Bytes: Pod;
 }
 
+impl<T: Plain> Entry for T {
+    type Bytes = Wire<T>;
+}
+
 macro_rules! integers {
     ($($type:ty)+) => {
         $(
@@ -59,7 +78,7 @@ macro_rules! integers {
     };
 }
 
-integers!(u32 u64 Record Shares);
+integers!(u32 u64 Shares);
 
 /// The words of a [`Quota`], which has cells.
 type Shares = [u64; size_of::<Quota>() / 8];
@@ -67,17 +86,22 @@ type Shares = [u64; size_of::<Quota>() / 8];
 /// The bytes of a flow record. A `Flow` has cells, which are not `Copy`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub(super) struct Record([u64; size_of::<Flow<V4>>() / 8]);
+pub(super) struct Record<F: MapFamily>(F::Words);
 
-// SAFETY: it is an array of integers.
-unsafe impl Pod for Record {}
+// SAFETY: it is as plain as its words.
+unsafe impl<F: MapFamily> Pod for Record<F> {}
 
-impl Record {
+impl<F: MapFamily> Entry for Record<F> {
+    type Bytes = Self;
+}
+
+impl<F: MapFamily> Record<F> {
     /// Returns the flow.
-    pub(super) fn flow(self) -> Flow<V4> {
-        // SAFETY: `Flow` has the size of this array and a smaller alignment, no padding, and any
-        // bytes are valid: integers in cells.
-        unsafe { std::mem::transmute::<[u64; size_of::<Flow<V4>>() / 8], Flow<V4>>(self.0) }
+    pub(super) fn flow(self) -> Flow<F> {
+        const { assert!(size_of::<Flow<F>>() == size_of::<F::Words>()) };
+        // SAFETY: `Flow` has the size of these words and no padding, and any bytes are valid:
+        // integers in cells.
+        unsafe { std::mem::transmute_copy(&self.0) }
     }
 }
 
@@ -90,11 +114,11 @@ pub(super) fn ring(dir: &Path, name: &str) -> Result<AsyncFd<RingBuf<MapData>>> 
 }
 
 /// Decodes an entry of the ring as an event; none if it has the length of another family's event.
-pub(super) fn event(bytes: &[u8]) -> Option<Event<V4>> {
+pub(super) fn event<F: Family>(bytes: &[u8]) -> Option<Event<F>> {
     // SAFETY: there are as many bytes as an event has, and any bytes are valid: integers without
     // padding.
-    (bytes.len() == size_of::<Event<V4>>())
-        .then(|| unsafe { bytes.as_ptr().cast::<Event<V4>>().read_unaligned() })
+    (bytes.len() == size_of::<Event<F>>())
+        .then(|| unsafe { bytes.as_ptr().cast::<Event<F>>().read_unaligned() })
 }
 
 /// A map that the agent holds, of the declared kind, key and value.
@@ -113,37 +137,64 @@ macro_rules! handle {
 
 macro_rules! declare {
     (
-        held { $(
-            $(#[$doc:meta])+
-            $handle:ident: $name:ident = $kind:ident<$($type:ty),*>(|$flows:pat_param| $size:expr, $flags:expr);
+        common { $(
+            $(#[$common_doc:meta])+
+            $common:ident: $common_name:ident = $common_kind:ident<$($common_type:ty),*>
+                (|$common_flows:pat_param| $common_size:expr, $common_flags:expr);
+        )+ }
+        family { $(
+            $(#[$family_doc:meta])+
+            $family:ident: $family_name:ident = $family_kind:ident<$($family_type:ty),*>
+                (|$family_flows:pat_param| $family_size:expr, $family_flags:expr);
         )+ }
         own { $($own:tt)+ }
     ) => {
         /// The maps, opened by their pins.
-        pub(super) struct Maps {
-            $($(#[$doc])+ pub(super) $handle: handle!($kind, $($type),*),)+
+        pub struct Maps {
+            $($(#[$common_doc])+ pub(super) $common: handle!($common_kind, $($common_type),*),)+
+            /// The maps of IPv4.
+            pub(super) v4: FamilyMaps<V4>,
+        }
+
+        /// The maps of one address family.
+        pub struct FamilyMaps<F: MapFamily> {
+            $($(#[$family_doc])+ pub(super) $family: handle!($family_kind, $($family_type),*),)+
         }
 
         impl Maps {
             /// Opens the maps that are pinned in `dir`.
             pub(super) fn open(dir: &Path) -> Result<Self> {
                 Ok(Self {
-                    $($handle: pinned(dir, name::$name)?,)+
+                    $($common: pinned(dir, name::$common_name)?,)+
+                    v4: FamilyMaps::open(dir)?,
                 })
             }
 
-            /// Returns how many entries each map with keys has, and how many it may have in a table
-            /// of this many flows.
-            pub(super) fn fills(&self, flows: u32) -> Vec<(&'static str, u32, usize)> {
-                let fills = [$((
-                    name::$name,
-                    { let $flows = flows; $size },
-                    self.$handle.fill(),
+            /// Returns how full the maps with keys are, those of the families omitted.
+            pub(super) fn common_fills(&self, flows: u32) -> Vec<MapFill> {
+                let fills = [$(self.$common.fill(
+                    name::$common_name,
+                    { let $common_flows = flows; $common_size },
                 )),+];
-                fills
-                    .into_iter()
-                    .filter_map(|(name, size, fill)| Some((name, size, fill?)))
-                    .collect()
+                fills.into_iter().flatten().collect()
+            }
+        }
+
+        impl<F: MapFamily> FamilyMaps<F> {
+            fn open(dir: &Path) -> Result<Self> {
+                const { assert_no_padding::<F>() };
+                Ok(Self {
+                    $($family: pinned(dir, F::NAMES.$family)?,)+
+                })
+            }
+
+            /// Returns how full the maps with keys are.
+            pub(super) fn key_fills(&self, flows: u32) -> Vec<MapFill> {
+                let fills = [$(self.$family.fill(
+                    F::NAMES.$family,
+                    { let $family_flows = flows; $family_size },
+                )),+];
+                fills.into_iter().flatten().collect()
             }
         }
     };
@@ -151,10 +202,27 @@ macro_rules! declare {
 
 for_each_map!(declare);
 
-/// How many entries a map has; `None` if all of its entries always exist.
+/// How full a map is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct MapFill {
+    /// The map's name.
+    pub name: &'static str,
+    /// The maximum number of entries.
+    pub size: u32,
+    /// The present number of entries.
+    pub fill: u32,
+}
+
+/// How full a map is.
 trait Fill {
-    fn fill(&self) -> Option<usize> {
+    /// Returns how many entries the map has; `None` if all of its entries always exist.
+    fn count(&self) -> Option<usize> {
         None
+    }
+
+    fn fill(&self, name: &'static str, size: u32) -> Option<MapFill> {
+        let fill = self.count()? as u32;
+        Some(MapFill { name, size, fill })
     }
 }
 
@@ -163,19 +231,19 @@ impl<V: Pod> Fill for PerCpuArray<MapData, V> {}
 impl<V: Pod> Fill for Queue<MapData, V> {}
 
 impl<K: Pod, V: Pod> Fill for HashMap<MapData, K, V> {
-    fn fill(&self) -> Option<usize> {
+    fn count(&self) -> Option<usize> {
         Some(self.keys().count())
     }
 }
 
 impl<K: Pod, V: Pod> Fill for LpmTrie<MapData, K, V> {
-    fn fill(&self) -> Option<usize> {
+    fn count(&self) -> Option<usize> {
         Some(self.keys().count())
     }
 }
 
 impl Fill for DevMapHash<MapData> {
-    fn fill(&self) -> Option<usize> {
+    fn count(&self) -> Option<usize> {
         Some(self.keys().count())
     }
 }
@@ -210,19 +278,13 @@ impl Maps {
         Ok(pinned != 0)
     }
 
-    /// Initialises new maps: every record is free. Records that an earlier, killed attempt pushed
-    /// are removed first. The settings record when the initialisation is complete.
+    /// Initialises new maps. The settings record when the initialisation is complete.
     pub(super) fn fill(&mut self, flows: u32) -> Result<()> {
         if self.fits(flows)? {
             return Ok(());
         }
         let settings = self.settings()?;
-        while self.free.pop(0).is_ok() {}
-        for index in 0..flows {
-            self.free
-                .push(index, 0)
-                .context("cannot fill the list of free flow records")?;
-        }
+        self.free_records(flows)?;
         let ring = flows / capacity::UNASSURED_SHARE;
         self.set_settings(Settings {
             flows,
@@ -234,6 +296,20 @@ impl Maps {
     /// Returns the number of packets with a reason, over all CPUs.
     pub(super) fn count(&self, reason: Reason) -> Result<u64> {
         Ok(self.reasons.get(&(reason as u32), 0)?.iter().sum())
+    }
+}
+
+impl<F: MapFamily> FamilyMaps<F> {
+    /// Makes every flow record free. Records that an earlier, killed attempt pushed are removed
+    /// first.
+    pub(super) fn free_records(&mut self, flows: u32) -> Result<()> {
+        while self.free.pop(0).is_ok() {}
+        for index in 0..flows {
+            self.free
+                .push(index, 0)
+                .context("cannot fill the list of free flow records")?;
+        }
+        Ok(())
     }
 }
 

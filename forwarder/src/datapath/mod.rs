@@ -6,6 +6,7 @@ mod binds;
 mod defrag;
 mod defrag_loopback;
 mod events;
+mod families;
 mod family_rows;
 mod flow_operations;
 mod flows;
@@ -31,11 +32,9 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::MapError;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use forwarder_common::abi::{PortKey, PortRange, Settings, armed, map_sizes};
+use forwarder_common::abi::{PortRange, Settings, armed, map_sizes};
 use forwarder_common::clock::{Ticks, ticks};
-use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
-use forwarder_common::socket;
 use forwarder_state::desired_state::{Hook, Observed, SocketHook};
 use forwarder_state::diff::Change;
 use rustix::io::Errno;
@@ -55,8 +54,9 @@ use messages::Messages;
 use peer_veths::PeerVeths;
 use pins::Pins;
 
+pub use maps::MapFill;
 pub use simulate::{Arrival, Simulated};
-pub use view::{MapFill, View};
+pub use view::View;
 
 /// The BPF object that `cargo xtask build` compiled; empty in a build without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwarder-ebpf.o"));
@@ -244,7 +244,7 @@ impl Datapath {
             Change::DropDevice(index) => maps.devices.remove(&index)?,
             Change::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
             Change::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
-            Change::V4(change) => maps.apply(change).await?,
+            Change::V4(change) => maps.v4.apply(change).await?,
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
             Change::PutDevmap(veth, ref peer_veth) => {
@@ -280,16 +280,13 @@ impl Datapath {
         if maps.sockets.keys().next().is_none() {
             return Ok(());
         }
-        let published =
-            |key: &PortKey<V4>| maps.published.get(&Wire(*key), 0).ok().map(|row| row.0);
         let kernel = SockDiag::open()?;
         for socket in kernel.connected()? {
             let key = socket.key();
             let Ok(Wire(asked)) = maps.sockets.get(&Wire(key), 0) else {
                 continue;
             };
-            // The removal of a host address does not end connections that were made to it.
-            if socket::target(&asked, |_| true, published) == Some(key.peer) {
+            if maps.socket_target(&asked) == Some(key.peer) {
                 continue;
             }
             match kernel.destroy(&socket) {

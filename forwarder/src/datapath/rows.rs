@@ -14,14 +14,11 @@ impl Maps {
     /// Reads all tables: everything but the programs' attachments.
     pub(super) fn observe(&self) -> Result<Observed> {
         let mut observed = Observed::default();
-        self.read_settings(&mut observed.tables)?;
-        self.read_devices(&mut observed.tables)?;
-        self.read_networks(&mut observed)?;
-        self.read_endpoints(&mut observed)?;
-        self.read_addresses(&mut observed.tables)?;
-        self.read_published(&mut observed)?;
-        self.read_access(&mut observed.tables)?;
-        observed.tables.ipv6 = self.ipv6()?;
+        let tables = &mut observed.tables;
+        self.read_settings(tables)?;
+        self.read_devices(tables)?;
+        tables.ipv6 = self.ipv6()?;
+        self.read_families(&mut observed)?;
         Ok(observed)
     }
 

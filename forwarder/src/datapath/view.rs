@@ -5,27 +5,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
-use forwarder_common::abi::{Settings, name};
+use forwarder_common::abi::Settings;
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, SocketHook};
 
 use super::flows::FlowSnapshot;
 use super::hooks::attached;
-use super::maps::Maps;
+use super::maps::{MapFill, Maps};
 use super::pins::Pins;
 use crate::trusted;
-
-/// How full a map is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MapFill {
-    /// The map's name.
-    pub name: &'static str,
-    /// The maximum number of entries.
-    pub size: u32,
-    /// The present number of entries.
-    pub fill: u32,
-}
 
 /// A view of the pinned maps and links.
 pub struct View {
@@ -65,17 +54,8 @@ impl View {
     pub fn maps(&self) -> Result<Vec<MapFill>> {
         let flows = self.maps.settings()?.flows;
         let mut fills = self.maps.fills(flows);
-        let keys = fills.iter().find(|(name, ..)| *name == name::FLOW_INDEX);
-        // Each flow has two keys.
-        let live = keys.map_or(0, |(.., keys)| keys / 2);
-        fills.push((name::FLOWS, flows, live));
         fills.sort_unstable();
-        let rows = fills.into_iter().map(|(name, size, fill)| MapFill {
-            name,
-            size,
-            fill: fill as u32,
-        });
-        Ok(rows.collect())
+        Ok(fills)
     }
 
     /// Returns the attached programs by device index. Programs attached by clsact filters are not
