@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 pub use forward_chains::ForwardChain;
+use netfilter::Effect;
 pub use netfilter::{Firewall, OurTable, Rule, Ruleset};
 pub use netlink::{Qdisc, filter, policy, qdisc, routing_rule};
 
@@ -155,6 +156,7 @@ impl Others {
         let rules: Vec<_> = self
             .rules
             .iter()
+            .filter(|rule| rule.effect != Effect::Accept)
             .filter(|rule| rule.may_match(reach) && !is_told(rule))
             .collect();
         lines.extend(
@@ -162,10 +164,7 @@ impl Others {
                 .iter()
                 .map(|rule| (rule.what(), rule.instead().to_owned())),
         );
-        if rules
-            .iter()
-            .any(|rule| rule.effect == netfilter::Effect::Mark)
-        {
+        if rules.iter().any(|rule| rule.effect == Effect::Mark) {
             lines.extend(self.routing.iter().map(|rule| {
                 (
                     format!(

@@ -4,6 +4,7 @@
 
 mod iptables;
 mod nft;
+mod order;
 mod our_tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::net::Ipv4Addr;
 
 use self::iptables::iptables;
 use self::nft::nft;
+pub use self::order::Decided;
 use self::our_tables::our_table;
 pub use self::our_tables::{OurTable, TABLE, ours};
 use super::{Range, Reach, overlap};
@@ -44,6 +46,8 @@ pub enum Effect {
     Snat,
     /// Set its mark or its connection's mark.
     Mark,
+    /// Accept it, to whomever it names, where Docker's rules would not.
+    Accept,
     /// Something else: count it elsewhere, queue it, change it.
     Other,
 }
@@ -63,12 +67,18 @@ pub struct Rule {
     pub inward: Option<String>,
     /// The outgoing device that it matches, if it names one.
     pub outward: Option<String>,
+    /// The bridges about whose packets Docker's rules have decided before it.
+    pub decided: Decided,
 }
 
 impl Rule {
-    /// Whether it can match a packet to or from a container.
+    /// Whether it can match a packet to or from a container, and does something to it that Docker's
+    /// rules do not.
     #[must_use]
     pub fn may_match(&self, reach: &Reach) -> bool {
+        let is_decided = |bridges: &BTreeSet<String>| {
+            !reach.bridges.is_empty() && reach.bridges.iter().all(|name| bridges.contains(name))
+        };
         let ours = |range: Option<Range>| {
             range.is_none_or(|range| reach.ranges.iter().any(|&own| overlap(own, range)))
         };
@@ -81,7 +91,10 @@ impl Rule {
         };
         // A packet from a container arrives through its bridge, and a packet to a container leaves
         // through its bridge.
-        ours(self.src) && bridge(&self.inward) || ours(self.dst) && bridge(&self.outward)
+        let from = ours(self.src) && bridge(&self.inward) && !is_decided(&self.decided.from);
+        let to = ours(self.dst) && bridge(&self.outward) && !is_decided(&self.decided.to);
+        // What a container sends is accepted without any other rule.
+        from && self.effect != Effect::Accept || to
     }
 
     /// Returns what the rule means.
@@ -92,6 +105,7 @@ impl Rule {
             Effect::Dnat => "sent elsewhere",
             Effect::Snat => "given another source",
             Effect::Mark => "marked",
+            Effect::Accept => "accepted",
             Effect::Other => "handled",
         };
         format!(
@@ -110,6 +124,7 @@ impl Rule {
             }
             Effect::Dnat => "publish the port with docker run -p",
             Effect::Snat => "use the network's option com.docker.network.host_ipv4",
+            Effect::Accept => "publish the port, or use trusted_host_interfaces of the network",
             Effect::Mark => "route by addresses or devices instead (ip rule from, iif)",
             Effect::Other => {
                 "move it to where containers' packets still pass: inside the container"
@@ -119,7 +134,7 @@ impl Rule {
 }
 
 /// Returns all rules for forwarded packets that are neither Docker's nor ours, without those that
-/// only accept.
+/// accept what Docker's rules accept.
 #[must_use]
 pub fn foreign(firewall: &Firewall) -> Vec<Rule> {
     let iptables_nft = is_shown_by_iptables(firewall);
@@ -223,7 +238,11 @@ pub fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
     match (table, chain) {
         ("nat", "POSTROUTING") => target == "MASQUERADE" && (not_by("-o") || is_hairpin()),
         ("raw", "PREROUTING") => target == "DROP" && not_by("-i"),
-        _ => chain.starts_with("DOCKER") && target != "RETURN" && !target.starts_with("DOCKER"),
+        // A network whose containers do not reach each other (icc).
+        ("filter", "FORWARD") if target == "DROP" => {
+            matches!(words[..], ["-i", from, "-o", to, "-j", "DROP"] if from == to)
+        }
+        _ => is_dockers(chain) && target != "RETURN" && !target.starts_with("DOCKER"),
     }
 }
 

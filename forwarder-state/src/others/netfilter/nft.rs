@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Effect, Rule, TABLE, is_dockers, range, reached, shown_table, uncounted};
+use super::{Decided, Effect, Rule, TABLE, is_dockers, range, reached, shown_table, uncounted};
 
 /// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables.
 pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
@@ -90,6 +90,7 @@ pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
             dst: value(&["ip", "daddr"]).and_then(range),
             inward: value(&["iifname"]).or_else(|| value(&["iif"])).map(name),
             outward: value(&["oifname"]).or_else(|| value(&["oif"])).map(name),
+            decided: Decided::default(),
         });
     }
     all
