@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use forwarder_common::abi::armed;
 use forwarder_common::family::Be32;
 use forwarder_common::wire::proto;
-use forwarder_state::desired_state::DesiredState;
+use forwarder_state::desired_state::{DesiredState, Hook};
+use forwarder_state::diff::Change;
 use forwarder_state::host_state::HostState;
 
 use super::Agent;
@@ -34,6 +35,31 @@ pub(super) fn target(mode: Mode, host_state: &HostState, current: u32) -> u32 {
 /// Whether Docker's rules are kept.
 const fn keeps_rules(armed: u32) -> bool {
     matches!(armed, armed::ADOPT | armed::HANDOVER)
+}
+
+/// Returns changes in the order in which networks change hands: the kernel's rules protect, and no
+/// packet may be dropped for want of a row or of another program. First come those that detach
+/// programs from networks that are left to the kernel; the rows go when the programs have gone. A
+/// bridge's program for what arrives trusts those on the bridge's ports, so it goes first and comes
+/// last. The host's sockets are looked at last, when only the subnets of other networks are there.
+pub(super) fn handover_order(
+    mut changes: Vec<Change>,
+    held: &DesiredState,
+    lost: &BTreeSet<u32>,
+) -> (Vec<Change>, Vec<Change>) {
+    let is_lost = |ifindex: u32| {
+        let device = held.devices.get(&ifindex);
+        device.is_some_and(|device| lost.contains(&device.bridge))
+    };
+    changes.sort_by_key(|change| match *change {
+        Change::Detach { ifindex, hook } if is_lost(ifindex) => u8::from(hook != Hook::BridgeIn),
+        Change::Attach { hook, .. } if hook == Hook::BridgeIn => 3,
+        Change::SeverSockets => 4,
+        _ => 2,
+    });
+    let is_first =
+        |change: &Change| matches!(*change, Change::Detach { ifindex, .. } if is_lost(ifindex));
+    changes.into_iter().partition(is_first)
 }
 
 impl Agent {
@@ -63,16 +89,20 @@ impl Agent {
         Ok(())
     }
 
-    /// Hands back the flows of networks that are about to be left to the kernel. Returns whether any
-    /// network changes hands: then no flow begins until [`Self::take_over`].
-    pub(super) fn begin_handover(&mut self, held: &DesiredState, config: &Config) -> Result<bool> {
+    /// Hands back the flows of networks that are about to be left to the kernel. Returns their
+    /// bridges if any network changes hands: then no flow begins until [`Self::take_over`].
+    pub(super) fn begin_handover(
+        &mut self,
+        held: &DesiredState,
+        config: &Config,
+    ) -> Result<Option<BTreeSet<u32>>> {
         let (own, before) = (&self.tables.v4.networks, &held.v4.networks);
         let lost =
             |bridge: &u32| !own.contains_key(bridge) && self.tables.left.contains_key(bridge);
         let lost: BTreeSet<_> = before.keys().copied().filter(lost).collect();
         let gains = own.keys().any(|bridge| !before.contains_key(bridge));
         if self.armed != armed::ADOPT || lost.is_empty() && !gains {
-            return Ok(false);
+            return Ok(None);
         }
         self.datapath.arm(armed::HANDOVER)?;
         if !lost.is_empty() {
@@ -85,7 +115,7 @@ impl Agent {
                 "handed back to the kernel, which decides about their network now"
             );
         }
-        Ok(true)
+        Ok(Some(lost))
     }
 
     /// Arms the programs on top of Docker's rules. The connections that the kernel tracks are listed

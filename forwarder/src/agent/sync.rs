@@ -142,8 +142,13 @@ impl Agent {
         self.unhooked.clear();
         self.unpublished.clear();
         self.unguarded = None;
-        let changes_hands = self.begin_handover(&observed.tables, config)?;
-        let ops = diff(&observed, &self.tables);
+        let lost = self.begin_handover(&observed.tables, config)?;
+        let mut ops = diff(&observed, &self.tables);
+        if let Some(lost) = &lost {
+            let (first, rest) = arm::handover_order(ops, &observed.tables, lost);
+            self.detach_first(&first, &mut observed).await;
+            ops = rest;
+        }
         let names = names(host_state, &ops);
         let mut last_heartbeat = Instant::now();
         for op in ops
@@ -158,18 +163,12 @@ impl Agent {
                 self.datapath.housekeeping()?;
                 last_heartbeat = Instant::now();
             }
-            match self.datapath.apply(&op, &names).await {
-                Ok(()) => {
-                    tracing::debug!("{op:?}");
-                    observed.apply(&op);
-                }
-                Err(error) => self.failed(&op, &error),
-            }
+            self.apply(&op, &names, &mut observed).await;
         }
         if stop.is_asked() {
             return Ok(());
         }
-        if changes_hands {
+        if lost.is_some() {
             self.take_over(config)?;
         }
         self.rules = Rules::of(&self.tables, |index| !self.unhooked.contains(&index));
@@ -184,6 +183,29 @@ impl Agent {
         // A change that has failed may be half done.
         self.held = self.failures.is_empty().then_some(observed);
         Ok(())
+    }
+
+    /// Applies one change.
+    async fn apply(&mut self, op: &Change, names: &BTreeMap<u32, String>, observed: &mut Observed) {
+        match self.datapath.apply(op, names).await {
+            Ok(()) => {
+                tracing::debug!("{op:?}");
+                observed.apply(op);
+            }
+            Err(error) => self.failed(op, &error),
+        }
+    }
+
+    /// Detaches programs, and waits until the kernel has done so.
+    async fn detach_first(&mut self, ops: &[Change], observed: &mut Observed) {
+        let mut links = Vec::new();
+        for op in ops {
+            self.apply(op, &BTreeMap::new(), observed).await;
+            if let Change::Detach { ifindex, hook } = *op {
+                links.push((ifindex, hook));
+            }
+        }
+        self.datapath.await_detached(&links).await;
     }
 
     /// Returns what the kernel holds. Nobody but the agent writes most of it, so it is read only at

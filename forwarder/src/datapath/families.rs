@@ -79,6 +79,11 @@ impl Maps {
     pub(super) fn socket_target(&self, asked: &Peer) -> Option<Peer> {
         self.v4.socket_target(asked)
     }
+
+    /// Whether a container's address belongs to no network that the forwarder decides about.
+    pub(super) fn is_not_ours(&self, container: Peer) -> bool {
+        self.v4.is_not_ours(container)
+    }
 }
 
 /// Decodes an entry of the ring of events. Its length says of which family it is.

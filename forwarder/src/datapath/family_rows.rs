@@ -6,6 +6,7 @@ use aya::maps::lpm_trie::Key;
 use forwarder_common::abi::{
     AllowedKey, Endpoint, IngressKey, MasqueradeKey, Network, Peer, PortKey, Published,
 };
+use forwarder_common::family::Address as _;
 use forwarder_common::socket;
 use forwarder_state::address::WireAddress as _;
 use forwarder_state::desired_state::{EndpointKey, FamilyTables, NetworkRow, Slots, Target};
@@ -30,6 +31,16 @@ impl<F: MapFamily> FamilyMaps<F> {
     pub(super) fn socket_target(&self, asked: &Peer) -> Option<Peer> {
         let published = |key: &PortKey<F>| self.published.get(&Wire(*key), 0).ok().map(|row| row.0);
         socket::target(asked, |_| true, published)
+    }
+
+    /// Whether a container's address, if it is of this family, is in no subnet.
+    pub(super) fn is_not_ours(&self, container: Peer) -> bool {
+        let is_outside = |address| {
+            self.subnets
+                .get(&subnet_key((address, F::Addr::BITS)), 0)
+                .is_err()
+        };
+        F::Addr::narrow(container.addr).is_some_and(is_outside)
     }
 
     fn read_networks(&self, tables: &mut FamilyTables<F>, slots: &mut Slots<F>) -> Result<()> {

@@ -320,6 +320,25 @@ pub(super) fn attached(pins: &Pins, pinned: &BTreeSet<(u32, Hook)>) -> BTreeSet<
     pinned.iter().filter(is_attached).copied().collect()
 }
 
+/// Waits until the kernel has detached programs whose links have gone. A device that has gone has
+/// none.
+pub(super) async fn taken_off(links: &[(u32, Hook)]) {
+    let runs = |&(ifindex, hook): &(u32, Hook)| {
+        let Some(device) = name_of(ifindex) else {
+            return false;
+        };
+        let programs = SchedClassifier::query_tcx(&device, direction(hook));
+        programs.is_ok_and(|(_, programs)| {
+            let mut names = programs.iter().map(ProgramInfo::name);
+            names.any(|name| name == hook.program().as_bytes())
+        })
+    };
+    let start = Instant::now();
+    while start.elapsed() < TAKEN_OFF && links.iter().any(runs) {
+        tokio::time::sleep(TAKEN_OFF / 1000).await;
+    }
+}
+
 /// Attaches a program, and waits if the attachment point is still taken. The kernel detaches a
 /// program some time after the last pin of its link has gone (`bpf_link_put`), so an earlier
 /// program of ours may still be attached.

@@ -268,9 +268,15 @@ impl Datapath {
         Ok(())
     }
 
+    /// Waits until the kernel has detached programs: it does so some time after [`Self::apply`].
+    pub async fn await_detached(&self, links: &[(u32, Hook)]) {
+        hooks::taken_off(links).await;
+    }
+
     /// Closes the sockets of this namespace that were redirected to a container whose published
     /// port has gone. Their owners get an error at once and can reconnect. Sockets that connected
-    /// to a container's own address are not touched.
+    /// to a container's own address are not touched, and none of a network that is left to the
+    /// kernel: they reach their container without the forwarder.
     ///
     /// # Errors
     /// A socket could not be closed. A kernel that cannot close sockets is no error: `doctor`
@@ -286,7 +292,7 @@ impl Datapath {
             let Ok(Wire(asked)) = maps.sockets.get(&Wire(key), 0) else {
                 continue;
             };
-            if maps.socket_target(&asked) == Some(key.peer) {
+            if maps.is_not_ours(key.peer) || maps.socket_target(&asked) == Some(key.peer) {
                 continue;
             }
             match kernel.destroy(&socket) {
