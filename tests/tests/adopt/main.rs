@@ -2,6 +2,9 @@
 //! Adopting a stock Docker host and releasing it, under traffic: nothing breaks, and afterwards the
 //! host is the one it was.
 
+mod docker;
+mod rules;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
