@@ -105,7 +105,10 @@ fn stop(pid: Option<i32>) -> Result<Lock> {
     let Some(process) = process else {
         bail!("{held}, and its process id is unknown: stop it first");
     };
-    kill_process(process, Signal::TERM).with_context(|| held.to_string())?;
+    // A process that is suspended ends only when it goes on.
+    for signal in [Signal::TERM, Signal::CONT] {
+        kill_process(process, signal).with_context(|| held.to_string())?;
+    }
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Lock::acquire() {
