@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The agent comes, goes, dies and hangs on a stock host under traffic; containers and networks come
+//! and go on top of it.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Agent, Host, Peer, eventually, soaked};
+use rustix::process::Signal;
+
+use crate::{OUTSIDE, PUBLISHED, SOON, Stock};
+
+/// The length of a download that runs while the host changes hands, and its rate.
+const BYTES: &str = "400000000";
+const RATE: &str = "--rate=100000000";
+/// A silence in milliseconds that a lost segment does not end: a SYN is sent again after a second.
+const UNBROKEN: u64 = 900;
+
+/// Waits for the end of a released agent.
+fn ends(agent: &mut Agent) -> Result<()> {
+    eventually(SOON, || {
+        agent.ended()?.context("the agent goes on").map(drop)
+    })
+}
+
+fn release(host: &Host) -> Result<()> {
+    host.cli(&["release"]).map(drop)
+}
+
+/// Nothing is lost, however often the host changes hands.
+#[test]
+fn adopt_and_release_repeat() -> Result<()> {
+    let stock = Stock::new("again")?;
+    let before = stock.rules()?;
+    let traffic = stock.traffic()?;
+    let times = soaked(5, 20);
+    for _ in 0..times {
+        let mut agent = stock.host.agent().quiet().start()?;
+        sleep(Duration::from_millis(200));
+        release(&stock.host)?;
+        ends(&mut agent)?;
+    }
+    traffic.check_after(2 * times, UNBROKEN)?;
+    let after = stock.rules()?;
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    Ok(())
+}
+
+/// An agent that is killed leaves everything in place, for the next one or for `release`, also in
+/// the middle of a handover.
+#[test]
+fn killed_agent_breaks_nothing() -> Result<()> {
+    let stock = Stock::new("killed")?;
+    let host = &stock.host;
+    let older = stock.traffic()?;
+    let mut agent = host.agent().quiet().config("")?.start()?;
+    let newer = stock.traffic()?;
+    for delay in [0, 150, 220, 300] {
+        let mode = if delay % 20 == 0 { "off" } else { "own" };
+        host.configure(&format!("[network.app]\nmode = \"{mode}\"\n"))?;
+        sleep(Duration::from_millis(delay));
+        agent.kill()?;
+        sleep(Duration::from_millis(300));
+        agent = host.agent().quiet().config("")?.start()?;
+    }
+    agent.kill()?;
+    release(host)?;
+    release(host)?;
+    sleep(Duration::from_millis(300));
+    newer.check_after(6, UNBROKEN)?;
+    older.check_after(6, UNBROKEN)
+}
+
+/// `release` does not wait for an agent that hangs, and takes nothing from a download.
+#[test]
+fn frozen_agent_is_released() -> Result<()> {
+    let stock = Stock::new("frozen")?;
+    let host = &stock.host;
+    let mut agent = host.agent().quiet().start()?;
+    let inner = stock.inside.space()?;
+    let mut inward = stock
+        .lab
+        .lan()
+        .spawn_peer(&["fetch", PUBLISHED, BYTES, RATE])?;
+    let mut outward = inner.spawn_peer(&["fetch", OUTSIDE, BYTES, RATE])?;
+    for process in [&mut inward, &mut outward] {
+        process.line("at ", SOON)?;
+    }
+    let traffic = stock.traffic()?;
+    agent.signal(Signal::STOP)?;
+    release(host)?;
+    ends(&mut agent)?;
+    traffic.check()?;
+    for process in [&mut inward, &mut outward] {
+        process.line("done ", SOON * 4)?;
+    }
+    Ok(())
+}
+
+/// Whatever Docker does on an adopted host, it does as before.
+#[test]
+fn docker_goes_on_as_before() -> Result<()> {
+    let stock = Stock::new("goeson")?;
+    let (host, lan) = (&stock.host, stock.lab.lan());
+    let _agent = host.agent().start()?;
+    let traffic = stock.traffic()?;
+    let asks = |port: u16| lan.peer(&["get", &format!("198.18.1.1:{port}"), "--timeout=300"]);
+    let serves = |port: u16| {
+        eventually(SOON, || {
+            let answer = asks(port)?;
+            ensure!(answer.starts_with("198.18.1.2:"), "{answer}");
+            Ok(())
+        })
+        .with_context(|| format!("port {port}"))
+    };
+    host.docker(&["network", "create", "late"])?;
+    let options = ["--network=late", "-p=8090:80", "-p=8090:80/udp"];
+    let late = host.run("late", &options, &Peer::serve(80))?;
+    serves(8090)?;
+    lan.peer(&["udp", "198.18.1.1:8090", "x"])?;
+    late.space()?.peer(&["get", OUTSIDE])?;
+    late.docker("restart")?;
+    serves(8090)?;
+    late.docker("stop")?;
+    ensure!(asks(8090).is_err(), "a stopped container serves");
+    late.docker("start")?;
+    serves(8090)?;
+    host.docker(&["network", "connect", "db", "late"])?;
+    let store = format!("{}:90", host.container("store").ip()?);
+    eventually(SOON, || {
+        late.space()?.peer(&["get", &store, "--timeout=300"])
+    })?;
+    host.docker(&["network", "disconnect", "db", "late"])?;
+    let answer = late.space()?.peer(&["get", &store, "--timeout=300"]);
+    ensure!(answer.is_err(), "it still reaches the network: {answer:?}");
+    late.remove()?;
+    host.docker(&["network", "rm", "late"])?;
+    // The next container gets the port, and perhaps the address.
+    host.run("next", &["-p=8090:80"], &Peer::serve(80))?;
+    serves(8090)?;
+    traffic.check()
+}
