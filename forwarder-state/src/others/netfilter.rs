@@ -10,7 +10,7 @@ mod our_tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use self::iptables::iptables;
+use self::iptables::{iptables, masqueraded_in};
 use self::nft::nft;
 pub use self::order::Decided;
 use self::our_tables::our_table;
@@ -138,10 +138,12 @@ impl Rule {
 #[must_use]
 pub fn foreign(firewall: &Firewall) -> Vec<Rule> {
     let iptables_nft = is_shown_by_iptables(firewall);
+    let texts = firewall.rulesets.iter().map(|rules| rules.text.as_str());
+    let masqueraded: BTreeSet<_> = texts.flat_map(masqueraded_in).collect();
     let mut rules = Vec::new();
     for Ruleset { tool, text } in &firewall.rulesets {
         if *tool == "nft" {
-            rules.extend(nft(text, iptables_nft));
+            rules.extend(nft(text, iptables_nft, &masqueraded));
         } else {
             rules.extend(iptables(tool, text));
         }
@@ -306,6 +308,28 @@ mod tests {
                    table inet f {\n\tchain input {\n\t\ttype filter hook input priority 0; policy drop;\n\
                    \t\tip saddr 1.2.3.4 drop\n\t}\n}\n";
         assert_eq!(matching("nft", nft), []);
+    }
+
+    #[test]
+    fn masquerade_of_nft_is_dockers_own() {
+        let docker = "*nat\n-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n";
+        let vpn = "table ip vpn {\n\tchain post {\n\t\ttype nat hook postrouting priority srcnat;\n\
+                   \t\toifname \"wg0\" masquerade\n\t}\n}\n";
+        let ruleset = |tool, text: &str| Ruleset {
+            tool,
+            text: text.to_owned(),
+        };
+        let matching = |rulesets| {
+            let firewall = Firewall {
+                rulesets,
+                unread: Vec::new(),
+            };
+            let rules = foreign(&firewall).into_iter();
+            rules.filter(|rule| rule.may_match(&reach())).count()
+        };
+        let (docker, vpn) = (ruleset("iptables-nft", docker), ruleset("nft", vpn));
+        assert_eq!(matching(vec![vpn.clone()]), 1);
+        assert_eq!(matching(vec![docker, vpn]), 0);
     }
 
     #[test]

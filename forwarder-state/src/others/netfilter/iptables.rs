@@ -60,14 +60,18 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Returns the bridges whose containers' source Docker's rules masquerade.
+pub(super) fn masqueraded_in(text: &str) -> BTreeSet<String> {
+    let nat = text.split('*').find(|table| table.starts_with("nat\n"));
+    nat.map_or_else(BTreeSet::new, |text| masqueraded(&Table::of(text).rules))
+}
+
 pub(super) fn iptables(tool: &str, text: &str) -> Vec<Rule> {
     // Chain names are unique within a table.
     let tables: Vec<_> = text.split('*').skip(1).map(Table::of).collect();
-    let of = |name: &str, find: fn(&[Words<'_>]) -> BTreeSet<String>| {
-        let table = tables.iter().find(|table| table.name == name);
-        table.map_or_else(BTreeSet::new, |table| find(&table.rules))
-    };
-    let (masqueraded, closed) = (of("nat", masqueraded), of("raw", closed));
+    let masqueraded = masqueraded_in(text);
+    let raw = tables.iter().find(|table| table.name == "raw");
+    let closed = raw.map_or_else(BTreeSet::new, |raw| closed(&raw.rules));
     let mut all = Vec::new();
     for table in &tables {
         let decided = match table.name {

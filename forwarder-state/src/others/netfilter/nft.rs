@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Decided, Effect, Rule, TABLE, is_dockers, range, reached, shown_table, uncounted};
 
-/// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables.
-pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
+/// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables, and
+/// `masqueraded` names the bridges whose containers' source Docker's rules masquerade.
+pub(super) fn nft(text: &str, iptables_read: bool, masqueraded: &BTreeSet<String>) -> Vec<Rule> {
     const HOOKS: [&str; 5] = ["prerouting", "forward", "postrouting", "ingress", "egress"];
     let mut all = Vec::new();
     let (mut family, mut table, mut chain) = ("", "", "");
@@ -90,7 +91,14 @@ pub(super) fn nft(text: &str, iptables_read: bool) -> Vec<Rule> {
             dst: value(&["ip", "daddr"]).and_then(range),
             inward: value(&["iifname"]).or_else(|| value(&["iif"])).map(name),
             outward: value(&["oifname"]).or_else(|| value(&["oif"])).map(name),
-            decided: Decided::default(),
+            decided: Decided {
+                from: if line.ends_with(" masquerade") {
+                    masqueraded.clone()
+                } else {
+                    BTreeSet::new()
+                },
+                ..Decided::default()
+            },
         });
     }
     all
