@@ -32,6 +32,9 @@ const HANDLE: u16 = 1;
 /// The time within which the kernel detaches a program whose link has gone.
 const TAKEN_OFF: Duration = Duration::from_secs(2);
 
+/// How often a program is loaded that a signal interrupts.
+const LOADS: u32 = 5;
+
 /// The programs of one object and their attachment points.
 pub(super) struct Hooks {
     pub(super) ebpf: Ebpf,
@@ -245,7 +248,7 @@ impl Hooks {
         let name = hook.program();
         let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut SchedClassifier = program.try_into()?;
-        once(&mut self.judged, name, || program.load())?;
+        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
         Ok(program)
     }
 
@@ -253,7 +256,7 @@ impl Hooks {
         let name = Hook::Uplink.program();
         let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut Xdp = program.try_into()?;
-        once(&mut self.judged, name, || program.load())?;
+        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
         Ok(program)
     }
 }
@@ -267,6 +270,24 @@ pub(super) fn once(
     let judge = || load().map_err(|error| refusal(name, error));
     let said = judged.entry(name).or_insert_with(judge);
     said.clone().map_err(anyhow::Error::msg)
+}
+
+/// Loads a program, again if a signal has interrupted the verifier (`EAGAIN`), as libbpf does.
+pub(super) fn uninterrupted(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    let is_interrupted = |loaded: &Result<(), ProgramError>| {
+        matches!(loaded, Err(ProgramError::LoadError { io_error, .. })
+            if io_error.kind() == ErrorKind::WouldBlock)
+    };
+    let mut loaded = load();
+    for _ in 1..LOADS {
+        if !is_interrupted(&loaded) {
+            break;
+        }
+        loaded = load();
+    }
+    loaded
 }
 
 /// Formats in one line why the kernel refuses a program: the last line of the verifier's log, or

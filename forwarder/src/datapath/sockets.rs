@@ -11,7 +11,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup};
 use forwarder_state::desired_state::SocketHook;
 
-use super::hooks::{Hooks, once};
+use super::hooks::{Hooks, once, uninterrupted};
 use crate::sys::cgroup::cgroup_root;
 use crate::sys::remove;
 
@@ -78,7 +78,7 @@ impl Hooks {
         let name = SocketHook::SkLookup.program();
         let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut SkLookup = program.try_into()?;
-        once(&mut self.judged, name, || program.load())?;
+        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
         Ok(program)
     }
 
@@ -86,7 +86,7 @@ impl Hooks {
         let name = hook.program();
         let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut CgroupSockAddr = program.try_into()?;
-        once(&mut self.judged, name, || program.load())?;
+        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
         Ok(program)
     }
 }
