@@ -53,7 +53,7 @@ impl Agent {
 impl Agent {
     /// Puts our rule first in every chain that decides what is forwarded. A reload of other software
     /// takes it away, or puts a rule before it.
-    fn accept_handed_on(&mut self, host_state: &HostState) {
+    pub(super) fn accept_handed_on(&mut self, host_state: &HostState) {
         if host_state.others.writes != netfilter::writes() {
             return;
         }

@@ -142,6 +142,10 @@ impl Agent {
         self.unhooked.clear();
         self.unpublished.clear();
         self.unguarded = None;
+        if self.keeps_rules() {
+            // A handover takes time, and what is handed on needs the rule meanwhile.
+            self.accept_handed_on(host_state);
+        }
         let lost = self.begin_handover(&observed.tables, config)?;
         let mut ops = diff(&observed, &self.tables);
         if let Some(lost) = &lost {

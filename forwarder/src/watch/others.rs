@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Other software's configuration: read at the start and whenever the kernel reports a change.
-//! Legacy iptables reports no changes: while it has tables, they are read about once in a second.
+//! Legacy iptables reports no changes: while it has tables, they are read twice in a second.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,7 +40,7 @@ const IPV4: u8 = 2;
 /// The pause after a change, because changes come in bursts.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The interval at which configuration without notifications is read.
-const LOOK: Duration = Duration::from_millis(800);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Follows the configuration until `updates` is closed.
 pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
