@@ -273,6 +273,22 @@ mod tests {
         rules.map(|rule| (rule.effect, rule.text)).collect()
     }
 
+    /// Docker jumps to that chain and leaves it to the administrator.
+    #[test]
+    fn docker_user_rules_are_the_administrators() {
+        let text = "*filter\n:FORWARD DROP [0:0]\n:DOCKER - [0:0]\n:DOCKER-USER - [0:0]\n\
+                    -A FORWARD -j DOCKER-USER\n-A FORWARD -o docker0 -j DOCKER\n\
+                    -A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -j ACCEPT\n\
+                    -A DOCKER-USER -d 172.17.0.0/16 -p tcp --dport 80 -j DROP\n\
+                    -A DOCKER-USER -j RETURN\nCOMMIT\n";
+        let rule =
+            "iptables-nft -t filter -A DOCKER-USER -d 172.17.0.0/16 -p tcp --dport 80 -j DROP";
+        assert_eq!(
+            matching("iptables-nft", text),
+            [(Effect::Drop, rule.to_owned())]
+        );
+    }
+
     #[test]
     fn rules_that_match_containers_are_found() {
         let text = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o tun0 -j MASQUERADE\nCOMMIT\n\
