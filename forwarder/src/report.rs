@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reports for people, built by pure functions.
 
+mod adoption;
 mod events;
 mod filter;
 mod rows;
@@ -22,6 +23,7 @@ use forwarder_state::others::{Others, OurTable};
 
 use crate::datapath::{FlowSnapshot, MapFill};
 
+pub use adoption::{Adoption, Problem, adoption};
 pub use events::{EventRow, event};
 pub use filter::{Filter, state_named};
 pub use rows::*;
@@ -63,6 +65,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
         .values()
         .filter_map(|network| {
             let bridge = host_state.bridge(network).map(|link| link.index);
+            let programmed = bridge.is_some_and(|index| tables.network_flags(index).is_some());
             Some(NetworkRow {
                 name: network.name.clone(),
                 id: network.id.to_string(),
@@ -77,7 +80,12 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
                 icc: network.terms.icc,
                 masquerade: network.terms.masquerade,
                 endpoints: network.endpoints.len(),
-                programmed: bridge.is_some_and(|index| tables.network_flags(index).is_some()),
+                programmed,
+                mode: if programmed {
+                    PathMode::Fast
+                } else {
+                    PathMode::Kernel
+                },
                 left: bridge.and_then(|index| tables.left.get(&index).cloned()),
             })
         })

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: settings, verbs and the format of errors.
 
+mod adopt;
 mod cleanup;
 mod doctor;
 mod endpoints;
@@ -49,11 +50,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run the agent of this network namespace until SIGTERM; traffic continues without it
-    Run,
+    Run(run::Args),
+    /// Come on top of Docker's rules: start the agent in the background; --plan changes nothing
+    Adopt(adopt::Args),
     /// Show the agent, attached programs, packets by path and reason, and how full the maps are
     Status(output::Args),
     /// List Docker's bridge networks
-    Networks(output::Args),
+    Networks(networks::Args),
     /// List containers on bridge networks
     Endpoints(output::Args),
     /// List published ports
@@ -88,9 +91,10 @@ pub fn main() -> ExitCode {
 
 fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
     match verb {
-        Verb::Run => run::run(config)?,
+        Verb::Run(args) => run::run(config, args)?,
+        Verb::Adopt(args) => return adopt::adopt(&config, args),
         Verb::Status(args) => status::status(&config, args.output)?,
-        Verb::Networks(args) => networks::networks(&config, args.output)?,
+        Verb::Networks(args) => networks::networks(&config, args)?,
         Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
         Verb::Ports(args) => ports::ports(&config, args.output)?,
         Verb::Flows(args) => flows::flows(&config, args)?,

@@ -11,6 +11,7 @@ use crate::report::NetworkRow;
 impl Row for NetworkRow {
     const COLUMNS: &'static [&'static str] = &[
         "NETWORK",
+        "MODE",
         "BRIDGE",
         "SUBNETS",
         "GATEWAY",
@@ -18,13 +19,12 @@ impl Row for NetworkRow {
         "ICC",
         "INTERNAL",
         "ENDPOINTS",
-        "PROGRAMMED",
-        "LEFT TO THE KERNEL",
     ];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.clone(),
+            self.mode.label().to_owned(),
             self.bridge.clone(),
             self.subnets.join(" "),
             or_dash(self.gateway.as_ref()),
@@ -32,12 +32,32 @@ impl Row for NetworkRow {
             yes(self.icc),
             yes(self.internal),
             self.endpoints.to_string(),
-            yes(self.programmed),
-            or_dash(self.left.as_ref()),
         ]
     }
 }
 
-pub(super) fn networks(config: &Config, format: Format) -> Result<()> {
-    output::rows::<NetworkRow>(format, &super::ask::<Vec<_>>(config, Verb::Networks)?)
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Also show the rule that leaves a network to the kernel
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(flatten)]
+    output: output::Args,
+}
+
+pub(super) fn networks(config: &Config, args: &Args) -> Result<()> {
+    let rows = super::ask::<Vec<NetworkRow>>(config, Verb::Networks)?;
+    match args.output.output {
+        Format::Table if args.verbose => {
+            let columns = [NetworkRow::COLUMNS, &["RULE"]].concat();
+            let rows = rows.iter().map(|row| {
+                let mut cells = row.cells();
+                cells.push(or_dash(row.left.as_ref()));
+                cells
+            });
+            output::text(&output::table(&columns, rows))
+        }
+        format => output::rows(format, &rows),
+    }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::adopt::log_file;
 use crate::config::Config;
 use crate::control::{self, AskError, Verb};
 use crate::datapath;
@@ -80,7 +81,7 @@ impl<'a> Removal<'a> {
             .context("cannot start")?
             .block_on(datapath::remove_all(bpffs_dir, state_dir))?;
         let socket = control::socket(state_dir);
-        for file in [socket.with_extension("new"), socket] {
+        for file in [socket.with_extension("new"), socket, log_file(state_dir)] {
             remove::file(&file)?;
         }
         for dir in self.dirs() {

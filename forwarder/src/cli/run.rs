@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, anyhow};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit, setrlimit, setsid};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -19,7 +19,18 @@ const THREADS: usize = 2;
 /// agent.
 const HINT: &str = "FORWARDER_HINT";
 
-pub(super) fn run(config: Config) -> Result<()> {
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Leave the terminal, so that its end does not end the agent
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+pub(super) fn run(config: Config, args: &Args) -> Result<()> {
+    if args.background {
+        setsid().context("cannot leave the terminal's session")?;
+    }
     start_log(&config.log)?;
     let _lock = Lock::acquire()?;
     preflight::prepare(&config).map_err(|error| match std::env::var(HINT) {

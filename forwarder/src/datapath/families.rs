@@ -69,6 +69,11 @@ impl Maps {
         self.v4.opened()
     }
 
+    /// Returns how many connections are left to the kernel; each has two tuples.
+    pub(super) fn kernel_connections(&self) -> usize {
+        self.kernel_owned::<V4>().len() / 2
+    }
+
     /// Returns the live flows ([`FamilyMaps::snapshots`]).
     pub(super) fn snapshots(&self, now: Ticks) -> Vec<FlowSnapshot> {
         self.v4.snapshots(now)

@@ -8,7 +8,7 @@ use forwarder_common::abi::{FlowRef, Tuple};
 
 use super::Datapath;
 use super::families::MapFamily;
-use super::maps::Wire;
+use super::maps::{Maps, Wire};
 use super::unless_absent;
 
 /// `BPF_NOEXIST`.
@@ -50,7 +50,14 @@ impl Datapath {
     /// Returns the tuples that stand for connections of the kernel, in any order.
     #[must_use]
     pub fn kernel_owned<F: MapFamily>(&self) -> Vec<Tuple<F>> {
-        let entries = F::of(&self.maps).flow_index.iter().flatten();
+        self.maps.kernel_owned()
+    }
+}
+
+impl Maps {
+    /// Returns the tuples that stand for connections of the kernel, in any order.
+    pub(super) fn kernel_owned<F: MapFamily>(&self) -> Vec<Tuple<F>> {
+        let entries = F::of(self).flow_index.iter().flatten();
         let kernels = entries.filter(|(_, reference)| reference.0 == FlowRef::KERNEL);
         kernels.map(|(tuple, _)| tuple.0).collect()
     }

@@ -86,6 +86,13 @@ impl View {
             .change_settings(|settings| Settings { armed, ..settings })
     }
 
+    /// Returns the number of connections that stay the kernel's until they end.
+    #[must_use]
+    pub fn kernel_connections(&self) -> usize {
+        // Each connection has two tuples.
+        self.maps.kernel_connections()
+    }
+
     /// Returns the attached socket programs.
     pub fn sockets(&self) -> Result<BTreeSet<SocketHook>> {
         self.pins.sockets()

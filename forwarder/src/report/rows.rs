@@ -51,9 +51,39 @@ pub struct NetworkRow {
     pub endpoints: usize,
     /// Whether its row is in the kernel.
     pub programmed: bool,
+    /// Who decides about its traffic.
+    pub mode: PathMode,
     /// Why the network is left to the kernel: the rule that decided; none if the forwarder decides
     /// about its traffic.
     pub left: Option<String>,
+}
+
+/// Who decides about a network's traffic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum PathMode {
+    /// The forwarder.
+    #[serde(rename = "fast path")]
+    Fast,
+    /// The kernel, with all rules of the host.
+    #[serde(rename = "kernel")]
+    Kernel,
+}
+
+impl PathMode {
+    /// Whether the forwarder decides.
+    #[must_use]
+    pub const fn is_fast(self) -> bool {
+        matches!(self, Self::Fast)
+    }
+
+    /// Its name for a person, the same as in JSON.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Fast => "fast path",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
 /// A container's endpoint on a bridge network.

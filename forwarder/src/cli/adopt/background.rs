@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The agent in the background: the same program with `run` and the same settings, in a session of
+//! its own, with a log file in place of a terminal.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use forwarder_common::abi::PortRange;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::config::{self, Config};
+use crate::sys::remove;
+use crate::trusted;
+
+/// The time limit for an agent to become ready.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The interval at which the log is read.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Returns the log of an agent in the background.
+pub(in crate::cli) fn log_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("agent.log")
+}
+
+/// An agent that was started and is not ready yet.
+pub(super) struct Background {
+    child: Child,
+    log: PathBuf,
+    /// Where this agent's part of the log begins.
+    begin: u64,
+}
+
+impl Background {
+    /// Starts an agent with these settings.
+    pub(super) fn start(config: &Config) -> Result<Self> {
+        trusted::make(&config.state_dir)?;
+        let log = log_file(&config.state_dir);
+        let mut options = File::options();
+        let file = options.create(true).append(true).mode(0o600).open(&log);
+        let file = file.with_context(|| format!("cannot open the log {}", log.display()))?;
+        let begin = file.metadata().map_or(0, |data| data.len());
+        let errors = file.try_clone().context("cannot open the log twice")?;
+        let program = std::env::current_exe().context("cannot find this program's file")?;
+        let mut command = Command::new(program);
+        command
+            .arg("run")
+            .arg("--background")
+            .args(flags(config))
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors);
+        let child = command.spawn().context("cannot start the agent")?;
+        Ok(Self { child, log, begin })
+    }
+
+    /// Returns its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the agent's line `ready`. An agent that does not get there leaves nothing behind.
+    pub(super) fn wait_until_ready(mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.child.try_wait().context("cannot watch the agent")?;
+            let log = self.read_log()?;
+            if log.lines().any(|line| line.starts_with("ready: ")) {
+                return Ok(());
+            }
+            if ended.is_some() {
+                let why = last_error(&log);
+                self.remove_log()?;
+                bail!("the agent ended before it was ready: {why}");
+            }
+            if Instant::now() > deadline {
+                self.stop()?;
+                let why = last_error(&log);
+                bail!(
+                    "the agent was not ready within {} s: {why}",
+                    PATIENCE.as_secs()
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Stops an agent, which then removes what it has set up.
+    fn stop(&mut self) -> Result<()> {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            kill_process(pid, Signal::TERM).context("cannot stop the agent")?;
+        }
+        self.child.wait().context("cannot wait for the agent")?;
+        self.remove_log()
+    }
+
+    fn read_log(&self) -> Result<String> {
+        let read = || {
+            let mut file = File::open(&self.log)?;
+            file.seek(SeekFrom::Start(self.begin))?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            std::io::Result::Ok(String::from_utf8_lossy(&text).into_owned())
+        };
+        read().with_context(|| format!("cannot read the log {}", self.log.display()))
+    }
+
+    /// Removes the log, unless an earlier agent has written to it, and the folder if it is empty.
+    fn remove_log(&self) -> Result<()> {
+        if self.begin > 0 {
+            return Ok(());
+        }
+        remove::file(&self.log)?;
+        if let Some(dir) = self.log.parent() {
+            // Pins of an earlier agent may need what else is in there.
+            let _ = fs::remove_dir(dir);
+        }
+        Ok(())
+    }
+}
+
+/// Returns the line of a log that says why the agent ended.
+fn last_error(log: &str) -> &str {
+    let mut lines = log.lines().rev().filter(|line| !line.trim().is_empty());
+    let own = |line: &&str| line.starts_with("forwarder: ");
+    let error = lines.clone().find(own).or_else(|| lines.next());
+    let error = error.unwrap_or("its log is empty");
+    error.strip_prefix("forwarder: ").unwrap_or(error)
+}
+
+/// Returns the flags that stand for all settings.
+fn flags(config: &Config) -> Vec<OsString> {
+    let Config {
+        docker,
+        uplinks,
+        state_dir,
+        bpffs_dir,
+        xdp,
+        xdp_tcp,
+        flows,
+        flow_quota,
+        flow_rate,
+        tcp_loose,
+        reserved_ports,
+        mode,
+        attach,
+        allow_direct_routing,
+        file,
+        // The file has them.
+        rules: _,
+        log,
+    } = config;
+    let PortRange { first, last } = *reserved_ports;
+    let reserved_ports = match first {
+        0 => "off".to_owned(),
+        _ => format!("{first}-{last}"),
+    };
+    let mut flags = vec![
+        flag("docker", docker),
+        flag("state-dir", state_dir),
+        flag("bpffs-dir", bpffs_dir),
+        flag("xdp", name(xdp)),
+        flag("xdp-tcp", xdp_tcp.to_string()),
+        flag("flows", flows.to_string()),
+        flag("flow-quota", flow_quota.to_string()),
+        flag("flow-rate", flow_rate.to_string()),
+        flag("tcp-loose", tcp_loose.to_string()),
+        flag("reserved-ports", reserved_ports),
+        flag("mode", name(mode)),
+        flag("attach", name(attach)),
+        flag("allow-direct-routing", allow_direct_routing.to_string()),
+        flag("log", log),
+    ];
+    flags.extend(uplinks.iter().map(|uplink| flag("uplink", uplink)));
+    // The file that is read when none is named may be missing.
+    if file != Path::new(config::FILE) {
+        flags.push(flag("config", file));
+    }
+    flags
+}
+
+fn flag(name: &str, value: impl Into<OsString>) -> OsString {
+    let mut flag = OsString::from(format!("--{name}="));
+    flag.push(value.into());
+    flag
+}
+
+/// Returns a value's name on the command line.
+fn name(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Cli;
+    use crate::config::{Attach, Mode, XdpMode};
+
+    /// The agent in the background has the settings of the command that starts it.
+    #[test]
+    fn flags_carry_every_setting() {
+        let config = Config {
+            docker: "unix:///d.sock".into(),
+            uplinks: vec!["up0".into(), "up1".into()],
+            state_dir: "/s".into(),
+            bpffs_dir: "/b".into(),
+            xdp: XdpMode::Generic,
+            xdp_tcp: true,
+            flows: 2048,
+            flow_quota: 7,
+            flow_rate: 8,
+            tcp_loose: false,
+            reserved_ports: PortRange::default(),
+            mode: Mode::Adopt,
+            attach: Attach::Clsact,
+            allow_direct_routing: true,
+            log: "debug".into(),
+            ..Config::default()
+        };
+        for config in [config, Config::default()] {
+            let flags = flags(&config).into_iter();
+            let words = [OsString::from("forwarder"), "run".into()];
+            let cli = Cli::try_parse_from(words.into_iter().chain(flags)).unwrap();
+            let resolved = cli.settings.resolve(cli.config.as_deref(), |_| None);
+            assert_eq!(resolved.unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn last_error_is_the_programs_own() {
+        let log = "2026 WARN a\nforwarder: it fails: so\n2026 WARN b\n";
+        assert_eq!(last_error(log), "it fails: so");
+        assert_eq!(last_error("one\n\n"), "one");
+        assert_eq!(last_error(""), "its log is empty");
+    }
+}
