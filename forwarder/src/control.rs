@@ -178,12 +178,13 @@ async fn answer(line: &[u8], queries: &mpsc::Sender<Query>) -> Result<Value> {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody listens at the socket.
-    #[error("no agent answers at {} ({why}): is `forwarder run` running?", path.display())]
+    #[error(
+        "no agent answers at {}: start one with forwarder adopt, or name its --state-dir",
+        path.display()
+    )]
     Absent {
         /// The socket.
         path: PathBuf,
-        /// The kernel's error.
-        why: io::Error,
     },
     /// Somebody listens but gives no answer, or access is denied.
     #[error("the agent at {} gives no answer: {why}", path.display())]
@@ -203,7 +204,6 @@ pub fn ask(path: &Path, verb: Verb) -> Result<Value, AskError> {
     let stream = UnixStream::connect(path).map_err(|why| match why.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Absent {
             path: path.to_owned(),
-            why,
         },
         _ => silent(path, &why),
     })?;

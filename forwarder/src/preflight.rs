@@ -40,9 +40,39 @@ pub enum Level {
     Fatal,
 }
 
+/// What a finding is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Group {
+    /// The kernel, this process's rights, mounts and devices.
+    #[default]
+    Kernel,
+    /// The daemon and its configuration.
+    Docker,
+    /// Rules and configuration of other software.
+    Firewall,
+}
+
+impl Group {
+    /// Every group, in the order in which they are shown.
+    pub const ALL: [Self; 3] = [Self::Kernel, Self::Docker, Self::Firewall];
+
+    /// The heading of the group.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel and host",
+            Self::Docker => "Docker",
+            Self::Firewall => "firewall and other software",
+        }
+    }
+}
+
 /// A finding about the host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
+    /// What it is about.
+    pub group: Group,
     /// Its severity.
     pub level: Level,
     /// What was found, in plain words.
@@ -54,6 +84,7 @@ pub struct Finding {
 impl Finding {
     fn ok(what: impl Into<String>) -> Self {
         Self {
+            group: Group::default(),
             level: Level::Ok,
             what: what.into(),
             todo: None,
@@ -62,6 +93,7 @@ impl Finding {
 
     fn note(what: impl Into<String>, todo: impl Into<String>) -> Self {
         Self {
+            group: Group::default(),
             level: Level::Note,
             what: what.into(),
             todo: Some(todo.into()),
@@ -70,6 +102,7 @@ impl Finding {
 
     fn warn(what: impl Into<String>, todo: impl Into<String>) -> Self {
         Self {
+            group: Group::default(),
             level: Level::Warn,
             what: what.into(),
             todo: Some(todo.into()),
@@ -78,10 +111,15 @@ impl Finding {
 
     fn fatal(what: impl Into<String>, todo: impl Into<String>) -> Self {
         Self {
+            group: Group::default(),
             level: Level::Fatal,
             what: what.into(),
             todo: Some(todo.into()),
         }
+    }
+
+    fn about(self, group: Group) -> Self {
+        Self { group, ..self }
     }
 
     /// Formats the finding in one line.
@@ -159,7 +197,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
             .unwrap_or((what, "make it writable by root only"));
         Finding::fatal(what, todo)
     }));
-    findings.extend([docker(&probe.docker, config)]);
+    findings.push(docker(&probe.docker, config).about(Group::Docker));
     findings.extend(programs(probe));
     findings.extend(comfort(probe));
     findings.push(fragments(probe));
@@ -174,15 +212,18 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
             "no other software has rules that the fast path ignores",
         ));
     }
-    findings.extend(rules);
+    let rules = rules.into_iter();
+    findings.extend(rules.map(|finding| finding.about(Group::Firewall)));
     findings.push(forwarding(probe));
     findings.push(ipv6(probe));
-    findings.extend(dockerd::judge(
+    let dockerd = dockerd::judge(
         probe.dockerd.as_ref(),
         probe.proxies,
         &config.state_dir,
         firewall::keeps_rules(&probe.firewall, config.mode),
-    ));
+    );
+    let dockerd = dockerd.into_iter();
+    findings.extend(dockerd.map(|finding| finding.about(Group::Docker)));
     findings
 }
 

@@ -230,16 +230,54 @@ fn old_daemon(socket: &Path) -> Result<thread::JoinHandle<()>> {
 #[test]
 fn verbs_without_an_agent_say_so() -> Result<()> {
     let bare = Bare::new("noagent")?;
-    for verb in ["networks", "endpoints", "ports", "status"] {
+    for verb in ["networks", "endpoints", "ports"] {
         let line = bare.refusal(&bare.setpriv(&[], verb, &[])?)?;
-        assert_has(&line, &["no agent answers at "]);
+        assert_has(&line, &["no agent answers at ", "forwarder adopt"]);
     }
     let line = bare.refusal(&bare.setpriv(&[], "flows", &["-o", "json"])?)?;
-    assert_has(&line, &["forwarder run"]);
+    assert_has(&line, &["no datapath of version ", "forwarder adopt"]);
+    ensure!(!line.contains("BPF_"), "internals: {line}");
+    let done = bare.setpriv(&[], "status", &[])?;
+    assert_eq!((done.status.code(), done.stdout.as_str()), (Some(3), ""));
+    assert!(
+        done.stderr
+            .starts_with("not running here, nothing attached. "),
+        "{done:?}"
+    );
+    assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
 
     let done = bare.setpriv(&[], "cleanup", &[])?;
     assert_eq!(done.success()?, "nothing to clean up");
     Ok(())
+}
+
+/// An ordinary user reads what to do, while an agent runs and without one.
+#[test]
+fn ordinary_user_is_told_to_be_root() -> Result<()> {
+    let lab = Lab::new("users")?;
+    let host = lab.host(Docker::replace())?;
+    let program = std::env::temp_dir().join(format!("{}-program", host.name()));
+    fs::copy(forwarder_bin()?, &program)?;
+    let said = |verb: &str| {
+        let mut command = host.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.arg(&program).arg(verb);
+        let [state, pins] = folders(&host)?;
+        command.arg("--state-dir").arg(state);
+        one_line(&finish(command.arg("--bpffs-dir").arg(pins))?)
+    };
+    let all = |verbs: &[&str]| {
+        verbs.iter().try_for_each(|verb| {
+            let line = said(verb)?;
+            ensure!(line.starts_with("this needs root: "), "{verb}: {line}");
+            Ok(())
+        })
+    };
+    let without = all(&["flows", "networks"]);
+    let _agent = host.agent().start()?;
+    let with = all(&["status", "flows", "networks", "adopt", "release"]);
+    fs::remove_file(&program)?;
+    without.and(with)
 }
 
 /// Pins of another version are refused and cleaned up.

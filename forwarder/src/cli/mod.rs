@@ -17,9 +17,10 @@ mod status;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Arg, Args as _, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use forwarder_common::abi::LAYOUT;
+use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -30,11 +31,10 @@ use crate::plain;
 
 /// Docker's bridge networking on BPF: bridge mode's isolation at host mode's speed.
 #[derive(Parser)]
-#[command(name = "forwarder", version, disable_help_subcommand = true)]
-#[command(args_override_self = true)]
+#[command(name = "forwarder", version, args_override_self = true)]
 #[command(
-    after_help = "Each setting is a flag, else an environment variable, else a key of the \
-                        file, else its default."
+    after_help = "Every command takes the settings that forwarder run --help lists: each is a \
+                  flag, else an environment variable, else a key of the file, else its default."
 )]
 struct Cli {
     /// File of settings [default: /etc/forwarder/forwarder.toml, if it exists]
@@ -53,8 +53,8 @@ enum Verb {
     Run(run::Args),
     /// Come on top of Docker's rules: start the agent in the background; --plan changes nothing
     Adopt(adopt::Args),
-    /// Show the agent, attached programs, packets by path and reason, and how full the maps are
-    Status(output::Args),
+    /// Show whether it runs, the share of the fast path, and what an operator has to know
+    Status(status::Args),
     /// List Docker's bridge networks
     Networks(networks::Args),
     /// List containers on bridge networks
@@ -69,31 +69,57 @@ enum Verb {
     Cleanup(cleanup::Args),
     /// Report what this kernel, host and Docker offer, and what is missing
     Doctor(output::Args),
+    /// Show the version
+    Version,
 }
 
 /// Runs the command line. An error is one line on stderr and exit status 1.
 #[must_use]
 pub fn main() -> ExitCode {
+    let parsed = Cli::from_arg_matches(&command().get_matches());
     let Cli {
         config,
         settings,
         verb,
-    } = Cli::parse();
+    } = parsed.unwrap_or_else(|error| error.exit());
     let variable = |name: &str| std::env::var(name).ok();
     let done = settings
         .resolve(config.as_deref(), variable)
-        .and_then(|config| perform(&verb, config));
+        .and_then(|config| perform(&verb, config).map_err(|error| for_user(&verb, error)));
     done.unwrap_or_else(|error| {
         eprintln!("forwarder: {}", plain::line(&one_line(&error)));
         ExitCode::FAILURE
     })
 }
 
+/// Returns the command line. Every verb takes all settings, and only the help of `run` lists them.
+fn command() -> clap::Command {
+    let settings = Settings::augment_args(clap::Command::new("settings"));
+    let settings: Vec<_> = settings.get_arguments().cloned().collect();
+    let is_setting = |arg: &Arg| settings.iter().any(|other| other.get_id() == arg.get_id());
+    Cli::command()
+        .mut_args(|arg| {
+            let hidden = is_setting(&arg);
+            arg.hide(hidden)
+        })
+        .mut_subcommand("run", |run| run.args(&settings))
+}
+
+/// Returns the error that a user sees: for an ordinary user, every refusal has the same cause. `run`
+/// itself says which rights it lacks.
+fn for_user(verb: &Verb, error: anyhow::Error) -> anyhow::Error {
+    let is_told = matches!(verb, Verb::Run(_));
+    if is_told || geteuid().is_root() {
+        return error;
+    }
+    anyhow!("this needs root: run the same command with sudo")
+}
+
 fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
     match verb {
         Verb::Run(args) => run::run(config, args)?,
         Verb::Adopt(args) => return adopt::adopt(&config, args),
-        Verb::Status(args) => status::status(&config, args.output)?,
+        Verb::Status(args) => return status::status(&config, args),
         Verb::Networks(args) => networks::networks(&config, args)?,
         Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
         Verb::Ports(args) => ports::ports(&config, args.output)?,
@@ -101,6 +127,7 @@ fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
         Verb::Release => release::release(&config)?,
         Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
         Verb::Doctor(args) => return doctor::doctor(&config, args.output),
+        Verb::Version => println!("forwarder {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -128,18 +155,54 @@ fn view(config: &Config) -> Result<View> {
     let dir = &config.bpffs_dir;
     View::open(dir).with_context(|| {
         let dir = dir.display();
-        format!("no datapath of version {LAYOUT} under {dir}: is `forwarder run` running?")
+        format!(
+            "no datapath of version {LAYOUT} under {dir}: start an agent with forwarder adopt, or \
+             name its --bpffs-dir"
+        )
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn command_line_is_sound() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    /// The settings are accepted by every verb, and listed by one.
+    #[test]
+    fn only_the_help_of_run_lists_settings() {
+        let help = |line: &str| {
+            let shown = command().try_get_matches_from(line.split(' '));
+            shown.unwrap_err().to_string()
+        };
+        for line in [
+            "forwarder --help",
+            "forwarder ports --help",
+            "forwarder help flows",
+        ] {
+            let text = help(line);
+            assert!(
+                text.contains("Usage: ") && !text.contains("--state-dir"),
+                "{text}"
+            );
+        }
+        let run = help("forwarder run --help");
+        for flag in ["--state-dir", "--reserved-ports", "--mode"] {
+            assert!(run.contains(flag), "{flag}: {run}");
+        }
+        for line in [
+            "forwarder run --state-dir=/s",
+            "forwarder --state-dir=/s run",
+            "forwarder ports --state-dir=/s",
+        ] {
+            let matches = command().try_get_matches_from(line.split(' ')).unwrap();
+            let cli = Cli::from_arg_matches(&matches).unwrap();
+            let config = cli.settings.resolve(None, |_| None).unwrap();
+            assert_eq!(config.state_dir, PathBuf::from("/s"), "{line}");
+        }
     }
 
     #[test]

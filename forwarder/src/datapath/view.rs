@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Result;
-use forwarder_common::abi::Settings;
+use anyhow::{Result, ensure};
+use forwarder_common::abi::{Settings, name};
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, SocketHook};
@@ -29,7 +29,7 @@ impl View {
     /// No datapath of this layout is pinned there.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let pins = Pins::below(bpffs_dir);
-        trusted::is_there(&pins.maps())?;
+        ensure!(trusted::is_there(&pins.maps())?, "nothing is pinned there");
         Ok(Self {
             maps: Maps::open(&pins.maps())?,
             pins,
@@ -89,7 +89,6 @@ impl View {
     /// Returns the number of connections that stay the kernel's until they end.
     #[must_use]
     pub fn kernel_connections(&self) -> usize {
-        // Each connection has two tuples.
         self.maps.kernel_connections()
     }
 

@@ -90,7 +90,7 @@ fn foreign_rules_are_reported() -> Result<()> {
     };
     eventually(SOON, || has(&scene.agent.log()))?;
     has(&scene.host.json("status")?["others"].to_string())?;
-    has(&scene.host.cli(&["status"])?)?;
+    has(&scene.host.cli(&["status", "-v"])?)?;
     let doctor = scene.host.forwarder(&["doctor"])?;
     has(&doctor.stdout)?;
     // None of it keeps the next agent from starting.

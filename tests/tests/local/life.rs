@@ -157,7 +157,7 @@ fn missing_cgroup_v2_is_logged_once() -> Result<()> {
         "{}",
         agent.log()
     );
-    let doctor = host.json("doctor")?.to_string();
+    let doctor = host.forwarder(&["doctor"])?.stdout;
     assert!(
         doctor.contains("reach published ports (cgroup v2"),
         "{doctor}"
