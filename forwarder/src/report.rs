@@ -11,6 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use clap::ValueEnum;
 use forwarder_common::abi::{FlowState, armed};
 use forwarder_common::clock::{Ticks, reached, to_seconds};
 use forwarder_common::reason::Reason;
@@ -137,15 +138,34 @@ pub fn endpoints(host_state: &HostState, tables: &DesiredState) -> Vec<EndpointR
     rows
 }
 
-/// Returns the flows at the time `now`, most recently used first.
+/// Which flows come first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum FlowOrder {
+    /// Those used last
+    #[default]
+    Idle,
+    /// Those with the most bytes
+    Bytes,
+    /// Those with the most packets
+    Packets,
+    /// The oldest
+    Age,
+}
+
+/// Returns the flows at the time `now`, in order.
 #[must_use]
-pub fn flows(snapshots: &[FlowSnapshot], now: Ticks) -> Vec<FlowRow> {
-    let mut rows = snapshots
+pub fn flows(snapshots: &[FlowSnapshot], now: Ticks, order: FlowOrder) -> Vec<FlowRow> {
+    let mut flows: Vec<_> = snapshots
         .iter()
-        .map(|flow| flow_row(flow, now))
-        .collect::<Vec<_>>();
-    rows.sort_by_key(|row| row.idle_s);
-    rows
+        .map(|flow| (now.wrapping_sub(flow.created), flow_row(flow, now)))
+        .collect();
+    flows.sort_by_key(|(age, row)| match order {
+        FlowOrder::Idle => row.idle_s,
+        FlowOrder::Bytes => u64::MAX - row.bytes,
+        FlowOrder::Packets => u64::MAX - row.packets,
+        FlowOrder::Age => u64::MAX - u64::from(*age),
+    });
+    flows.into_iter().map(|(_, row)| row).collect()
 }
 
 /// Returns a flow at the time `now`.

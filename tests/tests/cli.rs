@@ -599,6 +599,30 @@ fn stdout_is_json_only() -> Result<()> {
     Ok(())
 }
 
+/// Flows are shown with the names that the agent knows, and counted.
+#[test]
+fn flows_have_names_and_a_footer() -> Result<()> {
+    let lab = Lab::new("names")?;
+    let host = lab.host(Docker::replace())?;
+    let web = host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+    let mut agent = host.agent().start()?;
+    for _ in 0..2 {
+        eventually(SOON, || lab.lan().peer(&["get", "198.18.1.1:8080"]))?;
+    }
+    let shown = host.cli(&["flows", "--port=8080", "--limit=1", "--sort=age"])?;
+    assert_has(&shown, &[" > :8080 ", "web:80 > 198.18.1.2:"]);
+    let footer = shown.lines().last().unwrap_or_default();
+    assert!(
+        footer.starts_with("1 of ") && footer.ends_with(" of 262144)"),
+        "{shown}"
+    );
+    assert_eq!(shown.lines().count(), 3, "{shown}");
+    agent.kill()?;
+    let shown = host.cli(&["flows", "--port=8080"])?;
+    assert_has(&shown, &[&format!("{}:80 > 198.18.1.2:", web.ip()?)]);
+    Ok(())
+}
+
 /// Cleanup spares a running agent unless it is forced.
 #[test]
 fn cleanup_spares_a_running_agent_unless_forced() -> Result<()> {

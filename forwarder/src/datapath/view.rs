@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use forwarder_common::abi::{Settings, name};
+use forwarder_common::abi::Settings;
 use forwarder_common::clock::Ticks;
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, SocketHook};

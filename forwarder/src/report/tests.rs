@@ -150,7 +150,8 @@ fn snapshot(protocol: u32, flow_state: FlowState) -> FlowSnapshot {
 fn flow_has_both_directions_and_their_sum() {
     let established = FlowState((State::Established as u64) << 32);
     let now = 1000 + forwarder_common::clock::seconds(61);
-    let rows = flows(&[snapshot(proto::TCP, established)], now);
+    let flow = snapshot(proto::TCP, established);
+    let rows = flows(&[flow], now, FlowOrder::Idle);
     let expected = json!([{
         "proto": "tcp",
         "original": { "src": "198.18.1.2", "sport": 40000, "dst": "198.18.1.1", "dport": 8080 },
@@ -162,10 +163,32 @@ fn flow_has_both_directions_and_their_sum() {
 
 #[test]
 fn packet_newer_than_the_clock_is_not_idle() {
-    assert_eq!(
-        flows(&[snapshot(proto::TCP, FlowState(0))], 999)[0].idle_s,
-        0
-    );
+    let flow = snapshot(proto::TCP, FlowState(0));
+    assert_eq!(flows(&[flow], 999, FlowOrder::Idle)[0].idle_s, 0);
+}
+
+#[test]
+fn flows_are_sorted_as_asked() {
+    let flow = |bytes, packets, created, seen| FlowSnapshot {
+        bytes: [bytes, 0],
+        packets: [packets, 0],
+        created,
+        seen,
+        ..snapshot(proto::UDP, FlowState(0))
+    };
+    let all = [
+        flow(300, 1, 3000, 4000),
+        flow(200, 3, 1000, 5000),
+        flow(100, 2, 2000, 6000),
+    ];
+    let sorted = |order| {
+        let rows = flows(&all, 7000, order).into_iter();
+        rows.map(|row| row.bytes).collect::<Vec<_>>()
+    };
+    assert_eq!(sorted(FlowOrder::Idle), [100, 200, 300]);
+    assert_eq!(sorted(FlowOrder::Bytes), [300, 200, 100]);
+    assert_eq!(sorted(FlowOrder::Packets), [200, 100, 300]);
+    assert_eq!(sorted(FlowOrder::Age), [200, 100, 300]);
 }
 
 /// Flows without a state machine show whether they were answered.

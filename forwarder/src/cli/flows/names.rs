@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Names in place of addresses: a container's, and the port by which it is published. They are the
+//! agent's answer; without an agent, addresses are shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::cli::ask;
+use crate::config::Config;
+use crate::control::Verb;
+use crate::report::{EndpointRow, Ends, FlowRow, PortRow};
+
+/// What the agent knows about addresses and ports.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// Containers by address.
+    containers: BTreeMap<IpAddr, String>,
+    /// Published ports by protocol.
+    ports: BTreeSet<(String, u16)>,
+}
+
+impl Names {
+    /// Asks the agent. Without an answer there are no names.
+    pub(super) fn ask(config: &Config) -> Self {
+        let endpoints = ask::<Vec<_>>(config, Verb::Endpoints).unwrap_or_default();
+        let ports = ask::<Vec<_>>(config, Verb::Ports).unwrap_or_default();
+        Self::of(endpoints, ports)
+    }
+
+    fn of(endpoints: Vec<EndpointRow>, ports: Vec<PortRow>) -> Self {
+        let endpoints = endpoints.into_iter();
+        let ports = ports.into_iter();
+        Self {
+            containers: endpoints
+                .filter_map(|row| Some((row.address?, row.container)))
+                .collect(),
+            ports: ports.map(|row| (row.proto, row.host_port)).collect(),
+        }
+    }
+
+    /// Formats the direction of the originator's packets. A published port stands for the host's
+    /// address, if a container answers.
+    pub(super) fn original(&self, flow: &FlowRow) -> String {
+        let Ends {
+            src,
+            sport,
+            dst,
+            dport,
+        } = flow.original;
+        let is_published = self.ports.contains(&(flow.proto.clone(), dport))
+            && self.containers.contains_key(&flow.reply.src)
+            && flow.reply.src != dst;
+        let to = if is_published {
+            format!(":{dport}")
+        } else {
+            self.end(dst, dport)
+        };
+        format!("{} > {to}", self.end(src, sport))
+    }
+
+    /// Formats the direction of the replies.
+    pub(super) fn reply(&self, flow: &FlowRow) -> String {
+        let ends = flow.reply;
+        let from = self.end(ends.src, ends.sport);
+        format!("{from} > {}", self.end(ends.dst, ends.dport))
+    }
+
+    fn end(&self, address: IpAddr, port: u16) -> String {
+        match self.containers.get(&address) {
+            Some(name) => format!("{name}:{port}"),
+            None => SocketAddr::new(address, port).to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(src: [u8; 4], sport: u16, dst: [u8; 4], dport: u16) -> Ends {
+        Ends {
+            src: src.into(),
+            sport,
+            dst: dst.into(),
+            dport,
+        }
+    }
+
+    fn flow(original: Ends, reply: Ends) -> FlowRow {
+        FlowRow {
+            proto: "tcp".into(),
+            original,
+            reply,
+            state: "ESTABLISHED".into(),
+            packets: 1,
+            bytes: 60,
+            idle_s: 0,
+        }
+    }
+
+    const CLIENT: [u8; 4] = [198, 18, 1, 2];
+    const HOST: [u8; 4] = [198, 18, 1, 1];
+    const WEB: [u8; 4] = [172, 17, 0, 2];
+
+    fn names() -> Names {
+        let endpoint = EndpointRow {
+            network: "bridge".into(),
+            container: "web".into(),
+            id: "0123".into(),
+            address: Some(WEB.into()),
+            mac: None,
+            veth: None,
+            hooked: true,
+        };
+        let port = PortRow {
+            proto: "tcp".into(),
+            host_ip: [0, 0, 0, 0].into(),
+            host_port: 8080,
+            container: Some("web".into()),
+            container_ip: WEB.into(),
+            container_port: 80,
+        };
+        Names::of(vec![endpoint], vec![port])
+    }
+
+    #[test]
+    fn names_stand_for_what_the_agent_knows() {
+        let inward = flow(ends(CLIENT, 4000, HOST, 8080), ends(WEB, 80, CLIENT, 4000));
+        assert_eq!(names().original(&inward), "198.18.1.2:4000 > :8080");
+        assert_eq!(names().reply(&inward), "web:80 > 198.18.1.2:4000");
+        // A remote port of the same number is not ours.
+        let outward = flow(
+            ends(WEB, 5000, CLIENT, 8080),
+            ends(CLIENT, 8080, HOST, 5000),
+        );
+        assert_eq!(names().original(&outward), "web:5000 > 198.18.1.2:8080");
+        assert_eq!(names().reply(&outward), "198.18.1.2:8080 > 198.18.1.1:5000");
+    }
+
+    #[test]
+    fn addresses_are_shown_without_an_agent() {
+        let inward = flow(ends(CLIENT, 4000, HOST, 8080), ends(WEB, 80, CLIENT, 4000));
+        let none = Names::default();
+        assert_eq!(none.original(&inward), "198.18.1.2:4000 > 198.18.1.1:8080");
+        assert_eq!(none.reply(&inward), "172.17.0.2:80 > 198.18.1.2:4000");
+    }
+}
