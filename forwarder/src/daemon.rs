@@ -104,7 +104,10 @@ async fn follow(config: Config, stop: &Stop) -> Result<()> {
             Event::Bound => daemon.ask_flows()?,
             Event::Housekeeping => daemon.housekeeping()?,
             Event::Resync => daemon.doubt()?,
-            Event::Stop => return Ok(()),
+            Event::Stop => {
+                tracing::info!("stopping: what is armed stays in place");
+                return Ok(());
+            }
             Event::Broken(error) => return Err(error),
         };
         if is_due {

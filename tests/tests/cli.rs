@@ -484,9 +484,17 @@ fn adopt_starts_an_agent_that_release_ends() -> Result<()> {
     assert_eq!(traces(&host)?, before);
 
     // The same for programs; then nothing of an agent that fails is left.
-    let first: Value = serde_json::from_str(&host.cli(&["adopt", "-o", "json"])?)?;
+    // The terminal that it is called from ends with the command.
+    let line = host.forwarder_line(&["adopt", "-o", "json"])?;
+    let said = host.cmd(&["script", "-qec", &line, "/dev/null"])?;
+    let first: Value = serde_json::from_str(&said)?;
     let shown = (&first["changed"], &first["would_change"]);
     assert_eq!(shown, (&true.into(), &false.into()), "{first:#}");
+    let pid = &first["agent"];
+    holds(Duration::from_secs(1), || {
+        ensure!(host.json("status")?["agent"]["pid"] == *pid, "it has ended");
+        Ok(())
+    })?;
     host.cli(&["release"])?;
     let failed = host.forwarder(&["adopt", "--log=forwarder=loud"])?;
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
