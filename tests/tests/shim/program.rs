@@ -51,7 +51,7 @@ fn weigh(shims: &[Running], count: usize) -> Result<()> {
 fn doctor_knows_the_shim() -> Result<()> {
     let scene = scene("doctor")?;
     let said = scene.host.forwarder(&["doctor"])?.stdout;
-    let good = "ok     dockerd starts the shim for each published port";
+    let good = "✓ dockerd starts the shim for each published port";
     assert!(said.contains(good), "{said}");
     let apart = format!("--state-dir={}", scene.host.bpffs_dir().display());
     let said = scene.host.cmd(&[
