@@ -16,6 +16,7 @@ use crate::datapath::{self, Datapath, Setup};
 use crate::exhaustion::Exhaustion;
 use crate::stop::Stop;
 use crate::sys::cgroup::cgroup_root;
+use crate::sys::firewall::Pause;
 
 /// Sets up the kernel's defragmentation; returns whether it is available.
 pub(crate) async fn reassemble(config: &Config) -> bool {
@@ -119,6 +120,7 @@ impl Agent {
 /// the root cgroup are optional, because they only improve speed or convenience. All others are
 /// required.
 fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
+    let _quiet = Pause::begin();
     let optional = |loaded: Result<()>| {
         if let Err(error) = loaded {
             tracing::warn!("{error:#}");

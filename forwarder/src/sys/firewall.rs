@@ -3,10 +3,35 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use forwarder_state::others::{Firewall, Ruleset};
 
 use super::process::program;
+
+/// Whether nobody is to follow the rules now.
+static PAUSED: AtomicBool = AtomicBool::new(false);
+
+/// As long as it exists, nobody follows the rules: while programs that read them come and go, the
+/// kernel may refuse to load a program (`EAGAIN`).
+pub(crate) struct Pause;
+
+impl Pause {
+    pub(crate) fn begin() -> Self {
+        PAUSED.store(true, Ordering::SeqCst);
+        Self
+    }
+
+    pub(crate) fn is_on() -> bool {
+        PAUSED.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        PAUSED.store(false, Ordering::SeqCst);
+    }
+}
 
 /// Reads the rules with every installed program: both variants of iptables may have some.
 pub(crate) fn read() -> Firewall {

@@ -22,6 +22,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
 use crate::sys;
+use crate::sys::firewall::Pause;
 use crate::sys::netlink::{dump, protocols, subscribe};
 
 /// Multicast groups: `RTNLGRP_TC` and `RTNLGRP_IPV4_RULE`, `NFNLGRP_NFTABLES`, `XFRMNLGRP_POLICY`.
@@ -56,6 +57,7 @@ pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
             }
             last = Some(now);
         }
+        let mut is_due = false;
         loop {
             let heard = tokio::select! {
                 heard = timeout(LOOK, changed.notified()) => heard.is_ok(),
@@ -64,7 +66,8 @@ pub(super) async fn watch(updates: &Sender<Update>) -> Result<()> {
             if heard {
                 sleep(PAUSE).await;
             }
-            if heard || has_legacy_tables() {
+            is_due |= heard || has_legacy_tables();
+            if is_due && !Pause::is_on() {
                 break;
             }
         }
