@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The agent comes, goes, dies and hangs on a stock host under traffic; containers and networks come
-//! and go on top of it.
+//! The agent comes, goes, dies and hangs on a stock host under traffic; containers and networks
+//! come and go on top of it.
 
-use std::thread::sleep;
-use std::time::Duration;
+use std::net::Ipv4Addr;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{Agent, Host, Peer, eventually, soaked};
@@ -91,7 +92,7 @@ fn frozen_agent_is_released() -> Result<()> {
     agent.signal(Signal::STOP)?;
     release(host)?;
     ends(&mut agent)?;
-    traffic.check()?;
+    traffic.check_after(1, UNBROKEN)?;
     for process in [&mut inward, &mut outward] {
         process.line("done ", SOON * 4)?;
     }
@@ -140,4 +141,72 @@ fn docker_goes_on_as_before() -> Result<()> {
     host.run("next", &["-p=8090:80"], &Peer::serve(80))?;
     serves(8090)?;
     traffic.check()
+}
+
+/// An agent's first start on a host with many containers, and its next one with pins.
+#[test]
+fn start_among_many_containers() -> Result<()> {
+    let stock = Stock::new("many")?;
+    let host = &stock.host;
+    let number = soaked(6, 200);
+    let names: Vec<_> = (0..number).map(|n| format!("many{n}")).collect();
+    for some in names.chunks(8) {
+        thread::scope(|scope| {
+            let run = |name: &'_ String| host.run(name, &["--network=db"], &Peer::idle()).map(drop);
+            let running: Vec<_> = some
+                .iter()
+                .map(|name| scope.spawn(move || run(name)))
+                .collect();
+            let done = running
+                .into_iter()
+                .map(|one| one.join().ok().context("panicked")?);
+            done.collect::<Result<()>>()
+        })?;
+    }
+    let traffic = stock.traffic()?;
+    for what in ["first", "next"] {
+        let since = Instant::now();
+        let mut agent = host.agent().quiet().arg("--log=debug").start()?;
+        println!(
+            "{number} containers, {what} start: ready after {:?}",
+            since.elapsed()
+        );
+        agent.kill()?;
+    }
+    release(host)?;
+    traffic.check_after(2, UNBROKEN)
+}
+
+/// Connections of the kernel cost an idle agent little.
+#[test]
+fn idle_agent_keeps_many_connections() -> Result<()> {
+    let stock = Stock::new("idle")?;
+    let host = &stock.host;
+    let number = soaked(2000, 50_000);
+    let to = stock.inside.ip()?;
+    let line = |n: u32| {
+        let from = Ipv4Addr::from_bits(0xcb00_7100 + (n >> 14));
+        let port = 1024 + (n & 0x3fff);
+        format!("-I -p udp -s {from} -d {to} --sport {port} --dport 7 -t 600\n")
+    };
+    let file = std::env::temp_dir().join(format!("adopt-idle-{}", std::process::id()));
+    std::fs::write(&file, (0..number).map(line).collect::<String>())?;
+    let loaded = host.cmd(&["conntrack", "-R", &file.display().to_string()]);
+    std::fs::remove_file(&file)?;
+    loaded?;
+    let since = Instant::now();
+    let agent = host.agent().quiet().start()?;
+    println!("{number} connections: ready after {:?}", since.elapsed());
+    let stat = || -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
+        let words: Vec<_> = stat.split_whitespace().collect();
+        Ok(words[13].parse::<u64>()? + words[14].parse::<u64>()?)
+    };
+    let before = stat()?;
+    sleep(Duration::from_secs(soaked(2, 30)));
+    let ticks = stat()? - before;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let rss = status.lines().find(|line| line.starts_with("VmRSS"));
+    println!("{ticks} ticks of 10 ms, {rss:?}");
+    Ok(())
 }

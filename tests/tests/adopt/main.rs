@@ -4,6 +4,8 @@
 
 mod docker;
 mod life;
+mod packets;
+mod ports;
 mod rules;
 
 use std::time::Duration;
@@ -30,8 +32,12 @@ struct Stock {
 
 impl Stock {
     fn new(label: &str) -> Result<Self> {
+        Self::with(label, Docker::stock())
+    }
+
+    fn with(label: &str, docker: Docker) -> Result<Self> {
         let lab = Lab::new(label)?;
-        let host = lab.host(Docker::stock())?;
+        let host = lab.host(docker)?;
         for network in ["app", "db"] {
             host.docker(&["network", "create", network])?;
         }
@@ -97,8 +103,8 @@ impl Traffic {
         self.check_after(1, SILENCE)
     }
 
-    /// Ends it and checks what became of it while the host changed hands a number of times. A silence
-    /// is in milliseconds.
+    /// Ends it and checks what became of it while the host changed hands a number of times. A
+    /// silence is in milliseconds.
     fn check_after(mut self, times: u64, longest: u64) -> Result<()> {
         let mut told = Vec::new();
         for (name, process) in &mut self.0 {

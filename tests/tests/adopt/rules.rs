@@ -2,10 +2,13 @@
 //! Other people's rules on an adopted host: those that can match a network's packets decide, all
 //! others do not take the fast path away; and our own rules come back when they are removed.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Host, Peer, eventually};
+use harness::{Agent, Docker, Host, Peer, eventually};
 
 use crate::{OUTSIDE, PUBLISHED, SOON, Stock};
 
@@ -167,42 +170,83 @@ fn mode_by_file_changes_hands() -> Result<()> {
 fn own_rules_come_back() -> Result<()> {
     let stock = Stock::new("back")?;
     let host = &stock.host;
-    let _agent = host.agent().start()?;
-    let large = "x".repeat(3000);
-    let whole = || -> Result<()> {
-        let from = |answer: String, who: &str| ensure_starts(&answer, who, &large);
-        let inner = stock.inside.space()?;
-        let ask = |to| ["udp", to, large.as_str(), "--timeout=300"];
-        from(stock.lab.lan().peer(&ask(PUBLISHED))?, CLIENT)?;
-        from(inner.peer(&ask(OUTSIDE))?, "198.18.1.1")
-    };
-    let first = || -> Result<()> {
-        let rules = host.cmd(&["iptables", "-S", "FORWARD"])?;
-        let first = rules.lines().find(|rule| rule.starts_with("-A"));
-        ensure!(
-            first.is_some_and(|rule| rule.contains("forwarder")),
-            "{rules}"
-        );
-        let raw = host.cmd(&["nft", "list", "ruleset"])?;
-        ensure!(raw.contains("table ip forwarder"), "{raw}");
-        Ok(())
-    };
-    eventually(FOLLOWED, first)?;
-    whole().context("at first")?;
-    host.cmd(&["iptables", "-F", "FORWARD"])?;
-    eventually(FOLLOWED, first).context("after -F")?;
-    whole().context("after -F")?;
-    host.cmd(&["iptables", "-P", "FORWARD", "DROP"])?;
-    host.cmd(&["iptables", "-I", "FORWARD", "1", "-p", "udp", "-j", "DROP"])?;
-    eventually(FOLLOWED, first).context("after -I")?;
-    host.cmd(&["iptables", "-D", "FORWARD", "-p", "udp", "-j", "DROP"])?;
+    let _agent = own_rules(&stock, "iptables")?;
     host.cmd(&["nft", "flush", "ruleset"])?;
     eventually(FOLLOWED, || stock.serves()).context("without any rule")?;
     host.restart_docker()?;
     host.docker(&["start", "web", "inside"])?;
-    eventually(SOON, first).context("after a restart of Docker")?;
+    eventually(SOON, || first_rule(host, "iptables")).context("after a restart of Docker")?;
     eventually(SOON, || stock.serves())?;
-    eventually(SOON, whole)
+    eventually(SOON, || whole(&stock))
+}
+
+/// The same with the older iptables, of which the kernel reports no changes.
+#[test]
+fn own_legacy_rules_come_back() -> Result<()> {
+    let programs = Programs::new()?;
+    let path = format!("{}:{}", programs.0.display(), std::env::var("PATH")?);
+    let stock = Stock::with("legacy", Docker::stock().env("PATH", &path))?;
+    own_rules(&stock, "iptables-legacy").map(drop)
+}
+
+/// A folder in which `iptables` is the older one.
+struct Programs(PathBuf);
+
+impl Programs {
+    fn new() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("adopt-legacy-{}", std::process::id()));
+        fs::create_dir(&folder)?;
+        for name in ["iptables", "ip6tables"] {
+            symlink(format!("/usr/sbin/{name}-legacy"), folder.join(name))?;
+        }
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Takes our rules away in each way, and returns the agent.
+fn own_rules(stock: &Stock, iptables: &str) -> Result<Agent> {
+    let host = &stock.host;
+    let agent = host.agent().start()?;
+    let first = || first_rule(host, iptables);
+    eventually(FOLLOWED, first)?;
+    whole(stock).context("at first")?;
+    host.cmd(&[iptables, "-F", "FORWARD"])?;
+    eventually(FOLLOWED, first).context("after -F")?;
+    whole(stock).context("after -F")?;
+    host.cmd(&[iptables, "-P", "FORWARD", "DROP"])?;
+    host.cmd(&[iptables, "-I", "FORWARD", "1", "-p", "udp", "-j", "DROP"])?;
+    eventually(FOLLOWED, first).context("after -I")?;
+    host.cmd(&[iptables, "-D", "FORWARD", "-p", "udp", "-j", "DROP"])?;
+    Ok(agent)
+}
+
+/// Whether our own rules are where they have to be.
+fn first_rule(host: &Host, iptables: &str) -> Result<()> {
+    let rules = host.cmd(&[iptables, "-S", "FORWARD"])?;
+    let first = rules.lines().find(|rule| rule.starts_with("-A"));
+    ensure!(
+        first.is_some_and(|rule| rule.contains("forwarder")),
+        "{rules}"
+    );
+    let raw = host.cmd(&["nft", "list", "ruleset"])?;
+    ensure!(raw.contains("table ip forwarder"), "{raw}");
+    Ok(())
+}
+
+/// Whether datagrams come through that are longer than a packet: the kernel forwards their
+/// fragments.
+fn whole(stock: &Stock) -> Result<()> {
+    let large = "x".repeat(3000);
+    let inner = stock.inside.space()?;
+    let ask = |to| ["udp", to, large.as_str(), "--timeout=300"];
+    ensure_starts(&stock.lab.lan().peer(&ask(PUBLISHED))?, CLIENT, &large)?;
+    ensure_starts(&inner.peer(&ask(OUTSIDE))?, "198.18.1.1", &large)
 }
 
 fn ensure_starts(answer: &str, who: &str, payload: &str) -> Result<()> {
