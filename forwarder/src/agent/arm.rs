@@ -53,7 +53,10 @@ pub(super) fn handover_order(
     };
     changes.sort_by_key(|change| match *change {
         Change::Detach { ifindex, hook } if is_lost(ifindex) => u8::from(hook != Hook::BridgeIn),
-        Change::Attach { hook, .. } if hook == Hook::BridgeIn => 3,
+        Change::Attach {
+            hook: Hook::BridgeIn,
+            ..
+        } => 3,
         Change::SeverSockets => 4,
         _ => 2,
     });

@@ -94,7 +94,7 @@ fn rules_behind_dockers_leave_the_fast_path() -> Result<()> {
     )?;
     stock.serves().context("on the stock host")?;
     let _agent = host.agent().start()?;
-    ensure!(left(host)? == [], "left are {:?}", left(host)?);
+    ensure!(left(host)?.is_empty(), "left are {:?}", left(host)?);
     stock.serves()?;
     // ufw comes up again, before Docker's rules: now it decides.
     shell(host, "iptables -I FORWARD 2 -j ufw-before-logging-forward")?;
