@@ -145,7 +145,7 @@ impl<'a> Bridged<'a> {
             });
         let mut networks: BTreeMap<_, _> = networks.collect();
         let why = |of: &BridgedNetwork<'_>| {
-            let why = modes::left_to_kernel(of.network, &of.terms, &host_state.others);
+            let why = modes::left_to_kernel(of.network, &of.terms, host_state);
             why.filter(|_| policy.keeps_rules)
         };
         let left = networks

@@ -2,25 +2,38 @@
 //! Who decides about a network's traffic, where Docker's rules are kept: the forwarder, or the
 //! kernel with all rules of the host.
 
-use crate::host_state::{Network, NetworkMode, NetworkOptions};
-use crate::others::{Others, Reach};
+use crate::host_state::{HostState, Network, NetworkMode, NetworkOptions};
+use crate::others::netfilter::Effect;
+use crate::others::{Reach, Rule};
 
 /// Returns why a network is left to the kernel; none if the forwarder decides. It does where only
 /// Docker's rules and its own can match the network's traffic.
 pub(super) fn left_to_kernel(
     network: &Network,
     terms: &NetworkOptions,
-    others: &Others,
+    host_state: &HostState,
 ) -> Option<String> {
     match terms.network_mode {
         NetworkMode::Own => None,
         NetworkMode::Off => Some("its mode is off".to_owned()),
         NetworkMode::Auto => {
             let reach = reach(network);
-            let rule = others.rules.iter().find(|rule| rule.may_match(&reach))?;
-            Some(rule.text.clone())
+            let mut rules = host_state.others.rules.iter();
+            let decides = |rule: &&Rule| rule.may_match(&reach) && !is_masquerade(rule, host_state);
+            rules.find(decides).map(|rule| rule.text.clone())
         }
     }
+}
+
+/// Whether a rule is Docker's masquerade of a network whose bridge has a name that its user chose:
+/// by the rule's text alone it is anybody's.
+fn is_masquerade(rule: &Rule, host_state: &HostState) -> bool {
+    let mut bridges = host_state
+        .networks
+        .values()
+        .filter_map(|network| network.bridge.as_ref());
+    rule.effect == Effect::Snat
+        && bridges.any(|bridge| rule.text.ends_with(&format!("! -o {bridge} -j MASQUERADE")))
 }
 
 /// Returns the bridge and the address ranges of one network.
@@ -35,5 +48,36 @@ fn reach(network: &Network) -> Reach {
     Reach {
         bridges: network.bridge.iter().cloned().collect(),
         ranges: ranges.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masquerade_of_a_named_bridge_is_dockers() {
+        let mut host_state = HostState::default();
+        let network = Network {
+            bridge: Some("db0".to_owned()),
+            ..Network::default()
+        };
+        host_state.networks.insert("db".into(), network.clone());
+        let masquerade = |bridge: &str| Rule {
+            text: format!(
+                "iptables-nft -t nat -A POSTROUTING -s 172.30.0.0/16 ! -o {bridge} -j MASQUERADE"
+            ),
+            effect: Effect::Snat,
+            src: None,
+            dst: None,
+            inward: None,
+            outward: None,
+            decided: Default::default(),
+        };
+        let terms = NetworkOptions::default();
+        host_state.others.rules = vec![masquerade("db0")];
+        assert_eq!(left_to_kernel(&network, &terms, &host_state), None);
+        host_state.others.rules = vec![masquerade("wg0")];
+        assert!(left_to_kernel(&network, &terms, &host_state).is_some());
     }
 }

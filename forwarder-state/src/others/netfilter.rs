@@ -233,7 +233,9 @@ pub fn is_dockers_rule(table: &str, chain: &str, rule: &str) -> bool {
         let device = words
             .windows(3)
             .find(|three| three[0] == "!" && three[1] == flag);
-        device.is_some_and(|three| three[2] == "docker0" || three[2].starts_with("br-"))
+        device.is_some_and(|three| {
+            matches!(three[2], "docker0" | "docker_gwbridge") || three[2].starts_with("br-")
+        })
     };
     // A container that reaches its own published port.
     let is_hairpin = || after("-s").is_some_and(|own| after("-d") == Some(own));
