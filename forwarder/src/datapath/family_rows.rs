@@ -145,18 +145,21 @@ impl<F: MapFamily> FamilyMaps<F> {
         Ok(())
     }
 
-    /// Applies a change of the tables.
+    /// Applies a change of the tables. With `moves`, an address that changes may have another owner
+    /// now, so the kernel forgets who its neighbour was, and what waits for the old one.
     ///
     /// # Errors
     /// The kernel refuses it. A repetition completes whatever was half done.
-    pub(super) async fn apply(&mut self, change: FamilyChange<F>) -> Result<()> {
+    pub(super) async fn apply(&mut self, change: FamilyChange<F>, moves: bool) -> Result<()> {
         match change {
             FamilyChange::PutEndpoint {
                 key,
                 slot,
                 endpoint,
-            } => self.put_endpoint(key, slot, endpoint).await?,
-            FamilyChange::DropEndpoint { key, slot } => self.drop_endpoint(key, slot).await?,
+            } => self.put_endpoint(key, slot, endpoint, moves).await?,
+            FamilyChange::DropEndpoint { key, slot } => {
+                self.drop_endpoint(key, slot, moves).await?;
+            }
             FamilyChange::PutNetwork {
                 bridge,
                 row,
@@ -207,12 +210,13 @@ impl<F: MapFamily> FamilyMaps<F> {
         key: EndpointKey<F>,
         slot: u32,
         endpoint: Endpoint<F>,
+        moves: bool,
     ) -> Result<()> {
         let Wire(before) = self.endpoints.get(&slot, 0)?;
         self.endpoints.set(slot, Wire(endpoint), 0)?;
         if let EndpointKey::Address(address) = key {
             self.endpoint_slots.insert(Wire(address), slot, 0)?;
-            if before.generation != endpoint.generation {
+            if moves && before.generation != endpoint.generation {
                 neighbours::forget(endpoint.bridge, address.ip()).await?;
             }
         }
@@ -220,14 +224,16 @@ impl<F: MapFamily> FamilyMaps<F> {
     }
 
     /// Removes the address that leads to an endpoint, and then the endpoint.
-    async fn drop_endpoint(&mut self, key: EndpointKey<F>, slot: u32) -> Result<()> {
+    async fn drop_endpoint(&mut self, key: EndpointKey<F>, slot: u32, moves: bool) -> Result<()> {
         let Wire(before) = self.endpoints.get(&slot, 0)?;
         if let EndpointKey::Address(address) = key {
             self.endpoint_slots.remove(&Wire(address))?;
         }
         let empty = Endpoint::<F>::default();
         self.endpoints.set(slot, Wire(empty), 0)?;
-        if let EndpointKey::Address(address) = key {
+        if let EndpointKey::Address(address) = key
+            && moves
+        {
             neighbours::forget(before.bridge, address.ip()).await?;
         }
         Ok(())

@@ -244,7 +244,11 @@ impl Datapath {
             Change::DropDevice(index) => maps.devices.remove(&index)?,
             Change::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
             Change::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
-            Change::V4(change) => maps.v4.apply(change).await?,
+            Change::V4(change) => {
+                // While a host or a network changes hands, every container stays where it is.
+                let moves = matches!(maps.settings()?.armed, armed::REPLACE | armed::ADOPT);
+                maps.v4.apply(change, moves).await?;
+            }
             Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
             Change::DropIpv6(key) => maps.drop_ipv6(key)?,
             Change::PutDevmap(veth, ref peer_veth) => {
