@@ -6,11 +6,11 @@ use forwarder_common::abi::{FlowRef, Tuple, armed};
 use forwarder_common::family::V4;
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
-use forwarder_testkit::model::Host;
 use forwarder_testkit::model::frames::{ACK, SYN, Spec, UNREACHABLE, ip};
 use forwarder_testkit::model::host::{
     APP, APP_VETH, BRIDGE, CLIENT, FAR, HOST, OTHER_BRIDGE, REMOTE, UPLINK, WEB, WEB_VETH,
 };
+use forwarder_testkit::model::{Arrival, Hook, Host};
 
 fn host() -> Host {
     let mut host = Host::usual(64);
@@ -161,6 +161,23 @@ fn flow_avoids_ports_that_the_kernel_gave() {
     let (outcome, packet) = host.to_outside(OTHER_BRIDGE, mark::NONE, &answer.packet());
     assert_eq!(outcome.reason, Some(Reason::FromHost));
     assert_eq!(packet, answer.packet());
+}
+
+/// What the kernel has translated passes also if there is no room for a record of it.
+#[test]
+fn kernels_choice_passes_without_a_record() {
+    let host = host();
+    host.free.borrow_mut().clear();
+    let theirs = Spec::udp((HOST, 5000), (REMOTE, 53)).packet();
+    let mut frame = [&[0; 12][..], &[8, 0], &theirs].concat();
+    let arrival = Arrival {
+        ifindex: UPLINK,
+        ingress_ifindex: OTHER_BRIDGE,
+        ..Arrival::default()
+    };
+    let outcome = host.run(Hook::OutsideOut, &mut frame, arrival);
+    assert!(outcome.passes(), "{:?}", outcome.reason);
+    assert_eq!(frame[14..], theirs);
 }
 
 /// A flow does not take the port of a connection that the kernel tracks.

@@ -49,7 +49,6 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                     if self.meta.ingress_ifindex == 0 || !self.begins() {
                         return None;
                     }
-                    // What the kernel has chosen stays.
                     if self.tables.flow_ref(&answers).is_some() {
                         return None;
                     }
@@ -80,10 +79,18 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                     policy: 0,
                 };
                 if let Err(reason) = self.make(&plan, answers, owner) {
-                    // The host's own packets without ports pass also without a record.
-                    return if portless { None } else { Some(reason) };
+                    // The host's own packets without ports, and what the kernel has translated, pass
+                    // also without a record.
+                    let passes = portless || owner == Owner::Remote;
+                    return if passes { None } else { Some(reason) };
                 }
-                flow::find(self.tables, &self.packet.tuple)?
+                let hit = flow::find(self.tables, &self.packet.tuple)?;
+                // What the kernel has chosen stays: somebody was faster.
+                if owner == Owner::Remote && hit.flow.tuples[REPLY].get() != answers {
+                    flow::end(self.tables, &hit);
+                    return None;
+                }
+                hit
             }
         };
         if let Err(reason) = self.track(&hit, now) {
