@@ -15,7 +15,7 @@ use crate::{Options, socket};
 /// The pause between two bytes of a connection, two new connections, and two datagrams.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long the last answers may take.
-const TAIL: Duration = Duration::from_millis(300);
+const TAIL: Duration = Duration::from_secs(1);
 
 /// What became of traffic of one kind.
 #[derive(Default)]
@@ -126,14 +126,14 @@ fn renew(to: SocketAddr, timeout: Duration, over: &AtomicBool) -> Fate {
     fate
 }
 
-/// Datagrams, each with an answer.
+/// Datagrams, each with an answer. A server that was stopped for a while answers them all at once.
 fn stream(socket: &std::net::UdpSocket, over: &AtomicBool) -> Fate {
     let mut fate = Fate::default();
     let mut answers = 0;
     let mut last = Instant::now();
     let mut buffer = [0; 64];
     // An error that an ICMP message causes is no end: the next datagram may arrive.
-    let _ = socket.set_read_timeout(Some(PAUSE));
+    let _ = socket.set_nonblocking(true);
     let mut until = None;
     loop {
         if over.load(Ordering::Relaxed) {
@@ -144,11 +144,11 @@ fn stream(socket: &std::net::UdpSocket, over: &AtomicBool) -> Fate {
         } else {
             fate.all += usize::from(socket.send(b"x").is_ok());
         }
-        if socket.recv(&mut buffer).is_ok() {
+        sleep(PAUSE);
+        while socket.recv(&mut buffer).is_ok() {
             answers += 1;
             fate.silence = fate.silence.max(last.elapsed());
             last = Instant::now();
-            sleep(PAUSE);
         }
     }
     fate.lost = fate.all.saturating_sub(answers);
