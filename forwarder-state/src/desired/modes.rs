@@ -25,15 +25,20 @@ pub(super) fn left_to_kernel(
     }
 }
 
-/// Whether a rule is Docker's masquerade of a network whose bridge has a name that its user chose:
-/// by the rule's text alone it is anybody's.
+/// Whether a rule is Docker's masquerade of a network: of what its containers send (by the rule's text
+/// alone it is anybody's, if its user chose the bridge's name), or, without the userland proxy, of
+/// what the host itself sends to a published port by 127.0.0.1.
 fn is_masquerade(rule: &Rule, host_state: &HostState) -> bool {
     let mut bridges = host_state
         .networks
         .values()
         .filter_map(|network| network.bridge.as_ref());
     rule.effect == Effect::Snat
-        && bridges.any(|bridge| rule.text.ends_with(&format!("! -o {bridge} -j MASQUERADE")))
+        && bridges.any(|bridge| {
+            let hosts = format!("-o {bridge} -m addrtype --src-type LOCAL -j MASQUERADE");
+            let containers = format!("! -o {bridge} -j MASQUERADE");
+            rule.text.ends_with(&containers) || rule.text.ends_with(&hosts)
+        })
 }
 
 /// Returns the bridge and the address ranges of one network.
@@ -56,17 +61,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masquerade_of_a_named_bridge_is_dockers() {
+    fn masquerade_by_a_bridges_name_is_dockers() {
         let mut host_state = HostState::default();
         let network = Network {
             bridge: Some("db0".to_owned()),
             ..Network::default()
         };
         host_state.networks.insert("db".into(), network.clone());
-        let masquerade = |bridge: &str| Rule {
-            text: format!(
-                "iptables-nft -t nat -A POSTROUTING -s 172.30.0.0/16 ! -o {bridge} -j MASQUERADE"
-            ),
+        let masquerade = |what: &str| Rule {
+            text: format!("iptables-nft -t nat -A POSTROUTING {what} -j MASQUERADE"),
             effect: Effect::Snat,
             src: None,
             dst: None,
@@ -75,9 +78,15 @@ mod tests {
             decided: Default::default(),
         };
         let terms = NetworkOptions::default();
-        host_state.others.rules = vec![masquerade("db0")];
-        assert_eq!(left_to_kernel(&network, &terms, &host_state), None);
-        host_state.others.rules = vec![masquerade("wg0")];
+        for dockers in [
+            "-s 172.30.0.0/16 ! -o db0",
+            "-o db0 -m addrtype --src-type LOCAL",
+        ] {
+            host_state.others.rules = vec![masquerade(dockers)];
+            let left = left_to_kernel(&network, &terms, &host_state);
+            assert_eq!(left, None, "{dockers}");
+        }
+        host_state.others.rules = vec![masquerade("-s 172.30.0.0/16 ! -o wg0")];
         assert!(left_to_kernel(&network, &terms, &host_state).is_some());
     }
 }
