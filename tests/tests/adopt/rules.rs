@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Agent, Docker, Host, Peer, eventually};
+use harness::{Agent, Docker, Host, Lab, Peer, eventually};
 
 use crate::{OUTSIDE, PUBLISHED, SOON, Stock};
 
@@ -277,4 +277,23 @@ fn way_that_others_open_stays_open() -> Result<()> {
     ask().context("on the stock host")?;
     let _agent = host.agent().start()?;
     ask().context("on the adopted host").map(drop)
+}
+
+/// Docker's own rules are known as such without the userland proxy, and for a bridge whose name its
+/// user chose.
+#[test]
+fn every_rule_of_dockers_is_dockers() -> Result<()> {
+    let lab = Lab::new("named")?;
+    let host = lab.host(Docker::stock().arg("--userland-proxy=false"))?;
+    let name = "--opt=com.docker.network.bridge.name=db0";
+    host.docker(&["network", "create", name, "db"])?;
+    host.run("web", &["-p", "8080:80"], &Peer::serve(80))?;
+    host.run(
+        "store",
+        &["--network=db", "-p", "9090:90"],
+        &Peer::serve(90),
+    )?;
+    let _agent = host.agent().start()?;
+    ensure!(left(&host)?.is_empty(), "left are {:?}", left(&host)?);
+    Ok(())
 }
