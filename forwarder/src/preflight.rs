@@ -135,9 +135,19 @@ impl Finding {
 /// Examines everything, including the verifier's result for every program. Changes nothing.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Finding> {
+    examined(config, datapath::refused)
+}
+
+/// Examines everything but the programs, which an agent verifies when it starts. Changes nothing.
+#[must_use]
+pub fn examine_host(config: &Config) -> Vec<Finding> {
+    examined(config, Vec::new)
+}
+
+fn examined(config: &Config, refused: impl FnOnce() -> Vec<String>) -> Vec<Finding> {
     let mut probe = Probe::take(config);
     if probe.lacks.is_empty() {
-        probe.refused = datapath::refused();
+        probe.refused = refused();
         probe.refused_tables = sys::netfilter::refused();
     }
     judge(&probe, config)

@@ -16,6 +16,7 @@ pub(super) use self::background::log_file;
 use super::output::{self, Format};
 use crate::config::Config;
 use crate::control::{self, AskError, Verb};
+use crate::preflight;
 use crate::report::{Adoption, AgentStatus};
 
 #[derive(Debug, clap::Args)]
@@ -42,7 +43,13 @@ pub(super) fn adopt(config: &Config, args: &Args) -> Result<ExitCode> {
         show(format, &adoption, &words::running(pid))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let plan = observe::plan(config)?;
+    // An agent verifies its programs itself when it starts.
+    let findings = if args.plan {
+        preflight::examine(config)
+    } else {
+        preflight::examine_host(config)
+    };
+    let plan = observe::plan(config, findings)?;
     if !plan.problems.is_empty() {
         show(format, &plan, &words::problems(&plan))?;
         return Ok(ExitCode::FAILURE);

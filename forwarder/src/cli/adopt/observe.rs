@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::config::{Config, Mode};
 use crate::lock::Lock;
-use crate::preflight::{self, Level};
+use crate::preflight::{Finding, Level};
 use crate::report::{self, Adoption, Problem};
 use crate::sys::cgroup::cgroup_root;
 use crate::sys::conntrack::Conntrack;
@@ -29,9 +29,9 @@ const LISTING: Duration = Duration::from_secs(10);
 const NO_DEVICE: u32 = 0;
 
 /// Returns what adopting this host would change, or why it cannot be adopted.
-pub(super) fn plan(config: &Config) -> Result<Adoption> {
-    let findings = preflight::examine(config).into_iter();
+pub(super) fn plan(config: &Config, findings: Vec<Finding>) -> Result<Adoption> {
     let mut problems: Vec<_> = findings
+        .into_iter()
         .filter(|finding| finding.level == Level::Fatal)
         .map(|finding| Problem {
             what: finding.what,
