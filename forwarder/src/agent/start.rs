@@ -77,8 +77,9 @@ impl Agent {
             Some(_) => SocketHook::ALL.into(),
             None => [SocketHook::SkLookup].into(),
         };
-        // An earlier agent may have cached routes that changed while no agent watched them.
-        let observed = datapath.observe(true)?.tables;
+        // An earlier agent may have cached routes that changed while no agent watched them. The links
+        // have just been looked at.
+        let observed = datapath.observe(false)?.tables;
         let kernel_owned = match armed {
             armed::ADOPT | armed::HANDOVER => datapath.kernel_owned().into_iter().collect(),
             _ => BTreeSet::new(),
@@ -121,26 +122,37 @@ impl Agent {
 /// required.
 fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
     let _quiet = Pause::begin();
+    let has_cgroup = cgroup_root().is_some();
+    let hooks: Vec<_> = Hook::ALL
+        .into_iter()
+        .filter(|&hook| hook != Hook::Uplink || xdp != XdpMode::Off)
+        .collect();
+    let sockets: Vec<_> = SocketHook::ALL
+        .into_iter()
+        .filter(|hook| has_cgroup || !hook.is_on_cgroup())
+        .collect();
+    let names: Vec<_> = hooks
+        .iter()
+        .map(|hook| hook.program())
+        .chain(sockets.iter().map(|hook| hook.program()))
+        .collect();
+    datapath.load_together(&names, &|| stop.is_asked());
+    ensure!(!stop.is_asked(), "asked to stop");
     let optional = |loaded: Result<()>| {
         if let Err(error) = loaded {
             tracing::warn!("{error:#}");
         }
     };
-    for hook in Hook::ALL {
-        ensure!(!stop.is_asked(), "asked to stop");
+    for hook in hooks {
         match hook {
-            Hook::Uplink if xdp == XdpMode::Off => {}
             Hook::Uplink => optional(datapath.load(hook)),
             _ => datapath.load(hook)?,
         }
     }
-    let has_cgroup = cgroup_root().is_some();
-    for hook in SocketHook::ALL {
-        ensure!(!stop.is_asked(), "asked to stop");
+    for hook in sockets {
         match hook {
             SocketHook::SkLookup => datapath.load_socket(hook)?,
-            _ if has_cgroup => optional(datapath.load_socket(hook)),
-            _ => {}
+            _ => optional(datapath.load_socket(hook)),
         }
     }
     Ok(())

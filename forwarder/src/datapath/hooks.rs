@@ -2,10 +2,13 @@
 //! Programs on devices: attached by pinned tcx links, or by clsact filters if the kernel has no
 //! tcx, and replaced in place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io::ErrorKind;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{available_parallelism, scope};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,7 +19,7 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
+use aya::programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
 use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
@@ -235,6 +238,38 @@ impl Hooks {
         }
     }
 
+    /// Passes programs through the verifier, as many at a time as the machine has CPUs, unless the
+    /// agent is asked to stop. The kernel's results are returned when each program is needed.
+    pub(super) fn load_together(
+        &mut self,
+        names: &[&'static str],
+        is_stopped: &(dyn Fn() -> bool + Sync),
+    ) {
+        let mut programs: BTreeMap<_, _> = self.ebpf.programs_mut().collect();
+        let new = names.iter().filter(|name| !self.judged.contains_key(*name));
+        let new = new.filter_map(|name| Some((*name, programs.remove(name)?)));
+        let waiting = Mutex::new(new.collect::<VecDeque<_>>());
+        let next = || {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.pop_front().filter(|_| !is_stopped())
+        };
+        let load = || {
+            let mut judged = Vec::new();
+            while let Some((name, program)) = next() {
+                let loaded = uninterrupted(|| load(program));
+                judged.push((name, loaded.map_err(|error| refusal(name, error))));
+            }
+            judged
+        };
+        let threads = available_parallelism().map_or(1, NonZero::get);
+        self.judged.extend(scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(load)).collect();
+            // What a thread that panicked has not loaded is loaded when it is needed.
+            let judged = threads.into_iter().filter_map(|thread| thread.join().ok());
+            judged.flatten().collect::<Vec<_>>()
+        }));
+    }
+
     /// Passes a hook's program through the verifier.
     pub(super) fn load(&mut self, hook: Hook) -> Result<()> {
         if hook == Hook::Uplink {
@@ -270,6 +305,17 @@ pub(super) fn once(
     let judge = || load().map_err(|error| refusal(name, error));
     let said = judged.entry(name).or_insert_with(judge);
     said.clone().map_err(anyhow::Error::msg)
+}
+
+/// Loads a program of any of the object's types.
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
 /// Loads a program, again if a signal has interrupted the verifier (`EAGAIN`), as libbpf does.

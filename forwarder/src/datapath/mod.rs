@@ -129,6 +129,16 @@ impl Datapath {
         })
     }
 
+    /// Passes programs through the verifier at once, by their names; [`Self::load`] and
+    /// [`Self::load_socket`] then return the results. Stops early if the agent is asked to stop.
+    pub fn load_together(
+        &mut self,
+        names: &[&'static str],
+        is_stopped: &(dyn Fn() -> bool + Sync),
+    ) {
+        self.hooks.load_together(names, is_stopped);
+    }
+
     /// Passes a device program through the verifier, once. A program that the kernel has refused is
     /// not loaded again.
     ///
@@ -436,6 +446,9 @@ pub fn refused() -> Vec<String> {
         Ok(hooks) => hooks,
         Err(error) => return vec![format!("{error:#}")],
     };
+    let mut names = Hook::ALL.map(Hook::program).to_vec();
+    names.push(SocketHook::SkLookup.program());
+    hooks.load_together(&names, &|| false);
     let mut judged: Vec<_> = Hook::ALL.map(|hook| hooks.load(hook)).into();
     judged.push(hooks.load_socket(SocketHook::SkLookup));
     let refused = judged.into_iter().filter_map(Result::err);
