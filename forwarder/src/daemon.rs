@@ -34,6 +34,7 @@ use crate::datapath::Binds;
 use crate::plain;
 use crate::shims::Shims;
 use crate::stop::Stop;
+use crate::sys::expedite;
 use crate::watch;
 use crate::watch::shim::ShimEvent;
 
@@ -91,6 +92,7 @@ pub async fn run(config: Config) -> Result<()> {
 /// Handles events, one after the other. Whatever changes the host state or doubts the kernel's is
 /// followed by one sync.
 async fn follow(config: Config, stop: &Stop) -> Result<()> {
+    tokio::spawn(expedite::restore());
     // This comes before the devices are listed, so that the list contains the defragmentation
     // loopback.
     let reassembles = reassemble(&config).await;

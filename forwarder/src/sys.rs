@@ -5,6 +5,7 @@
 pub(crate) mod cgroup;
 pub(crate) mod conntrack;
 mod ethtool;
+pub(crate) mod expedite;
 pub(crate) mod firewall;
 pub(crate) mod netfilter;
 pub(crate) mod netlink;

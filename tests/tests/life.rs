@@ -4,13 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{
-    Agent, Container, Docker, Host, Lab, Peer, Pinned, Process, difference, eventually, soaked,
+    Agent, Container, Docker, Host, Lab, Peer, Pinned, Process, difference, eventually,
+    forwarder_bin, soaked,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -418,4 +422,75 @@ fn pins_of_another_layout_need_cleanup() -> Result<()> {
     host.cli(&["cleanup"])?;
     assert!(!host.bpffs_dir().exists());
     start(&host).map(drop)
+}
+
+/// The kernel's switch of expedited grace periods, which is the whole machine's.
+const SWITCH: &str = "/sys/kernel/rcu_expedited";
+
+fn is_expedited() -> Result<bool> {
+    Ok(fs::read_to_string(SWITCH)?.trim() != "0")
+}
+
+/// Starts the process that turns the switch on for an agent; waits until it is on. Another test's
+/// agent may have it on for a moment.
+fn expedite() -> Result<Child> {
+    eventually(SOON, || {
+        ensure!(!is_expedited()?, "the switch is on");
+        let mut command = Command::new(forwarder_bin()?);
+        command.arg("expedite");
+        let mut helper = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = [0];
+        let told = helper.stdout.as_mut().context("no output")?;
+        told.read_exact(&mut line)
+            .context("the switch is not turned on")?;
+        Ok(helper)
+    })
+}
+
+/// The machine's grace periods are as before when the agent for which they are expedited has ended,
+/// whatever ends it.
+#[test]
+fn expedited_periods_end_with_the_agent() -> Result<()> {
+    let is_off = || {
+        eventually(SOON, || {
+            ensure!(!is_expedited()?, "grace periods are still expedited");
+            Ok(())
+        })
+    };
+    // Its own limit, where nobody ends it.
+    let mut helper = expedite()?;
+    ensure!(is_expedited()?, "the switch is off");
+    let ended = eventually(SOON, || helper.try_wait()?.context("it goes on"))?;
+    ensure!(ended.success() && !is_expedited()?, "{ended}");
+
+    // The end of an agent is the end of the input. What asks the agent to stop changes nothing.
+    let mut helper = expedite()?;
+    let pid = Pid::from_child(&helper);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        kill_process(pid, signal)?;
+    }
+    drop(helper.stdin.take());
+    let ended = helper.wait()?;
+    ensure!(ended.success() && !is_expedited()?, "{ended}");
+
+    // If both are killed at once, the next agent sees to it, or cleanup.
+    let lab = Lab::new("expedite")?;
+    let host = lab.host(Docker::replace())?;
+    let leave_on = || {
+        let mut helper = expedite()?;
+        helper.kill()?;
+        helper.wait().map(drop)?;
+        ensure!(is_expedited()?, "the switch is off");
+        anyhow::Ok(())
+    };
+    leave_on()?;
+    let mut agent = start(&host)?;
+    is_off()?;
+    agent.kill()?;
+    leave_on()?;
+    host.cli(&["cleanup"])?;
+    is_off()
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A host that fills up: what each next container costs, how soon its ports are in the map, how
-//! much memory the agent has in the end, and that nothing stays when all have gone; and one whose containers
-//! come and go. Prints its figures.
+//! much memory the agent has in the end, and that nothing stays when all have gone; one whose
+//! containers come and go; and an agent that starts on a full host. Prints its figures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -283,6 +283,80 @@ fn fill(label: &str, containers: u16, edge: usize) -> Result<()> {
 #[test]
 fn thousand_ports_keep_times_and_memory_flat() -> Result<()> {
     fill("scale", 100, 20)
+}
+
+/// How much sooner a start attaches each of many programs than each of few, for which it waits as
+/// the kernel pleases. Measured is a hundred times.
+const SOONER: u32 = 4;
+
+/// Starts containers with a port each.
+fn populate(host: &Host, containers: u16) -> Result<()> {
+    let some = |numbers: &[u16]| {
+        numbers.iter().try_for_each(|number| {
+            let (name, port) = (format!("c{number}"), format!("-p{}:80", FIRST + number));
+            host.docker(&["run", "-d", "--name", &name, &port, IMAGE, "/peer", "wait"])
+                .map(drop)
+        })
+    };
+    let numbers: Vec<_> = (0..containers).collect();
+    scope(|scope| {
+        let all: Vec<_> = numbers
+            .chunks(numbers.len().div_ceil(2))
+            .map(|numbers| scope.spawn(move || some(numbers)))
+            .collect();
+        all.into_iter()
+            .try_for_each(|one| one.join().expect("a starting thread"))
+    })
+}
+
+/// How many links are pinned, and the time from the first to the last.
+fn attaching(host: &Host) -> Result<(u32, Duration)> {
+    let mut times = Vec::new();
+    for link in fs::read_dir(host.bpffs_dir().join(format!("v{LAYOUT}/links")))? {
+        times.push(link?.metadata()?.modified()?);
+    }
+    times.sort();
+    let (first, last) = times.first().zip(times.last()).context("no links")?;
+    Ok((u32::try_from(times.len())?, last.duration_since(*first)?))
+}
+
+/// How long an agent takes until it is ready.
+fn ready_after(host: &Host) -> Result<(Agent, Duration)> {
+    let begun = Instant::now();
+    let agent = host.agent().quiet().start()?;
+    Ok((agent, begun.elapsed()))
+}
+
+/// An agent's start attaches the programs of many containers at once, and waits less for each than
+/// for those of few.
+#[test]
+fn first_start_attaches_in_one_burst() -> Result<()> {
+    let lab = Lab::new("burst")?;
+    let (few, many) = (lab.host(Docker::replace())?, lab.host(Docker::replace())?);
+    populate(&few, 2)?;
+    let containers = soaked(50, 200);
+    populate(&many, containers)?;
+    let mut paces = Vec::new();
+    for host in [&few, &many] {
+        let (mut agent, first) = ready_after(host)?;
+        let (links, window) = attaching(host)?;
+        agent.kill()?;
+        let (_agent, again) = ready_after(host)?;
+        println!(
+            "{links} programs: ready after {first:.2?}, attached within {window:.2?}; with pins \
+             ready after {again:.2?}"
+        );
+        paces.push(window / links);
+    }
+    let links = many.pinned()?.links.len();
+    ensure!(links >= 2 * usize::from(containers), "{links} links");
+    ensure!(
+        paces[1] * SOONER <= paces[0],
+        "each of many programs takes {:?}, each of few {:?}",
+        paces[1],
+        paces[0]
+    );
+    Ok(())
 }
 
 /// When each host port was first seen in the map, and when first missed again.

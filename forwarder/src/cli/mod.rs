@@ -28,6 +28,7 @@ use crate::config::{Config, Settings};
 use crate::control;
 use crate::datapath::View;
 use crate::plain;
+use crate::sys::expedite;
 
 /// Docker's bridge networking on BPF: bridge mode's isolation at host mode's speed.
 #[derive(Parser)]
@@ -71,6 +72,9 @@ enum Verb {
     Doctor(output::Args),
     /// Show the version
     Version,
+    /// Shorten the kernel's grace periods until standard input ends, for an agent that starts
+    #[command(name = expedite::VERB, hide = true)]
+    Expedite,
 }
 
 /// Runs the command line. An error is one line on stderr and exit status 1.
@@ -127,6 +131,7 @@ fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
         Verb::Release => release::release(&config)?,
         Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
         Verb::Doctor(args) => return doctor::doctor(&config, args.output),
+        Verb::Expedite => expedite::serve()?,
         Verb::Version => println!("forwarder {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)

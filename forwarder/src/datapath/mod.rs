@@ -39,6 +39,7 @@ use forwarder_state::desired_state::{Hook, Observed, SocketHook};
 use forwarder_state::diff::Change;
 use rustix::io::Errno;
 
+use crate::sys::expedite;
 use crate::sys::netns::netns_cookie;
 use crate::sys::sock_diag::SockDiag;
 
@@ -396,6 +397,7 @@ const FAR_ENDS: &str = "far-ends";
 /// inside containers. Works without an agent, and if nothing is there.
 pub async fn remove_all(bpffs_dir: &Path, state_dir: &Path) -> Result<()> {
     crate::sys::netfilter::remove();
+    expedite::restore().await;
     hooks::remove_filters(&state_dir.join(CLSACT)).await?;
     pins::remove_all(bpffs_dir)?;
     defrag_loopback::remove().await?;
