@@ -74,6 +74,10 @@ impl Host {
     pub fn pinned(&self) -> Result<Pinned> {
         let mut pinned = Pinned::default();
         for path in files(&self.bpffs_dir()) {
+            // Those that are attached are known by their links.
+            if path.iter().any(|step| step == "programs") {
+                continue;
+            }
             let name = file_name(&path);
             let is_in = |name: &str| path.parent().is_some_and(|dir| dir.ends_with(name));
             let (kind, objects) = if is_in("links") {

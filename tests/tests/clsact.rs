@@ -94,7 +94,9 @@ fn next_agent_replaces_filters_in_place() -> Result<()> {
     agent.kill()?;
     traffic_works(&lab, &host).context("with the agent killed")?;
 
-    let mut agent = host.agent().env("FORWARDER_ATTACH", "clsact").start()?;
+    // Without their messages the programs are others.
+    let next = host.agent().arg("--log=info,programs=off");
+    let mut agent = next.env("FORWARDER_ATTACH", "clsact").start()?;
     let second = [
         filters(&host, "up0", "ingress")?,
         filters(&host, "up0", "egress")?,

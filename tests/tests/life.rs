@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use forwarder_common::abi::{LAYOUT, name};
 use harness::{
     Agent, Container, Docker, Host, Lab, Peer, Pinned, Process, difference, eventually,
     forwarder_bin, soaked,
@@ -146,10 +147,23 @@ fn tcp_flows(host: &Host) -> Result<BTreeMap<String, u64>> {
     Ok(all)
 }
 
-/// The same maps and links, other programs.
-fn assert_adopted(before: &Pinned, after: &Pinned) {
+/// The same maps and links.
+fn assert_taken_over(before: &Pinned, after: &Pinned) {
     assert_eq!(before.maps, after.maps, "maps are taken over");
     assert_eq!(before.links, after.links, "links are taken over");
+}
+
+/// The same programs on devices, without the verifier: both agents are of one build.
+fn assert_kept(before: &Pinned, after: &Pinned) {
+    assert_taken_over(before, after);
+    for name in before.links.keys() {
+        assert_eq!(before.programs[name], after.programs[name], "{name}");
+    }
+}
+
+/// Other programs.
+fn assert_replaced(before: &Pinned, after: &Pinned) {
+    assert_taken_over(before, after);
     let same: Vec<_> = before
         .programs
         .iter()
@@ -198,7 +212,7 @@ fn traffic_survives_the_agents_death() -> Result<()> {
 
     let mut agent = start(host)?;
     let second = host.pinned()?;
-    assert_adopted(&first, &second);
+    assert_kept(&first, &second);
     held.downloads_on()?;
     held.all_live()?;
     let after = tcp_flows(host)?;
@@ -220,13 +234,33 @@ fn traffic_survives_the_agents_death() -> Result<()> {
         second,
         "SIGTERM leaves the pins as they are"
     );
-    let _agent = start(host)?;
-    assert_adopted(&second, &host.pinned()?);
+    // Without their messages the programs are others.
+    let _agent = host.agent().arg("--log=info,programs=off").start()?;
+    assert_replaced(&second, &host.pinned()?);
     assert_eq!(
         held.download.line("done", SOON * 4)?,
         format!("done {BYTES}")
     );
     held.all_live()
+}
+
+/// An agent does not use pinned programs whose maps are not the pinned ones, as a cleanup that was
+/// killed may leave them.
+#[test]
+fn programs_without_their_maps_are_replaced() -> Result<()> {
+    let site = Site::new("mapless")?;
+    let host = &site.host;
+    start(host)?.kill()?;
+    let first = host.pinned()?;
+    let maps = host.bpffs_dir().join(format!("v{LAYOUT}/maps"));
+    fs::remove_file(maps.join(name::PUBLISHED))?;
+    let _agent = start(host)?;
+    site.new_flows_work()?;
+    let second = host.pinned()?;
+    for link in first.links.keys() {
+        assert_ne!(first.programs[link], second.programs[link], "{link}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -255,13 +289,17 @@ fn traffic_works_while_the_agent_stays_dead() -> Result<()> {
 fn agent_killed_while_starting_blocks_no_other() -> Result<()> {
     let site = Site::new("kills")?;
     let host = &site.host;
-    let whole = start_takes(host)?;
+    let mut whole = start_takes(host)?;
 
     let mut held = None;
     for n in 0..100_u32 {
-        // The first ten begin from nothing, the others take over.
+        // The first ten begin from nothing, the others take over, which takes less time.
         if n == 10 {
             start(host)?.kill()?;
+            let begun = Instant::now();
+            let mut agent = start(host)?;
+            whole = begun.elapsed();
+            agent.kill()?;
             held = Some(site.held()?);
         }
         let mut agent = host.agent().quiet().spawn()?;

@@ -36,7 +36,7 @@ impl FlowOperations {
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let dir = Pins::below(bpffs_dir).maps();
         let flows = Maps::open(&dir)?.settings()?.flows;
-        let mut ebpf = super::load(&dir, flows)?;
+        let mut ebpf = super::load(&dir, flows, None)?;
         for name in [END, COLLECT] {
             program(&mut ebpf, name)?
                 .load()

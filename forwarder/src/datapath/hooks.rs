@@ -23,6 +23,7 @@ use aya::programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp, Xd
 use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
+use super::kept::Kept;
 use super::pins::{self, Pins};
 use crate::sys::{qdisc, remove};
 use crate::trusted;
@@ -41,6 +42,10 @@ const LOADS: u32 = 5;
 /// The programs of one object and their attachment points.
 pub(super) struct Hooks {
     pub(super) ebpf: Ebpf,
+    /// The programs of an earlier agent of the same build, which are used instead of the object's.
+    earlier: BTreeMap<&'static str, SchedClassifier>,
+    /// Where programs are kept for the next agent.
+    kept: Option<Kept>,
     /// The verifier's result for each program that was loaded, by the program's name. A refused
     /// program is not loaded again.
     pub(super) judged: BTreeMap<&'static str, Result<(), String>>,
@@ -59,11 +64,19 @@ impl Hooks {
         }
         Ok(Self {
             ebpf,
+            earlier: BTreeMap::new(),
+            kept: None,
             judged: BTreeMap::new(),
             pins,
             detached: BTreeSet::new(),
             clsact,
         })
+    }
+
+    /// Uses what an earlier agent of the same build has kept, and keeps programs for the next one.
+    pub(super) fn keep(&mut self, kept: Kept) {
+        self.earlier = kept.programs(&self.pins.maps());
+        self.kept = Some(kept);
     }
 
     /// Returns the hooks that are in place, whoever attached them. With `look` it asks the kernel
@@ -84,7 +97,7 @@ impl Hooks {
         Ok(hooks)
     }
 
-    /// Replaces the programs of an earlier agent by this object's, link by link.
+    /// Replaces the programs of an earlier agent by this build's, link by link.
     pub(super) fn adopt(&mut self, name_of: impl Fn(u32) -> Option<String>) -> Result<()> {
         let hooks = self.observe(true)?;
         // All programs are loaded before any is replaced. An exception is XDP: if the kernel
@@ -103,7 +116,10 @@ impl Hooks {
                 self.forget(ifindex, hook);
             }
         }
-        Ok(())
+        match &self.kept {
+            Some(kept) => kept.forget_others(),
+            None => Ok(()),
+        }
     }
 
     /// Prepares the XDP mode: see [`Pins::settle_xdp`].
@@ -246,7 +262,10 @@ impl Hooks {
         is_stopped: &(dyn Fn() -> bool + Sync),
     ) {
         let mut programs: BTreeMap<_, _> = self.ebpf.programs_mut().collect();
-        let new = names.iter().filter(|name| !self.judged.contains_key(*name));
+        let is_new = |name: &&&'static str| {
+            !self.judged.contains_key(**name) && !self.earlier.contains_key(**name)
+        };
+        let new = names.iter().filter(is_new);
         let new = new.filter_map(|name| Some((*name, programs.remove(name)?)));
         let waiting = Mutex::new(new.collect::<VecDeque<_>>());
         let next = || {
@@ -268,6 +287,25 @@ impl Hooks {
             let judged = threads.into_iter().filter_map(|thread| thread.join().ok());
             judged.flatten().collect::<Vec<_>>()
         }));
+        if let Err(error) = self.keep_loaded(names) {
+            tracing::debug!("the next agent loads the programs again: {error:#}");
+        }
+    }
+
+    /// Keeps programs that the kernel has accepted.
+    fn keep_loaded(&mut self, names: &[&'static str]) -> Result<()> {
+        let Some(kept) = &self.kept else {
+            return Ok(());
+        };
+        for name in names {
+            let is_loaded = self.judged.get(name).is_some_and(Result::is_ok);
+            if let (true, Some(Program::SchedClassifier(program))) =
+                (is_loaded, self.ebpf.program_mut(name))
+            {
+                kept.keep(name, program)?;
+            }
+        }
+        Ok(())
     }
 
     /// Passes a hook's program through the verifier.
@@ -281,6 +319,9 @@ impl Hooks {
 
     pub(super) fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
         let name = hook.program();
+        if self.earlier.contains_key(name) {
+            return self.earlier.get_mut(name).context("not there");
+        }
         let program = self.ebpf.program_mut(name).context("not in the object")?;
         let program: &mut SchedClassifier = program.try_into()?;
         once(&mut self.judged, name, || uninterrupted(|| program.load()))?;

@@ -2,8 +2,8 @@
 //! The programs' messages for programmers (aya-log), forwarded to the agent's log under a target of
 //! their own.
 //!
-//! The ring is small and is not pinned: each agent's programs have their own, and what is reported
-//! while no agent reads it is dropped once the ring is full. If the log does not show the messages
+//! The ring is small and is pinned with the programs of its build: what is reported while no agent
+//! reads it is dropped once the ring is full. If the log does not show the messages
 //! when the programs are loaded, the verifier removes them from the programs.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +15,7 @@ use aya_log::{EbpfLogger, Level};
 /// The tracing target, for directives such as `info,programs=off`.
 const TARGET: &str = "programs";
 /// The map that aya-log reads.
-const RING: &str = "AYA_LOGS";
+pub(super) const RING: &str = "AYA_LOGS";
 /// Bytes of the ring; the kernel rounds it up to a page.
 const BYTES: u32 = 4096;
 /// The maximum number of messages logged at once.
@@ -27,10 +27,18 @@ static NONE: u8 = 0;
 
 /// Sets the ring's size, and whether the programs report anything.
 pub(super) fn set_up(loader: &mut EbpfLoader<'_>) {
-    let is_shown = tracing::enabled!(target: TARGET, tracing::Level::WARN);
-    let level = if is_shown { &WANTED } else { &NONE };
+    let level = if is_shown() { &WANTED } else { &NONE };
     loader.override_global(aya_log::LEVEL, level, true);
     loader.map_max_entries(RING, BYTES);
+}
+
+/// Returns the number of the least important level that the programs report.
+pub(super) fn level() -> u8 {
+    if is_shown() { WANTED } else { NONE }
+}
+
+fn is_shown() -> bool {
+    tracing::enabled!(target: TARGET, tracing::Level::WARN)
 }
 
 /// The reader of the ring. It must live as long as programs are loaded, which need the map.

@@ -12,6 +12,7 @@ mod flow_operations;
 mod flows;
 mod hooks;
 mod ipv6;
+mod kept;
 mod kernel_owned;
 mod maps;
 mod messages;
@@ -49,6 +50,7 @@ pub use events::{Events, FlowEvent};
 pub use flow_operations::FlowOperations;
 pub use flows::{Ends, FlowSnapshot};
 use hooks::Hooks;
+use kept::Kept;
 
 use maps::{Maps, Wire};
 use messages::Messages;
@@ -106,7 +108,8 @@ impl Datapath {
         let pins = Pins::below(&setup.bpffs_dir);
         pins.make()?;
         let dir = pins.maps();
-        let mut ebpf = load(&dir, setup.flows)?;
+        let kept = Kept::make(&pins)?;
+        let mut ebpf = load(&dir, setup.flows, Some(&kept.ring()))?;
         let messages = Messages::of(&mut ebpf)?;
         let mut maps = Maps::open(&dir)?;
         maps.fill(setup.flows)?;
@@ -119,7 +122,8 @@ impl Datapath {
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
-        let hooks = Hooks::new(ebpf, pins, clsact)?;
+        let mut hooks = Hooks::new(ebpf, pins, clsact)?;
+        hooks.keep(kept);
         let peer_veths = PeerVeths::remembered_in(setup.state_dir.join(FAR_ENDS));
         Ok(Self {
             maps,
@@ -157,8 +161,8 @@ impl Datapath {
         self.hooks.load_socket(hook)
     }
 
-    /// Replaces the programs of an earlier agent by this object's. Its flows and its traffic
-    /// continue.
+    /// Replaces the programs of an earlier agent by this build's, which are the same if that agent
+    /// was of this build. Its flows and its traffic continue.
     ///
     /// # Errors
     /// The kernel refuses a program. Then the earlier agent's programs stay.
@@ -379,13 +383,17 @@ fn tcp_strict(loose: bool, armed: u32) -> u32 {
     u32::from(!loose || matches!(armed, armed::ADOPT | armed::HANDOVER))
 }
 
-/// Loads the object with the maps that are pinned in `dir`, and creates those that are missing.
-fn load(dir: &Path, flows: u32) -> Result<Ebpf> {
+/// Loads the object with the maps that are pinned in `dir`, and creates those that are missing. The
+/// programs' messages go to the ring that is pinned at `ring`, or to a new one.
+fn load(dir: &Path, flows: u32, ring: Option<&Path>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     messages::set_up(&mut loader);
     for (map, size) in map_sizes(flows) {
         loader.map_pin_path(map, dir.join(map));
         loader.map_max_entries(map, size);
+    }
+    if let Some(ring) = ring {
+        loader.map_pin_path(messages::RING, ring);
     }
     loader.load(OBJECT).context("the kernel refuses the maps")
 }

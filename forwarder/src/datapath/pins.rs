@@ -60,6 +60,11 @@ impl Pins {
         self.root.join("maps")
     }
 
+    /// Returns the directory of the programs, with one directory for each build.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
     /// Returns the pin of the defragmentation link.
     pub(super) fn defrag(&self) -> PathBuf {
         self.root.join("defrag")
@@ -177,9 +182,9 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
 /// with the last pin of its link.
 pub(super) fn remove_all(bpffs_dir: &Path) -> Result<()> {
     // The links are removed first, so that no new program starts while maps are removed. A running
-    // program keeps its maps.
+    // program keeps its maps. A program without its maps must not be used again.
     for layout in entries(bpffs_dir)? {
-        for kind in ["links", "sockets", "maps"] {
+        for kind in ["links", "sockets", "programs", "maps"] {
             remove::tree(&bpffs_dir.join(&layout).join(kind))?;
         }
     }
