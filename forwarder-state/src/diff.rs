@@ -10,6 +10,8 @@ mod family;
 mod family_tables;
 mod tables;
 
+use std::net::IpAddr;
+
 use forwarder_common::abi::{Device, TrustKey};
 use forwarder_common::family::V4;
 use forwarder_protocol::HostPort;
@@ -111,6 +113,15 @@ impl Change {
     pub fn withdraws(&self) -> Option<HostPort> {
         match self {
             Self::V4(change) => change.withdraws(),
+            _ => None,
+        }
+    }
+
+    /// Returns the address whose endpoint the change puts or removes.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<IpAddr> {
+        match self {
+            Self::V4(change) => change.endpoint(),
             _ => None,
         }
     }

@@ -12,6 +12,8 @@
 //! 3. [`diff`] compares that with what the kernel holds. The result is a list of
 //!    [`Change`](diff::Change)s of which every prefix is safe.
 //!
+//! [`notices`] is what an operator wants to read about the changes that were applied.
+//!
 //! [`others`] is what other software has configured on this host, as far as it concerns containers'
 //! packets.
 
@@ -23,6 +25,7 @@ pub mod desired_state;
 pub mod diff;
 mod generation;
 pub mod host_state;
+pub mod notices;
 pub mod others;
 pub mod overrides;
 pub mod own_rules;

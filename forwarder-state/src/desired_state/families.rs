@@ -9,9 +9,9 @@ use forwarder_common::abi::capacity;
 use forwarder_common::family::Family;
 use forwarder_protocol::HostPort;
 
-use super::{DesiredState, FamilyTables, Key6, Row6};
+use super::{DesiredState, EndpointKey, FamilyTables, Key6, Row6};
 use crate::address::WireAddress;
-use crate::port_key::port_key;
+use crate::port_key::{host_port, port_key};
 
 /// Masquerade addresses by device index and the next hop's subnet.
 pub type MasqAddresses = BTreeMap<(u32, IpAddr, u8), IpAddr>;
@@ -65,6 +65,34 @@ impl DesiredState {
         self.v4.target(port)
     }
 
+    /// Returns the published ports, as the host's users name them.
+    pub fn host_ports(&self) -> impl Iterator<Item = HostPort> {
+        self.v4.published.keys().filter_map(host_port)
+    }
+
+    /// Returns the container's address and port that a published port leads to.
+    #[must_use]
+    pub fn target_at(&self, port: &HostPort) -> Option<SocketAddr> {
+        self.v4.target_at(port)
+    }
+
+    /// Returns the addresses of endpoints.
+    pub fn endpoint_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.endpoint_addresses()
+    }
+
+    /// Returns the host's end of the veth of the container at an address; none if there is no such
+    /// container, or if its veth is not known.
+    #[must_use]
+    pub fn veth_at(&self, address: IpAddr) -> Option<u32> {
+        self.v4.veth_at(address)
+    }
+
+    /// Returns the bridges of networks.
+    pub fn bridges(&self) -> impl Iterator<Item = u32> {
+        self.v4.networks.keys().copied()
+    }
+
     /// Whether a published port leads elsewhere than in `held`, or is not there.
     #[must_use]
     pub fn publishes_more(&self, held: &Self) -> bool {
@@ -101,6 +129,24 @@ impl<F: Family<Addr: WireAddress>> FamilyTables<F> {
     fn target(&self, port: &HostPort) -> Option<IpAddr> {
         let target = self.published.get(&port_key(port)?)?;
         Some(target.addr.ip())
+    }
+
+    fn target_at(&self, port: &HostPort) -> Option<SocketAddr> {
+        let target = self.published.get(&port_key(port)?)?;
+        Some(SocketAddr::new(target.addr.ip(), target.port.get()))
+    }
+
+    fn endpoint_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.endpoints.keys().filter_map(|key| match key {
+            EndpointKey::Address(address) => Some(address.ip()),
+            EndpointKey::Default(_) => None,
+        })
+    }
+
+    fn veth_at(&self, address: IpAddr) -> Option<u32> {
+        let key = EndpointKey::Address(F::Addr::of(address)?);
+        let endpoint = self.endpoints.get(&key)?;
+        (endpoint.ifindex != 0).then_some(endpoint.ifindex)
     }
 
     fn publishes_more(&self, held: &Self) -> bool {

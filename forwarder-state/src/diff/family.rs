@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The changes of one address family's tables.
 
+use std::net::IpAddr;
+
 use forwarder_common::abi::{Endpoint, LinkKey, PortKey, ServerKey};
 use forwarder_common::family::Family;
 use forwarder_protocol::HostPort;
@@ -115,6 +117,18 @@ impl<F: Family<Addr: WireAddress>> FamilyChange<F> {
     pub fn withdraws(&self) -> Option<HostPort> {
         match self {
             Self::DropPublished { key, .. } => host_port(key),
+            _ => None,
+        }
+    }
+
+    /// As [`Change::endpoint`](super::Change::endpoint).
+    #[must_use]
+    pub fn endpoint(&self) -> Option<IpAddr> {
+        match self {
+            Self::PutEndpoint { key, .. } | Self::DropEndpoint { key, .. } => match key {
+                EndpointKey::Address(address) => Some(address.ip()),
+                EndpointKey::Default(_) => None,
+            },
             _ => None,
         }
     }
