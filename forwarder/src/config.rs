@@ -19,8 +19,8 @@ use forwarder_state::host_state::PortName;
 use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortRules};
 use serde::{Deserialize, Serialize};
 
-pub use self::file::rules;
 use self::file::{read, reserved, within};
+use crate::trusted;
 
 /// The file that is read when none is named. It may be missing.
 pub const FILE: &str = "/etc/forwarder/forwarder.toml";
@@ -146,6 +146,66 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Returns the settings that differ in a configuration that was read later. Only the tables
+    /// apply while an agent runs.
+    #[must_use]
+    pub fn differences(&self, later: &Self) -> Vec<&'static str> {
+        macro_rules! differing {
+            ($($field:ident $key:literal),+) => {{
+                // A new field is named here, or left out on purpose.
+                let Self { $($field: _,)+ file: _, rules: _ } = self;
+                let all = [$((self.$field != later.$field, $key)),+];
+                all.into_iter().filter_map(|(differs, key)| differs.then_some(key)).collect()
+            }};
+        }
+        differing!(
+            docker "docker", uplinks "uplink", state_dir "state-dir", bpffs_dir "bpffs-dir",
+            xdp "xdp", xdp_tcp "xdp-tcp", flows "flows", flow_quota "flow-quota",
+            flow_rate "flow-rate", tcp_loose "tcp-loose", reserved_ports "reserved-ports",
+            mode "mode", attach "attach", allow_direct_routing "allow-direct-routing", log "log"
+        )
+    }
+}
+
+/// Where the configuration comes from, so that it can be read again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    settings: Settings,
+    file: PathBuf,
+}
+
+impl Source {
+    /// Flags and variables, and the file that was named.
+    #[must_use]
+    pub fn new(settings: Settings, file: Option<&Path>) -> Self {
+        Self {
+            settings,
+            file: file.unwrap_or(Path::new(FILE)).to_owned(),
+        }
+    }
+
+    /// Returns the file; it may be missing.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Reads the configuration again. A file that no longer exists holds nothing.
+    ///
+    /// # Errors
+    /// As [`Settings::resolve`].
+    pub fn read(&self) -> Result<Config> {
+        let file = match trusted::read(&self.file)? {
+            Some(_) => read(Some(&self.file))?,
+            None => Settings::default(),
+        };
+        let variable = |name: &str| std::env::var(name).ok();
+        let settings = self.settings.clone();
+        Ok(settings.complete(self.file.clone(), file, variable))
+    }
+}
+
 /// Every setting: its flag, its variable and its key in the file (the flag without leading dashes).
 #[derive(Clone, PartialEq, Eq, Debug, Default, clap::Args, Deserialize)]
 #[command(next_help_heading = "Settings (also keys of the configuration file)")]
@@ -267,14 +327,24 @@ impl Settings {
         file: Option<&Path>,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Config> {
+        let path = file.unwrap_or(Path::new(FILE)).to_owned();
+        let file = read(file)?;
+        Ok(self.complete(path, file, variable))
+    }
+
+    /// Completes flags and variables by what a file holds.
+    fn complete(
+        self,
+        path: PathBuf,
+        file: Self,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Config {
         let set = |name| variable(name).filter(|value| !value.is_empty());
         let conventional = Self {
             docker: set("DOCKER_HOST"),
             log: set("RUST_LOG"),
             ..Self::default()
         };
-        let path = file.unwrap_or(Path::new(FILE)).to_owned();
-        let file = read(file)?;
         let Self {
             docker,
             uplink,
@@ -297,7 +367,7 @@ impl Settings {
         } = self.or(conventional).or(file);
         let default = Config::default();
         let flows = flows.unwrap_or(default.flows);
-        Ok(Config {
+        Config {
             docker: docker.unwrap_or(default.docker),
             uplinks: uplink.unwrap_or(default.uplinks),
             state_dir: state_dir.unwrap_or(default.state_dir),
@@ -319,7 +389,7 @@ impl Settings {
                 containers: container,
             },
             log: log.unwrap_or(default.log),
-        })
+        }
     }
 
     /// Takes from `lower` what `self` does not set.

@@ -22,13 +22,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use forwarder_state::desired_state::DesiredState;
 use forwarder_state::host_state::{HostState, Update};
-use forwarder_state::overrides::Overrides;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::agent::{Agent, HEARTBEAT, reassemble};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::control::{self, Query};
 use crate::datapath::Binds;
 use crate::plain;
@@ -56,8 +55,8 @@ enum Event {
     Updates(Vec<Update>),
     /// The command line sends a query.
     Query(Query),
-    /// The administrator has changed the overrides.
-    Overrides(Overrides),
+    /// The administrator has changed the configuration.
+    Config(Box<Config>),
     /// Shims have sent requests or have gone. Requests come in bursts: one sync answers all.
     ShimEvents(Vec<ShimEvent>),
     /// A service of the host has bound a port.
@@ -77,9 +76,13 @@ enum Event {
 /// # Errors
 /// An error that waiting cannot repair: the kernel refuses the programs, or Docker's socket is
 /// unreadable.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, source: Source) -> Result<()> {
     let stop = Stop::on_signals()?;
-    match follow(config, &stop).await {
+    let ended = follow(config, source, &stop).await;
+    if let Some(signal) = stop.signal() {
+        tracing::info!("stopping on {signal}: what is armed stays in place");
+    }
+    match ended {
         // While the agent stops, an error of the interrupted work does not matter.
         Err(error) if stop.is_asked() => {
             tracing::debug!("{error:#}");
@@ -91,25 +94,22 @@ pub async fn run(config: Config) -> Result<()> {
 
 /// Handles events, one after the other. Whatever changes the host state or doubts the kernel's is
 /// followed by one sync.
-async fn follow(config: Config, stop: &Stop) -> Result<()> {
+async fn follow(config: Config, source: Source, stop: &Stop) -> Result<()> {
     tokio::spawn(expedite::restore());
     // This comes before the devices are listed, so that the list contains the defragmentation
     // loopback.
     let reassembles = reassemble(&config).await;
-    let mut daemon = Daemon::new(config, reassembles)?;
+    let mut daemon = Daemon::new(config, source, reassembles)?;
     loop {
         let is_due = match daemon.sources.next(stop).await {
             Event::Updates(updates) => daemon.apply(updates),
             Event::Query(query) => daemon.answer(query),
-            Event::Overrides(rules) => daemon.replace_overrides(rules),
+            Event::Config(read) => daemon.reconfigure(*read),
             Event::ShimEvents(events) => daemon.handle_shims(events),
             Event::Bound => daemon.ask_flows()?,
             Event::Housekeeping => daemon.housekeeping()?,
             Event::Resync => daemon.doubt()?,
-            Event::Stop => {
-                tracing::info!("stopping: what is armed stays in place");
-                return Ok(());
-            }
+            Event::Stop => return Ok(()),
             Event::Broken(error) => return Err(error),
         };
         if is_due {
@@ -133,8 +133,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(config: Config, reassembles: bool) -> Result<Self> {
-        let sources = Sources::start(&config)?;
+    fn new(config: Config, source: Source, reassembles: bool) -> Result<Self> {
+        let sources = Sources::start(&config, source)?;
         let since = Instant::now();
         Ok(Self {
             config,
@@ -170,8 +170,16 @@ impl Daemon {
         false
     }
 
-    fn replace_overrides(&mut self, rules: Overrides) -> bool {
-        self.config.rules = rules;
+    /// Applies the tables of a configuration that was read again. All else takes a restart.
+    fn reconfigure(&mut self, read: Config) -> bool {
+        let differences = self.config.differences(&read);
+        if !differences.is_empty() {
+            tracing::warn!(
+                "changed, but not applied before a restart of the agent: {}",
+                differences.join(", ")
+            );
+        }
+        self.config.rules = read.rules;
         true
     }
 
@@ -303,7 +311,7 @@ fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
 struct Sources {
     updates: mpsc::Receiver<Update>,
     queries: mpsc::Receiver<Query>,
-    rules: mpsc::Receiver<Overrides>,
+    configs: mpsc::Receiver<Config>,
     shim_events: mpsc::Receiver<ShimEvent>,
     binds: mpsc::Receiver<()>,
     watchers: JoinSet<Result<()>>,
@@ -314,10 +322,10 @@ struct Sources {
 }
 
 impl Sources {
-    fn start(config: &Config) -> Result<Self> {
+    fn start(config: &Config, source: Source) -> Result<Self> {
         let (updates_in, updates) = mpsc::channel(1024);
         let (queries_in, queries) = mpsc::channel(16);
-        let (rules_in, rules) = mpsc::channel(1);
+        let (configs_in, configs) = mpsc::channel(1);
         let (shim_events_in, shim_events) = mpsc::channel(1024);
         // The programs are not loaded yet.
         let (_, binds) = mpsc::channel(1);
@@ -331,15 +339,10 @@ impl Sources {
         Ok(Self {
             updates,
             queries,
-            rules,
+            configs,
             shim_events,
             binds,
-            watchers: watch::spawn(
-                config.docker.clone(),
-                config.file.clone(),
-                updates_in,
-                rules_in,
-            ),
+            watchers: watch::spawn(config.docker.clone(), source, updates_in, configs_in),
             housekeeping: every(HEARTBEAT),
             resync: every(RESYNC),
             _server: server,
@@ -362,7 +365,7 @@ impl Sources {
         tokio::select! {
             1.. = self.updates.recv_many(&mut updates, BATCH) => Event::Updates(updates),
             Some(query) = self.queries.recv() => Event::Query(query),
-            Some(rules) = self.rules.recv() => Event::Overrides(rules),
+            Some(read) = self.configs.recv() => Event::Config(Box::new(read)),
             1.. = self.shim_events.recv_many(&mut shim_events, BATCH) => {
                 Event::ShimEvents(shim_events)
             }

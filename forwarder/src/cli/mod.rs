@@ -24,7 +24,7 @@ use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::config::{Config, Settings};
+use crate::config::{Config, Settings, Source};
 use crate::control;
 use crate::datapath::View;
 use crate::plain;
@@ -86,10 +86,11 @@ pub fn main() -> ExitCode {
         settings,
         verb,
     } = parsed.unwrap_or_else(|error| error.exit());
+    let source = Source::new(settings.clone(), config.as_deref());
     let variable = |name: &str| std::env::var(name).ok();
     let done = settings
         .resolve(config.as_deref(), variable)
-        .and_then(|config| perform(&verb, config).map_err(|error| for_user(&verb, error)));
+        .and_then(|config| perform(&verb, config, source).map_err(|error| for_user(&verb, error)));
     done.unwrap_or_else(|error| {
         eprintln!("forwarder: {}", plain::line(&one_line(&error)));
         ExitCode::FAILURE
@@ -119,9 +120,9 @@ fn for_user(verb: &Verb, error: anyhow::Error) -> anyhow::Error {
     anyhow!("this needs root: run the same command with sudo")
 }
 
-fn perform(verb: &Verb, config: Config) -> Result<ExitCode> {
+fn perform(verb: &Verb, config: Config, source: Source) -> Result<ExitCode> {
     match verb {
-        Verb::Run(args) => run::run(config, args)?,
+        Verb::Run(args) => run::run(config, source, args)?,
         Verb::Adopt(args) => return adopt::adopt(&config, args),
         Verb::Status(args) => return status::status(&config, args),
         Verb::Networks(args) => networks::networks(&config, args)?,

@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit, setrlimit, setsid};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::lock::Lock;
 use crate::{daemon, datapath, plain, preflight};
 
@@ -27,7 +27,7 @@ pub(super) struct Args {
     background: bool,
 }
 
-pub(super) fn run(config: Config, args: &Args) -> Result<()> {
+pub(super) fn run(config: Config, source: Source, args: &Args) -> Result<()> {
     if args.background {
         setsid().context("cannot leave the terminal's session")?;
     }
@@ -44,7 +44,7 @@ pub(super) fn run(config: Config, args: &Args) -> Result<()> {
         .build()
         .context("cannot start the agent's threads")?;
     let (state_dir, bpffs_dir) = (config.state_dir.clone(), config.bpffs_dir.clone());
-    let ended = runtime.block_on(daemon::run(config));
+    let ended = runtime.block_on(daemon::run(config, source));
     // The first runtime may hold the last free descriptors.
     drop(runtime);
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -5,32 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use forwarder_common::abi::PortRange;
-use forwarder_state::overrides::Overrides;
 use serde::{Deserialize, Deserializer, de};
 
 use super::{FILE, Settings, port_range};
 use crate::trusted;
-
-/// Reads the overrides of a file again.
-///
-/// # Errors
-/// As [`Settings::resolve`]. A file that no longer exists has no overrides.
-pub fn rules(file: &Path) -> Result<Overrides> {
-    let Settings {
-        network,
-        port,
-        container,
-        ..
-    } = match trusted::read(file)? {
-        Some(_) => read(Some(file))?,
-        None => Settings::default(),
-    };
-    Ok(Overrides {
-        networks: network,
-        ports: port,
-        containers: container,
-    })
-}
 
 pub(super) fn read(file: Option<&Path>) -> Result<Settings> {
     let path = file.unwrap_or(Path::new(FILE));

@@ -198,3 +198,37 @@ fn help_names_the_defaults() {
         "{help}"
     );
 }
+
+/// What a file changes is told by its keys; flags come before it, and its tables apply at once.
+#[test]
+fn later_configuration_differs_by_its_keys() {
+    let path = file("later", "flows = 2048\n");
+    let source = Source::new(flags(&["--xdp=off"]), Some(&path));
+    let read = |text: &str| {
+        fs::write(&path, text).unwrap();
+        source.read()
+    };
+    let first = source.read().unwrap();
+    assert_eq!((first.flows, first.xdp), (2048, XdpMode::Off));
+    let same = read("flows = 2048\nxdp = 'native'\n[network.web]\nicc = false\n").unwrap();
+    assert_eq!(
+        first.differences(&same),
+        [""; 0],
+        "a flag comes before the file"
+    );
+    assert!(!same.rules.networks.is_empty());
+    let later = read("flows = 4096\n").unwrap();
+    assert_eq!(
+        first.differences(&later),
+        ["flows", "flow-quota"]
+    );
+    read("flows = 'many'\n").unwrap_err();
+    fs::remove_file(&path).unwrap();
+    let without = source.read().unwrap();
+    assert_eq!(without.flows, Config::default().flows);
+    let all = Config {
+        docker: String::new(),
+        ..Config::default()
+    };
+    assert_eq!(Config::default().differences(&all), ["docker"]);
+}

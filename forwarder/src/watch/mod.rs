@@ -15,25 +15,25 @@ mod rules;
 pub mod shim;
 mod terms;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use forwarder_state::host_state::Update;
-use forwarder_state::overrides::Overrides;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-/// Starts every source. They stop when `updates` or `rules` is closed or the set is dropped.
+use crate::config::{Config, Source};
+
+/// Starts every source. They stop when `updates` or `configs` is closed or the set is dropped.
 ///
-/// `docker` is the daemon's address (`unix:///…`), `file` the configuration. A task that ends with
-/// an error names a cause that waiting does not repair (an unreadable socket, a daemon that is too
-/// old). The agent should end with it.
+/// `docker` is the daemon's address (`unix:///…`), `source` where the configuration comes from. A
+/// task that ends with an error names a cause that waiting does not repair (an unreadable socket, a
+/// daemon that is too old). The agent should end with it.
 pub fn spawn(
     docker: String,
-    file: PathBuf,
+    source: Source,
     updates: mpsc::Sender<Update>,
-    rules: mpsc::Sender<Overrides>,
+    configs: mpsc::Sender<Config>,
 ) -> JoinSet<Result<()>> {
     let mut tasks = JoinSet::new();
     let subscribed = Arc::new(Notify::new());
@@ -41,7 +41,7 @@ pub fn spawn(
     let of_others = updates.clone();
     tasks.spawn(async move { others::watch(&of_others).await });
     tasks.spawn(async move { netlink::watch(&subscribed, &updates).await });
-    tasks.spawn(async move { rules::watch(&file, &rules).await });
+    tasks.spawn(async move { rules::watch(&source, &configs).await });
     tasks.spawn(async move { docker::watch(&docker, &renumber, &more).await });
     tasks
 }

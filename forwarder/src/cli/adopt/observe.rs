@@ -14,7 +14,7 @@ use forwarder_state::host_state::HostState;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Settings, Source};
 use crate::lock::Lock;
 use crate::preflight::{Finding, Level};
 use crate::report::{self, Adoption, Problem};
@@ -121,12 +121,12 @@ async fn observe(config: &Config) -> Result<HostState> {
 
 async fn collect(config: &Config) -> Result<HostState> {
     let (updates_in, mut updates) = mpsc::channel(1024);
-    let (rules_in, _rules) = mpsc::channel(1);
+    let (configs_in, _configs) = mpsc::channel(1);
     let mut sources = watch::spawn(
         config.docker.clone(),
-        config.file.clone(),
+        Source::new(Settings::default(), Some(&config.file)),
         updates_in,
-        rules_in,
+        configs_in,
     );
     let mut host_state = HostState::default();
     while !is_complete(&host_state) {
