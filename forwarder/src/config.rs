@@ -80,6 +80,17 @@ pub enum Mode {
     Replace,
 }
 
+/// The form of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines; in the journal with priorities
+    #[default]
+    Text,
+    /// An object for each event
+    Json,
+}
+
 /// The agent's configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -120,6 +131,8 @@ pub struct Config {
     pub rules: Overrides,
     /// The log level, or directives of tracing's `EnvFilter`.
     pub log: String,
+    /// The form of the log.
+    pub log_format: LogFormat,
 }
 
 impl Default for Config {
@@ -142,6 +155,7 @@ impl Default for Config {
             file: FILE.into(),
             rules: Overrides::default(),
             log: "info".into(),
+            log_format: LogFormat::default(),
         }
     }
 }
@@ -163,7 +177,8 @@ impl Config {
             docker "docker", uplinks "uplink", state_dir "state-dir", bpffs_dir "bpffs-dir",
             xdp "xdp", xdp_tcp "xdp-tcp", flows "flows", flow_quota "flow-quota",
             flow_rate "flow-rate", tcp_loose "tcp-loose", reserved_ports "reserved-ports",
-            mode "mode", attach "attach", allow_direct_routing "allow-direct-routing", log "log"
+            mode "mode", attach "attach", allow_direct_routing "allow-direct-routing", log "log",
+            log_format "log-format"
         )
     }
 }
@@ -303,6 +318,11 @@ pub struct Settings {
     #[arg(long, global = true, env = "FORWARDER_LOG")]
     #[arg(value_name = "LEVEL", hide_env_values = true)]
     log: Option<String>,
+    /// Form of the log: lines, or JSON [default: text]
+    #[arg(long, global = true, env = "FORWARDER_LOG_FORMAT")]
+    #[arg(value_enum, hide_env_values = true, hide_possible_values = true)]
+    #[arg(value_name = "text|json")]
+    log_format: Option<LogFormat>,
     #[arg(skip)]
     #[serde(default)]
     network: BTreeMap<String, NetworkRules>,
@@ -361,6 +381,7 @@ impl Settings {
             attach,
             allow_direct_routing,
             log,
+            log_format,
             network,
             port,
             container,
@@ -389,6 +410,7 @@ impl Settings {
                 containers: container,
             },
             log: log.unwrap_or(default.log),
+            log_format: log_format.unwrap_or(default.log_format),
         }
     }
 
@@ -410,6 +432,7 @@ impl Settings {
             attach: self.attach.or(lower.attach),
             allow_direct_routing: self.allow_direct_routing.or(lower.allow_direct_routing),
             log: self.log.or(lower.log),
+            log_format: self.log_format.or(lower.log_format),
             // Only the file has these tables.
             network: lower.network,
             port: lower.port,

@@ -29,7 +29,7 @@
 //! the socket by which they query the agent. The shims that dockerd starts use it too, and
 //! [`shims`] tracks which shim waits for which reply. [`config`] reads settings, [`preflight`]
 //! checks whether this kernel, host and Docker are suitable, and [`lock`] admits one agent per
-//! network namespace.
+//! network namespace. `logging` writes the log.
 
 mod agent;
 pub mod cli;
@@ -40,6 +40,7 @@ pub mod datapath;
 mod exhaustion;
 mod hand_back;
 pub mod lock;
+mod logging;
 pub mod plain;
 pub mod preflight;
 pub mod report;

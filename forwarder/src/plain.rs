@@ -7,12 +7,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::io::{self, Write};
-
-use tracing_subscriber::fmt::MakeWriter;
-
-/// The maximum length of a log event, in bytes: names may have any length.
-const EVENT: usize = 16 << 10;
 
 /// Whether a character controls the display instead of being shown.
 fn steers(letter: char) -> bool {
@@ -73,39 +67,6 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// The log's writer to standard error. Each event is one line, and further lines of it are
-/// indented, so that a name cannot look like another event.
-#[derive(Clone, Copy, Debug)]
-pub struct Log;
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        *self
-    }
-}
-
-impl Write for Log {
-    /// The subscriber writes each event in one call.
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(entry(event).as_bytes())?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-fn entry(event: &[u8]) -> String {
-    let cut = event.len() > EVENT;
-    let text = String::from_utf8_lossy(&event[..event.len().min(EVENT)]);
-    let text = lines(text.trim_end_matches('\n')).replace('\n', "\n    ");
-    let more = if cut { " …" } else { "" };
-    format!("{text}{more}\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,15 +105,5 @@ mod tests {
             let [read]: [String; 1] = serde_json::from_str(&plain).unwrap();
             assert_eq!(read, text, "{letter:?}");
         }
-    }
-
-    /// An event of the log stays one event, whatever lines its text forges.
-    #[test]
-    fn log_event_stays_one_event() {
-        let forged = "WARN a\n2026-01-01 ERROR all is lost\x1b[1m\n";
-        let shown = "WARN a\n    2026-01-01 ERROR all is lost\\u{1b}[1m\n";
-        assert_eq!(entry(forged.as_bytes()), shown);
-        let long = entry("x".repeat(2 * EVENT).as_bytes());
-        assert!(long.len() <= EVENT + 8 && long.ends_with(" …\n"));
     }
 }

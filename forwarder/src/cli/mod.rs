@@ -14,6 +14,7 @@ mod removal;
 mod run;
 mod status;
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,8 +28,8 @@ use serde_json::Value;
 use crate::config::{Config, Settings, Source};
 use crate::control;
 use crate::datapath::View;
-use crate::plain;
 use crate::sys::expedite;
+use crate::{logging, plain};
 
 /// Docker's bridge networking on BPF: bridge mode's isolation at host mode's speed.
 #[derive(Parser)]
@@ -92,9 +93,19 @@ pub fn main() -> ExitCode {
         .resolve(config.as_deref(), variable)
         .and_then(|config| perform(&verb, config, source).map_err(|error| for_user(&verb, error)));
     done.unwrap_or_else(|error| {
-        eprintln!("forwarder: {}", plain::line(&one_line(&error)));
+        complain(&one_line(&error));
         ExitCode::FAILURE
     })
+}
+
+/// Says why a verb fails: as an event where the log is JSON, with its priority in the journal.
+fn complain(error: &str) {
+    let line = logging::last_event(error).unwrap_or_else(|| {
+        let priority = if logging::is_journal() { "<3>" } else { "" };
+        format!("{priority}forwarder: {}\n", plain::line(error))
+    });
+    // The terminal may have gone.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Returns the command line. Every verb takes all settings, and only the help of `run` lists them.

@@ -15,7 +15,7 @@ use crate::control::{self, AskError, Verb};
 use crate::datapath;
 use crate::lock::{Lock, LockError};
 use crate::sys::remove;
-use crate::trusted;
+use crate::{logging, trusted};
 
 /// The maximum time an agent may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -81,7 +81,14 @@ impl<'a> Removal<'a> {
             .context("cannot start")?
             .block_on(datapath::remove_all(bpffs_dir, state_dir))?;
         let socket = control::socket(state_dir);
-        for file in [socket.with_extension("new"), socket, log_file(state_dir)] {
+        let log = log_file(state_dir);
+        let files = [
+            socket.with_extension("new"),
+            socket,
+            logging::earlier(&log),
+            log,
+        ];
+        for file in files {
             remove::file(&file)?;
         }
         for dir in self.dirs() {

@@ -5,12 +5,11 @@ use std::fs;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::{Resource, getrlimit, setrlimit, setsid};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
+use super::adopt::log_file;
 use crate::config::{Config, Source};
 use crate::lock::Lock;
-use crate::{daemon, datapath, plain, preflight};
+use crate::{daemon, datapath, logging, preflight};
 
 /// The number of worker threads. One is not enough, because the agent waits for the kernel's
 /// answers synchronously.
@@ -31,7 +30,8 @@ pub(super) fn run(config: Config, source: Source, args: &Args) -> Result<()> {
     if args.background {
         setsid().context("cannot leave the terminal's session")?;
     }
-    start_log(&config.log)?;
+    let file = args.background.then(|| log_file(&config.state_dir));
+    logging::start(&config.log, config.log_format, file)?;
     let _lock = Lock::acquire()?;
     preflight::prepare(&config).map_err(|error| match std::env::var(HINT) {
         Ok(hint) if !hint.is_empty() => anyhow!("{error:#} ({hint})"),
@@ -68,44 +68,4 @@ fn raise_open_files() {
     limit.current = limit.maximum;
     // If this fails, the agent works within the present limit.
     let _ = setrlimit(Resource::Nofile, limit);
-}
-
-/// Starts the log on stderr.
-fn start_log(filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(directives(filter))
-        .with_context(|| format!("--log {filter} is neither a level nor a filter"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(plain::Log)
-        // Colours are control characters, which the log must not contain.
-        .with_ansi(false)
-        .with_target(false)
-        .try_init()
-        .map_err(|error| anyhow!("cannot start the log: {error}"))
-}
-
-/// Returns the filter's directives: a bare level applies to the forwarder; libraries log warnings
-/// only.
-fn directives(filter: &str) -> String {
-    match filter.parse::<LevelFilter>() {
-        Ok(level) => format!("{},forwarder={level}", level.min(LevelFilter::WARN)),
-        Err(_) => filter.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A log level without a target is for the forwarder alone.
-    #[test]
-    fn plain_log_level_is_for_forwarder_only() {
-        assert_eq!(directives("debug"), "warn,forwarder=debug");
-        assert_eq!(directives("error"), "error,forwarder=error");
-        assert_eq!(directives("off"), "off,forwarder=off");
-        assert_eq!(
-            directives("forwarder=trace,bollard=debug"),
-            "forwarder=trace,bollard=debug"
-        );
-    }
 }

@@ -106,7 +106,7 @@ fn file_accepts_every_key() {
         flow-quota = 300\nflow-rate = 50\ntcp-loose = false\n\
         reserved-ports = '40000-50000'\n\
         allow-direct-routing = true\n\
-        log = 'trace'\n";
+        log = 'trace'\nlog-format = 'json'\n";
     let settings = parse(text).unwrap();
     let same = flags(&[
         "--docker=unix:///d",
@@ -125,6 +125,7 @@ fn file_accepts_every_key() {
         "--mode=adopt",
         "--allow-direct-routing",
         "--log=trace",
+        "--log-format=json",
     ]);
     assert_eq!(settings, same);
     let command = Settings::augment_args(Command::new("forwarder"));
@@ -189,6 +190,7 @@ fn help_names_the_defaults() {
             default.reserved_ports.first, default.reserved_ports.last
         ),
         default.log,
+        "text".into(),
     ] {
         let default = format!("[default: {value}]");
         assert!(help.contains(&default), "{default} is not in {help}");
@@ -217,10 +219,10 @@ fn later_configuration_differs_by_its_keys() {
         "a flag comes before the file"
     );
     assert!(!same.rules.networks.is_empty());
-    let later = read("flows = 4096\n").unwrap();
+    let later = read("flows = 4096\nlog-format = 'json'\n").unwrap();
     assert_eq!(
         first.differences(&later),
-        ["flows", "flow-quota"]
+        ["flows", "flow-quota", "log-format"]
     );
     read("flows = 'many'\n").unwrap_err();
     fs::remove_file(&path).unwrap();

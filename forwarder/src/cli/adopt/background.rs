@@ -14,10 +14,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use forwarder_common::abi::PortRange;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::config::{self, Config};
 use crate::sys::remove;
-use crate::trusted;
+use crate::{logging, trusted};
 
 /// The time limit for an agent to become ready.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,6 +43,7 @@ impl Background {
     pub(super) fn start(config: &Config) -> Result<Self> {
         trusted::make(&config.state_dir)?;
         let log = log_file(&config.state_dir);
+        set_aside(&log)?;
         let mut options = File::options();
         let file = options.create(true).append(true).mode(0o600).open(&log);
         let file = file.with_context(|| format!("cannot open the log {}", log.display()))?;
@@ -103,7 +105,9 @@ impl Background {
     fn read_log(&self) -> Result<String> {
         let read = || {
             let mut file = File::open(&self.log)?;
-            file.seek(SeekFrom::Start(self.begin))?;
+            // A log that has reached its bound has begun anew.
+            let is_whole = file.metadata()?.len() >= self.begin;
+            file.seek(SeekFrom::Start(if is_whole { self.begin } else { 0 }))?;
             let mut text = Vec::new();
             file.read_to_end(&mut text)?;
             std::io::Result::Ok(String::from_utf8_lossy(&text).into_owned())
@@ -125,13 +129,32 @@ impl Background {
     }
 }
 
+/// Renames a long log of earlier agents, so that it does not grow without end.
+fn set_aside(log: &Path) -> Result<()> {
+    let length = fs::metadata(log).map_or(0, |data| data.len());
+    if length <= logging::FILE {
+        return Ok(());
+    }
+    let cannot = || format!("cannot rename the log {}", log.display());
+    fs::rename(log, logging::earlier(log)).with_context(cannot)
+}
+
 /// Returns the line of a log that says why the agent ended.
-fn last_error(log: &str) -> &str {
+fn last_error(log: &str) -> String {
     let mut lines = log.lines().rev().filter(|line| !line.trim().is_empty());
-    let own = |line: &&str| line.starts_with("forwarder: ");
-    let error = lines.clone().find(own).or_else(|| lines.next());
-    let error = error.unwrap_or("its log is empty");
-    error.strip_prefix("forwarder: ").unwrap_or(error)
+    let error = lines.clone().find_map(own_error);
+    let error = error.or_else(|| lines.next().map(str::to_owned));
+    error.unwrap_or_else(|| "its log is empty".to_owned())
+}
+
+/// Returns the error by which an agent ends, in either form of its log.
+fn own_error(line: &str) -> Option<String> {
+    if let Some(error) = line.strip_prefix("forwarder: ") {
+        return Some(error.to_owned());
+    }
+    let event: Value = serde_json::from_str(line).ok()?;
+    let message = event["message"].as_str()?;
+    (event["level"] == "ERROR").then(|| message.to_owned())
 }
 
 /// Returns the flags that stand for all settings.
@@ -155,6 +178,7 @@ fn flags(config: &Config) -> Vec<OsString> {
         // The file has them.
         rules: _,
         log,
+        log_format,
     } = config;
     let PortRange { first, last } = *reserved_ports;
     let reserved_ports = match first {
@@ -176,6 +200,7 @@ fn flags(config: &Config) -> Vec<OsString> {
         flag("attach", name(attach)),
         flag("allow-direct-routing", allow_direct_routing.to_string()),
         flag("log", log),
+        flag("log-format", name(log_format)),
     ];
     flags.extend(uplinks.iter().map(|uplink| flag("uplink", uplink)));
     // The file that is read when none is named may be missing.
@@ -203,7 +228,7 @@ mod tests {
 
     use super::*;
     use crate::cli::Cli;
-    use crate::config::{Attach, Mode, XdpMode};
+    use crate::config::{Attach, LogFormat, Mode, XdpMode};
 
     /// The agent in the background has the settings of the command that starts it.
     #[test]
@@ -224,6 +249,7 @@ mod tests {
             attach: Attach::Clsact,
             allow_direct_routing: true,
             log: "debug".into(),
+            log_format: LogFormat::Json,
             ..Config::default()
         };
         for config in [config, Config::default()] {
@@ -239,6 +265,9 @@ mod tests {
     fn last_error_is_the_programs_own() {
         let log = "2026 WARN a\nforwarder: it fails: so\n2026 WARN b\n";
         assert_eq!(last_error(log), "it fails: so");
+        let log = "{\"level\":\"ERROR\",\"message\":\"it fails\"}\n\
+                   {\"level\":\"WARN\",\"message\":\"b\"}\n";
+        assert_eq!(last_error(log), "it fails");
         assert_eq!(last_error("one\n\n"), "one");
         assert_eq!(last_error(""), "its log is empty");
     }
