@@ -17,6 +17,7 @@ use forwarder_common::abi::{Tuple, armed};
 use forwarder_common::family::V4;
 use forwarder_state::desired_state::{DesiredState, Observed, SocketHook};
 use forwarder_state::host_state::{HostPort, HostState};
+use forwarder_state::notices::Ledger;
 use forwarder_state::others::OurTable;
 use forwarder_state::own_rules::Rules;
 
@@ -68,6 +69,10 @@ pub(crate) struct Agent {
     crowded: bool,
     /// Changes that failed in the last sync. The next heartbeat tries them again.
     failures: Vec<Failure>,
+    /// Those of the sync before: they are in the log.
+    failed_before: Vec<Failure>,
+    /// What the log has said of what is applied.
+    ledger: Ledger,
     /// Devices to which a program that protects could not be attached in the last sync.
     unhooked: BTreeSet<u32>,
     /// When the agent last asked the kernel whether the pinned links are still attached.

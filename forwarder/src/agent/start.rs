@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use forwarder_common::abi::armed;
 use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
 use forwarder_state::host_state::HostState;
+use forwarder_state::notices::Ledger;
 use forwarder_state::own_rules::Rules;
 
 use super::Agent;
@@ -103,6 +104,8 @@ impl Agent {
             lists: None,
             crowded: false,
             failures: Vec::new(),
+            failed_before: Vec::new(),
+            ledger: Ledger::default(),
             unhooked: BTreeSet::new(),
             links_checked: Instant::now(),
             armed,

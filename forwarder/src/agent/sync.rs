@@ -149,6 +149,7 @@ impl Agent {
             self.routing = Some(routing);
         }
         self.limit_host_addresses(&mut tables);
+        let is_resync = self.is_doubted;
         let mut observed = self.observe()?;
         // After a port is published, a flow that holds a port on the host checks once whether the
         // port is still its own, and ends otherwise: see `pipeline::access`. The generation never
@@ -175,7 +176,7 @@ impl Agent {
         // What an earlier agent has hooked stays hooked until the host state is complete.
         let hooked_before =
             (!host_state.is_complete()).then(|| Rules::of(&observed.tables, |_| true));
-        self.failures.clear();
+        self.failed_before = std::mem::take(&mut self.failures);
         self.unhooked.clear();
         self.unpublished.clear();
         self.unguarded = None;
@@ -224,6 +225,7 @@ impl Agent {
         if self.is_armed() {
             self.write_rules(host_state);
         }
+        self.log_notices(host_state, &observed.tables, is_resync);
         // A change that has failed may be half done.
         self.held = self.failures.is_empty().then_some(observed);
         Ok(())
@@ -235,6 +237,7 @@ impl Agent {
             Ok(()) => {
                 tracing::debug!("{op:?}");
                 observed.apply(op);
+                self.ledger.applied(op);
             }
             Err(error) => self.failed(op, &error),
         }
@@ -318,6 +321,10 @@ impl Agent {
     }
 
     fn failed(&mut self, op: &Change, error: &anyhow::Error) {
+        let what = match op.publishes() {
+            Some(port) => format!("cannot publish {port}: {error:#}"),
+            None => format!("{op:?}: {error:#}"),
+        };
         if let Some(port) = op.publishes() {
             self.unpublished.insert(port, format!("{error:#}"));
         }
@@ -341,8 +348,8 @@ impl Agent {
         {
             tracing::warn!("cannot attach {}: {error:#}", hook.program());
             self.sockets.remove(&hook);
-        } else {
-            tracing::warn!("{op:?}: {error:#}");
+        } else if !self.failed_before.iter().any(|known| known.what == what) {
+            tracing::warn!("{what}");
         }
         if let Change::Attach { ifindex, .. } = *op
             && op.protects()
@@ -352,7 +359,7 @@ impl Agent {
         // A device that has been deleted needs no protection.
         let gone = op.device().is_some_and(|index| !datapath::is_device(index));
         self.failures.push(Failure {
-            what: format!("{op:?}: {error:#}"),
+            what,
             protects: op.protects() && !gone,
         });
     }
