@@ -16,6 +16,10 @@ pub enum Verb {
     Endpoints,
     /// The published ports.
     Ports,
+    /// Nothing: the command line is about to stop the agent and to hand back to Docker's rules.
+    Release,
+    /// Nothing: the command line is about to stop the agent and to remove everything.
+    Cleanup,
 }
 
 /// A question.

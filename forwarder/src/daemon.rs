@@ -19,7 +19,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use forwarder_state::desired_state::DesiredState;
 use forwarder_state::host_state::{HostState, Update};
 use tokio::sync::mpsc;
@@ -28,7 +28,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::agent::{Agent, HEARTBEAT, reassemble};
 use crate::config::{Config, Source};
-use crate::control::{self, Query};
+use crate::control::{self, Query, Verb};
 use crate::datapath::Binds;
 use crate::plain;
 use crate::shims::Shims;
@@ -163,6 +163,11 @@ impl Daemon {
     }
 
     fn answer(&mut self, Query { verb, reply }: Query) -> bool {
+        match verb {
+            Verb::Release => tracing::info!("forwarder release hands back to Docker's rules"),
+            Verb::Cleanup => tracing::info!("forwarder cleanup removes everything"),
+            _ => {}
+        }
         let agent = self.agent.as_mut();
         let answer = agent.map(|agent| agent.answer(&self.host_state, verb));
         // The receiver may have gone: then nobody waits for the answer.
@@ -259,7 +264,7 @@ impl Daemon {
             ensure!(self.attempts < ATTEMPTS, "cannot become ready: {why}");
         } else if self.host_state.is_complete() {
             announce_ipv6(&self.host_state);
-            announce(&self.host_state, agent.tables())?;
+            announce(&self.host_state, agent.tables());
             self.ready = true;
         }
         Ok(())
@@ -292,10 +297,11 @@ fn is_listing(host_state: &HostState, since: Instant) -> bool {
     host_state.docker.is_some() && !host_state.is_complete() && since.elapsed() < LISTING
 }
 
-/// Prints the `ready` line: the first sync is in the kernel.
-fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
+/// Prints the `ready` line: the first sync is in the kernel. A reader that has gone does not end the
+/// agent.
+fn announce(host_state: &HostState, tables: &DesiredState) {
     let mut out = std::io::stdout();
-    writeln!(
+    let printed = writeln!(
         out,
         "ready: {} networks, {} published ports, {} devices, Docker {}",
         tables.networks(),
@@ -303,8 +309,10 @@ fn announce(host_state: &HostState, tables: &DesiredState) -> Result<()> {
         tables.devices.len(),
         plain::line(host_state.docker.as_deref().unwrap_or("away")),
     )
-    .and_then(|()| out.flush())
-    .context("cannot write to stdout")
+    .and_then(|()| out.flush());
+    if let Err(error) = printed {
+        tracing::warn!("ready, but cannot write so to stdout: {error}");
+    }
 }
 
 /// The sources of events.

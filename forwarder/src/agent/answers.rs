@@ -39,6 +39,7 @@ impl Agent {
             Verb::Networks => serde_json::to_value(report::networks(host_state, &held)),
             Verb::Endpoints => serde_json::to_value(report::endpoints(host_state, &held)),
             Verb::Ports => serde_json::to_value(report::ports(host_state, &held)),
+            Verb::Release | Verb::Cleanup => Ok(Value::Null),
         };
         answer.unwrap_or(Value::Null)
     }

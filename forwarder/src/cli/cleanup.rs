@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::output;
 use super::removal::{Removal, missing};
 use crate::config::Config;
+use crate::control::Verb;
 use crate::hand_back::hand_back;
 
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn cleanup(config: &Config, args: &Args) -> Result<()> {
-    let removal = Removal::begin(config, "cleanup", args.force)?;
+    let removal = Removal::begin(config, Verb::Cleanup, args.force)?;
     if missing(config)? {
         return output::text("nothing to clean up\n");
     }

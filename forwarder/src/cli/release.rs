@@ -7,10 +7,11 @@ use anyhow::{Result, bail};
 use super::output;
 use super::removal::{Removal, missing};
 use crate::config::Config;
+use crate::control::Verb;
 use crate::hand_back::hand_back;
 
 pub(super) fn release(config: &Config) -> Result<()> {
-    let removal = Removal::begin(config, "release", true)?;
+    let removal = Removal::begin(config, Verb::Release, true)?;
     if missing(config)? {
         return output::text("nothing to release: the forwarder is not attached here\n");
     }

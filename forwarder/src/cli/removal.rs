@@ -33,7 +33,11 @@ pub(super) struct Removal<'a> {
 
 impl<'a> Removal<'a> {
     /// Takes the agent's lock for a verb. With `stops`, an agent that runs is stopped first.
-    pub(super) fn begin(config: &'a Config, verb: &str, stops: bool) -> Result<Self> {
+    pub(super) fn begin(config: &'a Config, verb: Verb, stops: bool) -> Result<Self> {
+        let name = match verb {
+            Verb::Release => "release",
+            _ => "cleanup",
+        };
         let socket = control::socket(&config.state_dir);
         let answers = !matches!(
             control::ask(&socket, Verb::Status),
@@ -41,11 +45,15 @@ impl<'a> Removal<'a> {
         );
         let lock = match Lock::acquire() {
             Ok(_) if answers => bail!(
-                "the agent at {} runs in another network namespace: run `forwarder {verb}` in that \
+                "the agent at {} runs in another network namespace: run `forwarder {name}` in that \
                  namespace",
                 socket.display()
             ),
-            Err(LockError::Held(pid)) if stops && answers => stop(pid)?,
+            Err(LockError::Held(pid)) if stops && answers => {
+                // Only for the agent's log: whatever it answers, it is stopped.
+                let _ = control::ask(&socket, verb);
+                stop(pid)?
+            }
             Err(held @ LockError::Held(_)) if stops => {
                 let socket = socket.display();
                 bail!(
@@ -53,7 +61,7 @@ impl<'a> Removal<'a> {
                 )
             }
             Err(held @ LockError::Held(_)) => {
-                bail!("{held}: stop it first, or use {verb} --force")
+                bail!("{held}: stop it first, or use {name} --force")
             }
             other => other?,
         };
