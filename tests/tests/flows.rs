@@ -327,11 +327,27 @@ fn watch_shows_matching_flows_only() -> Result<()> {
     table.line("EVENT  PROTO", SOON)?;
     scene.lan().peer(&["get", "198.18.1.1:8080"])?;
     let line = table.line("new ", SOON)?;
-    assert!(line.contains(" > 198.18.1.1:8080 "), "{line}");
+    assert!(line.contains(" > :8080 "), "{line}");
+    assert!(line.contains("web:80 > 198.18.1.2:"), "{line}");
     scene.host.cli(&["flows", "delete", "--all"])?;
     let line = table.line("end ", SOON)?;
     assert!(line.ends_with(" deleted"), "{line}");
     Ok(())
+}
+
+/// A container that comes while somebody watches has a name soon.
+#[test]
+fn watch_learns_names_of_later_containers() -> Result<()> {
+    let scene = scene("watch-names")?;
+    let mut table = scene.host.spawn_forwarder(&["flows", "--watch"])?;
+    table.line("EVENT  PROTO", SOON)?;
+    scene.run("late", &["-p", "8090:80"], &Peer::serve(80))?;
+    eventually(2 * SOON, || {
+        scene.lan().peer(&["get", "198.18.1.1:8090"])?;
+        let line = table.line("new ", SOON)?;
+        ensure!(line.contains("late:80 > "), "{line}");
+        Ok(())
+    })
 }
 
 /// A killed watcher is noticed, and another one takes over.

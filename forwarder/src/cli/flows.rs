@@ -7,7 +7,6 @@ mod names;
 mod watch;
 
 use std::io::{self, IsTerminal as _};
-use std::net::SocketAddr;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -17,7 +16,7 @@ use self::names::Names;
 use super::output::{self, Format, span, table};
 use crate::config::Config;
 use crate::datapath;
-use crate::report::{self, Ends, FlowOrder, FlowRow};
+use crate::report::{self, FlowOrder, FlowRow};
 
 /// The number of flows that are shown on a terminal.
 const SCREEN: usize = 50;
@@ -29,7 +28,7 @@ pub(super) struct Args {
     #[command(flatten)]
     filter: filter::Conditions,
     /// Show new flows and flows that end, as it happens, until Ctrl-C
-    #[arg(long)]
+    #[arg(short, long)]
     watch: bool,
     /// Show no more flows than this [default: 50 on a terminal, else all]
     #[arg(long, value_name = "N", conflicts_with = "watch")]
@@ -53,12 +52,6 @@ pub(super) struct Args {
 enum FlowsCommand {
     /// End flows at once
     Delete(delete::Args),
-}
-
-/// Formats the source and destination of one direction.
-fn arrow(ends: &Ends) -> String {
-    let src = SocketAddr::new(ends.src, ends.sport);
-    format!("{src} > {}", SocketAddr::new(ends.dst, ends.dport))
 }
 
 pub(super) fn flows(config: &Config, args: &Args) -> Result<()> {

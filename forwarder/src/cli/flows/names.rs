@@ -11,7 +11,7 @@ use crate::control::Verb;
 use crate::report::{EndpointRow, Ends, FlowRow, PortRow};
 
 /// What the agent knows about addresses and ports.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
     /// Containers by address.
     containers: BTreeMap<IpAddr, String>,
@@ -25,6 +25,17 @@ impl Names {
         let endpoints = ask::<Vec<_>>(config, Verb::Endpoints).unwrap_or_default();
         let ports = ask::<Vec<_>>(config, Verb::Ports).unwrap_or_default();
         Self::of(endpoints, ports)
+    }
+
+    /// Takes newer names. A container that has gone keeps its name until another one has its
+    /// address, because its flows end after it. Without an agent there are no names.
+    pub(super) fn renew(&mut self, newer: Self) {
+        if newer == Self::default() {
+            *self = newer;
+            return;
+        }
+        self.containers.extend(newer.containers);
+        self.ports = newer.ports;
     }
 
     fn of(endpoints: Vec<EndpointRow>, ports: Vec<PortRow>) -> Self {
@@ -135,6 +146,24 @@ mod tests {
         );
         assert_eq!(names().original(&outward), "web:5000 > 198.18.1.2:8080");
         assert_eq!(names().reply(&outward), "198.18.1.2:8080 > 198.18.1.1:5000");
+    }
+
+    /// The flows of a container that has gone end with its name, unless another one has its
+    /// address.
+    #[test]
+    fn name_stays_until_the_address_is_anothers() {
+        let ended = flow(ends(WEB, 5000, CLIENT, 80), ends(CLIENT, 80, HOST, 5000));
+        let named = |container: &str, last: u8| Names {
+            containers: [([172, 17, 0, last].into(), container.to_owned())].into(),
+            ports: BTreeSet::new(),
+        };
+        let mut known = names();
+        known.renew(named("db", 3));
+        assert_eq!(known.original(&ended), "web:5000 > 198.18.1.2:80");
+        known.renew(named("db", 2));
+        assert_eq!(known.original(&ended), "db:5000 > 198.18.1.2:80");
+        known.renew(Names::default());
+        assert_eq!(known.original(&ended), "172.17.0.2:5000 > 198.18.1.2:80");
     }
 
     #[test]

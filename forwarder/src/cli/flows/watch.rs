@@ -8,17 +8,22 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::arrow;
+use super::names::Names;
 use crate::cli::output::Format;
 use crate::config::Config;
 use crate::datapath::{self, Events, FlowOperations};
+use crate::plain;
 use crate::report::{self, EventRow, Filter};
 
 /// The interval at which the watcher tells the kernel that it still listens, and collects expired
 /// flows. A new flow would collect them as well, but there may be none.
 const BEAT: Duration = Duration::from_secs(1);
+/// The number of such intervals after which the agent is asked for names again: its answer takes it
+/// some milliseconds.
+const RENAME: u32 = 2;
 /// The number of events that are read before anything else is handled.
 const BATCH: usize = 256;
 
@@ -39,10 +44,12 @@ async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> 
     crate::cli::view(config)?;
     let mut flow_operations = FlowOperations::open(&config.bpffs_dir)?;
     let mut watcher = Watcher {
+        names: Names::ask(config),
         events: Events::open(&config.bpffs_dir)?,
         filter,
         format,
     };
+    let mut naming = Naming::default();
     let mut housekeeping = interval(BEAT);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ring = Ring::Empty;
@@ -55,7 +62,11 @@ async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> 
             _ = housekeeping.tick() => {
                 watcher.events.renew()?;
                 flow_operations.collect()?;
+                if format == Format::Table {
+                    naming.ask(config);
+                }
             }
+            newer = naming.answer() => watcher.names.renew(newer),
             ready = watcher.events.wait(), if ring == Ring::Empty => ready?,
             () = tokio::task::yield_now(), if ring == Ring::More => {}
         }
@@ -82,8 +93,41 @@ enum Ring {
     Unheard,
 }
 
+/// Containers' names, asked for again and again: containers come and go. The agent may be slow to
+/// answer, so the watcher does not wait for it.
+#[derive(Default)]
+struct Naming {
+    answer: Option<JoinHandle<Names>>,
+    /// How often the answer was not asked for since the last time.
+    skipped: u32,
+}
+
+impl Naming {
+    /// Asks the agent, unless it has been asked a moment ago.
+    fn ask(&mut self, config: &Config) {
+        self.skipped += 1;
+        if self.answer.is_some() || self.skipped < RENAME {
+            return;
+        }
+        self.skipped = 0;
+        let config = config.clone();
+        self.answer = Some(spawn_blocking(move || Names::ask(&config)));
+    }
+
+    /// Waits for the answer; for ever if nothing was asked.
+    async fn answer(&mut self) -> Names {
+        let Some(asked) = &mut self.answer else {
+            return std::future::pending().await;
+        };
+        let names = asked.await;
+        self.answer = None;
+        names.unwrap_or_default()
+    }
+}
+
 /// The event ring and the filter for its events.
 struct Watcher<'a> {
+    names: Names,
     events: Events,
     filter: &'a Filter,
     format: Format,
@@ -144,8 +188,8 @@ impl Watcher<'_> {
         Ok(line(&[
             &row.event,
             &flow.proto,
-            &arrow(&flow.original),
-            &arrow(&flow.reply),
+            &self.names.original(flow),
+            &self.names.reply(flow),
             &flow.state,
             &flow.packets.to_string(),
             &flow.bytes.to_string(),
@@ -171,7 +215,7 @@ fn line(cells: &[&str; 9]) -> String {
     let line = format!(
         "{event:<5}  {proto:<5}  {original:<43}  {reply:<43}  {state:<11}  {packets:>7}  {bytes:>10}  {age:>8}  {reason}"
     );
-    format!("{}\n", line.trim_end())
+    format!("{}\n", plain::line(line.trim_end()))
 }
 
 /// Returns the time since 1970.
@@ -187,5 +231,19 @@ fn print(text: &str) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error).context("cannot write to stdout"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A container's name cannot control the terminal.
+    #[test]
+    fn watched_line_has_no_control_characters() {
+        let name = "web\x1b[2J\n:80 > 198.18.1.2:80";
+        let line = line(&["new", "tcp", name, "", "", "1", "60", "0.0s", ""]);
+        assert_eq!(line.matches(char::is_control).count(), 1, "{line:?}");
+        assert!(line.contains("web\\u{1b}[2J\\n:80 > "), "{line:?}");
     }
 }
