@@ -278,14 +278,7 @@ pub fn status(
     maps: &[MapFill],
     armed: u32,
 ) -> Status {
-    let mut packets = BTreeMap::new();
-    let mut reasons = BTreeMap::new();
-    for &(reason, count) in counters {
-        *packets.entry(reason.path().label().to_owned()).or_default() += count;
-        if count > 0 {
-            reasons.insert(reason.label().to_owned(), count);
-        }
-    }
+    let (packets, reasons) = counted(counters);
     let fill = |map: &MapFill| {
         let MapFill { name, size, fill } = *map;
         (name.to_owned(), Fill { size, fill })
@@ -318,7 +311,38 @@ pub fn status(
         packets,
         reasons,
         maps,
+        sample: None,
     }
+}
+
+/// Returns the packets between two readings of the counters.
+#[must_use]
+pub fn sample(before: &[(Reason, u64)], after: &[(Reason, u64)], seconds: f64) -> Sample {
+    let of = |&(reason, count): &(Reason, u64)| {
+        let earlier = before.iter().find(|(other, _)| *other == reason);
+        let earlier = earlier.map_or(0, |(_, count)| *count);
+        (reason, count.saturating_sub(earlier))
+    };
+    let between: Vec<_> = after.iter().map(of).collect();
+    let (packets, reasons) = counted(&between);
+    Sample {
+        seconds,
+        packets,
+        reasons,
+    }
+}
+
+/// Returns packets by path, and by those reasons that occurred.
+fn counted(counters: &[(Reason, u64)]) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
+    let mut packets = BTreeMap::new();
+    let mut reasons = BTreeMap::new();
+    for &(reason, count) in counters {
+        *packets.entry(reason.path().label().to_owned()).or_default() += count;
+        if count > 0 {
+            reasons.insert(reason.label().to_owned(), count);
+        }
+    }
+    (packets, reasons)
 }
 
 /// States of flows whose protocol has no states of its own.

@@ -6,6 +6,7 @@ mod render;
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SocketType, netdevice};
@@ -13,7 +14,8 @@ use rustix::net::{AddressFamily, SocketType, netdevice};
 use super::output::{self, Format};
 use crate::config::Config;
 use crate::control::{AskError, Verb};
-use crate::report::{self, AgentStatus};
+use crate::datapath::View;
+use crate::report::{self, AgentStatus, Sample};
 
 #[derive(Debug, clap::Args)]
 #[group(skip)]
@@ -21,9 +23,16 @@ pub(super) struct Args {
     /// Also show attached programs, all reasons with their meaning, and how full the maps are
     #[arg(short, long)]
     verbose: bool,
+    /// Count packets for some seconds, and show rates in place of totals
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "1", value_parser = clap::value_parser!(u32).range(1..=SAMPLE_MAX))]
+    sample: Option<u32>,
     #[command(flatten)]
     output: output::Args,
 }
+
+/// The longest sample, in seconds.
+const SAMPLE_MAX: i64 = 3600;
 
 /// The exit status where nothing runs and nothing is attached, as that of `systemctl status`.
 const NOT_RUNNING: u8 = 3;
@@ -47,7 +56,8 @@ pub(super) fn status(config: &Config, args: &Args) -> Result<ExitCode> {
         None => "no agent runs here",
     })?;
     let pinned = report::hooks(view.hooks()?, device_name);
-    let status = report::status(
+    let sample = args.sample.map(|seconds| sample(&view, seconds));
+    let mut status = report::status(
         agent,
         pinned,
         view.sockets()?,
@@ -55,6 +65,7 @@ pub(super) fn status(config: &Config, args: &Args) -> Result<ExitCode> {
         &view.maps()?,
         view.armed()?,
     );
+    status.sample = sample.transpose()?;
     match args.output.output {
         Format::Json => output::json(&status)?,
         Format::Table => {
@@ -65,6 +76,18 @@ pub(super) fn status(config: &Config, args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Counts packets for a while.
+fn sample(view: &View, seconds: u32) -> Result<Sample> {
+    let (since, before) = (Instant::now(), view.reasons()?);
+    std::thread::sleep(Duration::from_secs(seconds.into()));
+    let after = view.reasons()?;
+    Ok(report::sample(
+        &before,
+        &after,
+        since.elapsed().as_secs_f64(),
+    ))
 }
 
 /// Returns the kernel's release.

@@ -186,8 +186,20 @@ pub struct Fill {
     pub fill: u32,
 }
 
+/// The packets of a while.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// How long it was.
+    pub seconds: f64,
+    /// Packets by [`Path::label`](forwarder_common::reason::Path::label).
+    pub packets: BTreeMap<String, u64>,
+    /// Packets by [`Reason::label`](forwarder_common::reason::Reason::label); only reasons that
+    /// occurred.
+    pub reasons: BTreeMap<String, u64>,
+}
+
 /// The complete status.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The agent; none if none runs, which stops no traffic.
     pub agent: Option<Agent>,
@@ -217,4 +229,7 @@ pub struct Status {
     pub reasons: BTreeMap<String, u64>,
     /// Maps by name.
     pub maps: BTreeMap<String, Fill>,
+    /// The packets of a while, if they were counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Sample>,
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The text of `forwarder status`: a verdict and a summary of at most twelve lines, and the details.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use forwarder_common::abi::name;
@@ -17,12 +18,13 @@ const REASONS: usize = 4;
 
 /// Returns the verdict and a summary. Without `all`, it has at most [`LINES`] lines.
 pub(super) fn summary(status: &Status, kernel: &str, all: bool) -> String {
+    let counted = Counted::of(status);
     let mut lines = vec![
         verdict(status, kernel),
-        fast_path(status),
+        fast_path(&counted),
         counts(status),
-        with_reasons(status, "handed on", Path::Kernel),
-        with_reasons(status, "dropped", Path::Drop),
+        with_reasons(&counted, "handed on", Path::Kernel),
+        with_reasons(&counted, "dropped", Path::Drop),
     ];
     lines.extend(status.uplinks.iter().map(uplink));
     let mut notes: Vec<_> = notes(status).collect();
@@ -60,13 +62,59 @@ fn verdict(status: &Status, kernel: &str) -> String {
     parts.join("; ")
 }
 
+/// What the lines about packets count: all of them, or those of a while as a rate.
+struct Counted<'a> {
+    packets: &'a BTreeMap<String, u64>,
+    reasons: &'a BTreeMap<String, u64>,
+    /// The length of the sample, in seconds.
+    seconds: Option<f64>,
+}
+
+impl<'a> Counted<'a> {
+    fn of(status: &'a Status) -> Self {
+        match &status.sample {
+            Some(sample) => Self {
+                packets: &sample.packets,
+                reasons: &sample.reasons,
+                seconds: Some(sample.seconds),
+            },
+            None => Self {
+                packets: &status.packets,
+                reasons: &status.reasons,
+                seconds: None,
+            },
+        }
+    }
+
+    /// Formats a number of packets.
+    fn number(&self, count: u64) -> String {
+        match self.seconds {
+            None => count.to_string(),
+            Some(seconds) => {
+                let rate = count as f64 / seconds;
+                // A rate that is not zero does not look like zero.
+                let digits = usize::from(rate < 10.0 && count > 0);
+                format!("{rate:.digits$}/s")
+            }
+        }
+    }
+}
+
 /// Returns the share of packets that the kernel's stack did not see.
-fn fast_path(status: &Status) -> String {
-    let count = |path: Path| status.packets.get(path.label()).copied().unwrap_or(0);
+fn fast_path(counted: &Counted<'_>) -> String {
+    let count = |path: Path| counted.packets.get(path.label()).copied().unwrap_or(0);
     // A packet at a further hook has been counted before.
     let total = count(Path::Fast) + count(Path::Kernel) + count(Path::Drop);
     let share = percent(count(Path::Fast), total);
-    format!("  fast path   {share} of {total} packets since the first start")
+    match counted.seconds {
+        None => format!("  fast path   {share} of {total} packets since the first start"),
+        Some(_) if total == 0 => "  fast path   no packets in this sample".to_owned(),
+        Some(_) => {
+            let rate = counted.number(total);
+            let rate = rate.trim_end_matches("/s");
+            format!("  fast path   {share} of {rate} packets/s")
+        }
+    }
 }
 
 fn counts(status: &Status) -> String {
@@ -85,20 +133,21 @@ fn counts(status: &Status) -> String {
 }
 
 /// Returns the number of packets on a path, and the most frequent reasons.
-fn with_reasons(status: &Status, what: &str, path: Path) -> String {
+fn with_reasons(counted: &Counted<'_>, what: &str, path: Path) -> String {
     let mut reasons: Vec<_> = Reason::ALL
         .into_iter()
         .filter(|reason| reason.path() == path)
-        .filter_map(|reason| Some((*status.reasons.get(reason.label())?, reason.label())))
+        .filter_map(|reason| Some((*counted.reasons.get(reason.label())?, reason.label())))
         .collect();
     reasons.sort_by(|a, b| b.cmp(a));
-    let total: u64 = reasons.iter().map(|(count, _)| count).sum();
+    let total = reasons.iter().map(|(count, _)| count).sum();
     let more = if reasons.len() > REASONS { ", …" } else { "" };
     let first = reasons.iter().take(REASONS);
     let first: Vec<_> = first
-        .map(|(count, label)| format!("{label} {count}"))
+        .map(|&(count, label)| format!("{label} {}", counted.number(count)))
         .collect();
     let colon = if first.is_empty() { "" } else { ": " };
+    let total = counted.number(total);
     format!("  {what:11} {total}{colon}{}{more}", first.join(", "))
 }
 
@@ -218,6 +267,29 @@ mod tests {
         let without = summary(&status(false, 0), "6.18.0", false);
         let first = "○ not running; the programs continue without an agent; kernel 6.18.0; adopted";
         assert!(without.starts_with(first), "{without}");
+    }
+
+    /// A sample shows rates in place of totals.
+    #[test]
+    fn sample_shows_rates() {
+        let before = [(Reason::Forwarded, 90), (Reason::ToHost, 9)];
+        let after = [
+            (Reason::Forwarded, 2070),
+            (Reason::ToHost, 10),
+            (Reason::NotIp, 19),
+        ];
+        let mut shown = status(true, 0);
+        shown.sample = Some(report::sample(&before, &after, 2.0));
+        let text = summary(&shown, "6.18.0", false);
+        let expected = "  fast path   99.0 % of 1000 packets/s\n";
+        assert!(text.contains(expected), "{text}");
+        let expected = "  handed on   10/s: not-ip 9.5/s, to-host 0.5/s\n  dropped     0/s\n";
+        assert!(text.contains(expected), "{text}");
+        shown.sample = Some(report::sample(&after, &after, 1.0));
+        let text = summary(&shown, "6.18.0", false);
+        let expected = "  fast path   no packets in this sample\n";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("  handed on   0/s\n"), "{text}");
     }
 
     #[test]
