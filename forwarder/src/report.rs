@@ -35,19 +35,20 @@ pub fn ports(host_state: &HostState, tables: &DesiredState) -> Vec<PortRow> {
     let owners = host_state
         .networks
         .values()
-        .flat_map(|network| network.endpoints.values())
-        .filter_map(|endpoint| {
+        .flat_map(|network| network.endpoints.values().map(move |at| (network, at)))
+        .filter_map(|(network, endpoint)| {
             let container = host_state.containers.get(&endpoint.container)?;
             let addresses = [Family::V4, Family::V6].map(|family| endpoint.address(family));
-            Some((addresses, &container.name))
+            Some((addresses, (&container.name, &network.name)))
         })
-        .flat_map(|(addresses, name)| addresses.into_iter().flatten().map(move |at| (at, name)))
+        .flat_map(|(addresses, names)| addresses.into_iter().flatten().map(move |at| (at, names)))
         .collect::<BTreeMap<_, _>>();
     let row = |(proto, host, container): (u16, SocketAddr, SocketAddr)| PortRow {
         proto: proto_name(u32::from(proto)),
         host_ip: host.ip(),
         host_port: host.port(),
-        container: owners.get(&container.ip()).map(ToString::to_string),
+        container: owners.get(&container.ip()).map(|names| names.0.clone()),
+        network: owners.get(&container.ip()).map(|names| names.1.clone()),
         container_ip: container.ip(),
         container_port: container.port(),
     };

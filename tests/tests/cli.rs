@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line on good and bad hosts: what it refuses, in which words, and what it leaves.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -164,6 +167,9 @@ fn invalid_settings_are_refused() -> Result<()> {
     assert_has(&line, &["cannot read /nowhere/f.toml"]);
 
     let done = bare.setpriv(&[], "run", &["--xdp=fast"])?;
+    assert_eq!(done.status.code(), Some(2), "usage: {done:?}");
+    let mut not_text = Command::new(forwarder_bin()?);
+    let done = finish(not_text.arg(OsStr::from_bytes(b"\xff")))?;
     assert_eq!(done.status.code(), Some(2), "usage: {done:?}");
     Ok(())
 }

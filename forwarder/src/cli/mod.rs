@@ -14,11 +14,13 @@ mod removal;
 mod run;
 mod status;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::error::ContextKind;
 use clap::{Arg, Args as _, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use forwarder_common::abi::LAYOUT;
 use rustix::process::geteuid;
@@ -62,7 +64,7 @@ enum Verb {
     /// List containers on bridge networks
     Endpoints(output::Args),
     /// List published ports
-    Ports(output::Args),
+    Ports(ports::Args),
     /// List, watch or end live flows; needs no agent
     Flows(flows::Args),
     /// Hand all connections back to the kernel and Docker's rules, and remove the forwarder
@@ -81,12 +83,13 @@ enum Verb {
 /// Runs the command line. An error is one line on stderr and exit status 1.
 #[must_use]
 pub fn main() -> ExitCode {
-    let parsed = Cli::from_arg_matches(&command().get_matches());
+    let matches = command().try_get_matches();
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
     let Cli {
         config,
         settings,
         verb,
-    } = parsed.unwrap_or_else(|error| error.exit());
+    } = parsed.unwrap_or_else(|error| without_settings(error, std::env::args_os()).exit());
     let source = Source::new(settings.clone(), config.as_deref());
     let variable = |name: &str| std::env::var(name).ok();
     let done = settings
@@ -96,6 +99,27 @@ pub fn main() -> ExitCode {
         complain(&one_line(&error));
         ExitCode::FAILURE
     })
+}
+
+/// Returns an error of the command line that suggests no setting, but to `run`: where the help lists
+/// no settings, one that looks alike has nothing to do with what was meant.
+fn without_settings(
+    mut error: clap::Error,
+    mut words: impl Iterator<Item = OsString>,
+) -> clap::Error {
+    if words.any(|word| word == "run") {
+        return error;
+    }
+    let suggested = error
+        .get(ContextKind::SuggestedArg)
+        .map(ToString::to_string);
+    let settings = Settings::augment_args(clap::Command::new("settings"));
+    let mut names = settings.get_arguments().filter_map(Arg::get_long);
+    let is_setting = |flag: String| names.any(|name| flag == format!("--{name}"));
+    if suggested.is_some_and(is_setting) {
+        error.remove(ContextKind::SuggestedArg);
+    }
+    error
 }
 
 /// Says why a verb fails: as an event where the log is JSON, with its priority in the journal.
@@ -138,7 +162,7 @@ fn perform(verb: &Verb, config: Config, source: Source) -> Result<ExitCode> {
         Verb::Status(args) => return status::status(&config, args),
         Verb::Networks(args) => networks::networks(&config, args)?,
         Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
-        Verb::Ports(args) => ports::ports(&config, args.output)?,
+        Verb::Ports(args) => ports::ports(&config, args)?,
         Verb::Flows(args) => flows::flows(&config, args)?,
         Verb::Release => release::release(&config)?,
         Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
@@ -222,6 +246,23 @@ mod tests {
         }
     }
 
+    /// A wrong flag is not answered by a setting that looks alike.
+    #[test]
+    fn wrong_flag_suggests_no_setting() {
+        let refused = |line: &str| {
+            let words = || line.split(' ').map(OsString::from);
+            let refused = command().try_get_matches_from(words());
+            without_settings(refused.unwrap_err(), words()).to_string()
+        };
+        let text = refused("forwarder ports --watch");
+        assert!(text.contains("unexpected argument '--watch'"), "{text}");
+        assert!(!text.contains("--attach"), "{text}");
+        let text = refused("forwarder flows --limi=3");
+        assert!(text.contains("'--limit'"), "{text}");
+        let text = refused("forwarder run --flow=1024");
+        assert!(text.contains("'--flows'"), "{text}");
+    }
+
     #[test]
     fn settings_may_stand_before_or_after_the_verb() {
         for line in [
@@ -234,7 +275,7 @@ mod tests {
             let Verb::Ports(args) = cli.verb else {
                 panic!("another verb")
             };
-            assert_eq!(args.output, output::Format::Json);
+            assert_eq!(args.output.output, output::Format::Json);
         }
     }
 

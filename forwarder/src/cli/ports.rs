@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 
-use super::output::{self, Format, Row, or_dash};
+use super::output::{self, Row, or_dash};
 use crate::config::Config;
 use crate::control::Verb;
 use crate::report::PortRow;
 
 impl Row for PortRow {
-    const COLUMNS: &'static [&'static str] = &["PROTO", "HOST", "CONTAINER", "ADDRESS"];
+    const COLUMNS: &'static [&'static str] = &["PROTO", "HOST", "CONTAINER", "ADDRESS", "NETWORK"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -19,10 +19,25 @@ impl Row for PortRow {
             SocketAddr::new(self.host_ip, self.host_port).to_string(),
             or_dash(self.container.as_ref()),
             SocketAddr::new(self.container_ip, self.container_port).to_string(),
+            or_dash(self.network.as_ref()),
         ]
     }
 }
 
-pub(super) fn ports(config: &Config, format: Format) -> Result<()> {
-    output::rows::<PortRow>(format, &super::ask::<Vec<_>>(config, Verb::Ports)?)
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Show this container's ports only
+    #[arg(value_name = "CONTAINER")]
+    container: Option<String>,
+    #[command(flatten)]
+    pub(super) output: output::Args,
+}
+
+pub(super) fn ports(config: &Config, args: &Args) -> Result<()> {
+    let mut rows = super::ask::<Vec<PortRow>>(config, Verb::Ports)?;
+    if args.container.is_some() {
+        rows.retain(|row| row.container == args.container);
+    }
+    output::rows(args.output.output, &rows)
 }

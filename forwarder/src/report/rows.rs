@@ -22,6 +22,8 @@ pub struct PortRow {
     pub host_port: u16,
     /// The container's name; none while Docker has not reported who has the address.
     pub container: Option<String>,
+    /// The network that has the address; none as above.
+    pub network: Option<String>,
     /// The container's address.
     pub container_ip: IpAddr,
     /// The container's port.

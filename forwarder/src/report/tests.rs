@@ -92,7 +92,8 @@ fn ports_name_the_container_behind_the_address() {
     let rows = ports(&host_state(), &tables());
     let expected = json!([{
         "proto": "tcp", "host_ip": "0.0.0.0", "host_port": 8080,
-        "container": "shop", "container_ip": "172.18.0.2", "container_port": 80,
+        "container": "shop", "network": "web", "container_ip": "172.18.0.2",
+        "container_port": 80,
     }]);
     assert_eq!(serde_json::to_value(rows).unwrap(), expected);
     let nobody = ports(&HostState::default(), &tables());

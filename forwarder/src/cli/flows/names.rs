@@ -128,6 +128,7 @@ mod tests {
             host_ip: [0, 0, 0, 0].into(),
             host_port: 8080,
             container: Some("web".into()),
+            network: Some("bridge".into()),
             container_ip: WEB.into(),
             container_port: 80,
         };
