@@ -17,7 +17,7 @@ use forwarder_state::others::{Others, OurTable, Reach, netfilter};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Attach, Config};
+use crate::config::{Attach, Config, Mode};
 use crate::datapath;
 use crate::sys;
 use crate::trusted;
@@ -216,7 +216,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
     findings.extend(reserved_ports(probe, config));
     findings.extend(uplinks(probe, config));
     let mut rules = firewall::judge(&probe.firewall, config.mode);
-    rules.extend(others(probe));
+    rules.extend(others(probe, config.mode));
     if rules.is_empty() {
         rules.push(Finding::ok(
             "no other software has rules that the fast path ignores",
@@ -240,7 +240,7 @@ fn judge(probe: &Probe, config: &Config) -> Vec<Finding> {
 /// Returns findings about other software's configuration that may apply to containers. Without
 /// Docker, containers are assumed behind bridges with Docker's names and in Docker's default
 /// ranges.
-fn others(probe: &Probe) -> Vec<Finding> {
+fn others(probe: &Probe, mode: Mode) -> Vec<Finding> {
     let bridge = |name: &&String| *name == "docker0" || name.starts_with("br-");
     let reach = Reach {
         bridges: probe.devices.iter().filter(bridge).cloned().collect(),
@@ -251,6 +251,8 @@ fn others(probe: &Probe) -> Vec<Finding> {
     let seen = Others {
         rules: netfilter::foreign(&probe.firewall),
         drops: drops(&probe.firewall),
+        // Then the agent's rule comes first in each chain that drops.
+        dockers: firewall::keeps_rules(&probe.firewall, mode),
         ours: Some(OurTable::ALL.into()),
         ..probe.others.clone()
     };
