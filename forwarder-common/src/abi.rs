@@ -31,7 +31,7 @@ pub use socket::{Peer, SocketKey};
 pub use tracking::{DirectionState, TcpTracking, last, noted, side_flag};
 
 /// The layout of everything below. It changes whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// Capacities that the object declares; the loader may override those of the flow tables.
 pub mod capacity {

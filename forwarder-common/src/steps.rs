@@ -4,6 +4,7 @@
 
 pub mod create_flow;
 pub(crate) mod egress;
+pub(crate) mod followed;
 pub mod forward;
 pub mod fragments;
 mod host_flows;

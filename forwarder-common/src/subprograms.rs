@@ -33,8 +33,9 @@ macro_rules! for_each_subprogram {
             /// Takes a record for a flow of this originator's slot.
             fn take_record(originator: u32) -> Option<$crate::abi::FlowRef>
                 = conntrack::ring::take_record;
-            /// Publishes a reserved record.
-            fn publish(flow: $crate::abi::FlowRef) = conntrack::flow::publish;
+            /// Publishes a reserved record with this flow state.
+            fn publish(index: u32, flow_state: $crate::abi::FlowState)
+                = conntrack::flow::publish;
             /// Ends the flow in a record, if its state is still this one; returns whether it did.
             fn claim(
                 index: u32,
@@ -82,6 +83,8 @@ macro_rules! for_each_step {
             fn create_flow() -> Option<$crate::reason::Reason>;
             /// Checks the source of a flow that a packet from outside has just created.
             fn verify_source() -> Option<$crate::reason::Reason>;
+            /// Notes that the kernel lets a packet of a followed flow out.
+            fn let_out() -> Option<$crate::reason::Reason>;
             /// Translates the source of a packet that leaves the kernel path.
             fn snat_on_egress() -> Option<$crate::reason::Reason>;
             /// Gives a packet that the host itself sends a flow, if a container's flow needs that.

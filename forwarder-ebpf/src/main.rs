@@ -121,6 +121,22 @@ mod programs {
         run::<ETHERNET>(&ctx, false, Some(Hook::ContainerOut), hooks::container_out)
     }
 
+    /// tcx ingress of a container's veth, at the host's end, where the kernel decides.
+    #[classifier]
+    pub fn followed_in(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, None, |at, packet| {
+            hooks::followed_in(at, packet)
+        })
+    }
+
+    /// tcx egress of a container's veth, at the host's end, where the kernel decides.
+    #[classifier]
+    pub fn followed_out(ctx: TcContext) -> i32 {
+        run::<ETHERNET>(&ctx, false, None, |at, packet| {
+            hooks::followed_out(at, packet)
+        })
+    }
+
     /// tcx ingress of a bridge.
     #[classifier]
     pub fn bridge_in(ctx: TcContext) -> i32 {
@@ -155,6 +171,12 @@ mod programs {
     #[classifier]
     pub fn collect_flows(ctx: TcContext) -> i32 {
         flow_operations::collect_flows(ctx)
+    }
+
+    /// Run by the agent: follows a connection of the kernel.
+    #[classifier]
+    pub fn follow_connection(ctx: TcContext) -> i32 {
+        flow_operations::follow_connection(ctx)
     }
 
     /// An IPv4 socket binds.

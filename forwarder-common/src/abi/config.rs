@@ -116,6 +116,8 @@ pub mod others {
     /// There are IPsec policies that may apply to containers' packets: all packets take the kernel
     /// path, and no translated packet leaves for an address in the list [`PROTECTED`].
     pub const IPSEC: u32 = 2;
+    /// Some flows are followed: packets that leave are looked up, to see what the kernel lets out.
+    pub const FOLLOWED: u32 = 4;
     /// The list of destinations for which an IPsec policy demands protection of the host's own
     /// packets.
     pub const PROTECTED: u32 = u32::MAX;
@@ -152,6 +154,9 @@ pub mod device {
     /// A known device that is neither Docker's nor hooked: the forwarder does not interfere with
     /// what others forward from or to it. Packets from or to a device without an entry are refused.
     pub const OTHER: u32 = 6;
+    /// The host's end of a container's veth in a network about whose traffic the kernel decides: only
+    /// followed flows take the fast path.
+    pub const FOLLOWED: u32 = 7;
 }
 
 /// A Docker bridge network.

@@ -5,6 +5,7 @@
 use core::cell::Cell;
 
 use super::capacity;
+use super::flow_state::{Direction, ORIGINAL};
 use super::tracking::TcpTracking;
 use crate::clock::Ticks;
 use crate::family::{Address as _, Be16, Family};
@@ -128,9 +129,11 @@ pub struct Flow<F: Family> {
     pub seen: Cell<Ticks>,
     /// When the flow was created.
     pub created: Cell<Ticks>,
-    /// The generation of the port mapping when the flow was created.
+    /// The generation of the port mapping when the flow was created. Of a followed flow: see
+    /// [`Self::let_out`].
     pub mapping_generation: Cell<u32>,
-    /// The policy generation of the settings under which the flow was last allowed.
+    /// The policy generation of the settings under which the flow was last allowed. Of a followed
+    /// flow: see [`Self::let_out`].
     pub policy: Cell<u32>,
     /// TCP sequence tracking. For other protocols, whatever the record's previous flow left behind.
     pub windows: TcpTracking,
@@ -150,6 +153,18 @@ impl<F: Family> Flow<F> {
     #[must_use]
     pub fn mapping(&self) -> u32 {
         self.mapping.get() as u32
+    }
+
+    /// When a packet of this direction, having passed all of the kernel's rules, last left the host:
+    /// for a followed flow only, which is in no mapping and under no list of clients.
+    #[inline(always)]
+    #[must_use]
+    pub fn let_out(&self, dir: Direction) -> &Cell<Ticks> {
+        if dir == ORIGINAL {
+            &self.mapping_generation
+        } else {
+            &self.policy
+        }
     }
 }
 

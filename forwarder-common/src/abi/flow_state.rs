@@ -30,6 +30,9 @@ impl FlowState {
     pub const SEEN_REPLY: u8 = 1;
     /// Flag: a flood of new flows cannot evict the flow (`IPS_ASSURED`).
     pub const ASSURED: u8 = 2;
+    /// Flag: the connection is the kernel's, and its packets take the fast path as long as the
+    /// kernel lets them out.
+    pub const FOLLOWED: u8 = 4;
 
     /// The state of a free record of this generation.
     #[inline(always)]
@@ -43,6 +46,15 @@ impl FlowState {
     #[must_use]
     pub fn live(id: u32) -> Self {
         Self::new(id, phase::LIVE, 0, 0)
+    }
+
+    /// The state of a flow that follows a connection of the kernel, in this TCP state. The kernel has
+    /// seen both ends.
+    #[inline(always)]
+    #[must_use]
+    pub fn followed(id: u32, state: u8) -> Self {
+        let flags = Self::SEEN_REPLY | Self::ASSURED | Self::FOLLOWED;
+        Self::new(id, phase::LIVE, state, flags)
     }
 
     #[inline(always)]
@@ -93,6 +105,13 @@ impl FlowState {
     #[must_use]
     pub const fn is_replied(self) -> bool {
         self.flags() & Self::SEEN_REPLY != 0
+    }
+
+    /// Whether the flow follows a connection of the kernel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_followed(self) -> bool {
+        self.flags() & Self::FOLLOWED != 0
     }
 
     /// The same flow in this TCP or SCTP state, with more flags.

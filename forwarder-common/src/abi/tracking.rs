@@ -42,6 +42,29 @@ pub struct TcpTracking {
     pub marks: [Cell<u8>; 2],
 }
 
+impl TcpTracking {
+    /// Forgets everything, as of a connection that was picked up in the middle: its next segments
+    /// say where both sides are.
+    #[inline(always)]
+    pub fn pick_up(&self) {
+        for side in &self.sides {
+            side.end.set(0);
+            side.max_end.set(0);
+            side.max_win.set(0);
+            side.max_ack.set(0);
+        }
+        for side in [0, 1] {
+            self.scale[side].set(0);
+            self.marks[side].set(side_flag::LIBERAL);
+        }
+        self.last_end.set(0);
+        self.last_ack.set(0);
+        self.last_win.set(0);
+        self.last.set(0);
+        self.noted.set(0);
+    }
+}
+
 /// Bits of [`TcpTracking::marks`].
 pub mod side_flag {
     /// This side sent data that the other side has not acknowledged yet.

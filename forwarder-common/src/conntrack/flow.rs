@@ -269,19 +269,28 @@ pub fn end_if_over<F: Family, T: Tracking<F>>(tables: &T, tuple: &Tuple<F>) -> b
 /// Publishes a reserved record whose reply key has been inserted: from here on packets find the
 /// flow.
 #[inline(always)]
-pub fn commit<F: Family, T: Tracking<F>>(tables: &T, reference: FlowRef, reply: &Tuple<F>) {
-    if let Some(flow) = tables.flow(reference.index) {
+pub fn commit<F: Family, T: Tracking<F>>(
+    tables: &T,
+    index: u32,
+    flow_state: FlowState,
+    reply: &Tuple<F>,
+) {
+    if let Some(flow) = tables.flow(index) {
         flow.tuples[REPLY].set(*reply);
-        tables.publish(reference);
+        tables.publish(index, flow_state);
     }
 }
 
 /// The second half of [`commit`]: sets the deltas and the flow state, then inserts the original
 /// key. If another CPU has created a flow with the same tuple first, everything is undone.
 #[inline(always)]
-pub fn publish<F: Family, T: Tracking<F>>(tables: &T, reference: FlowRef) {
-    let Some(flow) = tables.flow(reference.index) else {
+pub fn publish<F: Family, T: Tracking<F>>(tables: &T, index: u32, live: FlowState) {
+    let Some(flow) = tables.flow(index) else {
         return;
+    };
+    let reference = FlowRef {
+        index,
+        id: live.id(),
     };
     let original = flow.tuples[ORIGINAL].get();
     let reply = flow.tuples[REPLY].get();
@@ -297,7 +306,6 @@ pub fn publish<F: Family, T: Tracking<F>>(tables: &T, reference: FlowRef) {
     flow.expires
         .set(tables.now().wrapping_add(timeouts::UNTRACKED));
     let free = FlowState::free(reference.id);
-    let live = FlowState::live(reference.id);
     tables.emit(flow, reference.index, live, EventKind::Begins);
     let open = tables.swap_flow_state(flow, free, live);
     // Without translation the two directions' keys are each other's reverse, and never equal.

@@ -4,7 +4,7 @@
 //! The values are those of Linux' `nf_conntrack` (`nf_conntrack_proto_{tcp,udp,icmp,sctp}.c`), so
 //! that a connection lives as long with the forwarder as with iptables.
 
-use crate::clock::{Ticks, seconds};
+use crate::clock::{Ticks, seconds, ticks};
 use crate::tracking::tcp::State;
 
 /// How long a TCP flow in `state` lives without a packet (`tcp_timeouts`).
@@ -57,6 +57,11 @@ pub const GENERIC: Ticks = seconds(600);
 
 /// How long the kernel waits for the rest of a datagram (`net.ipv4.ipfrag_time`).
 pub const REASSEMBLY: Ticks = seconds(30);
+
+/// How long the kernel's word about a direction of a followed flow holds: as long after a packet of
+/// it has passed all rules, the next ones take the fast path. Rules that change hold for the flow
+/// after this.
+pub const LET_OUT: Ticks = ticks(500_000_000);
 
 /// How long the agent's heartbeat is trusted. When it is older, routes are looked up again for each
 /// packet.

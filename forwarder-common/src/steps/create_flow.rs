@@ -2,7 +2,7 @@
 //! Creates flows: checks a packet that has no flow, and makes a flow for it if it may have one.
 
 use super::route::source;
-use crate::abi::{End, Network, Published, Tuple, device, network};
+use crate::abi::{End, FlowState, Network, Published, Tuple, device, network};
 use crate::conntrack::flow::{self, Hit, Plan};
 use crate::conntrack::{quota, sctp};
 use crate::context::PacketContext;
@@ -353,7 +353,8 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             quota::give_back(self.tables, plan.from);
             return Err(Reason::PortsExhausted);
         };
-        flow::commit(self.tables, reference, &reply);
+        let flow_state = FlowState::live(reference.id);
+        flow::commit(self.tables, reference.index, flow_state, &reply);
         Ok(())
     }
 

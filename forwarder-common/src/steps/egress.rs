@@ -10,6 +10,7 @@ use crate::mark;
 use crate::meta::{Meta, Side};
 use crate::policy::{access, owner};
 use crate::reason::Reason;
+use crate::steps::followed;
 use crate::subprograms::Steps;
 use crate::wire::checksum;
 use crate::wire::frame::Frame;
@@ -103,6 +104,11 @@ pub(crate) fn unread<F: Ip, T: Configuration<F> + Routes<F>>(
 #[inline(always)]
 pub(crate) fn unmarked<F: Ip, T: Steps<F>>(context: &mut PacketContext<'_, F, T>) -> Reason {
     let (tables, meta) = (context.tables, context.meta);
+    if followed::are_there(tables)
+        && let Some(reason) = tables.let_out(context)
+    {
+        return reason;
+    }
     if let Some(reason) = owner::of_a_container(tables, meta, context.packet.tuple.src) {
         return reason;
     }

@@ -150,35 +150,47 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         }
         let now = self.tables.now();
         let hit = self.current(now)?;
+        let is_followed = hit.flow_state.is_followed();
         if !self.comes_from(&hit) {
-            return Some(Reason::SpoofedSource);
+            // Whoever sends by the tuple of the kernel's connection is judged as without a flow.
+            return (!is_followed).then_some(Reason::SpoofedSource);
         }
-        match self.access(hit.flow) {
-            Access::Allowed => {}
-            Access::Denied => return Some(Reason::Policy),
-            Access::PortTaken => {
-                flow::end(self.tables, &hit);
-                return None;
+        if !is_followed {
+            match self.access(hit.flow) {
+                Access::Allowed => {}
+                Access::Denied => return Some(Reason::Policy),
+                Access::PortTaken => {
+                    flow::end(self.tables, &hit);
+                    return None;
+                }
+            }
+            if self.is_inseparable(hit.flow) {
+                return Some(Reason::Fragment);
             }
         }
-        if self.is_inseparable(hit.flow) {
-            return Some(Reason::Fragment);
-        }
         let mut way = self.steer(&hit, now);
-        if let Target::Refuse(reason) = way {
+        if is_followed {
+            if self.resets() {
+                flow::end(self.tables, &hit);
+                return Some(self.leave());
+            }
+            if !self.may_overtake(&hit, now) || matches!(way, Target::Refuse(_)) {
+                way = Target::Kernel(Reason::KernelOwned);
+            }
+        } else if let Target::Refuse(reason) = way {
             return Some(reason);
         }
         if let Some(reason) = self.others_need_kernel(&way) {
             way = Target::Kernel(reason);
         }
         // A bridge learns the sender's port from the source MAC address of every frame it receives.
-        if matches!(way, Target::Kernel(_)) && !self.sends_as_itself() {
+        if matches!(way, Target::Kernel(_)) && !is_followed && !self.sends_as_itself() {
             return Some(Reason::SpoofedNeighbour);
         }
         // The first fragment of a TCP segment has been tracked for all of the segment's fragments.
         let silent = self.packet.later_fragment && self.packet.tuple.proto == proto::TCP;
         if !silent && let Err(reason) = self.track(&hit, now) {
-            return Some(reason);
+            return Some(if is_followed { self.leave() } else { reason });
         }
         // Read the translation first, check the generation after: if the record has been reused for
         // another flow in between, nothing that was read is valid.
@@ -193,6 +205,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                 self.tables.to_neighbour(ifindex, next_hop);
                 Reason::Forwarded
             }
+            Target::Kernel(_) if is_followed => self.leave(),
             Target::Kernel(reason) => self.pass_to_kernel(&hit, translation, reason),
             Target::Refuse(reason) => reason,
         })

@@ -33,6 +33,9 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         }
         let quote = icmp::quote(&self.frame, self.packet)?;
         let hit = flow::find(self.tables, &quote.tuple.reversed())?;
+        if hit.flow_state.is_followed() {
+            return Some(self.leave());
+        }
         let now = self.tables.now();
         // A damaged error must not be turned into a valid one, nor reveal the original of its quote
         // (RFC 5508 REQ-3).
@@ -179,7 +182,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     fn flow_passed_to_host(&self, quoted: &Tuple<F>) -> Option<Hit<'_, F>> {
         let answers = quoted.reversed();
         if let Some(hit) = flow::find(self.tables, &answers) {
-            return Some(hit);
+            return (!hit.flow_state.is_followed()).then_some(hit);
         }
         if self.side != Side::Bridge {
             return None;

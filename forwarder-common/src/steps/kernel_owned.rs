@@ -5,7 +5,7 @@
 //! Such a packet stays as it is. Where it leaves, the kernel must have translated it, to no port of a
 //! flow: [`egress::unmarked`](super::egress::unmarked).
 
-use crate::abi::{FlowRef, armed};
+use crate::abi::{FlowRef, armed, device};
 use crate::context::PacketContext;
 use crate::mark;
 use crate::meta::Side;
@@ -31,10 +31,21 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         if !is_kernels {
             return None;
         }
-        if self.side != Side::Outside {
+        Some(self.leave())
+    }
+
+    /// Leaves the packet to the kernel as it is. The hooks behind this one let the packet pass; where
+    /// the kernel decides about all traffic of the network, there are none.
+    #[inline(always)]
+    pub(super) fn leave(&self) -> Reason {
+        let is_guarded = || {
+            let device = self.tables.device(self.meta.ifindex);
+            device.is_some_and(|device| device.kind != device::FOLLOWED)
+        };
+        if self.side as u8 != Side::Outside as u8 && is_guarded() {
             self.tables.mark(mark::LEAVES);
         }
-        Some(Reason::KernelOwned)
+        Reason::KernelOwned
     }
 
     /// Whether the packet comes from a container that the agent does not know yet, as of one that

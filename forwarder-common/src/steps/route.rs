@@ -2,6 +2,7 @@
 //! The route of a flow whose next hop is outside: looked up once per route generation.
 
 use crate::abi::{Direction, Flow, Network, ORIGINAL, REPLY, device};
+use crate::conntrack::timeouts;
 use crate::environment::{Configuration, FlowTable, Route, Routes};
 use crate::family::{Address, Family};
 use crate::reason::Reason;
@@ -39,8 +40,11 @@ pub(super) fn renew<F: Family, T: FlowTable<F> + Routes<F>>(
     let Some(endpoint) = tables.endpoint(flow.next_hops[(dir ^ 1) & 1].slot()) else {
         return Some(Reason::NoEndpoint);
     };
-    let Some(network) = tables.network(endpoint.bridge) else {
-        return Some(Reason::NoEndpoint);
+    // Of a followed flow, the kernel chooses the source.
+    let network = match tables.network(endpoint.bridge) {
+        _ if tables.flow_state(flow).is_followed() => None,
+        Some(network) => Some(network),
+        None => return Some(Reason::NoEndpoint),
     };
     let tuple = flow.tuples[dir & 1].get();
     let Route::Forward {
@@ -60,10 +64,17 @@ pub(super) fn renew<F: Family, T: FlowTable<F> + Routes<F>>(
     let seen_as = flow.tuples[REPLY].get().dst;
     if dir == ORIGINAL
         && seen_as != tuple.src
+        && let Some(network) = network
         && source(tables, &network, ifindex, next_hop) != Some(seen_as)
     {
         flow.expires.set(tables.now());
         return Some(Reason::RouteMoved);
+    }
+    // What the kernel has let out another way proves nothing about this one.
+    let is_same = flow.ifindex.get() == ifindex && flow.next_hop.get() == next_hop;
+    if !is_same && tables.flow_state(flow).is_followed() {
+        let before = tables.now().wrapping_sub(timeouts::LET_OUT);
+        flow.let_out(dir).set(before);
     }
     flow.ifindex.set(ifindex);
     flow.next_hop.set(next_hop);

@@ -76,7 +76,7 @@ impl<'a, F: Family, T: FlowTable<F> + Routes<F>> PacketContext<'a, F, T> {
     /// traffic control that somebody else has set up on one of the devices.
     #[inline(always)]
     pub(crate) fn others_need_kernel(&self, way: &Target<'a, F>) -> Option<Reason> {
-        let others = self.tables.settings().others;
+        let others = self.tables.settings().others & (others::SHAPED | others::IPSEC);
         if others == 0 || matches!(way, Target::Kernel(_) | Target::Refuse(_)) {
             return None;
         }

@@ -83,9 +83,11 @@ impl Host {
             Hook::BridgeIn => ipv6::Hook::BridgeIn,
             Hook::BridgeOut => ipv6::Hook::BridgeOut,
             Hook::Uplink => return None,
-            Hook::OutsideInRaw | Hook::OutsideOutRaw | Hook::DefragOut => {
-                return Some(Reason::NotIp);
-            }
+            Hook::OutsideInRaw
+            | Hook::OutsideOutRaw
+            | Hook::FollowedIn
+            | Hook::FollowedOut
+            | Hook::DefragOut => return Some(Reason::NotIp),
         };
         let nic = self.nics.get(&arrival.ifindex);
         let of_others = bytes[0] & 1 == 0 && nic.is_none_or(|mac| bytes[..6] != *mac);
