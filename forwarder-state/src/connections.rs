@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Connections as the kernel tracks them (nf_conntrack), and which of them are containers'.
 
-use forwarder_common::abi::Tuple;
-use forwarder_common::family::Family;
+use forwarder_common::abi::{End, Tuple};
+use forwarder_common::conntrack::flow_operation::Followed;
+use forwarder_common::family::{Address as _, Family};
+use forwarder_common::wire::proto;
 
 use crate::address::WireAddress;
-use crate::desired_state::FamilyTables;
+use crate::desired_state::{EndpointKey, FamilyTables, Slots};
 
 /// A connection that the kernel tracks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,6 +19,12 @@ pub struct Connection<F: Family> {
 }
 
 impl<F: Family> Connection<F> {
+    /// Returns both tuples, the originator's first.
+    #[must_use]
+    pub fn tuples(&self) -> [Tuple<F>; 2] {
+        [self.original, self.reply]
+    }
+
     /// Returns the address and port that the originator's source is translated to, if it is.
     #[must_use]
     pub fn source(&self) -> Option<(F::Addr, u16)> {
@@ -42,15 +50,56 @@ impl<F: Family<Addr: WireAddress>> Connection<F> {
         self.source().is_some() || self.destination().is_some() || self.is_of_container(tables)
     }
 
+    /// Returns what it takes to follow the connection. None if it is of no network whose connections
+    /// are followed, or if the fast path would do no better: between two containers of one network
+    /// without translation the bridge switches, and the host's own packets pass no hook.
+    #[must_use]
+    pub fn followed(
+        &self,
+        tables: &FamilyTables<F>,
+        slots: &Slots<F>,
+        is_followed: impl Fn(u32) -> bool,
+    ) -> Option<Followed<F>> {
+        if !matches!(self.original.proto, proto::TCP | proto::UDP) {
+            return None;
+        }
+        let end = |address: F::Addr| {
+            let key = EndpointKey::Address(address);
+            if let Some(endpoint) = tables.endpoints.get(&key) {
+                let end = End {
+                    slot: *slots.endpoints.get(&key)?,
+                    generation: endpoint.generation,
+                };
+                return is_followed(endpoint.bridge).then_some((end, endpoint.bridge));
+            }
+            let mut own = tables.host_addresses.iter();
+            let is_own = own.any(|&(own, len)| address.prefix(len) == own);
+            (!is_own && !address.is_loopback() && !is_inside(tables, address))
+                .then_some((End::OUTSIDE, 0))
+        };
+        let (from, from_bridge) = end(self.original.src)?;
+        let (to, to_bridge) = end(self.reply.src)?;
+        let is_switched = from_bridge == to_bridge && self.original == self.reply.reversed();
+        (!is_switched && (from_bridge, to_bridge) != (0, 0)).then_some(Followed {
+            original: self.original,
+            reply: self.reply,
+            to,
+            from,
+        })
+    }
+
     /// Whether one end is a container, by the addresses that each end itself uses.
     #[must_use]
     pub fn is_of_container(&self, tables: &FamilyTables<F>) -> bool {
-        let is_inside = |address: F::Addr| {
-            let mut subnets = tables.subnets.keys();
-            subnets.any(|&(subnet, len)| address.prefix(len) == subnet)
-        };
-        is_inside(self.original.src) || is_inside(self.reply.src)
+        let ends = [self.original.src, self.reply.src];
+        ends.into_iter().any(|end| is_inside(tables, end))
     }
+}
+
+/// Whether an address is in the range of a network about whose traffic the forwarder decides.
+fn is_inside<F: Family<Addr: WireAddress>>(tables: &FamilyTables<F>, address: F::Addr) -> bool {
+    let mut subnets = tables.subnets.keys();
+    subnets.any(|&(subnet, len)| address.prefix(len) == subnet)
 }
 
 #[cfg(test)]

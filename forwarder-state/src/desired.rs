@@ -19,7 +19,7 @@ use self::devices::add_devices;
 pub use self::devices::{is_named_as_dockers, is_outside};
 pub use self::ipsec::{applying_policies, reach};
 use crate::acl::{AclTable, Listed};
-use crate::desired_state::{DesiredState, FamilyTables, SocketHook, XdpKind};
+use crate::desired_state::{DesiredState, FamilyTables, Left, SocketHook, XdpKind};
 use crate::host_state::{self, HostState, Link, Network, NetworkId, NetworkOptions};
 use crate::overrides::Overrides;
 
@@ -41,6 +41,8 @@ pub struct Policy {
     pub sockets: BTreeSet<SocketHook>,
     /// Whether Docker's own rules are kept.
     pub keeps_rules: bool,
+    /// Whether the kernel has connections that were there before, and that may be followed.
+    pub follows: bool,
 }
 
 /// Derives all tables and hooks.
@@ -80,6 +82,14 @@ impl HostFamily for V4 {
 /// lists.
 fn family_tables<F: HostFamily>(bridged: &Bridged<'_>, lists: &mut AclTable) -> FamilyTables<F> {
     let mut tables = FamilyTables::default();
+    for network in bridged.followed.values() {
+        networks::add_endpoints(
+            &mut tables,
+            bridged.host_state,
+            network.network,
+            network.bridge,
+        );
+    }
     for network in bridged.networks.values() {
         networks::add_network(&mut tables, bridged, network, lists);
         allowed_sources::add_allowed(&mut tables, bridged, network);
@@ -117,8 +127,10 @@ struct Bridged<'a> {
     networks: BTreeMap<u32, BridgedNetwork<'a>>,
     /// The bridges' indexes.
     indexes: BTreeMap<&'a NetworkId, u32>,
-    /// The bridges of networks that are left to the kernel, and why.
-    left: BTreeMap<u32, String>,
+    /// The bridges of networks about whose traffic the kernel decides, and why.
+    left: BTreeMap<u32, Left>,
+    /// Those of them whose connections are followed.
+    followed: BTreeMap<u32, BridgedNetwork<'a>>,
 }
 
 /// A network with its bridge, and its options as the administrator overrides them.
@@ -143,7 +155,7 @@ impl<'a> Bridged<'a> {
                 };
                 Some((bridge.index, of_bridge))
             });
-        let mut networks: BTreeMap<_, _> = networks.collect();
+        let networks: BTreeMap<_, _> = networks.collect();
         let why = |of: &BridgedNetwork<'_>| {
             let why = modes::left_to_kernel(of.network, &of.terms, host_state);
             why.filter(|_| policy.keeps_rules)
@@ -152,7 +164,10 @@ impl<'a> Bridged<'a> {
             .iter()
             .filter_map(|(&index, of)| Some((index, why(of)?)))
             .collect::<BTreeMap<_, _>>();
-        networks.retain(|index, _| !left.contains_key(index));
+        let is_left = |(index, _): &(u32, _)| left.contains_key(index);
+        let (mut followed, networks): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            networks.into_iter().partition(is_left);
+        followed.retain(|index, _| left[index].is_followed);
         let index = |(&index, of): (&u32, &BridgedNetwork<'a>)| (&of.network.id, index);
         let indexes = networks.iter().map(index).collect();
         Self {
@@ -161,6 +176,7 @@ impl<'a> Bridged<'a> {
             networks,
             indexes,
             left,
+            followed,
         }
     }
 

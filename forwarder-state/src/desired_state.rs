@@ -34,6 +34,10 @@ pub enum Hook {
     ContainerIn,
     /// Egress of the host's end of a container's veth.
     ContainerOut,
+    /// Ingress of the host's end of a container's veth where the kernel decides.
+    FollowedIn,
+    /// Egress of the host's end of a container's veth where the kernel decides.
+    FollowedOut,
     /// Ingress of a bridge.
     BridgeIn,
     /// Egress of a bridge.
@@ -46,13 +50,15 @@ pub enum Hook {
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::OutsideIn,
         Self::OutsideInRaw,
         Self::OutsideOut,
         Self::OutsideOutRaw,
         Self::ContainerIn,
         Self::ContainerOut,
+        Self::FollowedIn,
+        Self::FollowedOut,
         Self::BridgeIn,
         Self::BridgeOut,
         Self::DefragOut,
@@ -69,6 +75,8 @@ impl Hook {
             Self::OutsideOutRaw => "outside_out_raw",
             Self::ContainerIn => "container_in",
             Self::ContainerOut => "container_out",
+            Self::FollowedIn => "followed_in",
+            Self::FollowedOut => "followed_out",
             Self::BridgeIn => "bridge_in",
             Self::BridgeOut => "bridge_out",
             Self::DefragOut => "defrag_out",
@@ -90,6 +98,7 @@ impl Hook {
             Self::OutsideIn
                 | Self::OutsideInRaw
                 | Self::ContainerIn
+                | Self::FollowedIn
                 | Self::BridgeIn
                 | Self::Uplink
         )
@@ -220,6 +229,15 @@ pub enum Row6 {
     Published(Published6),
 }
 
+/// What is left to the kernel of a network about whose traffic the kernel decides.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Left {
+    /// The rule or the setting because of which the kernel decides.
+    pub why: String,
+    /// Whether connections that the kernel has let through are followed.
+    pub is_followed: bool,
+}
+
 /// All tables and hooks: those that are common to all address families, and each family's own.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DesiredState {
@@ -240,8 +258,8 @@ pub struct DesiredState {
     pub devices: BTreeMap<u32, Device>,
     /// The devices that networks trust.
     pub trusted: BTreeSet<TrustKey>,
-    /// The bridges of networks that are left to the kernel, with the rule that decided.
-    pub left: BTreeMap<u32, String>,
+    /// The bridges of networks about whose traffic the kernel decides.
+    pub left: BTreeMap<u32, Left>,
     /// The number of access lists without room in the map: they admit no client.
     pub closed_lists: usize,
     /// Changes whenever an access list or its assignment changes; 0 when there are no lists.

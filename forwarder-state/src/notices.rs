@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::desired_state::DesiredState;
+use crate::desired_state::{DesiredState, Left};
 use crate::diff::Change;
 use crate::host_state::{HostPort, HostState};
 
@@ -81,9 +81,11 @@ pub struct NetworkNotice {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NetworkPath {
     /// The forwarder.
-    Fast,
-    /// The kernel, because of this rule.
-    Kernel(String),
+    Own,
+    /// The kernel, because of this rule; connections that it lets through are followed.
+    Follow(String),
+    /// The kernel alone, because of this rule.
+    Off(String),
     /// Nobody: the network has gone.
     Gone,
 }
@@ -91,9 +93,9 @@ pub enum NetworkPath {
 /// How much is in place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Totals {
-    /// Networks on the fast path.
+    /// Networks about whose traffic the forwarder decides.
     pub networks: usize,
-    /// Networks that are left to the kernel.
+    /// Networks about whose traffic the kernel decides.
     pub left: usize,
     /// Attached containers, once for each network.
     pub containers: usize,
@@ -134,7 +136,7 @@ impl Ledger {
         &mut self,
         host_state: &HostState,
         held: &DesiredState,
-        left: &BTreeMap<u32, String>,
+        left: &BTreeMap<u32, Left>,
     ) -> Vec<Notice> {
         self.has_begun = true;
         self.changed_ports.extend(held.host_ports());
@@ -143,7 +145,7 @@ impl Ledger {
     }
 
     /// Returns what is news after a sync: `held` is what the kernel holds, `left` has the bridges of
-    /// networks that are left to the kernel, with the rule that decided.
+    /// networks about whose traffic the kernel decides.
     ///
     /// A network that changes hands takes its containers and ports along, which are reachable as
     /// before: it is one notice.
@@ -154,7 +156,7 @@ impl Ledger {
         &mut self,
         host_state: &HostState,
         held: &DesiredState,
-        left: &BTreeMap<u32, String>,
+        left: &BTreeMap<u32, Left>,
         is_due: bool,
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
@@ -171,7 +173,7 @@ impl Ledger {
     /// Returns how much is in place.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let is_fast = |network: &&NetworkNotice| network.path == NetworkPath::Fast;
+        let is_fast = |network: &&NetworkNotice| network.path == NetworkPath::Own;
         let networks = self.networks.values().filter(is_fast).count();
         Totals {
             networks,
@@ -186,13 +188,14 @@ impl Ledger {
         &mut self,
         host_state: &HostState,
         held: &DesiredState,
-        left: &BTreeMap<u32, String>,
+        left: &BTreeMap<u32, Left>,
         notices: &mut Vec<Notice>,
     ) -> BTreeSet<String> {
         let mut handed_over = BTreeSet::new();
-        let kernels = left.iter().map(|(&bridge, rule)| (bridge, Some(rule)));
+        let kernels = left.iter();
+        let kernels = kernels.map(|(&bridge, left)| (bridge, NetworkPath::of(left)));
         let mut now: BTreeMap<_, _> = kernels.collect();
-        now.extend(held.bridges().map(|bridge| (bridge, None)));
+        now.extend(held.bridges().map(|bridge| (bridge, NetworkPath::Own)));
         self.networks.retain(|bridge, said| {
             let stays = now.contains_key(bridge);
             if !stays {
@@ -203,16 +206,14 @@ impl Ledger {
             }
             stays
         });
-        for (bridge, rule) in now {
-            let is_said = match (self.networks.get(&bridge).map(|said| &said.path), rule) {
-                (Some(NetworkPath::Fast), None) => true,
-                (Some(NetworkPath::Kernel(said)), Some(rule)) => said == rule,
-                _ => false,
-            };
-            if is_said {
+        for (bridge, path) in now {
+            if self
+                .networks
+                .get(&bridge)
+                .is_some_and(|said| said.path == path)
+            {
                 continue;
             }
-            let path = rule.map_or(NetworkPath::Fast, |rule| NetworkPath::Kernel(rule.clone()));
             let notice = network_notice(host_state, bridge, path);
             let before = self.networks.insert(bridge, notice.clone());
             handed_over.extend(before.map(|before| before.name));
@@ -379,30 +380,41 @@ impl fmt::Display for Owner {
 impl fmt::Display for NetworkPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fast => f.write_str("on the fast path"),
-            Self::Kernel(rule) => write!(f, "left to the kernel: {rule}"),
+            Self::Own => f.write_str("on the fast path"),
+            Self::Follow(rule) => write!(f, "follows the kernel: {rule}"),
+            Self::Off(rule) => write!(f, "left to the kernel: {rule}"),
             Self::Gone => f.write_str("gone"),
         }
     }
 }
 
 impl NetworkPath {
+    fn of(left: &Left) -> Self {
+        let why = left.why.clone();
+        if left.is_followed {
+            Self::Follow(why)
+        } else {
+            Self::Off(why)
+        }
+    }
+
     /// The word for programs, as in the JSON of `forwarder networks`.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Fast => "fast path",
-            Self::Kernel(_) => "kernel",
+            Self::Own => "own",
+            Self::Follow(_) => "follow",
+            Self::Off(_) => "off",
             Self::Gone => "gone",
         }
     }
 
-    /// The rule that decided for the kernel.
+    /// The rule because of which the kernel decides.
     #[must_use]
     pub fn rule(&self) -> Option<&str> {
         match self {
-            Self::Kernel(rule) => Some(rule),
-            Self::Fast | Self::Gone => None,
+            Self::Follow(rule) | Self::Off(rule) => Some(rule),
+            Self::Own | Self::Gone => None,
         }
     }
 }

@@ -65,7 +65,7 @@ impl Rules {
                 device::VETH | device::NAMED_VETH | device::PORT if is_apart(&row.bridge) => {
                     apart.ports.insert(index);
                 }
-                device::VETH | device::NAMED_VETH | device::PORT => {}
+                device::VETH | device::NAMED_VETH | device::PORT | device::FOLLOWED => {}
                 _ => {
                     rules.devices.insert(index);
                 }

@@ -4,6 +4,7 @@
 
 mod answers;
 mod arm;
+mod follow;
 mod messages;
 mod own_tables;
 mod start;
@@ -21,6 +22,7 @@ use forwarder_state::notices::Ledger;
 use forwarder_state::others::OurTable;
 use forwarder_state::own_rules::Rules;
 
+use self::follow::Followed;
 pub(crate) use self::start::reassemble;
 use self::sync::Routing;
 use crate::datapath::Datapath;
@@ -81,6 +83,8 @@ pub(crate) struct Agent {
     armed: u32,
     /// The tuples of connections that the kernel tracks and keeps until they end.
     kernel_owned: BTreeSet<Tuple<V4>>,
+    /// The connections of the kernel that are followed.
+    followed: Followed,
     /// Published ports that the kernel refused in the last sync, and why.
     unpublished: BTreeMap<HostPort, String>,
     /// Why the kernel does not hold all access lists of ports on IPv6 addresses.
@@ -102,6 +106,7 @@ impl Agent {
     /// again.
     pub(crate) fn housekeeping(&mut self, host_state: &HostState) -> Result<bool> {
         self.datapath.housekeeping()?;
+        self.review_followed()?;
         self.log_exhaustion(host_state)?;
         Ok(!self.failures.is_empty())
     }

@@ -20,6 +20,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use forwarder_common::family::V4;
+use forwarder_state::connections::Connection;
 use forwarder_state::desired_state::DesiredState;
 use forwarder_state::host_state::{HostState, Update};
 use tokio::sync::mpsc;
@@ -61,6 +63,8 @@ enum Event {
     ShimEvents(Vec<ShimEvent>),
     /// A service of the host has bound a port.
     Bound,
+    /// Connections that the kernel has let through go on.
+    Settled(Vec<Connection<V4>>),
     /// It is time to tell the programs that the agent is alive, and to try again what failed.
     Housekeeping,
     /// It is time to compare the kernel with the desired state.
@@ -107,6 +111,7 @@ async fn follow(config: Config, source: Source, stop: &Stop) -> Result<()> {
             Event::Config(read) => daemon.reconfigure(*read),
             Event::ShimEvents(events) => daemon.handle_shims(events),
             Event::Bound => daemon.ask_flows()?,
+            Event::Settled(connections) => daemon.follow(&connections)?,
             Event::Housekeeping => daemon.housekeeping()?,
             Event::Resync => daemon.doubt()?,
             Event::Stop => return Ok(()),
@@ -203,6 +208,13 @@ impl Daemon {
         Ok(false)
     }
 
+    fn follow(&mut self, connections: &[Connection<V4>]) -> Result<bool> {
+        match &mut self.agent {
+            Some(agent) => agent.follow(connections),
+            None => Ok(false),
+        }
+    }
+
     fn housekeeping(&mut self) -> Result<bool> {
         let mut changed = self.shims.review(&mut self.host_state, Instant::now());
         changed |= self.read_reverse_paths();
@@ -254,6 +266,7 @@ impl Daemon {
             return Ok(());
         }
         agent.arm(&self.host_state, &self.config)?;
+        self.sources.hear_connections(agent.follows());
         self.shims
             .synced(|port| agent.holds(&self.host_state, port));
         if self.ready {
@@ -322,6 +335,8 @@ struct Sources {
     configs: mpsc::Receiver<Config>,
     shim_events: mpsc::Receiver<ShimEvent>,
     binds: mpsc::Receiver<()>,
+    /// The kernel's connections, while any network's are followed.
+    settled: Option<Settled>,
     watchers: JoinSet<Result<()>>,
     housekeeping: Interval,
     resync: Interval,
@@ -350,6 +365,7 @@ impl Sources {
             configs,
             shim_events,
             binds,
+            settled: None,
             watchers: watch::spawn(config.docker.clone(), source, updates_in, configs_in),
             housekeeping: every(HEARTBEAT),
             resync: every(RESYNC),
@@ -366,6 +382,15 @@ impl Sources {
         Ok(())
     }
 
+    /// Begins or ends to hear of connections of the kernel.
+    fn hear_connections(&mut self, are_followed: bool) {
+        if !are_followed {
+            self.settled = None;
+        } else if self.settled.is_none() {
+            self.settled = Some(Settled::start());
+        }
+    }
+
     /// Waits for the next event. Updates and shims' events come with all others of their kind that
     /// have arrived.
     async fn next(&mut self, stop: &Stop) -> Event {
@@ -378,6 +403,7 @@ impl Sources {
                 Event::ShimEvents(shim_events)
             }
             Some(()) = self.binds.recv() => Event::Bound,
+            event = next_settled(&mut self.settled) => event,
             Some(ended) = self.watchers.join_next() => Event::Broken(why(ended)),
             _ = self.housekeeping.tick() => Event::Housekeeping,
             _ = self.resync.tick() => Event::Resync,
@@ -388,6 +414,35 @@ impl Sources {
     /// Returns the updates that have already arrived.
     fn arrived(&mut self) -> Vec<Update> {
         std::iter::from_fn(|| self.updates.try_recv().ok()).collect()
+    }
+}
+
+/// The kernel's connections that go on. The watcher ends when this is dropped.
+struct Settled {
+    connections: mpsc::Receiver<Vec<Connection<V4>>>,
+    watcher: JoinSet<Result<()>>,
+}
+
+impl Settled {
+    fn start() -> Self {
+        let (connections_in, connections) = mpsc::channel(1);
+        let mut watcher = JoinSet::new();
+        watcher.spawn(async move { watch::connections::watch(&connections_in).await });
+        Self {
+            connections,
+            watcher,
+        }
+    }
+}
+
+/// Waits for connections of the kernel; for ever if nobody hears of them.
+async fn next_settled(settled: &mut Option<Settled>) -> Event {
+    let Some(settled) = settled else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        Some(connections) = settled.connections.recv() => Event::Settled(connections),
+        Some(ended) = settled.watcher.join_next() => Event::Broken(why(ended)),
     }
 }
 

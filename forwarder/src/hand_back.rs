@@ -80,10 +80,10 @@ fn give(flows: &[FlowSnapshot], bpffs_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel has to know a flow: an answer to a query comes within seconds, and other
+/// Whether the kernel has to be told of a flow: it has what it follows, an answer to a query comes within seconds, and other
 /// protocols have no ports that a translation could have changed.
 fn is_tracked(flow: &FlowSnapshot) -> bool {
-    matches!(flow.proto, proto::TCP | proto::UDP | proto::SCTP)
+    !flow.flow_state.is_followed() && matches!(flow.proto, proto::TCP | proto::UDP | proto::SCTP)
 }
 
 fn terms(flow: &FlowSnapshot, now: Ticks) -> Terms {

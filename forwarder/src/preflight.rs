@@ -12,8 +12,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use forwarder_common::abi::PortRange;
+use forwarder_state::others::netfilter::{self, Rule, Scope};
 use forwarder_state::others::summary::drops;
-use forwarder_state::others::{Others, OurTable, Reach, netfilter};
+use forwarder_state::others::{Others, OurTable, Reach};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -248,11 +249,19 @@ fn others(probe: &Probe, mode: Mode) -> Vec<Finding> {
     };
     // The agent adds its rule when it runs.
     let tracks = netfilter::is_used(&probe.firewall);
+    // On top of Docker's rules, the kernel decides about the networks that rules match.
+    let keeps_rules = firewall::keeps_rules(&probe.firewall, mode);
+    let rules = netfilter::foreign(&probe.firewall);
+    let (deciding, rules) = if keeps_rules {
+        (rules, Vec::new())
+    } else {
+        (Vec::new(), rules)
+    };
     let seen = Others {
-        rules: netfilter::foreign(&probe.firewall),
+        rules,
         drops: drops(&probe.firewall),
         // Then the agent's rule comes first in each chain that drops.
-        dockers: firewall::keeps_rules(&probe.firewall, mode),
+        dockers: keeps_rules,
         ours: Some(OurTable::ALL.into()),
         ..probe.others.clone()
     };
@@ -267,6 +276,12 @@ fn others(probe: &Probe, mode: Mode) -> Vec<Finding> {
     let mut findings: Vec<_> = lines
         .map(|(what, todo)| Finding::warn(what, todo))
         .collect();
+    // Docker masquerades also networks whose bridge has a name that its user chose.
+    let is_masquerade = |rule: &&Rule| rule.text.ends_with("-j MASQUERADE");
+    let deciding = deciding
+        .iter()
+        .filter(|rule| rule.may_match(&reach) && !is_masquerade(rule));
+    findings.extend(deciding.map(|rule| Finding::ok(decides(rule))));
     if tracks && !probe.untracks {
         findings.push(Finding::warn(
             "neither nft nor iptables is installed, so connection tracking and other software's \
@@ -275,6 +290,18 @@ fn others(probe: &Probe, mode: Mode) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Returns what becomes of networks that a rule of others can match.
+fn decides(rule: &Rule) -> String {
+    let what = match rule.scope {
+        Scope::Connection => "the forwarder follows the kernel's decisions about",
+        Scope::Packet => "the kernel alone handles",
+    };
+    format!(
+        "{what} networks that a rule of others can match: {}",
+        rule.text
+    )
 }
 
 /// The default address pools of dockerd.

@@ -67,6 +67,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
         .values()
         .filter_map(|network| {
             let bridge = host_state.bridge(network).map(|link| link.index);
+            let left = bridge.and_then(|index| tables.left.get(&index));
             let programmed = bridge.is_some_and(|index| tables.network_flags(index).is_some());
             Some(NetworkRow {
                 name: network.name.clone(),
@@ -83,12 +84,12 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
                 masquerade: network.terms.masquerade,
                 endpoints: network.endpoints.len(),
                 programmed,
-                mode: if programmed {
-                    PathMode::Fast
-                } else {
-                    PathMode::Kernel
+                mode: match left {
+                    Some(left) if left.is_followed => PathMode::Follow,
+                    None if programmed => PathMode::Own,
+                    _ => PathMode::Off,
                 },
-                left: bridge.and_then(|index| tables.left.get(&index).cloned()),
+                left: left.map(|left| left.why.clone()),
             })
         })
         .collect::<Vec<_>>();
@@ -128,9 +129,12 @@ pub fn endpoints(host_state: &HostState, tables: &DesiredState) -> Vec<EndpointR
                     .and_then(|index| host_state.links.get(index))
                     .map(|link| link.name.clone()),
                 hooked: veth.is_some_and(|&index| {
-                    [Hook::ContainerIn, Hook::ContainerOut]
-                        .iter()
-                        .all(|&hook| tables.hooks.contains(&(index, hook)))
+                    let all = |hooks: [Hook; 2]| {
+                        let mut hooks = hooks.iter();
+                        hooks.all(|&hook| tables.hooks.contains(&(index, hook)))
+                    };
+                    all([Hook::ContainerIn, Hook::ContainerOut])
+                        || all([Hook::FollowedIn, Hook::FollowedOut])
                 }),
             }
         })
@@ -216,7 +220,18 @@ pub fn agent(
                 .count(),
         },
         uplinks,
-        others: others(host_state),
+        left: networks(host_state, tables)
+            .into_iter()
+            .filter_map(|row| {
+                let (network, mode) = (row.name, row.mode);
+                row.left.map(|left| LeftNetwork {
+                    network,
+                    mode,
+                    left,
+                })
+            })
+            .collect(),
+        others: others(host_state, tables),
         hooks: hooks(tables.hooks.iter().copied(), name),
         failures,
     }
@@ -224,7 +239,7 @@ pub fn agent(
 
 /// Returns other software's configuration that applies or may apply to containers, one line each.
 #[must_use]
-pub fn others(host_state: &HostState) -> Vec<String> {
+pub fn others(host_state: &HostState, tables: &DesiredState) -> Vec<String> {
     let name = |index| {
         let link = host_state.links.get(&index);
         link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
@@ -235,7 +250,9 @@ pub fn others(host_state: &HostState) -> Vec<String> {
         ours: Some(OurTable::ALL.into()),
         ..host_state.others.clone()
     };
-    let lines = others.lines(&reach(host_state), name).into_iter();
+    // Where the kernel decides, rules apply.
+    let own = reach(host_state, |bridge| !tables.left.contains_key(&bridge));
+    let lines = others.lines(&own, name).into_iter();
     lines
         .map(|(what, todo)| format!("{what}: {todo}"))
         .collect()
@@ -284,22 +301,27 @@ pub fn status(
         let MapFill { name, size, fill } = *map;
         (name.to_owned(), Fill { size, fill })
     };
-    let (agent, docker, uplinks, others, hooks, failures) = match agent {
+    let (agent, docker, uplinks, left, others, hooks, failures) = match agent {
         Some(told) => (
             Some(told.agent),
             Some(told.docker),
             told.uplinks,
+            told.left,
             told.others,
             told.hooks,
             told.failures,
         ),
-        None => (None, None, Vec::new(), Vec::new(), pinned, Vec::new()),
+        None => {
+            let none = Vec::new;
+            (None, None, Vec::new(), Vec::new(), none(), pinned, none())
+        }
     };
     let maps = maps.iter().map(fill).collect();
     Status {
         agent,
         docker,
         uplinks,
+        left,
         others,
         hooks,
         armed: armed != armed::NOT,

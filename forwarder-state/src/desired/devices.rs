@@ -31,6 +31,12 @@ pub(super) fn add_devices(tables: &mut DesiredState, bridged: &Bridged<'_>) {
                 let hooks = [Hook::ContainerIn, Hook::ContainerOut];
                 tables.hooks.extend(hooks.map(|hook| (link.index, hook)));
             }
+            None if is_followed_port(bridged, link) => {
+                let row = row(device::FOLLOWED, link.master.unwrap_or_default(), link);
+                tables.devices.insert(link.index, row);
+                let hooks = [Hook::FollowedIn, Hook::FollowedOut];
+                tables.hooks.extend(hooks.map(|hook| (link.index, hook)));
+            }
             None if is_outside(host_state, link) && !networks.contains_key(&link.index) => {
                 add_outside(tables, host_state, policy, link);
             }
@@ -48,7 +54,7 @@ pub(super) fn add_devices(tables: &mut DesiredState, bridged: &Bridged<'_>) {
         }
     }
     add_defrag_loopback(tables, host_state, policy);
-    add_others(tables, host_state);
+    add_others(tables, host_state, policy);
     if !tables.xdp.is_empty() {
         add_peer_veths(tables, host_state);
     }
@@ -84,6 +90,13 @@ pub fn is_outside(host_state: &HostState, link: &Link) -> bool {
         && !link.name.starts_with("ov-")
         && !link.name.starts_with("vx-")
         && !may_be_dockers(host_state, link)
+}
+
+/// Whether a device leads to a container of a network whose connections are followed.
+fn is_followed_port(bridged: &Bridged<'_>, link: &Link) -> bool {
+    let is_followed = |master| bridged.followed.contains_key(&master);
+    let mut veths = bridged.host_state.veths.values();
+    link.master.is_some_and(is_followed) && veths.any(|&veth| veth == link.index)
 }
 
 /// Whether other software may forward through this device although it is not an outside device:
@@ -236,7 +249,7 @@ fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
 
 /// Marks devices on which the kernel's path must apply other software's configuration. What shapes
 /// a bridge also shapes all veths behind it.
-fn add_others(tables: &mut DesiredState, host_state: &HostState) {
+fn add_others(tables: &mut DesiredState, host_state: &HostState, policy: &Policy) {
     let flags = |index: u32| {
         let shaping = host_state.others.shaped.get(&index);
         let inward = shaping.is_some_and(|shaping| shaping.inward.is_some());
@@ -245,13 +258,19 @@ fn add_others(tables: &mut DesiredState, host_state: &HostState) {
     };
     for (&index, row) in &mut tables.devices {
         let mut shaped = flags(index);
-        if matches!(row.kind, device::VETH | device::NAMED_VETH) {
+        if matches!(
+            row.kind,
+            device::VETH | device::NAMED_VETH | device::FOLLOWED
+        ) {
             shaped |= flags(row.bridge);
         }
         if shaped != 0 {
             row.flags |= shaped;
             tables.others |= others::SHAPED;
         }
+    }
+    if policy.follows || tables.left.values().any(|left| left.is_followed) {
+        tables.others |= others::FOLLOWED;
     }
     if applying_policies(host_state).next().is_some() {
         tables.others |= others::IPSEC;

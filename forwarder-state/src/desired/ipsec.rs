@@ -14,7 +14,7 @@ use crate::others::{Direction, IpsecPolicy, Reach, overlap};
 /// Returns the IPsec policies that may apply to packets of containers, matched by the containers'
 /// own addresses or by the host's.
 pub fn applying_policies(host_state: &HostState) -> impl Iterator<Item = &IpsecPolicy> {
-    let ranges = reach(host_state).ranges;
+    let ranges = reach(host_state, |_| true).ranges;
     let policies = host_state
         .others
         .policies
@@ -45,14 +45,16 @@ pub(super) fn add_protected<F: HostFamily>(tables: &mut FamilyTables<F>, host_st
     }
 }
 
-/// Returns the bridges and address ranges of containers.
+/// Returns the bridges and address ranges of containers, of those networks whose bridge's index is
+/// wanted.
 #[must_use]
-pub fn reach(host_state: &HostState) -> Reach {
+pub fn reach(host_state: &HostState, is_wanted: impl Fn(u32) -> bool) -> Reach {
     let bridged = || {
-        host_state
-            .networks
-            .values()
-            .filter(|network| network.bridge.is_some())
+        let all = host_state.networks.values();
+        all.filter(|network| {
+            let bridge = host_state.bridge(network);
+            bridge.is_some_and(|link| is_wanted(link.index))
+        })
     };
     let ranges = bridged().flat_map(|network| &network.subnets);
     Reach {

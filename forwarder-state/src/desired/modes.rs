@@ -2,27 +2,47 @@
 //! Who decides about a network's traffic, where Docker's rules are kept: the forwarder, or the
 //! kernel with all rules of the host.
 
+use crate::desired_state::Left;
 use crate::host_state::{HostState, Network, NetworkMode, NetworkOptions};
-use crate::others::netfilter::Effect;
+use crate::others::netfilter::{Effect, Scope};
 use crate::others::{Reach, Rule};
 
-/// Returns why a network is left to the kernel; none if the forwarder decides. It does where only
-/// Docker's rules and its own can match the network's traffic.
+/// Who decides about a network's traffic instead of the forwarder: none if the forwarder decides. It
+/// does where only Docker's rules and its own can match the network's traffic. The kernel's
+/// connections are followed where others' rules treat all packets of a connection alike.
 pub(super) fn left_to_kernel(
     network: &Network,
     terms: &NetworkOptions,
     host_state: &HostState,
-) -> Option<String> {
+) -> Option<Left> {
+    let left = |why: &str, is_followed| {
+        let why = why.to_owned();
+        Some(Left { why, is_followed })
+    };
     match terms.network_mode {
         NetworkMode::Own => None,
-        NetworkMode::Off => Some("its mode is off".to_owned()),
+        NetworkMode::Off => left("its mode is off", false),
+        NetworkMode::Follow => left("its mode is follow", true),
         NetworkMode::Auto => {
             let reach = reach(network);
-            let mut rules = host_state.others.rules.iter();
-            let decides = |rule: &&Rule| rule.may_match(&reach) && !is_masquerade(rule, host_state);
-            rules.find(decides).map(|rule| rule.text.clone())
+            let rules = host_state.others.rules.iter();
+            let deciding = rules
+                .filter(|rule| rule.may_match(&reach) && !is_masquerade(rule, host_state))
+                .collect::<Vec<_>>();
+            let is_by_packet = |rule: &&&Rule| is_by_packet(rule, host_state);
+            match deciding.iter().find(is_by_packet) {
+                Some(rule) => left(&rule.text, false),
+                None => left(&deciding.first()?.text, true),
+            }
         }
     }
+}
+
+/// Whether a rule treats packets of one connection differently, or sends them a way that only the
+/// kernel knows.
+fn is_by_packet(rule: &Rule, host_state: &HostState) -> bool {
+    let is_routed_by_mark = rule.effect == Effect::Mark && !host_state.others.routing.is_empty();
+    rule.scope == Scope::Packet || is_routed_by_mark
 }
 
 /// Whether a rule is Docker's masquerade of a network: of what its containers send (by the rule's text
@@ -71,6 +91,7 @@ mod tests {
         let masquerade = |what: &str| Rule {
             text: format!("iptables-nft -t nat -A POSTROUTING {what} -j MASQUERADE"),
             effect: Effect::Snat,
+            scope: Scope::Connection,
             src: None,
             dst: None,
             inward: None,

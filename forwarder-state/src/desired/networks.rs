@@ -85,7 +85,8 @@ fn add_default_endpoint<F: HostFamily>(
     tables.endpoints.insert(key, default_endpoint);
 }
 
-fn add_endpoints<F: HostFamily>(
+/// Adds the endpoints of a network's containers.
+pub(super) fn add_endpoints<F: HostFamily>(
     tables: &mut FamilyTables<F>,
     host_state: &HostState,
     network: &Network,

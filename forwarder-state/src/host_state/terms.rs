@@ -45,6 +45,8 @@ pub enum NetworkMode {
     Auto,
     /// The forwarder, past the rules of others.
     Own,
+    /// The kernel; the forwarder carries what the kernel has let through.
+    Follow,
     /// The kernel: the network is left untouched.
     Off,
 }
@@ -56,6 +58,7 @@ impl FromStr for NetworkMode {
         Ok(match name {
             "auto" => Self::Auto,
             "own" => Self::Own,
+            "follow" => Self::Follow,
             "off" => Self::Off,
             _ => return Err(()),
         })

@@ -6,6 +6,7 @@ mod iptables;
 mod nft;
 mod order;
 mod our_tables;
+mod scope;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -52,6 +53,15 @@ pub enum Effect {
     Other,
 }
 
+/// To what a rule applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// To all packets of a connection's direction alike, or to those alone that begin or end it.
+    Connection,
+    /// To packets one by one: it counts, logs, changes or measures each.
+    Packet,
+}
+
 /// A rule that applies to forwarded packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -59,6 +69,8 @@ pub struct Rule {
     pub text: String,
     /// What it would do.
     pub effect: Effect,
+    /// To what it applies.
+    pub scope: Scope,
     /// The sources that it matches, if it names any.
     pub src: Option<Range>,
     /// The destinations that it matches, if it names any.

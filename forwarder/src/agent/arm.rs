@@ -140,14 +140,16 @@ impl Agent {
         let tracked = Conntrack::open()?.list()?;
         let of_concern = tracked
             .into_iter()
-            .filter(|connection| connection.is_of_concern(&self.tables.v4));
+            .map(|tracked| tracked.connection)
+            .filter(|connection| connection.is_of_concern(&self.tables.v4))
+            .filter(|connection| !self.followed.is_of(connection));
         // Only TCP shows by its segments that a connection is not new.
         let (segments, datagrams): (Vec<_>, Vec<_>) =
             of_concern.partition(|connection| connection.original.proto == proto::TCP);
         let room = config.flows as usize / KERNEL_SHARE;
         let first = datagrams.into_iter().chain(segments).take(room);
         let tuples: Vec<_> = first
-            .flat_map(|connection| [connection.original, connection.reply])
+            .flat_map(|connection| connection.tuples())
             .filter(|tuple| !self.kernel_owned.contains(tuple))
             .collect();
         let mut holders = Vec::new();
@@ -178,7 +180,7 @@ impl Agent {
         let tracked = Conntrack::open()?.list()?;
         let tuples = tracked
             .iter()
-            .flat_map(|connection| [connection.original, connection.reply]);
+            .flat_map(|tracked| tracked.connection.tuples());
         let tracked: BTreeSet<_> = tuples.collect();
         for &tuple in self.kernel_owned.difference(&tracked) {
             self.datapath.forget_kernel_owned(tuple)?;

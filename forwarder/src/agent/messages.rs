@@ -51,7 +51,7 @@ impl Agent {
 
     /// Logs what other software has configured since the last message.
     pub(super) fn log_others(&mut self, host_state: &HostState) {
-        let lines = report::others(host_state);
+        let lines = report::others(host_state, &self.tables);
         for line in lines.iter().filter(|line| !self.logged.contains(*line)) {
             tracing::warn!("{line}");
         }
@@ -83,7 +83,7 @@ fn log_totals(totals: Totals) {
         left,
         containers,
         ports,
-        "in place: networks {networks} on the fast path, {left} left to the kernel; containers \
+        "in place: networks {networks} on the fast path, {left} decided by the kernel; containers \
          {containers}; ports {ports}"
     );
 }

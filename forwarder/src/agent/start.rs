@@ -12,6 +12,7 @@ use forwarder_state::notices::Ledger;
 use forwarder_state::own_rules::Rules;
 
 use super::Agent;
+use super::follow::Followed;
 use crate::config::{Attach, Config, XdpMode};
 use crate::datapath::{self, Datapath, Setup};
 use crate::exhaustion::Exhaustion;
@@ -110,6 +111,7 @@ impl Agent {
             links_checked: Instant::now(),
             armed,
             kernel_owned,
+            followed: Followed::default(),
             unpublished: BTreeMap::new(),
             unguarded: None,
             logged: BTreeSet::new(),

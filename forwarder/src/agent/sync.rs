@@ -132,6 +132,7 @@ impl Agent {
             rules: config.rules.clone(),
             sockets: self.sockets.clone(),
             keeps_rules: arm::target(config.mode, host_state, self.armed) == armed::ADOPT,
+            follows: self.has_followable(),
             reassembles: self.reassembles(host_state, config).await,
         };
         let mut tables = desired(host_state, &policy, self.route_generation);
@@ -171,7 +172,8 @@ impl Agent {
             // For the same reason, a port keeps its access list.
             tables.lists6 |= observed.tables.lists6;
         }
-        self.tables = tables;
+        let before = std::mem::replace(&mut self.tables, tables);
+        self.unfollow(&before, config)?;
         self.log_others(host_state);
         // What an earlier agent has hooked stays hooked until the host state is complete.
         let hooked_before =

@@ -79,7 +79,7 @@ pub struct FlowSnapshot {
 }
 
 impl FlowSnapshot {
-    fn of<F: Family<Addr: WireAddress>>(index: u32, flow: &Flow<F>) -> Self {
+    pub(super) fn of<F: Family<Addr: WireAddress>>(index: u32, flow: &Flow<F>) -> Self {
         let original = flow.tuples[ORIGINAL].get();
         Self {
             proto: original.proto,

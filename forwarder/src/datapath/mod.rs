@@ -10,6 +10,7 @@ mod families;
 mod family_rows;
 mod flow_operations;
 mod flows;
+mod followed;
 mod hooks;
 mod ipv6;
 mod kept;

@@ -8,7 +8,7 @@ use forwarder_state::host_state::HostState;
 use forwarder_state::others::ForwardChain;
 use serde::{Deserialize, Serialize};
 
-use super::{NetworkRow, networks};
+use super::{NetworkRow, PathMode, networks};
 
 /// What `forwarder adopt` has changed or would change.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -49,10 +49,12 @@ pub struct Problem {
 }
 
 impl Adoption {
-    /// Whether every network is on the fast path.
+    /// Whether every network is on the fast path, at least once the kernel has let a connection
+    /// through.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.networks.iter().all(|network| network.mode.is_fast())
+        let mut networks = self.networks.iter();
+        networks.all(|network| network.mode != PathMode::Off)
     }
 }
 

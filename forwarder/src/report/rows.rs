@@ -64,28 +64,37 @@ pub struct NetworkRow {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PathMode {
     /// The forwarder.
-    #[serde(rename = "fast path")]
-    Fast,
-    /// The kernel, with all rules of the host.
-    #[serde(rename = "kernel")]
-    Kernel,
+    #[serde(rename = "own")]
+    Own,
+    /// The kernel, with all rules of the host; connections that it has let through are followed.
+    #[serde(rename = "follow")]
+    Follow,
+    /// The kernel alone.
+    #[serde(rename = "off")]
+    Off,
 }
 
 impl PathMode {
-    /// Whether the forwarder decides.
-    #[must_use]
-    pub const fn is_fast(self) -> bool {
-        matches!(self, Self::Fast)
-    }
-
     /// Its name for a person, the same as in JSON.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Fast => "fast path",
-            Self::Kernel => "kernel",
+            Self::Own => "own",
+            Self::Follow => "follow",
+            Self::Off => "off",
         }
     }
+}
+
+/// A network about whose traffic the kernel decides.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeftNetwork {
+    /// Name.
+    pub network: String,
+    /// Whether its connections are followed.
+    pub mode: PathMode,
+    /// The rule because of which the kernel decides.
+    pub left: String,
 }
 
 /// A container's endpoint on a bridge network.
@@ -171,6 +180,8 @@ pub struct AgentStatus {
     pub docker: Docker,
     /// Where XDP may run.
     pub uplinks: Vec<Uplink>,
+    /// Networks about whose traffic the kernel decides.
+    pub left: Vec<LeftNetwork>,
     /// Other software's configuration that applies or may apply to containers.
     pub others: Vec<String>,
     /// The attached programs.
@@ -209,6 +220,8 @@ pub struct Status {
     pub docker: Option<Docker>,
     /// Where XDP may run; empty without an agent (an attached XDP program is among `hooks`).
     pub uplinks: Vec<Uplink>,
+    /// Networks about whose traffic the kernel decides; empty without an agent.
+    pub left: Vec<LeftNetwork>,
     /// Other software's configuration that applies or may apply to containers; empty without an
     /// agent.
     pub others: Vec<String>,

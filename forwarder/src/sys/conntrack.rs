@@ -19,11 +19,13 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 use rtnetlink::packet_core::{
-    DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Nla as _,
+    DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NetlinkPayload,
+    Nla as _,
 };
+use rtnetlink::sys::Socket;
 use rustix::io::Errno;
 
-use super::netlink::{Requests, protocols};
+use super::netlink::{self, Requests, protocols};
 
 /// Attributes that the library does not name: the translation of source and destination, and parts
 /// of them (`enum ctattr_type`, `ctattr_nat`, `ctattr_protonat`).
@@ -43,6 +45,11 @@ const ECHO_REQUEST: u8 = 8;
 /// Sequence numbers outside of the window are accepted (`IP_CT_TCP_FLAG_BE_LIBERAL`): the kernel has
 /// not seen the connection's windows.
 const BE_LIBERAL: u8 = 8;
+/// The highest acknowledgement is known, and a reset must not be older
+/// (`IP_CT_TCP_FLAG_MAXACK_SET`).
+const MAXACK_SET: u8 = 0x20;
+/// The size in bytes of the buffer for what the kernel tells.
+const RECEIVE_BUFFER: i32 = 4 << 20;
 
 /// What connection tracking is told about a connection besides its addresses.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +64,15 @@ pub(crate) struct Terms {
     pub(crate) timeout: u32,
 }
 
+/// A connection as the kernel tells of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tracked {
+    /// Its addresses and ports.
+    pub(crate) connection: Connection<V4>,
+    /// Whether it is open and assured: both ends exist, and it is not about to end.
+    pub(crate) is_settled: bool,
+}
+
 /// A netlink socket for connection tracking in the network namespace of the thread.
 pub(crate) struct Conntrack(Requests);
 
@@ -69,7 +85,7 @@ impl Conntrack {
     }
 
     /// Returns all IPv4 connections; none if the kernel does not track connections.
-    pub(crate) fn list(&self) -> Result<Vec<Connection<V4>>> {
+    pub(crate) fn list(&self) -> Result<Vec<Tracked>> {
         let mut all = Vec::new();
         let request = message(ConntrackMessage::Get(Vec::new()));
         let listed = self.0.ask(request, NLM_F_DUMP, |answer: NetfilterMessage| {
@@ -86,6 +102,22 @@ impl Conntrack {
         }
     }
 
+    /// Makes the kernel accept what it does not expect of a connection of TCP, whose segments pass it
+    /// by in part: neither sequence numbers outside of a window nor a reset that acknowledges less
+    /// than it has seen is invalid. Returns whether the kernel still tracks the connection.
+    pub(crate) fn loosen(&self, connection: &Connection<V4>) -> Result<bool> {
+        let attributes = vec![
+            ConntrackAttribute::CtaTupleOrig(parts(&connection.original)),
+            liberal(Vec::new()),
+        ];
+        let request = message(ConntrackMessage::New(attributes));
+        match self.0.ask(request, NLM_F_ACK, |_: NetfilterMessage| {}) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error).context("the kernel does not loosen a connection"),
+        }
+    }
+
     /// Makes the kernel track and translate a connection from now on. Does nothing if the kernel
     /// tracks it already.
     pub(crate) fn track(&self, connection: &Connection<V4>, terms: Terms) -> Result<()> {
@@ -98,6 +130,28 @@ impl Conntrack {
     }
 }
 
+/// Opens a socket that hears of changes of connections (`NFNLGRP_CONNTRACK_UPDATE`). Reading from it
+/// does not wait.
+pub(crate) fn subscribe() -> std::io::Result<Socket> {
+    const UPDATE: u32 = 1 << 1;
+    let socket = netlink::subscribe(protocols::NETLINK_NETFILTER, UPDATE)?;
+    socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
+    Ok(socket)
+}
+
+/// Returns the connections that a datagram tells of.
+pub(crate) fn tracked(datagram: &[u8]) -> Vec<Tracked> {
+    let messages = netlink::messages::<NetfilterMessage>(datagram);
+    let told = messages.filter_map(|message| match message {
+        NetlinkPayload::InnerMessage(NetfilterMessage {
+            inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
+            ..
+        }) => parse(&attributes),
+        _ => None,
+    });
+    told.collect()
+}
+
 fn message(inner: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(
         NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0),
@@ -106,18 +160,37 @@ fn message(inner: ConntrackMessage) -> NetfilterMessage {
 }
 
 /// Returns the connection in the kernel's attributes; none if it is of no kind that flows have.
-fn parse(attributes: &[ConntrackAttribute]) -> Option<Connection<V4>> {
+fn parse(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
     let mut connection = (None, None);
+    let (mut is_assured, mut is_open) = (false, true);
     for attribute in attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(parts) => connection.0 = tuple(parts),
             ConntrackAttribute::CtaTupleReply(parts) => connection.1 = tuple(parts),
+            ConntrackAttribute::CtaStatus(status) => {
+                is_assured = status.contains(Status::Assured) && !status.contains(Status::Dying);
+            }
+            ConntrackAttribute::CtaProtoInfo(infos) => is_open = infos.iter().all(is_established),
             _ => {}
         }
     }
-    Some(Connection {
-        original: connection.0?,
-        reply: connection.1?,
+    Some(Tracked {
+        connection: Connection {
+            original: connection.0?,
+            reply: connection.1?,
+        },
+        is_settled: is_assured && is_open,
+    })
+}
+
+/// Whether a connection of TCP, if it is one, is open in both directions.
+fn is_established(info: &ProtoInfo) -> bool {
+    let ProtoInfo::TCP(parts) = info else {
+        return true;
+    };
+    parts.iter().all(|part| match part {
+        ProtoInfoTCP::State(state) => *state == State::Established as u8,
+        _ => true,
     })
 }
 
@@ -182,13 +255,7 @@ fn attributes(connection: &Connection<V4>, terms: Terms) -> Vec<ConntrackAttribu
         ConntrackAttribute::CtaTimeout(terms.timeout),
     ];
     if original.proto == proto::TCP {
-        let flags = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL]);
-        let mut info = vec![ProtoInfoTCP::State(terms.tcp as u8)];
-        if let Ok(flags) = flags {
-            info.push(ProtoInfoTCP::OriginalFlags(flags.clone()));
-            info.push(ProtoInfoTCP::ReplyFlags(flags));
-        }
-        attributes.push(ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(info)]));
+        attributes.push(liberal(vec![ProtoInfoTCP::State(terms.tcp as u8)]));
     }
     let translations = [
         (CTA_NAT_SRC, connection.source()),
@@ -198,6 +265,16 @@ fn attributes(connection: &Connection<V4>, terms: Terms) -> Vec<ConntrackAttribu
         attributes.extend(to.map(|to| ConntrackAttribute::Other(translation(kind, to))));
     }
     attributes
+}
+
+/// Builds the attribute of a TCP connection whose windows the kernel does not know.
+fn liberal(mut info: Vec<ProtoInfoTCP>) -> ConntrackAttribute {
+    // The flags, and which of them are set or cleared.
+    if let Ok(flags) = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL | MAXACK_SET]) {
+        info.push(ProtoInfoTCP::OriginalFlags(flags.clone()));
+        info.push(ProtoInfoTCP::ReplyFlags(flags));
+    }
+    ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(info)])
 }
 
 /// Builds the attributes of a tuple.

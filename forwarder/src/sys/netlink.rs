@@ -72,7 +72,9 @@ fn errno(error: &std::io::Error) -> Errno {
 }
 
 /// Returns the messages of a datagram in order, up to the first that is truncated.
-fn messages<A: NetlinkDeserializable>(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkPayload<A>> {
+pub(crate) fn messages<A: NetlinkDeserializable>(
+    mut bytes: &[u8],
+) -> impl Iterator<Item = NetlinkPayload<A>> {
     let all = std::iter::from_fn(move || {
         let length = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
         let message = NetlinkMessage::deserialize(&bytes[..length]);

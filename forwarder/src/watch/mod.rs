@@ -3,6 +3,7 @@
 //! task that ends only by a fatal error; and the shims that dockerd starts, one conversation each.
 mod bounded;
 pub(crate) mod claim;
+pub(crate) mod connections;
 mod dial;
 pub mod docker;
 mod inspect;

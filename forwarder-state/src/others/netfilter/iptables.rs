@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::order::{Decided, Words, before_rules, closed, masqueraded};
-use super::{Effect, Rule, TABLE, is_dockers, is_dockers_rule, range, reached};
+use super::scope::{chains_by_packet, of_iptables};
+use super::{Effect, Rule, Scope, TABLE, is_dockers, is_dockers_rule, range, reached};
 
 /// A table: its name, its text, and its rules, as words and as printed.
 struct Table<'a> {
@@ -33,16 +34,21 @@ impl<'a> Table<'a> {
         self.text.contains(&format!("\n:{chain} ")) || self.rules.iter().any(|r| r.0 == chain)
     }
 
-    /// Returns the chains that forwarded packets may reach.
-    fn on_the_way(&self) -> BTreeSet<&'a str> {
-        let mut jumps: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    /// Returns the chains to which each chain leads.
+    fn jumps(&self) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+        let mut jumps: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (chain, words) in &self.rules {
             if let Some(next) = target(words) {
-                jumps.entry(chain).or_default().insert(next);
+                jumps.entry(*chain).or_default().insert(next);
             }
         }
-        let first = BTreeSet::from(["PREROUTING", "FORWARD", "POSTROUTING"]);
-        reached(first, &jumps)
+        jumps
+    }
+
+    /// To what a rule itself applies.
+    fn scope(&self, words: &[&str]) -> Scope {
+        let effect = self.effect(words).unwrap_or(Effect::Accept);
+        of_iptables(words, target(words).unwrap_or_default(), effect)
     }
 
     /// What a rule does; none if it does nothing by itself.
@@ -78,7 +84,12 @@ pub(super) fn iptables(tool: &str, text: &str) -> Vec<Rule> {
             "filter" => before_rules(&table.rules),
             _ => BTreeMap::new(),
         };
-        let on_the_way = table.on_the_way();
+        let jumps = table.jumps();
+        let first = BTreeSet::from(["PREROUTING", "FORWARD", "POSTROUTING"]);
+        let on_the_way = reached(first, &jumps);
+        let scopes = table.rules.iter();
+        let scopes = scopes.map(|(chain, words)| (*chain, table.scope(words)));
+        let by_packet = chains_by_packet(scopes, &jumps);
         for (number, ((chain, words), rule)) in table.rules.iter().zip(&table.printed).enumerate() {
             let Some(effect) = table.effect(words) else {
                 continue;
@@ -95,13 +106,18 @@ pub(super) fn iptables(tool: &str, text: &str) -> Vec<Rule> {
                 decided.from.clone_from(&masqueraded);
             }
             let text = format!("{tool} -t {} -A {chain} {rule}", table.name);
-            all.push(parsed(text, effect, words, decided));
+            let scope = if by_packet.contains(chain) {
+                Scope::Packet
+            } else {
+                Scope::Connection
+            };
+            all.push(parsed(text, effect, scope, words, decided));
         }
     }
     all
 }
 
-fn parsed(text: String, effect: Effect, words: &[&str], decided: Decided) -> Rule {
+fn parsed(text: String, effect: Effect, scope: Scope, words: &[&str], decided: Decided) -> Rule {
     let value = |flag: &str| {
         let at = words.iter().position(|word| *word == flag)?;
         if at > 0 && words[at - 1] == "!" {
@@ -112,6 +128,7 @@ fn parsed(text: String, effect: Effect, words: &[&str], decided: Decided) -> Rul
     Rule {
         text,
         effect,
+        scope,
         src: value("-s").and_then(range),
         dst: value("-d").and_then(range),
         inward: value("-i").map(str::to_owned),

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Decided, Effect, Rule, TABLE, is_dockers, range, reached, shown_table, uncounted};
+use super::scope::{chains_by_packet, of_nft};
+use super::{
+    Decided, Effect, Rule, Scope, TABLE, is_dockers, range, reached, shown_table, uncounted,
+};
 
 /// Parses nft's ruleset. `iptables_read` says that iptables has already shown its own tables, and
 /// `masqueraded` names the bridges whose containers' source Docker's rules masquerade.
@@ -38,6 +41,7 @@ pub(super) fn nft(text: &str, iptables_read: bool, masqueraded: &BTreeSet<String
             }
         }
     }
+    let by_packet = by_packet(&rules, &jumps);
     for (family, table, chain, line) in rules {
         let shown = iptables_read && shown_table(family, table);
         let families = ["ip", "inet", "bridge", "netdev"].contains(&family);
@@ -53,18 +57,7 @@ pub(super) fn nft(text: &str, iptables_read: bool, masqueraded: &BTreeSet<String
             continue;
         }
         let words: Vec<_> = line.split_whitespace().collect();
-        let has = |verb: &str| words.contains(&verb);
-        let effect = if has("drop") || has("reject") {
-            Effect::Drop
-        } else if has("dnat") || has("redirect") || has("tproxy") {
-            Effect::Dnat
-        } else if has("masquerade") || has("snat") {
-            Effect::Snat
-        } else if line.contains("mark set") {
-            Effect::Mark
-        } else if has("queue") || has("dup") || has("fwd") || has("synproxy") {
-            Effect::Other
-        } else {
+        let Some(effect) = effect(&words) else {
             continue;
         };
         let bare = |words: &[&str]| {
@@ -87,6 +80,11 @@ pub(super) fn nft(text: &str, iptables_read: bool, masqueraded: &BTreeSet<String
         all.push(Rule {
             text: format!("nft {family} {table} {chain} {line}"),
             effect,
+            scope: if by_packet.contains(&(family, table, chain)) {
+                Scope::Packet
+            } else {
+                Scope::Connection
+            },
             src: value(&["ip", "saddr"]).and_then(range),
             dst: value(&["ip", "daddr"]).and_then(range),
             inward: value(&["iifname"]).or_else(|| value(&["iif"])).map(name),
@@ -102,4 +100,45 @@ pub(super) fn nft(text: &str, iptables_read: bool, masqueraded: &BTreeSet<String
         });
     }
     all
+}
+
+/// What a rule does; none if it does nothing by itself.
+fn effect(words: &[&str]) -> Option<Effect> {
+    let has = |verb: &str| words.contains(&verb);
+    Some(if has("drop") || has("reject") {
+        Effect::Drop
+    } else if has("dnat") || has("redirect") || has("tproxy") {
+        Effect::Dnat
+    } else if has("masquerade") || has("snat") {
+        Effect::Snat
+    } else if words.windows(2).any(|pair| pair == ["mark", "set"]) {
+        Effect::Mark
+    } else if has("queue") || has("dup") || has("fwd") || has("synproxy") {
+        Effect::Other
+    } else {
+        return None;
+    })
+}
+
+/// A chain: the table's family and name, and its own.
+type Chain<'a> = (&'a str, &'a str, &'a str);
+
+/// Returns the chains whose rules may depend on single packets.
+fn by_packet<'a>(
+    rules: &[(&'a str, &'a str, &'a str, &'a str)],
+    jumps: &BTreeMap<(&'a str, &'a str), BTreeMap<&'a str, BTreeSet<&'a str>>>,
+) -> BTreeSet<Chain<'a>> {
+    let tables: BTreeSet<_> = rules.iter().map(|rule| (rule.0, rule.1)).collect();
+    let of_table = |at: (&'a str, &'a str)| {
+        let own = rules.iter().filter(move |rule| (rule.0, rule.1) == at);
+        let scopes = own.map(|rule| {
+            let words: Vec<_> = rule.3.split_whitespace().collect();
+            let effect = effect(&words).unwrap_or(Effect::Accept);
+            (rule.2, of_nft(&words, effect))
+        });
+        let none = BTreeMap::new();
+        let chains = chains_by_packet(scopes, jumps.get(&at).unwrap_or(&none));
+        chains.into_iter().map(move |chain| (at.0, at.1, chain))
+    };
+    tables.into_iter().flat_map(of_table).collect()
 }

@@ -6,8 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use forwarder_common::family::V4;
-use forwarder_state::connections::Connection;
 use forwarder_state::desired::{Policy, desired};
 use forwarder_state::desired_state::{DEFRAG_LOOPBACK, DesiredState, Hook, SocketHook};
 use forwarder_state::host_state::HostState;
@@ -19,7 +17,7 @@ use crate::lock::Lock;
 use crate::preflight::{Finding, Level};
 use crate::report::{self, Adoption, Problem};
 use crate::sys::cgroup::cgroup_root;
-use crate::sys::conntrack::Conntrack;
+use crate::sys::conntrack::{Conntrack, Tracked};
 use crate::{datapath, uplinks, watch};
 
 /// The time limit for all sources to send their full lists.
@@ -63,7 +61,7 @@ pub(super) fn plan(config: &Config, findings: Vec<Finding>) -> Result<Adoption> 
     }
     let tables = tables(config, &host_state);
     let connections = Conntrack::open()?.list()?;
-    let is_kept = |connection: &&Connection<V4>| connection.is_of_container(&tables.v4);
+    let is_kept = |tracked: &&Tracked| tracked.connection.is_of_container(&tables.v4);
     let kept = connections.iter().filter(is_kept).count();
     Ok(report::adoption(&host_state, &tables, kept))
 }
@@ -167,6 +165,7 @@ fn tables(config: &Config, host_state: &HostState) -> DesiredState {
             [SocketHook::SkLookup].into()
         },
         keeps_rules: true,
+        follows: false,
         reassembles: datapath::can_reassemble(),
     };
     let mut tables = desired(host_state, &policy, 0);

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::plain;
-use crate::report::{Adoption, NetworkRow, Problem};
+use crate::report::{Adoption, NetworkRow, PathMode, Problem};
 
 /// Returns what is said where an agent runs already.
 pub(super) fn running(pid: u32) -> String {
@@ -34,12 +34,12 @@ pub(super) fn checked(plan: &Adoption) -> String {
 pub(super) fn plan(plan: &Adoption) -> String {
     let mut text = String::new();
     line(&mut text, &host(plan));
-    networks(
-        &mut text,
-        plan,
-        "would go to the fast path",
-        "would stay with the kernel",
-    );
+    let words = Words {
+        own: "would go to the fast path",
+        follow: "would follow the kernel",
+        off: "would stay with the kernel",
+    };
+    networks(&mut text, plan, &words);
     let Adoption {
         hooks,
         devices,
@@ -76,12 +76,12 @@ pub(super) fn plan(plan: &Adoption) -> String {
 /// Returns what has changed.
 pub(super) fn adopted(adoption: &Adoption) -> String {
     let mut text = String::new();
-    networks(
-        &mut text,
-        adoption,
-        "is on the fast path",
-        "stays with the kernel",
-    );
+    let words = Words {
+        own: "is on the fast path",
+        follow: "follows the kernel",
+        off: "stays with the kernel",
+    };
+    networks(&mut text, adoption, &words);
     let Adoption {
         hooks,
         devices,
@@ -102,18 +102,32 @@ pub(super) fn adopted(adoption: &Adoption) -> String {
     text
 }
 
+/// What is said of a network in each mode.
+struct Words {
+    own: &'static str,
+    follow: &'static str,
+    off: &'static str,
+}
+
 /// Adds a line for each network. The rule that decides comes last, as it is written.
-fn networks(text: &mut String, adoption: &Adoption, fast: &str, kernel: &str) {
+fn networks(text: &mut String, adoption: &Adoption, words: &Words) {
     for network in &adoption.networks {
         let NetworkRow {
             name, mode, left, ..
         } = network;
-        let what = match (mode.is_fast(), left) {
-            (true, _) => format!("network {name} {fast}"),
-            (false, Some(rule)) => format!("network {name} {kernel}: {rule}"),
-            (false, None) => {
+        let Words { own, follow, off } = words;
+        let what = match (mode, left) {
+            (PathMode::Own, _) => format!("network {name} {own}"),
+            (PathMode::Follow, rule) => {
+                format!(
+                    "network {name} {follow}: {}",
+                    rule.as_deref().unwrap_or_default()
+                )
+            }
+            (PathMode::Off, Some(rule)) => format!("network {name} {off}: {rule}"),
+            (PathMode::Off, None) => {
                 let bridge = &network.bridge;
-                format!("network {name} {kernel}: there is no device {bridge}")
+                format!("network {name} {off}: there is no device {bridge}")
             }
         };
         line(text, &what);
@@ -148,7 +162,6 @@ fn line(text: &mut String, line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::PathMode;
 
     fn network(name: &str, mode: PathMode, left: Option<&str>) -> NetworkRow {
         NetworkRow {
@@ -161,7 +174,7 @@ mod tests {
             icc: true,
             masquerade: true,
             endpoints: 1,
-            programmed: mode.is_fast(),
+            programmed: mode == PathMode::Own,
             mode,
             left: left.map(str::to_owned),
         }
@@ -172,12 +185,13 @@ mod tests {
             would_change: true,
             docker: Some("20.10.24".into()),
             networks: vec![
-                network("app", PathMode::Fast, None),
+                network("app", PathMode::Own, None),
                 network(
-                    "db",
-                    PathMode::Kernel,
-                    Some("filter FORWARD -o br-db -j LOG"),
+                    "web",
+                    PathMode::Follow,
+                    Some("filter DOCKER-USER -s 203.0.113.9/32 -j DROP"),
                 ),
+                network("db", PathMode::Off, Some("filter FORWARD -o br-db -j LOG")),
             ],
             containers: 2,
             published_ports: 1,
@@ -192,8 +206,9 @@ mod tests {
     #[test]
     fn plan_is_in_the_future_tense() {
         let expected = "\
-            Docker 20.10.24: 2 bridge networks, 2 running containers, 1 published port\n\
+            Docker 20.10.24: 3 bridge networks, 2 running containers, 1 published port\n\
             network app would go to the fast path\n\
+            network web would follow the kernel: filter DOCKER-USER -s 203.0.113.9/32 -j DROP\n\
             network db would stay with the kernel: filter FORWARD -o br-db -j LOG\n\
             14 programs would be attached to 6 devices\n\
             the kernel would keep 212 connections that it tracks for containers until they end\n\
@@ -208,6 +223,7 @@ mod tests {
     fn summary_says_what_is_left_and_the_way_back() {
         let expected = "\
             network app is on the fast path\n\
+            network web follows the kernel: filter DOCKER-USER -s 203.0.113.9/32 -j DROP\n\
             network db stays with the kernel: filter FORWARD -o br-db -j LOG\n\
             14 programs attached to 6 devices; the kernel keeps 212 connections that it tracks for \
             containers until they end\n\

@@ -9,7 +9,7 @@ use forwarder_common::reason::{Path, Reason};
 
 use super::super::output::{span, table};
 use crate::plain;
-use crate::report::{Status, Uplink};
+use crate::report::{LeftNetwork, PathMode, Status, Uplink};
 
 /// The largest number of lines of a summary.
 const LINES: usize = 12;
@@ -161,7 +161,20 @@ fn uplink(uplink: &Uplink) -> String {
 fn notes(status: &Status) -> impl Iterator<Item = String> {
     let failures = status.failures.iter();
     let failures = failures.map(|failure| format!("  ! failing, tried again: {failure}"));
-    failures.chain(status.others.iter().map(|line| format!("  ! {line}")))
+    let others = status.others.iter().map(|line| format!("  ! {line}"));
+    let left = status.left.iter().map(|network| {
+        let LeftNetwork {
+            network,
+            mode,
+            left,
+        } = network;
+        let what = match mode {
+            PathMode::Follow => "follows the kernel",
+            PathMode::Own | PathMode::Off => "is left to the kernel",
+        };
+        format!("  · network {network} {what}: {left}")
+    });
+    failures.chain(others).chain(left)
 }
 
 fn percent(part: u64, whole: u64) -> String {
@@ -231,6 +244,7 @@ mod tests {
                 running: 14,
             },
             uplinks: Vec::new(),
+            left: Vec::new(),
             others: (0..others).map(|n| format!("rule {n}")).collect(),
             hooks: report::Hooks::new(),
             failures: vec!["it fails".into()],
