@@ -17,16 +17,17 @@ use std::env;
 
 use anyhow::{Result, ensure};
 use forwarder::datapath::{Simulated, now};
-use forwarder_common::abi::{FlowRef, Tuple};
+use forwarder_common::abi::{FlowRef, Tuple, others};
+use forwarder_common::conntrack::flow_operation;
 use forwarder_common::family::V4;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::parse::{Packet, parse};
 use forwarder_common::wire::proto;
-use forwarder_testkit::model::Outcome;
+use forwarder_testkit::model::{Host, Outcome};
 use forwarder_testkit::rng::Rng;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
-use fixtures::host_state::{disturb, host_state};
+use fixtures::host_state::{connection, disturb, host_state};
 use fixtures::raw::{events_of, state_of};
 use fixtures::traffic::{Case, Traffic};
 use fixtures::{Fixtures, Loaded, code};
@@ -99,6 +100,9 @@ impl Twins {
                 disturb(&mut rng, &mut host);
                 self.kernel.mirror(&host)?;
             }
+            if host.settings.others & others::FOLLOWED != 0 && rng.once_in(20) {
+                self.follow(&mut rng, &host)?;
+            }
             let case = traffic.next(&host);
             let simulated = self.kernel.run(case.hook, &case.frame, case.arrival)?;
             host.clock.set(now());
@@ -165,6 +169,19 @@ impl Twins {
                 "slot {slot} is charged {here:#x} on the host, {there:#x} in the kernel"
             );
         }
+        Ok(())
+    }
+
+    /// Follows a connection on both sides.
+    fn follow(&mut self, rng: &mut Rng, host: &Host) -> Result<()> {
+        let connection = connection(rng, host);
+        let there = self.kernel.datapath.follow(&connection)?;
+        host.clock.set(now());
+        let here = flow_operation::follow(host, &connection);
+        ensure!(
+            here == there,
+            "{connection:?}: {here:?}, in the kernel {there:?}"
+        );
         Ok(())
     }
 

@@ -19,13 +19,15 @@ use forwarder_testkit::model::{Arrival, Hook, Host, Outcome, Target};
 
 /// Few enough that the ring, the sweep and exhaustion are met.
 const FLOWS: u32 = 32;
-const HOOKS: [Hook; 9] = [
+const HOOKS: [Hook; 11] = [
     Hook::OutsideIn,
     Hook::OutsideInRaw,
     Hook::OutsideOut,
     Hook::OutsideOutRaw,
     Hook::ContainerIn,
     Hook::ContainerOut,
+    Hook::FollowedIn,
+    Hook::FollowedOut,
     Hook::BridgeIn,
     Hook::BridgeOut,
     Hook::Uplink,
