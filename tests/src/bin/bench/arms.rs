@@ -91,10 +91,22 @@ impl Stand {
     ) -> Result<Self> {
         let docker = match arm {
             Arm::Bare => return Self::bare(lab, folder),
-            Arm::Stock | Arm::Adopt => Docker::stock().arg("--userland-proxy=false"),
+            Arm::Stock | Arm::Adopt | Arm::Follow => Docker::stock().arg("--userland-proxy=false"),
             Arm::Ours | Arm::OursXdp | Arm::Against => Docker::replace(),
         };
         let host = lab.host(docker)?;
+        if arm == Arm::Follow {
+            // A rule that may concern any container, and bans somebody else.
+            host.cmd(&[
+                "iptables",
+                "-I",
+                "DOCKER-USER",
+                "-s",
+                "203.0.113.9",
+                "-j",
+                "DROP",
+            ])?;
+        }
         if arm == Arm::OursXdp {
             // XDP then sees complete checksums, as from a NIC.
             lab.lan().ethtool(&host.lan_device(), "tx off")?;
@@ -105,7 +117,7 @@ impl Stand {
         };
         let agent = match arm {
             Arm::Bare | Arm::Stock => None,
-            Arm::Ours | Arm::Adopt | Arm::OursXdp | Arm::Against => {
+            Arm::Ours | Arm::Adopt | Arm::Follow | Arm::OursXdp | Arm::Against => {
                 Some(agent(arm, &host, binary.as_ref())?)
             }
         };
@@ -213,7 +225,7 @@ impl Stand {
     /// The agent's or the device's counters cannot be read.
     pub(crate) fn paths(&self) -> Result<Option<Paths>> {
         match (self.arm, &self.host) {
-            (Arm::Ours | Arm::Adopt | Arm::Against, Some(host)) => {
+            (Arm::Ours | Arm::Adopt | Arm::Follow | Arm::Against, Some(host)) => {
                 let status = match &self.binary {
                     Some(binary) => status_by(binary, host)?,
                     None => host.json("status")?,

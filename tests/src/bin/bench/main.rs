@@ -30,9 +30,6 @@ use crate::sample::Sample;
 use crate::tools::Servers;
 use crate::work::{Arm, Direction, Work};
 
-/// The minimum share of packets that must take the path that an arm measures.
-const SHARE: f64 = 0.9;
-
 /// The niceness of all processes of the bench.
 const PRIORITY: i32 = -19;
 
@@ -53,6 +50,9 @@ struct Args {
     /// Fail when a target is missed
     #[arg(long)]
     check: bool,
+    /// How long each client runs; flows that follow the kernel need some seconds
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
     /// Into how many flows the UDP frames are divided, a power of two
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = flows)]
     flows: u32,
@@ -139,11 +139,12 @@ impl<'args> Bench<'args> {
         let lan = Servers::start(lab.lan(), &folder.0.join("lan"))?;
         let mut stands = Vec::new();
         for arm in wanted(&args.arms, Arm::value_variants()) {
-            let by_name = arm == Arm::Against && args.against.is_none() || arm == Arm::Adopt;
+            let by_name = arm == Arm::Against && args.against.is_none()
+                || matches!(arm, Arm::Adopt | Arm::Follow);
             if by_name && args.arms.is_empty() {
                 continue;
             }
-            if matches!(arm, Arm::Ours | Arm::Adopt | Arm::OursXdp) {
+            if matches!(arm, Arm::Ours | Arm::Adopt | Arm::Follow | Arm::OursXdp) {
                 forwarder_bin()?;
             }
             let start = Instant::now();
@@ -190,9 +191,8 @@ impl<'args> Bench<'args> {
                             &mut self.flood,
                             stand,
                             route,
-                            round,
-                            work,
-                            direction,
+                            self.args.seconds,
+                            (round, work, direction),
                         ));
                         ensure!(
                             !self.interrupted.load(Ordering::Relaxed),
@@ -248,9 +248,8 @@ fn sample(
     flood: &mut Flood,
     stand: &Stand,
     route: &Route,
-    round: u32,
-    work: Work,
-    direction: Direction,
+    seconds: u32,
+    (round, work, direction): (u32, Work, Direction),
 ) -> Sample {
     let mut sample = Sample {
         round,
@@ -263,10 +262,10 @@ fn sample(
     };
     let measured = stand.paths().and_then(|before| {
         let value = match work {
-            Work::PingPong => tools::ping_pong(route),
-            Work::Connections => tools::connections(route),
-            Work::KeepAlive => tools::keep_alive(route),
-            Work::Stream => tools::stream(route),
+            Work::PingPong => tools::ping_pong(route, seconds),
+            Work::Connections => tools::connections(route, seconds),
+            Work::KeepAlive => tools::keep_alive(route, seconds),
+            Work::Stream => tools::stream(route, seconds),
             Work::UdpSocket => flood.socket(route),
             Work::Forwarding => flood.door(route),
         }?;
@@ -280,7 +279,7 @@ fn sample(
             (sample.value, sample.share) = (Some(value), share);
             if value <= 0.0 {
                 sample.void = Some("nothing arrived".to_owned());
-            } else if let Some(share) = share.filter(|share| *share < SHARE) {
+            } else if let Some(share) = share.filter(|share| *share < stand.arm.share()) {
                 sample.void = Some(format!("only {:.0} % took its path", share * 100.0));
             }
         }

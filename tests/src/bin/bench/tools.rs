@@ -22,8 +22,6 @@ pub(crate) const STREAM: u16 = 5201;
 const START: Duration = Duration::from_secs(10);
 /// The number of connections that wrk keeps busy: enough to keep both ends working.
 const CONNECTIONS: &str = "8";
-/// How long each client runs.
-const SECONDS: &str = "1";
 
 /// The servers in one namespace. They are killed when this is dropped.
 pub(crate) struct Servers(#[expect(dead_code, reason = "held until it is dropped")] [Process; 3]);
@@ -120,35 +118,39 @@ fn client(route: &Route, argv: &[&str]) -> Result<Finished> {
 }
 
 /// Returns half a round trip, in µs.
-pub(crate) fn ping_pong(route: &Route) -> Result<f64> {
+pub(crate) fn ping_pong(route: &Route, seconds: u32) -> Result<f64> {
+    let seconds = seconds.to_string();
     let (address, port) = (route.address.to_string(), LATENCY.to_string());
-    let (to, what) = (["-i", &address, "-p", &port], ["-m", "14", "-t", SECONDS]);
+    let (to, what) = (["-i", &address, "-p", &port], ["-m", "14", "-t", &seconds]);
     let argv = [&["sockperf", "ping-pong", "--tcp"], &to[..], &what].concat();
     parse::sockperf(&client(route, &argv)?.stdout)
 }
 
 /// Returns the requests per second, each on its own connection.
-pub(crate) fn connections(route: &Route) -> Result<f64> {
-    wrk(route, &["-H", "Connection: close"])
+pub(crate) fn connections(route: &Route, seconds: u32) -> Result<f64> {
+    wrk(route, seconds, &["-H", "Connection: close"])
 }
 
 /// Returns the requests per second on open connections.
-pub(crate) fn keep_alive(route: &Route) -> Result<f64> {
-    wrk(route, &[])
+pub(crate) fn keep_alive(route: &Route, seconds: u32) -> Result<f64> {
+    wrk(route, seconds, &[])
 }
 
-fn wrk(route: &Route, options: &[&str]) -> Result<f64> {
+fn wrk(route: &Route, seconds: u32, options: &[&str]) -> Result<f64> {
+    let seconds = seconds.to_string();
     let url = format!("http://{}:{HTTP}/", route.address);
-    let fixed = ["wrk", "-t", "1", "-c", CONNECTIONS, "-d", SECONDS];
+    let fixed = ["wrk", "-t", "1", "-c", CONNECTIONS, "-d", &seconds];
     let argv = [&fixed[..], options, &[&url]].concat();
     parse::wrk(&client(route, &argv)?.success()?)
 }
 
-/// Returns the throughput of one stream, in Gbit/s.
-pub(crate) fn stream(route: &Route) -> Result<f64> {
+/// Returns the throughput of one stream, in Gbit/s. A long one is measured after its first second.
+pub(crate) fn stream(route: &Route, seconds: u32) -> Result<f64> {
+    let omitted = if seconds > 1 { "1" } else { "0" };
+    let seconds = seconds.to_string();
     let (address, port) = (route.address.to_string(), STREAM.to_string());
     let to = ["-c", &address, "-p", &port];
-    let argv = [&["iperf3", "-J", "-t", SECONDS], &to[..]].concat();
+    let argv = [&["iperf3", "-J", "-O", omitted, "-t", &seconds], &to[..]].concat();
     // With -J the JSON also contains errors.
     parse::iperf3(&client(route, &argv)?.stdout)
 }

@@ -94,6 +94,8 @@ pub(crate) enum Arm {
     Ours,
     /// The forwarder over tcx, on top of Docker's rules.
     Adopt,
+    /// The same, where rules of others decide about each connection, and the forwarder follows.
+    Follow,
     /// The forwarder with native XDP on its uplink.
     OursXdp,
     /// The older build of the forwarder, over tcx.
@@ -109,10 +111,17 @@ impl Arm {
             Self::Stock => "stock",
             Self::Ours => "ours",
             Self::Adopt => "adopt",
+            Self::Follow => "follow",
             Self::OursXdp => "ours, XDP",
             Self::Against => "against",
             Self::Bare => "bare veth",
         }
+    }
+
+    /// Returns the minimum share of packets that must take the path that the arm measures. The
+    /// beginning of a followed flow is the kernel's.
+    pub(crate) fn share(self) -> f64 {
+        if self == Self::Follow { 0.7 } else { 0.9 }
     }
 
     /// Whether this combination is measured. XDP handles known UDP flows from outside and leaves
@@ -121,6 +130,8 @@ impl Arm {
         let udp = matches!(work, Work::UdpSocket | Work::Forwarding);
         match self {
             Self::Stock | Self::Ours | Self::Adopt | Self::Against => true,
+            // What is short, or not answered, stays the kernel's.
+            Self::Follow => !udp && work != Work::Connections,
             Self::OursXdp => udp && direction == Direction::In,
             Self::Bare => direction == Direction::In,
         }
