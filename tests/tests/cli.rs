@@ -425,12 +425,18 @@ fn adopt_plan_changes_nothing() -> Result<()> {
     assert_eq!(traces(&host)?, before);
 
     host.cmd(&["sh", "-c", &format!("iptables -I {FOREIGN}")])?;
+    let done = host.forwarder(&["adopt", "--plan"])?;
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    assert_has(&done.stdout, &["network db would follow the kernel: "]);
+
+    let limited = FOREIGN.replace("-j", "-m limit --limit 9/sec -j");
+    host.cmd(&["sh", "-c", &format!("iptables -I {limited}")])?;
     let before = traces(&host)?;
     let done = host.forwarder(&["adopt", "--plan"])?;
     assert_eq!(done.status.code(), Some(2), "{done:?}");
     let parts = [
         "network db would stay with the kernel: ",
-        "--dport 5432 -j DROP",
+        "--dport 5432 -m limit --limit 9/sec -j DROP",
     ];
     assert_has(&done.stdout, &parts);
     let done = host.forwarder(&["adopt", "--plan", "-o", "json"])?;
@@ -441,7 +447,7 @@ fn adopt_plan_changes_nothing() -> Result<()> {
         &plan["would_change"],
         &plan["networks"][1]["mode"],
     );
-    assert_eq!(shown, (&false.into(), &true.into(), &"kernel".into()));
+    assert_eq!(shown, (&false.into(), &true.into(), &"off".into()));
     assert_eq!(traces(&host)?, before);
 
     // A host that cannot be adopted, with every reason.
@@ -466,7 +472,7 @@ fn adopt_starts_an_agent_that_release_ends() -> Result<()> {
         "started   pid ",
         "ready     after ",
         "network bridge is on the fast path",
-        "network db stays with the kernel: ",
+        "network db follows the kernel: ",
         "the way back is forwarder release",
     ];
     assert_has(&said, &parts);
@@ -732,7 +738,7 @@ fn log_says_what_was_applied() -> Result<()> {
     host.run("old", &["-p", "8079:80"], &Peer::serve(80))?;
     let mut agent = host.agent().start()?;
     // What is in place at the start is one line.
-    let first = " INFO in place: networks 1 on the fast path, 0 left to the kernel; containers 1; \
+    let first = " INFO in place: networks 1 on the fast path, 0 decided by the kernel; containers 1; \
                  ports 1";
     logged(&agent, first)?;
     ensure!(!agent.log().contains(" INFO published "), "{}", agent.log());

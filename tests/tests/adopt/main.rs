@@ -3,6 +3,7 @@
 //! host is the one it was.
 
 mod docker;
+mod follow;
 mod life;
 mod packets;
 mod ports;
