@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the privileged tiers need.
-const NEEDS: [Need; 11] = [
+const NEEDS: [Need; 12] = [
     Need::program("docker.io", "dockerd"),
     Need::package("busybox-static"),
     Need::program("iproute2", "ip"),
@@ -36,6 +36,7 @@ const NEEDS: [Need; 11] = [
     Need::program("curl", "curl"),
     Need::program("socat", "socat"),
     Need::program("conntrack", "conntrack"),
+    Need::program("ipset", "ipset"),
 ];
 
 /// The integration tests of the program tier, by prefix of their names; all others are host tests.

@@ -3,6 +3,7 @@
 
 mod args;
 mod client;
+mod datagrams;
 mod hold;
 mod local;
 mod occupy;
@@ -44,6 +45,8 @@ Clients (addresses are numeric; each prints its result and ends with status 0, o
                                  `pulses`, and at a line on its standard input what was lost
   fetch ADDR:PORT BYTES          receives a stream and checks each byte (--rate BYTES/s); prints
                                  `at BYTES` on the way and `done BYTES` at the end
+  datagrams ADDR:PORT            sends datagrams for ever (--rate N/s, 500); prints `at ANSWERS` while
+                                 answers come
   ping ADDR                      ICMP echo (--count N); prints `reply from ADDR` or the ICMP error
   raw DEVICE HEX                 sends one frame, link header included
 Options of clients: --bind ADDR:PORT  --timeout MS (3000)  --ttl N  --v6only true";
@@ -105,6 +108,11 @@ fn run(args: Result<Args>) -> Result<()> {
             let bytes = args.parse("BYTES")?;
             let rate = args.option("rate")?.unwrap_or(u64::MAX);
             stream::fetch(to, bytes, rate, &args.options()?)
+        }
+        "datagrams" => {
+            let to = args.parse("ADDR:PORT")?;
+            let rate = args.option("rate")?.unwrap_or(500);
+            datagrams::datagrams(to, rate, &args.options()?)
         }
         "ping" => {
             let to = args.parse("ADDR")?;
