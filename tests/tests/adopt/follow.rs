@@ -7,6 +7,7 @@ mod lasting;
 mod marks;
 mod modes;
 mod nat;
+mod paths;
 mod scenario;
 mod tcp;
 mod ufw;

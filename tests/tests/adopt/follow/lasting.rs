@@ -3,7 +3,7 @@
 //! without an agent.
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Process, eventually};
+use harness::{Host, Process, eventually};
 
 use super::scenario::{Scenario, goes_on_again, iptables, stream};
 use super::{BAN, CLIENT, HOLDS, goes_on, is_fast, is_in_mode, stands};
@@ -25,6 +25,14 @@ fn streams(stock: &Stock) -> Result<[Process; 2]> {
     Ok([inward, outward])
 }
 
+/// Rules that leave the networks to the kernel: a ban of somebody else, and one of packets that do
+/// not fit what the kernel knows of their connection.
+fn rules(host: &Host) -> Result<()> {
+    iptables(host, &format!("-I {}", BAN.join(" ")))?;
+    let invalid = "-m conntrack --ctstate INVALID -j DROP";
+    iptables(host, &format!("-I DOCKER-USER {invalid}"))
+}
+
 /// Bans the client for a while, which both streams obey.
 fn ban(stock: &Stock, streams: &mut [Process; 2]) -> Result<()> {
     let host = &stock.host;
@@ -44,7 +52,7 @@ fn ban(stock: &Stock, streams: &mut [Process; 2]) -> Result<()> {
 fn release_keeps_followed_connections() -> Result<()> {
     let stock = Stock::new("relfollow")?;
     let host = &stock.host;
-    iptables(host, &format!("-I {}", BAN.join(" ")))?;
+    rules(host)?;
     let before = stock.rules()?;
     let mut agent = host.agent().quiet().start()?;
     let traffic = stock.traffic()?;
@@ -67,7 +75,7 @@ fn release_keeps_followed_connections() -> Result<()> {
 fn killed_agent_leaves_bans_in_force() -> Result<()> {
     let stock = Stock::new("deadfollow")?;
     let host = &stock.host;
-    iptables(host, &format!("-I {}", BAN.join(" ")))?;
+    rules(host)?;
     let mut agent = host.agent().quiet().start()?;
     let mut streams = streams(&stock)?;
     agent.kill()?;
