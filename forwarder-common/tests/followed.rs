@@ -4,13 +4,14 @@
 use forwarder_common::abi::{End, FlowRef, FlowState, Tuple, armed, device, others};
 use forwarder_common::conntrack::flow_operation::{self, Followed, Following};
 use forwarder_common::conntrack::timeouts;
-use forwarder_common::family::V4;
+use forwarder_common::family::{Be32, V4};
 use forwarder_common::mark;
 use forwarder_common::reason::Reason;
 use forwarder_common::wire::frame::Frame;
 use forwarder_testkit::model::frames::{ACK, FIN, RST, SYN, Spec, UNREACHABLE, ip};
 use forwarder_testkit::model::host::{
-    APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, HOST, REMOTE, UPLINK, WEB, WEB_VETH, far_mac, mac,
+    APP, APP_VETH, BRIDGE, CLIENT, FAR, FAR_VETH, HOST, REMOTE, SECOND, UPLINK, WEB, WEB_VETH,
+    far_mac, mac,
 };
 use forwarder_testkit::model::{Arrival, Hook, Host, Outcome, Target};
 
@@ -179,6 +180,35 @@ fn other_way_out_does_not_count() {
             .by_uplink(&Spec::tcp((REMOTE, 443), (HOST, 61_001), ACK))
             .0,
     );
+}
+
+/// What the kernel has let out one way says nothing about a new way, as past a kill switch.
+#[test]
+fn new_route_is_judged_anew() {
+    let mut host = host();
+    follow(&host, &outward(&host));
+    let asks = Spec::tcp((APP, 5000), (REMOTE, 443), ACK);
+    by_veth(&host, APP_VETH, &asks);
+    let translated = Spec::tcp((HOST, 61_001), (REMOTE, 443), ACK).packet();
+    host.to_outside(BRIDGE, mark::NONE, &translated);
+    let (outcome, _) = by_veth(&host, APP_VETH, &asks);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    host.route((Be32::default(), 0), SECOND, CLIENT, 1500);
+    host.settings.route_generation += 1;
+    is_left(&by_veth(&host, APP_VETH, &asks).0);
+    is_left(&by_veth(&host, APP_VETH, &asks).0);
+    let arrival = Arrival {
+        ifindex: SECOND,
+        ingress_ifindex: BRIDGE,
+        ..Arrival::default()
+    };
+    host.raw(Hook::OutsideOut, &translated, arrival);
+    let (outcome, _) = by_veth(&host, APP_VETH, &asks);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    // The same way once more needs no new packet of the kernel's.
+    host.settings.route_generation += 1;
+    let (outcome, _) = by_veth(&host, APP_VETH, &asks);
+    assert_eq!(outcome.reason, Some(Reason::Forwarded));
 }
 
 /// Lets both directions of the inward connection out.
