@@ -2,7 +2,7 @@
 //! Followed connections of TCP: their MSS, their end by FIN and RST, and what the kernel knows of it.
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Host, eventually};
+use harness::{Host, eventually, soaked};
 use rustix::process::Signal;
 
 use super::scenario::{Scenario, iptables, on_both};
@@ -62,6 +62,24 @@ fn flow_is_over(scenario: &Scenario<'_>) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A stream goes on past the kernel for longer than its sequence numbers last, where a rule drops
+/// what does not fit them.
+#[test]
+fn long_stream_keeps_fitting_the_kernel() -> Result<()> {
+    let stock = Stock::new("long")?;
+    let invalid = "-m conntrack --ctstate INVALID -j DROP";
+    iptables(&stock.host, &format!("-I DOCKER-USER {invalid}"))?;
+    let bytes = soaked("800000000", "10000000000");
+    let patience = SOON * soaked(6, 60);
+    on_both(&stock, |scenario| {
+        scenario.mode("app", "follow")?;
+        let mut stream = stock.lab.lan().spawn_peer(&["fetch", PUBLISHED, bytes])?;
+        goes_on(&mut stream)?;
+        scenario.fast()?;
+        stream.line("done ", patience).map(drop)
+    })
 }
 
 /// A reset reaches the container's server at once, and the kernel knows.
