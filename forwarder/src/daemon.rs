@@ -16,6 +16,7 @@
 //! armed stay armed throughout. An agent that cannot bring what protects into the kernel does not
 //! become ready: it ends, and removes what is not armed.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -266,7 +267,8 @@ impl Daemon {
             return Ok(());
         }
         agent.arm(&self.host_state, &self.config)?;
-        self.sources.hear_connections(agent.follows());
+        self.sources
+            .hear_connections(agent.follows(), agent.followed_bridges());
         self.shims
             .synced(|port| agent.holds(&self.host_state, port));
         if self.ready {
@@ -382,12 +384,16 @@ impl Sources {
         Ok(())
     }
 
-    /// Begins or ends to hear of connections of the kernel.
-    fn hear_connections(&mut self, are_followed: bool) {
+    /// Begins or ends to hear of connections of the kernel. It begins anew, with a list of all, when
+    /// another network is followed: that network's may have gone on for long.
+    fn hear_connections(&mut self, are_followed: bool, bridges: BTreeSet<u32>) {
         if !are_followed {
             self.settled = None;
-        } else if self.settled.is_none() {
-            self.settled = Some(Settled::start());
+            return;
+        }
+        match &mut self.settled {
+            Some(settled) if bridges.is_subset(&settled.bridges) => settled.bridges = bridges,
+            settled => *settled = Some(Settled::start(bridges)),
         }
     }
 
@@ -419,16 +425,19 @@ impl Sources {
 
 /// The kernel's connections that go on. The watcher ends when this is dropped.
 struct Settled {
+    /// The bridges of networks that were followed at the last sync.
+    bridges: BTreeSet<u32>,
     connections: mpsc::Receiver<Vec<Connection<V4>>>,
     watcher: JoinSet<Result<()>>,
 }
 
 impl Settled {
-    fn start() -> Self {
+    fn start(bridges: BTreeSet<u32>) -> Self {
         let (connections_in, connections) = mpsc::channel(1);
         let mut watcher = JoinSet::new();
         watcher.spawn(async move { watch::connections::watch(&connections_in).await });
         Self {
+            bridges,
             connections,
             watcher,
         }

@@ -46,6 +46,11 @@ impl Agent {
         self.keeps_rules() && (of_networks || self.has_followable())
     }
 
+    /// The bridges of networks whose connections are followed.
+    pub(crate) fn followed_bridges(&self) -> BTreeSet<u32> {
+        followed_bridges(&self.tables)
+    }
+
     /// Whether there are connections that the kernel had before, and that may be followed.
     pub(super) fn has_followable(&self) -> bool {
         !self.kernel_owned.is_empty() || !self.followed.0.is_empty()
@@ -153,12 +158,7 @@ impl Agent {
     /// # Errors
     /// The kernel refuses it.
     pub(super) fn unfollow(&mut self, before: &DesiredState, config: &Config) -> Result<()> {
-        let bridges = |tables: &DesiredState| -> BTreeSet<u32> {
-            let all = tables.left.iter();
-            all.filter_map(|(&bridge, left)| left.is_followed.then_some(bridge))
-                .collect()
-        };
-        if bridges(before).is_subset(&bridges(&self.tables)) {
+        if followed_bridges(before).is_subset(&self.followed_bridges()) {
             return Ok(());
         }
         let followed = std::mem::take(&mut self.followed.0);
@@ -170,6 +170,12 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+fn followed_bridges(tables: &DesiredState) -> BTreeSet<u32> {
+    let all = tables.left.iter();
+    all.filter_map(|(&bridge, left)| left.is_followed.then_some(bridge))
+        .collect()
 }
 
 /// Lets the kernel expect anything of a connection of TCP. Returns whether the kernel knows it.
