@@ -123,12 +123,12 @@ fn fin_ends_followed_connection() -> Result<()> {
     on_both(&stock, |scenario| {
         let host = scenario.host();
         scenario.mode("app", "follow")?;
-        let whole = ["16000000", "--rate=4000000", BIND];
+        let whole = ["32000000", "--rate=4000000", BIND];
         let fetch = [&["fetch", PUBLISHED], &whole[..]].concat();
         let mut stream = stock.lab.lan().spawn_peer(&fetch)?;
         goes_on(&mut stream)?;
         scenario.fast()?;
-        stream.line("done ", SOON * 3)?;
+        stream.line("done ", SOON * 6)?;
         let status = stream.wait(SOON)?;
         ensure!(status.success(), "the client says {status}");
         let closed = ["TIME_WAIT", "CLOSE"];
