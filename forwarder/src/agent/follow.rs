@@ -67,7 +67,9 @@ impl Agent {
         };
         let left = &self.tables.left;
         let own = &self.tables.v4.networks;
-        let new = settled.iter().filter(|one| !self.followed.is_of(one));
+        // A flow ends before its connection does when its network changes hands.
+        let has_flow = |one| self.followed.is_of(one) && self.flow(one).is_some();
+        let new = settled.iter().filter(|one| !has_flow(one));
         let new: Vec<_> = new
             .filter_map(|connection| {
                 let is_older = self.kernel_owned.contains(&connection.original);
