@@ -61,7 +61,7 @@ pub trait BaseConfiguration {
     /// Whether Docker's own rules of netfilter are in place.
     #[inline(always)]
     fn has_kernel_rules(&self) -> bool {
-        matches!(self.settings().armed, armed::ADOPT | armed::HANDOVER)
+        armed::keeps_rules(self.settings().armed)
     }
     /// A device by its index.
     fn device(&self, ifindex: u32) -> Option<Device>;

@@ -30,7 +30,7 @@ pub(crate) fn hand_back(bpffs_dir: &Path) -> Result<Option<usize>> {
     let Ok(mut view) = View::open(bpffs_dir) else {
         return Ok(None);
     };
-    let keeps_rules = matches!(view.armed()?, armed::ADOPT | armed::HANDOVER);
+    let keeps_rules = armed::keeps_rules(view.armed()?);
     if !keeps_rules && !has_dockers(&firewall::read()) {
         return Ok(None);
     }
@@ -80,8 +80,8 @@ fn give(flows: &[FlowSnapshot], bpffs_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel has to be told of a flow: it has what it follows, an answer to a query comes within seconds, and other
-/// protocols have no ports that a translation could have changed.
+/// Whether the kernel has to be told of a flow: it has what is followed, an answer to a query comes
+/// within seconds, and other protocols have no ports that a translation could have changed.
 fn is_tracked(flow: &FlowSnapshot) -> bool {
     !flow.flow_state.is_followed() && matches!(flow.proto, proto::TCP | proto::UDP | proto::SCTP)
 }

@@ -107,6 +107,13 @@ pub mod armed {
     pub const ADOPT: u32 = 2;
     /// The same, while connections are taken over or handed back: no flow begins here.
     pub const HANDOVER: u32 = 3;
+
+    /// Whether Docker's rules are kept.
+    #[inline(always)]
+    #[must_use]
+    pub const fn keeps_rules(armed: u32) -> bool {
+        matches!(armed, ADOPT | HANDOVER)
+    }
 }
 
 /// Bits of [`Settings::others`].

@@ -27,14 +27,9 @@ pub(super) fn target(mode: Mode, host_state: &HostState, current: u32) -> u32 {
     match mode {
         Mode::Adopt => armed::ADOPT,
         // Rules that a reload has taken away for a moment come back.
-        Mode::Auto if host_state.others.dockers || keeps_rules(current) => armed::ADOPT,
+        Mode::Auto if host_state.others.dockers || armed::keeps_rules(current) => armed::ADOPT,
         Mode::Auto | Mode::Replace => armed::REPLACE,
     }
-}
-
-/// Whether Docker's rules are kept.
-const fn keeps_rules(armed: u32) -> bool {
-    matches!(armed, armed::ADOPT | armed::HANDOVER)
 }
 
 /// Returns changes in the order in which networks change hands: the kernel's rules protect, and no
@@ -68,7 +63,7 @@ pub(super) fn handover_order(
 impl Agent {
     /// Whether Docker's rules are kept.
     pub(super) fn keeps_rules(&self) -> bool {
-        keeps_rules(self.armed)
+        armed::keeps_rules(self.armed)
     }
 
     /// Makes the programs enforce their verdicts, once everything that protects is in place, and

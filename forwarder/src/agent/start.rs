@@ -82,9 +82,10 @@ impl Agent {
         // An earlier agent may have cached routes that changed while no agent watched them. The links
         // have just been looked at.
         let observed = datapath.observe(false)?.tables;
-        let kernel_owned = match armed {
-            armed::ADOPT | armed::HANDOVER => datapath.kernel_owned().into_iter().collect(),
-            _ => BTreeSet::new(),
+        let kernel_owned = if armed::keeps_rules(armed) {
+            datapath.kernel_owned().into_iter().collect()
+        } else {
+            BTreeSet::new()
         };
         let exhaustion = Exhaustion::since(datapath.exhausted()?);
         Ok(Self {

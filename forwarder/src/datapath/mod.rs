@@ -381,7 +381,7 @@ fn unless_absent(removed: Result<(), MapError>) -> Result<(), MapError> {
 /// Returns whether only a SYN opens a TCP flow. With Docker's rules in place a connection in
 /// mid-stream is the kernel's, which may know it.
 fn tcp_strict(loose: bool, armed: u32) -> u32 {
-    u32::from(!loose || matches!(armed, armed::ADOPT | armed::HANDOVER))
+    u32::from(!loose || armed::keeps_rules(armed))
 }
 
 /// Loads the object with the maps that are pinned in `dir`, and creates those that are missing. The
