@@ -25,7 +25,7 @@ use crate::mark;
 use crate::meta::Side;
 use crate::policy::access;
 use crate::reason::{Path, Reason};
-use crate::steps::{egress, followed, forward};
+use crate::steps::{egress, forward};
 use crate::subprograms::{Forwarding, Steps};
 use crate::wire::header::Ip;
 use crate::wire::parse::{Class, Packet};
@@ -133,12 +133,6 @@ pub fn container_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Pack
     if !at.tables.is_armed() {
         return Reason::Unarmed;
     }
-    // Connections that were there before the forwarder are followed in every network.
-    if followed::are_there(at.tables)
-        && let Some(reason) = let_out(at, packet)
-    {
-        return reason;
-    }
     // The host sent the packet or routed it: the bridge did not switch it.
     if at.meta.ingress_ifindex == 0 || at.meta.kind() != mark::NONE {
         return Reason::FromHost;
@@ -162,15 +156,12 @@ pub fn followed_in<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet
 /// tcx egress of such a veth: what the kernel lets out to the container.
 #[inline(always)]
 pub fn followed_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Reason {
-    let_out(at, packet).unwrap_or(Reason::FromHost)
-}
-
-/// Notes what the kernel lets out to a container; `None` if the packet is of no followed flow.
-#[inline(always)]
-fn let_out<F: Ip, T: Steps<F>>(at: HookInput<'_, T>, packet: &mut Packet<F>) -> Option<Reason> {
-    at.parse(packet).ok()?;
+    if at.parse(packet).is_err() {
+        return Reason::FromHost;
+    }
     at.tables.enter(Side::Veth);
-    at.tables.let_out(&mut at.context(Side::Veth, packet))
+    let let_out = at.tables.let_out(&mut at.context(Side::Veth, packet));
+    let_out.unwrap_or(Reason::FromHost)
 }
 
 /// tcx egress of an outside device: the second half of the kernel path (source translation), and

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Followed flows: what the kernel lets out takes the fast path for a while, and nothing else does.
 
-use forwarder_common::abi::{End, FlowRef, FlowState, Tuple, armed, device, others};
+use forwarder_common::abi::{End, FlowRef, Tuple, armed, device, others};
 use forwarder_common::conntrack::flow_operation::{self, Followed, Following};
 use forwarder_common::conntrack::timeouts;
 use forwarder_common::family::{Be32, V4};
@@ -349,16 +349,13 @@ fn connection_takes_only_the_hosts_record() {
     host.check();
 }
 
-/// A connection that was there before the forwarder, and so was left to the kernel, is followed in
-/// any network; if it cannot be, it stays left to the kernel.
+/// A connection that was left to the kernel when its network was not followed yet is followed; if it
+/// cannot be, it stays left to the kernel.
 #[test]
-fn older_connection_is_followed() {
-    let mut host = Host::usual(64);
-    host.settings.armed = armed::ADOPT;
-    host.settings.others = others::FOLLOWED;
+fn connection_left_to_the_kernel_is_followed() {
+    let host = host();
     let connection = inward(&host, 6);
-    let own = [connection.original, connection.reply];
-    for tuple in own {
+    for tuple in [connection.original, connection.reply] {
         host.index.borrow_mut().insert(tuple, FlowRef::KERNEL);
     }
     let taken = FlowRef { index: 7, id: 0 };
@@ -370,28 +367,55 @@ fn older_connection_is_followed() {
     index.insert(connection.original, FlowRef::KERNEL);
     drop(index);
     follow(&host, &connection);
+    let_out(&host);
+}
+
+/// The kernel's translated packet is not taken for one of the host's whose port a container has, also
+/// before the programs look for followed flows.
+#[test]
+fn kernels_translation_stays() {
+    let mut host = host();
+    follow(&host, &outward(&host));
+    by_veth(&host, APP_VETH, &Spec::tcp((APP, 5000), (REMOTE, 443), ACK));
+    host.settings.others = 0;
+    let translated = Spec::tcp((HOST, 61_001), (REMOTE, 443), ACK).packet();
+    let (outcome, packet) = host.to_outside(BRIDGE, mark::NONE, &translated);
+    assert!(outcome.passes(), "{outcome:?}");
+    assert_eq!(packet, translated);
+}
+
+/// What a bridge switches, and what the host sends, says nothing about the kernel's rules: any
+/// container may send in the client's name to a neighbour.
+#[test]
+fn switched_packet_lets_nobody_out() {
+    let host = host();
+    follow(&host, &inward(&host, 6));
     let asks = Spec::tcp((CLIENT, 40_000), (HOST, 8080), ACK);
-    is_left(&host.by_uplink(&asks).0);
-    let arrival = Arrival {
-        ifindex: WEB_VETH,
-        ingress_ifindex: UPLINK,
-        ..Arrival::default()
-    };
-    let seen = Spec::tcp((CLIENT, 40_000), (WEB, 80), ACK).packet();
-    let (outcome, _) = host.raw(Hook::ContainerOut, &seen, arrival);
-    assert_eq!(outcome.reason, Some(Reason::Admitted));
-    let (outcome, _) = host.by_uplink(&asks);
-    assert_eq!(outcome.target, Some(Target::Peer(WEB_VETH)));
-    // On its own way the container's packet passes the other hooks by its mark.
-    let answers = Spec::tcp((WEB, 80), (CLIENT, 40_000), ACK);
-    let (outcome, _) = host.by_veth(WEB_VETH, &answers);
-    assert_eq!(outcome.reason, Some(Reason::KernelOwned));
-    assert_eq!(outcome.mark, mark::LEAVES);
-    let translated = Spec::tcp((HOST, 8080), (CLIENT, 40_000), ACK).packet();
-    let (outcome, _) = host.to_outside(BRIDGE, mark::LEAVES, &translated);
-    assert_eq!(outcome.reason, Some(Reason::Admitted));
-    let (outcome, _) = host.by_veth(WEB_VETH, &answers);
-    assert_eq!(outcome.reason, Some(Reason::Forwarded));
+    host.by_uplink(&asks);
+    let forged = Spec::tcp((CLIENT, 40_000), (WEB, 80), ACK).packet();
+    for ingress_ifindex in [APP_VETH, 77, 0] {
+        let arrival = Arrival {
+            ifindex: WEB_VETH,
+            ingress_ifindex,
+            ..Arrival::default()
+        };
+        host.raw(Hook::FollowedOut, &forged, arrival);
+        is_left(&host.by_uplink(&asks).0);
+    }
+}
+
+/// A followed flow lives as long as the kernel's connection, also if it is idle from the beginning:
+/// nobody gets its port meanwhile.
+#[test]
+fn idle_flow_lives_as_its_connection() {
+    let mut host = host();
+    follow(&host, &outward(&host));
+    follow(&host, &inward(&host, 17));
+    host.wait(timeouts::UDP_STREAM - 1);
+    let (flow, _) = host.flow_of(&inward(&host, 17).original).unwrap();
+    assert_eq!(flow.expires.get() - host.clock.get(), 1);
+    let (flow, _) = host.flow_of(&outward(&host).original).unwrap();
+    assert!(flow.expires.get() - host.clock.get() > 10 * timeouts::UDP_STREAM);
 }
 
 /// A followed flow ends with its container.
@@ -407,7 +431,7 @@ fn flow_ends_with_its_container() {
     assert!(host.flow_of(&inward(&host, 6).original).is_none());
 }
 
-/// Without followed flows, nothing is looked up for what leaves.
+/// What is of no followed flow passes as before.
 #[test]
 fn stranger_passes_as_before() {
     let host = host();
@@ -416,5 +440,4 @@ fn stranger_passes_as_before() {
     assert_eq!(outcome.reason, Some(Reason::FromHost));
     let (outcome, _) = by_veth(&host, APP_VETH, &Spec::udp((APP, 1), (FAR, 2)));
     is_left(&outcome);
-    assert_eq!(FlowState::followed(7, 3).id(), 7);
 }

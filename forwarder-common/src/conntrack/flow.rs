@@ -303,8 +303,12 @@ pub fn publish<F: Family, T: Tracking<F>>(tables: &T, index: u32, live: FlowStat
         original.sport.word() as u32 + original.dport.word() as u32,
         reply.sport.word() as u32 + reply.dport.word() as u32,
     ));
-    flow.expires
-        .set(tables.now().wrapping_add(timeouts::UNTRACKED));
+    let lifetime = match original.proto {
+        _ if !live.is_followed() => timeouts::UNTRACKED,
+        proto::TCP => timeouts::tcp(State::Established),
+        _ => timeouts::UDP_STREAM,
+    };
+    flow.expires.set(tables.now().wrapping_add(lifetime));
     let free = FlowState::free(reference.id);
     tables.emit(flow, reference.index, live, EventKind::Begins);
     let open = tables.swap_flow_state(flow, free, live);

@@ -12,7 +12,7 @@
 //! made them and however, and with no agent alive. For the same reason the kernel does not take the
 //! connection for idle.
 
-use crate::abi::{OUTSIDE, others};
+use crate::abi::{OUTSIDE, device, others};
 use crate::clock::Ticks;
 use crate::conntrack::flow::{self, Hit};
 use crate::conntrack::timeouts;
@@ -69,6 +69,16 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         self.frame.read::<[u8; 6]>(0) == Some([a, b, c, d, e, f])
     }
 
+    /// Whether the kernel has forwarded the packet: the host has not sent it, and no bridge has
+    /// switched it, behind which any container may send in anybody's name.
+    #[inline(always)]
+    fn is_forwarded(&self) -> bool {
+        let from = self.tables.device(self.meta.ingress_ifindex);
+        from.is_some_and(|from| {
+            matches!(from.kind, device::OUTSIDE | device::OTHER | device::BRIDGE)
+        })
+    }
+
     /// Notes that the kernel lets a packet of a followed flow out. `None` if the packet belongs to no
     /// such flow. A packet that leaves by another device than the fast path would send it to proves
     /// nothing about the fast path.
@@ -80,6 +90,9 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         let hit = flow::find(self.tables, &self.packet.tuple.reversed())?;
         if !hit.flow_state.is_followed() {
             return None;
+        }
+        if !self.is_forwarded() {
+            return Some(Reason::Admitted);
         }
         let dir = (hit.dir ^ 1) & 1;
         let towards = &hit.flow.next_hops[dir];

@@ -55,6 +55,10 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                     owner = Owner::Remote;
                 } else {
                     let holder = holder?;
+                    // The packet is of the connection that is followed: the kernel translates it.
+                    if holder.flow_state.is_followed() {
+                        return None;
+                    }
                     // In a flow without translation the packet is the originator's own.
                     if holder.dir != REPLY
                         || holder.flow.tuples[ORIGINAL].get() == self.packet.tuple

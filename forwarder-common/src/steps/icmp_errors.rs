@@ -34,7 +34,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         let quote = icmp::quote(&self.frame, self.packet)?;
         let hit = flow::find(self.tables, &quote.tuple.reversed())?;
         if hit.flow_state.is_followed() {
-            return Some(self.leave());
+            return self.comes_from(&hit).then(|| self.leave());
         }
         let now = self.tables.now();
         // A damaged error must not be turned into a valid one, nor reveal the original of its quote

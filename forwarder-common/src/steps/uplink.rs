@@ -31,6 +31,7 @@ impl<F: Ip, T: Forwarding<F> + Devmap> PacketContext<'_, F, T> {
         let now = tables.now();
         if self.frame.read::<[u8; 6]>(0)? != hit.flow.uplink_mac.get()
             || !flow::is_current(tables, hit.flow, now)
+            || hit.flow_state.is_followed()
             || hit.flow.policy.get() != tables.settings().policy
             || !self.comes_from(&hit)
             || self.may_be_for_socket(&hit, now)
