@@ -41,8 +41,6 @@ pub struct Policy {
     pub sockets: BTreeSet<SocketHook>,
     /// Whether Docker's own rules are kept.
     pub keeps_rules: bool,
-    /// Whether the kernel has connections that were there before, and that may be followed.
-    pub follows: bool,
 }
 
 /// Derives all tables and hooks.

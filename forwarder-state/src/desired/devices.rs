@@ -54,7 +54,7 @@ pub(super) fn add_devices(tables: &mut DesiredState, bridged: &Bridged<'_>) {
         }
     }
     add_defrag_loopback(tables, host_state, policy);
-    add_others(tables, host_state, policy);
+    add_others(tables, host_state);
     if !tables.xdp.is_empty() {
         add_peer_veths(tables, host_state);
     }
@@ -249,7 +249,7 @@ fn add_peer_veths(tables: &mut DesiredState, host_state: &HostState) {
 
 /// Marks devices on which the kernel's path must apply other software's configuration. What shapes
 /// a bridge also shapes all veths behind it.
-fn add_others(tables: &mut DesiredState, host_state: &HostState, policy: &Policy) {
+fn add_others(tables: &mut DesiredState, host_state: &HostState) {
     let flags = |index: u32| {
         let shaping = host_state.others.shaped.get(&index);
         let inward = shaping.is_some_and(|shaping| shaping.inward.is_some());
@@ -269,7 +269,7 @@ fn add_others(tables: &mut DesiredState, host_state: &HostState, policy: &Policy
             tables.others |= others::SHAPED;
         }
     }
-    if policy.follows || tables.left.values().any(|left| left.is_followed) {
+    if tables.left.values().any(|left| left.is_followed) {
         tables.others |= others::FOLLOWED;
     }
     if applying_policies(host_state).next().is_some() {

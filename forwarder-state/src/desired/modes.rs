@@ -41,8 +41,10 @@ pub(super) fn left_to_kernel(
 /// Whether a rule treats packets of one connection differently, or sends them a way that only the
 /// kernel knows.
 fn is_by_packet(rule: &Rule, host_state: &HostState) -> bool {
-    let is_routed_by_mark = rule.effect == Effect::Mark && !host_state.others.routing.is_empty();
-    rule.scope == Scope::Packet || is_routed_by_mark
+    let others = &host_state.others;
+    // Routing rules and queues ask for marks.
+    let marks_count = !others.routing.is_empty() || !others.shaped.is_empty();
+    rule.scope == Scope::Packet || rule.effect == Effect::Mark && marks_count
 }
 
 /// Whether a rule is Docker's masquerade of a network: of what its containers send (by the rule's text

@@ -30,12 +30,12 @@ pub(super) fn nft(text: &str, iptables_read: bool, masqueraded: &BTreeSet<String
                 }
             }
             _ => {
-                let next = words
-                    .windows(2)
-                    .find(|pair| matches!(pair[0], "jump" | "goto"));
-                if let Some(pair) = next {
+                // A verdict map has several.
+                let pairs = words.windows(2);
+                for pair in pairs.filter(|pair| matches!(pair[0], "jump" | "goto")) {
                     let of_table = jumps.entry((family, table)).or_default();
-                    of_table.entry(chain).or_default().insert(pair[1]);
+                    let next = pair[1].trim_end_matches([',', '}']);
+                    of_table.entry(chain).or_default().insert(next);
                 }
                 rules.push((family, table, chain, line));
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! To what a rule applies: to a connection as a whole, or to packets one by one. What is not known to
-//! apply to connections counts as applying to packets.
+//! To what a rule applies: to a connection as a whole, or to packets one by one. Of iptables, what is
+//! not known to apply to connections counts as applying to packets; of nft, what is known to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +44,9 @@ pub(super) fn of_iptables(words: &[&str], target: &str, effect: Effect) -> Scope
     let mut matches = words.windows(2).filter(|pair| pair[0] == "-m");
     // The flags of a segment: those that the fast path carries have none but ACK and PSH.
     let by_flags = words.contains(&"--tcp-flags") || words.contains(&"--tcp-option");
+    // A set may count.
+    let counts = |word: &&&str| word.starts_with("--packets-") || word.starts_with("--bytes-");
+    let by_flags = by_flags || words.iter().any(|word| counts(&word));
     let is_plain = matches.all(|pair| MATCHES.contains(&pair[1])) && !by_flags;
     let is_sample = matches!(target, "LOG" | "NFLOG") && words.contains(&"--limit");
     let acts_alike = match effect {
@@ -86,12 +89,17 @@ fn is_of_syn(words: &[&str]) -> bool {
 }
 
 /// The words of nft that concern packets one by one (nft(8)).
-const BY_PACKET: [&str; 26] = [
+const BY_PACKET: [&str; 34] = [
+    "ackseq",
+    "avgpkt",
     "bytes",
     "checksum",
+    "cpu",
+    "doff",
     "dscp",
     "dup",
     "ecn",
+    "expiration",
     "exthdr",
     "flags",
     "frag-off",
@@ -110,9 +118,12 @@ const BY_PACKET: [&str; 26] = [
     "queue",
     "quota",
     "random",
+    "sequence",
     "synproxy",
     "tproxy",
     "ttl",
+    "urgptr",
+    "window",
 ];
 
 /// The scope of a rule of nft, given as words.
@@ -149,14 +160,22 @@ pub(super) fn of_nft(words: &[&str], effect: Effect) -> Scope {
 }
 
 /// Returns the chains in which a rule may depend on single packets although it does not look so:
-/// another rule of the chain does, or of a chain that leads there. `rules` are all rules with their
-/// chains, and `jumps` the chains to which a chain leads.
+/// another rule of the chain does, or of a chain that leads there or to which the chain leads, and
+/// which may have decided before. `rules` are all rules with their chains, and `jumps` the chains to
+/// which a chain leads.
 pub(super) fn chains_by_packet<'a>(
     rules: impl Iterator<Item = (&'a str, Scope)>,
     jumps: &BTreeMap<&'a str, BTreeSet<&'a str>>,
 ) -> BTreeSet<&'a str> {
     let by_packet = rules.filter(|(_, scope)| *scope == Scope::Packet);
-    reached(by_packet.map(|(chain, _)| chain).collect(), jumps)
+    let mut callers: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (&chain, next) in jumps {
+        for &next in next {
+            callers.entry(next).or_default().insert(chain);
+        }
+    }
+    let leading = reached(by_packet.map(|(chain, _)| chain).collect(), &callers);
+    reached(leading, jumps)
 }
 
 #[cfg(test)]
@@ -193,6 +212,7 @@ mod tests {
             "-m string --string x --algo bm -j DROP",
             "-m statistic --mode random --probability 0.1 -j DROP",
             "-p tcp -m tcp --tcp-flags PSH PSH -j DROP",
+            "-m set --match-set x src --bytes-gt 100 -j DROP",
             "-m conntrack ! --ctstate NEW -m length --length 1000: -j DROP",
         ] {
             assert_eq!(iptables(rule, Effect::Drop), Scope::Packet, "{rule}");
@@ -217,7 +237,9 @@ mod tests {
             ("deep", Scope::Connection),
         ];
         let found = chains_by_packet(rules.into_iter(), &jumps);
-        assert_eq!(found, ["deep", "mine"].into());
+        assert_eq!(found, ["FORWARD", "deep", "mine"].into());
+        let apart = chains_by_packet([("other", Scope::Packet)].into_iter(), &jumps);
+        assert_eq!(apart, ["other"].into());
     }
 
     #[test]
@@ -234,6 +256,8 @@ mod tests {
         for rule in [
             "ip saddr 203.0.113.9 limit rate over 10/second drop",
             "ct bytes > 1000000 drop",
+            "ct avgpkt > 900 drop",
+            "tcp window 0 drop",
             "meta length 0-100 drop",
             "ip ttl 1 drop",
             "log prefix \"x\" drop",
