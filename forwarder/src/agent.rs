@@ -106,7 +106,7 @@ impl Agent {
     /// again.
     pub(crate) fn housekeeping(&mut self, host_state: &HostState) -> Result<bool> {
         self.datapath.housekeeping()?;
-        self.review_followed()?;
+        self.review_followed();
         self.log_exhaustion(host_state)?;
         Ok(!self.failures.is_empty())
     }

@@ -112,7 +112,7 @@ async fn follow(config: Config, source: Source, stop: &Stop) -> Result<()> {
             Event::Config(read) => daemon.reconfigure(*read),
             Event::ShimEvents(events) => daemon.handle_shims(events),
             Event::Bound => daemon.ask_flows()?,
-            Event::Settled(connections) => daemon.follow(&connections)?,
+            Event::Settled(connections) => daemon.follow(&connections),
             Event::Housekeeping => daemon.housekeeping()?,
             Event::Resync => daemon.doubt()?,
             Event::Stop => return Ok(()),
@@ -209,11 +209,11 @@ impl Daemon {
         Ok(false)
     }
 
-    fn follow(&mut self, connections: &[Connection<V4>]) -> Result<bool> {
-        match &mut self.agent {
-            Some(agent) => agent.follow(connections),
-            None => Ok(false),
+    fn follow(&mut self, connections: &[Connection<V4>]) -> bool {
+        if let Some(agent) = &mut self.agent {
+            agent.follow(connections);
         }
+        false
     }
 
     fn housekeeping(&mut self) -> Result<bool> {
@@ -267,8 +267,7 @@ impl Daemon {
             return Ok(());
         }
         agent.arm(&self.host_state, &self.config)?;
-        self.sources
-            .hear_connections(agent.follows(), agent.followed_bridges());
+        self.sources.hear_connections(agent.followed_bridges());
         self.shims
             .synced(|port| agent.holds(&self.host_state, port));
         if self.ready {
@@ -385,15 +384,16 @@ impl Sources {
     }
 
     /// Begins or ends to hear of connections of the kernel. It begins anew, with a list of all, when
-    /// another network is followed: that network's may have gone on for long.
-    fn hear_connections(&mut self, are_followed: bool, bridges: BTreeSet<u32>) {
-        if !are_followed {
+    /// other networks are followed: their connections may have gone on for long.
+    fn hear_connections(&mut self, bridges: BTreeSet<u32>) {
+        if bridges.is_empty() {
             self.settled = None;
-            return;
-        }
-        match &mut self.settled {
-            Some(settled) if bridges.is_subset(&settled.bridges) => settled.bridges = bridges,
-            settled => *settled = Some(Settled::start(bridges)),
+        } else if self
+            .settled
+            .as_ref()
+            .is_none_or(|settled| settled.bridges != bridges)
+        {
+            self.settled = Some(Settled::start(bridges));
         }
     }
 

@@ -71,19 +71,29 @@ fn give(flows: &[FlowSnapshot], bpffs_dir: &Path) -> Result<()> {
         if is_tracked(flow)
             && let Some(connection) = flow.connection::<V4>()
         {
-            conntrack
-                .track(&connection, terms(flow, now))
-                .with_context(|| format!("a flow of {}", flow.original.src))?;
+            let terms = terms(flow, now);
+            let told = if flow.flow_state.is_followed() {
+                let timeout = Some(terms.timeout);
+                conntrack.set_liberal(&connection, timeout).map(drop)
+            } else {
+                conntrack.track(&connection, terms)
+            };
+            told.with_context(|| format!("a flow of {}", flow.original.src))?;
         }
         operations.end(flow.reference())?;
     }
     Ok(())
 }
 
-/// Whether the kernel has to be told of a flow: it has what is followed, an answer to a query comes
-/// within seconds, and other protocols have no ports that a translation could have changed.
+/// Whether the kernel has to be told of a flow: an answer to a query comes within seconds, and other
+/// protocols have no ports that a translation could have changed. It has the connection of a followed
+/// flow, but has seen only a part of its packets.
 fn is_tracked(flow: &FlowSnapshot) -> bool {
-    !flow.flow_state.is_followed() && matches!(flow.proto, proto::TCP | proto::UDP | proto::SCTP)
+    match flow.proto {
+        proto::TCP => true,
+        proto::UDP | proto::SCTP => !flow.flow_state.is_followed(),
+        _ => false,
+    }
 }
 
 fn terms(flow: &FlowSnapshot, now: Ticks) -> Terms {

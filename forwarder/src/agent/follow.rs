@@ -3,10 +3,13 @@
 //! fast path as long as the kernel lets them out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use forwarder_common::abi::{Tuple, others};
-use forwarder_common::conntrack::flow_operation::Following;
+use forwarder_common::abi::Tuple;
+use forwarder_common::clock::{Ticks, seconds, to_seconds};
+use forwarder_common::conntrack::flow_operation::{Followed as Plan, Following};
 use forwarder_common::family::V4;
 use forwarder_common::wire::proto;
 use forwarder_state::connections::Connection;
@@ -14,102 +17,153 @@ use forwarder_state::desired_state::DesiredState;
 
 use super::Agent;
 use crate::config::Config;
-use crate::datapath::{FlowOperations, FlowSnapshot};
+use crate::datapath::{self, FlowOperations, FlowSnapshot};
 use crate::sys::conntrack::Conntrack;
 
-/// After how many bytes past the kernel a connection is loosened again: sequence numbers have turned
-/// by an eighth.
+/// After how many bytes past the kernel a connection is made liberal again: sequence numbers have
+/// turned by an eighth.
 const TURN: u64 = 1 << 29;
+/// After how long without a packet the kernel is told how long a connection lives.
+const IDLE: Ticks = seconds(2);
+/// How many connections one heartbeat reviews.
+const REVIEWED: usize = 1_000;
+/// How long a refused connection is not tried again.
+const REFUSED: Duration = Duration::from_secs(60);
 
-/// The connections that are followed.
-#[derive(Default)]
-pub(super) struct Followed(BTreeMap<Tuple<V4>, Entry>);
+/// The connections that are followed, and those that cannot be.
+pub(super) struct Followed {
+    connections: BTreeMap<Tuple<V4>, Entry>,
+    /// The last connection that was reviewed.
+    reviewed: Option<Tuple<V4>>,
+    refused: BTreeSet<Tuple<V4>>,
+    /// Since when `refused` is collected.
+    since: Instant,
+}
 
+#[derive(Clone, Copy)]
 struct Entry {
     connection: Connection<V4>,
-    /// How many bytes had passed when the kernel was last told to expect anything.
-    loosened: u64,
+    /// How many bytes had passed when the kernel was last told to be liberal.
+    bytes: u64,
+    /// The last packet before the kernel was last told how long the connection lives.
+    idle_since: Option<Ticks>,
+}
+
+impl Default for Followed {
+    fn default() -> Self {
+        Self {
+            connections: BTreeMap::new(),
+            reviewed: None,
+            refused: BTreeSet::new(),
+            since: Instant::now(),
+        }
+    }
 }
 
 impl Followed {
     /// Whether a connection is followed.
     pub(super) fn is_of(&self, connection: &Connection<V4>) -> bool {
-        let known = self.0.get(&connection.original);
+        let known = self.connections.get(&connection.original);
         known.is_some_and(|known| known.connection == *connection)
+    }
+
+    /// Returns the next connections to review.
+    fn next(&mut self) -> Vec<Entry> {
+        let from = self.reviewed.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.connections.range((from, Bound::Unbounded));
+        let entries: Vec<_> = behind.take(REVIEWED).map(|(_, entry)| *entry).collect();
+        let is_last = entries.len() < REVIEWED;
+        let last = entries.last().map(|entry| entry.connection.original);
+        self.reviewed = last.filter(|_| !is_last);
+        entries
+    }
+
+    fn forget_refused(&mut self) {
+        if self.since.elapsed() >= REFUSED {
+            self.refused.clear();
+            self.since = Instant::now();
+        }
     }
 }
 
 impl Agent {
-    /// Whether there are connections to follow.
-    pub(crate) fn follows(&self) -> bool {
-        let of_networks = self.tables.left.values().any(|left| left.is_followed);
-        self.keeps_rules() && (of_networks || self.has_followable())
-    }
-
     /// The bridges of networks whose connections are followed.
     pub(crate) fn followed_bridges(&self) -> BTreeSet<u32> {
-        followed_bridges(&self.tables)
+        if self.keeps_rules() {
+            followed_bridges(&self.tables)
+        } else {
+            BTreeSet::new()
+        }
     }
 
-    /// Whether there are connections that the kernel had before, and that may be followed.
-    pub(super) fn has_followable(&self) -> bool {
-        !self.kernel_owned.is_empty() || !self.followed.0.is_empty()
+    /// Follows connections, if they are of networks whose connections are followed. A connection that
+    /// cannot be followed stays the kernel's.
+    pub(crate) fn follow(&mut self, settled: &[Connection<V4>]) {
+        self.followed.forget_refused();
+        let plans = self.plans(settled);
+        if plans.is_empty() {
+            return;
+        }
+        let conntrack = match Conntrack::open() {
+            Ok(conntrack) => conntrack,
+            Err(error) => return tracing::warn!("no connection is followed: {error:#}"),
+        };
+        for (connection, plan) in plans {
+            match self.follow_one(&conntrack, &connection, &plan) {
+                Ok(true) => {
+                    for tuple in connection.tuples() {
+                        self.kernel_owned.remove(&tuple);
+                    }
+                    let entry = Entry {
+                        connection,
+                        bytes: 0,
+                        idle_since: None,
+                    };
+                    let original = connection.original;
+                    self.followed.connections.insert(original, entry);
+                }
+                refused => {
+                    tracing::debug!("not followed: {connection:?}: {refused:?}");
+                    self.followed.refused.insert(connection.original);
+                }
+            }
+        }
     }
 
-    /// Follows connections, if they are of networks whose connections are followed, or were there
-    /// before the forwarder. Returns whether the programs have to be told that there are any.
-    ///
-    /// # Errors
-    /// The kernel refuses it.
-    pub(crate) fn follow(&mut self, settled: &[Connection<V4>]) -> Result<bool> {
+    /// Returns what it takes to follow those of the connections that are to be followed.
+    fn plans(&self, settled: &[Connection<V4>]) -> Vec<(Connection<V4>, Plan<V4>)> {
         let Some(held) = self.held.as_ref().filter(|_| self.keeps_rules()) else {
-            return Ok(false);
+            return Vec::new();
         };
         let left = &self.tables.left;
-        let own = &self.tables.v4.networks;
+        let is_followed = |bridge| left.get(&bridge).is_some_and(|left| left.is_followed);
         // A flow ends before its connection does when its network changes hands.
-        let has_flow = |one| self.followed.is_of(one) && self.flow(one).is_some();
-        let new = settled.iter().filter(|one| !has_flow(one));
-        let new: Vec<_> = new
-            .filter_map(|connection| {
-                let is_older = self.kernel_owned.contains(&connection.original);
-                let is_followed = |bridge| match left.get(&bridge) {
-                    Some(left) => left.is_followed,
-                    None => is_older && own.contains_key(&bridge),
-                };
-                let plan = connection.followed(&self.tables.v4, &held.v4, is_followed)?;
-                Some((*connection, plan))
-            })
-            .collect();
-        if new.is_empty() {
+        let has_flow = |one: &Connection<V4>| self.followed.is_of(one) && self.flow(one).is_some();
+        let plan = |connection: &Connection<V4>| {
+            let plan = connection.followed(&self.tables.v4, &held.v4, is_followed)?;
+            let is_new =
+                !self.followed.refused.contains(&connection.original) && !has_flow(connection);
+            is_new.then_some((*connection, plan))
+        };
+        settled.iter().filter_map(plan).collect()
+    }
+
+    /// Returns whether a connection has a flow now that follows it.
+    fn follow_one(
+        &mut self,
+        conntrack: &Conntrack,
+        connection: &Connection<V4>,
+        plan: &Plan<V4>,
+    ) -> Result<bool> {
+        // The kernel must expect anything before any packet passes it by: what it takes for invalid,
+        // it does not translate, and the host resets a connection that it does not know.
+        if connection.original.proto == proto::TCP && !conntrack.set_liberal(connection, None)? {
             return Ok(false);
         }
-        let conntrack = Conntrack::open()?;
-        for (connection, plan) in new {
-            // The kernel must expect anything before any packet passes it by: what it takes for
-            // invalid, it does not translate, and the host resets a connection that it does not know.
-            let is_tracked = loosen(&conntrack, &connection)?;
-            let known = match is_tracked
-                .then(|| self.datapath.follow(&plan))
-                .transpose()?
-            {
-                None | Some(Following::Refused) => None,
-                Some(Following::Followed | Following::Taken) => self.flow(&connection),
-            };
-            if known.is_none() {
-                tracing::debug!("not followed: {connection:?}");
-                continue;
-            }
-            for tuple in connection.tuples() {
-                self.kernel_owned.remove(&tuple);
-            }
-            let entry = Entry {
-                connection,
-                loosened: 0,
-            };
-            self.followed.0.insert(connection.original, entry);
-        }
-        Ok(self.tables.others & others::FOLLOWED == 0 && self.has_followable())
+        Ok(match self.datapath.follow(plan)? {
+            Following::Refused => false,
+            Following::Followed | Following::Taken => self.flow(connection).is_some(),
+        })
     }
 
     /// Returns the flow of a followed connection.
@@ -118,56 +172,72 @@ impl Agent {
         (flow.connection() == Some(*connection)).then_some(flow)
     }
 
-    /// Forgets connections whose flow has ended, and lets the kernel expect anything of those that
-    /// have gone far.
-    ///
-    /// # Errors
-    /// The kernel refuses it.
-    pub(super) fn review_followed(&mut self) -> Result<()> {
-        if self.followed.0.is_empty() {
-            return Ok(());
+    /// Reviews some of the followed connections: forgets those whose flow has ended, makes the kernel
+    /// liberal again about those that have gone far, and tells it how long idle ones live. It has seen
+    /// only a part of their packets, and takes data for unacknowledged that is not.
+    pub(super) fn review_followed(&mut self) {
+        let entries = self.followed.next();
+        if entries.is_empty() {
+            return;
         }
-        let mut followed = std::mem::take(&mut self.followed.0);
+        let now = datapath::now();
         let mut conntrack = None;
-        let mut reviewed = Ok(());
-        followed.retain(|_, entry| {
+        for mut entry in entries {
+            let original = entry.connection.original;
             let Some(flow) = self.flow(&entry.connection) else {
-                return false;
+                self.followed.connections.remove(&original);
+                continue;
             };
             let bytes = flow.bytes.iter().sum::<u64>();
-            if flow.proto == proto::TCP && bytes.wrapping_sub(entry.loosened) >= TURN {
-                entry.loosened = bytes;
-                let told = match &conntrack {
-                    Some(open) => loosen(open, &entry.connection),
-                    None => Conntrack::open().and_then(|open| {
-                        let told = loosen(&open, &entry.connection);
-                        conntrack = Some(open);
-                        told
-                    }),
-                };
-                if let Err(error) = told {
-                    reviewed = Err(error);
-                }
+            let has_turned = bytes.wrapping_sub(entry.bytes) >= TURN;
+            let idle = now.wrapping_sub(flow.seen);
+            // A packet may have arrived after the clock was read.
+            let is_idle = (IDLE..Ticks::MAX / 2).contains(&idle);
+            let is_told = entry.idle_since == Some(flow.seen);
+            if flow.proto != proto::TCP || !(has_turned || is_idle && !is_told) {
+                continue;
             }
-            true
-        });
-        self.followed.0 = followed;
-        reviewed
+            entry.bytes = bytes;
+            entry.idle_since = is_idle.then_some(flow.seen);
+            let timeout = is_idle.then(|| lifetime(&flow, now));
+            let told = match conntrack.as_ref() {
+                Some(conntrack) => Conntrack::set_liberal(conntrack, &entry.connection, timeout),
+                None => Conntrack::open().and_then(|opened| {
+                    let opened = conntrack.insert(opened);
+                    opened.set_liberal(&entry.connection, timeout)
+                }),
+            };
+            if let Err(error) = told {
+                tracing::warn!("{error:#}");
+            }
+            self.followed.connections.insert(original, entry);
+        }
     }
 
-    /// Ends the flows of networks whose connections are followed no longer: the kernel has them.
+    /// Ends the flows of networks whose connections are followed no longer: they are left to the
+    /// kernel, which has them.
     ///
     /// # Errors
     /// The kernel refuses it.
     pub(super) fn unfollow(&mut self, before: &DesiredState, config: &Config) -> Result<()> {
-        if followed_bridges(before).is_subset(&self.followed_bridges()) {
+        if followed_bridges(before).is_subset(&followed_bridges(&self.tables)) {
             return Ok(());
         }
-        let followed = std::mem::take(&mut self.followed.0);
+        let followed = std::mem::take(&mut self.followed).connections;
+        let conntrack = Conntrack::open()?;
         let mut operations = FlowOperations::open(&config.bpffs_dir)?;
+        let now = datapath::now();
         for entry in followed.into_values() {
-            if let Some(flow) = self.flow(&entry.connection) {
-                operations.end(flow.reference())?;
+            let Some(flow) = self.flow(&entry.connection) else {
+                continue;
+            };
+            if flow.proto == proto::TCP {
+                conntrack.set_liberal(&entry.connection, Some(lifetime(&flow, now)))?;
+            }
+            operations.end(flow.reference())?;
+            for tuple in entry.connection.tuples() {
+                self.datapath.leave_to_kernel(tuple)?;
+                self.kernel_owned.insert(tuple);
             }
         }
         Ok(())
@@ -180,11 +250,7 @@ fn followed_bridges(tables: &DesiredState) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Lets the kernel expect anything of a connection of TCP. Returns whether the kernel knows it.
-fn loosen(conntrack: &Conntrack, connection: &Connection<V4>) -> Result<bool> {
-    if connection.original.proto == proto::TCP {
-        conntrack.loosen(connection)
-    } else {
-        Ok(true)
-    }
+/// Returns how long a flow lives without a packet, in seconds.
+fn lifetime(flow: &FlowSnapshot, now: Ticks) -> u32 {
+    to_seconds(flow.expires.wrapping_sub(now)).max(1) as u32
 }

@@ -132,7 +132,6 @@ impl Agent {
             rules: config.rules.clone(),
             sockets: self.sockets.clone(),
             keeps_rules: arm::target(config.mode, host_state, self.armed) == armed::ADOPT,
-            follows: self.has_followable(),
             reassembles: self.reassembles(host_state, config).await,
         };
         let mut tables = desired(host_state, &policy, self.route_generation);

@@ -24,6 +24,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::Socket;
 use rustix::io::Errno;
+use rustix::net::sockopt;
 
 use super::netlink::{self, Requests, protocols};
 
@@ -42,14 +43,26 @@ const CTA_PROTO_ICMP_ID: u16 = 4;
 const CTA_PROTO_ICMP_TYPE: u16 = 5;
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
+/// Connections whose packets the kernel changes in other ways than by addresses and ports, that it
+/// reads, or that are about to end.
+const CHANGED_BY_OTHERS: Status = Status::SeqAdjust
+    .union(Status::Helper)
+    .union(Status::Offload)
+    .union(Status::Dying);
+/// Attributes of connections whose addresses and ports alone do not tell them (`CTA_ZONE`), or whose
+/// sequence numbers the kernel changes (`CTA_SEQ_ADJ_ORIG`, `CTA_SEQ_ADJ_REPLY`, `CTA_SYNPROXY`).
+const IN_PART: [u16; 4] = [18, 15, 16, 24];
 /// Sequence numbers outside of the window are accepted (`IP_CT_TCP_FLAG_BE_LIBERAL`): the kernel has
 /// not seen the connection's windows.
 const BE_LIBERAL: u8 = 8;
 /// The highest acknowledgement is known, and a reset must not be older
 /// (`IP_CT_TCP_FLAG_MAXACK_SET`).
 const MAXACK_SET: u8 = 0x20;
+/// There is data that was not acknowledged yet, so that the connection ends soon
+/// (`IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED`).
+const DATA_UNACKNOWLEDGED: u8 = 0x10;
 /// The size in bytes of the buffer for what the kernel tells.
-const RECEIVE_BUFFER: i32 = 4 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// What connection tracking is told about a connection besides its addresses.
 #[derive(Clone, Copy, Debug)]
@@ -104,17 +117,23 @@ impl Conntrack {
 
     /// Makes the kernel accept what it does not expect of a connection of TCP, whose segments pass it
     /// by in part: neither sequence numbers outside of a window nor a reset that acknowledges less
-    /// than it has seen is invalid. Returns whether the kernel still tracks the connection.
-    pub(crate) fn loosen(&self, connection: &Connection<V4>) -> Result<bool> {
-        let attributes = vec![
+    /// than it has seen is invalid. Sets after how many seconds without a packet the connection ends,
+    /// if it is given. Returns whether the kernel still tracks the connection.
+    pub(crate) fn set_liberal(
+        &self,
+        connection: &Connection<V4>,
+        timeout: Option<u32>,
+    ) -> Result<bool> {
+        let mut attributes = vec![
             ConntrackAttribute::CtaTupleOrig(parts(&connection.original)),
             liberal(Vec::new()),
         ];
+        attributes.extend(timeout.map(ConntrackAttribute::CtaTimeout));
         let request = message(ConntrackMessage::New(attributes));
         match self.0.ask(request, NLM_F_ACK, |_: NetfilterMessage| {}) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error).context("the kernel does not loosen a connection"),
+            Err(error) => Err(error).context("the kernel does not make a connection liberal"),
         }
     }
 
@@ -135,7 +154,7 @@ impl Conntrack {
 pub(crate) fn subscribe() -> std::io::Result<Socket> {
     const UPDATE: u32 = 1 << 1;
     let socket = netlink::subscribe(protocols::NETLINK_NETFILTER, UPDATE)?;
-    socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
+    sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)?;
     Ok(socket)
 }
 
@@ -162,36 +181,38 @@ fn message(inner: ConntrackMessage) -> NetfilterMessage {
 /// Returns the connection in the kernel's attributes; none if it is of no kind that flows have.
 fn parse(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
     let mut connection = (None, None);
-    let (mut is_assured, mut is_open) = (false, true);
+    let (mut is_assured, mut is_established, mut is_plain) = (false, false, true);
     for attribute in attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(parts) => connection.0 = tuple(parts),
             ConntrackAttribute::CtaTupleReply(parts) => connection.1 = tuple(parts),
             ConntrackAttribute::CtaStatus(status) => {
-                is_assured = status.contains(Status::Assured) && !status.contains(Status::Dying);
+                is_assured = status.contains(Status::Assured);
+                is_plain &= !status.intersects(CHANGED_BY_OTHERS);
             }
-            ConntrackAttribute::CtaProtoInfo(infos) => is_open = infos.iter().all(is_established),
+            ConntrackAttribute::CtaProtoInfo(infos) => is_established = infos.iter().any(is_open),
+            ConntrackAttribute::Other(other) => is_plain &= !IN_PART.contains(&other.kind()),
             _ => {}
         }
     }
+    let connection = Connection {
+        original: connection.0?,
+        reply: connection.1?,
+    };
+    let is_open = connection.original.proto != proto::TCP || is_established;
     Some(Tracked {
-        connection: Connection {
-            original: connection.0?,
-            reply: connection.1?,
-        },
-        is_settled: is_assured && is_open,
+        connection,
+        is_settled: is_assured && is_open && is_plain,
     })
 }
 
-/// Whether a connection of TCP, if it is one, is open in both directions.
-fn is_established(info: &ProtoInfo) -> bool {
+/// Whether a connection of TCP is open in both directions.
+fn is_open(info: &ProtoInfo) -> bool {
     let ProtoInfo::TCP(parts) = info else {
-        return true;
+        return false;
     };
-    parts.iter().all(|part| match part {
-        ProtoInfoTCP::State(state) => *state == State::Established as u8,
-        _ => true,
-    })
+    let mut parts = parts.iter();
+    parts.any(|part| *part == ProtoInfoTCP::State(State::Established as u8))
 }
 
 fn tuple(parts: &[TupleAttribute]) -> Option<Tuple<V4>> {
@@ -270,7 +291,8 @@ fn attributes(connection: &Connection<V4>, terms: Terms) -> Vec<ConntrackAttribu
 /// Builds the attribute of a TCP connection whose windows the kernel does not know.
 fn liberal(mut info: Vec<ProtoInfoTCP>) -> ConntrackAttribute {
     // The flags, and which of them are set or cleared.
-    if let Ok(flags) = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL | MAXACK_SET]) {
+    if let Ok(flags) = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL | MAXACK_SET | DATA_UNACKNOWLEDGED])
+    {
         info.push(ProtoInfoTCP::OriginalFlags(flags.clone()));
         info.push(ProtoInfoTCP::ReplyFlags(flags));
     }

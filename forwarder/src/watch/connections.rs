@@ -23,6 +23,12 @@ const PACE: Duration = Duration::from_millis(100);
 /// The interval at which all connections are listed: those whose flow has ended before they did are
 /// found again.
 const LIST: Duration = Duration::from_secs(60);
+/// The least time until the next list, if there was more to tell than there was room for.
+const LIST_SOON: Duration = Duration::from_secs(10);
+/// How many connections are sent at once: other events come in between.
+const BATCH: usize = 256;
+/// How much of what the kernel tells is read at once.
+const DATAGRAMS: usize = 16_384;
 /// How many connections may wait for their age. Of more, the list tells.
 const YOUNG: usize = 65_536;
 
@@ -33,18 +39,19 @@ const YOUNG: usize = 65_536;
 pub(crate) async fn watch(settled: &Sender<Vec<Connection<V4>>>) -> Result<()> {
     let socket = subscribe().context("cannot hear of the kernel's connections")?;
     let mut young = BTreeMap::<Tuple<V4>, (Connection<V4>, Instant)>::new();
-    let mut listed: Option<Instant> = None;
+    let mut list_at = Instant::now();
     let mut buffer = vec![0; 1 << 16];
     loop {
         let mut ready = Vec::new();
-        if listed.is_none_or(|at| at.elapsed() >= LIST) {
-            listed = Some(Instant::now());
-            let all = spawn_blocking(|| Conntrack::open()?.list()).await??;
-            ready.extend(
-                all.iter()
-                    .filter(|one| one.is_settled)
-                    .map(|one| one.connection),
-            );
+        if Instant::now() >= list_at {
+            match spawn_blocking(|| Conntrack::open()?.list()).await? {
+                Ok(all) => {
+                    let all = all.iter().filter(|one| one.is_settled);
+                    ready.extend(all.map(|one| one.connection));
+                }
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+            list_at = Instant::now() + LIST;
         }
         young.retain(|_, (connection, since)| {
             let is_due = since.elapsed() >= AGE;
@@ -53,24 +60,22 @@ pub(crate) async fn watch(settled: &Sender<Vec<Connection<V4>>>) -> Result<()> {
             }
             !is_due
         });
-        if !ready.is_empty() && settled.send(ready).await.is_err() {
-            return Ok(());
+        for part in ready.chunks(BATCH) {
+            if settled.send(part.to_vec()).await.is_err() {
+                return Ok(());
+            }
         }
         tokio::select! {
             () = sleep(PACE) => {}
             () = settled.closed() => return Ok(()),
         }
-        let mut is_whole = true;
-        loop {
+        for _ in 0..DATAGRAMS {
             match recv(&socket, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => hear(&mut young, &tracked(&buffer[..length])),
                 // The kernel has told more than there was room for.
-                Err(Errno::NOBUFS) => is_whole = false,
+                Err(Errno::NOBUFS) => list_at = list_at.min(Instant::now() + LIST_SOON),
                 Err(_) => break,
             }
-        }
-        if !is_whole {
-            listed = None;
         }
     }
 }

@@ -17,7 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Host, Process, Space, eventually};
+use harness::{Host, Process, eventually};
 
 use crate::{OUTSIDE, PUBLISHED, SOON, Stock};
 
@@ -113,34 +113,4 @@ fn followed_connections_obey_bans() -> Result<()> {
     host.cmd(&[&["iptables", "-D", "DOCKER-USER"][..], &banned].concat())?;
     goes_on(&mut outward)?;
     eventually(SOON, || is_fast(host)).context("outward again")
-}
-
-/// A connection that was there before the forwarder becomes fast, too, and goes on after it.
-#[test]
-fn older_connections_are_followed() -> Result<()> {
-    let stock = Stock::new("older")?;
-    let host = &stock.host;
-    let inner = stock.inside.space()?;
-    let fetch = |space: &Space, from| {
-        let rate = "--rate=2000000";
-        space.spawn_peer(&["fetch", from, "400000000", rate, "--timeout=20000"])
-    };
-    let mut streams = [fetch(stock.lab.lan(), PUBLISHED)?, fetch(&inner, OUTSIDE)?];
-    for stream in &mut streams {
-        goes_on(stream)?;
-    }
-    let _agent = host.agent().start()?;
-    is_in_mode(host, "app", "own")?;
-    eventually(SOON, || {
-        let flows = host.json("flows")?;
-        let flows = flows.as_array().context("no list of flows")?;
-        ensure!(flows.len() == 2, "{flows:?}");
-        is_fast(host)
-    })?;
-    host.cli(&["release"])?;
-    for stream in &mut streams {
-        stream.line("at ", SOON)?;
-        goes_on(stream)?;
-    }
-    Ok(())
 }

@@ -165,7 +165,6 @@ fn tables(config: &Config, host_state: &HostState) -> DesiredState {
             [SocketHook::SkLookup].into()
         },
         keeps_rules: true,
-        follows: false,
         reassembles: datapath::can_reassemble(),
     };
     let mut tables = desired(host_state, &policy, 0);
