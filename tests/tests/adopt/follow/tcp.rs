@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Followed connections of TCP: their MSS, their end by FIN and RST, and what the kernel knows of it.
 
+use std::time::Instant;
+
 use anyhow::{Context as _, Result, ensure};
 use harness::{Host, eventually, soaked};
 use rustix::process::Signal;
@@ -79,6 +81,44 @@ fn long_stream_keeps_fitting_the_kernel() -> Result<()> {
         goes_on(&mut stream)?;
         scenario.fast()?;
         stream.line("done ", patience).map(drop)
+    })
+}
+
+/// A connection that has been fast and is idle lives as long as the kernel's own timeout says, not as
+/// one whose data is unacknowledged.
+#[test]
+fn idle_connection_lives_on() -> Result<()> {
+    const DAYS: u64 = 400_000;
+    let stock = Stock::new("idle")?;
+    iptables(&stock.host, &format!("-I {}", BAN.join(" ")))?;
+    on_both(&stock, |scenario| {
+        let host = scenario.host();
+        scenario.mode("app", "follow")?;
+        let mut held = stock
+            .lab
+            .lan()
+            .spawn_peer(&["hold", "1", PUBLISHED, BIND])?;
+        held.line("open 1", SOON)?;
+        let exchanged = Instant::now();
+        while exchanged.elapsed() < SOON / 2 {
+            held.tell("")?;
+            held.line("alive 1", SOON)?;
+        }
+        if scenario.is_adopted {
+            let flows = host.cli(&["flows"])?;
+            ensure!(flows.contains(PORT), "not followed: {flows}");
+        }
+        eventually(SOON, || {
+            let known = known(host)?;
+            let lives = known
+                .split_whitespace()
+                .find_map(|word| word.parse::<u64>().ok().filter(|n| *n > 6));
+            ensure!(lives.is_some_and(|seconds| seconds > DAYS), "{known}");
+            Ok(())
+        })?;
+        held.kill()?;
+        host.cmd(&["conntrack", "-D", "-p", "tcp", "--orig-port-src", PORT])
+            .map(drop)
     })
 }
 
