@@ -196,9 +196,10 @@ impl Shims {
     }
 
     /// Accepts the claims that Docker now agrees with, and refuses those that have waited too long.
-    /// Returns whether a sync is needed now.
+    /// Forgets ports of docker-proxies that Docker lists, at once: their container may end within the
+    /// second. Returns whether a sync is needed now.
     pub fn decide(&mut self, host_state: &mut HostState, now: Instant) -> bool {
-        let mut changed = false;
+        let mut changed = self.forget_proxied(host_state, now);
         for pending in std::mem::take(&mut self.pending) {
             let Pending {
                 shim,
@@ -283,12 +284,9 @@ impl Shims {
 
     /// Does the periodic work: tells orphans whose container Docker no longer knows to release
     /// their port, replies to a reclaim if no orphan holds the port, and refuses claims that Docker
-    /// contradicts. Removes ports of docker-proxies that Docker lists. Returns whether a sync is
-    /// needed now.
+    /// contradicts. Returns whether a sync is needed now.
     pub fn review(&mut self, host_state: &mut HostState, now: Instant) -> bool {
-        let changed = self.decide(host_state, now)
-            | self.contradict(host_state, now)
-            | self.forget_proxied(host_state, now);
+        let changed = self.decide(host_state, now) | self.contradict(host_state, now);
         if host_state.is_complete() && host_state.docker.is_some() {
             let idle = |port: &HostPort, bound: &Bound| {
                 let orphaned = self.connected.get(&bound.shim).and_then(|s| s.orphaned);
