@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use forwarder_common::abi::armed;
-use forwarder_common::clock::{Ticks, to_seconds};
+use forwarder_common::clock::Ticks;
 use forwarder_common::family::{Be32, V4};
 use forwarder_common::tracking::tcp::State;
 use forwarder_common::wire::proto;
@@ -101,6 +101,6 @@ fn terms(flow: &FlowSnapshot, now: Ticks) -> Terms {
         tcp: State::from_u8(flow.flow_state.state()),
         is_replied: flow.flow_state.is_replied(),
         is_assured: flow.flow_state.is_assured(),
-        timeout: to_seconds(flow.expires.wrapping_sub(now)).max(1) as u32,
+        timeout: flow.remaining(now),
     }
 }

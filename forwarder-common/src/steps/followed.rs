@@ -9,8 +9,8 @@
 //! [`LET_OUT`](timeouts::LET_OUT): only if it comes out again where a packet of this direction has to
 //! come out, the next ones may overtake the kernel. A rule that drops them, a route that leads them
 //! elsewhere, a connection that the kernel has forgotten therefore hold for the flow at once, whoever
-//! made them and however, and with no agent alive. For the same reason the kernel does not take the
-//! connection for idle.
+//! made them and however, and with no agent alive. The kernel sees a part of the packets only, so the
+//! agent tells it how long an idle connection lives.
 
 use crate::abi::{OUTSIDE, device, others};
 use crate::clock::Ticks;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use forwarder_common::abi::Tuple;
-use forwarder_common::clock::{Ticks, seconds, to_seconds};
+use forwarder_common::clock::{Ticks, seconds};
 use forwarder_common::conntrack::flow_operation::{Followed as Plan, Following};
 use forwarder_common::family::V4;
 use forwarder_common::wire::proto;
@@ -181,7 +181,7 @@ impl Agent {
             return;
         }
         let now = datapath::now();
-        let mut conntrack = None;
+        let mut due = Vec::new();
         for mut entry in entries {
             let original = entry.connection.original;
             let Some(flow) = self.flow(&entry.connection) else {
@@ -199,18 +199,20 @@ impl Agent {
             }
             entry.bytes = bytes;
             entry.idle_since = is_idle.then_some(flow.seen);
-            let timeout = is_idle.then(|| lifetime(&flow, now));
-            let told = match conntrack.as_ref() {
-                Some(conntrack) => Conntrack::set_liberal(conntrack, &entry.connection, timeout),
-                None => Conntrack::open().and_then(|opened| {
-                    let opened = conntrack.insert(opened);
-                    opened.set_liberal(&entry.connection, timeout)
-                }),
-            };
-            if let Err(error) = told {
+            self.followed.connections.insert(original, entry);
+            due.push((entry.connection, is_idle.then(|| flow.remaining(now))));
+        }
+        if due.is_empty() {
+            return;
+        }
+        let conntrack = match Conntrack::open() {
+            Ok(conntrack) => conntrack,
+            Err(error) => return tracing::warn!("{error:#}"),
+        };
+        for (connection, timeout) in due {
+            if let Err(error) = conntrack.set_liberal(&connection, timeout) {
                 tracing::warn!("{error:#}");
             }
-            self.followed.connections.insert(original, entry);
         }
     }
 
@@ -232,7 +234,7 @@ impl Agent {
                 continue;
             };
             if flow.proto == proto::TCP {
-                conntrack.set_liberal(&entry.connection, Some(lifetime(&flow, now)))?;
+                conntrack.set_liberal(&entry.connection, Some(flow.remaining(now)))?;
             }
             operations.end(flow.reference())?;
             for tuple in entry.connection.tuples() {
@@ -248,9 +250,4 @@ fn followed_bridges(tables: &DesiredState) -> BTreeSet<u32> {
     let all = tables.left.iter();
     all.filter_map(|(&bridge, left)| left.is_followed.then_some(bridge))
         .collect()
-}
-
-/// Returns how long a flow lives without a packet, in seconds.
-fn lifetime(flow: &FlowSnapshot, now: Ticks) -> u32 {
-    to_seconds(flow.expires.wrapping_sub(now)).max(1) as u32
 }

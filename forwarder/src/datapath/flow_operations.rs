@@ -77,16 +77,21 @@ impl FlowOperations {
     }
 
     fn run(&mut self, name: &str, frame: &[u8]) -> Result<u32> {
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            repeat: 1,
-            ..TestRunOptions::default()
-        };
-        let run = program(&mut self.ebpf, name)?.test_run(options);
-        Ok(run
-            .with_context(|| format!("cannot run {name}"))?
-            .return_value)
+        run(program(&mut self.ebpf, name)?, name, frame)
     }
+}
+
+/// Runs a program of a flow operation on a frame; returns its result.
+pub(super) fn run(program: &SchedClassifier, name: &str, frame: &[u8]) -> Result<u32> {
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        repeat: 1,
+        ..TestRunOptions::default()
+    };
+    let run = program.test_run(options);
+    Ok(run
+        .with_context(|| format!("cannot run {name}"))?
+        .return_value)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {

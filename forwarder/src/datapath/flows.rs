@@ -8,7 +8,7 @@ use anyhow::Result;
 use forwarder_common::abi::{
     Flow, FlowRef, FlowState, HOST, NextHop, ORIGINAL, OUTSIDE, REPLY, Tuple,
 };
-use forwarder_common::clock::{Ticks, reached};
+use forwarder_common::clock::{Ticks, reached, to_seconds};
 use forwarder_common::conntrack::quota;
 use forwarder_common::event::Event;
 use forwarder_common::family::{Be16, Family};
@@ -102,6 +102,12 @@ impl FlowSnapshot {
             index: self.index,
             id: self.flow_state.id(),
         }
+    }
+
+    /// Returns how many seconds the flow lives without a packet, at least one.
+    #[must_use]
+    pub fn remaining(&self, now: Ticks) -> u32 {
+        to_seconds(self.expires.wrapping_sub(now)).max(1) as u32
     }
 
     /// Returns the flow as a connection of one family; none if it is of another.

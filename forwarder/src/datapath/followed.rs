@@ -2,7 +2,7 @@
 //! Followed flows: creates the flow of a connection that the kernel tracks, and reads it.
 
 use anyhow::{Context, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::SchedClassifier;
 use forwarder_common::abi::Tuple;
 use forwarder_common::conntrack::flow_operation::{Followed, Following};
 use forwarder_common::family::V4;
@@ -10,6 +10,7 @@ use forwarder_common::wire::frame::Frame;
 
 use super::Datapath;
 use super::families::MapFamily;
+use super::flow_operations::run;
 use super::flows::FlowSnapshot;
 use super::hooks::Hooks;
 use super::maps::{Maps, Wire};
@@ -26,16 +27,7 @@ impl Datapath {
         let mut frame = [0; Followed::<V4>::LEN];
         let fits = connection.write(&mut Frame::new(&mut frame));
         debug_assert!(fits, "the frame has the length of a connection");
-        let options = TestRunOptions {
-            data_in: Some(&frame),
-            repeat: 1,
-            ..TestRunOptions::default()
-        };
-        let run = self.hooks.follow()?.test_run(options);
-        let code = run
-            .with_context(|| format!("cannot run {FOLLOW}"))?
-            .return_value;
-        Ok(match code {
+        Ok(match run(self.hooks.follow()?, FOLLOW, &frame)? {
             code if code == Following::Followed as u32 => Following::Followed,
             code if code == Following::Taken as u32 => Following::Taken,
             _ => Following::Refused,
