@@ -3,6 +3,7 @@
 //! that `run` must pass. A `Probe` is what is observed; pure functions judge it.
 
 mod dockerd;
+mod finding;
 mod firewall;
 mod probe;
 #[cfg(test)]
@@ -16,122 +17,16 @@ use forwarder_state::others::netfilter::{self, Rule, Scope};
 use forwarder_state::others::summary::drops;
 use forwarder_state::others::{Others, OurTable, Reach};
 use rustix::mount::MountFlags;
-use serde::{Deserialize, Serialize};
 
 use crate::config::{Attach, Config, Mode};
 use crate::datapath;
 use crate::sys;
 use crate::trusted;
+pub use finding::{Finding, Group, Level};
 use probe::{Bpffs, Docker, Probe};
 
 /// The oldest kernel with everything that is needed.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
-
-/// The severity of a finding.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// Not as it should be, but `run` corrects it.
-    Note,
-    /// It works, but could be better.
-    Warn,
-    /// `run` refuses to start.
-    Fatal,
-}
-
-/// What a finding is about.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Group {
-    /// The kernel, this process's rights, mounts and devices.
-    #[default]
-    Kernel,
-    /// The daemon and its configuration.
-    Docker,
-    /// Rules and configuration of other software.
-    Firewall,
-}
-
-impl Group {
-    /// Every group, in the order in which they are shown.
-    pub const ALL: [Self; 3] = [Self::Kernel, Self::Docker, Self::Firewall];
-
-    /// The heading of the group.
-    #[must_use]
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel and host",
-            Self::Docker => "Docker",
-            Self::Firewall => "firewall and other software",
-        }
-    }
-}
-
-/// A finding about the host.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Finding {
-    /// What it is about.
-    pub group: Group,
-    /// Its severity.
-    pub level: Level,
-    /// What was found, in plain words.
-    pub what: String,
-    /// What to do about it.
-    pub todo: Option<String>,
-}
-
-impl Finding {
-    fn ok(what: impl Into<String>) -> Self {
-        Self {
-            group: Group::default(),
-            level: Level::Ok,
-            what: what.into(),
-            todo: None,
-        }
-    }
-
-    fn note(what: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self {
-            group: Group::default(),
-            level: Level::Note,
-            what: what.into(),
-            todo: Some(todo.into()),
-        }
-    }
-
-    fn warn(what: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self {
-            group: Group::default(),
-            level: Level::Warn,
-            what: what.into(),
-            todo: Some(todo.into()),
-        }
-    }
-
-    fn fatal(what: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self {
-            group: Group::default(),
-            level: Level::Fatal,
-            what: what.into(),
-            todo: Some(todo.into()),
-        }
-    }
-
-    fn about(self, group: Group) -> Self {
-        Self { group, ..self }
-    }
-
-    /// Formats the finding in one line.
-    #[must_use]
-    pub fn line(&self) -> String {
-        match &self.todo {
-            Some(todo) => format!("{}: {todo}", self.what),
-            None => self.what.clone(),
-        }
-    }
-}
 
 /// Examines everything, including the verifier's result for every program. Changes nothing.
 #[must_use]
