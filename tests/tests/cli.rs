@@ -648,6 +648,38 @@ fn flows_have_names_and_a_footer() -> Result<()> {
     Ok(())
 }
 
+/// A list that is watched is shown whenever it changes, also by the agent's successor.
+#[test]
+fn watched_list_follows_changes() -> Result<()> {
+    let lab = Lab::new("watched")?;
+    let host = lab.host(Docker::stock())?;
+    let agent = host.agent().start()?;
+    let mut table = host.spawn_forwarder(&["ports", "--watch"])?;
+    let mut json = host.spawn_forwarder(&["endpoints", "-w", "-o", "json"])?;
+    table.line("PROTO  HOST", SOON)?;
+    ensure!(json.line("[", SOON)? == "[]");
+    let web = host.run("web", &["-p=8080:80"], &Peer::serve(80))?;
+    table.line("tcp    0.0.0.0:8080  web", SOON)?;
+    let line = json.line("[{", SOON)?;
+    let endpoints: Value = serde_json::from_str(&line)?;
+    ensure!(endpoints[0]["container"] == "web", "{line}");
+    drop(agent);
+    eventually(SOON, || {
+        let said = table.log();
+        ensure!(said.matches("no agent").count() == 1, "{said}");
+        Ok(())
+    })?;
+    let _agent = host.agent().start()?;
+    table.line("tcp    0.0.0.0:8080  web", SOON)?;
+    web.remove()?;
+    table.line("PROTO  HOST", SOON)?;
+    json.line("[]", SOON)?;
+    // A list that did not change is not shown again.
+    let shown = json.lines();
+    ensure!(shown.windows(2).all(|two| two[0] != two[1]), "{shown:?}");
+    Ok(())
+}
+
 /// Cleanup spares a running agent unless it is forced.
 #[test]
 fn cleanup_spares_a_running_agent_unless_forced() -> Result<()> {

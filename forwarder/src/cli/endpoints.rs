@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::output::{self, Format, Row, or_dash, yes};
+use super::output::{ListArgs, Row, or_dash, yes};
 use crate::config::Config;
 use crate::control::Verb;
 use crate::report::EndpointRow;
@@ -24,6 +24,6 @@ impl Row for EndpointRow {
     }
 }
 
-pub(super) fn endpoints(config: &Config, format: Format) -> Result<()> {
-    output::rows::<EndpointRow>(format, &super::ask::<Vec<_>>(config, Verb::Endpoints)?)
+pub(super) fn endpoints(config: &Config, args: &ListArgs) -> Result<()> {
+    args.show(|| super::ask::<Vec<EndpointRow>>(config, Verb::Endpoints))
 }

@@ -62,7 +62,7 @@ enum Verb {
     /// List Docker's bridge networks
     Networks(networks::Args),
     /// List containers on bridge networks
-    Endpoints(output::Args),
+    Endpoints(output::ListArgs),
     /// List published ports
     Ports(ports::Args),
     /// List, watch or end live flows; needs no agent
@@ -161,7 +161,7 @@ fn perform(verb: &Verb, config: Config, source: Source) -> Result<ExitCode> {
         Verb::Adopt(args) => return adopt::adopt(&config, args),
         Verb::Status(args) => return status::status(&config, args),
         Verb::Networks(args) => networks::networks(&config, args)?,
-        Verb::Endpoints(args) => endpoints::endpoints(&config, args.output)?,
+        Verb::Endpoints(args) => endpoints::endpoints(&config, args)?,
         Verb::Ports(args) => ports::ports(&config, args)?,
         Verb::Flows(args) => flows::flows(&config, args)?,
         Verb::Release => release::release(&config)?,
@@ -254,7 +254,7 @@ mod tests {
             let refused = command().try_get_matches_from(words());
             without_settings(refused.unwrap_err(), words()).to_string()
         };
-        let text = refused("forwarder ports --watch");
+        let text = refused("forwarder doctor --watch");
         assert!(text.contains("unexpected argument '--watch'"), "{text}");
         assert!(!text.contains("--attach"), "{text}");
         let text = refused("forwarder flows --limi=3");
@@ -275,7 +275,7 @@ mod tests {
             let Verb::Ports(args) = cli.verb else {
                 panic!("another verb")
             };
-            assert_eq!(args.output.output, output::Format::Json);
+            assert_eq!(args.list.output.output, output::Format::Json);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::output::{self, Format, Row, or_dash, yes};
+use super::output::{ListArgs, Row, or_dash, table, yes};
 use crate::config::Config;
 use crate::control::Verb;
 use crate::report::NetworkRow;
@@ -43,21 +43,21 @@ pub(super) struct Args {
     #[arg(short, long)]
     verbose: bool,
     #[command(flatten)]
-    output: output::Args,
+    list: ListArgs,
 }
 
 pub(super) fn networks(config: &Config, args: &Args) -> Result<()> {
-    let rows = super::ask::<Vec<NetworkRow>>(config, Verb::Networks)?;
-    match args.output.output {
-        Format::Table if args.verbose => {
-            let columns = [NetworkRow::COLUMNS, &["RULE"]].concat();
-            let rows = rows.iter().map(|row| {
-                let mut cells = row.cells();
-                cells.push(or_dash(row.left.as_ref()));
-                cells
-            });
-            output::text(&output::table(&columns, rows))
-        }
-        format => output::rows(format, &rows),
+    let list = || super::ask::<Vec<NetworkRow>>(config, Verb::Networks);
+    if !args.verbose {
+        return args.list.show(list);
     }
+    args.list.show_as(list, |rows| {
+        let columns = [NetworkRow::COLUMNS, &["RULE"]].concat();
+        let rows = rows.iter().map(|row| {
+            let mut cells = row.cells();
+            cells.push(or_dash(row.left.as_ref()));
+            cells
+        });
+        table(&columns, rows)
+    })
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Output of a verb: a table for people or JSON for programs, and nothing else on stdout.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -9,6 +10,11 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use crate::plain;
+
+/// How often a list that is watched is asked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// What empties a terminal's screen and leads to its beginning (ECMA-48, ED and CUP).
+const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// The form of a verb's output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
@@ -28,6 +34,83 @@ pub(super) struct Args {
     pub(super) output: Format,
 }
 
+/// The flags of every verb that lists something.
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    pub(super) output: Args,
+    /// Show the list again whenever it changes, until interrupted; as JSON, one line each
+    #[arg(short, long)]
+    watch: bool,
+}
+
+impl ListArgs {
+    /// Shows the rows that `list` returns.
+    pub(super) fn show<T: Row>(&self, list: impl Fn() -> Result<Vec<T>>) -> Result<()> {
+        self.show_as(list, |rows| table(T::COLUMNS, rows.iter().map(Row::cells)))
+    }
+
+    /// Shows the rows that `list` returns, laid out by `table`.
+    pub(super) fn show_as<T: Serialize>(
+        &self,
+        list: impl Fn() -> Result<Vec<T>>,
+        table: impl Fn(&[T]) -> String,
+    ) -> Result<()> {
+        let text = || {
+            let rows = list()?;
+            Ok(match self.output.output {
+                Format::Table => plain::lines(&table(&rows)).into_owned(),
+                Format::Json if self.watch => {
+                    let line = serde_json::to_string(&rows).context("cannot write JSON")?;
+                    plain::json(&(line + "\n")).into_owned()
+                }
+                Format::Json => as_json(&rows)?,
+            })
+        };
+        if !self.watch {
+            return write(&text()?).map(drop);
+        }
+        again_and_again(text, self.between())
+    }
+
+    /// What stands between one list and the next.
+    fn between(&self) -> &'static str {
+        match self.output.output {
+            Format::Json => "",
+            Format::Table if io::stdout().is_terminal() => CLEAR,
+            Format::Table => "\n",
+        }
+    }
+}
+
+/// Prints what `text` returns whenever it changes, until the reader has gone. While there is none, as
+/// between two agents, its error is said once.
+fn again_and_again(text: impl Fn() -> Result<String>, between: &str) -> Result<()> {
+    let mut shown = text()?;
+    let mut is_heard = write(&shown)?;
+    let mut failed = String::new();
+    while is_heard {
+        std::thread::sleep(LOOK);
+        match text() {
+            Ok(now) if now == shown && failed.is_empty() => {}
+            Ok(now) => {
+                is_heard = write(&format!("{between}{now}"))?;
+                shown = now;
+                failed.clear();
+            }
+            Err(error) => {
+                let error = format!("forwarder: {}\n", plain::line(&format!("{error:#}")));
+                if failed != error {
+                    // The terminal may have gone.
+                    let _ = io::stderr().write_all(error.as_bytes());
+                    failed = error;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A value that is a row of a table.
 pub(super) trait Row: Serialize {
     /// The column headings.
@@ -35,14 +118,6 @@ pub(super) trait Row: Serialize {
 
     /// Returns the cells of the row, one for each column.
     fn cells(&self) -> Vec<String>;
-}
-
-/// Prints rows.
-pub(super) fn rows<T: Row>(format: Format, rows: &[T]) -> Result<()> {
-    match format {
-        Format::Json => json(rows),
-        Format::Table => text(&table(T::COLUMNS, rows.iter().map(Row::cells))),
-    }
 }
 
 /// Lays out columns.
@@ -63,24 +138,28 @@ pub(super) fn table(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>
 
 /// Prints a value as JSON.
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
+    write(&as_json(value)?).map(drop)
+}
+
+fn as_json<T: Serialize + ?Sized>(value: &T) -> Result<String> {
     let mut line = serde_json::to_string_pretty(value).context("cannot write JSON")?;
     line.push('\n');
-    write(&plain::json(&line))
+    Ok(plain::json(&line).into_owned())
 }
 
 /// Prints text. Control characters are escaped, so that names cannot control a terminal.
 pub(super) fn text(text: &str) -> Result<()> {
-    write(&plain::lines(text))
+    write(&plain::lines(text)).map(drop)
 }
 
-/// A reader that closes the pipe early is no error.
-fn write(text: &str) -> Result<()> {
+/// Prints text as it is, and returns whether anybody reads it: a reader that closes the pipe early is
+/// no error.
+pub(super) fn write(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to stdout")
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to stdout"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 
-use super::output::{self, Row, or_dash};
+use super::output::{ListArgs, Row, or_dash};
 use crate::config::Config;
 use crate::control::Verb;
 use crate::report::PortRow;
@@ -31,13 +31,15 @@ pub(super) struct Args {
     #[arg(value_name = "CONTAINER")]
     container: Option<String>,
     #[command(flatten)]
-    pub(super) output: output::Args,
+    pub(super) list: ListArgs,
 }
 
 pub(super) fn ports(config: &Config, args: &Args) -> Result<()> {
-    let mut rows = super::ask::<Vec<PortRow>>(config, Verb::Ports)?;
-    if args.container.is_some() {
-        rows.retain(|row| row.container == args.container);
-    }
-    output::rows(args.output.output, &rows)
+    args.list.show(|| {
+        let mut rows = super::ask::<Vec<PortRow>>(config, Verb::Ports)?;
+        if args.container.is_some() {
+            rows.retain(|row| row.container == args.container);
+        }
+        Ok(rows)
+    })
 }

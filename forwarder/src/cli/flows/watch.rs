@@ -2,7 +2,6 @@
 //! `forwarder flows --watch`: prints one line for each flow event until it is interrupted.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write as _};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -12,7 +11,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::names::Names;
-use crate::cli::output::Format;
+use crate::cli::output::{Format, write};
 use crate::config::Config;
 use crate::datapath::{self, Events, FlowOperations};
 use crate::plain;
@@ -53,7 +52,7 @@ async fn follow(config: &Config, filter: &Filter, format: Format) -> Result<()> 
     let mut housekeeping = interval(BEAT);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ring = Ring::Empty;
-    print(&watcher.head())?;
+    write(&watcher.head())?;
     while ring != Ring::Unheard {
         tokio::select! {
             biased;
@@ -170,7 +169,7 @@ impl Watcher<'_> {
             // Writing to a string cannot fail.
             let _ = writeln!(lines, "{said}");
         }
-        Ok(if !print(&lines)? {
+        Ok(if !write(&lines)? {
             Ring::Unheard
         } else if read < BATCH {
             Ring::Empty
@@ -222,16 +221,6 @@ fn line(cells: &[&str; 9]) -> String {
 #[expect(clippy::disallowed_methods, reason = "shown to people")]
 fn wall() -> Duration {
     SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
-}
-
-/// Prints at once; returns whether the reader still reads.
-fn print(text: &str) -> Result<bool> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(error).context("cannot write to stdout"),
-    }
 }
 
 #[cfg(test)]
