@@ -89,7 +89,7 @@ pub fn networks(host_state: &HostState, tables: &DesiredState) -> Vec<NetworkRow
                     None if programmed => PathMode::Own,
                     _ => PathMode::Off,
                 },
-                left: left.map(|left| left.why.clone()),
+                rule: left.map(|left| left.why.clone()),
             })
         })
         .collect::<Vec<_>>();
@@ -224,10 +224,10 @@ pub fn agent(
             .into_iter()
             .filter_map(|row| {
                 let (network, mode) = (row.name, row.mode);
-                row.left.map(|left| LeftNetwork {
+                row.rule.map(|rule| LeftNetwork {
                     network,
                     mode,
-                    left,
+                    rule,
                 })
             })
             .collect(),

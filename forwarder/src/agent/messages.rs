@@ -135,7 +135,7 @@ fn log(notice: &Notice, is_detail: bool) {
             network = network.name,
             bridge = network.bridge,
             mode = network.path.label(),
-            left = network.path.rule()
+            rule = network.path.rule()
         ),
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn networks(config: &Config, args: &Args) -> Result<()> {
         let columns = [NetworkRow::COLUMNS, &["RULE"]].concat();
         let rows = rows.iter().map(|row| {
             let mut cells = row.cells();
-            cells.push(or_dash(row.left.as_ref()));
+            cells.push(or_dash(row.rule.as_ref()));
             cells
         });
         table(&columns, rows)

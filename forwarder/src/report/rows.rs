@@ -57,7 +57,7 @@ pub struct NetworkRow {
     pub mode: PathMode,
     /// Why the network is left to the kernel: the rule that decided; none if the forwarder decides
     /// about its traffic.
-    pub left: Option<String>,
+    pub rule: Option<String>,
 }
 
 /// Who decides about a network's traffic.
@@ -94,7 +94,7 @@ pub struct LeftNetwork {
     /// Whether its connections are followed.
     pub mode: PathMode,
     /// The rule because of which the kernel decides.
-    pub left: String,
+    pub rule: String,
 }
 
 /// A container's endpoint on a bridge network.

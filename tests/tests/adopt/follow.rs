@@ -35,7 +35,7 @@ fn mode(host: &Host, name: &str) -> Result<(String, String)> {
     let row = networks.iter().find(|row| row["name"] == name);
     let row = row.with_context(|| format!("no network {name}"))?;
     let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    Ok((text("mode"), text("left")))
+    Ok((text("mode"), text("rule")))
 }
 
 fn is_in_mode(host: &Host, name: &str, wanted: &str) -> Result<()> {
@@ -51,7 +51,7 @@ fn forwarded(host: &Host) -> Result<u64> {
 }
 
 /// Whether packets take the fast path now.
-fn is_fast(host: &Host) -> Result<()> {
+pub(crate) fn is_fast(host: &Host) -> Result<()> {
     let before = forwarded(host)?;
     sleep(Duration::from_millis(200));
     let packets = forwarded(host)? - before;

@@ -40,7 +40,7 @@ fn left(host: &Host) -> Result<Vec<(String, String)>> {
     let networks = host.json("networks")?;
     let networks = networks.as_array().context("no list of networks")?;
     let left = networks.iter().filter_map(|network| {
-        let why = network["left"].as_str()?;
+        let why = network["rule"].as_str()?;
         Some((network["name"].as_str()?.to_owned(), why.to_owned()))
     });
     Ok(left.collect())

@@ -113,10 +113,10 @@ struct Words {
 fn networks(text: &mut String, adoption: &Adoption, words: &Words) {
     for network in &adoption.networks {
         let NetworkRow {
-            name, mode, left, ..
+            name, mode, rule, ..
         } = network;
         let Words { own, follow, off } = words;
-        let what = match (mode, left) {
+        let what = match (mode, rule) {
             (PathMode::Own, _) => format!("network {name} {own}"),
             (PathMode::Follow, rule) => {
                 format!(
@@ -163,7 +163,7 @@ fn line(text: &mut String, line: &str) {
 mod tests {
     use super::*;
 
-    fn network(name: &str, mode: PathMode, left: Option<&str>) -> NetworkRow {
+    fn network(name: &str, mode: PathMode, rule: Option<&str>) -> NetworkRow {
         NetworkRow {
             name: name.into(),
             id: "0123456789ab".into(),
@@ -176,7 +176,7 @@ mod tests {
             endpoints: 1,
             programmed: mode == PathMode::Own,
             mode,
-            left: left.map(str::to_owned),
+            rule: rule.map(str::to_owned),
         }
     }
 

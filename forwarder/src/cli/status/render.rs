@@ -166,13 +166,13 @@ fn notes(status: &Status) -> impl Iterator<Item = String> {
         let LeftNetwork {
             network,
             mode,
-            left,
+            rule,
         } = network;
         let what = match mode {
             PathMode::Follow => "follows the kernel",
             PathMode::Own | PathMode::Off => "is left to the kernel",
         };
-        format!("  · network {network} {what}: {left}")
+        format!("  · network {network} {what}: {rule}")
     });
     failures.chain(others).chain(left)
 }
