@@ -344,7 +344,7 @@ fn docker_rules_are_refused_with_a_remedy() -> Result<()> {
     let parts = [
         "dockerd's own rules are in place",
         "\"iptables\": false",
-        "-restore",
+        "keep them, with --mode adopt",
         "(or try the sandbox)",
     ];
     assert_has(&line, &parts);

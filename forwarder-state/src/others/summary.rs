@@ -17,8 +17,6 @@ pub struct Summary {
     /// Chains that drop every packet that no rule has accepted before, with the command that ends
     /// this.
     pub drops: BTreeSet<(String, String)>,
-    /// Commands that remove Docker's rules.
-    pub remove: BTreeSet<String>,
 }
 
 /// Summarises the output of a program. `iptables_nft` says that iptables has already shown its own
@@ -92,12 +90,6 @@ fn iptables(tool: &str, text: &str) -> Summary {
             }
         }
     }
-    if summary.chains || summary.docker.is_some() {
-        // This removes Docker's chains, jumps and rules that name one of its bridges, all at once.
-        summary.remove.insert(format!(
-            "{tool}-save | grep -vE 'DOCKER|docker0|br-[0-9a-f]{{12}}' | {tool}-restore"
-        ));
-    }
     summary
 }
 
@@ -144,13 +136,6 @@ fn nft(text: &str, iptables_read: bool) -> Summary {
             summary
                 .docker
                 .get_or_insert_with(|| format!("{here} {line}"));
-            summary.remove.insert(if table.starts_with("docker-") {
-                format!("nft delete table {family} {table}")
-            } else {
-                format!("nft flush chain {here}")
-            });
-        } else if chain.starts_with("DOCKER") {
-            summary.remove.insert(format!("nft flush chain {here}"));
         }
     }
     summary

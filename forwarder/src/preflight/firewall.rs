@@ -14,9 +14,9 @@ use super::Finding;
 use crate::config::Mode;
 
 /// How to stop dockerd from creating rules.
-const DISABLE: &str = "set \"iptables\": false and \"ip6tables\": false in \
-                       /etc/docker/daemon.json, restart docker, and remove the rules, which \
-                       outlive the restart:";
+const DISABLE: &str = "keep them, with --mode adopt; or set \"iptables\": false and \"ip6tables\": \
+                       false in /etc/docker/daemon.json and restart this host, because the rules \
+                       outlive dockerd";
 
 /// Whether Docker's own rules stay where they are.
 pub(super) fn keeps_rules(firewall: &Firewall, mode: Mode) -> bool {
@@ -61,23 +61,15 @@ pub(super) fn judge(firewall: &Firewall, mode: Mode) -> Vec<Finding> {
 
 fn findings_of(tool: &str, summary: &Summary) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let remove = || {
-        summary
-            .remove
-            .iter()
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(" && ")
-    };
     if let Some(rule) = &summary.docker {
         findings.push(Finding::fatal(
             format!("dockerd's own rules are in place ({tool}: {rule})"),
-            format!("{DISABLE} {}", remove()),
+            DISABLE,
         ));
     } else if summary.chains {
         findings.push(Finding::warn(
             format!("dockerd's chains remain, without rules that have an effect ({tool})"),
-            remove(),
+            "they go when this host restarts",
         ));
     }
     findings
