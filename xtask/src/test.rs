@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the privileged tiers need.
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 13] = [
     Need::program("docker.io", "dockerd"),
     Need::package("busybox-static"),
     Need::program("iproute2", "ip"),
@@ -37,6 +37,7 @@ const NEEDS: [Need; 12] = [
     Need::program("socat", "socat"),
     Need::program("conntrack", "conntrack"),
     Need::program("ipset", "ipset"),
+    Need::program("ufw", "ufw"),
 ];
 
 /// The integration tests of the program tier, by prefix of their names; all others are host tests.

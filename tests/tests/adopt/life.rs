@@ -16,16 +16,16 @@ use crate::{OUTSIDE, PUBLISHED, SOON, Stock};
 const BYTES: &str = "400000000";
 const RATE: &str = "--rate=100000000";
 /// A silence in milliseconds that a lost segment does not end: a SYN is sent again after a second.
-const UNBROKEN: u64 = 900;
+pub(crate) const UNBROKEN: u64 = 900;
 
 /// Waits for the end of a released agent.
-fn ends(agent: &mut Agent) -> Result<()> {
+pub(crate) fn ends(agent: &mut Agent) -> Result<()> {
     eventually(SOON, || {
         agent.ended()?.context("the agent goes on").map(drop)
     })
 }
 
-fn release(host: &Host) -> Result<()> {
+pub(crate) fn release(host: &Host) -> Result<()> {
     host.cli(&["release"]).map(drop)
 }
 

@@ -8,6 +8,7 @@ mod life;
 mod packets;
 mod ports;
 mod rules;
+mod ufw;
 
 use std::time::Duration;
 
@@ -62,20 +63,22 @@ impl Stock {
         })
     }
 
+    /// Steady traffic in all directions.
     fn traffic(&self) -> Result<Traffic> {
+        let mut traffic = self.forwarded_traffic()?;
+        let mut local = self.host.spawn_peer(&["pulse", "5", LOCAL, PATIENT])?;
+        local.line("pulses", SOON).context("local")?;
+        traffic.0.push(("local", local));
+        Ok(traffic)
+    }
+
+    /// Steady traffic in both directions that are forwarded.
+    fn forwarded_traffic(&self) -> Result<Traffic> {
         let inner = self.inside.space()?;
-        let mut all = [
-            (
-                "in",
-                self.lab
-                    .lan()
-                    .spawn_peer(&["pulse", "20", PUBLISHED, PATIENT])?,
-            ),
+        let lan = self.lab.lan();
+        let mut all = vec![
+            ("in", lan.spawn_peer(&["pulse", "20", PUBLISHED, PATIENT])?),
             ("out", inner.spawn_peer(&["pulse", "20", OUTSIDE, PATIENT])?),
-            (
-                "local",
-                self.host.spawn_peer(&["pulse", "5", LOCAL, PATIENT])?,
-            ),
         ];
         for (name, process) in &mut all {
             process.line("pulses", SOON).context(*name)?;
@@ -102,8 +105,8 @@ fn uncounted(line: &str) -> String {
     words.join(" ")
 }
 
-/// Steady traffic in three directions.
-struct Traffic([(&'static str, Process); 3]);
+/// Steady traffic, by directions.
+struct Traffic(Vec<(&'static str, Process)>);
 
 impl Traffic {
     /// Ends it and checks what became of it while the host changed hands once.
