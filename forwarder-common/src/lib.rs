@@ -19,7 +19,8 @@
 //!
 //! - **Data.** [`abi`] declares the maps that programs and agent share: names, sizes, keys and
 //!   values. [`family`] makes everything generic over the address family. [`reason`], [`event`],
-//!   [`clock`], [`mark`], [`meta`] and [`attempt`] are small vocabularies.
+//!   [`clock`], [`mark`], [`meta`] and [`attempt`] are small vocabularies;
+//!   [`verifier`] keeps a program's proof short.
 //! - **Bytes.** [`wire`] gives checked access to a frame, parses it into a tuple and a few facts,
 //!   applies edits, restores the packet that an ICMP error quotes, and updates checksums without
 //!   reading the payload.
@@ -58,4 +59,5 @@ pub mod socket;
 pub mod steps;
 pub mod subprograms;
 pub mod tracking;
+pub mod verifier;
 pub mod wire;

@@ -2,7 +2,7 @@
 //! Forwards packets of existing flows: tracks, translates and sends them, or passes them to the
 //! kernel in the form that the kernel expects.
 
-use crate::abi::{Endpoint, Flow, ORIGINAL, REPLY};
+use crate::abi::{Endpoint, Flow, HOST, ORIGINAL, REPLY};
 use crate::clock::{Ticks, reached};
 use crate::conntrack::flow::{self, Hit};
 use crate::conntrack::window_scale;
@@ -17,6 +17,7 @@ use crate::steps::steer::Target;
 use crate::subprograms::{Forwarding, Steps};
 use crate::tracking::segment::NO_SCALE;
 use crate::tracking::tcp::{State, reopens};
+use crate::verifier::{forget, forget_reason};
 use crate::wire::header::Ip;
 use crate::wire::parse::Class;
 use crate::wire::rewrite::Edit;
@@ -150,7 +151,9 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         }
         let now = self.tables.now();
         let hit = self.current(now)?;
-        let is_followed = hit.flow_state.is_followed();
+        // Several conditions depend on this, and more on where the packet goes: to the verifier each
+        // is one case, not the product of all.
+        let is_followed = forget(hit.flow_state.is_followed() as u32, now) != 0;
         if !self.comes_from(&hit) {
             // Whoever sends by the tuple of the kernel's connection is judged as without a flow.
             return (!is_followed).then_some(Reason::SpoofedSource);
@@ -182,6 +185,9 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         }
         if let Some(reason) = self.others_need_kernel(&way) {
             way = Target::Kernel(reason);
+        }
+        if let Target::Kernel(reason) = way {
+            way = Target::Kernel(forget_reason(reason, now));
         }
         // A bridge learns the sender's port from the source MAC address of every frame it receives.
         if matches!(way, Target::Kernel(_)) && !is_followed && !self.sends_as_itself() {
@@ -261,7 +267,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             self.tables.edit(&mut self.frame, &edit);
         }
         // A packet to the host itself passes no further hook of the forwarder.
-        if reason as u8 != Reason::HostFlow as u8 {
+        if hit.flow.next_hops[hit.dir & 1].slot() != HOST {
             let hash = mark::encode_hash(hit.index, hit.dir, self.packet.unassembled);
             self.tables.mark(mark::FLOW);
             self.tables.hash(hash);
