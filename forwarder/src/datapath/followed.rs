@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Followed flows: creates the flow of a connection that the kernel tracks, and reads it.
 
-use anyhow::{Context, Result};
-use aya::programs::SchedClassifier;
+use anyhow::Result;
 use forwarder_common::abi::Tuple;
 use forwarder_common::conntrack::flow_operation::{Followed, Following};
 use forwarder_common::family::V4;
@@ -12,7 +11,6 @@ use super::Datapath;
 use super::families::MapFamily;
 use super::flow_operations::run;
 use super::flows::FlowSnapshot;
-use super::hooks::Hooks;
 use super::maps::{Maps, Wire};
 
 /// The name of the program in the object.
@@ -27,30 +25,19 @@ impl Datapath {
         let mut frame = [0; Followed::<V4>::LEN];
         let fits = connection.write(&mut Frame::new(&mut frame));
         debug_assert!(fits, "the frame has the length of a connection");
-        Ok(match run(self.hooks.follow()?, FOLLOW, &frame)? {
-            code if code == Following::Followed as u32 => Following::Followed,
-            code if code == Following::Taken as u32 => Following::Taken,
-            _ => Following::Refused,
-        })
+        Ok(
+            match run(self.hooks.programs.named(FOLLOW)?, FOLLOW, &frame)? {
+                code if code == Following::Followed as u32 => Following::Followed,
+                code if code == Following::Taken as u32 => Following::Taken,
+                _ => Following::Refused,
+            },
+        )
     }
 
     /// Returns the followed flow of a tuple, if it has one.
     #[must_use]
     pub fn followed<F: MapFamily>(&self, tuple: Tuple<F>) -> Option<FlowSnapshot> {
         self.maps.followed(tuple)
-    }
-}
-
-impl Hooks {
-    fn follow(&mut self) -> Result<&mut SchedClassifier> {
-        let program = self.ebpf.program_mut(FOLLOW).context("not in the object")?;
-        let program: &mut SchedClassifier = program.try_into()?;
-        if program.fd().is_err() {
-            program
-                .load()
-                .with_context(|| format!("the kernel refuses the program {FOLLOW}"))?;
-        }
-        Ok(program)
     }
 }
 

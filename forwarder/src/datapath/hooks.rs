@@ -2,29 +2,25 @@
 //! Programs on devices: attached by pinned tcx links, or by clsact filters if the kernel has no
 //! tcx, and replaced in place.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::thread::{available_parallelism, scope};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle, qdisc_add_clsact,
     qdisc_detach_program,
 };
 use aya::programs::xdp::XdpLink;
-use aya::programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp, XdpMode};
+use aya::programs::{ProgramInfo, SchedClassifier, XdpMode};
 use forwarder_state::desired_state::{Hook, XdpKind};
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
-use super::kept::Kept;
 use super::pins::{self, Pins};
+use super::programs::Programs;
 use crate::sys::{qdisc, remove};
 use crate::trusted;
 
@@ -36,19 +32,9 @@ const HANDLE: u16 = 1;
 /// The time within which the kernel detaches a program whose link has gone.
 const TAKEN_OFF: Duration = Duration::from_secs(2);
 
-/// How often a program is loaded that a signal interrupts.
-const LOADS: u32 = 5;
-
-/// The programs of one object and their attachment points.
+/// The programs and their attachment points.
 pub(super) struct Hooks {
-    pub(super) ebpf: Ebpf,
-    /// The programs of an earlier agent of the same build, which are used instead of the object's.
-    earlier: BTreeMap<&'static str, SchedClassifier>,
-    /// Where programs are kept for the next agent.
-    kept: Option<Kept>,
-    /// The verifier's result for each program that was loaded, by the program's name. A refused
-    /// program is not loaded again.
-    pub(super) judged: BTreeMap<&'static str, Result<(), String>>,
+    pub(super) programs: Programs,
     pub(super) pins: Pins,
     /// Pinned links that somebody has detached from their device, as of the last look.
     detached: BTreeSet<(u32, Hook)>,
@@ -58,25 +44,16 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
-    pub(super) fn new(ebpf: Ebpf, pins: Pins, clsact: Option<PathBuf>) -> Result<Self> {
+    pub(super) fn new(programs: Programs, pins: Pins, clsact: Option<PathBuf>) -> Result<Self> {
         if let Some(dir) = &clsact {
             trusted::make(dir)?;
         }
         Ok(Self {
-            ebpf,
-            earlier: BTreeMap::new(),
-            kept: None,
-            judged: BTreeMap::new(),
+            programs,
             pins,
             detached: BTreeSet::new(),
             clsact,
         })
-    }
-
-    /// Uses what an earlier agent of the same build has kept, and keeps programs for the next one.
-    pub(super) fn keep(&mut self, kept: Kept) {
-        self.earlier = kept.programs(&self.pins.maps());
-        self.kept = Some(kept);
     }
 
     /// Returns the hooks that are in place, whoever attached them. With `look` it asks the kernel
@@ -103,10 +80,10 @@ impl Hooks {
         // All programs are loaded before any is replaced. An exception is XDP: if the kernel
         // refuses ours, the earlier agent's program stays.
         for &(_, hook) in hooks.iter().filter(|(_, hook)| *hook != Hook::Uplink) {
-            self.load(hook)?;
+            self.programs.load(hook)?;
         }
         for (ifindex, hook) in hooks {
-            if hook == Hook::Uplink && self.load(hook).is_err() {
+            if hook == Hook::Uplink && self.programs.load(hook).is_err() {
                 continue;
             }
             if let Err(error) = self.replace(ifindex, hook, &name_of) {
@@ -116,10 +93,7 @@ impl Hooks {
                 self.forget(ifindex, hook);
             }
         }
-        match &self.kept {
-            Some(kept) => kept.forget_others(),
-            None => Ok(()),
-        }
+        self.programs.forget_others()
     }
 
     /// Prepares the XDP mode: see [`Pins::settle_xdp`].
@@ -136,7 +110,7 @@ impl Hooks {
         let path = self.pins.link(ifindex, hook);
         if !path.exists() {
             let name = name_of(ifindex).context("no such device")?;
-            let program = self.classifier(hook)?;
+            let program = self.programs.classifier(hook)?;
             let (kind, handle) = (direction(hook), TcHandle::new(0, HANDLE));
             let link = SchedClassifierLink::attached(&name, kind, PRIORITY, handle, None)?;
             let id = program.attach_to_link(link)?;
@@ -145,12 +119,12 @@ impl Hooks {
         }
         let link = FdLink::from(PinnedLink::from_pin(&path)?);
         if hook == Hook::Uplink {
-            let program = self.xdp()?;
+            let program = self.programs.xdp()?;
             let id = program.attach_to_link(XdpLink::try_from(link)?)?;
             // The link is dropped here; its pin keeps it attached.
             drop(program.take_link(id)?);
         } else {
-            let program = self.classifier(hook)?;
+            let program = self.programs.classifier(hook)?;
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
             drop(program.take_link(id)?);
         }
@@ -172,7 +146,7 @@ impl Hooks {
             return self.attach_filter(&dir, ifindex, device, hook);
         }
         let path = self.pins.link(ifindex, hook);
-        let program = self.classifier(hook)?;
+        let program = self.programs.classifier(hook)?;
         let id = once_taken_off(|| {
             let options = TcAttachOptions::TcxOrder(LinkOrder::default());
             Ok(program.attach_with_options(device, direction(hook), options)?)
@@ -193,7 +167,7 @@ impl Hooks {
             Some(XdpKind::Generic) => XdpMode::Skb,
             Some(XdpKind::Native) | None => XdpMode::Driver,
         };
-        let program = self.xdp()?;
+        let program = self.programs.xdp()?;
         let id = once_taken_off(|| Ok(program.attach_to_if_index(ifindex, mode)?)).await?;
         let link = FdLink::try_from(program.take_link(id)?)?;
         link.pin(&path)?;
@@ -222,7 +196,7 @@ impl Hooks {
             handle: TcHandle::new(0, HANDLE),
             classid: None,
         };
-        let program = self.classifier(hook)?;
+        let program = self.programs.classifier(hook)?;
         let attached =
             program.attach_with_options(device, direction(hook), TcAttachOptions::Netlink(options));
         let id = match attached {
@@ -252,155 +226,6 @@ impl Hooks {
         if let Some(dir) = &self.clsact {
             let _ = fs::remove_file(dir.join(pins::file_name(ifindex, hook)));
         }
-    }
-
-    /// Passes programs through the verifier, as many at a time as the machine has CPUs, unless the
-    /// agent is asked to stop. The kernel's results are returned when each program is needed.
-    pub(super) fn load_together(
-        &mut self,
-        names: &[&'static str],
-        is_stopped: &(dyn Fn() -> bool + Sync),
-    ) {
-        let mut programs: BTreeMap<_, _> = self.ebpf.programs_mut().collect();
-        let is_new = |name: &&&'static str| {
-            !self.judged.contains_key(**name) && !self.earlier.contains_key(**name)
-        };
-        let new = names.iter().filter(is_new);
-        let new = new.filter_map(|name| Some((*name, programs.remove(name)?)));
-        let waiting = Mutex::new(new.collect::<VecDeque<_>>());
-        let next = || {
-            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.pop_front().filter(|_| !is_stopped())
-        };
-        let load = || {
-            let mut judged = Vec::new();
-            while let Some((name, program)) = next() {
-                let loaded = uninterrupted(|| load(program));
-                judged.push((name, loaded.map_err(|error| refusal(name, error))));
-            }
-            judged
-        };
-        let threads = available_parallelism().map_or(1, NonZero::get);
-        self.judged.extend(scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(load)).collect();
-            // What a thread that panicked has not loaded is loaded when it is needed.
-            let judged = threads.into_iter().filter_map(|thread| thread.join().ok());
-            judged.flatten().collect::<Vec<_>>()
-        }));
-        if let Err(error) = self.keep_loaded(names) {
-            tracing::debug!("the next agent loads the programs again: {error:#}");
-        }
-    }
-
-    /// Keeps programs that the kernel has accepted.
-    fn keep_loaded(&mut self, names: &[&'static str]) -> Result<()> {
-        let Some(kept) = &self.kept else {
-            return Ok(());
-        };
-        for name in names {
-            let is_loaded = self.judged.get(name).is_some_and(Result::is_ok);
-            if let (true, Some(Program::SchedClassifier(program))) =
-                (is_loaded, self.ebpf.program_mut(name))
-            {
-                kept.keep(name, program)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes a hook's program through the verifier.
-    pub(super) fn load(&mut self, hook: Hook) -> Result<()> {
-        if hook == Hook::Uplink {
-            self.xdp().map(drop)
-        } else {
-            self.classifier(hook).map(drop)
-        }
-    }
-
-    pub(super) fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        let name = hook.program();
-        if self.earlier.contains_key(name) {
-            return self.earlier.get_mut(name).context("not there");
-        }
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut SchedClassifier = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
-    }
-
-    pub(super) fn xdp(&mut self) -> Result<&mut Xdp> {
-        let name = Hook::Uplink.program();
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut Xdp = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
-    }
-}
-
-/// Loads a program the first time, and keeps the kernel's result.
-pub(super) fn once(
-    judged: &mut BTreeMap<&'static str, Result<(), String>>,
-    name: &'static str,
-    load: impl FnOnce() -> Result<(), ProgramError>,
-) -> Result<()> {
-    let judge = || load().map_err(|error| refusal(name, error));
-    let said = judged.entry(name).or_insert_with(judge);
-    said.clone().map_err(anyhow::Error::msg)
-}
-
-/// Loads a program of any of the object's types.
-fn load(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-/// Loads a program, again if a signal has interrupted the verifier (`EAGAIN`), as libbpf does.
-pub(super) fn uninterrupted(
-    mut load: impl FnMut() -> Result<(), ProgramError>,
-) -> Result<(), ProgramError> {
-    let is_interrupted = |loaded: &Result<(), ProgramError>| {
-        matches!(loaded, Err(ProgramError::LoadError { io_error, .. })
-            if io_error.kind() == ErrorKind::WouldBlock)
-    };
-    let mut loaded = load();
-    for _ in 1..LOADS {
-        if !is_interrupted(&loaded) {
-            break;
-        }
-        loaded = load();
-    }
-    loaded
-}
-
-/// Formats in one line why the kernel refuses a program: the last line of the verifier's log, or
-/// the name of the missing privilege.
-fn refusal(name: &str, error: ProgramError) -> String {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        return format!("the kernel refuses the program {name}: {error}");
-    };
-    let log = verifier_log.to_string();
-    let statistics = [
-        "processed ",
-        "verification time",
-        "stack depth",
-        "max_states_per_insn",
-    ];
-    let last = log
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)));
-    match last {
-        Some(words) => format!("the kernel refuses the program {name}: {words} ({io_error})"),
-        None => format!("the kernel refuses the program {name}: {io_error}"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! The kernel's side of the agent: reads and changes maps and programs. The only module that uses
 //! aya.
 
+mod apply;
 mod binds;
 mod defrag;
 mod defrag_loopback;
@@ -20,12 +21,12 @@ mod messages;
 mod neighbours;
 mod peer_veths;
 mod pins;
+mod programs;
 mod rows;
 mod simulate;
 mod sockets;
 mod view;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,6 @@ use forwarder_common::abi::{PortRange, Settings, armed, map_sizes};
 use forwarder_common::clock::{Ticks, ticks};
 use forwarder_common::reason::Reason;
 use forwarder_state::desired_state::{Hook, Observed, SocketHook};
-use forwarder_state::diff::Change;
 use rustix::io::Errno;
 
 use crate::sys::expedite;
@@ -57,6 +57,7 @@ use maps::{Maps, Wire};
 use messages::Messages;
 use peer_veths::PeerVeths;
 use pins::Pins;
+use programs::Programs;
 
 pub use maps::MapFill;
 pub use simulate::{Arrival, Simulated};
@@ -123,8 +124,9 @@ impl Datapath {
             ..settings
         })?;
         let clsact = setup.clsact.then(|| setup.state_dir.join(CLSACT));
-        let mut hooks = Hooks::new(ebpf, pins, clsact)?;
-        hooks.keep(kept);
+        let mut programs = Programs::new(ebpf);
+        programs.keep(kept, &dir);
+        let hooks = Hooks::new(programs, pins, clsact)?;
         let peer_veths = PeerVeths::remembered_in(setup.state_dir.join(FAR_ENDS));
         Ok(Self {
             maps,
@@ -142,7 +144,7 @@ impl Datapath {
         names: &[&'static str],
         is_stopped: &(dyn Fn() -> bool + Sync),
     ) {
-        self.hooks.load_together(names, is_stopped);
+        self.hooks.programs.load_together(names, is_stopped);
     }
 
     /// Passes a device program through the verifier, once. A program that the kernel has refused is
@@ -151,7 +153,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the program.
     pub fn load(&mut self, hook: Hook) -> Result<()> {
-        self.hooks.load(hook)
+        self.hooks.programs.load(hook)
     }
 
     /// Passes a socket program through the verifier, once.
@@ -159,7 +161,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the program.
     pub fn load_socket(&mut self, hook: SocketHook) -> Result<()> {
-        self.hooks.load_socket(hook)
+        self.hooks.programs.load_socket(hook)
     }
 
     /// Replaces the programs of an earlier agent by this build's, which are the same if that agent
@@ -225,66 +227,6 @@ impl Datapath {
     pub fn observe_devices(&mut self, observed: &mut Observed) -> Result<()> {
         observed.tables.xdp_devmap = self.maps.read_devmap()?;
         observed.tables.hooks = self.hooks.observe(false)?;
-        Ok(())
-    }
-
-    /// Applies one change. `names` are the devices' names by index.
-    ///
-    /// # Errors
-    /// The kernel refuses it. A repetition completes whatever was half done.
-    pub async fn apply(&mut self, op: &Change, names: &BTreeMap<u32, String>) -> Result<()> {
-        let maps = &mut self.maps;
-        match *op {
-            Change::Settings {
-                route_generation,
-                xdp_tcp,
-                route_mtu,
-                others,
-                lists6,
-            } => maps.change_settings(|settings| Settings {
-                route_generation,
-                xdp_tcp: u32::from(xdp_tcp),
-                route_mtu,
-                others,
-                lists6: u32::from(lists6),
-                ..settings
-            })?,
-            Change::Policy(policy) => self.ask_flows(policy)?,
-            Change::DefragLoopback(defrag_loopback) => {
-                maps.change_settings(|settings| Settings {
-                    defrag_loopback,
-                    ..settings
-                })?;
-            }
-            Change::PutDevice(index, device) => maps.devices.insert(index, Wire(device), 0)?,
-            Change::DropDevice(index) => maps.devices.remove(&index)?,
-            Change::PutTrusted(key) => maps.trusted.insert(Wire(key), 1, 0)?,
-            Change::DropTrusted(key) => maps.trusted.remove(&Wire(key))?,
-            Change::V4(change) => {
-                // While a host or a network changes hands, every container stays where it is.
-                let moves = matches!(maps.settings()?.armed, armed::REPLACE | armed::ADOPT);
-                maps.v4.apply(change, moves).await?;
-            }
-            Change::PutIpv6(key, row) => maps.put_ipv6(key, row)?,
-            Change::DropIpv6(key) => maps.drop_ipv6(key)?,
-            Change::PutDevmap(veth, ref peer_veth) => {
-                self.peer_veths.prepare(veth, peer_veth).await?;
-                maps.xdp_devmap.insert(veth, veth, None, 0)?;
-            }
-            Change::DropDevmap(veth) => {
-                self.peer_veths.forget(veth);
-                // The kernel removes the entry with its device.
-                unless_absent(maps.xdp_devmap.remove(veth))?;
-            }
-            Change::Attach { ifindex, hook, xdp } => {
-                let device = names.get(&ifindex).context("the device has gone")?;
-                self.hooks.attach(ifindex, device, hook, xdp).await?;
-            }
-            Change::Detach { ifindex, hook } => self.hooks.detach(ifindex, hook)?,
-            Change::AttachSocket(hook) => self.hooks.attach_socket(hook)?,
-            Change::DetachSocket(hook) => self.hooks.detach_socket(hook)?,
-            Change::SeverSockets => self.sever_sockets()?,
-        }
         Ok(())
     }
 
@@ -452,16 +394,15 @@ pub fn refused() -> Vec<String> {
     let mut loader = EbpfLoader::new();
     messages::set_up(&mut loader);
     let ebpf = loader.load(OBJECT).context("the kernel refuses the maps");
-    let pins = Pins::below(Path::new("/nowhere"));
-    let mut hooks = match ebpf.and_then(|ebpf| Hooks::new(ebpf, pins, None)) {
-        Ok(hooks) => hooks,
+    let mut programs = match ebpf {
+        Ok(ebpf) => Programs::new(ebpf),
         Err(error) => return vec![format!("{error:#}")],
     };
     let mut names = Hook::ALL.map(Hook::program).to_vec();
     names.push(SocketHook::SkLookup.program());
-    hooks.load_together(&names, &|| false);
-    let mut judged: Vec<_> = Hook::ALL.map(|hook| hooks.load(hook)).into();
-    judged.push(hooks.load_socket(SocketHook::SkLookup));
+    programs.load_together(&names, &|| false);
+    let mut judged: Vec<_> = Hook::ALL.map(|hook| programs.load(hook)).into();
+    judged.push(programs.load_socket(SocketHook::SkLookup));
     let refused = judged.into_iter().filter_map(Result::err);
     refused.map(|error| format!("{error:#}")).collect()
 }

@@ -59,7 +59,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the program.
     pub fn program(&mut self, hook: Hook) -> Result<ProgramFd> {
-        Ok(self.hooks.classifier(hook)?.fd()?.try_clone()?)
+        Ok(self.hooks.programs.classifier(hook)?.fd()?.try_clone()?)
     }
 
     /// Runs a hook's program on a frame, `repeat` times. With a `carrier`, the carrier runs first:
@@ -101,11 +101,11 @@ impl Datapath {
             ..TestRunOptions::default()
         };
         let run = if hook == Hook::Uplink {
-            self.hooks.xdp()?.test_run(options)
+            self.hooks.programs.xdp()?.test_run(options)
         } else if let Some(carrier) = carrier {
             carrier.test_run(options)
         } else {
-            self.hooks.classifier(hook)?.test_run(options)
+            self.hooks.programs.classifier(hook)?.test_run(options)
         };
         let run = run.with_context(|| format!("cannot run {}", hook.program()))?;
         out.truncate(run.data_size_out as usize);
@@ -128,9 +128,9 @@ impl Datapath {
     /// The kernel refuses the program, or does not say.
     pub fn verified(&mut self, hook: Hook) -> Result<(u32, u32)> {
         let info = if hook == Hook::Uplink {
-            self.hooks.xdp()?.info()?
+            self.hooks.programs.xdp()?.info()?
         } else {
-            self.hooks.classifier(hook)?.info()?
+            self.hooks.programs.classifier(hook)?.info()?
         };
         let walked = info
             .verified_instruction_count()
@@ -144,9 +144,9 @@ impl Datapath {
     /// As [`Self::verified`].
     pub fn verified_socket(&mut self, hook: SocketHook) -> Result<(u32, u32)> {
         let info = if hook.is_on_cgroup() {
-            self.hooks.sock_addr(hook)?.info()?
+            self.hooks.programs.sock_addr(hook)?.info()?
         } else {
-            self.hooks.sk_lookup()?.info()?
+            self.hooks.programs.sk_lookup()?.info()?
         };
         let walked = info
             .verified_instruction_count()

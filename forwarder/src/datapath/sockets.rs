@@ -7,11 +7,11 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::CgroupAttachMode;
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, SkLookup};
 use forwarder_state::desired_state::SocketHook;
 
-use super::hooks::{Hooks, once, uninterrupted};
+use super::hooks::Hooks;
 use crate::sys::cgroup::cgroup_root;
 use crate::sys::remove;
 
@@ -41,14 +41,14 @@ impl Hooks {
         let link = if hook.is_on_cgroup() {
             let root = cgroup_root().context("no cgroup v2 hierarchy is mounted")?;
             let cgroup = open(&root)?;
-            let program = self.sock_addr(hook)?;
+            let program = self.programs.sock_addr(hook)?;
             // Links never exclude other programs, whatever the mode (`BPF_F_ALLOW_MULTI` is
             // implied).
             let id = program.attach(cgroup, CgroupAttachMode::default())?;
             FdLink::try_from(program.take_link(id)?)?
         } else {
             let namespace = open(Path::new("/proc/self/ns/net"))?;
-            let program = self.sk_lookup()?;
+            let program = self.programs.sk_lookup()?;
             let id = program.attach(namespace)?;
             FdLink::from(program.take_link(id)?)
         };
@@ -63,31 +63,6 @@ impl Hooks {
     /// Detaches a program.
     pub(super) fn detach_socket(&self, hook: SocketHook) -> Result<()> {
         remove::file(&self.pins.socket(hook))
-    }
-
-    /// Passes a program through the verifier.
-    pub(super) fn load_socket(&mut self, hook: SocketHook) -> Result<()> {
-        if hook.is_on_cgroup() {
-            self.sock_addr(hook).map(drop)
-        } else {
-            self.sk_lookup().map(drop)
-        }
-    }
-
-    pub(super) fn sk_lookup(&mut self) -> Result<&mut SkLookup> {
-        let name = SocketHook::SkLookup.program();
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut SkLookup = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
-    }
-
-    pub(super) fn sock_addr(&mut self, hook: SocketHook) -> Result<&mut CgroupSockAddr> {
-        let name = hook.program();
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut CgroupSockAddr = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
     }
 }
 
