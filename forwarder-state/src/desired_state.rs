@@ -90,6 +90,12 @@ impl Hook {
         Self::ALL.into_iter().find(|hook| hook.program() == program)
     }
 
+    /// Whether the hook is for devices without Ethernet.
+    #[must_use]
+    pub const fn is_raw(self) -> bool {
+        matches!(self, Self::OutsideInRaw | Self::OutsideOutRaw)
+    }
+
     /// Whether the hook is on the device's ingress (XDP included).
     #[must_use]
     pub const fn is_ingress(self) -> bool {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use forwarder_common::abi::armed;
 use forwarder_state::desired_state::{DesiredState, Hook, SocketHook};
-use forwarder_state::host_state::HostState;
+use forwarder_state::host_state::{HostState, LinkLayer};
 use forwarder_state::notices::Ledger;
 use forwarder_state::own_rules::Rules;
 
@@ -62,7 +62,7 @@ impl Agent {
         };
         let name_of = |index: u32| host_state.links.get(&index).map(|link| link.name.clone());
         let mut datapath = Datapath::open(&setup)?;
-        load(&mut datapath, config.xdp, stop)?;
+        load(&mut datapath, config.xdp, host_state, stop)?;
         datapath.adopt(name_of)?;
         let armed = datapath.armed()?;
         if armed != armed::NOT {
@@ -125,13 +125,19 @@ impl Agent {
 
 /// Passes every program that this host may need through the verifier. The XDP program and those on
 /// the root cgroup are optional, because they only improve speed or convenience. All others are
-/// required.
-fn load(datapath: &mut Datapath, xdp: XdpMode, stop: &Stop) -> Result<()> {
+/// required. Programs for devices without Ethernet, which few hosts have, are loaded with the first
+/// such device.
+fn load(datapath: &mut Datapath, xdp: XdpMode, host_state: &HostState, stop: &Stop) -> Result<()> {
     let _quiet = Pause::begin();
     let has_cgroup = cgroup_root().is_some();
+    let has_raw = host_state
+        .links
+        .values()
+        .any(|link| link.layer == LinkLayer::Raw);
     let hooks: Vec<_> = Hook::ALL
         .into_iter()
         .filter(|&hook| hook != Hook::Uplink || xdp != XdpMode::Off)
+        .filter(|hook| !hook.is_raw() || has_raw)
         .collect();
     let sockets: Vec<_> = SocketHook::ALL
         .into_iter()

@@ -4,7 +4,8 @@
 //!
 //! A program is the same if it was made of the same object with the same constants, and if it uses
 //! the maps that are pinned now. Maps that are not pinned are shared by the programs on devices, and
-//! hold nothing for longer than a datagram: programs are used again all together or not at all.
+//! hold nothing for longer than a datagram: programs are used again all together or not at all, but
+//! for those of devices without Ethernet, which not every agent has loaded.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,17 +46,23 @@ impl Kept {
         self.dir.join(messages::RING)
     }
 
-    /// Returns the programs that an earlier agent has left, by their names; none unless all are
-    /// there.
+    /// Returns the programs that an earlier agent has left, by their names; none unless all are there
+    /// that every agent loads.
     pub(super) fn programs(&self, maps: &Path) -> BTreeMap<&'static str, SchedClassifier> {
-        let names = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Uplink);
+        let hooks = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Uplink);
+        let (optional, required): (Vec<_>, Vec<_>) = hooks.partition(|hook| hook.is_raw());
         let programs = self.ids(maps).and_then(|mut ids| {
-            let program = |hook: Hook| {
+            let mut program = |hook: Hook| {
                 let program = SchedClassifier::from_pin(self.dir.join(hook.program()))?;
                 ensure!(uses(&program, &mut ids)?, "{hook:?} uses other maps");
                 Ok((hook.program(), program))
             };
-            names.map(program).collect::<Result<_>>()
+            let mut programs = required
+                .into_iter()
+                .map(&mut program)
+                .collect::<Result<BTreeMap<_, _>>>()?;
+            programs.extend(optional.into_iter().filter_map(|hook| program(hook).ok()));
+            Ok(programs)
         });
         programs.unwrap_or_else(|error| {
             tracing::debug!("no programs of an earlier agent are used: {error:#}");

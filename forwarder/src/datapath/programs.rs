@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
-use std::num::NonZero;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{available_parallelism, scope};
@@ -52,8 +51,9 @@ impl Programs {
         self.kept.as_ref().map_or(Ok(()), Kept::forget_others)
     }
 
-    /// Passes programs through the verifier, as many at a time as the machine has CPUs, unless the
-    /// agent is asked to stop. The kernel's results are returned when each program is needed.
+    /// Passes programs through the verifier, several at a time, unless the agent is asked to stop.
+    /// One CPU stays free: where all are busy, the processes of containers wait for up to half a
+    /// second. The kernel's results are returned when each program is needed.
     pub(super) fn load_together(
         &mut self,
         names: &[&'static str],
@@ -78,7 +78,7 @@ impl Programs {
             }
             judged
         };
-        let threads = available_parallelism().map_or(1, NonZero::get);
+        let threads = available_parallelism().map_or(1, |cpus| (cpus.get() - 1).max(1));
         self.judged.extend(scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(load)).collect();
             // What a thread that panicked has not loaded is loaded when it is needed.
