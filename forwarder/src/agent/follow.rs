@@ -36,6 +36,8 @@ pub(super) struct Followed {
     /// The last connection that was reviewed.
     reviewed: Option<Tuple<V4>>,
     refused: BTreeSet<Tuple<V4>>,
+    /// Those that are to be followed no longer, and are still.
+    overdue: Vec<Entry>,
     /// Since when `refused` is collected.
     since: Instant,
 }
@@ -55,6 +57,7 @@ impl Default for Followed {
             connections: BTreeMap::new(),
             reviewed: None,
             refused: BTreeSet::new(),
+            overdue: Vec::new(),
             since: Instant::now(),
         }
     }
@@ -217,30 +220,50 @@ impl Agent {
     }
 
     /// Ends the flows of networks whose connections are followed no longer: they are left to the
-    /// kernel, which has them.
+    /// kernel, which has them. What fails is tried again with the next change.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The last one: some connections are followed still.
     pub(super) fn unfollow(&mut self, before: &DesiredState, config: &Config) -> Result<()> {
-        if followed_bridges(before).is_subset(&followed_bridges(&self.tables)) {
+        if !followed_bridges(before).is_subset(&followed_bridges(&self.tables)) {
+            let overdue = std::mem::take(&mut self.followed.overdue);
+            let connections = std::mem::take(&mut self.followed).connections;
+            self.followed.overdue = overdue
+                .into_iter()
+                .chain(connections.into_values())
+                .collect();
+        }
+        if self.followed.overdue.is_empty() {
             return Ok(());
         }
-        let followed = std::mem::take(&mut self.followed).connections;
         let conntrack = Conntrack::open()?;
         let mut operations = FlowOperations::open(&config.bpffs_dir)?;
-        let now = datapath::now();
-        for entry in followed.into_values() {
-            let Some(flow) = self.flow(&entry.connection) else {
-                continue;
-            };
-            if flow.proto == proto::TCP {
-                conntrack.set_liberal(&entry.connection, Some(flow.remaining(now)))?;
+        let mut unfollowed = Ok(());
+        for entry in std::mem::take(&mut self.followed.overdue) {
+            if let Err(error) = self.unfollow_one(&conntrack, &mut operations, &entry.connection) {
+                unfollowed = Err(error);
+                self.followed.overdue.push(entry);
             }
-            operations.end(flow.reference())?;
-            for tuple in entry.connection.tuples() {
-                self.datapath.leave_to_kernel(tuple)?;
-                self.kernel_owned.insert(tuple);
-            }
+        }
+        unfollowed
+    }
+
+    fn unfollow_one(
+        &mut self,
+        conntrack: &Conntrack,
+        operations: &mut FlowOperations,
+        connection: &Connection<V4>,
+    ) -> Result<()> {
+        let Some(flow) = self.flow(connection) else {
+            return Ok(());
+        };
+        if flow.proto == proto::TCP {
+            conntrack.set_liberal(connection, Some(flow.remaining(datapath::now())))?;
+        }
+        operations.end(flow.reference())?;
+        for tuple in connection.tuples() {
+            self.datapath.leave_to_kernel(tuple)?;
+            self.kernel_owned.insert(tuple);
         }
         Ok(())
     }

@@ -172,12 +172,20 @@ impl Agent {
             tables.lists6 |= observed.tables.lists6;
         }
         let before = std::mem::replace(&mut self.tables, tables);
-        self.unfollow(&before, config)?;
+        let unfollowed = self.unfollow(&before, config);
         self.log_others(host_state);
         // What an earlier agent has hooked stays hooked until the host state is complete.
         let hooked_before =
             (!host_state.is_complete()).then(|| Rules::of(&observed.tables, |_| true));
         self.failed_before = std::mem::take(&mut self.failures);
+        if let Err(error) = unfollowed {
+            let what = format!("connections are followed still: {error:#}");
+            self.warn_once(&what);
+            self.failures.push(Failure {
+                what,
+                protects: false,
+            });
+        }
         self.unhooked.clear();
         self.unpublished.clear();
         self.unguarded = None;
@@ -321,6 +329,13 @@ impl Agent {
         self.crowded = crowded.is_some();
     }
 
+    /// Warns of a failure, unless the sync before had the same one.
+    fn warn_once(&self, what: &str) {
+        if !self.failed_before.iter().any(|known| known.what == what) {
+            tracing::warn!("{what}");
+        }
+    }
+
     fn failed(&mut self, op: &Change, error: &anyhow::Error) {
         let what = match op.publishes() {
             Some(port) => format!("cannot publish {port}: {error:#}"),
@@ -349,8 +364,8 @@ impl Agent {
         {
             tracing::warn!("cannot attach {}: {error:#}", hook.program());
             self.sockets.remove(&hook);
-        } else if !self.failed_before.iter().any(|known| known.what == what) {
-            tracing::warn!("{what}");
+        } else {
+            self.warn_once(&what);
         }
         if let Change::Attach { ifindex, .. } = *op
             && op.protects()
