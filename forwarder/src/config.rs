@@ -9,7 +9,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use forwarder_common::abi::{PortRange, capacity};
@@ -18,8 +18,9 @@ use forwarder_protocol::place;
 use forwarder_state::host_state::PortName;
 use forwarder_state::overrides::{ContainerRules, NetworkRules, Overrides, PortRules};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use self::file::{read, reserved, within};
+use self::file::{as_text, read, reserved, within};
 use crate::trusted;
 
 /// The file that is read when none is named. It may be missing.
@@ -206,6 +207,35 @@ impl Source {
         &self.file
     }
 
+    /// Returns the flags that stand for all flags and variables, for another process with the same
+    /// file.
+    ///
+    /// # Errors
+    /// A path is no UTF-8.
+    pub fn flags(&self) -> Result<Vec<String>> {
+        let settings = serde_json::to_value(&self.settings).context("a setting is no text")?;
+        let mut flags = Vec::new();
+        for (name, value) in settings.as_object().into_iter().flatten() {
+            let values = match value {
+                Value::Null => continue,
+                Value::Array(values) => values.as_slice(),
+                one => std::slice::from_ref(one),
+            };
+            for value in values {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                flags.push(format!("--{name}={text}"));
+            }
+        }
+        // The file that is read when none is named may be missing.
+        if self.file != Path::new(FILE) {
+            let file = self.file.to_str().context("the file's name is no text")?;
+            flags.push(format!("--config={file}"));
+        }
+        Ok(flags)
+    }
+
     /// Reads the configuration again. A file that no longer exists holds nothing.
     ///
     /// # Errors
@@ -222,7 +252,7 @@ impl Source {
 }
 
 /// Every setting: its flag, its variable and its key in the file (the flag without leading dashes).
-#[derive(Clone, PartialEq, Eq, Debug, Default, clap::Args, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, clap::Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Settings (also keys of the configuration file)")]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
@@ -291,7 +321,7 @@ pub struct Settings {
     #[arg(long, global = true, env = "FORWARDER_RESERVED_PORTS")]
     #[arg(value_name = "FIRST-LAST", hide_env_values = true)]
     #[arg(value_parser = port_range)]
-    #[serde(default, deserialize_with = "reserved")]
+    #[serde(default, deserialize_with = "reserved", serialize_with = "as_text")]
     reserved_ports: Option<PortRange>,
     /// Keep Docker's own rules where they are, keep them, replace them [default: auto]
     #[arg(long, global = true, env = "FORWARDER_MODE")]
@@ -324,13 +354,13 @@ pub struct Settings {
     #[arg(value_name = "text|json")]
     log_format: Option<LogFormat>,
     #[arg(skip)]
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     network: BTreeMap<String, NetworkRules>,
     #[arg(skip)]
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     port: BTreeMap<PortName, PortRules>,
     #[arg(skip)]
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     container: BTreeMap<String, ContainerRules>,
 }
 

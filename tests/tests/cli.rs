@@ -17,7 +17,7 @@ use harness::{
     Docker, Finished, Host, Lab, Netns, Peer, Space, eventually, finish, forwarder_bin, holds,
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -455,7 +455,8 @@ fn adopt_starts_an_agent_that_release_ends() -> Result<()> {
     let host = stock(&lab)?;
     host.cmd(&["sh", "-c", &format!("iptables -I {FOREIGN}")])?;
     let before = traces(&host)?;
-    let said = host.cli(&["adopt"])?;
+    let file = host.configure("flows = 4096\n")?;
+    let said = host.cli(&["adopt", &format!("--config={}", file.display())])?;
     let parts = [
         "checked   Docker ",
         "started   pid ",
@@ -475,6 +476,18 @@ fn adopt_starts_an_agent_that_release_ends() -> Result<()> {
     let (_, fields) = stat.rsplit_once(") ").context("no name")?;
     let fields: Vec<_> = fields.split(' ').collect();
     assert_eq!((fields[3], fields[4]), (pid.to_string().as_str(), "0"));
+
+    // What the file says is the file's to change.
+    host.configure("flows = 8192\n")?;
+    let process = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
+    kill_process(process, Signal::HUP)?;
+    let log = host.state_dir().join("agent.log");
+    eventually(SOON, || {
+        let log = fs::read_to_string(&log)?;
+        let restart = "changed, but not applied before a restart of the agent: flows";
+        ensure!(log.contains(restart), "{log}");
+        Ok(())
+    })?;
 
     // A second call finds it.
     let again: Value = serde_json::from_str(&host.cli(&["adopt", "-o", "json"])?)?;

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use self::background::Background;
 pub(super) use self::background::log_file;
 use super::output::{self, Format};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::control::{self, AskError, Verb};
 use crate::preflight;
 use crate::report::{Adoption, AgentStatus};
@@ -33,7 +33,7 @@ pub(super) struct Args {
 /// The exit status of a plan that leaves networks to the kernel.
 const INCOMPLETE: u8 = 2;
 
-pub(super) fn adopt(config: &Config, args: &Args) -> Result<ExitCode> {
+pub(super) fn adopt(config: &Config, source: &Source, args: &Args) -> Result<ExitCode> {
     let format = args.output.output;
     if let Some(pid) = running(config)? {
         let adoption = Adoption {
@@ -55,7 +55,7 @@ pub(super) fn adopt(config: &Config, args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     if !args.plan {
-        start(config, format, &plan)?;
+        start(config, source, format, &plan)?;
         return Ok(ExitCode::SUCCESS);
     }
     show(format, &plan, &words::plan(&plan))?;
@@ -79,14 +79,14 @@ fn running(config: &Config) -> Result<Option<u32>> {
 }
 
 /// Starts the agent in the background, and shows what it has changed.
-fn start(config: &Config, format: Format, plan: &Adoption) -> Result<()> {
+fn start(config: &Config, source: &Source, format: Format, plan: &Adoption) -> Result<()> {
     let progress = |line: &str| match format {
         Format::Table => output::text(&format!("{line}\n")),
         Format::Json => Ok(()),
     };
     progress(&words::checked(plan))?;
     let since = Instant::now();
-    let agent = Background::start(config)?;
+    let agent = Background::start(config, source)?;
     let pid = agent.pid();
     let log = log_file(&config.state_dir);
     progress(&format!("started   pid {pid}, log {}", log.display()))?;

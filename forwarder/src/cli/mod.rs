@@ -158,7 +158,7 @@ fn for_user(verb: &Verb, error: anyhow::Error) -> anyhow::Error {
 fn perform(verb: &Verb, config: Config, source: Source) -> Result<ExitCode> {
     match verb {
         Verb::Run(args) => run::run(config, source, args)?,
-        Verb::Adopt(args) => return adopt::adopt(&config, args),
+        Verb::Adopt(args) => return adopt::adopt(&config, &source, args),
         Verb::Status(args) => return status::status(&config, args),
         Verb::Networks(args) => networks::networks(&config, args)?,
         Verb::Endpoints(args) => endpoints::endpoints(&config, args)?,

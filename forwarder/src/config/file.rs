@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use forwarder_common::abi::PortRange;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serializer, de};
 
 use super::{FILE, Settings, port_range};
 use crate::trusted;
@@ -52,6 +52,15 @@ pub(super) fn within<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
     }
     let bounds = format!("{number} is not in {MIN}..={MAX}");
     Err(de::Error::custom(bounds))
+}
+
+/// Writes a range of ports as [`reserved`] reads it.
+pub(super) fn as_text<S: Serializer>(ports: &Option<PortRange>, to: S) -> Result<S::Ok, S::Error> {
+    match ports {
+        None => to.serialize_none(),
+        Some(PortRange { first: 0, .. }) => to.serialize_str("off"),
+        Some(PortRange { first, last }) => to.serialize_str(&format!("{first}-{last}")),
+    }
 }
 
 pub(super) fn reserved<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PortRange>, D::Error> {

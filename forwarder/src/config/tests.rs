@@ -51,6 +51,46 @@ fn flag_precedes_variable_file_and_default() {
     fs::remove_file(path).unwrap();
 }
 
+/// Another process gets every flag and variable, and what is neither is left to the file.
+#[test]
+fn flags_carry_every_setting() {
+    let given = [
+        "--docker=unix:///d.sock",
+        "--uplink=up0,up1",
+        "--state-dir=/s",
+        "--bpffs-dir=/b",
+        "--xdp=generic",
+        "--xdp-tcp",
+        "--flows=2048",
+        "--flow-quota=7",
+        "--flow-rate=8",
+        "--tcp-loose=no",
+        "--reserved-ports=2000-2999",
+        "--mode=adopt",
+        "--attach=clsact",
+        "--allow-direct-routing",
+        "--log=debug",
+        "--log-format=json",
+    ];
+    let all = Settings::augment_args(Command::new("forwarder"));
+    assert_eq!(all.get_arguments().count(), given.len());
+    let off = ["--reserved-ports=off"];
+    for given in [&given[..], &off, &[]] {
+        let settings = flags(given);
+        let source = Source::new(settings.clone(), Some(Path::new("/f.toml")));
+        let mut carried = source.flags().unwrap();
+        assert_eq!(carried.pop().unwrap(), "--config=/f.toml");
+        let carried: Vec<_> = carried.iter().map(String::as_str).collect();
+        assert_eq!(flags(&carried), settings, "{carried:?}");
+    }
+    assert!(
+        Source::new(Settings::default(), None)
+            .flags()
+            .unwrap()
+            .is_empty()
+    );
+}
+
 /// The quota is a share of the table unless it is set.
 #[test]
 fn default_quota_is_a_share_of_the_table() {

@@ -2,7 +2,6 @@
 //! The agent in the background: the same program with `run` and the same settings, in a session of
 //! its own, with a log file in place of a terminal.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -11,12 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
-use forwarder_common::abi::PortRange;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::config::{self, Config};
+use crate::config::{Config, Source};
 use crate::sys::remove;
 use crate::{logging, trusted};
 
@@ -39,8 +36,8 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// Starts an agent with these settings.
-    pub(super) fn start(config: &Config) -> Result<Self> {
+    /// Starts an agent with the settings of this process.
+    pub(super) fn start(config: &Config, source: &Source) -> Result<Self> {
         trusted::make(&config.state_dir)?;
         let log = log_file(&config.state_dir);
         set_aside(&log)?;
@@ -54,7 +51,7 @@ impl Background {
         command
             .arg("run")
             .arg("--background")
-            .args(flags(config))
+            .args(source.flags()?)
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(errors);
@@ -157,109 +154,9 @@ fn own_error(line: &str) -> Option<String> {
     (event["level"] == "ERROR").then(|| message.to_owned())
 }
 
-/// Returns the flags that stand for all settings.
-fn flags(config: &Config) -> Vec<OsString> {
-    let Config {
-        docker,
-        uplinks,
-        state_dir,
-        bpffs_dir,
-        xdp,
-        xdp_tcp,
-        flows,
-        flow_quota,
-        flow_rate,
-        tcp_loose,
-        reserved_ports,
-        mode,
-        attach,
-        allow_direct_routing,
-        file,
-        // The file has them.
-        rules: _,
-        log,
-        log_format,
-    } = config;
-    let PortRange { first, last } = *reserved_ports;
-    let reserved_ports = match first {
-        0 => "off".to_owned(),
-        _ => format!("{first}-{last}"),
-    };
-    let mut flags = vec![
-        flag("docker", docker),
-        flag("state-dir", state_dir),
-        flag("bpffs-dir", bpffs_dir),
-        flag("xdp", name(xdp)),
-        flag("xdp-tcp", xdp_tcp.to_string()),
-        flag("flows", flows.to_string()),
-        flag("flow-quota", flow_quota.to_string()),
-        flag("flow-rate", flow_rate.to_string()),
-        flag("tcp-loose", tcp_loose.to_string()),
-        flag("reserved-ports", reserved_ports),
-        flag("mode", name(mode)),
-        flag("attach", name(attach)),
-        flag("allow-direct-routing", allow_direct_routing.to_string()),
-        flag("log", log),
-        flag("log-format", name(log_format)),
-    ];
-    flags.extend(uplinks.iter().map(|uplink| flag("uplink", uplink)));
-    // The file that is read when none is named may be missing.
-    if file != Path::new(config::FILE) {
-        flags.push(flag("config", file));
-    }
-    flags
-}
-
-fn flag(name: &str, value: impl Into<OsString>) -> OsString {
-    let mut flag = OsString::from(format!("--{name}="));
-    flag.push(value.into());
-    flag
-}
-
-/// Returns a value's name on the command line.
-fn name(value: &impl ValueEnum) -> String {
-    let value = value.to_possible_value();
-    value.map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
-    use crate::cli::Cli;
-    use crate::config::{Attach, LogFormat, Mode, XdpMode};
-
-    /// The agent in the background has the settings of the command that starts it.
-    #[test]
-    fn flags_carry_every_setting() {
-        let config = Config {
-            docker: "unix:///d.sock".into(),
-            uplinks: vec!["up0".into(), "up1".into()],
-            state_dir: "/s".into(),
-            bpffs_dir: "/b".into(),
-            xdp: XdpMode::Generic,
-            xdp_tcp: true,
-            flows: 2048,
-            flow_quota: 7,
-            flow_rate: 8,
-            tcp_loose: false,
-            reserved_ports: PortRange::default(),
-            mode: Mode::Adopt,
-            attach: Attach::Clsact,
-            allow_direct_routing: true,
-            log: "debug".into(),
-            log_format: LogFormat::Json,
-            ..Config::default()
-        };
-        for config in [config, Config::default()] {
-            let flags = flags(&config).into_iter();
-            let words = [OsString::from("forwarder"), "run".into()];
-            let cli = Cli::try_parse_from(words.into_iter().chain(flags)).unwrap();
-            let resolved = cli.settings.resolve(cli.config.as_deref(), |_| None);
-            assert_eq!(resolved.unwrap(), config);
-        }
-    }
 
     #[test]
     fn last_error_is_the_programs_own() {
