@@ -31,7 +31,7 @@ pub use socket::{Peer, SocketKey};
 pub use tracking::{DirectionState, TcpTracking, last, noted, side_flag};
 
 /// The layout of everything below. It changes whenever a map's name, key, value or meaning changes.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 /// Capacities that the object declares; the loader may override those of the flow tables.
 pub mod capacity {
@@ -85,6 +85,8 @@ pub mod capacity {
     /// Bytes of the ring of events, each of which takes 8 bytes of overhead: about ten thousand
     /// events. A power of two.
     pub const EVENTS: u32 = 1 << 20;
+    /// Bytes of the ring of dropped packets: about a hundred of them. A power of two.
+    pub const DROPS: u32 = 1 << 14;
 }
 
 /// Calls the macro `$with` with the keys and values of the maps that the agent reads and writes, and

@@ -19,7 +19,7 @@
 //!
 //! - **Data.** [`abi`] declares the maps that programs and agent share: names, sizes, keys and
 //!   values. [`family`] makes everything generic over the address family. [`reason`], [`event`],
-//!   [`clock`], [`mark`], [`meta`] and [`attempt`] are small vocabularies;
+//!   [`dropped`], [`clock`], [`mark`], [`meta`] and [`attempt`] are small vocabularies;
 //!   [`verifier`] keeps a program's proof short.
 //! - **Bytes.** [`wire`] gives checked access to a frame, parses it into a tuple and a few facts,
 //!   applies edits, restores the packet that an ICMP error quotes, and updates checksums without
@@ -46,6 +46,7 @@ pub mod attempt;
 pub mod clock;
 pub mod conntrack;
 pub mod context;
+pub mod dropped;
 pub mod environment;
 pub mod event;
 pub mod family;

@@ -38,6 +38,8 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod drops;
+#[cfg(target_arch = "bpf")]
 mod flow_operations;
 #[cfg(target_arch = "bpf")]
 mod kernel;

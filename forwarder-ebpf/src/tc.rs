@@ -13,6 +13,7 @@ use forwarder_common::policy::ipv6;
 use forwarder_common::reason::{Path, Reason};
 use forwarder_common::wire::parse::Packet;
 
+use crate::drops::show_drop;
 use crate::kernel::{Kernel, count};
 use crate::maps::PASSING;
 use crate::report::{Fault, fault};
@@ -51,7 +52,7 @@ pub fn run<const L3: usize>(
     hook: impl Fn(HookInput<'_, Kernel<TcContext>>, &mut Packet<V4>) -> Reason,
 ) -> i32 {
     let reason = decide::<L3>(ctx, addressed, six, hook);
-    count(reason);
+    note::<L3>(ctx, reason);
     verdict(reason)
 }
 
@@ -75,7 +76,7 @@ pub fn run_telling(
     } else {
         Reason::from_u8(tc_frame(ctx.skb.skb, side as u32) as u8).unwrap_or(Reason::NotIp)
     };
-    count(reason);
+    note::<ETHERNET>(ctx, reason);
     if reason.is_exhaustion() && steps::refuse(ctx.skb.skb) != 0 {
         TC_ACT_REDIRECT
     } else {
@@ -174,6 +175,15 @@ pub extern "C" fn tc_frame(skb: *mut __sk_buff, side: u32) -> u32 {
         Reason::NotForUs
     };
     reason as u32
+}
+
+/// Counts a packet under its reason, and shows it if it is dropped.
+#[inline(always)]
+fn note<const L3: usize>(ctx: &TcContext, reason: Reason) {
+    count(reason);
+    if matches!(reason.path(), Path::Drop) {
+        show_drop(ctx.skb.skb, reason as u32, L3 as u32);
+    }
 }
 
 #[inline(always)]

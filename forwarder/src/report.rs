@@ -2,6 +2,7 @@
 //! Reports for people, built by pure functions.
 
 mod adoption;
+mod drops;
 mod events;
 mod filter;
 mod rows;
@@ -25,6 +26,7 @@ use forwarder_state::others::{Others, OurTable};
 use crate::datapath::{FlowSnapshot, MapFill};
 
 pub use adoption::{Adoption, Problem, adoption};
+pub use drops::{DropRow, dropped};
 pub use events::{EventRow, event};
 pub use filter::{Filter, state_named};
 pub use rows::*;

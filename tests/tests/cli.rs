@@ -686,6 +686,85 @@ fn watched_list_follows_changes() -> Result<()> {
     Ok(())
 }
 
+/// Dropped packets are counted by reason, with and without an agent, and shown with containers' names
+/// while somebody watches; of a flood a sample is shown, and the number of the others.
+#[test]
+fn drops_are_counted_and_shown() -> Result<()> {
+    let lab = Lab::new("drops")?;
+    let host = lab.host(Docker::replace())?;
+    let list = "--label=forwarder.ingress.allow=198.18.1.99";
+    let ports = ["-p=8080:80", "-p=8080:80/udp", list];
+    host.run("web", &ports, &Peer::serve(80))?;
+    host.docker(&["network", "create", "other"])?;
+    let other = host.run("other", &["--network=other"], &Peer::idle())?;
+    let mut agent = host.agent().start()?;
+    let ask = || lab.lan().peer(&["get", "198.18.1.1:8080", "--timeout=300"]);
+    let mut table = host.spawn_forwarder(&["drops", "--watch"])?;
+    table.line("TIME", SOON)?;
+    let shown = |watcher: &harness::Process, parts: &[&str]| {
+        let has = |line: &String| parts.iter().all(|part| line.contains(part));
+        eventually(SOON, || {
+            let lines = watcher.lines();
+            let found = lines.iter().find(|line| has(line)).cloned();
+            found.with_context(|| format!("no line with {parts:?}: {lines:?}"))
+        })
+    };
+    ensure!(ask().is_err(), "the list lets its client in");
+    let line = shown(&table, &["policy", "tcp", "198.18.1.2:"])?;
+    assert_has(&line, &[host.uplink(), " > 198.18.1.1:8080 (web)"]);
+    let second = one_line(&host.forwarder(&["drops", "--watch"])?)?;
+    assert_has(&second, &["another `forwarder drops --watch`"]);
+
+    let web = format!("{}:80", host.container("web").ip()?);
+    let reach = other.space()?.peer(&["get", &web, "--timeout=300"]);
+    ensure!(reach.is_err(), "networks are not isolated");
+    let line = shown(&table, &["isolated", "tcp"])?;
+    assert_has(&line, &["  other  ", "other:", " > web:80"]);
+    table.kill()?;
+
+    let words = [
+        "drops",
+        "-w",
+        "-o",
+        "json",
+        "--container=web",
+        "--reason=policy",
+    ];
+    let mut json = host.spawn_forwarder(&words)?;
+    json.line("{\"event\":\"watching\"", SOON)?;
+    ensure!(
+        other
+            .space()?
+            .peer(&["get", &web, "--timeout=300"])
+            .is_err()
+    );
+    ensure!(ask().is_err());
+    let line = shown(&json, &["policy"])?;
+    let row: Value = serde_json::from_str(&line)?;
+    ensure!(row["dst"] == "198.18.1.1" && row["dport"] == 8080, "{row}");
+    ensure!(json.lines().iter().all(|line| !line.contains("isolated")));
+    drop(json);
+
+    let mut flood = host.spawn_forwarder(&["drops", "--watch", "--output=json"])?;
+    flood.line("{\"event\":\"watching\"", SOON)?;
+    let sender = ["datagrams", "198.18.1.1:8080", "--rate=20000"];
+    let _sender = lab.lan().spawn_peer(&sender)?;
+    let missed: Value = serde_json::from_str(&flood.line("{\"event\":\"missed\"", SOON)?)?;
+    let packets = missed["packets"].as_u64().unwrap_or_default();
+    ensure!(packets > 1000, "{missed}");
+    let row: Value = serde_json::from_str(&shown(&flood, &["\"udp\""])?)?;
+    ensure!(row["reason"] == "policy" && row["dport"] == 8080, "{row}");
+    drop(flood);
+
+    agent.kill()?;
+    let counted = host.cli(&["drops"])?;
+    assert_has(&counted, &["REASON", "isolated", "policy"]);
+    let json = host.json("drops")?;
+    let rows = json.as_array().context("no list")?;
+    ensure!(rows[0]["reason"] == "policy" && rows.len() > 20, "{json}");
+    Ok(())
+}
+
 /// Cleanup spares a running agent unless it is forced.
 #[test]
 fn cleanup_spares_a_running_agent_unless_forced() -> Result<()> {

@@ -118,6 +118,10 @@ macro_rules! for_each_map {
                 events: EVENTS = RingBuf<>(|_| capacity::EVENTS, 0);
                 /// Events that were lost because the ring was full or the watcher did not read.
                 lost: LOST = PerCpuArray<u64>(|_| 1, 0);
+                /// Until when somebody watches dropped packets, as in `WATCH`.
+                drops_watch: DROPS_WATCH = Array<u64>(|_| 1, 0);
+                /// Dropped packets, written while somebody watches.
+                drops: DROPS = RingBuf<>(|_| capacity::DROPS, 0);
             }
         }
     };

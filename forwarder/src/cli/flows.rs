@@ -3,7 +3,6 @@
 
 mod delete;
 mod filter;
-mod names;
 mod watch;
 
 use std::io::{self, IsTerminal as _};
@@ -12,7 +11,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use forwarder_common::abi::name;
 
-use self::names::Names;
+use super::names::Names;
 use super::output::{self, Format, span, table};
 use crate::config::Config;
 use crate::datapath;

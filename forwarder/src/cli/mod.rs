@@ -4,8 +4,10 @@
 mod adopt;
 mod cleanup;
 mod doctor;
+mod drops;
 mod endpoints;
 mod flows;
+mod names;
 mod networks;
 mod output;
 mod ports;
@@ -67,6 +69,8 @@ enum Verb {
     Ports(ports::Args),
     /// List, watch or end live flows; needs no agent
     Flows(flows::Args),
+    /// Count dropped packets by their reasons, or show them as it happens; needs no agent
+    Drops(drops::Args),
     /// Hand all connections back to the kernel and Docker's rules, and remove the forwarder
     Release,
     /// Remove all of the forwarder's state from the kernel; ends its flows where Docker has no rules
@@ -164,6 +168,7 @@ fn perform(verb: &Verb, config: Config, source: Source) -> Result<ExitCode> {
         Verb::Endpoints(args) => endpoints::endpoints(&config, args)?,
         Verb::Ports(args) => ports::ports(&config, args)?,
         Verb::Flows(args) => flows::flows(&config, args)?,
+        Verb::Drops(args) => drops::drops(&config, args)?,
         Verb::Release => release::release(&config)?,
         Verb::Cleanup(args) => cleanup::cleanup(&config, args)?,
         Verb::Doctor(args) => return doctor::doctor(&config, args.output),

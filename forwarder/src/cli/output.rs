@@ -2,7 +2,7 @@
 //! Output of a verb: a table for people or JSON for programs, and nothing else on stdout.
 
 use std::io::{self, ErrorKind, IsTerminal as _, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -84,7 +84,7 @@ impl ListArgs {
 }
 
 /// Prints what `text` returns whenever it changes, until the reader has gone. While there is none, as
-/// between two agents, its error is said once.
+/// between two agents, its error is said once; then it is printed in any case.
 fn again_and_again(text: impl Fn() -> Result<String>, between: &str) -> Result<()> {
     let mut shown = text()?;
     let mut is_heard = write(&shown)?;
@@ -118,6 +118,20 @@ pub(super) trait Row: Serialize {
 
     /// Returns the cells of the row, one for each column.
     fn cells(&self) -> Vec<String>;
+}
+
+/// Prints rows.
+pub(super) fn rows<T: Row>(format: Format, rows: &[T]) -> Result<()> {
+    match format {
+        Format::Json => json(rows),
+        Format::Table => text(&table(T::COLUMNS, rows.iter().map(Row::cells))),
+    }
+}
+
+/// Returns the time since 1970.
+#[expect(clippy::disallowed_methods, reason = "shown to people")]
+pub(super) fn wall() -> Duration {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
 }
 
 /// Lays out columns.

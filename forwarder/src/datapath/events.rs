@@ -1,34 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Flow events that the programs write to a ring, read by one watcher at a time.
 //!
-//! The watcher writes until when it listens, and renews this every second. Events that do not fit
-//! into the ring, or that occur while the watcher is stopped, are counted instead. Read and counted
-//! events together are all events. If a watcher was killed, the agent notices it and makes the
-//! programs stop counting.
+//! Events that do not fit into the ring, or that occur while the watcher is stopped, are counted
+//! instead. Read and counted events together are all events.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{MapData, PerCpuArray, RingBuf};
 use forwarder_common::abi::name;
 use forwarder_common::clock::Ticks;
 use forwarder_common::event::{Event, EventKind};
 use forwarder_common::family::Family;
 use forwarder_state::address::WireAddress;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
-use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
-use super::coarse;
 use super::families::flow_event;
 use super::flows::FlowSnapshot;
+use super::lease::{self, Lease};
 use super::maps::{self, pinned};
 use super::pins::Pins;
-
-/// How long the programs write events after a watcher's last renewal.
-const LEASE: Duration = Duration::from_secs(5);
 
 /// An event of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,12 +45,11 @@ impl FlowEvent {
 /// The reading end of the ring, for the one watcher. When it is dropped, the programs stop writing
 /// events.
 pub struct Events {
+    lease: Lease,
     ring: AsyncFd<RingBuf<MapData>>,
-    watch: Array<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
     /// The number of lost events that were already reported.
     known: u64,
-    _lock: OwnedFd,
 }
 
 impl Events {
@@ -70,18 +60,17 @@ impl Events {
     /// No datapath of this version is pinned there, or another process watches.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let dir = Pins::below(bpffs_dir).maps();
-        let Some(lock) = lock(&dir)? else {
+        let Some(lease) = Lease::take(&dir, name::WATCH, &dir)? else {
             bail!("another `forwarder flows --watch` runs already: only one can run at a time");
         };
         let mut ring = maps::ring(&dir, name::EVENTS)?;
         // Discards events that an earlier watcher did not read.
         while ring.get_mut().next().is_some() {}
         let mut events = Self {
+            lease,
             ring,
-            watch: pinned(&dir, name::WATCH)?,
             lost: pinned(&dir, name::LOST)?,
             known: 0,
-            _lock: lock,
         };
         events.lost()?;
         events.renew()?;
@@ -93,10 +82,7 @@ impl Events {
     /// # Errors
     /// The map cannot be written.
     pub fn renew(&mut self) -> Result<()> {
-        let until = coarse() + LEASE.as_nanos() as u64;
-        self.watch
-            .set(0, until, 0)
-            .context("cannot tell the programs that a watcher listens")
+        self.lease.renew()
     }
 
     /// Makes the programs stop writing events. Events that are in the ring can still be read.
@@ -104,9 +90,7 @@ impl Events {
     /// # Errors
     /// The map cannot be written.
     pub fn close(&mut self) -> Result<()> {
-        self.watch
-            .set(0, 0, 0)
-            .context("cannot tell the programs that the watcher has ended")
+        self.lease.end()
     }
 
     /// Waits until there may be an event to read.
@@ -144,35 +128,8 @@ impl Events {
     }
 }
 
-impl Drop for Events {
-    fn drop(&mut self) {
-        // If this fails, the agent does it later.
-        let _ = self.close();
-    }
-}
-
-/// Takes the watcher's lock, or returns `None` if another process holds it. The lock is on the
-/// directory, because a pin cannot be opened as a file.
-fn lock(dir: &Path) -> Result<Option<OwnedFd>> {
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let cannot = || format!("cannot open {}", dir.display());
-    let file = open(dir, flags, Mode::empty()).with_context(cannot)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error).with_context(cannot),
-    }
-}
-
-/// Makes the programs stop counting for a watcher that was killed.
-pub(super) fn tidy(dir: &Path) -> Result<()> {
-    let mut watch: Array<MapData, u64> = pinned(dir, name::WATCH)?;
-    let until = watch.get(&0, 0)?;
-    if until != 0
-        && until < coarse()
-        && let Some(_lock) = lock(dir)?
-    {
-        watch.set(0, 0, 0)?;
-    }
-    Ok(())
+/// Ends the lease of a watcher that was killed, for whom the programs would go on counting.
+pub(super) fn tidy(pins: &Pins) -> Result<()> {
+    let dir = pins.maps();
+    lease::tidy(&dir, name::WATCH, &dir)
 }

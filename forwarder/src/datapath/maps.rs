@@ -16,6 +16,7 @@ use forwarder_common::abi::{
     Published, Published6, Quota, ServerKey, Settings, SocketKey, TrustKey, Tuple,
     assert_no_padding, capacity, name,
 };
+use forwarder_common::dropped::DroppedPacket;
 use forwarder_common::event::Event;
 use forwarder_common::family::{Addr, Be32, Be128, Family, V4};
 use forwarder_common::reason::{self, Reason};
@@ -111,6 +112,14 @@ pub(super) fn ring(dir: &Path, name: &str) -> Result<AsyncFd<RingBuf<MapData>>> 
     // SAFETY: the ring owns its file, which stays the same and open as long as the ring exists.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .context("cannot wait for events")
+}
+
+/// Decodes an entry of the ring of dropped packets.
+pub(super) fn dropped(bytes: &[u8]) -> Option<DroppedPacket> {
+    // SAFETY: there are as many bytes as a packet has, and any bytes are valid: integers without
+    // padding.
+    (bytes.len() == size_of::<DroppedPacket>())
+        .then(|| unsafe { bytes.as_ptr().cast::<DroppedPacket>().read_unaligned() })
 }
 
 /// Decodes an entry of the ring as an event; none if it has the length of another family's event.

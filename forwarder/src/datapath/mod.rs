@@ -6,6 +6,7 @@ mod apply;
 mod binds;
 mod defrag;
 mod defrag_loopback;
+mod drops;
 mod events;
 mod families;
 mod family_rows;
@@ -16,6 +17,7 @@ mod hooks;
 mod ipv6;
 mod kept;
 mod kernel_owned;
+mod lease;
 mod maps;
 mod messages;
 mod neighbours;
@@ -47,6 +49,7 @@ use crate::sys::sock_diag::SockDiag;
 
 pub use binds::Binds;
 pub use defrag_loopback::{can_reassemble, make_defrag_loopback};
+pub use drops::Drops;
 pub use events::{Events, FlowEvent};
 pub use flow_operations::FlowOperations;
 pub use flows::{Ends, FlowSnapshot};
@@ -304,7 +307,8 @@ impl Datapath {
             unprivileged_port_start: unprivileged_port_start(),
             ..settings
         })?;
-        events::tidy(&self.hooks.pins.maps())
+        events::tidy(&self.hooks.pins)?;
+        drops::tidy(&self.hooks.pins)
     }
 }
 
@@ -417,6 +421,12 @@ pub fn is_there(bpffs_dir: &Path, state_dir: &Path) -> Result<bool> {
 #[must_use]
 pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+/// Returns the name of the device with this index, if it exists.
+#[must_use]
+pub fn name_of(index: u32) -> Option<String> {
+    hooks::name_of(index)
 }
 
 /// Whether a device with this index exists.

@@ -37,15 +37,6 @@ pub struct EventRow {
 #[must_use]
 pub fn event(event: &FlowEvent, now: Ticks, wall: Duration) -> EventRow {
     let FlowEvent { news, at, flow } = event;
-    let since = |earlier: Ticks, later: Ticks| {
-        // A tick may pass between two readings of the clock.
-        let span = if reached(earlier, later) {
-            later.wrapping_sub(earlier)
-        } else {
-            0
-        };
-        Duration::from_nanos(u64::from(span) << 24)
-    };
     let ended = *news != EventKind::Begins;
     EventRow {
         event: if ended { "end" } else { "new" }.to_owned(),
@@ -57,8 +48,19 @@ pub fn event(event: &FlowEvent, now: Ticks, wall: Duration) -> EventRow {
     }
 }
 
+/// Returns the time between two ticks.
+pub(super) fn since(earlier: Ticks, later: Ticks) -> Duration {
+    // A tick may pass between two readings of the clock.
+    let span = if reached(earlier, later) {
+        later.wrapping_sub(earlier)
+    } else {
+        0
+    };
+    Duration::from_nanos(u64::from(span) << 24)
+}
+
 /// Returns seconds, rounded down to the millisecond.
-fn millis(span: Duration) -> f64 {
+pub(super) fn millis(span: Duration) -> f64 {
     span.as_millis() as f64 / 1000.0
 }
 

@@ -2,7 +2,7 @@
 //! `forwarder flows --watch`: prints one line for each flow event until it is interrupted.
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -10,8 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::names::Names;
-use crate::cli::output::{Format, write};
+use crate::cli::names::Names;
+use crate::cli::output::{Format, wall, write};
 use crate::config::Config;
 use crate::datapath::{self, Events, FlowOperations};
 use crate::plain;
@@ -215,12 +215,6 @@ fn line(cells: &[&str; 9]) -> String {
         "{event:<5}  {proto:<5}  {original:<43}  {reply:<43}  {state:<11}  {packets:>7}  {bytes:>10}  {age:>8}  {reason}"
     );
     format!("{}\n", plain::line(line.trim_end()))
-}
-
-/// Returns the time since 1970.
-#[expect(clippy::disallowed_methods, reason = "shown to people")]
-fn wall() -> Duration {
-    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! Names in place of addresses: a container's, and the port by which it is published. They are the
 //! agent's answer; without an agent, addresses are shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::cli::ask;
@@ -15,8 +15,10 @@ use crate::report::{EndpointRow, Ends, FlowRow, PortRow};
 pub(super) struct Names {
     /// Containers by address.
     containers: BTreeMap<IpAddr, String>,
-    /// Published ports by protocol.
-    ports: BTreeSet<(String, u16)>,
+    /// Containers by the host's end of their veth.
+    veths: BTreeMap<String, String>,
+    /// Published ports by protocol, and the container if it is known.
+    ports: BTreeMap<(String, u16), Option<String>>,
 }
 
 impl Names {
@@ -35,17 +37,34 @@ impl Names {
             return;
         }
         self.containers.extend(newer.containers);
+        self.veths.extend(newer.veths);
         self.ports = newer.ports;
     }
 
     fn of(endpoints: Vec<EndpointRow>, ports: Vec<PortRow>) -> Self {
-        let endpoints = endpoints.into_iter();
         let ports = ports.into_iter();
+        let veths = endpoints
+            .iter()
+            .filter_map(|row| Some((row.veth.clone()?, row.container.clone())));
         Self {
+            veths: veths.collect(),
             containers: endpoints
+                .into_iter()
                 .filter_map(|row| Some((row.address?, row.container)))
                 .collect(),
-            ports: ports.map(|row| (row.proto, row.host_port)).collect(),
+            ports: ports
+                .map(|row| ((row.proto, row.host_port), row.container))
+                .collect(),
+        }
+    }
+
+    /// What is known about one container.
+    #[cfg(test)]
+    pub(super) fn of_one(name: &str, address: IpAddr, veth: &str) -> Self {
+        Self {
+            containers: [(address, name.to_owned())].into(),
+            veths: [(veth.to_owned(), name.to_owned())].into(),
+            ports: [(("tcp".to_owned(), 8080), Some(name.to_owned()))].into(),
         }
     }
 
@@ -58,7 +77,7 @@ impl Names {
             dst,
             dport,
         } = flow.original;
-        let is_published = self.ports.contains(&(flow.proto.clone(), dport))
+        let is_published = self.ports.contains_key(&(flow.proto.clone(), dport))
             && self.containers.contains_key(&flow.reply.src)
             && flow.reply.src != dst;
         let to = if is_published {
@@ -81,6 +100,30 @@ impl Names {
             Some(name) => format!("{name}:{port}"),
             None => SocketAddr::new(address, port).to_string(),
         }
+    }
+
+    /// Formats an end of a packet that may have no port.
+    pub(super) fn end_of_packet(&self, address: IpAddr, port: Option<u16>) -> String {
+        match (port, self.containers.get(&address)) {
+            (Some(port), _) => self.end(address, port),
+            (None, Some(name)) => name.clone(),
+            (None, None) => address.to_string(),
+        }
+    }
+
+    /// Returns the container behind a veth.
+    pub(super) fn behind(&self, veth: &str) -> Option<&str> {
+        self.veths.get(veth).map(String::as_str)
+    }
+
+    /// Returns the container that publishes a port.
+    pub(super) fn publishing(&self, proto: &str, port: u16) -> Option<&str> {
+        self.ports.get(&(proto.to_owned(), port))?.as_deref()
+    }
+
+    /// Returns the container that has an address.
+    pub(super) fn with_address(&self, address: IpAddr) -> Option<&str> {
+        self.containers.get(&address).map(String::as_str)
     }
 }
 
@@ -156,7 +199,7 @@ mod tests {
         let ended = flow(ends(WEB, 5000, CLIENT, 80), ends(CLIENT, 80, HOST, 5000));
         let named = |container: &str, last: u8| Names {
             containers: [([172, 17, 0, last].into(), container.to_owned())].into(),
-            ports: BTreeSet::new(),
+            ..Names::default()
         };
         let mut known = names();
         known.renew(named("db", 3));
