@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test`: runs every tier of tests and prints their totals. In a complete run the
-//! unprivileged tier uses the CPU time that the privileged ones leave, because those wait for
+//! unprivileged tiers use the CPU time that the privileged ones leave, because those wait for
 //! daemons and containers.
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -51,9 +51,9 @@ const FUZZ_SECONDS: u32 = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which tier to run
-    #[arg(long, value_enum, default_value_t = Tier::All)]
-    tier: Tier,
+    /// Which tier to run; may be given several times
+    #[arg(long, value_enum, default_value = "all")]
+    tier: Vec<Tier>,
     /// Which kernels the vm tier boots: `newest`, or the beginning of a version of Debian's, such
     /// as 6.12; may be given several times [default: 6.1 and newest]
     #[arg(long, value_name = "V")]
@@ -71,8 +71,10 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Tier {
-    /// Format, clippy, documentation, the tests that need no privilege, a few mutants and fuzzing
+    /// Format, clippy, documentation, the tests that need no privilege
     Unit,
+    /// A few faults that the tests have to notice, and a few seconds of each fuzzer
+    Search,
     /// Loaded programs, run on test frames (root)
     Program,
     /// Loaded programs, verified by Debian's oldest and newest kernel in virtual machines
@@ -86,6 +88,12 @@ enum Tier {
 impl Tier {
     fn includes(self, tier: Self) -> bool {
         self == Self::All || self == tier
+    }
+}
+
+impl Args {
+    fn includes(&self, tier: Tier) -> bool {
+        self.tier.iter().any(|one| one.includes(tier))
     }
 }
 
@@ -126,15 +134,18 @@ impl Report {
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
     let filter = args.filter.as_deref();
     let mut report = Report(Vec::new());
-    let whole = args.tier == Tier::All && filter.is_none();
-    if args.tier.includes(Tier::Unit) && !whole {
+    let whole = args.tier.contains(&Tier::All) && filter.is_none();
+    if args.includes(Tier::Unit) && !whole {
         unprivileged(workspace, filter, &mut report);
     }
-    if args.tier.includes(Tier::Program) || args.tier.includes(Tier::Host) {
+    if args.includes(Tier::Search) && filter.is_none() && !whole {
+        search(workspace, &mut report);
+    }
+    if args.includes(Tier::Program) || args.includes(Tier::Host) {
         privileged(workspace, args, whole, &mut report);
     }
     // A test's name is not a program's name, so a filter skips this tier unless it was requested.
-    if args.tier == Tier::Vm || args.tier == Tier::All && filter.is_none() {
+    if args.tier.contains(&Tier::Vm) || whole {
         let run = if args.smoke { vm::smoke } else { vm::run };
         report.run("vm", || run(workspace, &args.kernel, filter));
     }
@@ -189,9 +200,13 @@ fn unprivileged(workspace: &Workspace, filter: Option<&str>, report: &mut Report
     });
     if filter.is_none() {
         check(report, &DOC);
-        report.run("mutants", || mutants::run_few(workspace, MUTANTS));
-        report.run("fuzz", || fuzz::run_some(workspace, FUZZ_SECONDS));
     }
+}
+
+/// Looks for what the tests do not notice, and for inputs that nobody thought of.
+fn search(workspace: &Workspace, report: &mut Report) {
+    report.run("mutants", || mutants::run_few(workspace, MUTANTS));
+    report.run("fuzz", || fuzz::run_some(workspace, FUZZ_SECONDS));
 }
 
 /// Runs the privileged tiers, and in a complete run the unprivileged one beside them.
@@ -201,19 +216,21 @@ fn privileged(workspace: &Workspace, args: &Args, whole: bool, report: &mut Repo
         report.run("prepare", || prepared.map(|()| Totals::default()));
         if whole {
             unprivileged(workspace, None, report);
+            search(workspace, report);
         }
         return;
     }
-    let unit = whole.then(|| Beside::start(workspace, &["test", "--tier", "unit"]));
+    let beside = ["test", "--tier=unit", "--tier=search"];
+    let unit = whole.then(|| Beside::start(workspace, &beside));
     let tests = workspace.integration_tests(TESTS);
     let is_program = |test: &&str| PROGRAM_TESTS.iter().any(|prefix| test.starts_with(prefix));
     let (program, host): (Vec<_>, Vec<_>) = tests.into_iter().partition(is_program);
-    if args.tier.includes(Tier::Program) && !program.is_empty() {
+    if args.includes(Tier::Program) && !program.is_empty() {
         report.run("program", || {
             watch(test_command(workspace, select(&program), args))
         });
     }
-    if args.tier.includes(Tier::Host) {
+    if args.includes(Tier::Host) {
         report.run("host", || {
             // The harness has its own tests beside the integration tests.
             let selection = ["--lib", "--bins"].into_iter().chain(select(&host));
