@@ -201,6 +201,7 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
         // Read the translation first, check the generation after: if the record has been reused for
         // another flow in between, nothing that was read is valid.
         let translation = self.translate(&hit);
+        let slot = hit.flow.next_hops[hit.dir & 1].slot();
         if self.tables.flow_state(hit.flow).id() != hit.flow_state.id() {
             return Some(Reason::FlowGone);
         }
@@ -212,7 +213,11 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
                 Reason::Forwarded
             }
             Target::Kernel(_) if is_followed => self.leave(),
-            Target::Kernel(reason) => self.pass_to_kernel(&hit, translation, reason),
+            Target::Kernel(reason) => {
+                // A packet to the host itself meets no further hook of the forwarder.
+                self.pass_to_kernel(&hit, translation, slot != HOST);
+                reason
+            }
             Target::Refuse(reason) => reason,
         })
     }
@@ -245,15 +250,15 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
     }
 
     /// Passes the packet to the kernel in the form that the kernel expects: the destination is
-    /// translated, the source is not, and the hash tells the egress hook which flow the packet
-    /// belongs to.
+    /// translated, the source is not, and, unless the packet meets no further hook, the hash tells the
+    /// egress hook which flow it belongs to.
     #[inline(always)]
     pub(crate) fn pass_to_kernel(
         &mut self,
         hit: &Hit<'_, F>,
         translation: Edit<F>,
-        reason: Reason,
-    ) -> Reason {
+        is_marked: bool,
+    ) {
         let old = self.packet.tuple;
         let Edit { dst, dport, .. } = translation;
         if dst != old.dst || dport != old.dport {
@@ -266,12 +271,10 @@ impl<F: Ip, T: Steps<F>> PacketContext<'_, F, T> {
             };
             self.tables.edit(&mut self.frame, &edit);
         }
-        // A packet to the host itself passes no further hook of the forwarder.
-        if hit.flow.next_hops[hit.dir & 1].slot() != HOST {
+        if is_marked {
             let hash = mark::encode_hash(hit.index, hit.dir, self.packet.unassembled);
             self.tables.mark(mark::FLOW);
             self.tables.hash(hash);
         }
-        reason
     }
 }
