@@ -124,6 +124,8 @@ impl Agent {
                     };
                     let original = connection.original;
                     self.followed.connections.insert(original, entry);
+                    let is_other = |entry: &Entry| entry.connection.original != original;
+                    self.followed.overdue.retain(is_other);
                 }
                 refused => {
                     tracing::debug!("not followed: {connection:?}: {refused:?}");
@@ -240,7 +242,11 @@ impl Agent {
         let mut operations = FlowOperations::open(&config.bpffs_dir)?;
         let mut unfollowed = Ok(());
         for entry in std::mem::take(&mut self.followed.overdue) {
-            if let Err(error) = self.unfollow_one(&conntrack, &mut operations, &entry.connection) {
+            let connection = &entry.connection;
+            let done = self
+                .end_flow(&conntrack, &mut operations, connection)
+                .and_then(|()| self.leave_to_kernel(connection));
+            if let Err(error) = done {
                 unfollowed = Err(error);
                 self.followed.overdue.push(entry);
             }
@@ -248,7 +254,7 @@ impl Agent {
         unfollowed
     }
 
-    fn unfollow_one(
+    fn end_flow(
         &mut self,
         conntrack: &Conntrack,
         operations: &mut FlowOperations,
@@ -260,7 +266,11 @@ impl Agent {
         if flow.proto == proto::TCP {
             conntrack.set_liberal(connection, Some(flow.remaining(datapath::now())))?;
         }
-        operations.end(flow.reference())?;
+        operations.end(flow.reference()).map(drop)
+    }
+
+    /// Whoever has ended is forgotten with the next list of the kernel's connections.
+    fn leave_to_kernel(&mut self, connection: &Connection<V4>) -> Result<()> {
         for tuple in connection.tuples() {
             self.datapath.leave_to_kernel(tuple)?;
             self.kernel_owned.insert(tuple);
