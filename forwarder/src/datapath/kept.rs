@@ -5,7 +5,8 @@
 //! A program is the same if it was made of the same object with the same constants, and if it uses
 //! the maps that are pinned now. Maps that are not pinned are shared by the programs on devices, and
 //! hold nothing for longer than a datagram: programs are used again all together or not at all, but
-//! for those of devices without Ethernet, which not every agent has loaded.
+//! for those of devices without Ethernet, which not every agent has loaded. Loaded later, they have
+//! such maps of their own: all that these hold is from and for the same program.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -85,6 +85,10 @@ impl Programs {
             let judged = threads.into_iter().filter_map(|thread| thread.join().ok());
             judged.flatten().collect::<Vec<_>>()
         }));
+        self.keep_for_the_next(names);
+    }
+
+    fn keep_for_the_next(&mut self, names: &[&'static str]) {
         if let Err(error) = self.keep_loaded(names) {
             tracing::debug!("the next agent loads the programs again: {error:#}");
         }
@@ -119,6 +123,10 @@ impl Programs {
         let name = hook.program();
         if self.earlier.contains_key(name) {
             return self.earlier.get_mut(name).context("not there");
+        }
+        if !self.judged.contains_key(name) {
+            self.named(name)?;
+            self.keep_for_the_next(&[name]);
         }
         self.named(name)
     }
@@ -165,15 +173,23 @@ impl Programs {
     }
 }
 
-/// Loads a program the first time, and keeps the kernel's result.
+/// Loads a program the first time, and keeps the kernel's result, unless it may be another one next
+/// time.
 fn once(
     judged: &mut BTreeMap<&'static str, Result<(), String>>,
     name: &'static str,
     load: impl FnOnce() -> Result<(), ProgramError>,
 ) -> Result<()> {
-    let judge = || load().map_err(|error| refusal(name, error));
-    let said = judged.entry(name).or_insert_with(judge);
-    said.clone().map_err(anyhow::Error::msg)
+    if let Some(said) = judged.get(name) {
+        return said.clone().map_err(anyhow::Error::msg);
+    }
+    let loaded = load();
+    let is_final = loaded.as_ref().err().is_none_or(is_refusal);
+    let said = loaded.map_err(|error| refusal(name, error));
+    if is_final {
+        judged.insert(name, said.clone());
+    }
+    said.map_err(anyhow::Error::msg)
 }
 
 /// Loads a program of any of the object's types.
@@ -201,6 +217,12 @@ fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(
         loaded = load();
     }
     loaded
+}
+
+/// Whether the kernel will refuse the program again, and does not only lack memory at the moment.
+fn is_refusal(error: &ProgramError) -> bool {
+    !matches!(error, ProgramError::LoadError { io_error, .. }
+        if matches!(io_error.kind(), ErrorKind::OutOfMemory | ErrorKind::WouldBlock))
 }
 
 /// Formats in one line why the kernel refuses a program: the last line of the verifier's log, or
