@@ -8,7 +8,7 @@ use std::{
     thread::available_parallelism,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
@@ -138,8 +138,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> ExitCode {
     if args.includes(Tier::Unit) && !whole {
         unprivileged(workspace, filter, &mut report);
     }
-    if args.includes(Tier::Search) && filter.is_none() && !whole {
-        search(workspace, &mut report);
+    if args.tier.contains(&Tier::Search) {
+        match filter {
+            None => search(workspace, &mut report),
+            Some(_) => report.run("search", || bail!("this tier has no tests with names")),
+        }
     }
     if args.includes(Tier::Program) || args.includes(Tier::Host) {
         privileged(workspace, args, whole, &mut report);
