@@ -8,7 +8,10 @@ pub const SHOWN: usize = 96;
 
 /// The lengths of which the longest that the packet has is shown. The kernel copies all of a length
 /// or nothing.
-pub const LENGTHS: [u32; 6] = [SHOWN as u32, 74, 60, 54, 42, 34];
+pub const LENGTHS: [u32; 8] = [SHOWN as u32, 74, 60, 54, 42, 34, 28, 20];
+
+/// Set in [`DroppedPacket::vlan`] if the packet has a tag.
+pub const TAGGED: u32 = 1 << 16;
 
 /// A dropped packet.
 #[repr(C)]
@@ -24,11 +27,13 @@ pub struct DroppedPacket {
     pub len: u32,
     /// Offset of the network header: 0 on a device without Ethernet.
     pub l3: u32,
+    /// The control information of its VLAN tag with [`TAGGED`], or 0 if it has none.
+    pub vlan: u32,
     /// The number of bytes that are shown; 0 for a packet that is shorter than all of [`LENGTHS`].
     pub shown: u32,
     /// Its first bytes. Those behind `shown` have no meaning.
-    pub octets: [u8; SHOWN],
+    pub bytes: [u8; SHOWN],
 }
 
-/// No padding, and whole words of the ring.
-const _: () = assert!(size_of::<DroppedPacket>() == 6 * 4 + SHOWN);
+/// No padding.
+const _: () = assert!(size_of::<DroppedPacket>() == 7 * 4 + SHOWN);

@@ -6,7 +6,7 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_skb_load_bytes};
 use forwarder_common::clock;
-use forwarder_common::dropped::{DroppedPacket, LENGTHS};
+use forwarder_common::dropped::{DroppedPacket, LENGTHS, TAGGED};
 
 use crate::maps::{DROPS, DROPS_WATCH};
 
@@ -41,9 +41,14 @@ pub extern "C" fn show_drop(skb: *mut __sk_buff, reason: u32, l3: u32) -> u32 {
         (*packet).len = (*skb).len;
         (*packet).l3 = l3;
         (*packet).shown = 0;
-        let octets = (&raw mut (*packet).octets).cast();
+        (*packet).vlan = if (*skb).vlan_present == 0 {
+            0
+        } else {
+            TAGGED | (*skb).vlan_tci
+        };
+        let bytes = (&raw mut (*packet).bytes).cast();
         for len in LENGTHS {
-            if bpf_skb_load_bytes(skb.cast(), 0, octets, len) == 0 {
+            if bpf_skb_load_bytes(skb.cast(), 0, bytes, len) == 0 {
                 (*packet).shown = len;
                 break;
             }

@@ -15,7 +15,7 @@
 //! - `subprograms.rs` and `steps.rs` contain the global functions that
 //!   [`subprograms`](forwarder_common::subprograms) lists: the verifier proves each of them once, by
 //!   itself, and not on every path that leads to a call. `output.rs` sends packets on.
-//! - `report.rs` tells the agent about faults, `atomic.rs` contains BPF's atomic instructions.
+//! - `drops.rs` shows dropped packets to somebody who watches, `report.rs` tells the agent about faults, `atomic.rs` contains BPF's atomic instructions.
 //!
 //! The programs compile for `bpfel-unknown-none` only (`cargo xtask build`). On a host this crate
 //! is a `main` that says so, so that the whole workspace can be checked at once.

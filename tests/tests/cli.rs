@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use forwarder_common::abi::LAYOUT;
 use harness::{
     Docker, Finished, Host, Lab, Netns, Peer, Space, eventually, finish, forwarder_bin, holds,
 };
@@ -695,10 +696,12 @@ fn drops_are_counted_and_shown() -> Result<()> {
     let list = "--label=forwarder.ingress.allow=198.18.1.99";
     let ports = ["-p=8080:80", "-p=8080:80/udp", list];
     host.run("web", &ports, &Peer::serve(80))?;
+    host.run("db", &["-p=9090:80", list], &Peer::serve(80))?;
     host.docker(&["network", "create", "other"])?;
     let other = host.run("other", &["--network=other"], &Peer::idle())?;
     let mut agent = host.agent().start()?;
-    let ask = || lab.lan().peer(&["get", "198.18.1.1:8080", "--timeout=300"]);
+    let ask_at = |to| lab.lan().peer(&["get", to, "--timeout=300"]);
+    let ask = || ask_at("198.18.1.1:8080");
     let mut table = host.spawn_forwarder(&["drops", "--watch"])?;
     table.line("TIME", SOON)?;
     let shown = |watcher: &harness::Process, parts: &[&str]| {
@@ -720,7 +723,38 @@ fn drops_are_counted_and_shown() -> Result<()> {
     ensure!(reach.is_err(), "networks are not isolated");
     let line = shown(&table, &["isolated", "tcp"])?;
     assert_has(&line, &["  other  ", "other:", " > web:80"]);
+    let tagged = format!(
+        "ffffffffffff020000000001{}{}",
+        "810000050800",
+        "00".repeat(46)
+    );
+    other.space()?.peer(&["raw", "eth0", &tagged])?;
+    shown(&table, &["vlan 5", "  other  "])?;
     table.kill()?;
+    eventually(SOON, || {
+        let map = host.bpffs_dir().join(format!("v{LAYOUT}/maps/DROPS_WATCH"));
+        let dump = [
+            "bpftool",
+            "-j",
+            "map",
+            "dump",
+            "pinned",
+            &map.display().to_string(),
+        ];
+        let dump: Value = serde_json::from_str(&host.cmd(&dump)?)?;
+        let is_zero = |byte: &Value| byte == "0x00";
+        let value = dump[0]["value"].as_array().context("no value")?;
+        ensure!(
+            value.iter().all(is_zero),
+            "the lease of a killed watcher stays: {dump}"
+        );
+        Ok(())
+    })?;
+    let unknown = one_line(&host.forwarder(&["drops", "-w", "--container=wep"])?)?;
+    assert_has(
+        &unknown,
+        &["no container on a bridge network has the name wep"],
+    );
 
     let words = [
         "drops",
@@ -738,11 +772,12 @@ fn drops_are_counted_and_shown() -> Result<()> {
             .peer(&["get", &web, "--timeout=300"])
             .is_err()
     );
-    ensure!(ask().is_err());
+    ensure!(ask_at("198.18.1.1:9090").is_err() && ask().is_err());
     let line = shown(&json, &["policy"])?;
     let row: Value = serde_json::from_str(&line)?;
     ensure!(row["dst"] == "198.18.1.1" && row["dport"] == 8080, "{row}");
-    ensure!(json.lines().iter().all(|line| !line.contains("isolated")));
+    let others = |line: &String| line.contains("isolated") || line.contains("9090");
+    ensure!(!json.lines().iter().any(others), "{:?}", json.lines());
     drop(json);
 
     let mut flood = host.spawn_forwarder(&["drops", "--watch", "--output=json"])?;

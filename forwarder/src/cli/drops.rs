@@ -2,16 +2,16 @@
 //! `forwarder drops`: counts dropped packets by reason, and shows them as it happens. It reads the
 //! pins, so it works without an agent.
 
-use std::thread::sleep;
+use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use forwarder_common::reason::{Path, Reason};
 use serde::Serialize;
 use serde_json::json;
 
 use super::names::Names;
-use super::output::{self, Format, Row, wall, write};
+use super::output::{self, Format, Row, somebody_reads, wall, write};
 use crate::config::Config;
 use crate::datapath::{self, Drops};
 use crate::plain;
@@ -20,7 +20,9 @@ use crate::report::{DropRow, dropped};
 /// How often the ring is read.
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the programs are told that somebody listens, and what is not shown is counted.
-const BEAT: Duration = Duration::from_secs(1);
+const RENEWAL: Duration = Duration::from_secs(1);
+/// How many packets are read in one look: as many as the ring has room for.
+const BATCH: usize = 128;
 
 #[derive(Debug, clap::Args)]
 #[group(skip)]
@@ -96,36 +98,89 @@ pub(super) fn drops(config: &Config, args: &Args) -> Result<()> {
 fn watch(config: &Config, args: &Args) -> Result<()> {
     // The view has the best error message if pins are missing.
     super::view(config)?;
+    let mut naming = Naming::begin(config);
+    if let Some(container) = &args.container {
+        ensure!(
+            naming.names.know(container),
+            "no container on a bridge network has the name {container}, or no agent answers: see \
+             `forwarder endpoints`"
+        );
+    }
     let mut drops = Drops::open(&config.bpffs_dir)?;
-    let mut names = Names::ask(config);
-    let mut seen = drops.total()?;
-    let mut beat = Instant::now();
-    let mut read = 0;
+    let mut account = Account::default();
+    let mut renewed = Instant::now();
     let mut is_heard = write(&head(args.output.output))?;
-    while is_heard {
+    while is_heard && somebody_reads() {
         sleep(LOOK);
+        naming.renew(config);
         let (now, wall) = (datapath::now(), wall());
         let mut lines = String::new();
-        while let Some(packet) = drops.read() {
-            read += 1;
+        for packet in std::iter::from_fn(|| drops.read()).take(BATCH) {
+            account.shown += 1;
             let row = dropped(&packet, now, wall);
-            if is_wanted(args, &names, &row) {
-                lines.push_str(&show(args.output.output, &names, &row)?);
+            if is_wanted(args, &naming.names, &row) {
+                lines.push_str(&show(args.output.output, &naming.names, &row)?);
             }
         }
-        if beat.elapsed() >= BEAT {
+        if renewed.elapsed() >= RENEWAL {
             drops.renew()?;
-            beat = Instant::now();
-            let total = drops.total()?;
-            lines.push_str(&missed(args, total.saturating_sub(seen + read)));
-            (seen, read) = (total.max(seen), 0);
-            if args.container.is_some() || args.output.output == Format::Table {
-                names.renew(Names::ask(config));
-            }
+            renewed = Instant::now();
+            lines.push_str(&missed(args, account.missed(drops.dropped()?)));
         }
         is_heard = lines.is_empty() || write(&lines)?;
     }
     Ok(())
+}
+
+/// Containers' names, asked for again and again. The agent may be slow to answer, so the watcher
+/// does not wait for it.
+struct Naming {
+    names: Names,
+    answer: Option<JoinHandle<Names>>,
+    asked: Instant,
+}
+
+impl Naming {
+    fn begin(config: &Config) -> Self {
+        Self {
+            names: Names::ask(config),
+            answer: None,
+            asked: Instant::now(),
+        }
+    }
+
+    /// Takes an answer that has come, and asks again if the last time was long ago.
+    fn renew(&mut self, config: &Config) {
+        if let Some(answer) = self.answer.take_if(|answer| answer.is_finished()) {
+            // Without an agent, who was known stays known.
+            let newer = answer.join().unwrap_or_default();
+            if newer != Names::default() {
+                self.names.renew(newer);
+            }
+        }
+        if self.answer.is_none() && self.asked.elapsed() >= 2 * RENEWAL {
+            let config = config.clone();
+            self.answer = Some(spawn(move || Names::ask(&config)));
+            self.asked = Instant::now();
+        }
+    }
+}
+
+/// How many of the dropped packets were read.
+#[derive(Default)]
+struct Account {
+    shown: u64,
+    missed: u64,
+}
+
+impl Account {
+    /// Returns how many more were missed, of those that were dropped since the beginning. One that
+    /// was counted a moment ago may still be read.
+    fn missed(&mut self, dropped: u64) -> u64 {
+        let more = dropped.saturating_sub(self.shown + self.missed);
+        self.missed += more;
+        more
+    }
 }
 
 fn is_wanted(args: &Args, names: &Names, row: &DropRow) -> bool {
@@ -152,7 +207,7 @@ fn publisher<'a>(names: &'a Names, row: &DropRow) -> Option<&'a str> {
     if !to_host || !from_outside {
         return None;
     }
-    names.publishing(row.proto.as_deref()?, row.dport?)
+    names.publishing(row.proto.as_deref()?, row.dst?, row.dport?)
 }
 
 fn head(format: Format) -> String {
@@ -193,7 +248,8 @@ fn show(format: Format, names: &Names, row: &DropRow) -> Result<String> {
         (src, dst) => format!("{} > {}", end(src, row.sport), end(dst, row.dport)),
     };
     let publisher = publisher(names, row).map(|container| format!(" ({container})"));
-    let packet = packet + &publisher.unwrap_or_default();
+    let vlan = row.vlan.map(|vlan| format!("vlan {vlan} "));
+    let packet = vlan.unwrap_or_default() + &packet + &publisher.unwrap_or_default();
     Ok(line(&[
         &clock(row.time),
         &row.reason,
@@ -229,6 +285,18 @@ mod tests {
         assert_eq!(clock(86_400.0 * 3.0 + 3_723.25), "01:02:03.250");
     }
 
+    /// What is read later than it is counted is not counted twice.
+    #[test]
+    fn missed_packets_are_counted_once() {
+        let mut account = Account {
+            shown: 10,
+            ..Account::default()
+        };
+        assert_eq!(account.missed(12), 2);
+        account.shown += 2;
+        assert_eq!((account.missed(14), account.missed(20)), (0, 6));
+    }
+
     /// A filter takes reasons that drop packets, and no others.
     #[test]
     fn only_reasons_that_drop_are_named() {
@@ -246,6 +314,7 @@ mod tests {
             time: 0.0,
             reason: "policy".into(),
             device: "veth1".into(),
+            vlan: None,
             proto: Some("tcp".into()),
             src: Some([198, 18, 1, 2].into()),
             sport: Some(1),
@@ -284,7 +353,22 @@ mod tests {
         assert!(wanted(Some("web"), None, &asked) && !wanted(Some("db"), None, &asked));
         let shown = show(Format::Table, &names, &asked).unwrap();
         assert!(shown.ends_with(" > 198.18.1.1:8080 (web)\n"), "{shown}");
-        let shown = show(Format::Table, &names, &frame).unwrap();
-        assert!(shown.contains("  web  "), "{shown}");
+        let elsewhere = DropRow {
+            dst: Some([198, 18, 1, 9].into()),
+            ..asked.clone()
+        };
+        assert!(
+            !wanted(Some("web"), None, &elsewhere),
+            "published at another address"
+        );
+        let tagged = DropRow {
+            vlan: Some(5),
+            ..frame
+        };
+        let shown = show(Format::Table, &names, &tagged).unwrap();
+        assert!(
+            shown.contains("  web  ") && shown.contains("vlan 5"),
+            "{shown}"
+        );
     }
 }

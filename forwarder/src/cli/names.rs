@@ -10,6 +10,9 @@ use crate::config::Config;
 use crate::control::Verb;
 use crate::report::{EndpointRow, Ends, FlowRow, PortRow};
 
+/// An address of the host at which a port is published, and the container, if it is known.
+type Publication = (IpAddr, Option<String>);
+
 /// What the agent knows about addresses and ports.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
@@ -17,8 +20,8 @@ pub(super) struct Names {
     containers: BTreeMap<IpAddr, String>,
     /// Containers by the host's end of their veth.
     veths: BTreeMap<String, String>,
-    /// Published ports by protocol, and the container if it is known.
-    ports: BTreeMap<(String, u16), Option<String>>,
+    /// Where ports are published, by protocol and port.
+    ports: BTreeMap<(String, u16), Vec<Publication>>,
 }
 
 impl Names {
@@ -42,7 +45,11 @@ impl Names {
     }
 
     fn of(endpoints: Vec<EndpointRow>, ports: Vec<PortRow>) -> Self {
-        let ports = ports.into_iter();
+        let mut published: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for row in ports {
+            let of_port = published.entry((row.proto, row.host_port)).or_default();
+            of_port.push((row.host_ip, row.container));
+        }
         let veths = endpoints
             .iter()
             .filter_map(|row| Some((row.veth.clone()?, row.container.clone())));
@@ -52,9 +59,7 @@ impl Names {
                 .into_iter()
                 .filter_map(|row| Some((row.address?, row.container)))
                 .collect(),
-            ports: ports
-                .map(|row| ((row.proto, row.host_port), row.container))
-                .collect(),
+            ports: published,
         }
     }
 
@@ -64,7 +69,9 @@ impl Names {
         Self {
             containers: [(address, name.to_owned())].into(),
             veths: [(veth.to_owned(), name.to_owned())].into(),
-            ports: [(("tcp".to_owned(), 8080), Some(name.to_owned()))].into(),
+            ports: [("tcp".to_owned(), 8080)]
+                .map(|port| (port, vec![([198, 18, 1, 1].into(), Some(name.to_owned()))]))
+                .into(),
         }
     }
 
@@ -116,9 +123,20 @@ impl Names {
         self.veths.get(veth).map(String::as_str)
     }
 
-    /// Returns the container that publishes a port.
-    pub(super) fn publishing(&self, proto: &str, port: u16) -> Option<&str> {
-        self.ports.get(&(proto.to_owned(), port))?.as_deref()
+    /// Returns the container that publishes a port at an address of the host: at this one, or else
+    /// at all.
+    pub(super) fn publishing(&self, proto: &str, address: IpAddr, port: u16) -> Option<&str> {
+        let ports = self.ports.get(&(proto.to_owned(), port))?;
+        let at = |is: &dyn Fn(IpAddr) -> bool| ports.iter().find(|(own, _)| is(*own));
+        let (_, container) =
+            at(&|own| own == address).or_else(|| at(&|own| own.is_unspecified()))?;
+        container.as_deref()
+    }
+
+    /// Whether there is a container of this name.
+    pub(super) fn know(&self, name: &str) -> bool {
+        let mut all = self.containers.values().chain(self.veths.values());
+        all.any(|known| known == name)
     }
 
     /// Returns the container that has an address.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use crate::plain;
@@ -89,7 +90,7 @@ fn again_and_again(text: impl Fn() -> Result<String>, between: &str) -> Result<(
     let mut shown = text()?;
     let mut is_heard = write(&shown)?;
     let mut failed = String::new();
-    while is_heard {
+    while is_heard && somebody_reads() {
         std::thread::sleep(LOOK);
         match text() {
             Ok(now) if now == shown && failed.is_empty() => {}
@@ -175,6 +176,15 @@ pub(super) fn write(text: &str) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error).context("cannot write to stdout"),
     }
+}
+
+/// Whether the reader of the output is still there.
+pub(super) fn somebody_reads() -> bool {
+    let out = io::stdout();
+    let mut polled = [PollFd::new(&out, PollFlags::empty())];
+    let gone = PollFlags::ERR | PollFlags::HUP;
+    let now = Timespec::default();
+    poll(&mut polled, Some(&now)).is_err() || !polled[0].revents().intersects(gone)
 }
 
 /// Formats a cell that may be empty.

@@ -19,6 +19,8 @@ pub struct Drops {
     lease: Lease,
     ring: RingBuf<MapData>,
     maps: Maps,
+    /// The number of packets that had been dropped when it began to listen.
+    before: u64,
 }
 
 impl Drops {
@@ -36,7 +38,9 @@ impl Drops {
             lease,
             ring: maps::pinned(&dir, name::DROPS)?,
             maps: Maps::open(&dir)?,
+            before: 0,
         };
+        drops.before = drops.total()?;
         // What an earlier watcher did not read.
         while drops.read().is_some() {}
         drops.renew()?;
@@ -56,11 +60,15 @@ impl Drops {
         self.ring.next().and_then(|entry| maps::dropped(&entry))
     }
 
-    /// Returns how many packets have been dropped since the first start, over all reasons.
+    /// Returns how many packets have been dropped since it began to listen.
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn total(&self) -> Result<u64> {
+    pub fn dropped(&self) -> Result<u64> {
+        Ok(self.total()?.saturating_sub(self.before))
+    }
+
+    fn total(&self) -> Result<u64> {
         let drops = Reason::ALL
             .into_iter()
             .filter(|reason| reason.path() == PacketPath::Drop);

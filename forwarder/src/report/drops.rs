@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket};
 use forwarder_common::clock::Ticks;
-use forwarder_common::dropped::DroppedPacket;
+use forwarder_common::dropped::{DroppedPacket, TAGGED};
 use forwarder_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 
 use super::events::{millis, since};
 use super::proto_name;
 use crate::datapath::name_of;
+
+/// The bits of a VLAN tag's control information that hold the VLAN's id (IEEE 802.1Q).
+const VLAN_ID: u16 = 0xfff;
 
 /// A dropped packet. What its headers do not say, or what is not shown of them, is missing.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -25,6 +28,9 @@ pub struct DropRow {
     pub reason: String,
     /// The device at which it was dropped: its name, or its index if it has gone.
     pub device: String,
+    /// The id of its VLAN, if it has a tag; 0 is a tag with a priority alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
     /// Its protocol: a name, the number of an IP protocol, or `0x` and an EtherType.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<String>,
@@ -40,7 +46,8 @@ pub struct DropRow {
     /// Destination port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dport: Option<u16>,
-    /// Its length in bytes, link header included.
+    /// Its length in bytes, link header included; of segments that the kernel has put together, that
+    /// of all.
     pub bytes: u32,
 }
 
@@ -53,6 +60,7 @@ pub fn dropped(packet: &DroppedPacket, now: Ticks, wall: Duration) -> DropRow {
         time: millis(wall.saturating_sub(since(packet.at, now))),
         reason: reason.to_owned(),
         device: name_of(packet.ifindex).unwrap_or_else(|| packet.ifindex.to_string()),
+        vlan: (packet.vlan & TAGGED != 0).then_some(packet.vlan as u16 & VLAN_ID),
         proto: None,
         src: None,
         sport: None,
@@ -60,15 +68,15 @@ pub fn dropped(packet: &DroppedPacket, now: Ticks, wall: Duration) -> DropRow {
         dport: None,
         bytes: packet.len,
     };
-    let shown = packet.octets.get(..packet.shown as usize);
+    let shown = packet.bytes.get(..packet.shown as usize);
     with_headers(row, shown.unwrap_or_default(), packet.l3 != 0)
 }
 
-fn with_headers(mut row: DropRow, octets: &[u8], has_ethernet: bool) -> DropRow {
+fn with_headers(mut row: DropRow, frame: &[u8], has_ethernet: bool) -> DropRow {
     let parsed = if has_ethernet {
-        LaxSlicedPacket::from_ethernet(octets).ok()
+        LaxSlicedPacket::from_ethernet(frame).ok()
     } else {
-        LaxSlicedPacket::from_ip(octets).ok()
+        LaxSlicedPacket::from_ip(frame).ok()
     };
     match parsed.as_ref().and_then(|packet| packet.net.as_ref()) {
         Some(LaxNetSlice::Ipv4(ip)) => {
@@ -95,16 +103,16 @@ fn with_headers(mut row: DropRow, octets: &[u8], has_ethernet: bool) -> DropRow 
             );
         }
         Some(LaxNetSlice::Arp(arp)) => {
-            let address = |octets: &[u8]| {
-                let octets: Option<[u8; 4]> = octets.try_into().ok();
-                octets.map(|octets| Ipv4Addr::from(octets).into())
+            let address = |frame: &[u8]| {
+                let frame: Option<[u8; 4]> = frame.try_into().ok();
+                frame.map(|frame| Ipv4Addr::from(frame).into())
             };
             row.proto = Some("arp".to_owned());
             row.src = address(arp.sender_protocol_addr());
             row.dst = address(arp.target_protocol_addr());
         }
         None if has_ethernet => {
-            let kind = octets.get(12..14).and_then(|kind| kind.try_into().ok());
+            let kind = frame.get(12..14).and_then(|kind| kind.try_into().ok());
             row.proto = kind.map(|kind| format!("{:#06x}", u16::from_be_bytes(kind)));
         }
         None => {}
@@ -133,17 +141,18 @@ mod tests {
     use super::*;
 
     /// What is shown of a packet of which the first bytes are there.
-    fn row(octets: &[u8], l3: u32) -> DropRow {
+    fn row(frame: &[u8], l3: u32) -> DropRow {
         let mut packet = DroppedPacket {
             at: 0,
             ifindex: u32::MAX,
             reason: Reason::Policy as u32,
             len: 1500,
             l3,
-            shown: octets.len() as u32,
-            octets: [0xee; SHOWN],
+            vlan: TAGGED | 0xe005,
+            shown: frame.len() as u32,
+            bytes: [0xee; SHOWN],
         };
-        packet.octets[..octets.len()].copy_from_slice(octets);
+        packet.bytes[..frame.len()].copy_from_slice(frame);
         dropped(&packet, 0, Duration::from_secs(1))
     }
 
@@ -160,16 +169,16 @@ mod tests {
     }
 
     fn segment(ethernet: bool) -> Vec<u8> {
-        let mut octets = Vec::new();
+        let mut frame = Vec::new();
         if ethernet {
-            octets.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
+            frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
         }
         let builder = PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
         builder
             .tcp(1000, 80, 1, 1)
-            .write(&mut octets, &[0; 40])
+            .write(&mut frame, &[0; 40])
             .unwrap();
-        octets
+        frame
     }
 
     /// Addresses and ports are read from the first bytes, with and without Ethernet; the length of
@@ -178,12 +187,12 @@ mod tests {
     fn headers_are_read_from_the_first_bytes() {
         let wanted = r#"Some("tcp") Some(10.0.0.1) Some(1000) Some(10.0.0.2) Some(80)"#;
         for (ethernet, l3) in [(true, 14), (false, 0)] {
-            let octets = segment(ethernet);
-            for shown in [SHOWN.min(octets.len()), l3 + 24] {
-                let row = row(&octets[..shown], l3 as u32);
+            let frame = segment(ethernet);
+            for shown in [SHOWN.min(frame.len()), l3 + 24] {
+                let row = row(&frame[..shown], l3 as u32);
                 assert_eq!(ends(&row), wanted, "{shown}");
                 assert_eq!((row.reason.as_str(), row.bytes), ("policy", 1500));
-                assert_eq!(row.device, u32::MAX.to_string());
+                assert_eq!((row.device, row.vlan), (u32::MAX.to_string(), Some(5)));
             }
         }
     }
@@ -191,10 +200,10 @@ mod tests {
     /// A later fragment has no ports, whatever its first bytes are.
     #[test]
     fn later_fragment_has_no_ports() {
-        let mut octets = segment(true);
-        octets[14 + 7] = 2;
+        let mut frame = segment(true);
+        frame[14 + 7] = 2;
         let wanted = r#"Some("tcp") Some(10.0.0.1) None Some(10.0.0.2) None"#;
-        assert_eq!(ends(&row(&octets[..74], 14)), wanted);
+        assert_eq!(ends(&row(&frame[..74], 14)), wanted);
     }
 
     #[test]
