@@ -447,11 +447,20 @@ fn cpu_time(agent: &Agent) -> Result<Duration> {
     Ok(total)
 }
 
-/// How much CPU time the agent takes for each of `times` changes, beside what it takes anyway.
-fn cost(agent: &Agent, times: u32, mut change: impl FnMut(u32) -> Result<()>) -> Result<Duration> {
+/// Which part of a CPU the agent takes while nothing changes.
+fn idle(agent: &Agent) -> Result<f64> {
     let (at, before) = (Instant::now(), cpu_time(agent)?);
-    sleep(2 * RESYNC);
-    let idle = (cpu_time(agent)? - before).as_secs_f64() / at.elapsed().as_secs_f64();
+    sleep(soaked(1, 4) * RESYNC);
+    Ok((cpu_time(agent)? - before).as_secs_f64() / at.elapsed().as_secs_f64())
+}
+
+/// How much CPU time the agent takes for each of `times` changes, beside what it takes anyway.
+fn cost(
+    agent: &Agent,
+    idle: f64,
+    times: u32,
+    mut change: impl FnMut(u32) -> Result<()>,
+) -> Result<Duration> {
     let (at, before) = (Instant::now(), cpu_time(agent)?);
     for number in 0..times {
         change(number)?;
@@ -490,10 +499,12 @@ fn change_costs_little_cpu_time() -> Result<()> {
     };
     let costs = |what: &str| -> Result<Duration> {
         println!("{what}:");
-        let added = cost(&agent, 100, address)?;
-        let removed = cost(&agent, 100, no_address)?;
-        let started = cost(&agent, 10, container)?;
-        for number in 0..10 {
+        let (addresses, containers) = (soaked(25, 100), soaked(3, 10));
+        let idle = idle(&agent)?;
+        let added = cost(&agent, idle, addresses, address)?;
+        let removed = cost(&agent, idle, addresses, no_address)?;
+        let started = cost(&agent, idle, containers, container)?;
+        for number in 0..containers {
             host.docker(&["rm", "-f", &format!("c{number}")])?;
         }
         println!("  an address: {added:?}, one less: {removed:?}, a container: {started:?}");
