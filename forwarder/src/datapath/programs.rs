@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{available_parallelism, scope};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, SkLookup, Xdp};
 use forwarder_state::desired_state::{Hook, SocketHook};
@@ -24,8 +24,7 @@ pub(super) struct Programs {
     earlier: BTreeMap<&'static str, SchedClassifier>,
     /// Where programs are kept for the next agent.
     kept: Option<Kept>,
-    /// The verifier's result for each program that was loaded, by the program's name. A refused
-    /// program is not loaded again.
+    /// What the kernel has said of programs, by their names. One that it refuses is not loaded again.
     judged: BTreeMap<&'static str, Result<(), String>>,
 }
 
@@ -73,15 +72,16 @@ impl Programs {
         let load = || {
             let mut judged = Vec::new();
             while let Some((name, program)) = next() {
-                let loaded = uninterrupted(|| load(program));
-                judged.push((name, loaded.map_err(|error| refusal(name, error))));
+                // What was not decided is loaded again when it is needed.
+                let said = judge(name, program);
+                judged.extend(said.ok().map(|said| (name, said)));
             }
             judged
         };
         let threads = available_parallelism().map_or(1, |cpus| (cpus.get() - 1).max(1));
         self.judged.extend(scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(load)).collect();
-            // What a thread that panicked has not loaded is loaded when it is needed.
+            // So is what a thread that panicked has not loaded.
             let judged = threads.into_iter().filter_map(|thread| thread.join().ok());
             judged.flatten().collect::<Vec<_>>()
         }));
@@ -125,26 +125,14 @@ impl Programs {
             return self.earlier.get_mut(name).context("not there");
         }
         if !self.judged.contains_key(name) {
-            self.named(name)?;
+            self.named::<SchedClassifier>(name)?;
             self.keep_for_the_next(&[name]);
         }
         self.named(name)
     }
 
-    /// Returns a program of the object by its name, loaded.
-    pub(super) fn named(&mut self, name: &'static str) -> Result<&mut SchedClassifier> {
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut SchedClassifier = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
-    }
-
     pub(super) fn xdp(&mut self) -> Result<&mut Xdp> {
-        let name = Hook::Uplink.program();
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut Xdp = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
+        self.named(Hook::Uplink.program())
     }
 
     /// Passes a socket program through the verifier.
@@ -157,39 +145,42 @@ impl Programs {
     }
 
     pub(super) fn sk_lookup(&mut self) -> Result<&mut SkLookup> {
-        let name = SocketHook::SkLookup.program();
-        let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut SkLookup = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
+        self.named(SocketHook::SkLookup.program())
     }
 
     pub(super) fn sock_addr(&mut self, hook: SocketHook) -> Result<&mut CgroupSockAddr> {
-        let name = hook.program();
+        self.named(hook.program())
+    }
+
+    /// Returns a program of the object by its name, loaded.
+    pub(super) fn named<P>(&mut self, name: &'static str) -> Result<&mut P>
+    where
+        for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
         let program = self.ebpf.program_mut(name).context("not in the object")?;
-        let program: &mut CgroupSockAddr = program.try_into()?;
-        once(&mut self.judged, name, || uninterrupted(|| program.load()))?;
-        Ok(program)
+        if !self.judged.contains_key(name) {
+            let said = judge(name, program)?;
+            self.judged.insert(name, said);
+        }
+        if let Some(Err(refusal)) = self.judged.get(name) {
+            bail!("{refusal}");
+        }
+        Ok(program.try_into()?)
     }
 }
 
-/// Loads a program the first time, and keeps the kernel's result, unless it may be another one next
-/// time.
-fn once(
-    judged: &mut BTreeMap<&'static str, Result<(), String>>,
-    name: &'static str,
-    load: impl FnOnce() -> Result<(), ProgramError>,
-) -> Result<()> {
-    if let Some(said) = judged.get(name) {
-        return said.clone().map_err(anyhow::Error::msg);
-    }
-    let loaded = load();
+/// Passes a program through the verifier, and returns what the kernel says of it for good.
+///
+/// # Errors
+/// The kernel may say something else next time: it lacked memory, or signals interrupted it.
+fn judge(name: &str, program: &mut Program) -> Result<Result<(), String>> {
+    let loaded = uninterrupted(program);
     let is_final = loaded.as_ref().err().is_none_or(is_refusal);
     let said = loaded.map_err(|error| refusal(name, error));
     if is_final {
-        judged.insert(name, said.clone());
+        return Ok(said);
     }
-    said.map_err(anyhow::Error::msg)
+    said.map(Ok).map_err(anyhow::Error::msg)
 }
 
 /// Loads a program of any of the object's types.
@@ -204,17 +195,17 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
 }
 
 /// Loads a program, again if a signal has interrupted the verifier (`EAGAIN`), as libbpf does.
-fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+fn uninterrupted(program: &mut Program) -> Result<(), ProgramError> {
     let is_interrupted = |loaded: &Result<(), ProgramError>| {
         matches!(loaded, Err(ProgramError::LoadError { io_error, .. })
             if io_error.kind() == ErrorKind::WouldBlock)
     };
-    let mut loaded = load();
+    let mut loaded = load(program);
     for _ in 1..LOADS {
         if !is_interrupted(&loaded) {
             break;
         }
-        loaded = load();
+        loaded = load(program);
     }
     loaded
 }
