@@ -49,6 +49,8 @@ struct Entry {
     bytes: u64,
     /// The last packet before the kernel was last told how long the connection lives.
     idle_since: Option<Ticks>,
+    /// Whether its flow was ended before it had ended by itself: the kernel gets the connection.
+    is_unfollowed: bool,
 }
 
 impl Default for Followed {
@@ -121,6 +123,7 @@ impl Agent {
                         connection,
                         bytes: 0,
                         idle_since: None,
+                        is_unfollowed: false,
                     };
                     let original = connection.original;
                     self.followed.connections.insert(original, entry);
@@ -228,12 +231,9 @@ impl Agent {
     /// The last one: some connections are followed still.
     pub(super) fn unfollow(&mut self, before: &DesiredState, config: &Config) -> Result<()> {
         if !followed_bridges(before).is_subset(&followed_bridges(&self.tables)) {
-            let overdue = std::mem::take(&mut self.followed.overdue);
-            let connections = std::mem::take(&mut self.followed).connections;
-            self.followed.overdue = overdue
-                .into_iter()
-                .chain(connections.into_values())
-                .collect();
+            let mut followed = std::mem::take(&mut self.followed);
+            followed.overdue.extend(followed.connections.into_values());
+            self.followed.overdue = followed.overdue;
         }
         if self.followed.overdue.is_empty() {
             return Ok(());
@@ -241,12 +241,8 @@ impl Agent {
         let conntrack = Conntrack::open()?;
         let mut operations = FlowOperations::open(&config.bpffs_dir)?;
         let mut unfollowed = Ok(());
-        for entry in std::mem::take(&mut self.followed.overdue) {
-            let connection = &entry.connection;
-            let done = self
-                .end_flow(&conntrack, &mut operations, connection)
-                .and_then(|()| self.leave_to_kernel(connection));
-            if let Err(error) = done {
+        for mut entry in std::mem::take(&mut self.followed.overdue) {
+            if let Err(error) = self.unfollow_one(&conntrack, &mut operations, &mut entry) {
                 unfollowed = Err(error);
                 self.followed.overdue.push(entry);
             }
@@ -254,23 +250,23 @@ impl Agent {
         unfollowed
     }
 
-    fn end_flow(
+    fn unfollow_one(
         &mut self,
         conntrack: &Conntrack,
         operations: &mut FlowOperations,
-        connection: &Connection<V4>,
+        entry: &mut Entry,
     ) -> Result<()> {
-        let Some(flow) = self.flow(connection) else {
-            return Ok(());
-        };
-        if flow.proto == proto::TCP {
-            conntrack.set_liberal(connection, Some(flow.remaining(datapath::now())))?;
+        let connection = &entry.connection;
+        if let Some(flow) = self.flow(connection) {
+            if flow.proto == proto::TCP {
+                conntrack.set_liberal(connection, Some(flow.remaining(datapath::now())))?;
+            }
+            operations.end(flow.reference())?;
+            entry.is_unfollowed = true;
         }
-        operations.end(flow.reference()).map(drop)
-    }
-
-    /// Whoever has ended is forgotten with the next list of the kernel's connections.
-    fn leave_to_kernel(&mut self, connection: &Connection<V4>) -> Result<()> {
+        if !entry.is_unfollowed {
+            return Ok(());
+        }
         for tuple in connection.tuples() {
             self.datapath.leave_to_kernel(tuple)?;
             self.kernel_owned.insert(tuple);
