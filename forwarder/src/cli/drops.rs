@@ -5,13 +5,13 @@
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use forwarder_common::reason::{Path, Reason};
 use serde::Serialize;
 use serde_json::json;
 
 use super::names::Names;
-use super::output::{self, Format, Row, somebody_reads, wall, write};
+use super::output::{self, Format, Row, json_line, somebody_reads, wall, write};
 use crate::config::Config;
 use crate::datapath::{self, Drops};
 use crate::plain;
@@ -234,8 +234,7 @@ fn missed(args: &Args, packets: u64) -> String {
 
 fn show(format: Format, names: &Names, row: &DropRow) -> Result<String> {
     if format == Format::Json {
-        let text = serde_json::to_string(row).context("cannot write JSON")?;
-        return Ok(plain::json(&(text + "\n")).into_owned());
+        return json_line(row);
     }
     let end = |address: Option<_>, port| {
         address.map_or_else(

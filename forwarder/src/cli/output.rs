@@ -61,10 +61,7 @@ impl ListArgs {
             let rows = list()?;
             Ok(match self.output.output {
                 Format::Table => plain::lines(&table(&rows)).into_owned(),
-                Format::Json if self.watch => {
-                    let line = serde_json::to_string(&rows).context("cannot write JSON")?;
-                    plain::json(&(line + "\n")).into_owned()
-                }
+                Format::Json if self.watch => json_line(&rows)?,
                 Format::Json => as_json(&rows)?,
             })
         };
@@ -160,6 +157,12 @@ fn as_json<T: Serialize + ?Sized>(value: &T) -> Result<String> {
     let mut line = serde_json::to_string_pretty(value).context("cannot write JSON")?;
     line.push('\n');
     Ok(plain::json(&line).into_owned())
+}
+
+/// Formats a value as a line of JSON.
+pub(super) fn json_line<T: Serialize + ?Sized>(value: &T) -> Result<String> {
+    let line = serde_json::to_string(value).context("cannot write JSON")?;
+    Ok(plain::json(&(line + "\n")).into_owned())
 }
 
 /// Prints text. Control characters are escaped, so that names cannot control a terminal.

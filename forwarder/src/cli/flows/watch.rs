@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::cli::names::Names;
-use crate::cli::output::{Format, wall, write};
+use crate::cli::output::{Format, json_line, wall, write};
 use crate::config::Config;
 use crate::datapath::{self, Events, FlowOperations};
 use crate::plain;
@@ -180,8 +180,7 @@ impl Watcher<'_> {
 
     fn show(&self, row: &EventRow) -> Result<String> {
         if self.format == Format::Json {
-            let text = serde_json::to_string(row).context("cannot write JSON")?;
-            return Ok(format!("{text}\n"));
+            return json_line(row);
         }
         let EventRow { flow, reason, .. } = row;
         Ok(line(&[
